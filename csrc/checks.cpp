@@ -1,0 +1,193 @@
+#include "checks.h"
+
+#include <limits>
+
+namespace fastconv {
+namespace {
+
+void check_pair(const Ints& values, const char* name, const char* operation) {
+  check(values.size() == 2, "expected ", name, " to be a single integer value or a list of 2 values to match the ",
+        operation, " dimensions, but got ", name, "=", Sizes(values));
+}
+
+void check_conv2d_parameters(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
+  check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
+  check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero");
+  check(groups > 0, "non-positive groups is not supported");
+}
+
+void check_pairs(const Ints& stride, const Ints& padding, const Ints& dilation) {
+  check_pair(stride, "stride", "convolution");
+  check_pair(padding, "padding", "convolution");
+  check_pair(dilation, "dilation", "convolution");
+}
+
+void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
+  check(a.scalar_type() == b.scalar_type(), "expected ", what, " of type ",
+        torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
+}
+
+Conv2dShape conv2d_shape(const Ints& input, int64_t K, int64_t R, int64_t S, const Ints& stride, const Ints& padding,
+                         const Ints& dilation, int64_t groups) {
+  Conv2dShape s{};
+  s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
+  s.K = K, s.R = R, s.S = S;
+  s.stride_h = stride[0], s.stride_w = stride[1];
+  s.pad_h = padding[0], s.pad_w = padding[1];
+  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
+  s.groups = groups;
+  s.P = (s.H + 2 * s.pad_h - s.dilation_h * (R - 1) - 1) / s.stride_h + 1;
+  s.Q = (s.W + 2 * s.pad_w - s.dilation_w * (S - 1) - 1) / s.stride_w + 1;
+  return s;
+}
+
+Ints sizes_of(const Tensor& tensor) { return Ints(tensor.sizes().begin(), tensor.sizes().end()); }
+
+// For the backward operators, which users reach through autograd only: every number must fit every other.
+void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
+  const Ints expected{s.N, s.K, s.P, s.Q};
+  check(sizes_of(grad_output) == expected, "expected grad_output of size ", Sizes(expected), ", but got ",
+        Sizes(grad_output));
+}
+
+// The number of windows along one side, by PyTorch's rule for ceil_mode: a last window that would start beyond the
+// input and its left padding is dropped.
+int64_t pooled_size(int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation, bool ceil_mode) {
+  const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
+  int64_t windows = (span >= 0 ? span / stride : -((-span + stride - 1) / stride)) + 1;
+  if (ceil_mode && (windows - 1) * stride >= size + pad) --windows;
+  return windows;
+}
+
+void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                 const Ints& dilation) {
+  check(kernel_size.size() == 2, "max_pool2d: kernel_size must either be a single int, or a tuple of two ints");
+  check(stride.size() == 2, "max_pool2d: stride must either be omitted, a single int, or a tuple of two ints");
+  check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
+  check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
+  check(kernel_size[0] > 0 && kernel_size[1] > 0, "kernel size should be greater than zero, but got kH: ",
+        kernel_size[0], " kW: ", kernel_size[1]);
+  check(stride[0] > 0 && stride[1] > 0, "stride should be greater than zero, but got dH: ", stride[0],
+        " dW: ", stride[1]);
+  check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero, but got dilationH: ", dilation[0],
+        " dilationW: ", dilation[1]);
+}
+
+// Within a window the kernels count in 32 bits; where the window stands, in 64.
+void check_window(const Pool2dShape& s) {
+  check((s.R - 1) * s.dilation_h * s.W + (s.S - 1) * s.dilation_w <= std::numeric_limits<int32_t>::max(),
+        "max_pool2d: a window may span at most 2^31 - 1 pixels of the image");
+}
+
+Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                         const Ints& dilation) {
+  Pool2dShape s{};
+  s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
+  s.R = kernel_size[0], s.S = kernel_size[1];
+  s.stride_h = stride[0], s.stride_w = stride[1];
+  s.pad_h = padding[0], s.pad_w = padding[1];
+  s.dilation_h = dilation[0], s.dilation_w = dilation[1];
+  return s;
+}
+
+}  // namespace
+
+Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  check(input.dim() == 4, "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ",
+        Sizes(input));
+  check_pairs(stride, padding, dilation);
+  check_conv2d_parameters(stride, padding, dilation, groups);
+  check(weight.dim() == 4, "Expected ", weight.dim(), "-dimensional input for ", weight.dim(),
+        "-dimensional weight ", Sizes(weight), ", but got 4-dimensional input of size ", Sizes(input), " instead");
+  const int64_t K = weight.size(0), R = weight.size(2), S = weight.size(3);
+  check(K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
+        " at dimension 0, but got weight of size ", Sizes(weight), " instead");
+  check(K % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
+        " at dimension 0, but got weight of size [", Sizes(weight), "] instead");
+  check(input.size(1) == weight.size(1) * groups, "Given groups=", groups, ", weight of size ", Sizes(weight),
+        ", expected input", Sizes(input), " to have ", weight.size(1) * groups, " channels, but got ", input.size(1),
+        " channels instead");
+  check(!bias || (bias->dim() == 1 && bias->size(0) == K), "Given weight of size ", Sizes(weight),
+        ", expected bias to be 1-dimensional with ", K, " elements, but got bias of size ",
+        bias ? Sizes(*bias) : Sizes(weight), " instead");
+  check_same_type(input, weight, "weight");
+  if (bias) check_same_type(input, *bias, "bias");
+  const int64_t padded_h = input.size(2) + 2 * padding[0], padded_w = input.size(3) + 2 * padding[1];
+  const int64_t reach_h = dilation[0] * (R - 1) + 1, reach_w = dilation[1] * (S - 1) + 1;
+  check(padded_h >= reach_h && padded_w >= reach_w, "Calculated padded input size per channel: (", padded_h, " x ",
+        padded_w, "). Kernel size: (", reach_h, " x ", reach_w,
+        "). Kernel size can't be greater than actual input size");
+  return conv2d_shape(sizes_of(input), K, R, S, stride, padding, dilation, groups);
+}
+
+Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
+                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  check_pairs(stride, padding, dilation);
+  check_conv2d_parameters(stride, padding, dilation, groups);
+  check(input_size.size() == 4 && weight.dim() == 4, "expected a 4-dimensional input and weight");
+  check_same_type(grad_output, weight, "weight");
+  const int64_t K = weight.size(0);
+  check(K % groups == 0 && input_size[1] == weight.size(1) * groups, "expected input of size ", Sizes(input_size),
+        " to have ", weight.size(1) * groups, " channels");
+  const Conv2dShape s =
+      conv2d_shape(input_size, K, weight.size(2), weight.size(3), stride, padding, dilation, groups);
+  check_grad_output(grad_output, s);
+  return s;
+}
+
+Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
+                                         const Ints& stride, const Ints& padding, const Ints& dilation,
+                                         int64_t groups) {
+  check_pairs(stride, padding, dilation);
+  check_pair(kernel_size, "kernel_size", "convolution");
+  check_conv2d_parameters(stride, padding, dilation, groups);
+  check(input.dim() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
+  check_same_type(input, grad_output, "grad_output");
+  const int64_t K = grad_output.size(1);
+  check(K % groups == 0 && input.size(1) % groups == 0, "expected channels to be divisible by groups=", groups);
+  const Conv2dShape s = conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation,
+                                     groups);
+  check_grad_output(grad_output, s);
+  return s;
+}
+
+Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                             const Ints& dilation, bool ceil_mode) {
+  check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
+  check(input.dim() == 4 && input.size(1) != 0 && input.size(2) != 0 && input.size(3) != 0,
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got: ", Sizes(input));
+  for (int i = 0; i < 2; ++i) {
+    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
+    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
+          "pad should be at most half of effective kernel size, but got pad=", padding[i], ", kernel_size=",
+          kernel_size[i], " and dilation=", dilation[i]);
+  }
+  Pool2dShape s = pool2d_shape(sizes_of(input), kernel_size, stride, padding, dilation);
+  s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
+  s.Q = pooled_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w, ceil_mode);
+  check(s.P >= 1 && s.Q >= 1, "Given input size: (", s.C, "x", s.H, "x", s.W, "). Calculated output size: (", s.C, "x",
+        s.P, "x", s.Q, "). Output size is too small");
+  check_window(s);
+  return s;
+}
+
+Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
+                                      const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                      const Ints& dilation) {
+  check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
+  check(input_size.size() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
+  check(indices.scalar_type() == ScalarType::Long, "expected indices of type Long, but got ",
+        torch::headeronly::toString(indices.scalar_type()));
+  Pool2dShape s = pool2d_shape(input_size, kernel_size, stride, padding, dilation);
+  s.P = grad_output.size(2), s.Q = grad_output.size(3);
+  const Ints expected{s.N, s.C, s.P, s.Q};
+  check(sizes_of(grad_output) == expected && sizes_of(indices) == expected,
+        "expected grad_output and indices of size ", Sizes(expected), ", but got ", Sizes(grad_output), " and ",
+        Sizes(indices));
+  check_window(s);
+  return s;
+}
+
+}  // namespace fastconv

@@ -1,0 +1,23 @@
+// Arguments are checked once, here, for every device, with PyTorch's own words. Below this, they are trusted.
+#pragma once
+
+#include "shapes.h"
+#include "tensor.h"
+
+namespace fastconv {
+
+Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
+                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
+                                         const Ints& stride, const Ints& padding, const Ints& dilation,
+                                         int64_t groups);
+
+Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                             const Ints& dilation, bool ceil_mode);
+Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
+                                      const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                      const Ints& dilation);
+
+}  // namespace fastconv

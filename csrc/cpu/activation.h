@@ -1,0 +1,130 @@
+// Activations as the convolution kernels want them: NHWC, zeros where padding is. A tensor that has its elements there
+// already is read in place; from any other, one tile at a time is copied into a thread's scratch.
+#pragma once
+
+#include <cstring>
+
+#include "../tensor.h"
+#include "capability.h"
+#include "tiles.h"
+
+namespace fastconv {
+
+template <class T>
+struct NhwcView {
+  const T* data;
+  Strides strides;
+};
+
+// Reads an (N, C, H, W) tensor.
+template <class T>
+class Activation {
+ public:
+  explicit Activation(const Tensor& tensor)
+      : tensor_(dense(tensor)),
+        data_(fastconv::data<T>(tensor_)),
+        nhwc_(is_nhwc(tensor_)),
+        C_(tensor.size(1)),
+        H_(tensor.size(2)),
+        W_(tensor.size(3)) {}
+
+  bool readable_in_place(int64_t h0, int64_t rows, int64_t w0, int64_t columns) const {
+    return nhwc_ && h0 >= 0 && h0 + rows <= H_ && w0 >= 0 && w0 + columns <= W_;
+  }
+
+  NhwcView<T> in_place(int64_t image, int64_t h0, int64_t w0) const {
+    return {data_ + ((image * H_ + h0) * W_ + w0) * C_, {H_ * W_ * C_, W_ * C_, C_}};
+  }
+
+  // Rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images: copied to `to`, dense.
+  void copy(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
+    for (int64_t n = image; n < image + images; ++n) {
+      copy_image(n, h0, rows, w0, columns, to);
+      to += rows * columns * C_;
+    }
+  }
+
+  // The same rows and columns, in place if they can be, else copied into the thread's scratch.
+  NhwcView<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
+                   int slot) const {
+    if (readable_in_place(h0, rows, w0, columns)) return in_place(image, h0, w0);
+    T* to = scratch<T>(slot, images * rows * columns * C_);
+    copy(image, images, h0, rows, w0, columns, to);
+    return {to, {rows * columns * C_, columns * C_, C_}};
+  }
+
+ private:
+  void copy_image(int64_t n, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
+    const auto transpose = kernels().conv2d<T>().transpose;
+    const int64_t first = h0 < 0 ? -h0 : 0, last = h0 + rows > H_ ? H_ - h0 : rows;
+    const int64_t left = w0 < 0 ? -w0 : 0, right = w0 + columns > W_ ? W_ - w0 : columns;
+    const bool whole_rows = w0 == 0 && columns == W_;
+    const T* image = data_ + n * C_ * H_ * W_;
+    if (first > 0) zero(to, first * columns * C_);
+    if (whole_rows && !nhwc_ && last > first) {
+      transpose(image + (h0 + first) * W_, H_ * W_, C_, (last - first) * W_, to + first * columns * C_, C_);
+    } else {
+      for (int64_t row = first; row < last; ++row) {
+        T* row_to = to + row * columns * C_;
+        zero(row_to, left * C_);
+        if (right > left) {
+          const int64_t pixel = (h0 + row) * W_ + w0 + left;
+          if (nhwc_) {
+            std::memcpy(row_to + left * C_, image + pixel * C_, static_cast<size_t>((right - left) * C_) * sizeof(T));
+          } else {
+            transpose(image + pixel, H_ * W_, C_, right - left, row_to + left * C_, C_);
+          }
+        }
+        const int64_t end = right > left ? right : left;
+        zero(row_to + end * C_, (columns - end) * C_);
+      }
+    }
+    const int64_t end = last > first ? last : first;
+    if (rows > end) zero(to + end * columns * C_, (rows - end) * columns * C_);
+  }
+
+  static void zero(T* to, int64_t count) {
+    if (count > 0) std::memset(to, 0, static_cast<size_t>(count) * sizeof(T));
+  }
+
+  Tensor tensor_;
+  const T* data_;
+  bool nhwc_;
+  int64_t C_, H_, W_;
+};
+
+// Writes an (N, K, P, Q) tensor, tile by tile: in place when it is NHWC, else through the thread's scratch.
+template <class T>
+class Result {
+ public:
+  explicit Result(const Tensor& tensor)
+      : data_(mutable_data<T>(tensor)),
+        nhwc_(is_nhwc(tensor)),
+        C_(tensor.size(1)),
+        H_(tensor.size(2)),
+        W_(tensor.size(3)) {}
+
+  // Where the kernels shall write the tile, NHWC and dense.
+  T* tile(const Tile& tile, int slot) const {
+    if (nhwc_) return data_ + (tile.image * H_ + tile.row) * W_ * C_;
+    return scratch<T>(slot, tile.images * tile.rows * W_ * C_);
+  }
+
+  // After they have: channels [c0, c1) of the tile are put where they belong.
+  void finish(const Tile& tile, const T* from, int64_t c0, int64_t c1) const {
+    if (nhwc_) return;
+    const auto transpose = kernels().conv2d<T>().transpose;
+    const int64_t pixels = tile.rows * W_;
+    for (int64_t n = 0; n < tile.images; ++n) {
+      T* to = data_ + ((tile.image + n) * C_ + c0) * H_ * W_ + tile.row * W_;
+      transpose(from + n * pixels * C_ + c0, C_, pixels, c1 - c0, to, H_ * W_);
+    }
+  }
+
+ private:
+  T* data_;
+  bool nhwc_;
+  int64_t C_, H_, W_;
+};
+
+}  // namespace fastconv

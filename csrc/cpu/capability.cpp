@@ -1,0 +1,73 @@
+#include "capability.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+namespace fastconv {
+namespace {
+
+struct Level {
+  const char* name;
+  const Kernels* kernels;
+  bool (*available)();
+};
+
+// Lowest first.
+const Level levels[] = {
+    {"default", &kernels_default, [] { return true; }},
+#if defined(__x86_64__)
+    {"avx2", &kernels_avx2,
+     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+    {"avx512", &kernels_avx512,
+     [] {
+       return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+              __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+              __builtin_cpu_supports("fma") != 0;
+     }},
+#endif
+};
+
+const Level& level_named(const std::string& name) {
+  std::string have;
+  for (const Level& level : levels) {
+    if (!level.available()) continue;
+    if (name == level.name) return level;
+    have += have.empty() ? level.name : std::string(", ") + level.name;
+  }
+  throw std::invalid_argument("fastconv: CPU capability '" + name + "' is not one of this machine's: " + have);
+}
+
+const Level& first_choice() {
+  if (const char* name = std::getenv("FASTCONV_CPU_CAPABILITY")) {
+    if (*name) return level_named(name);
+  }
+  const Level* best = &levels[0];
+  for (const Level& level : levels) {
+    if (level.available()) best = &level;
+  }
+  return *best;
+}
+
+std::atomic<const Level*>& current() {
+  static std::atomic<const Level*> level{&first_choice()};
+  return level;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return *current().load(std::memory_order_relaxed)->kernels; }
+
+std::string cpu_capability() { return current().load()->name; }
+
+std::vector<std::string> cpu_capabilities() {
+  std::vector<std::string> names;
+  for (const Level& level : levels) {
+    if (level.available()) names.emplace_back(level.name);
+  }
+  return names;
+}
+
+void set_cpu_capability(const std::string& name) { current().store(&level_named(name)); }
+
+}  // namespace fastconv

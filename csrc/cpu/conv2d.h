@@ -1,0 +1,52 @@
+// The CPU's convolution: forward and the gradients of input, weight and bias. Schemas: ops.cpp.
+#pragma once
+
+#include <tuple>
+
+#include "../checks.h"
+#include "capability.h"
+#include "tiles.h"
+
+namespace fastconv::cpu {
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups);
+
+Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
+                            const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                            bool channels_last);
+
+std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
+                                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                                  const Ints& dilation, int64_t groups, bool channels_last);
+
+// ---- what the three passes share ----
+
+template <class T>
+const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
+  const Conv2dFamily<T>& family = kernels().conv2d<T>();
+  return s.depthwise() ? family.depthwise : family.dense;
+}
+
+// Blocks over C or K, whichever `group_channels` counts. The depthwise kernels cut all channels at once.
+template <class T>
+Blocks channel_blocks(const Conv2dShape& s, int64_t group_channels) {
+  const int64_t width = conv2d_kernels<T>(s).block_lanes;
+  return s.depthwise() ? Blocks{1, s.C, width} : Blocks{s.groups, group_channels, width};
+}
+
+// The input rows, or columns, that `outputs` neighbouring outputs read.
+inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dilation) {
+  return (outputs - 1) * stride + (taps - 1) * dilation + 1;
+}
+
+// Few tiles are shared out once more, by channel blocks.
+inline int64_t splits(const Tiles& tiles, const Blocks& blocks) {
+  const int64_t wanted = ceil_div(wanted_pieces, tiles.count() > 0 ? tiles.count() : 1);
+  return wanted < blocks.count() ? wanted : blocks.count();
+}
+
+// Output pixels in a tile: some multiples of the kernels' rows, and little enough to stay in the cache.
+constexpr int64_t tile_pixels = 480;
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,73 @@
+// The micro-kernel under all three passes of the dense convolution:
+//
+//   acc[i][v] += sum over t of a[i][offset(t)] * b[t * b_step + v * lanes ...]       i < block_rows, v < vectors
+//
+// One scalar of each row i is broadcast and multiplied with the same one or two vectors of b. The passes differ in who
+// plays which part (K is the number of output channels, C of input channels):
+//
+//   pass              rows i (broadcast)      lanes                 summed over t
+//   forward           output pixels of x      output channels of w  taps (r, s, c)
+//   backward_data     output pixels of g      input channels of w   output channels
+//   backward_weight   taps (r, s, c) of x     output channels of g  output pixels
+//
+// offset(t) walks three nested loops (Walk), so stride, dilation and padding cost nothing in here.
+//
+// Blocking: AVX-512 has 32 registers: 12 x 2 accumulators, 2 of b, 1 broadcast. With 16 registers: 6 x 2.
+#pragma once
+
+#include "simd.h"
+
+namespace fastconv::FC_LEVEL {
+
+constexpr int block_rows = FC_BLOCK_ROWS;
+constexpr int block_vectors = 2;
+template <class T>
+constexpr int64_t block_lanes = block_vectors * lanes<T>;
+
+// offset(t) = o * outer_stride + m * middle_stride + i * inner_stride, innermost fastest.
+struct Walk {
+  int64_t outer, outer_stride;
+  int64_t middle, middle_stride;
+  int64_t inner, inner_stride;
+};
+
+template <class T, int vectors>
+struct Block {
+  Vec<T> value[block_rows][vectors];
+};
+
+template <class T, int vectors, bool partial>
+FC_INLINE Vec<T> load_lane_vector(const T* from, int v, int64_t last_lanes) {
+  if constexpr (partial) {
+    if (v == vectors - 1) return load_partial(from + v * lanes<T>, last_lanes);
+  }
+  return load(from + v * lanes<T>);
+}
+
+// `partial`: the last vector of b holds only `last_lanes` elements.
+template <class T, int vectors, bool partial>
+FC_INLINE void accumulate(Block<T, vectors>& acc, const T* const (&a)[block_rows], const Walk& walk, const T* b,
+                          int64_t b_step, int64_t last_lanes) {
+  for (int64_t o = 0; o < walk.outer; ++o) {
+    for (int64_t m = 0; m < walk.middle; ++m) {
+      int64_t offset = o * walk.outer_stride + m * walk.middle_stride;
+      for (int64_t i = 0; i < walk.inner; ++i) {
+        Vec<T> lane_vector[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) {
+          lane_vector[v] = load_lane_vector<T, vectors, partial>(b, v, last_lanes);
+        }
+#pragma GCC unroll 12
+        for (int row = 0; row < block_rows; ++row) {
+          const T broadcast = a[row][offset];
+#pragma GCC unroll 2
+          for (int v = 0; v < vectors; ++v) acc.value[row][v] += broadcast * lane_vector[v];
+        }
+        offset += walk.inner_stride;
+        b += b_step;
+      }
+    }
+  }
+}
+
+}  // namespace fastconv::FC_LEVEL

@@ -1,0 +1,33 @@
+#if defined(__x86_64__)
+
+// Before the region opens: nothing inline may be compiled above the baseline and then be kept by the linker for all.
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "../../shapes.h"
+#include "kernels.h"
+#include "range.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+// Open to the end of the file, since that is where templates are instantiated.
+#pragma GCC target("avx2,fma")
+#endif
+
+#define FC_LEVEL avx2
+#define FC_VECTOR_BYTES 32
+#define FC_BLOCK_ROWS 6
+
+#include "table.h"
+
+namespace fastconv {
+const Kernels kernels_avx2 = avx2::all_kernels();
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif

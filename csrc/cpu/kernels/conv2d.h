@@ -1,0 +1,298 @@
+// 2-D convolution, dense in its groups: forward, backward_data, backward_weight (formula: shapes.h).
+//
+// Activations are NHWC with any strides between pixels, rows and images (Strides), padding already in place for the
+// passes that read x. Each function serves one tile: some whole images, or some rows of one image, for a range of
+// channel blocks (block_lanes channels of one group). Tiles and blocks are independent, so the caller may run them in
+// any order on any thread; within one, sums run in a fixed order.
+//
+// Packed weights, written by pack_weight_*:
+//   forward        [block of K][r, s, c][block_lanes of k]
+//   backward_data  [block of C][r, s][k][block_lanes of c]
+// The tail of the last block of a group is filled with zeros up to whole vectors.
+#pragma once
+
+#include "../../shapes.h"
+#include "accumulate.h"
+#include "range.h"
+#include "transpose.h"
+
+namespace fastconv::FC_LEVEL {
+
+// One block of at most block_lanes channels out of `channels` in each group.
+template <class T>
+struct ChannelBlock {
+  int64_t group, first, count;  // first: within the group
+  int vectors;                  // 1 or 2, the last one perhaps partial
+  int64_t last_lanes;           // lanes in use in the last vector
+
+  ChannelBlock(int64_t index, int64_t channels) {
+    const int64_t blocks = (channels + block_lanes<T> - 1) / block_lanes<T>;
+    group = index / blocks;
+    first = index % blocks * block_lanes<T>;
+    count = channels - first < block_lanes<T> ? channels - first : block_lanes<T>;
+    vectors = count > lanes<T> ? 2 : 1;
+    last_lanes = count - (vectors - 1) * lanes<T>;
+  }
+};
+
+template <class T>
+int64_t round_up_to_lanes(int64_t channels) {
+  return (channels + lanes<T> - 1) / lanes<T> * lanes<T>;
+}
+
+// ---- weights ---------------------------------------------------------------------------------------------------
+
+// weight is (K, C / groups, R, S) with adjacent c (KRSC) or adjacent s (KCRS), dense.
+template <class T>
+int64_t packed_forward_size(const Conv2dShape& s) {
+  return s.groups * round_up_to_lanes<T>(s.group_K()) * s.taps();
+}
+
+template <class T>
+int64_t packed_backward_size(const Conv2dShape& s) {
+  return s.groups * round_up_to_lanes<T>(s.group_C()) * s.R * s.S * s.group_K();
+}
+
+template <class T>
+void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, int64_t index, T* packed) {
+  const ChannelBlock<T> block(index, s.group_K());
+  const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C();
+  const int64_t width = block.vectors * lanes<T>;
+  T* to = packed + (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * taps;
+  const T* from = weight + (block.group * s.group_K() + block.first) * taps;
+  if (block.count < width) {
+    for (int64_t i = 0; i < taps * width; ++i) to[i] = 0;
+  }
+  if (krsc) {
+    transpose(from, taps, block.count, taps, to, width);
+  } else {
+    transpose_to(from, taps, block.count, taps, [=](int64_t j) { return to + (j % RS * C + j / RS) * width; });
+  }
+}
+
+template <class T>
+void pack_weight_backward(const Conv2dShape& s, const T* weight, bool krsc, int64_t index, T* packed) {
+  const ChannelBlock<T> block(index, s.group_C());
+  const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C(), K = s.group_K();
+  const int64_t width = block.vectors * lanes<T>;
+  T* to = packed + (block.group * round_up_to_lanes<T>(C) + block.first) * RS * K;
+  if (block.count < width) {
+    for (int64_t i = 0; i < RS * K * width; ++i) to[i] = 0;
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    const T* from = weight + (block.group * K + k) * taps;
+    if (krsc) {
+      for (int64_t rs = 0; rs < RS; ++rs) {
+        T* row = to + (rs * K + k) * width;
+        for (int64_t c = 0; c < block.count; ++c) row[c] = from[rs * C + block.first + c];
+      }
+    } else {
+      transpose_to(from + block.first * RS, RS, block.count, RS, [=](int64_t rs) { return to + (rs * K + k) * width; });
+    }
+  }
+}
+
+// ---- forward ---------------------------------------------------------------------------------------------------
+
+template <class T, int vectors>
+FC_INLINE void store_block(const Block<T, vectors>& acc, int row, T* to, int64_t last_lanes) {
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors - 1; ++v) store(to + v * lanes<T>, acc.value[row][v]);
+  store_upto(to + (vectors - 1) * lanes<T>, acc.value[row][vectors - 1], last_lanes);
+}
+
+template <class T, int vectors>
+FC_INLINE Block<T, vectors> broadcast_bias(const T* bias, int64_t last_lanes) {
+  Block<T, vectors> acc;
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) {
+    Vec<T> value = {};
+    if (bias) value = v < vectors - 1 ? load(bias + v * lanes<T>) : load_upto(bias + v * lanes<T>, last_lanes);
+#pragma GCC unroll 12
+    for (int row = 0; row < block_rows; ++row) acc.value[row][v] = value;
+  }
+  return acc;
+}
+
+// The order in which the taps of one group lie in NHWC memory. A row of taps is one run where its pixels touch.
+inline Walk taps_walk(const Conv2dShape& s, const Strides& x) {
+  const bool runs = s.groups == 1 && s.dilation_w == 1 && x.pixel == s.C;
+  const int64_t row = s.dilation_h * x.row, pixel = s.dilation_w * x.pixel;
+  if (runs) return {1, 0, s.R, row, s.S * s.C, 1};
+  return {s.R, row, s.S, pixel, s.group_C(), 1};
+}
+
+template <class T, int vectors>
+void forward_block(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
+                   int64_t images, int64_t rows, int64_t last_lanes) {
+  const Walk taps = taps_walk(s, strides);
+  const int64_t pixels = images * rows * s.Q;
+  int64_t n = 0, p = 0, q = 0;
+  for (int64_t first = 0; first < pixels; first += block_rows) {
+    const int count = static_cast<int>(pixels - first < block_rows ? pixels - first : block_rows);
+    const T* a[block_rows];
+    for (int row = 0; row < block_rows; ++row) {
+      if (row >= count) {
+        a[row] = a[0];
+        continue;
+      }
+      a[row] = x + n * strides.image + p * s.stride_h * strides.row + q * s.stride_w * strides.pixel;
+      if (++q == s.Q) {
+        q = 0;
+        if (++p == rows) p = 0, ++n;
+      }
+    }
+    Block<T, vectors> acc = broadcast_bias<T, vectors>(bias, last_lanes);
+    accumulate<T, vectors, false>(acc, a, taps, packed, vectors * lanes<T>, 0);
+#pragma GCC unroll 12
+    for (int row = 0; row < block_rows; ++row) {
+      if (row < count) store_block(acc, row, y + (first + row) * s.K, last_lanes);
+    }
+  }
+}
+
+// x: the first pixel that the tile reads; y: the tile's first pixel, the tile's pixels adjacent; bias may be null.
+template <class T>
+void conv2d_forward(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
+                    int64_t images, int64_t rows, int64_t index) {
+  const ChannelBlock<T> block(index, s.group_K());
+  const int64_t k = block.group * s.group_K() + block.first;
+  x += block.group * s.group_C();
+  packed += (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const T* block_bias = bias ? bias + k : nullptr;
+  const auto run = block.vectors == 2 ? forward_block<T, 2> : forward_block<T, 1>;
+  run(s, x, strides, packed, block_bias, y + k, images, rows, block.last_lanes);
+}
+
+// ---- backward_data ---------------------------------------------------------------------------------------------
+
+// dx of one tap (r, s), over the output pixels that this tap takes into the tile's rows [h0, h0 + rows):
+// dx[pixel] += sum over k of g[pixel][k] * w[r, s][k][c]. No product is computed that padding would throw away.
+template <class T, int vectors>
+FC_INLINE void backward_data_tap(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed,
+                                 T* dx, int64_t images, int64_t h0, int64_t rows, int64_t r, int64_t tap_s,
+                                 int64_t last_lanes) {
+  const int64_t shift_h = r * s.dilation_h - s.pad_h, shift_w = tap_s * s.dilation_w - s.pad_w;
+  const Range p_range(h0, h0 + rows, s.stride_h, shift_h, s.P), q_range(0, s.W, s.stride_w, shift_w, s.Q);
+  const int64_t pixels = images * (p_range.end - p_range.begin) * (q_range.end - q_range.begin);
+  const Walk channels = {1, 0, 1, 0, s.group_K(), 1};
+  int64_t n = 0, p = p_range.begin, q = q_range.begin;
+  for (int64_t first = 0; first < pixels; first += block_rows) {
+    const int count = static_cast<int>(pixels - first < block_rows ? pixels - first : block_rows);
+    const T* a[block_rows];
+    T* to[block_rows];
+    for (int row = 0; row < block_rows; ++row) {
+      if (row >= count) {
+        a[row] = a[0];
+        to[row] = to[0];
+        continue;
+      }
+      a[row] = g + n * g_image + ((p - g_row0) * s.Q + q) * s.K;
+      const int64_t h = p * s.stride_h + shift_h - h0, w = q * s.stride_w + shift_w;
+      to[row] = dx + ((n * rows + h) * s.W + w) * s.C;
+      if (++q == q_range.end) {
+        q = q_range.begin;
+        if (++p == p_range.end) p = p_range.begin, ++n;
+      }
+    }
+    Block<T, vectors> acc;
+#pragma GCC unroll 12
+    for (int row = 0; row < block_rows; ++row) {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        const T* from = to[row] + v * lanes<T>;
+        acc.value[row][v] = v < vectors - 1 ? load(from) : load_upto(from, last_lanes);
+      }
+    }
+    accumulate<T, vectors, false>(acc, a, channels, packed, vectors * lanes<T>, 0);
+#pragma GCC unroll 12
+    for (int row = 0; row < block_rows; ++row) {
+      if (row < count) store_block(acc, row, to[row], last_lanes);
+    }
+  }
+}
+
+template <class T, int vectors>
+void backward_data_block(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
+                         int64_t images, int64_t h0, int64_t rows, int64_t last_lanes) {
+  for (int64_t r = 0; r < s.R; ++r) {
+    for (int64_t tap_s = 0; tap_s < s.S; ++tap_s) {
+      backward_data_tap<T, vectors>(s, g, g_row0, g_image, packed, dx, images, h0, rows, r, tap_s, last_lanes);
+      packed += s.group_K() * vectors * lanes<T>;
+    }
+  }
+}
+
+// Adds to dx, which the caller has zeroed: the tile's rows [h0, h0 + rows) of `images` images, adjacent.
+// g holds the tile's images from row g_row0 on, g_image elements apart, pixels adjacent.
+template <class T>
+void conv2d_backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
+                          int64_t images, int64_t h0, int64_t rows, int64_t index) {
+  const ChannelBlock<T> block(index, s.group_C());
+  g += block.group * s.group_K();
+  dx += block.group * s.group_C() + block.first;
+  packed += (block.group * round_up_to_lanes<T>(s.group_C()) + block.first) * s.R * s.S * s.group_K();
+  const auto run = block.vectors == 2 ? backward_data_block<T, 2> : backward_data_block<T, 1>;
+  run(s, g, g_row0, g_image, packed, dx, images, h0, rows, block.last_lanes);
+}
+
+// ---- backward_weight -------------------------------------------------------------------------------------------
+
+template <class T, int vectors, bool partial>
+FC_INLINE void backward_weight_taps(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw,
+                                    int64_t images, int64_t rows, int64_t first_tap, int64_t last_tap,
+                                    int64_t last_lanes) {
+  const int64_t C = s.group_C();
+  const Walk pixels = {images, strides.image, rows, s.stride_h * strides.row, s.Q, s.stride_w * strides.pixel};
+  for (int64_t first = first_tap; first < last_tap; first += block_rows) {
+    const int count = static_cast<int>(last_tap - first < block_rows ? last_tap - first : block_rows);
+    const T* a[block_rows];
+    for (int row = 0; row < block_rows; ++row) {
+      const int64_t tap = row < count ? first + row : first;
+      const int64_t r = tap / (s.S * C), tap_s = tap / C % s.S, c = tap % C;
+      a[row] = x + r * s.dilation_h * strides.row + tap_s * s.dilation_w * strides.pixel + c;
+    }
+    Block<T, vectors> acc;
+#pragma GCC unroll 12
+    for (int row = 0; row < block_rows; ++row) {
+      const T* from = dw + (row < count ? first + row : first) * s.K;
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        acc.value[row][v] = load_lane_vector<T, vectors, partial>(from, v, last_lanes);
+      }
+    }
+    accumulate<T, vectors, partial>(acc, a, pixels, g, s.K, last_lanes);
+#pragma GCC unroll 12
+    for (int row = 0; row < block_rows; ++row) {
+      if (row < count) store_block(acc, row, dw + (first + row) * s.K, last_lanes);
+    }
+  }
+}
+
+template <class T>
+void backward_bias(const Conv2dShape& s, const T* g, T* db, int64_t pixels, int64_t count) {
+  for (int64_t c = 0; c < count; c += lanes<T>) {
+    Vec<T> sum = load_upto(db + c, count - c);
+    for (int64_t i = 0; i < pixels; ++i) sum += load_upto(g + i * s.K + c, count - c);
+    store_upto(db + c, sum, count - c);
+  }
+}
+
+// Adds the tile's part of the gradient to dw, [r, s, c][K], for the taps [first_tap, last_tap) of one block of
+// output channels; to db, [K], too where it is not null. x: the first pixel that the tile reads; g: the tile's pixels.
+template <class T>
+void conv2d_backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw, T* db,
+                            int64_t images, int64_t rows, int64_t first_tap, int64_t last_tap, int64_t index) {
+  const ChannelBlock<T> block(index, s.group_K());
+  const int64_t k = block.group * s.group_K() + block.first;
+  x += block.group * s.group_C();
+  g += k;
+  const bool partial = block.last_lanes < lanes<T>;
+  const auto run = block.vectors == 2
+                       ? (partial ? backward_weight_taps<T, 2, true> : backward_weight_taps<T, 2, false>)
+                       : (partial ? backward_weight_taps<T, 1, true> : backward_weight_taps<T, 1, false>);
+  run(s, x, strides, g, dw + k, images, rows, first_tap, last_tap, block.last_lanes);
+  if (db) backward_bias(s, g, db + k, images * rows * s.Q, block.count);
+}
+
+}  // namespace fastconv::FC_LEVEL

@@ -1,0 +1,137 @@
+// Depthwise 2-D convolution (groups == C == K): the passes of conv2d.h, under the same interface, with lanes over
+// channels. The dense kernels would use one lane in sixteen here.
+//
+// y[pixel][c] = b[c] + sum over r, s of x[pixel + (r, s)][c] * w[r, s][c]; weights packed as [r, s][C], and so is dw.
+// One block is block_lanes adjacent channels.
+#pragma once
+
+#include "conv2d.h"
+
+namespace fastconv::FC_LEVEL::depthwise {
+
+struct Channels {
+  int64_t first, last;
+};
+
+template <class T>
+FC_INLINE Channels channels_of_block(const Conv2dShape& s, int64_t index) {
+  const int64_t first = index * block_lanes<T>, last = first + block_lanes<T>;
+  return {first, last < s.C ? last : s.C};
+}
+
+template <class T>
+int64_t packed_size(const Conv2dShape& s) {
+  return s.R * s.S * s.C;
+}
+
+template <class T>
+void pack_weight(const Conv2dShape& s, const T* weight, bool, int64_t index, T* packed) {
+  const Channels c = channels_of_block<T>(s, index);
+  const int64_t RS = s.R * s.S;
+  transpose(weight + c.first * RS, RS, c.last - c.first, RS, packed + c.first, s.C);
+}
+
+// Pixels that share one load of the weight.
+constexpr int pixels_at_once = 4;
+
+template <class T>
+void forward(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
+             int64_t images, int64_t rows, int64_t index) {
+  const Channels channels = channels_of_block<T>(s, index);
+  const int64_t step = s.stride_w * strides.pixel;
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t p = 0; p < rows; ++p) {
+      const T* x_row = x + n * strides.image + p * s.stride_h * strides.row;
+      T* y_row = y + (n * rows + p) * s.Q * s.C;
+      for (int64_t c = channels.first; c < channels.last; c += lanes<T>) {
+        const int64_t left = channels.last - c;
+        const Vec<T> start = bias ? load_upto(bias + c, left) : Vec<T>{};
+        for (int64_t q = 0; q < s.Q; q += pixels_at_once) {
+          const T* a[pixels_at_once];
+          Vec<T> acc[pixels_at_once];
+          for (int i = 0; i < pixels_at_once; ++i) {
+            a[i] = x_row + (q + i < s.Q ? q + i : q) * step + c;
+            acc[i] = start;
+          }
+          for (int64_t r = 0; r < s.R; ++r) {
+            for (int64_t tap = 0; tap < s.S; ++tap) {
+              const int64_t offset = r * s.dilation_h * strides.row + tap * s.dilation_w * strides.pixel;
+              const Vec<T> w = load_upto(packed + (r * s.S + tap) * s.C + c, left);
+              for (int i = 0; i < pixels_at_once; ++i) acc[i] += load_upto(a[i] + offset, left) * w;
+            }
+          }
+          for (int i = 0; i < pixels_at_once; ++i) {
+            if (q + i < s.Q) store_upto(y_row + (q + i) * s.C + c, acc[i], left);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
+                   int64_t images, int64_t h0, int64_t rows, int64_t index) {
+  const Channels channels = channels_of_block<T>(s, index);
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t r = 0; r < s.R; ++r) {
+      const int64_t shift_h = r * s.dilation_h - s.pad_h;
+      const Range p_range(h0, h0 + rows, s.stride_h, shift_h, s.P);
+      for (int64_t p = p_range.begin; p < p_range.end; ++p) {
+        const T* g_row = g + n * g_image + (p - g_row0) * s.Q * s.C;
+        T* dx_row = dx + (n * rows + p * s.stride_h + shift_h - h0) * s.W * s.C;
+        for (int64_t tap = 0; tap < s.S; ++tap) {
+          const int64_t shift_w = tap * s.dilation_w - s.pad_w;
+          const Range q_range(0, s.W, s.stride_w, shift_w, s.Q);
+          for (int64_t c = channels.first; c < channels.last; c += lanes<T>) {
+            const int64_t left = channels.last - c;
+            const Vec<T> w = load_upto(packed + (r * s.S + tap) * s.C + c, left);
+            for (int64_t q = q_range.begin; q < q_range.end; ++q) {
+              T* to = dx_row + (q * s.stride_w + shift_w) * s.C + c;
+              store_upto(to, load_upto(to, left) + load_upto(g_row + q * s.C + c, left) * w, left);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// Taps whose sums stay in registers together.
+constexpr int64_t taps_at_once = 9;
+
+template <class T>
+void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw, T* db,
+                     int64_t images, int64_t rows, int64_t first_tap, int64_t last_tap, int64_t index) {
+  const Channels channels = channels_of_block<T>(s, index);
+  for (int64_t tap0 = first_tap; tap0 < last_tap; tap0 += taps_at_once) {
+    const int64_t taps = last_tap - tap0 < taps_at_once ? last_tap - tap0 : taps_at_once;
+    int64_t offset[taps_at_once];
+    for (int64_t t = 0; t < taps_at_once; ++t) {
+      const int64_t tap = t < taps ? tap0 + t : tap0;
+      offset[t] = tap / s.S * s.dilation_h * strides.row + tap % s.S * s.dilation_w * strides.pixel;
+    }
+    for (int64_t c = channels.first; c < channels.last; c += lanes<T>) {
+      const int64_t left = channels.last - c;
+      Vec<T> acc[taps_at_once] = {};
+      for (int64_t n = 0; n < images; ++n) {
+        for (int64_t p = 0; p < rows; ++p) {
+          const T* x_row = x + n * strides.image + p * s.stride_h * strides.row + c;
+          const T* g_row = g + (n * rows + p) * s.Q * s.C + c;
+          for (int64_t q = 0; q < s.Q; ++q) {
+            const Vec<T> value = load_upto(g_row + q * s.C, left);
+            const T* from = x_row + q * s.stride_w * strides.pixel;
+            for (int64_t t = 0; t < taps_at_once; ++t) acc[t] += load_upto(from + offset[t], left) * value;
+          }
+        }
+      }
+      for (int64_t t = 0; t < taps; ++t) {
+        T* to = dw + (tap0 + t) * s.C + c;
+        store_upto(to, load_upto(to, left) + acc[t], left);
+      }
+    }
+  }
+  if (db) backward_bias(s, g + channels.first, db + channels.first, images * rows * s.Q, channels.last - channels.first);
+}
+
+}  // namespace fastconv::FC_LEVEL::depthwise

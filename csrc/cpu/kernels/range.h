@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cstdint>
+
+namespace fastconv {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
+
+// The i in [0, size) with first <= i * stride + shift < last: which outputs meet some rows or columns of the input.
+struct Range {
+  int64_t begin, end;
+
+  Range(int64_t first, int64_t last, int64_t stride, int64_t shift, int64_t size) {
+    begin = ceil_div(first - shift, stride);
+    end = ceil_div(last - shift, stride);
+    if (begin < 0) begin = 0;
+    if (end > size) end = size;
+    if (end < begin) end = begin;
+  }
+};
+
+}  // namespace fastconv

@@ -1,0 +1,34 @@
+// Fills the table of one ISA level (kernels.h).
+#pragma once
+
+#include "conv2d.h"
+#include "depthwise.h"
+#include "kernels.h"
+#include "max_pool2d.h"
+#include "relu.h"
+
+namespace fastconv::FC_LEVEL {
+
+template <class T>
+constexpr Conv2dFamily<T> conv2d_family() {
+  return {{block_lanes<T>, block_rows, packed_forward_size<T>, packed_backward_size<T>, pack_weight_forward<T>,
+           pack_weight_backward<T>, conv2d_forward<T>, conv2d_backward_data<T>, conv2d_backward_weight<T>},
+          {block_lanes<T>, depthwise::taps_at_once, depthwise::packed_size<T>, depthwise::packed_size<T>,
+           depthwise::pack_weight<T>, depthwise::pack_weight<T>, depthwise::forward<T>, depthwise::backward_data<T>,
+           depthwise::backward_weight<T>},
+          transpose<T>};
+}
+
+template <class T>
+constexpr ElementwiseKernels<T> elementwise_kernels() {
+  return {{max_pool2d_nhwc<T>, max_pool2d_nchw<T>, max_pool2d_backward_nhwc<T>, max_pool2d_backward_nchw<T>},
+          {relu<T>, relu_backward<T>}};
+}
+
+constexpr Kernels all_kernels() {
+  return {conv2d_family<float>(),         conv2d_family<double>(),        elementwise_kernels<float>(),
+          elementwise_kernels<double>(),  elementwise_kernels<int8_t>(),  elementwise_kernels<uint8_t>(),
+          elementwise_kernels<int16_t>(), elementwise_kernels<int32_t>(), elementwise_kernels<int64_t>()};
+}
+
+}  // namespace fastconv::FC_LEVEL

@@ -1,0 +1,88 @@
+#include "relu.h"
+
+#include "capability.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// Elements that are worth a thread of their own; PyTorch's grain.
+constexpr int64_t grain = 32768;
+
+// Whether the elements fill their memory, in whatever order.
+bool fills_memory(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t expected = 1;
+  for (int64_t found = 0; found < tensor.dim(); ++found) {
+    bool step = false;
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (sizes[d] != 1 && strides[d] == expected) {
+        expected *= sizes[d];
+        step = true;
+        break;
+      }
+    }
+    if (!step) break;
+  }
+  return expected == tensor.numel();
+}
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// `tensor` with the strides of `like`, which fills its memory.
+Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
+  if (same_strides(tensor, like)) return tensor;
+  Tensor copy = torch::stable::empty_like(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+void apply(const Tensor& from, const Tensor& to) {
+  dispatch_real(from, "relu", [&](auto type) {
+    using T = decltype(type);
+    const T* x = data<T>(from);
+    T* y = mutable_data<T>(to);
+    torch::stable::parallel_for(0, from.numel(), grain, [&](int64_t begin, int64_t end) {
+      kernels().relu<T>().forward(x + begin, y + begin, end - begin);
+    });
+  });
+}
+
+}  // namespace
+
+Tensor relu(const Tensor& input) {
+  const Tensor output = torch::stable::empty_like(input);
+  apply(ordered_as(input, output), output);
+  return output;
+}
+
+void relu_(const Tensor& input) {
+  if (fills_memory(input)) return apply(input, input);
+  Tensor target = input;
+  torch::stable::copy_(target, relu(input));
+}
+
+Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
+  check(Ints(grad_output.sizes().begin(), grad_output.sizes().end()) ==
+            Ints(output.sizes().begin(), output.sizes().end()),
+        "expected grad_output of size ", Sizes(output), ", but got ", Sizes(grad_output));
+  check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
+  const Tensor grad_input = torch::stable::empty_like(grad_output);
+  const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
+  dispatch_floating(grad_output, "relu_backward", [&](auto type) {
+    using T = decltype(type);
+    const T *from = data<T>(g), *at = data<T>(y);
+    T* to = mutable_data<T>(grad_input);
+    torch::stable::parallel_for(0, grad_output.numel(), grain, [&](int64_t begin, int64_t end) {
+      kernels().relu<T>().backward(from + begin, at + begin, to + begin, end - begin);
+    });
+  });
+  return grad_input;
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,83 @@
+// How work is cut: into tiles of whole small images, or of some rows of one large image. Cuts depend on the shape
+// alone, never on the number of threads, and so neither do sums.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "kernels/range.h"
+
+namespace fastconv {
+
+// Independent pieces that a call is cut into where it can be: enough to keep 16 cores busy.
+constexpr int64_t wanted_pieces = 16;
+
+struct Tile {
+  int64_t image, images;  // first image, how many
+  int64_t row, rows;      // rows of each of them
+};
+
+// Cuts `images` images of `rows` rows of `width` pixels into tiles of about `pixels` pixels.
+class Tiles {
+ public:
+  Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels) : images_(images), rows_(rows) {
+    const int64_t image_pixels = rows * width > 0 ? rows * width : 1;
+    row_tiles_ = ceil_div(image_pixels, 2 * pixels);
+    if (row_tiles_ > rows) row_tiles_ = rows;
+    if (row_tiles_ < 1) row_tiles_ = 1;
+    images_per_tile_ = row_tiles_ > 1 ? 1 : pixels / image_pixels;
+    const int64_t fair_share = ceil_div(images, wanted_pieces);
+    if (images_per_tile_ > fair_share) images_per_tile_ = fair_share;
+    if (images_per_tile_ < 1) images_per_tile_ = 1;
+    count_ = ceil_div(images, images_per_tile_) * row_tiles_;
+  }
+
+  int64_t count() const { return count_; }
+
+  Tile operator[](int64_t i) const {
+    const int64_t first = i / row_tiles_ * images_per_tile_, part = i % row_tiles_;
+    const int64_t row = rows_ * part / row_tiles_, row_end = rows_ * (part + 1) / row_tiles_;
+    const int64_t left = images_ - first;
+    return {first, left < images_per_tile_ ? left : images_per_tile_, row, row_end - row};
+  }
+
+ private:
+  int64_t images_, rows_, row_tiles_, images_per_tile_, count_;
+};
+
+// The channels of all groups in blocks of the kernels' width.
+struct Blocks {
+  int64_t groups, channels, width;
+
+  int64_t per_group() const { return ceil_div(channels, width); }
+  int64_t count() const { return groups * per_group(); }
+  // The first channel, over all groups, of block i; of i == count(), the end.
+  int64_t first_channel(int64_t i) const { return i / per_group() * channels + i % per_group() * width; }
+};
+
+// A thread's working memory, kept from call to call: fresh pages cost more than the arithmetic on them.
+template <class T>
+T* scratch(int slot, int64_t count) {
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  struct Buffer {
+    std::unique_ptr<void, Free> memory;
+    size_t bytes = 0;
+  };
+  thread_local Buffer buffers[2];
+  Buffer& buffer = buffers[slot];
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+  if (bytes > buffer.bytes) {
+    buffer.memory.reset();
+    buffer.bytes = 0;
+    buffer.memory.reset(std::aligned_alloc(64, bytes));
+    if (!buffer.memory) throw std::bad_alloc();
+    buffer.bytes = bytes;
+  }
+  return static_cast<T*>(buffer.memory.get());
+}
+
+}  // namespace fastconv

@@ -1,0 +1,37 @@
+// The Python module fastconv._C: what is not an operator. Importing it registers the operators too (ops.cpp).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <map>
+#include <sstream>
+#include <string>
+
+#include "cpu/capability.h"
+
+namespace {
+
+std::map<std::string, std::string> build_info() {
+  std::ostringstream target;
+  // 0x020a... is torch 2.10: the oldest release whose stable ABI serves this build.
+  target << ((TORCH_TARGET_VERSION >> 56) & 0xff) << '.' << ((TORCH_TARGET_VERSION >> 48) & 0xff);
+  return {{"compiler",
+#if defined(__clang__)
+           "clang " __clang_version__
+#else
+           "g++ " __VERSION__
+#endif
+          },
+          {"torch_target_version", target.str()},
+          {"cuda", "no"}};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "fastconv's compiled part: operators (torch.ops.fastconv) and the CPU level that serves them.";
+  m.def("cpu_capability", &fastconv::cpu_capability, "The ISA level in use: default, avx2 or avx512.");
+  m.def("cpu_capabilities", &fastconv::cpu_capabilities, "The ISA levels of this machine, lowest first.");
+  m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
+        "Choose the ISA level for this process. ValueError if the machine lacks it.");
+  m.def("build_info", &build_info, "How the extension was built.");
+}

@@ -1,0 +1,41 @@
+// The operators of fastconv: what they are called, what they take, and which function serves them on which device.
+// Start reading here. Gradients are composed of these in fastconv/autograd.py, fake kernels stand in fastconv/ops.py.
+//
+// Activations are (N, C, H, W), weights (K, C / groups, R, S). `channels_last` of a backward operator is the memory
+// format of its result.
+#include <torch/csrc/stable/library.h>
+
+#include "cpu/conv2d.h"
+#include "cpu/max_pool2d.h"
+#include "cpu/relu.h"
+
+STABLE_TORCH_LIBRARY(fastconv, m) {
+  m.def("conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+        "SymInt groups) -> Tensor");
+  m.def("conv2d_backward_data(Tensor grad_output, Tensor weight, SymInt[4] input_size, SymInt[2] stride, "
+        "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor");
+  m.def("conv2d_backward_weight(Tensor grad_output, Tensor input, SymInt[2] kernel_size, SymInt[2] stride, "
+        "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) "
+        "-> (Tensor grad_weight, Tensor grad_bias)");
+
+  m.def("max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+        "bool ceil_mode) -> (Tensor values, Tensor indices)");
+  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[4] input_size, SymInt[2] kernel_size, "
+        "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool channels_last) -> Tensor");
+
+  m.def("relu(Tensor input) -> Tensor");
+  m.def("relu_(Tensor(a!) input) -> ()");
+  m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
+  using namespace fastconv;
+  m.impl("conv2d", TORCH_BOX(&cpu::conv2d));
+  m.impl("conv2d_backward_data", TORCH_BOX(&cpu::conv2d_backward_data));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&cpu::conv2d_backward_weight));
+  m.impl("max_pool2d", TORCH_BOX(&cpu::max_pool2d));
+  m.impl("max_pool2d_backward", TORCH_BOX(&cpu::max_pool2d_backward));
+  m.impl("relu", TORCH_BOX(&cpu::relu));
+  m.impl("relu_", TORCH_BOX(&cpu::relu_));
+  m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
+}

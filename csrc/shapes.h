@@ -1,0 +1,45 @@
+// The numbers that describe one call, named as the field names them and shared by every device.
+// No torch and no STL here: kernels include this file.
+#pragma once
+
+#include <cstdint>
+
+namespace fastconv {
+
+// y[n, k, p, q] = b[k] + sum over r, s, c of
+//   x[n, c, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w] * w[k, c, r, s]
+// where c runs over the C / groups channels of k's group.
+struct Conv2dShape {
+  int64_t N, C, H, W;
+  int64_t K, R, S;
+  int64_t P, Q;
+  int64_t stride_h, stride_w;
+  int64_t pad_h, pad_w;
+  int64_t dilation_h, dilation_w;
+  int64_t groups;
+
+  int64_t group_C() const { return C / groups; }
+  int64_t group_K() const { return K / groups; }
+  // Length of the sum behind one output value.
+  int64_t taps() const { return R * S * group_C(); }
+  bool depthwise() const { return groups == C && groups == K && groups > 1; }
+};
+
+// y[n, c, p, q] = max over r < R, s < S of
+//   x[n, c, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w]
+// where what lies outside the image is not looked at.
+struct Pool2dShape {
+  int64_t N, C, H, W;
+  int64_t R, S;
+  int64_t P, Q;
+  int64_t stride_h, stride_w;
+  int64_t pad_h, pad_w;
+  int64_t dilation_h, dilation_w;
+};
+
+// Element strides of an activation whose channels are adjacent (NHWC, also a part of one).
+struct Strides {
+  int64_t image, row, pixel;
+};
+
+}  // namespace fastconv

@@ -1,0 +1,83 @@
+// What every torch-facing function needs of a tensor: checks that speak PyTorch's words, and memory formats.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+namespace fastconv {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Ints = std::vector<int64_t>;
+
+// A std::runtime_error reaches Python as RuntimeError with this very text, as TORCH_CHECK's do.
+template <class... Parts>
+void check(bool condition, const Parts&... parts) {
+  if (condition) return;
+  std::ostringstream text;
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+// Prints as PyTorch prints sizes: [2, 3].
+struct Sizes {
+  const int64_t* values;
+  size_t count;
+  Sizes(const Tensor& tensor) : values(tensor.sizes().data()), count(tensor.sizes().size()) {}
+  Sizes(const Ints& ints) : values(ints.data()), count(ints.size()) {}
+};
+std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
+
+// PyTorch's answer to "is this channels_last?", which it reads off the strides; where sizes of 1 leave it open, as
+// PyTorch decides.
+bool suggests_channels_last(const Tensor& tensor);
+
+// (N, C, H, W), uninitialised, dense in the one format or the other.
+Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last);
+Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type);
+
+// How the elements of a 4-D tensor lie. One with a single channel, or a single pixel, is both.
+bool is_nhwc(const Tensor& tensor);
+bool is_nchw(const Tensor& tensor);
+
+// The tensor itself where its elements lie in either order, else a copy in NHWC.
+Tensor dense(const Tensor& tensor);
+
+// Runs f(T{}) with the tensor's element type.
+template <class F>
+void dispatch_floating(const Tensor& tensor, const char* name, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::Double: return f(double{});
+    default: check(false, "\"", name, "\" not implemented for '", torch::headeronly::toString(tensor.scalar_type()), "'");
+  }
+}
+
+template <class F>
+void dispatch_real(const Tensor& tensor, const char* name, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Byte: return f(uint8_t{});
+    case ScalarType::Char: return f(int8_t{});
+    case ScalarType::Short: return f(int16_t{});
+    case ScalarType::Int: return f(int32_t{});
+    case ScalarType::Long: return f(int64_t{});
+    default: return dispatch_floating(tensor, name, f);
+  }
+}
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+}  // namespace fastconv
