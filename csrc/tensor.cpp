@@ -15,6 +15,17 @@ bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
   return true;
 }
 
+// Through the C function rather than torch::stable::empty, which finds aten::empty by its name on every call (1 us).
+Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, const Tensor& like, ScalarType type) {
+  int32_t device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type,
+      like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
 }  // namespace
 
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes) {
@@ -40,13 +51,42 @@ bool suggests_channels_last(const Tensor& tensor) {
 }
 
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type) {
-  using torch::headeronly::MemoryFormat;
-  const auto format = channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-  return torch::stable::empty(sizes, type, std::nullopt, like.device(), std::nullopt, format);
+  Ints strides(sizes.size());
+  int64_t step = 1;
+  const auto place = [&](size_t d) {
+    strides[d] = step;
+    step *= sizes[d] > 1 ? sizes[d] : 1;
+  };
+  if (channels_last) {
+    for (const size_t d : {1, 3, 2, 0}) place(d);
+  } else {
+    for (size_t d = sizes.size(); d-- > 0;) place(d);
+  }
+  return empty_strided(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), like, type);
 }
 
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last) {
   return empty(sizes, like, channels_last, like.scalar_type());
+}
+
+bool fills_memory(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  const auto strides = tensor.strides();
+  int64_t expected = 1;
+  for (size_t found = 0; found < sizes.size(); ++found) {
+    for (size_t d = sizes.size(); d-- > 0;) {
+      if (sizes[d] != 1 && strides[d] == expected) {
+        expected *= sizes[d];
+        break;
+      }
+    }
+  }
+  return expected == tensor.numel();
+}
+
+Tensor empty_as(const Tensor& tensor) {
+  if (!fills_memory(tensor)) return torch::stable::empty_like(tensor);
+  return empty_strided(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor, tensor.scalar_type());
 }
 
 bool is_nhwc(const Tensor& tensor) { return is_dense_in_order(tensor, {1, 3, 2, 0}); }

@@ -41,6 +41,12 @@ bool suggests_channels_last(const Tensor& tensor);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type);
 
+// Uninitialised, with the strides that torch.empty_like gives.
+Tensor empty_as(const Tensor& tensor);
+
+// Whether the elements fill their memory without gaps or overlaps, in whatever order.
+bool fills_memory(const Tensor& tensor);
+
 // How the elements of a 4-D tensor lie. One with a single channel, or a single pixel, is both.
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);

@@ -15,36 +15,49 @@ namespace {
 constexpr int64_t sum_pixels = 96;
 constexpr int64_t partial_sums_bytes = 512 * 1024;
 
-// x with its padding, and NHWC: in place where it is so already, else a copy of the whole.
+// The pixels behind a tile of the sum, NHWC and with their padding. What has to be copied for that is copied tile by tile
+// where each tile is read once, and else whole, before the sum.
 template <class T>
-class PaddedInput {
+class SummedInput {
  public:
-  PaddedInput(const Conv2dShape& s, const Tensor& input) : s_(s), x_(input) {
-    const int64_t rows = reach(s.P, s.stride_h, s.R, s.dilation_h), columns = reach(s.Q, s.stride_w, s.S, s.dilation_w);
-    if (x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns)) {
-      view_ = x_.in_place(0, 0, 0);
-      return;
-    }
-    const int64_t image = rows * columns * s.C;
+  SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, int slot)
+      : s_(s), x_(input), columns_(reach(s.Q, s.stride_w, s.S, s.dilation_w)), slot_(slot) {
+    const int64_t rows = reach(s.P, s.stride_h, s.R, s.dilation_h), image = rows * columns_ * s.C;
+    if (read_once || x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_)) return;
     copy_ = empty({s.N * image}, input, false);
-    T* to = mutable_data<T>(copy_);
+    whole_ = {mutable_data<T>(copy_), {image, columns_ * s.C, s.C}};
     torch::stable::parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
-      x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns, to + begin * image);
+      x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns_, mutable_data<T>(copy_) + begin * image);
     });
-    view_ = {to, {image, columns * s.C, s.C}};
   }
 
-  const T* tile(const Tile& tile) const {
-    return view_.data + tile.image * view_.strides.image + tile.row * s_.stride_h * view_.strides.row;
+  NhwcView<T> tile(const Tile& tile) const {
+    const int64_t row = tile.row * s_.stride_h;
+    if (whole_.data) {
+      const Strides& strides = whole_.strides;
+      return {whole_.data + tile.image * strides.image + row * strides.row, strides};
+    }
+    return x_.view(tile.image, tile.images, row - s_.pad_h, reach(tile.rows, s_.stride_h, s_.R, s_.dilation_h),
+                   -s_.pad_w, columns_, slot_);
   }
-  const Strides& strides() const { return view_.strides; }
 
  private:
-  Conv2dShape s_;
-  Activation<T> x_;
+  const Conv2dShape s_;
+  const Activation<T> x_;
+  const int64_t columns_;
+  const int slot_;
   Tensor copy_;
-  NhwcView<T> view_;
+  NhwcView<T> whole_{};
 };
+
+// grad_output is read as it is: one tap, no padding.
+Conv2dShape pointwise(const Conv2dShape& s) {
+  Conv2dShape g{};
+  g.N = s.N, g.C = s.K, g.H = s.P, g.W = s.Q;
+  g.R = g.S = 1, g.P = s.P, g.Q = s.Q;
+  g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
+  return g;
+}
 
 // Adds up the partial sums, each [r, s, c][K] and then [K] of the bias, and writes the weight's own order.
 template <class T>
@@ -83,8 +96,8 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
   const int64_t tap_blocks = ceil_div(taps, kernel.block_taps);
   const int64_t ranges = std::max<int64_t>(1, std::min(tap_blocks, ceil_div(wanted_pieces, pieces * blocks.count())));
 
-  const PaddedInput<T> x(s, input);
-  const PaddedInput<T> g({s.N, s.K, s.P, s.Q, s.K, 1, 1, s.P, s.Q, 1, 1, 0, 0, 1, 1, 1}, grad_output);
+  const bool read_once = blocks.count() * ranges == 1;
+  const SummedInput<T> x(s, input, read_once, 0), g(pointwise(s), grad_output, read_once, 1);
 
   const Tensor partial = empty({pieces * size}, input, false);
   T* partial_data = mutable_data<T>(partial);
@@ -99,8 +112,9 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
       T* db = range == 0 ? dw + taps * s.K : nullptr;
       for (int64_t t = tiles.count() * piece / pieces; t < tiles.count() * (piece + 1) / pieces; ++t) {
         const Tile tile = tiles[t];
-        kernel.backward_weight(s, x.tile(tile), x.strides(), g.tile(tile), dw, db, tile.images, tile.rows, first_tap,
-                               last_tap, block);
+        const NhwcView<T> from = x.tile(tile);
+        kernel.backward_weight(s, from.data, from.strides, g.tile(tile).data, dw, db, tile.images, tile.rows,
+                               first_tap, last_tap, block);
       }
     }
   });

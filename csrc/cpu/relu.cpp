@@ -8,25 +8,6 @@ namespace {
 // Elements that are worth a thread of their own; PyTorch's grain.
 constexpr int64_t grain = 32768;
 
-// Whether the elements fill their memory, in whatever order.
-bool fills_memory(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  const auto strides = tensor.strides();
-  int64_t expected = 1;
-  for (int64_t found = 0; found < tensor.dim(); ++found) {
-    bool step = false;
-    for (size_t d = 0; d < sizes.size(); ++d) {
-      if (sizes[d] != 1 && strides[d] == expected) {
-        expected *= sizes[d];
-        step = true;
-        break;
-      }
-    }
-    if (!step) break;
-  }
-  return expected == tensor.numel();
-}
-
 bool same_strides(const Tensor& a, const Tensor& b) {
   for (int64_t d = 0; d < a.dim(); ++d) {
     if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
@@ -37,7 +18,7 @@ bool same_strides(const Tensor& a, const Tensor& b) {
 // `tensor` with the strides of `like`, which fills its memory.
 Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
   if (same_strides(tensor, like)) return tensor;
-  Tensor copy = torch::stable::empty_like(like);
+  Tensor copy = empty_as(like);
   torch::stable::copy_(copy, tensor);
   return copy;
 }
@@ -56,7 +37,7 @@ void apply(const Tensor& from, const Tensor& to) {
 }  // namespace
 
 Tensor relu(const Tensor& input) {
-  const Tensor output = torch::stable::empty_like(input);
+  const Tensor output = empty_as(input);
   apply(ordered_as(input, output), output);
   return output;
 }
@@ -72,7 +53,7 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
             Ints(output.sizes().begin(), output.sizes().end()),
         "expected grad_output of size ", Sizes(output), ", but got ", Sizes(grad_output));
   check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
-  const Tensor grad_input = torch::stable::empty_like(grad_output);
+  const Tensor grad_input = empty_as(grad_output);
   const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
   dispatch_floating(grad_output, "relu_backward", [&](auto type) {
     using T = decltype(type);

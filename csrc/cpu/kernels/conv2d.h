@@ -177,6 +177,13 @@ FC_INLINE void backward_data_tap(const Conv2dShape& s, const T* g, int64_t g_row
   const int64_t pixels = images * (p_range.end - p_range.begin) * (q_range.end - q_range.begin);
   const Walk channels = {1, 0, 1, 0, s.group_K(), 1};
   int64_t n = 0, p = p_range.begin, q = q_range.begin;
+  const T* from = nullptr;
+  T* at = nullptr;
+  const auto start_row = [&] {
+    from = g + n * g_image + ((p - g_row0) * s.Q + q) * s.K;
+    at = dx + ((n * rows + p * s.stride_h + shift_h - h0) * s.W + q * s.stride_w + shift_w) * s.C;
+  };
+  start_row();
   for (int64_t first = 0; first < pixels; first += block_rows) {
     const int count = static_cast<int>(pixels - first < block_rows ? pixels - first : block_rows);
     const T* a[block_rows];
@@ -187,12 +194,14 @@ FC_INLINE void backward_data_tap(const Conv2dShape& s, const T* g, int64_t g_row
         to[row] = to[0];
         continue;
       }
-      a[row] = g + n * g_image + ((p - g_row0) * s.Q + q) * s.K;
-      const int64_t h = p * s.stride_h + shift_h - h0, w = q * s.stride_w + shift_w;
-      to[row] = dx + ((n * rows + h) * s.W + w) * s.C;
+      a[row] = from;
+      to[row] = at;
+      from += s.K;
+      at += s.stride_w * s.C;
       if (++q == q_range.end) {
         q = q_range.begin;
         if (++p == p_range.end) p = p_range.begin, ++n;
+        start_row();
       }
     }
     Block<T, vectors> acc;

@@ -32,6 +32,7 @@ template <class T>
 struct MaxPool2dKernels {
   void (*nhwc)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
   void (*nchw)(const Pool2dShape&, const T* x, T* y, int64_t* indices);
+  // Floating types only, else null.
   void (*backward_nhwc)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t c0, int64_t c1);
   void (*backward_nchw)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx);
 };
@@ -39,7 +40,7 @@ struct MaxPool2dKernels {
 template <class T>
 struct ReluKernels {
   void (*forward)(const T* x, T* y, int64_t count);
-  void (*backward)(const T* g, const T* y, T* dx, int64_t count);
+  void (*backward)(const T* g, const T* y, T* dx, int64_t count);  // floating types only, else null
 };
 
 // What is served for which element type: convolution for the first two, pooling and ReLU for all.

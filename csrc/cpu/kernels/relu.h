@@ -1,4 +1,7 @@
 // y = x < 0 ? 0 : x, so NaN and -0.0 pass; dx = y <= 0 ? 0 : g, so the gradient at 0 is 0 and at NaN is g.
+//
+// Bound by memory, and PyTorch's loops are good: what is left to lose is 10 % (Zen 4, 2 MB) when the compiler turns the
+// selection into a masked load. So forward is written as the max instruction has it, and backward as an AND.
 #pragma once
 
 #include "simd.h"
@@ -8,12 +11,20 @@ namespace fastconv::FC_LEVEL {
 // x and y may be the same.
 template <class T>
 void relu(const T* x, T* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = x[i] < T(0) ? T(0) : x[i];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) y[i] = T(0) > x[i] ? T(0) : x[i];
 }
 
 template <class T>
-void relu_backward(const T* __restrict__ g, const T* __restrict__ y, T* __restrict__ dx, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) dx[i] = y[i] <= T(0) ? T(0) : g[i];
+void relu_backward(const T* g, const T* y, T* dx, int64_t count) {
+  constexpr int64_t n = lanes<T>;
+  int64_t i = 0;
+  for (; i + 2 * n <= count; i += 2 * n) {
+    const Vec<IntLike<T>> keep0 = ~(load(y + i) <= T(0)), keep1 = ~(load(y + i + n) <= T(0));
+    store(dx + i, (Vec<T>)((Vec<IntLike<T>>)load(g + i) & keep0));
+    store(dx + i + n, (Vec<T>)((Vec<IntLike<T>>)load(g + i + n) & keep1));
+  }
+  for (; i < count; ++i) dx[i] = y[i] <= T(0) ? T(0) : g[i];
 }
 
 }  // namespace fastconv::FC_LEVEL

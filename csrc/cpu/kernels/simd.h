@@ -24,6 +24,20 @@ struct VecOf {
 template <class T>
 using Vec = typename VecOf<T>::type;
 
+// The integer of T's width, for masks and positions.
+template <int bytes>
+struct IntOfSize;
+template <>
+struct IntOfSize<4> {
+  using type = int32_t;
+};
+template <>
+struct IntOfSize<8> {
+  using type = int64_t;
+};
+template <class T>
+using IntLike = typename IntOfSize<sizeof(T)>::type;
+
 template <class T>
 constexpr int64_t lanes = FC_VECTOR_BYTES / sizeof(T);
 
@@ -37,39 +51,49 @@ FC_INLINE void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(to) = value;
 }
 
-// Tails: the first `count` lanes, 0 < count <= lanes. Memory behind them is not touched; lanes behind them are zero.
+// Tails: the first `count` lanes, 0 < count <= lanes, of elements of 4 or 8 bytes. Memory behind them is not touched;
+// lanes behind them are zero.
 #if FC_VECTOR_BYTES == 64
-FC_INLINE Vec<float> load_partial(const float* from, int64_t count) {
-  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>(0xffffu >> (16 - count)), from);
+template <class T>
+FC_INLINE Vec<T> load_partial(const T* from, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_loadu_epi32(static_cast<__mmask16>(0xffffu >> (16 - count)), from);
+  } else {
+    return (Vec<T>)_mm512_maskz_loadu_epi64(static_cast<__mmask8>(0xffu >> (8 - count)), from);
+  }
 }
-FC_INLINE Vec<double> load_partial(const double* from, int64_t count) {
-  return (Vec<double>)_mm512_maskz_loadu_pd(static_cast<__mmask8>(0xffu >> (8 - count)), from);
-}
-FC_INLINE void store_partial(float* to, Vec<float> value, int64_t count) {
-  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(0xffffu >> (16 - count)), (__m512)value);
-}
-FC_INLINE void store_partial(double* to, Vec<double> value, int64_t count) {
-  _mm512_mask_storeu_pd(to, static_cast<__mmask8>(0xffu >> (8 - count)), (__m512d)value);
+template <class T>
+FC_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_epi32(to, static_cast<__mmask16>(0xffffu >> (16 - count)), (__m512i)value);
+  } else {
+    _mm512_mask_storeu_epi64(to, static_cast<__mmask8>(0xffu >> (8 - count)), (__m512i)value);
+  }
 }
 #elif FC_VECTOR_BYTES == 32
-FC_INLINE __m256i first_lanes(const float*, int64_t count) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)),
-                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+template <class T>
+FC_INLINE __m256i first_lanes(int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  } else {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
 }
-FC_INLINE __m256i first_lanes(const double*, int64_t count) {
-  return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+template <class T>
+FC_INLINE Vec<T> load_partial(const T* from, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_maskload_epi32(reinterpret_cast<const int*>(from), first_lanes<T>(count));
+  } else {
+    return (Vec<T>)_mm256_maskload_epi64(reinterpret_cast<const long long*>(from), first_lanes<T>(count));
+  }
 }
-FC_INLINE Vec<float> load_partial(const float* from, int64_t count) {
-  return (Vec<float>)_mm256_maskload_ps(from, first_lanes(from, count));
-}
-FC_INLINE Vec<double> load_partial(const double* from, int64_t count) {
-  return (Vec<double>)_mm256_maskload_pd(from, first_lanes(from, count));
-}
-FC_INLINE void store_partial(float* to, Vec<float> value, int64_t count) {
-  _mm256_maskstore_ps(to, first_lanes(to, count), (__m256)value);
-}
-FC_INLINE void store_partial(double* to, Vec<double> value, int64_t count) {
-  _mm256_maskstore_pd(to, first_lanes(to, count), (__m256d)value);
+template <class T>
+FC_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    _mm256_maskstore_epi32(reinterpret_cast<int*>(to), first_lanes<T>(count), (__m256i)value);
+  } else {
+    _mm256_maskstore_epi64(reinterpret_cast<long long*>(to), first_lanes<T>(count), (__m256i)value);
+  }
 }
 #else
 template <class T>
@@ -96,6 +120,27 @@ FC_INLINE void store_upto(T* to, Vec<T> value, int64_t count) {
   } else {
     store_partial(to, value, count);
   }
+}
+
+// shuffle<I...>(a, b): lane by lane, lane I of a, or lane I - n of b.
+template <int... I>
+struct Indices {};
+template <int N, int... I>
+struct CountTo : CountTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountTo<0, I...> {
+  using type = Indices<I...>;
+};
+template <class T>
+using LaneIndices = typename CountTo<lanes<T>>::type;
+
+template <class T, int... I>
+FC_INLINE Vec<T> shuffle(const T*, Vec<T> a, Vec<T> b, Indices<I...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, Vec<IntLike<T>>{I...});
+#endif
 }
 
 }  // namespace fastconv::FC_LEVEL

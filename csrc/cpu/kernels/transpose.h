@@ -9,36 +9,12 @@
 
 namespace fastconv::FC_LEVEL {
 
-template <int... I>
-struct Indices {};
-template <int N, int... I>
-struct CountTo : CountTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct CountTo<0, I...> {
-  using type = Indices<I...>;
-};
-
-template <class T>
-struct MaskLane {
-  using type = int32_t;
-};
-template <>
-struct MaskLane<double> {
-  using type = int64_t;
-};
-
 // Exchanges the lanes of a whose index has bit `bit` set with the lanes of b whose index has it clear.
 template <int bit, class T, int... I>
-FC_INLINE void exchange(Vec<T>& a, Vec<T>& b, const T*, Indices<I...>) {
-  constexpr int n = sizeof...(I);
-#if defined(__clang__)
-  const Vec<T> low = __builtin_shufflevector(a, b, ((I & bit) ? n + (I ^ bit) : I)...);
-  const Vec<T> high = __builtin_shufflevector(a, b, ((I & bit) ? n + I : (I ^ bit))...);
-#else
-  using Mask = Vec<typename MaskLane<T>::type>;
-  const Vec<T> low = __builtin_shuffle(a, b, Mask{((I & bit) ? n + (I ^ bit) : I)...});
-  const Vec<T> high = __builtin_shuffle(a, b, Mask{((I & bit) ? n + I : (I ^ bit))...});
-#endif
+FC_INLINE void exchange(const T* type, Vec<T>& a, Vec<T>& b, Indices<I...>) {
+  constexpr int n = lanes<T>;
+  const Vec<T> low = shuffle(type, a, b, Indices<((I & bit) ? n + (I ^ bit) : I)...>{});
+  const Vec<T> high = shuffle(type, a, b, Indices<((I & bit) ? n + I : (I ^ bit))...>{});
   a = low;
   b = high;
 }
@@ -48,7 +24,7 @@ FC_INLINE void transpose_registers(Vec<T>* row, const T* type) {
   constexpr int n = lanes<T>;
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) {
-    if ((i & bit) == 0) exchange<bit>(row[i], row[i | bit], type, typename CountTo<n>::type{});
+    if ((i & bit) == 0) exchange<bit>(type, row[i], row[i | bit], LaneIndices<T>{});
   }
   if constexpr (bit > 1) transpose_registers<bit / 2>(row, type);
 }

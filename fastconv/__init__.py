@@ -1,0 +1,41 @@
+"""fastconv: convolution, max-pooling and ReLU for PyTorch on the CPU, forward and backward.
+
+    import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
+    from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fastconv import ops
+from fastconv.ops import _C
+
+from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "autograd", "functional", "models", "nn", "ops", "show_config"]
+
+
+def show_config() -> str:
+    """What runs here: versions, the ISA level in use, threads, and how the extension was built.
+
+    Returns:
+        A text of several lines.
+
+    Example:
+        >>> print(show_config())  # doctest: +ELLIPSIS
+        fastconv ...
+    """
+    build = _C.build_info()
+    levels = ", ".join(_C.cpu_capabilities())
+    return "\n".join(
+        [
+            f"fastconv {__version__}",
+            f"torch {torch.__version__} (extension built for >= {build['torch_target_version']})",
+            f"CPU level {_C.cpu_capability()} (available: {levels}; FASTCONV_CPU_CAPABILITY chooses)",
+            f"threads {torch.get_num_threads()}",
+            f"compiler {build['compiler']}",
+            f"CUDA {build['cuda']}",
+        ]
+    )

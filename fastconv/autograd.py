@@ -1,0 +1,424 @@
+"""The gradients of the operators, as autograd Functions.
+
+Convolution is linear in its input, its weight and its bias, so its three passes are closed under differentiation: the
+gradient of each is made of the other two, to any order.
+
+    y            = conv2d(x, w, b)
+    dx           = backward_data(dy, w)
+    dw, db       = backward_weight(dy, x)
+
+Every Function has ``setup_context``, ``jvp`` and ``vmap``, so ``torch.func`` and ``torch.compile`` work with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from fastconv import ops as _ops  # noqa: F401  registers torch.ops.fastconv
+
+_conv2d = torch.ops.fastconv.conv2d.default
+_conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
+_conv2d_backward_weight = torch.ops.fastconv.conv2d_backward_weight.default
+_max_pool2d = torch.ops.fastconv.max_pool2d.default
+_max_pool2d_backward = torch.ops.fastconv.max_pool2d_backward.default
+_relu = torch.ops.fastconv.relu.default
+_relu_ = torch.ops.fastconv.relu_.default
+_relu_backward = torch.ops.fastconv.relu_backward.default
+
+Pair = tuple[int, int]
+
+
+def with_jvp(function: type[Function]) -> type[Function]:
+    """Gives the class a subclass whose ``jvp`` is its ``tangent``.
+
+    Forward-mode AD needs a ``jvp``; Dynamo traces no Function that has one. So each is given the class that it likes.
+    """
+    jvp = {"jvp": staticmethod(function.tangent)}  # type: ignore[attr-defined]
+    function.with_jvp = type(function.__name__, (function,), jvp)  # type: ignore[attr-defined]
+    return function
+
+
+def apply(function: Any, operator: Callable[..., Any], *args: Any) -> Any:
+    """``function.apply(*args)``, or by a shorter way to the same.
+
+    ``Function.apply`` binds the arguments to the signature of ``forward`` on every call, which costs more than a small
+    convolution. Only transforms need that. And where nothing is differentiated, the operator alone will do.
+    """
+    if torch.compiler.is_compiling():
+        return function.apply(*args)
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return function.with_jvp.apply(*args)
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return super(Function, function).apply(*args)
+    return operator(*args)
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+
+def vmap_one_by_one(function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
+    """The rule of last resort: every example by itself."""
+    results = [
+        function(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    if isinstance(results[0], tuple):
+        return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * len(results[0])
+    return torch.stack(results), 0
+
+
+@with_jvp
+class Conv2d(Function):
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Tensor:
+        return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, bias, *geometry = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.save_for_forward(input, weight)
+        ctx.has_bias = bias is not None
+        ctx.geometry = geometry
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = conv2d_backward_data(
+                grad_output, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
+            )
+        if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
+            grad_weight, grad_bias = conv2d_backward_weight(
+                grad_output, input, tuple(weight.shape[2:]), *ctx.geometry, is_channels_last(weight)
+            )
+        return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
+        input, weight = ctx.saved_tensors
+        result = None
+        if input_t is not None:
+            result = conv2d(input_t, weight, None, *ctx.geometry)
+        if weight_t is not None:
+            term = conv2d(input, weight_t, bias_t, *ctx.geometry)
+            return term if result is None else result + term
+        if bias_t is not None:
+            if result is None:
+                return conv2d(input, torch.zeros_like(weight), bias_t, *ctx.geometry)
+            return result + bias_t.view(-1, 1, 1)
+        assert result is not None
+        return result
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        input, *others = args
+        if in_dims[1] is not None or in_dims[2] is not None:
+            return vmap_one_by_one(conv2d, info, in_dims, *args)
+        examples = input.movedim(in_dims[0], 0)
+        output = conv2d(examples.flatten(0, 1), *others)
+        return output.unflatten(0, examples.shape[:2]), 0
+
+
+@with_jvp
+class Conv2dBackwardData(Function):
+    @staticmethod
+    def forward(
+        grad_output: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair,
+        groups: int, channels_last: bool,
+    ) -> Tensor:  # fmt: skip
+        return _conv2d_backward_data(
+            grad_output, weight, input_size, stride, padding, dilation, groups, channels_last
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_output, weight, ctx.input_size, *ctx.geometry, ctx.channels_last = inputs
+        ctx.save_for_backward(grad_output, weight)
+        ctx.save_for_forward(grad_output, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, weight = ctx.saved_tensors
+        grad_grad_output = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = conv2d(grad, weight, None, *ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            grad_weight, _ = conv2d_backward_weight(
+                grad_output, grad, tuple(weight.shape[2:]), *ctx.geometry, is_channels_last(weight)
+            )
+        return grad_grad_output, grad_weight, None, None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_output_t: Tensor | None, weight_t: Tensor | None, *_: None) -> Tensor:
+        grad_output, weight = ctx.saved_tensors
+        rest = (ctx.input_size, *ctx.geometry, ctx.channels_last)
+        terms = []
+        if grad_output_t is not None:
+            terms.append(conv2d_backward_data(grad_output_t, weight, *rest))
+        if weight_t is not None:
+            terms.append(conv2d_backward_data(grad_output, weight_t, *rest))
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        grad_output, weight, input_size, *rest = args
+        if in_dims[1] is not None:
+            return vmap_one_by_one(conv2d_backward_data, info, in_dims, *args)
+        examples = grad_output.movedim(in_dims[0], 0)
+        size = (info.batch_size * input_size[0], *input_size[1:])
+        grad_input = conv2d_backward_data(examples.flatten(0, 1), weight, size, *rest)
+        return grad_input.unflatten(0, examples.shape[:2]), 0
+
+
+@with_jvp
+class Conv2dBackwardWeight(Function):
+    @staticmethod
+    def forward(
+        grad_output: Tensor, input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair,
+        groups: int, channels_last: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return _conv2d_backward_weight(
+            grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
+        ctx.save_for_backward(grad_output, input)
+        ctx.save_for_forward(grad_output, input)
+
+    @staticmethod
+    def backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output, input = ctx.saved_tensors
+        grad_grad_output = grad_input = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = conv2d(input, grad_weight, grad_bias, *ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            grad_input = conv2d_backward_data(
+                grad_output, grad_weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
+            )
+        return grad_grad_output, grad_input, None, None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_output_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
+        grad_output, input = ctx.saved_tensors
+        rest = (ctx.kernel_size, *ctx.geometry, ctx.channels_last)
+        weight, bias = None, grad_output.new_zeros(grad_output.shape[1])
+        if grad_output_t is not None:
+            weight, bias = conv2d_backward_weight(grad_output_t, input, *rest)
+        if input_t is not None:
+            term, _ = conv2d_backward_weight(grad_output, input_t, *rest)
+            weight = term if weight is None else weight + term
+        assert weight is not None
+        return weight, bias
+
+    vmap = staticmethod(
+        lambda info, in_dims, *args: vmap_one_by_one(conv2d_backward_weight, info, in_dims, *args)
+    )
+
+
+@with_jvp
+class MaxPool2d(Function):
+    @staticmethod
+    def forward(
+        input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
+    ) -> tuple[Tensor, Tensor]:
+        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, *ctx.windows, _ = inputs
+        indices = output[1]
+        ctx.input_size = tuple(input.shape)
+        ctx.channels_last = is_channels_last(input)
+        ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)  # no zeros for the indices: 35 us of a small call's 90
+        ctx.save_for_backward(indices)
+        ctx.save_for_forward(indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 6
+        (indices,) = ctx.saved_tensors
+        grad_input = max_pool2d_backward(grad_output, indices, ctx.input_size, *ctx.windows, ctx.channels_last)
+        return grad_input, None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, input_t: Tensor, *_: None) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return take(input_t, indices), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        input, *rest = args
+        examples = input.movedim(in_dims[0], 0)
+        values, indices = max_pool2d(examples.flatten(0, 1), *rest)
+        return (values.unflatten(0, examples.shape[:2]), indices.unflatten(0, examples.shape[:2])), (0, 0)
+
+
+def take(input: Tensor, indices: Tensor) -> Tensor:
+    """The pixels that max-pooling chose: the transpose of its backward."""
+    return input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+
+
+@with_jvp
+class MaxPool2dBackward(Function):
+    @staticmethod
+    def forward(
+        grad_output: Tensor, indices: Tensor, input_size: tuple[int, ...], kernel_size: Pair, stride: Pair,
+        padding: Pair, dilation: Pair, channels_last: bool,
+    ) -> Tensor:  # fmt: skip
+        return _max_pool2d_backward(
+            grad_output, indices, input_size, kernel_size, stride, padding, dilation, channels_last
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, indices, *ctx.rest = inputs
+        ctx.save_for_backward(indices)
+        ctx.save_for_forward(indices)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        return take(grad, indices), None, None, None, None, None, None, None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_output_t: Tensor, *_: None) -> Tensor:
+        (indices,) = ctx.saved_tensors
+        return max_pool2d_backward(grad_output_t, indices, *ctx.rest)
+
+    vmap = staticmethod(lambda info, in_dims, *args: vmap_one_by_one(max_pool2d_backward, info, in_dims, *args))
+
+
+@with_jvp
+class ReLU(Function):
+    @staticmethod
+    def forward(input: Tensor) -> Tensor:
+        return _relu(input)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return relu_backward(grad_output, output)
+
+    @staticmethod
+    def tangent(ctx: Any, input_t: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return relu_backward(input_t, output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], input: Tensor) -> tuple[Tensor, int | None]:
+        return relu(input), in_dims[0]
+
+
+@with_jvp
+class ReLUInPlace(Function):
+    @staticmethod
+    def forward(input: Tensor) -> Tensor:
+        _relu_(input)
+        return input
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_dirty(inputs[0])
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
+
+    backward = ReLU.backward
+
+    @staticmethod
+    def tangent(ctx: Any, input_t: Tensor) -> Tensor:
+        # PyTorch asks that the tangent of an in-place operator be changed in place too.
+        (output,) = ctx.saved_tensors
+        return input_t.copy_(relu_backward(input_t, output))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], input: Tensor) -> tuple[Tensor, int | None]:
+        return relu_(input), in_dims[0]
+
+
+@with_jvp
+class ReLUBackward(Function):
+    @staticmethod
+    def forward(grad_output: Tensor, output: Tensor) -> Tensor:
+        return _relu_backward(grad_output, output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return relu_backward(grad, output), None
+
+    @staticmethod
+    def tangent(ctx: Any, grad_output_t: Tensor | None, _: Tensor | None) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return torch.zeros_like(output) if grad_output_t is None else relu_backward(grad_output_t, output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], grad_output: Tensor, output: Tensor) -> tuple[Tensor, int]:
+        both = [
+            t.unsqueeze(0).expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+            for t, d in zip((grad_output, output), in_dims, strict=True)
+        ]
+        return relu_backward(*both), 0
+
+
+def _relu_in_place(input: Tensor) -> Tensor:
+    _relu_(input)
+    return input
+
+
+# What the rest of the package calls.
+
+
+def conv2d(*args: Any) -> Tensor:
+    return apply(Conv2d, _conv2d, *args)
+
+
+def conv2d_backward_data(*args: Any) -> Tensor:
+    return apply(Conv2dBackwardData, _conv2d_backward_data, *args)
+
+
+def conv2d_backward_weight(*args: Any) -> tuple[Tensor, Tensor]:
+    return apply(Conv2dBackwardWeight, _conv2d_backward_weight, *args)
+
+
+def max_pool2d(*args: Any) -> tuple[Tensor, Tensor]:
+    return apply(MaxPool2d, _max_pool2d, *args)
+
+
+def max_pool2d_backward(*args: Any) -> Tensor:
+    return apply(MaxPool2dBackward, _max_pool2d_backward, *args)
+
+
+def relu(input: Tensor) -> Tensor:
+    return apply(ReLU, _relu, input)
+
+
+def relu_(input: Tensor) -> Tensor:
+    return apply(ReLUInPlace, _relu_in_place, input)
+
+
+def relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
+    return apply(ReLUBackward, _relu_backward, grad_output, output)

@@ -1,0 +1,114 @@
+"""The operators, ``torch.ops.fastconv``: loads the extension that has them, and tells the compiler their shapes.
+
+Schemas and CPU kernels stand in ``csrc/ops.cpp``; gradients in :mod:`fastconv.autograd`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+#: The oldest torch whose stable ABI serves the extension.
+OLDEST_TORCH = (2, 10)
+
+
+def _check_torch() -> None:
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    if (major, minor) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(
+            f"fastconv needs torch >= {oldest}, but found torch {torch.__version__}: pip install 'torch>={oldest}'"
+        )
+
+
+_check_torch()
+
+try:
+    from fastconv import _C
+except ImportError as error:
+    if getattr(error, "name", None) == "fastconv._C" or "cannot import name '_C'" in str(error):
+        raise ImportError(
+            "fastconv's extension is not built: pip install --no-build-isolation . (in its source folder)"
+        ) from error
+    raise ImportError(
+        f"fastconv's extension does not load beside torch {torch.__version__}: {error}\n"
+        "Build it again: pip install --no-build-isolation --force-reinstall fastconv"
+    ) from error
+
+__all__ = ["_C", "suggests_channels_last"]
+
+Ints = Sequence[int]
+
+
+def suggests_channels_last(tensor: Tensor) -> bool:
+    """Whether PyTorch would answer channels_last to "which memory format?", from the strides of a 4-D tensor."""
+    return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
+
+
+# Fake kernels: the result's shape and strides from the arguments' alone. PyTorch's own operator, on the same fake
+# tensors, gives the shape and refuses what is wrong.
+
+
+def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(sizes, dtype=like.dtype, device=like.device, memory_format=memory_format)
+
+
+@torch.library.register_fake("fastconv::conv2d")
+def _conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    output = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return _empty(input, output.shape, suggests_channels_last(input) or suggests_channels_last(weight))
+
+
+@torch.library.register_fake("fastconv::conv2d_backward_data")
+def _conv2d_backward_data(
+    grad_output: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    channels_last: bool,
+) -> Tensor:  # fmt: skip
+    return _empty(grad_output, input_size, channels_last)
+
+
+@torch.library.register_fake("fastconv::conv2d_backward_weight")
+def _conv2d_backward_weight(
+    grad_output: Tensor, input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    K, C = grad_output.shape[1], input.shape[1]
+    return _empty(input, (K, C // groups, *kernel_size), channels_last), input.new_empty((K,))
+
+
+@torch.library.register_fake("fastconv::max_pool2d")
+def _max_pool2d(
+    input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool
+) -> tuple[Tensor, Tensor]:
+    channels_last = suggests_channels_last(input)
+    output = torch.ops.aten.max_pool2d_with_indices(input, kernel_size, stride, padding, dilation, ceil_mode)[0]
+    values = _empty(input, output.shape, channels_last)
+    return values, torch.empty_like(values, dtype=torch.int64)
+
+
+@torch.library.register_fake("fastconv::max_pool2d_backward")
+def _max_pool2d_backward(
+    grad_output: Tensor, indices: Tensor, input_size: Ints, kernel_size: Ints, stride: Ints, padding: Ints,
+    dilation: Ints, channels_last: bool,
+) -> Tensor:  # fmt: skip
+    return _empty(grad_output, input_size, channels_last)
+
+
+@torch.library.register_fake("fastconv::relu")
+def _relu(input: Tensor) -> Tensor:
+    return torch.empty_like(input)
+
+
+@torch.library.register_fake("fastconv::relu_")
+def _relu_(input: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("fastconv::relu_backward")
+def _relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
+    return torch.empty_like(grad_output)
