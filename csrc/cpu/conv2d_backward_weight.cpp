@@ -1,19 +1,44 @@
 // The gradient of the weight is one long sum over all pixels of all images. It is cut into
-//   pieces of the images, each with a partial sum of its own, while the weight is small (512 KiB for all of them), and
-//   ranges of (r, s, c), each over all images, where pieces alone do not make enough independent work.
+//   pieces of the images, each with a partial sum of its own, while the weight is small, and
+//   parts of the sum's elements, each over all images, where pieces alone do not make enough independent work.
 // Partial sums are then added in order, so the result does not depend on the number of threads.
 #include <algorithm>
 #include <cstring>
 
 #include "activation.h"
 #include "conv2d.h"
+#include "conv2d_zeros.h"
 
 namespace fastconv::cpu {
 namespace {
 
 // Pixels whose x and g stay in the first-level cache while all taps pass over them.
 constexpr int64_t sum_pixels = 96;
-constexpr int64_t partial_sums_bytes = 512 * 1024;
+
+// Partial sums, each of the weight and then of the bias: 512 KiB in all, since they are written and read once more.
+template <class T>
+struct Pieces {
+  int64_t size, count;
+  Tensor memory;
+  T* sums;
+
+  Pieces(const Conv2dShape& s, const Tensor& like, int64_t tiles) : size((s.taps() + 1) * s.K) {
+    const int64_t affordable = 512 * 1024 / (size * static_cast<int64_t>(sizeof(T)));
+    count = std::max<int64_t>(1, std::min({wanted_pieces, affordable, tiles}));
+    memory = empty({count * size}, like, false);
+    sums = mutable_data<T>(memory);
+    std::memset(sums, 0, static_cast<size_t>(count * size) * sizeof(T));
+  }
+
+  // sum[i] = the i-th elements from `first` on, of all pieces, in order.
+  void add_up(int64_t first, int64_t elements, T* sum) const {
+    std::memcpy(sum, sums + first, static_cast<size_t>(elements) * sizeof(T));
+    for (int64_t piece = 1; piece < count; ++piece) {
+      const T* from = sums + piece * size + first;
+      for (int64_t i = 0; i < elements; ++i) sum[i] += from[i];
+    }
+  }
+};
 
 // The pixels behind a tile of the sum, NHWC and with their padding. What has to be copied for that is copied tile by tile
 // where each tile is read once, and else whole, before the sum.
@@ -59,58 +84,47 @@ Conv2dShape pointwise(const Conv2dShape& s) {
   return g;
 }
 
-// Adds up the partial sums, each [r, s, c][K] and then [K] of the bias, and writes the weight's own order.
+// Pieces [r, s, c][K] into the weight's own order.
 template <class T>
-void finish(const Conv2dShape& s, const T* partial, int64_t pieces, T* grad_weight, bool krsc, T* grad_bias) {
-  const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C(), size = (taps + 1) * s.K;
+void finish_dense(const Conv2dShape& s, const Pieces<T>& pieces, const Tensor& grad_weight, const Tensor& grad_bias) {
+  const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C();
+  const bool krsc = is_nhwc(grad_weight);
+  T* to = mutable_data<T>(grad_weight);
   constexpr int64_t width = 32;
   torch::stable::parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t k0 = block * width, count = std::min(width, s.K - k0);
-      T* sums = scratch<T>(0, (taps + 1) * width);
-      for (int64_t tap = 0; tap <= taps; ++tap) {
-        const bool bias = tap == taps;
-        T* sum = sums + (krsc || bias ? tap : tap % C * RS + tap / C) * width;
-        const T* from = partial + tap * s.K + k0;
-        std::memcpy(sum, from, static_cast<size_t>(count) * sizeof(T));
-        for (int64_t piece = 1; piece < pieces; ++piece) {
-          for (int64_t k = 0; k < count; ++k) sum[k] += from[piece * size + k];
-        }
+      T* sums = scratch<T>(0, taps * width);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        pieces.add_up(tap * s.K + k0, count, sums + (krsc ? tap : tap % C * RS + tap / C) * width);
       }
-      kernels().conv2d<T>().transpose(sums, width, taps, count, grad_weight + k0 * taps, taps);
-      std::memcpy(grad_bias + k0, sums + taps * width, static_cast<size_t>(count) * sizeof(T));
+      kernels().conv2d<T>().transpose(sums, width, taps, count, to + k0 * taps, taps);
     }
   });
+  pieces.add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
 }
 
 template <class T>
-void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight,
-                     const Tensor& grad_bias) {
+void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                           const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
   const Blocks blocks = channel_blocks<T>(s, s.group_K());
   const Tiles tiles(s.N, s.P, s.Q, sum_pixels);
-  const int64_t taps = s.taps(), size = (taps + 1) * s.K;
+  const Pieces<T> pieces(s, input, tiles.count());
+  const int64_t taps = s.taps(), tap_blocks = ceil_div(taps, kernel.block_taps);
+  const int64_t units = pieces.count * blocks.count();
+  const int64_t parts = std::max<int64_t>(1, std::min(tap_blocks, ceil_div(wanted_pieces, units)));
 
-  const int64_t affordable = std::max<int64_t>(1, partial_sums_bytes / (size * static_cast<int64_t>(sizeof(T))));
-  const int64_t pieces = std::max<int64_t>(1, std::min({wanted_pieces, affordable, tiles.count()}));
-  const int64_t tap_blocks = ceil_div(taps, kernel.block_taps);
-  const int64_t ranges = std::max<int64_t>(1, std::min(tap_blocks, ceil_div(wanted_pieces, pieces * blocks.count())));
-
-  const bool read_once = blocks.count() * ranges == 1;
+  const bool read_once = blocks.count() * parts == 1;
   const SummedInput<T> x(s, input, read_once, 0), g(pointwise(s), grad_output, read_once, 1);
-
-  const Tensor partial = empty({pieces * size}, input, false);
-  T* partial_data = mutable_data<T>(partial);
-  std::memset(partial_data, 0, static_cast<size_t>(pieces * size) * sizeof(T));
-
-  torch::stable::parallel_for(0, pieces * blocks.count() * ranges, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, units * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t range = i % ranges, block = i / ranges % blocks.count(), piece = i / ranges / blocks.count();
-      const int64_t first_tap = std::min(taps, tap_blocks * range / ranges * kernel.block_taps);
-      const int64_t last_tap = std::min(taps, tap_blocks * (range + 1) / ranges * kernel.block_taps);
-      T* dw = partial_data + piece * size;
-      T* db = range == 0 ? dw + taps * s.K : nullptr;
-      for (int64_t t = tiles.count() * piece / pieces; t < tiles.count() * (piece + 1) / pieces; ++t) {
+      const int64_t part = i % parts, block = i / parts % blocks.count(), piece = i / parts / blocks.count();
+      const int64_t first_tap = std::min(taps, tap_blocks * part / parts * kernel.block_taps);
+      const int64_t last_tap = std::min(taps, tap_blocks * (part + 1) / parts * kernel.block_taps);
+      T* dw = pieces.sums + piece * pieces.size;
+      T* db = part == 0 ? dw + taps * s.K : nullptr;
+      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
         const NhwcView<T> from = x.tile(tile);
         kernel.backward_weight(s, from.data, from.strides, g.tile(tile).data, dw, db, tile.images, tile.rows,
@@ -118,7 +132,62 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
       }
     }
   });
-  finish(s, partial_data, pieces, mutable_data<T>(grad_weight), is_nhwc(grad_weight), mutable_data<T>(grad_bias));
+  finish_dense(s, pieces, grad_weight, grad_bias);
+}
+
+// Pieces [K][r, s, c] into the weight's own order.
+template <class T>
+void finish_sparse(const Conv2dShape& s, const Pieces<T>& pieces, const Tensor& grad_weight, const Tensor& grad_bias) {
+  const int64_t taps = s.taps();
+  const bool krsc = is_nhwc(grad_weight);
+  T* to = mutable_data<T>(grad_weight);
+  torch::stable::parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
+    T* sums = scratch<T>(0, taps);
+    for (int64_t k = begin; k < end; ++k) {
+      pieces.add_up(k * taps, taps, krsc ? to + k * taps : sums);
+      if (!krsc) kernels().conv2d<T>().transpose(sums, s.C, s.R * s.S, s.C, to + k * taps, s.R * s.S);
+    }
+  });
+  pieces.add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
+}
+
+template <class T>
+void sparse_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                            const Tensor& grad_weight, const Tensor& grad_bias) {
+  const SparseConv2dKernels<T>& kernel = kernels().conv2d<T>().sparse;
+  const Tiles tiles(s.N, s.P, s.Q, sparse_tile_pixels);
+  const Pieces<T> pieces(s, input, tiles.count());
+  const int64_t blocks = ceil_div(s.K, kernel.channels);
+  const int64_t parts = std::min(blocks, ceil_div(wanted_pieces, pieces.count));
+
+  const bool read_once = parts == 1;
+  const SummedInput<T> x(s, input, read_once, 0), g(pointwise(s), grad_output, read_once, 1);
+  torch::stable::parallel_for(0, pieces.count * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i % parts, piece = i / parts;
+      T* dw = pieces.sums + piece * pieces.size;
+      T* db = dw + s.taps() * s.K;
+      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
+        const Tile tile = tiles[t];
+        const NhwcView<T> from = x.tile(tile);
+        const T* g_tile = g.tile(tile).data;
+        const int64_t size = kernel.list_size(s, tile.images * tile.rows * s.Q);
+        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+          kernel.backward_weight(s, from.data, from.strides, g_tile, dw, db, tile.images, tile.rows,
+                                 block * kernel.channels, scratch<int64_t>(0, size), scratch<T>(2, size));
+        }
+      }
+    }
+  });
+  finish_sparse(s, pieces, grad_weight, grad_bias);
+}
+
+template <class T>
+void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight,
+                     const Tensor& grad_bias) {
+  const Tensor g = dense(grad_output), x = dense(input);
+  const auto run = zeros_pay<T>(s, g, x) ? sparse_backward_weight<T> : dense_backward_weight<T>;
+  run(s, g, x, grad_weight, grad_bias);
 }
 
 }  // namespace

@@ -67,7 +67,7 @@ T* scratch(int slot, int64_t count) {
     std::unique_ptr<void, Free> memory;
     size_t bytes = 0;
   };
-  thread_local Buffer buffers[2];
+  thread_local Buffer buffers[3];
   Buffer& buffer = buffers[slot];
   const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
   if (bytes > buffer.bytes) {

@@ -22,9 +22,23 @@ struct Conv2dKernels {
                           int64_t rows, int64_t first_tap, int64_t last_tap, int64_t block);
 };
 
+// For gradients that are mostly zeros (conv2d_sparse.h). `at` and `value`: scratch of list_size elements each.
+template <class T>
+struct SparseConv2dKernels {
+  int64_t channels;  // output channels that backward_weight serves at once
+  int64_t (*list_size)(const Conv2dShape&, int64_t pixels);
+  int64_t (*count_nonzero)(const T* values, int64_t count);
+  bool (*all_finite)(const T* values, int64_t count);
+  void (*backward_weight)(const Conv2dShape&, const T* x, const Strides&, const T* g, T* dw, T* db, int64_t images,
+                          int64_t rows, int64_t k0, int64_t* at, T* value);
+  void (*backward_data)(const Conv2dShape&, const T* g, int64_t g_row0, int64_t g_image, const T* weight, T* dx,
+                        int64_t images, int64_t h0, int64_t rows, int64_t* at, T* value);
+};
+
 template <class T>
 struct Conv2dFamily {
   Conv2dKernels<T> dense, depthwise;
+  SparseConv2dKernels<T> sparse;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };
 

@@ -108,6 +108,29 @@ FC_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
 }
 #endif
 
+// Bit i is set where lane i is not zero (a NaN is not).
+template <class T>
+FC_INLINE uint32_t nonzero_lanes(Vec<T> value) {
+#if FC_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_cmp_ps_mask((__m512)value, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  } else {
+    return _mm512_cmp_pd_mask((__m512d)value, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+  }
+#elif FC_VECTOR_BYTES == 32
+  const auto mask = value != T(0);
+  if constexpr (sizeof(T) == 4) {
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+  } else {
+    return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
+  }
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < lanes<T>; ++i) bits |= static_cast<uint32_t>(value[i] != T(0)) << i;
+  return bits;
+#endif
+}
+
 // `count` may be anything above zero: a full vector when it is large enough.
 template <class T>
 FC_INLINE Vec<T> load_upto(const T* from, int64_t count) {
@@ -121,6 +144,12 @@ FC_INLINE void store_upto(T* to, Vec<T> value, int64_t count) {
     store_partial(to, value, count);
   }
 }
+
+// A number that a lambda can take as a template would.
+template <int n>
+struct Constant {
+  static constexpr int value = n;
+};
 
 // shuffle<I...>(a, b): lane by lane, lane I of a, or lane I - n of b.
 template <int... I>

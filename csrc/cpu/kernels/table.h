@@ -2,6 +2,7 @@
 #pragma once
 
 #include "conv2d.h"
+#include "conv2d_sparse.h"
 #include "depthwise.h"
 #include "kernels.h"
 #include "max_pool2d.h"
@@ -16,6 +17,8 @@ constexpr Conv2dFamily<T> conv2d_family() {
           {block_lanes<T>, depthwise::taps_at_once, depthwise::packed_size<T>, depthwise::packed_size<T>,
            depthwise::pack_weight<T>, depthwise::pack_weight<T>, depthwise::forward<T>, depthwise::backward_data<T>,
            depthwise::backward_weight<T>},
+          {lanes<T>, live_list_size<T>, count_nonzero<T>, all_finite<T>, sparse_backward_weight<T>,
+           sparse_backward_data<T>},
           transpose<T>};
 }
 
