@@ -10,10 +10,10 @@ import torch
 
 from fastconv import ops
 from fastconv.ops import _C
+from fastconv.version import __version__
 
 from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "autograd", "functional", "models", "nn", "ops", "show_config"]
 
 

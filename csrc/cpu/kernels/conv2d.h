@@ -130,7 +130,7 @@ void forward_block(const Conv2dShape& s, const T* x, const Strides& strides, con
   int64_t n = 0, p = 0, q = 0;
   for (int64_t first = 0; first < pixels; first += block_rows) {
     const int count = static_cast<int>(pixels - first < block_rows ? pixels - first : block_rows);
-    const T* a[block_rows];
+    const T* a[block_rows] = {};
     for (int row = 0; row < block_rows; ++row) {
       if (row >= count) {
         a[row] = a[0];
@@ -186,8 +186,8 @@ FC_INLINE void backward_data_tap(const Conv2dShape& s, const T* g, int64_t g_row
   start_row();
   for (int64_t first = 0; first < pixels; first += block_rows) {
     const int count = static_cast<int>(pixels - first < block_rows ? pixels - first : block_rows);
-    const T* a[block_rows];
-    T* to[block_rows];
+    const T* a[block_rows] = {};
+    T* to[block_rows] = {};
     for (int row = 0; row < block_rows; ++row) {
       if (row >= count) {
         a[row] = a[0];
@@ -255,7 +255,7 @@ FC_INLINE void backward_weight_taps(const Conv2dShape& s, const T* x, const Stri
   const Walk pixels = {images, strides.image, rows, s.stride_h * strides.row, s.Q, s.stride_w * strides.pixel};
   for (int64_t first = first_tap; first < last_tap; first += block_rows) {
     const int count = static_cast<int>(last_tap - first < block_rows ? last_tap - first : block_rows);
-    const T* a[block_rows];
+    const T* a[block_rows] = {};
     for (int row = 0; row < block_rows; ++row) {
       const int64_t tap = row < count ? first + row : first;
       const int64_t r = tap / (s.S * C), tap_s = tap / C % s.S, c = tap % C;

@@ -1,0 +1,84 @@
+# make train and make test set everything up by themselves; running them again sets nothing up twice.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made with
+#   TORCH=torch==2.13.0 the torch that goes into .venv, and PIP_TORCH, how pip is to find it. On Linux the CPU build is
+#                       PIP_TORCH='--index-url https://download.pytorch.org/whl/cpu'; without that, pip may fetch CUDA's.
+#   ARGS='...'          more arguments for the command: make train ARGS='--epochs 1'
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PIP_TORCH ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+
+.PHONY: help train test bench check asan format clean
+help:
+	@echo 'make train   train the MNIST CNN on the images that come with it'
+	@echo 'make test    prove the kernels against PyTorch'
+	@echo 'make bench   measure them against PyTorch, print the table'
+	@echo 'make check   style, types and tests: all that CI asks for'
+	@echo 'make asan    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make format  let ruff and clang-format have their way'
+	@echo 'make clean   remove what was built, .venv too'
+
+$(VENV)/torch: Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastconv needs Python 3.10 or later")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install '$(TORCH)' $(PIP_TORCH)
+	@touch $@
+
+$(VENV)/packages: $(VENV)/torch pyproject.toml
+	$(PIP) install 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
+	$(PIP) install --no-build-isolation --editable '.[mnist,test]'
+	@touch $@
+
+# After the first time, ninja compiles what changed, and pip is not asked.
+$(VENV)/extension: $(VENV)/packages $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	@touch $@
+
+$(VENV)/dev: $(VENV)/packages
+	$(PIP) install '.[dev]' --no-build-isolation --no-deps --dry-run > /dev/null
+	$(PIP) install $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['dev'])")
+	@touch $@
+
+train: $(VENV)/extension
+	$(BIN)/fastconv train $(ARGS)
+
+test: $(VENV)/extension
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/extension
+	@mkdir -p .benchmarks
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks/run.json -p no:doctest --no-header $(ARGS) > .benchmarks/run.log || { cat .benchmarks/run.log; exit 1; }
+	$(BIN)/python benchmarks/report.py .benchmarks/run.json
+	$(BIN)/python benchmarks/accuracy.py
+
+check: $(VENV)/dev $(VENV)/extension
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# The interpreter is not instrumented, so the runtime is preloaded; what Python itself never frees is not our leak.
+asan: $(VENV)/packages
+	FASTCONV_SANITIZE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp build/asan --build-lib build/asan-lib
+	cp -r fastconv build/asan-lib/ && rm -f build/asan-lib/fastconv/_C.*.so && find build/asan -name '_C*.so' -exec cp {} build/asan-lib/fastconv/ \;
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/asan-lib $(BIN)/python -m pytest -p no:doctest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info fastconv/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,136 @@
+"""Checkpoints: a network's name and weights, how it was trained, and how well it does, in one file.
+
+The file is torch.save's, of plain types and tensors, so that it loads with ``weights_only=True`` and runs no code.
+"""
+
+import contextlib
+import io
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastconv.mnist import UserError
+from fastconv.mnist.training import MODELS, build_model
+
+_FORMAT = "fastconv-mnist"
+_VERSION = 1
+
+
+class CheckpointError(UserError):
+    """A file that is not a checkpoint, or not one that this version of fastconv can use, or cannot be written."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds. ``config`` is for the reader: nothing depends on it."""
+
+    model: str
+    state_dict: dict[str, torch.Tensor]
+    test_accuracy: float
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, backend: str = "fastconv") -> nn.Module:
+        """The network with these weights, ready to predict."""
+        network = build_model(self.model, backend)
+        network.load_state_dict(self.state_dict)
+        return network.eval()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write ``checkpoint`` to ``path``: wholly, or, if something fails on the way, not at all."""
+    buffer = io.BytesIO()
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": checkpoint.model,
+        "state_dict": dict(checkpoint.state_dict),
+        "test_accuracy": checkpoint.test_accuracy,
+        "config": checkpoint.config,
+    }
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> Checkpoint:
+    """Read the checkpoint at ``path``.
+
+    Raises:
+        CheckpointError: if there is no file, it is damaged or no checkpoint of fastconv's, it comes from a later version,
+            or its weights do not fit its model.
+    """
+    try:
+        with path.open("rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise CheckpointError(f"{path} is not a checkpoint, or a truncated one")
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch.load raises whatever its reader met: RuntimeError, UnpicklingError, KeyError...
+        raise CheckpointError(f"{path} is not a checkpoint, or a damaged one") from error
+    return _checked(path, content)
+
+
+def _checked(path: Path, content: object) -> Checkpoint:
+    """The checkpoint in what torch.load returned for ``path``."""
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of fastconv")
+    version = content.get("version")
+    if not isinstance(version, int) or version > _VERSION:
+        raise CheckpointError(f"{path} comes from a later fastconv (format {version}; this one reads {_VERSION})")
+    missing = {"model", "state_dict", "test_accuracy", "config"} - content.keys()
+    if missing:
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    model, weights = content["model"], content["state_dict"]
+    if model not in MODELS:
+        raise CheckpointError(f"{path} is of another model, {model!r}: fastconv has {', '.join(MODELS)}")
+    expected = build_model(model).state_dict()
+    if not isinstance(weights, dict) or weights.keys() != expected.keys():
+        raise CheckpointError(f"{path} is damaged: its weights are not those of {model}")
+    for key, tensor in expected.items():
+        found = weights[key]
+        if not isinstance(found, torch.Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
+            raise CheckpointError(f"{path} is damaged: {key} is not {tensor.dtype} of shape {tuple(tensor.shape)}")
+    return Checkpoint(model, weights, content["test_accuracy"], content["config"])
+
+
+def check_output_folder(folder: Path) -> None:
+    """Make ``folder`` unless it is there, and see that a file can be written in it.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    probe = folder / f".fastconv-{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise CheckpointError(f"cannot write into {folder}: {error.strerror or error}") from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is never seen half written: under another name first, then renamed, replacing an older one.
+
+    Raises:
+        CheckpointError: if it cannot be written; an older file is then as it was.
+    """
+    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
