@@ -13,7 +13,7 @@ void check_pair(const Ints& values, const char* name, const char* operation) {
 void check_conv2d_parameters(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
   check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
-  check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero");
+  check(dilation[0] > 0 && dilation[1] > 0, "non-positive dilation is not supported");
   check(groups > 0, "non-positive groups is not supported");
 }
 
@@ -66,6 +66,7 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
   check(stride.size() == 2, "max_pool2d: stride must either be omitted, a single int, or a tuple of two ints");
   check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
   check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
+  check(stride[0] != 0 && stride[1] != 0, "stride should not be zero");
   check(kernel_size[0] > 0 && kernel_size[1] > 0, "kernel size should be greater than zero, but got kH: ",
         kernel_size[0], " kW: ", kernel_size[1]);
   check(stride[0] > 0 && stride[1] > 0, "stride should be greater than zero, but got dH: ", stride[0],
@@ -157,7 +158,7 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
                              const Ints& dilation, bool ceil_mode) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
   check(input.dim() == 4 && input.size(1) != 0 && input.size(2) != 0 && input.size(3) != 0,
-        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got: ", Sizes(input));
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:", Sizes(input));
   for (int i = 0; i < 2; ++i) {
     check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
     check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,

@@ -85,8 +85,11 @@ bool fills_memory(const Tensor& tensor) {
 }
 
 Tensor empty_as(const Tensor& tensor) {
+  const Ints sizes(tensor.sizes().begin(), tensor.sizes().end());
+  if (tensor.is_contiguous()) return empty(sizes, tensor, false);
+  if (tensor.dim() == 4 && is_nhwc(tensor)) return empty(sizes, tensor, true);
   if (!fills_memory(tensor)) return torch::stable::empty_like(tensor);
-  return empty_strided(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor, tensor.scalar_type());
+  return empty_strided(sizes.data(), tensor.strides().data(), tensor.dim(), tensor, tensor.scalar_type());
 }
 
 bool is_nhwc(const Tensor& tensor) { return is_dense_in_order(tensor, {1, 3, 2, 0}); }

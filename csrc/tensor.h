@@ -41,7 +41,7 @@ bool suggests_channels_last(const Tensor& tensor);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type);
 
-// Uninitialised, with the strides that torch.empty_like gives.
+// Uninitialised, with the strides that PyTorch's elementwise operators give their result.
 Tensor empty_as(const Tensor& tensor);
 
 // Whether the elements fill their memory without gaps or overlaps, in whatever order.

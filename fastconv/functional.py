@@ -8,7 +8,7 @@ returns the same values, dtypes, shapes, memory formats and errors. Tensors that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from fastconv import autograd
 __all__ = ["conv2d", "max_pool2d", "relu"]
 
 Size2 = int | Sequence[int]
+Pair = tuple[int, int]
 
 _FLOATING = frozenset({torch.float32, torch.float64})
 _REAL = _FLOATING | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}
@@ -36,30 +37,17 @@ def _is_served(tensor: Any, dtypes: frozenset[torch.dtype]) -> bool:
     )
 
 
-def _pair(value: Size2, name: str) -> tuple[int, int]:
-    """An int or two as two. What is neither is left to PyTorch to refuse: None."""
-    if isinstance(value, int | torch.SymInt):
-        return value, value
-    values = tuple(value)
-    if len(values) == 1:
-        return values[0], values[0]
-    if len(values) != 2:
-        raise RuntimeError(
-            f"expected {name} to be a single integer value or a list of 2 values to match the convolution "
-            f"dimensions, but got {name}={list(values)}"
-        )
-    return values
+def _pair(value: Any) -> tuple[int, int] | None:
+    """An int or two, as two. None for anything else, which is then left to PyTorch to take or to refuse."""
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    if len(values) not in (1, 2) or not all(isinstance(v, int | torch.SymInt) for v in values):
+        return None
+    return values[0], values[-1]
 
 
-def _padding_of(padding: str, input: Tensor, weight: Tensor, stride: Size2, dilation: Size2) -> tuple[Tensor, Size2]:
-    """'same' and 'valid' as numbers. Where 'same' is uneven, the input is padded by one more on the right, below."""
-    if padding == "valid":
-        return input, 0
-    if padding != "same":
-        raise RuntimeError(f"Invalid padding string: '{padding}'")
-    if any(s != 1 for s in _pair(stride, "stride")):
-        raise RuntimeError("padding='same' is not supported for strided convolutions")
-    total_h, total_w = (d * (k - 1) for d, k in zip(_pair(dilation, "dilation"), weight.shape[2:], strict=True))
+def _pad_same(input: Tensor, weight: Tensor, dilation: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """'same' as numbers. Where it is uneven, the input gets one more row below, or column on the right."""
+    total_h, total_w = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
     if total_h % 2 or total_w % 2:
         input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
     return input, (total_h // 2, total_w // 2)
@@ -107,12 +95,20 @@ def conv2d(
         return handle_torch_function(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
+    pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
     served = all(_is_served(t, _FLOATING) and t.dtype == input.dtype for t in tensors)
-    if not served or weight.dim() != 4 or input.dim() not in (3, 4):
+    regular = None not in pairs and isinstance(groups, int) and weight.dim() == 4 and input.dim() in (3, 4)
+    regular = regular and input.shape[-3] != 0
+    if padding == "same":
+        regular = regular and pairs[0] == (1, 1)
+    elif isinstance(padding, str):
+        regular = regular and padding == "valid"
+    if not served or not regular:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    if isinstance(padding, str):
-        input, padding = _padding_of(padding, input, weight, stride, dilation)
-    geometry = (_pair(stride, "stride"), _pair(padding, "padding"), _pair(dilation, "dilation"), groups)
+    strides, paddings, dilations = cast("tuple[Pair, Pair, Pair]", pairs)
+    if padding == "same":
+        input, paddings = _pad_same(input, weight, dilations)
+    geometry = (strides, paddings, dilations, groups)
     if input.dim() == 3:
         return autograd.conv2d(input.unsqueeze(0), weight, bias, *geometry).squeeze(0)
     return autograd.conv2d(input, weight, bias, *geometry)
@@ -176,10 +172,8 @@ def max_pool2d(
             max_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, dilation=dilation,
             ceil_mode=ceil_mode, return_indices=return_indices,
         )  # fmt: skip
-    sizes = [kernel_size, kernel_size if stride is None else stride, padding, dilation]
-    pairs = [(s, s) if isinstance(s, int) else tuple(s) for s in sizes if isinstance(s, int | tuple | list)]
-    regular = len(pairs) == 4 and all(len(p) == 2 for p in pairs)
-    if not regular or not _is_served(input, _REAL) or input.dim() not in (3, 4):
+    pairs = [_pair(v) for v in (kernel_size, kernel_size if stride is None else stride, padding, dilation)]
+    if None in pairs or not _is_served(input, _REAL) or input.dim() not in (3, 4):
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[arg-type]
     batch = input.unsqueeze(0) if input.dim() == 3 else input
     values, indices = autograd.max_pool2d(batch, *pairs, ceil_mode)
@@ -207,6 +201,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if has_torch_function((input,)):
         return handle_torch_function(relu, (input,), input, inplace=inplace)
-    if not _is_served(input, _REAL):
+    refused = inplace and input.is_leaf and input.requires_grad and torch.is_grad_enabled()
+    if refused or not _is_served(input, _REAL):
         return F.relu(input, inplace)
     return autograd.relu_(input) if inplace else autograd.relu(input)

@@ -61,7 +61,8 @@ def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
     output = torch.nn.functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    return _empty(input, output.shape, suggests_channels_last(input) or suggests_channels_last(weight))
+    channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
+    return _empty(input, output.shape, channels_last and input.numel() > 0)
 
 
 @torch.library.register_fake("fastconv::conv2d_backward_data")
@@ -101,7 +102,7 @@ def _max_pool2d_backward(
 
 @torch.library.register_fake("fastconv::relu")
 def _relu(input: Tensor) -> Tensor:
-    return torch.empty_like(input)
+    return torch.ops.aten.relu(input)
 
 
 @torch.library.register_fake("fastconv::relu_")
@@ -111,4 +112,4 @@ def _relu_(input: Tensor) -> None:
 
 @torch.library.register_fake("fastconv::relu_backward")
 def _relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
-    return torch.empty_like(grad_output)
+    return torch.ops.aten.relu(grad_output)

@@ -49,7 +49,8 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  const bool channels_last = suggests_channels_last(input) || suggests_channels_last(weight);
+  const bool channels_last =
+      input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
   if (output.numel() == 0) return output;
   dispatch_floating(input, "conv2d", [&](auto type) { forward<decltype(type)>(s, input, weight, bias, output); });

@@ -1,0 +1,165 @@
+"""The cases and the measures that all tests share: one table an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+THREADS = (1, 2, 3, 8)
+
+
+@dataclass(frozen=True)
+class Conv2dCase:
+    """Sizes, then conv2d's own arguments."""
+
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    R: int
+    S: int
+    arguments: dict[str, Any] = field(default_factory=dict)
+    bias: bool = True
+
+    def __str__(self) -> str:
+        arguments = "-".join(f"{name}{value}" for name, value in self.arguments.items())
+        sizes = f"{self.N}x{self.C}x{self.H}x{self.W}-{self.K}x{self.R}x{self.S}"
+        return "-".join(filter(None, [sizes, arguments, "" if self.bias else "nobias"])).replace(" ", "")
+
+    def tensors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Fresh input, weight and bias."""
+        groups = self.arguments.get("groups", 1)
+        x = torch.randn(self.N, self.C, self.H, self.W, dtype=dtype)
+        w = torch.randn(self.K, self.C // groups, self.R, self.S, dtype=dtype)
+        return x, w, torch.randn(self.K, dtype=dtype) if self.bias else None
+
+
+def conv(N: int, C: int, H: int, W: int, K: int, R: int, S: int, bias: bool = True, **arguments: Any) -> Conv2dCase:
+    return Conv2dCase(N, C, H, W, K, R, S, arguments, bias)
+
+
+CONV2D = [
+    # the network's own, smaller batch: tails of pixels
+    conv(3, 1, 28, 28, 32, 3, 3),
+    conv(3, 32, 13, 13, 64, 3, 3),
+    conv(5, 64, 5, 5, 128, 3, 3),
+    # channels around the widths of vectors and blocks
+    *[conv(2, C, 7, 6, K, 3, 3, padding=1) for C, K in [(1, 1), (3, 5), (5, 3), (16, 17), (17, 16), (31, 33), (33, 31)]],
+    *[conv(2, C, 6, 5, K, 2, 2) for C, K in [(2, 15), (4, 47), (48, 2), (8, 49), (65, 8)]],
+    # kernels
+    conv(2, 8, 9, 9, 16, 1, 1),
+    conv(2, 19, 9, 9, 7, 1, 1, stride=2, bias=False),
+    conv(2, 3, 12, 11, 8, 5, 5, padding=2),
+    conv(2, 4, 11, 12, 9, 3, 2, padding=(2, 1)),
+    conv(1, 2, 9, 30, 5, 1, 7),
+    conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0)),
+    conv(2, 3, 4, 5, 6, 4, 5),
+    conv(1, 3, 3, 3, 4, 7, 7, padding=5),
+    # stride, dilation, 'same', 'valid'
+    conv(2, 6, 14, 13, 20, 3, 3, stride=2, padding=1),
+    conv(2, 6, 14, 13, 20, 3, 3, stride=(3, 1), padding=(0, 2)),
+    conv(2, 6, 17, 18, 10, 3, 3, stride=(1, 2), dilation=(2, 3), padding=(2, 4)),
+    conv(2, 40, 10, 10, 12, 3, 3, dilation=2),
+    conv(2, 5, 9, 8, 6, 3, 3, padding="same"),
+    conv(2, 5, 9, 8, 6, 4, 3, padding="same", dilation=(1, 3)),
+    conv(2, 5, 9, 8, 6, 3, 4, padding="valid", stride=(2, 3)),
+    conv(1, 2, 5, 5, 3, 2, 2, stride=4),
+    # groups, depthwise with and without a multiplier
+    conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1),
+    conv(2, 34, 6, 7, 66, 3, 3, groups=2),
+    conv(2, 8, 9, 9, 8, 3, 3, groups=8, padding=1),
+    conv(2, 37, 9, 8, 37, 3, 3, groups=37, padding=1, stride=2),
+    conv(2, 16, 10, 10, 16, 5, 3, groups=16, dilation=2, bias=False),
+    conv(2, 5, 8, 8, 15, 3, 3, groups=5),
+    # batch of none, of one, of more than any cut; a large image
+    conv(0, 3, 8, 8, 4, 3, 3),
+    conv(1, 16, 9, 9, 32, 3, 3, padding=1),
+    conv(37, 3, 6, 6, 4, 3, 3),
+    conv(1, 4, 70, 65, 6, 3, 3, padding=1),
+]
+
+
+@dataclass(frozen=True)
+class Pool2dCase:
+    """The input's size, then max_pool2d's own arguments."""
+
+    size: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def __str__(self) -> str:
+        arguments = "-".join(f"{name}{value}" for name, value in self.arguments.items())
+        return f"{'x'.join(map(str, self.size))}-{arguments}".replace(" ", "")
+
+    def tensor(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Fresh small integers: many ties, in any dtype."""
+        return torch.randint(0 if dtype == torch.uint8 else -4, 5, self.size).to(dtype)
+
+
+def pool(*size: int, **arguments: Any) -> Pool2dCase:
+    return Pool2dCase(size, arguments)
+
+
+MAX_POOL2D = [
+    pool(3, 32, 26, 26, kernel_size=2),
+    pool(3, 64, 11, 11, kernel_size=2),
+    pool(2, 5, 9, 10, kernel_size=3),
+    pool(2, 17, 9, 10, kernel_size=3, stride=2, padding=1),
+    pool(2, 3, 10, 9, kernel_size=(2, 3), stride=(1, 2), padding=(1, 1)),
+    pool(2, 3, 12, 40, kernel_size=3, stride=1, padding=1),
+    pool(2, 33, 12, 13, kernel_size=(3, 2), dilation=(2, 3), padding=1),
+    pool(2, 4, 5, 5, kernel_size=2, ceil_mode=True),
+    pool(2, 4, 6, 7, kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    pool(2, 4, 7, 7, kernel_size=2, stride=3, ceil_mode=True),
+    pool(2, 4, 8, 8, kernel_size=5, stride=5, padding=2),
+    pool(1, 1, 1, 1, kernel_size=1),
+    pool(1, 300, 4, 4, kernel_size=2, stride=1),
+    pool(1, 2, 40, 300, kernel_size=4, stride=3),
+    pool(40, 2, 4, 4, kernel_size=2),
+    pool(0, 3, 8, 8, kernel_size=2),
+    pool(5, 8, 8, kernel_size=2),
+]
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t,
+    "every second column": lambda t: torch.stack([t, t], -1).flatten(-2)[..., ::2],
+    "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "sliced": lambda t: torch.cat([t, t], 1)[:, : t.shape[1]],
+    "batch last": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0),
+}
+
+
+def with_gradients(
+    function: Callable[..., Tensor], tensors: tuple[Tensor | None, ...], grad_output: Tensor | None = None, **arguments: Any
+) -> list[Tensor]:
+    """The function's result, and then the gradient of each tensor that is there."""
+    leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
+    output = function(*leaves, **arguments)
+    if grad_output is None:
+        grad_output = torch.ones_like(output)
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    return [output.detach(), *torch.autograd.grad(output, wanted, grad_output.to(output.dtype))]
+
+
+def root_mean_square(t: Tensor) -> float:
+    return float(t.double().pow(2).mean().sqrt()) if t.numel() else 0.0
+
+
+def assert_as_accurate(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
+    """Our error against float64 is at most twice PyTorch's, give or take a unit in the last place of the result or, where
+    that is a sum that cancels, of one of its terms (which are about 1)."""
+    for mine, other, reference in zip(ours, theirs, exact, strict=True):
+        assert mine.shape == reference.shape
+        allowed = 2 * root_mean_square(other - reference) + 2**-23 * (root_mean_square(reference) + 1)
+        assert root_mean_square(mine - reference) <= allowed
+
+
+def assert_identical(a: list[Tensor], b: list[Tensor]) -> None:
+    """Bit for bit, NaN included."""
+    for first, second in zip(a, b, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)

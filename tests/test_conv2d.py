@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    CONV2D,
+    LAYOUTS,
+    THREADS,
+    Conv2dCase,
+    assert_as_accurate,
+    assert_identical,
+    conv,
+    with_gradients,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+
+ours = torch.ops.fastconv
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+
+every_case = pytest.mark.parametrize("case", CONV2D, ids=str)
+SPARSE = [
+    conv(3, 32, 13, 13, 64, 3, 3),
+    conv(3, 64, 5, 5, 70, 3, 3),
+    conv(2, 16, 12, 11, 20, 5, 5, padding=2),
+    conv(2, 33, 9, 10, 18, 3, 3, padding=(1, 2), stride=(2, 1)),
+    conv(2, 40, 11, 11, 16, 3, 3, padding=3, dilation=2),
+    conv(2, 64, 7, 7, 5, 1, 1),
+    conv(1, 16, 40, 41, 8, 3, 3, padding=1),
+]
+
+
+def random_like(output: torch.Tensor) -> torch.Tensor:
+    return torch.randn(output.shape, dtype=torch.float64)
+
+
+@every_case
+def test_conv2d_and_its_gradients_err_at_most_twice_as_much_as_pytorchs(case: Conv2dCase, level: str) -> None:
+    tensors = case.tensors()
+    g = random_like(F.conv2d(*tensors, **case.arguments)).float()
+    doubles = tuple(None if t is None else t.double() for t in tensors)
+    exact = with_gradients(F.conv2d, doubles, g.double(), **case.arguments)
+    theirs = with_gradients(F.conv2d, tensors, g, **case.arguments)
+    assert_as_accurate(with_gradients(FF.conv2d, tensors, g, **case.arguments), theirs, exact)
+
+
+@every_case
+def test_conv2d_in_float64_equals_pytorchs(case: Conv2dCase, level: str) -> None:
+    tensors = case.tensors(torch.float64)
+    g = random_like(F.conv2d(*tensors, **case.arguments))
+    for mine, other in zip(
+        with_gradients(FF.conv2d, tensors, g, **case.arguments),
+        with_gradients(F.conv2d, tensors, g, **case.arguments),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-11)
+
+
+@every_case
+@pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout: str, weight_layout: str) -> None:
+    x, w, b = case.tensors()
+    expected = FF.conv2d(x, w, b, **case.arguments)
+    x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)
+    y = FF.conv2d(x, w, b, **case.arguments)
+    assert y.stride() == F.conv2d(x, w, b, **case.arguments).stride()
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    g = torch.randn_like(y)
+    for grad_layout in ("contiguous", "channels_last", "sliced"):
+        for mine, other in zip(
+            with_gradients(FF.conv2d, (x, w, b), LAYOUTS[grad_layout](g), **case.arguments),
+            with_gradients(F.conv2d, (x, w, b), g, **case.arguments),
+            strict=True,
+        ):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+def test_gradients_have_the_layout_of_what_they_belong_to() -> None:
+    x, w, b = CONV2D[1].tensors()
+    for format_x in (torch.contiguous_format, torch.channels_last):
+        for format_w in (torch.contiguous_format, torch.channels_last):
+            tensors = (x.contiguous(memory_format=format_x), w.contiguous(memory_format=format_w), b)
+            _, dx, dw, _ = with_gradients(FF.conv2d, tensors)
+            assert dx.is_contiguous(memory_format=format_x)
+            assert dw.is_contiguous(memory_format=format_w)
+
+
+@pytest.mark.parametrize("case", [*CONV2D[:6], *SPARSE, CONV2D[-2]], ids=str)
+@pytest.mark.parametrize("live", [1.0, 0.2])
+def test_conv2d_is_bitwise_the_same_for_every_number_of_threads(case: Conv2dCase, live: float) -> None:
+    tensors = case.tensors()
+    g = torch.randn(F.conv2d(*tensors, **case.arguments).shape)
+    g *= torch.rand_like(g) < live
+    results = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        results.append(with_gradients(FF.conv2d, tensors, g, **case.arguments))
+    for other in results[1:]:
+        assert_identical(results[0], other)
+
+
+@pytest.mark.parametrize("case", SPARSE, ids=str)
+@pytest.mark.parametrize("live", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_gradients_are_right_where_most_of_grad_output_is_zero(
+    case: Conv2dCase, live: float, layout: str, level: str
+) -> None:
+    x, w, b = case.tensors()
+    tensors = (LAYOUTS[layout](x), LAYOUTS[layout](w), b)
+    g = torch.randn(F.conv2d(*tensors, **case.arguments).shape)
+    g *= torch.rand_like(g) < live
+    exact = with_gradients(F.conv2d, (x.double(), w.double(), b.double()), g.double(), **case.arguments)
+    theirs = with_gradients(F.conv2d, tensors, g, **case.arguments)
+    assert_as_accurate(with_gradients(FF.conv2d, tensors, LAYOUTS[layout](g), **case.arguments), theirs, exact)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_zero_gradient_times_what_is_not_finite_is_nan(bad: float, level: str) -> None:
+    x, w, b = SPARSE[0].tensors()
+    g = torch.randn(3, 64, 11, 11)
+    g *= torch.rand_like(g) < 0.1
+    x[1, 3, 5, 6] = bad
+    w[2, 7, 1, 1] = bad
+    for mine, exact in zip(
+        with_gradients(FF.conv2d, (x, w, b), g),
+        with_gradients(F.conv2d, (x.double(), w.double(), b.double()), g.double()),
+        strict=True,
+    ):
+        assert torch.equal(mine.isnan(), exact.isnan())
+
+
+def test_nan_and_infinity_in_grad_output_pass(level: str) -> None:
+    x, w, b = SPARSE[0].tensors()
+    g = torch.zeros(3, 64, 11, 11)
+    g[0, 1, 2, 3], g[2, 5, 6, 7] = float("nan"), float("inf")
+    for mine, exact in zip(
+        with_gradients(FF.conv2d, (x, w, b), g),
+        with_gradients(F.conv2d, (x.double(), w.double(), b.double()), g.double()),
+        strict=True,
+    ):
+        assert torch.equal(mine.isnan(), exact.isnan())
+        assert torch.equal(mine.isinf(), exact.isinf())
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
+    draw = data.draw
+    groups, group_C, group_K = draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 40))
+    R, S = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    stride = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
+    dilation = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    H = draw(st.integers(max(1, dilation[0] * (R - 1) + 1 - 2 * padding[0]), 18))
+    W = draw(st.integers(max(1, dilation[1] * (S - 1) + 1 - 2 * padding[1]), 18))
+    N, layout, live = draw(st.integers(1, 4)), draw(st.sampled_from(list(LAYOUTS))), draw(st.sampled_from([1.0, 0.2]))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    x = LAYOUTS[layout](torch.randn(N, groups * group_C, H, W))
+    w, b = torch.randn(groups * group_K, group_C, R, S), torch.randn(groups * group_K)
+    arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    g = torch.randn(F.conv2d(x, w, b, **arguments).shape)
+    g *= torch.rand_like(g) < live
+    exact = with_gradients(F.conv2d, (x.double(), w.double(), b.double()), g.double(), **arguments)
+    for mine, reference in zip(with_gradients(FF.conv2d, (x, w, b), g, **arguments), exact, strict=True):
+        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-4 * max(1.0, float(reference.abs().max())))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        conv(2, 4, 6, 5, 6, 3, 2, stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2),
+        conv(1, 3, 5, 5, 2, 3, 3, padding=1),
+        conv(2, 3, 5, 4, 3, 2, 2, groups=3),
+        conv(1, 2, 4, 4, 3, 2, 3, padding="same", bias=False),
+    ],
+    ids=str,
+)
+def test_conv2d_passes_gradcheck_to_the_second_order_and_forward(case: Conv2dCase) -> None:
+    tensors = tuple(t.requires_grad_() for t in case.tensors(torch.float64) if t is not None)
+
+    def function(*tensors: torch.Tensor) -> torch.Tensor:
+        return FF.conv2d(*tensors, **case.arguments)
+
+    assert gradcheck(function, tensors, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+def test_conv2d_takes_one_image_without_a_batch() -> None:
+    x, w, b = CONV2D[1].tensors()
+    torch.testing.assert_close(FF.conv2d(x[0], w, b), F.conv2d(x[0], w, b), rtol=1e-4, atol=1e-4)
+
+
+def test_conv2d_of_no_channels_is_left_to_pytorch() -> None:
+    x, w, b = torch.randn(2, 0, 8, 8), torch.randn(4, 0, 3, 3), torch.randn(4)
+    assert torch.equal(FF.conv2d(x, w, b), F.conv2d(x, w, b))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64, torch.int64], ids=str)
+def test_conv2d_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
+    x, w = torch.randn(2, 3, 6, 6).mul(4).to(dtype), torch.randn(4, 3, 3, 3).mul(4).to(dtype)
+    assert torch.equal(FF.conv2d(x, w), F.conv2d(x, w))
+
+
+X, W = (2, 3, 8, 8), (4, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "b", "arguments"),
+    [
+        ((2, 5, 8, 8), W, None, {}),
+        ((2, 3, 2, 2), W, None, {}),
+        ((8, 8), W, None, {}),
+        ((1, 2, 3, 8, 8), W, None, {}),
+        (X, (4, 3, 3), None, {}),
+        (X, W, (5,), {}),
+        (X, W, (4, 1), {}),
+        (X, W, None, {"padding": -1}),
+        (X, W, None, {"stride": 0}),
+        (X, W, None, {"stride": -1}),
+        (X, W, None, {"dilation": 0}),
+        (X, W, None, {"groups": 0}),
+        (X, W, None, {"groups": 2}),
+        (X, W, None, {"groups": 3}),
+        (X, W, None, {"groups": 8}),
+        (X, W, None, {"stride": (1, 1, 1)}),
+        (X, W, None, {"padding": (1, 1, 1)}),
+        (X, W, None, {"dilation": (1, 1, 1)}),
+        (X, W, None, {"padding": "full"}),
+        (X, W, None, {"padding": "same", "stride": 2}),
+        ((2, 3, 0, 8), W, None, {}),
+        (X, (0, 3, 3, 3), None, {}),
+    ],
+)
+def test_conv2d_refuses_what_pytorch_refuses_in_its_words(
+    x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
+) -> None:
+    tensors = (torch.randn(x), torch.randn(w), None if b is None else torch.randn(b))
+    with pytest.raises(Exception) as theirs:  # noqa: PT011  whatever it is
+        F.conv2d(*tensors, **arguments)
+    with pytest.raises(type(theirs.value)) as mine:
+        FF.conv2d(*tensors, **arguments)
+    assert str(mine.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("arguments", [{"stride": 1.5}, {"stride": "1"}, {"groups": 1.0}, {"dilation": None}], ids=str)
+def test_conv2d_refuses_arguments_of_another_type(arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
+        FF.conv2d(torch.randn(X), torch.randn(W), **arguments)
+
+
+def test_conv2d_refuses_mixed_dtypes_in_pytorchs_words() -> None:
+    x, w = torch.randn(X), torch.randn(W, dtype=torch.float64)
+    with pytest.raises(RuntimeError) as theirs:
+        F.conv2d(x, w)
+    with pytest.raises(RuntimeError) as mine:
+        FF.conv2d(x, w)
+    assert str(mine.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda g, x, w: ours.conv2d_backward_data(g[:, :, 1:], w, x.shape, (1, 1), (0, 0), (1, 1), 1, False),
+        lambda g, x, w: ours.conv2d_backward_data(g, w, (2, 4, 8, 8), (1, 1), (0, 0), (1, 1), 1, False),
+        lambda g, x, w: ours.conv2d_backward_data(g.double(), w, x.shape, (1, 1), (0, 0), (1, 1), 1, False),
+        lambda g, x, w: ours.conv2d_backward_weight(g, x[1:], (3, 3), (1, 1), (0, 0), (1, 1), 1, False),
+        lambda g, x, w: ours.conv2d_backward_weight(g, x, (3, 2), (1, 1), (0, 0), (1, 1), 1, False),
+        lambda g, x, w: ours.conv2d_backward_weight(g, x, (3, 3), (1, 1), (0, 0), (1, 1), 2, False),
+        lambda g, x, w: ours.conv2d_backward_weight(g, x, (3, 3), (0, 1), (0, 0), (1, 1), 1, False),
+    ],
+)
+def test_backward_operators_refuse_sizes_that_do_not_fit(call: Any) -> None:
+    with pytest.raises(RuntimeError, match="expected|non-positive"):
+        call(torch.randn(2, 4, 6, 6), torch.randn(X), torch.randn(W))

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from cases import LAYOUTS, MAX_POOL2D, THREADS, Pool2dCase, assert_identical, with_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+
+NAN, INF = float("nan"), float("inf")
+DTYPES = [torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
+every_case = pytest.mark.parametrize("case", MAX_POOL2D, ids=str)
+
+
+def assert_like_pytorchs(x: torch.Tensor, **arguments: Any) -> None:
+    # PyTorch refuses images of more than 127 or 255 pixels where bytes are channels_last: it counts pixels in bytes.
+    known = x.to(torch.int16) if x.dtype in (torch.int8, torch.uint8) else x
+    expected = F.max_pool2d(known, **arguments, return_indices=True)
+    expected = (expected[0].to(x.dtype), expected[1])
+    result = FF.max_pool2d(x, **arguments, return_indices=True)
+    for mine, other in zip(result, expected, strict=True):
+        assert mine.dtype == other.dtype
+        assert mine.stride() == other.stride()
+    assert_identical(list(result), list(expected))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_max_pool2d_gives_pytorchs_values_and_indices(case: Pool2dCase, dtype: torch.dtype, level: str) -> None:
+    for layout in ("contiguous", "channels_last"):
+        assert_like_pytorchs(LAYOUTS[layout](case.tensor(dtype)), **case.arguments)
+
+
+@every_case
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "sliced"])
+def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, layout: str) -> None:
+    assert_like_pytorchs(LAYOUTS[layout](case.tensor()), **case.arguments)
+
+
+@every_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_gradient_goes_where_pytorchs_goes(case: Pool2dCase, layout: str, dtype: torch.dtype, level: str) -> None:
+    x = LAYOUTS[layout](case.tensor(dtype))
+    g = torch.randint(-8, 9, F.max_pool2d(x, **case.arguments).shape).to(dtype)
+    expected = with_gradients(F.max_pool2d, (x,), g, **case.arguments)
+    for grad_layout in ("contiguous", "channels_last", "batch last"):
+        assert_identical(with_gradients(FF.max_pool2d, (x,), LAYOUTS[grad_layout](g), **case.arguments), expected)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
+@pytest.mark.parametrize("special", [NAN, -INF, INF])
+def test_nan_and_infinity_are_pooled_as_by_pytorch(special: float, share: float, layout: str, level: str) -> None:
+    for case in MAX_POOL2D[:9]:
+        x = case.tensor()
+        x[torch.rand(x.shape) < share] = special
+        assert_like_pytorchs(LAYOUTS[layout](x), **case.arguments)
+
+
+@pytest.mark.parametrize(
+    ("window", "value", "index"),
+    [
+        ([[1, 2], [2, 2]], 2, 1),
+        ([[1, NAN], [3, 4]], NAN, 1),
+        ([[2, NAN], [NAN, 1]], NAN, 2),
+        ([[-INF, -INF], [-INF, -INF]], -INF, 0),
+        ([[-0.0, 0.0], [0.0, -0.0]], -0.0, 0),
+    ],
+)
+def test_the_first_maximum_and_the_last_nan_win(
+    window: list[list[float]], value: float, index: int, level: str
+) -> None:
+    for channels in (1, 3, 40):
+        x = torch.tensor(window).expand(1, channels, 2, 2)
+        for layout in ("contiguous", "channels_last"):
+            values, indices = FF.max_pool2d(LAYOUTS[layout](x), 2, return_indices=True)
+            assert_identical([values.flatten()], [torch.full((channels,), value)])
+            assert torch.signbit(values).eq(torch.signbit(torch.tensor(value))).all()
+            assert indices.flatten().tolist() == [index] * channels
+
+
+@pytest.mark.parametrize("dtype", DTYPES[2:], ids=str)
+def test_the_lowest_integer_is_pooled(dtype: torch.dtype, level: str) -> None:
+    x = torch.full((1, 5, 6, 6), torch.iinfo(dtype).min, dtype=dtype)
+    for layout in ("contiguous", "channels_last"):
+        assert_like_pytorchs(LAYOUTS[layout](x), kernel_size=3, stride=2, padding=1)
+
+
+@every_case
+def test_max_pool2d_is_bitwise_the_same_for_every_number_of_threads(case: Pool2dCase) -> None:
+    x = torch.randn(case.size)
+    results = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        for layout in ("contiguous", "channels_last"):
+            results.append(with_gradients(FF.max_pool2d, (LAYOUTS[layout](x),), **case.arguments))
+    for other in results[2:]:
+        assert_identical(results[0], other)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_max_pool2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
+    draw = data.draw
+    kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    # Windows that lie wholly in the padding have an index outside of the image in PyTorch: half of the kernel at most.
+    padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    size = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(reach[0], 20)), draw(st.integers(reach[1], 40))
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    x = LAYOUTS[draw(st.sampled_from(["contiguous", "channels_last", "transposed"]))](torch.randint(-3, 4, size).float())
+    stride = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    assert_like_pytorchs(
+        x, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, ceil_mode=draw(st.booleans())
+    )
+
+
+def test_a_window_wholly_in_the_padding_takes_no_gradient() -> None:
+    x = torch.randn(1, 1, 2, 2, requires_grad=True)
+    arguments = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3}
+    y = FF.max_pool2d(x, **arguments)
+    assert torch.equal(y, F.max_pool2d(x, **arguments))
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("case", [c for c in MAX_POOL2D if 0 < torch.Size(c.size).numel() <= 400], ids=str)
+def test_max_pool2d_passes_gradcheck_to_the_second_order_and_forward(case: Pool2dCase) -> None:
+    # Distinct values, further apart than the finite differences: a tie has no derivative.
+    x = torch.randperm(torch.Size(case.size).numel()).double().view(case.size).requires_grad_()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return FF.max_pool2d(x, **case.arguments)
+
+    assert gradcheck(function, (x,), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(function, (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_max_pool2d_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
+    assert_like_pytorchs(torch.randn(2, 3, 6, 6).to(dtype), kernel_size=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "arguments"),
+    [
+        ((2, 3, 8, 8), {"kernel_size": 0}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "stride": 0}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "stride": -1}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "padding": -1}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "padding": 2}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "dilation": 0}),
+        ((2, 3, 8, 8), {"kernel_size": (2, 2, 2)}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "stride": (1, 1, 1)}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "padding": (1, 1, 1)}),
+        ((2, 3, 8, 8), {"kernel_size": 2, "dilation": (1, 1, 1)}),
+        ((1, 2, 2), {"kernel_size": 3}),
+        ((2, 1, 2, 2), {"kernel_size": 3}),
+        ((8, 8), {"kernel_size": 2}),
+        ((1, 2, 3, 8, 8), {"kernel_size": 2}),
+        ((2, 0, 8, 8), {"kernel_size": 2}),
+        ((2, 3, 0, 8), {"kernel_size": 2}),
+    ],
+    ids=str,
+)
+def test_max_pool2d_refuses_what_pytorch_refuses_in_its_words(size: tuple[int, ...], arguments: dict[str, Any]) -> None:
+    x = torch.randn(size)
+    with pytest.raises(Exception) as theirs:  # noqa: PT011  whatever it is
+        F.max_pool2d(x, **arguments)
+    with pytest.raises(type(theirs.value)) as mine:
+        FF.max_pool2d(x, **arguments)
+    assert str(mine.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
+def test_max_pool2d_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) -> None:
+    x = torch.ones(1, 1, 4, 4, dtype=dtype)
+    with pytest.raises(RuntimeError) as theirs:
+        F.max_pool2d(x, 2)
+    with pytest.raises(RuntimeError) as mine:
+        FF.max_pool2d(x, 2)
+    assert str(mine.value) == str(theirs.value)

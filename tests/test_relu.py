@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import LAYOUTS, THREADS, assert_identical, with_gradients
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+
+NAN, INF = float("nan"), float("inf")
+DTYPES = [torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
+SIZES = [(), (1,), (7,), (0, 3), (3, 5, 11), (2, 17, 9, 10), (3, 32, 26, 26), (70000,)]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu_gives_pytorchs_values(size: tuple[int, ...], dtype: torch.dtype, level: str) -> None:
+    x = (torch.randn(size) * 50).to(dtype)
+    y = FF.relu(x)
+    assert_identical([y], [F.relu(x)])
+    assert y.stride() == F.relu(x).stride()
+    assert_identical([FF.relu(x, inplace=True), x], [y, y])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(2, 17, 9, 10), (1, 3, 1, 1), (3, 1, 5, 5)], ids=str)
+def test_relu_takes_every_layout_and_returns_pytorchs(layout: str, size: tuple[int, ...]) -> None:
+    x = LAYOUTS[layout](torch.randn(size))
+    assert FF.relu(x).stride() == F.relu(x).stride()
+    g = torch.randn(size)
+    expected = with_gradients(F.relu, (x,), g)
+    for grad_layout in LAYOUTS.values():
+        assert_identical(with_gradients(FF.relu, (x,), grad_layout(g)), expected)
+    y = x.clone() if layout != "sliced" else x
+    assert_identical([FF.relu(y, inplace=True), y], expected[:1] * 2)
+
+
+def test_relu_of_an_expanded_tensor_is_relu() -> None:
+    x = torch.randn(3, 1, 5).expand(3, 4, 5)
+    assert_identical([FF.relu(x)], [F.relu(x)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_nan_and_negative_zero_pass_and_have_pytorchs_gradient(dtype: torch.dtype, level: str) -> None:
+    x = torch.tensor([NAN, -0.0, 0.0, -1.0, 1.0, INF, -INF, 1e-45], dtype=dtype).repeat(9)
+    results, expected = with_gradients(FF.relu, (x,)), with_gradients(F.relu, (x,))
+    assert_identical(results, expected)
+    assert torch.equal(torch.signbit(results[0]), torch.signbit(expected[0]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), max_size=200))
+def test_relu_agrees_with_pytorch_on_every_float(values: list[float]) -> None:
+    x = torch.tensor(values)
+    g = torch.randn(x.shape)
+    assert_identical(with_gradients(FF.relu, (x,), g), with_gradients(F.relu, (x,), g))
+
+
+def test_relu_is_bitwise_the_same_for_every_number_of_threads() -> None:
+    x, g = torch.randn(300_001), torch.randn(300_001)
+    results = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        results.append(with_gradients(FF.relu, (x,), g))
+    for other in results[1:]:
+        assert_identical(results[0], other)
+
+
+def test_relu_passes_gradcheck_to_the_second_order_and_forward() -> None:
+    x = torch.randn(3, 4, 5, dtype=torch.float64).requires_grad_()
+    assert gradcheck(FF.relu, (x,), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(FF.relu, (x,))
+
+    def in_place(x: torch.Tensor) -> torch.Tensor:
+        return FF.relu(x * 2, inplace=True)
+
+    assert gradcheck(in_place, (x,), check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(in_place, (x,))
+
+
+def test_relu_in_place_tells_autograd_that_its_input_changed() -> None:
+    x = torch.randn(5, requires_grad=True)
+    y = x * 1
+    z = y**2  # saves y
+    FF.relu(y, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
+def test_relu_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) -> None:
+    x = torch.ones(4, dtype=dtype)
+    with pytest.raises(RuntimeError) as theirs:
+        F.relu(x)
+    with pytest.raises(RuntimeError) as mine:
+        FF.relu(x)
+    assert str(mine.value) == str(theirs.value)
+
+
+def test_relu_in_place_on_a_leaf_is_refused_in_pytorchs_words() -> None:
+    x = torch.randn(4, requires_grad=True)
+    with pytest.raises(RuntimeError) as theirs:
+        F.relu(x, inplace=True)
+    with pytest.raises(RuntimeError) as mine:
+        FF.relu(x, inplace=True)
+    assert str(mine.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_relu_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
+    x = torch.randn(20).to(dtype)
+    assert torch.equal(FF.relu(x), F.relu(x))
