@@ -56,7 +56,7 @@ test: $(VENV)/extension
 
 bench: $(VENV)/extension
 	@mkdir -p .benchmarks
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks/run.json -p no:doctest --no-header $(ARGS) > .benchmarks/run.log || { cat .benchmarks/run.log; exit 1; }
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks/run.json --no-header $(ARGS) > .benchmarks/run.log || { cat .benchmarks/run.log; exit 1; }
 	$(BIN)/python benchmarks/report.py .benchmarks/run.json
 	$(BIN)/python benchmarks/accuracy.py
 

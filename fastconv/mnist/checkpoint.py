@@ -59,8 +59,8 @@ def load(path: Path) -> Checkpoint:
     """Read the checkpoint at ``path``.
 
     Raises:
-        CheckpointError: if there is no file, it is damaged or no checkpoint of fastconv's, it comes from a later version,
-            or its weights do not fit its model.
+        CheckpointError: if there is no file, or it is damaged, no checkpoint of fastconv's, from a later version, or its
+            weights do not fit its model.
     """
     try:
         with path.open("rb") as file:

@@ -98,7 +98,9 @@ def train(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="Folder for the results. Default: runs/MODEL.", metavar="DIR", show_default=False),
+        typer.Option(
+            "--output", help="Folder for the results. Default: runs/MODEL.", metavar="DIR", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Train a network; write checkpoint.pt and history.json; print the accuracy on the test images."""
@@ -277,6 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Who read the output has gone (| head). Python's own flush at exit must not fail for it once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        return _fail(str(error))
     except _ClickException as error:
         return _fail(f"{error.format_message()} (see --help)")  # type: ignore[attr-defined]
     return 0

