@@ -44,8 +44,7 @@ $(VENV)/extension: $(VENV)/packages $(SOURCES)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/packages
-	$(PIP) install '.[dev]' --no-build-isolation --no-deps --dry-run > /dev/null
-	$(PIP) install $$($(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml','rb'))['project']['optional-dependencies']['dev'])")
+	$(PIP) install --group dev
 	@touch $@
 
 train: $(VENV)/extension

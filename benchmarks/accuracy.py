@@ -1,6 +1,6 @@
 """Rounding error against float64: ours over PyTorch's, for the convolutions of MnistCNN.
 
-    python benchmarks/accuracy.py
+python benchmarks/accuracy.py
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ def main() -> None:
 
             def torch_results(*tensors: torch.Tensor) -> list[torch.Tensor]:
                 x, w, b, g = tensors
-                backward = aten.convolution_backward(
-                    g, x, w, [w.shape[0]], *CONV, False, [0, 0], 1, [True, True, True]
-                )
+                backward = aten.convolution_backward(g, x, w, [w.shape[0]], *CONV, False, [0, 0], 1, [True, True, True])
                 return [torch.conv2d(x, w, b), *backward]
 
             fastconv_results = [

@@ -65,9 +65,7 @@ def conv2d_tensors(layer: Layer) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 def convolution_backward(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, wanted: list[bool]) -> object:
     stride, padding, dilation = CONV
-    return aten.convolution_backward.default(
-        g, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted
-    )
+    return aten.convolution_backward.default(g, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)

@@ -20,7 +20,7 @@ IMAGES = 4096
 
 def training_step(layers: Any, memory_format: torch.memory_format) -> Callable[[], object]:
     torch.manual_seed(0)
-    model = MnistCNN(layers=layers).to(memory_format=memory_format)
+    model = MnistCNN(layers=layers).to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
     images = torch.rand(IMAGES, 1, 28, 28).to(memory_format=memory_format)
     labels = torch.randint(10, (IMAGES,))

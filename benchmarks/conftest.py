@@ -1,4 +1,4 @@
-"""How everything here is timed: PyTorch and fastconv in turn, round by round, so that a machine that slows down slows both."""
+"""How everything here is timed: PyTorch and fastconv in turn, so that a machine that slows down slows both."""
 
 from __future__ import annotations
 

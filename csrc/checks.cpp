@@ -67,8 +67,8 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
   check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
   check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
   check(stride[0] != 0 && stride[1] != 0, "stride should not be zero");
-  check(kernel_size[0] > 0 && kernel_size[1] > 0, "kernel size should be greater than zero, but got kH: ",
-        kernel_size[0], " kW: ", kernel_size[1]);
+  check(kernel_size[0] > 0 && kernel_size[1] > 0,
+        "kernel size should be greater than zero, but got kH: ", kernel_size[0], " kW: ", kernel_size[1]);
   check(stride[0] > 0 && stride[1] > 0, "stride should be greater than zero, but got dH: ", stride[0],
         " dW: ", stride[1]);
   check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero, but got dilationH: ", dilation[0],
@@ -96,12 +96,12 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
 
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  check(input.dim() == 4, "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ",
-        Sizes(input));
+  check(input.dim() == 4,
+        "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ", Sizes(input));
   check_pairs(stride, padding, dilation);
   check_conv2d_parameters(stride, padding, dilation, groups);
-  check(weight.dim() == 4, "Expected ", weight.dim(), "-dimensional input for ", weight.dim(),
-        "-dimensional weight ", Sizes(weight), ", but got 4-dimensional input of size ", Sizes(input), " instead");
+  check(weight.dim() == 4, "Expected ", weight.dim(), "-dimensional input for ", weight.dim(), "-dimensional weight ",
+        Sizes(weight), ", but got 4-dimensional input of size ", Sizes(input), " instead");
   const int64_t K = weight.size(0), R = weight.size(2), S = weight.size(3);
   check(K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
         " at dimension 0, but got weight of size ", Sizes(weight), " instead");
@@ -132,8 +132,7 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
   const int64_t K = weight.size(0);
   check(K % groups == 0 && input_size[1] == weight.size(1) * groups, "expected input of size ", Sizes(input_size),
         " to have ", weight.size(1) * groups, " channels");
-  const Conv2dShape s =
-      conv2d_shape(input_size, K, weight.size(2), weight.size(3), stride, padding, dilation, groups);
+  const Conv2dShape s = conv2d_shape(input_size, K, weight.size(2), weight.size(3), stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
   return s;
 }
@@ -148,8 +147,8 @@ Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor
   check_same_type(input, grad_output, "grad_output");
   const int64_t K = grad_output.size(1);
   check(K % groups == 0 && input.size(1) % groups == 0, "expected channels to be divisible by groups=", groups);
-  const Conv2dShape s = conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation,
-                                     groups);
+  const Conv2dShape s =
+      conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
   return s;
 }
@@ -162,8 +161,8 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
   for (int i = 0; i < 2; ++i) {
     check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
     check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
-          "pad should be at most half of effective kernel size, but got pad=", padding[i], ", kernel_size=",
-          kernel_size[i], " and dilation=", dilation[i]);
+          "pad should be at most half of effective kernel size, but got pad=", padding[i],
+          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
   }
   Pool2dShape s = pool2d_shape(sizes_of(input), kernel_size, stride, padding, dilation);
   s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
@@ -184,9 +183,8 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
   Pool2dShape s = pool2d_shape(input_size, kernel_size, stride, padding, dilation);
   s.P = grad_output.size(2), s.Q = grad_output.size(3);
   const Ints expected{s.N, s.C, s.P, s.Q};
-  check(sizes_of(grad_output) == expected && sizes_of(indices) == expected,
-        "expected grad_output and indices of size ", Sizes(expected), ", but got ", Sizes(grad_output), " and ",
-        Sizes(indices));
+  check(sizes_of(grad_output) == expected && sizes_of(indices) == expected, "expected grad_output and indices of size ",
+        Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(indices));
   check_window(s);
   return s;
 }

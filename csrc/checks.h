@@ -11,8 +11,7 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
-                                         const Ints& stride, const Ints& padding, const Ints& dilation,
-                                         int64_t groups);
+                                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                              const Ints& dilation, bool ceil_mode);

@@ -10,18 +10,23 @@
 #include "cpu/relu.h"
 
 STABLE_TORCH_LIBRARY(fastconv, m) {
-  m.def("conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
-        "SymInt groups) -> Tensor");
-  m.def("conv2d_backward_data(Tensor grad_output, Tensor weight, SymInt[4] input_size, SymInt[2] stride, "
-        "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor");
-  m.def("conv2d_backward_weight(Tensor grad_output, Tensor input, SymInt[2] kernel_size, SymInt[2] stride, "
-        "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) "
-        "-> (Tensor grad_weight, Tensor grad_bias)");
+  m.def(
+      "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "SymInt groups) -> Tensor");
+  m.def(
+      "conv2d_backward_data(Tensor grad_output, Tensor weight, SymInt[4] input_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor");
+  m.def(
+      "conv2d_backward_weight(Tensor grad_output, Tensor input, SymInt[2] kernel_size, SymInt[2] stride, "
+      "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) "
+      "-> (Tensor grad_weight, Tensor grad_bias)");
 
-  m.def("max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
-        "bool ceil_mode) -> (Tensor values, Tensor indices)");
-  m.def("max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[4] input_size, SymInt[2] kernel_size, "
-        "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool channels_last) -> Tensor");
+  m.def(
+      "max_pool2d(Tensor input, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "bool ceil_mode) -> (Tensor values, Tensor indices)");
+  m.def(
+      "max_pool2d_backward(Tensor grad_output, Tensor indices, SymInt[4] input_size, SymInt[2] kernel_size, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, bool channels_last) -> Tensor");
 
   m.def("relu(Tensor input) -> Tensor");
   m.def("relu_(Tensor(a!) input) -> ()");

@@ -58,21 +58,30 @@ Tensor dense(const Tensor& tensor);
 template <class F>
 void dispatch_floating(const Tensor& tensor, const char* name, const F& f) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::Double: return f(double{});
-    default: check(false, "\"", name, "\" not implemented for '", torch::headeronly::toString(tensor.scalar_type()), "'");
+    case ScalarType::Float:
+      return f(float{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      check(false, "\"", name, "\" not implemented for '", torch::headeronly::toString(tensor.scalar_type()), "'");
   }
 }
 
 template <class F>
 void dispatch_real(const Tensor& tensor, const char* name, const F& f) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Byte: return f(uint8_t{});
-    case ScalarType::Char: return f(int8_t{});
-    case ScalarType::Short: return f(int16_t{});
-    case ScalarType::Int: return f(int32_t{});
-    case ScalarType::Long: return f(int64_t{});
-    default: return dispatch_floating(tensor, name, f);
+    case ScalarType::Byte:
+      return f(uint8_t{});
+    case ScalarType::Char:
+      return f(int8_t{});
+    case ScalarType::Short:
+      return f(int16_t{});
+    case ScalarType::Int:
+      return f(int32_t{});
+    case ScalarType::Long:
+      return f(int64_t{});
+    default:
+      return dispatch_floating(tensor, name, f);
   }
 }
 

@@ -1,7 +1,7 @@
 """fastconv: convolution, max-pooling and ReLU for PyTorch on the CPU, forward and backward.
 
-    import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
-    from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
+import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
+from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fastconv.version import __version__
 
 from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
 
-__all__ = ["__version__", "autograd", "functional", "models", "nn", "ops", "show_config"]
+__all__ = ["_C", "__version__", "autograd", "functional", "models", "nn", "ops", "show_config"]
 
 
 def show_config() -> str:

@@ -136,9 +136,7 @@ class Conv2dBackwardData(Function):
         grad_output: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair,
         groups: int, channels_last: bool,
     ) -> Tensor:  # fmt: skip
-        return _conv2d_backward_data(
-            grad_output, weight, input_size, stride, padding, dilation, groups, channels_last
-        )
+        return _conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups, channels_last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -213,7 +211,8 @@ class Conv2dBackwardWeight(Function):
     def tangent(ctx: Any, grad_output_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
         grad_output, input = ctx.saved_tensors
         rest = (ctx.kernel_size, *ctx.geometry, ctx.channels_last)
-        weight, bias = None, grad_output.new_zeros(grad_output.shape[1])
+        weight: Tensor | None = None
+        bias = grad_output.new_zeros(grad_output.shape[1])
         if grad_output_t is not None:
             weight, bias = conv2d_backward_weight(grad_output_t, input, *rest)
         if input_t is not None:
@@ -222,9 +221,7 @@ class Conv2dBackwardWeight(Function):
         assert weight is not None
         return weight, bias
 
-    vmap = staticmethod(
-        lambda info, in_dims, *args: vmap_one_by_one(conv2d_backward_weight, info, in_dims, *args)
-    )
+    vmap = staticmethod(lambda info, in_dims, *args: vmap_one_by_one(conv2d_backward_weight, info, in_dims, *args))
 
 
 @with_jvp
@@ -250,7 +247,7 @@ class MaxPool2d(Function):
     def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * 6
-        (indices,) = ctx.saved_tensors
+        indices: Tensor = ctx.saved_tensors[0]
         grad_input = max_pool2d_backward(grad_output, indices, ctx.input_size, *ctx.windows, ctx.channels_last)
         return grad_input, None, None, None, None, None
 

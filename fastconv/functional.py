@@ -70,7 +70,7 @@ def conv2d(
     with stride :math:`u`, zero padding :math:`z`, dilation :math:`d`, and c over the channels of k's group.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). float32 or float64 on the CPU is served by fastconv; anything else by PyTorch.
+        input: (N, C, H, W), or (C, H, W). float32 and float64 on the CPU are served by fastconv, the rest by PyTorch.
         weight: (K, C / groups, R, S), of the input's dtype.
         bias: (K,), or None.
         stride: one int or two, > 0.
@@ -116,18 +116,34 @@ def conv2d(
 
 @overload
 def max_pool2d(
-    input: Tensor, kernel_size: Size2, stride: Size2 | None = ..., padding: Size2 = ..., dilation: Size2 = ...,
-    ceil_mode: bool = ..., return_indices: Literal[False] = ...,
+    input: Tensor,
+    kernel_size: Size2,
+    stride: Size2 | None = ...,
+    padding: Size2 = ...,
+    dilation: Size2 = ...,
+    ceil_mode: bool = ...,
+    return_indices: Literal[False] = ...,
 ) -> Tensor: ...  # fmt: skip
 @overload
 def max_pool2d(
-    input: Tensor, kernel_size: Size2, stride: Size2 | None, padding: Size2, dilation: Size2, ceil_mode: bool,
+    input: Tensor,
+    kernel_size: Size2,
+    stride: Size2 | None,
+    padding: Size2,
+    dilation: Size2,
+    ceil_mode: bool,
     return_indices: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 @overload
 def max_pool2d(
-    input: Tensor, kernel_size: Size2, stride: Size2 | None = ..., padding: Size2 = ..., dilation: Size2 = ...,
-    ceil_mode: bool = ..., *, return_indices: bool,
+    input: Tensor,
+    kernel_size: Size2,
+    stride: Size2 | None = ...,
+    padding: Size2 = ...,
+    dilation: Size2 = ...,
+    ceil_mode: bool = ...,
+    *,
+    return_indices: bool,
 ) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
 def max_pool2d(
     input: Tensor,
@@ -174,7 +190,7 @@ def max_pool2d(
         )  # fmt: skip
     pairs = [_pair(v) for v in (kernel_size, kernel_size if stride is None else stride, padding, dilation)]
     if None in pairs or not _is_served(input, _REAL) or input.dim() not in (3, 4):
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[arg-type]
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload, misc]
     batch = input.unsqueeze(0) if input.dim() == 3 else input
     values, indices = autograd.max_pool2d(batch, *pairs, ceil_mode)
     if input.dim() == 3:

@@ -18,8 +18,8 @@ class MnistCNN(torch.nn.Module):
     241,546 parameters.
 
     Args:
-        layers: what provides ``Conv2d``, ``MaxPool2d`` and ``ReLU``: :mod:`fastconv.nn`, or :mod:`torch.nn` for the same
-            network, with the same state_dict, on PyTorch's operators.
+        layers: what provides ``Conv2d``, ``MaxPool2d`` and ``ReLU``: :mod:`fastconv.nn`, or :mod:`torch.nn` for the
+            same network, with the same state_dict, on PyTorch's operators.
 
     Shape:
         (N, 1, 28, 28) -> (N, 10), logits.

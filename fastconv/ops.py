@@ -26,7 +26,7 @@ def _check_torch() -> None:
 _check_torch()
 
 try:
-    from fastconv import _C
+    from fastconv import _C  # type: ignore[attr-defined]
 except ImportError as error:
     if getattr(error, "name", None) == "fastconv._C" or "cannot import name '_C'" in str(error):
         raise ImportError(

@@ -1,6 +1,6 @@
-"""Every function of :mod:`fastconv.functional` once more, in plain PyTorch: what it means, and what the tests compare with.
+"""Every function of :mod:`fastconv.functional` once more, in plain PyTorch: what it means.
 
-Slow, and written to be read. Same arguments, same results.
+The tests compare with it. Slow, and written to be read. Same arguments, same results.
 """
 
 from __future__ import annotations

@@ -49,7 +49,10 @@ CONV2D = [
     conv(3, 32, 13, 13, 64, 3, 3),
     conv(5, 64, 5, 5, 128, 3, 3),
     # channels around the widths of vectors and blocks
-    *[conv(2, C, 7, 6, K, 3, 3, padding=1) for C, K in [(1, 1), (3, 5), (5, 3), (16, 17), (17, 16), (31, 33), (33, 31)]],
+    *[
+        conv(2, C, 7, 6, K, 3, 3, padding=1)
+        for C, K in [(1, 1), (3, 5), (5, 3), (16, 17), (17, 16), (31, 33), (33, 31)]
+    ],
     *[conv(2, C, 6, 5, K, 2, 2) for C, K in [(2, 15), (4, 47), (48, 2), (8, 49), (65, 8)]],
     # kernels
     conv(2, 8, 9, 9, 16, 1, 1),
@@ -135,7 +138,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def with_gradients(
-    function: Callable[..., Tensor], tensors: tuple[Tensor | None, ...], grad_output: Tensor | None = None, **arguments: Any
+    function: Callable[..., Tensor],
+    tensors: tuple[Tensor | None, ...],
+    grad_output: Tensor | None = None,
+    **arguments: Any,
 ) -> list[Tensor]:
     """The function's result, and then the gradient of each tensor that is there."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
@@ -151,8 +157,10 @@ def root_mean_square(t: Tensor) -> float:
 
 
 def assert_as_accurate(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
-    """Our error against float64 is at most twice PyTorch's, give or take a unit in the last place of the result or, where
-    that is a sum that cancels, of one of its terms (which are about 1)."""
+    """Our error against float64 is at most twice PyTorch's, give or take a unit in the last place of the result.
+
+    Or, where that is a sum that cancels, of one of its terms, which are about 1.
+    """
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
         assert mine.shape == reference.shape
         allowed = 2 * root_mean_square(other - reference) + 2**-23 * (root_mean_square(reference) + 1)

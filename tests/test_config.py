@@ -11,7 +11,7 @@ import fastconv
 from fastconv import _C
 
 
-def python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )

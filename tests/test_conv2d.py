@@ -169,7 +169,9 @@ def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     g *= torch.rand_like(g) < live
     exact = with_gradients(F.conv2d, (x.double(), w.double(), b.double()), g.double(), **arguments)
     for mine, reference in zip(with_gradients(FF.conv2d, (x, w, b), g, **arguments), exact, strict=True):
-        torch.testing.assert_close(mine.double(), reference, rtol=1e-4, atol=1e-4 * max(1.0, float(reference.abs().max())))
+        torch.testing.assert_close(
+            mine.double(), reference, rtol=1e-4, atol=1e-4 * max(1.0, float(reference.abs().max()))
+        )
 
 
 @pytest.mark.parametrize(
@@ -277,5 +279,5 @@ def test_conv2d_refuses_mixed_dtypes_in_pytorchs_words() -> None:
     ],
 )
 def test_backward_operators_refuse_sizes_that_do_not_fit(call: Any) -> None:
-    with pytest.raises(RuntimeError, match="expected|non-positive"):
+    with pytest.raises(RuntimeError, match=r"expected|non-positive"):
         call(torch.randn(2, 4, 6, 6), torch.randn(X), torch.randn(W))

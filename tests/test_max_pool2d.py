@@ -98,8 +98,10 @@ def test_max_pool2d_is_bitwise_the_same_for_every_number_of_threads(case: Pool2d
     results = []
     for threads in THREADS:
         torch.set_num_threads(threads)
-        for layout in ("contiguous", "channels_last"):
-            results.append(with_gradients(FF.max_pool2d, (LAYOUTS[layout](x),), **case.arguments))
+        results += [
+            with_gradients(FF.max_pool2d, (LAYOUTS[layout](x),), **case.arguments)
+            for layout in ("contiguous", "channels_last")
+        ]
     for other in results[2:]:
         assert_identical(results[0], other)
 
@@ -113,9 +115,16 @@ def test_max_pool2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     # Windows that lie wholly in the padding have an index outside of the image in PyTorch: half of the kernel at most.
     padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
-    size = draw(st.integers(1, 3)), draw(st.integers(1, 40)), draw(st.integers(reach[0], 20)), draw(st.integers(reach[1], 40))
+    size = (
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 40)),
+        draw(st.integers(reach[0], 20)),
+        draw(st.integers(reach[1], 40)),
+    )
     torch.manual_seed(draw(st.integers(0, 2**16)))
-    x = LAYOUTS[draw(st.sampled_from(["contiguous", "channels_last", "transposed"]))](torch.randint(-3, 4, size).float())
+    x = LAYOUTS[draw(st.sampled_from(["contiguous", "channels_last", "transposed"]))](
+        torch.randint(-3, 4, size).float()
+    )
     stride = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     assert_like_pytorchs(
         x, kernel_size=kernel, stride=stride, padding=padding, dilation=dilation, ceil_mode=draw(st.booleans())

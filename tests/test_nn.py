@@ -43,9 +43,9 @@ def test_conv2d_layer_refuses_what_torchs_refuses(arguments: tuple[Any, ...]) ->
         with pytest.warns(UserWarning, match="zero-element"):
             fnn.Conv2d(*arguments)
         return
-    with pytest.raises(ValueError, match=".") as theirs:
+    with pytest.raises(ValueError, match=r".") as theirs:
         torch.nn.Conv2d(*arguments)
-    with pytest.raises(ValueError, match=".") as mine:
+    with pytest.raises(ValueError, match=r".") as mine:
         fnn.Conv2d(*arguments)
     assert str(mine.value) == str(theirs.value)
 

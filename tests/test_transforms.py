@@ -123,7 +123,9 @@ Function = Callable[..., Tensor]
         lambda f, x, w, b: torch.func.grad(lambda *t: f(*t).square().sum(), argnums=(0, 1, 2))(x, w, b),
         lambda f, x, w, b: torch.func.vmap(lambda image: f(image[None], w, b)[0])(x),
         lambda f, x, w, b: torch.func.vmap(lambda scale: f(x, w * scale, b))(torch.arange(3.0, dtype=x.dtype)),
-        lambda f, x, w, b: torch.func.vmap(torch.func.grad(lambda w, image: f(image[None], w, b).sum()), (None, 0))(w, x),
+        lambda f, x, w, b: torch.func.vmap(torch.func.grad(lambda w, image: f(image[None], w, b).sum()), (None, 0))(
+            w, x
+        ),
         lambda f, x, w, b: torch.func.jacrev(lambda w: f(x, w, b).sum((0, 2, 3)))(w),
         lambda f, x, w, b: torch.func.jacfwd(lambda b: f(x, w, b).sum((0, 2, 3)))(b),
         lambda f, x, w, b: torch.func.hessian(lambda b: f(x, w, b).square().sum())(b),
@@ -164,9 +166,7 @@ def test_two_python_threads_may_call_at_once() -> None:
     wrong: list[int] = []
 
     def work() -> None:
-        for _ in range(50):
-            if not torch.equal(block(x, w, b), expected):
-                wrong.append(1)
+        wrong.extend(i for i in range(50) if not torch.equal(block(x, w, b), expected))
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:

@@ -2,6 +2,7 @@
 // already is read in place; from any other, one tile at a time is copied into a thread's scratch.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 
 #include "../tensor.h"
@@ -46,9 +47,9 @@ class Activation {
 
   // The same rows and columns, in place if they can be, else copied into the thread's scratch.
   NhwcView<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
-                   int slot) const {
+                   Scratch use) const {
     if (readable_in_place(h0, rows, w0, columns)) return in_place(image, h0, w0);
-    T* to = scratch<T>(slot, images * rows * columns * C_);
+    T* to = scratch<T>(use, images * rows * columns * C_);
     copy(image, images, h0, rows, w0, columns, to);
     return {to, {rows * columns * C_, columns * C_, C_}};
   }
@@ -104,10 +105,17 @@ class Result {
         H_(tensor.size(2)),
         W_(tensor.size(3)) {}
 
+  // The pixels of a tile: fewer where a large image goes through scratch, which has to stay in the first-level cache.
+  int64_t tile_pixels(int64_t pixels) const {
+    const int64_t pixel_bytes = C_ * static_cast<int64_t>(sizeof(T));
+    if (nhwc_ || H_ * W_ * pixel_bytes <= 64 * 1024) return pixels;
+    return std::min(pixels, std::max<int64_t>(48, 16 * 1024 / pixel_bytes));
+  }
+
   // Where the kernels shall write the tile, NHWC and dense.
-  T* tile(const Tile& tile, int slot) const {
+  T* tile(const Tile& tile) const {
     if (nhwc_) return data_ + (tile.image * H_ + tile.row) * W_ * C_;
-    return scratch<T>(slot, tile.images * tile.rows * W_ * C_);
+    return scratch<T>(Scratch::tile_out, tile.images * tile.rows * W_ * C_);
   }
 
   // After they have: channels [c0, c1) of the tile are put where they belong.

@@ -13,11 +13,10 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
 
   const Tensor weight_dense = dense(weight);
   const bool krsc = is_nhwc(weight_dense);
-  const Tensor packed = empty({kernel.packed_forward_size(s)}, weight, false);
-  T* packed_data = mutable_data<T>(packed);
+  T* packed = scratch<T>(Scratch::weight, kernel.packed_forward_size(s));
   torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      kernel.pack_weight_forward(s, data<T>(weight_dense), krsc, i, packed_data);
+      kernel.pack_weight_forward(s, data<T>(weight_dense), krsc, i, packed);
     }
   });
 
@@ -26,7 +25,7 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
   const std::optional<Tensor> bias_dense = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
   const T* bias_data = bias_dense ? data<T>(*bias_dense) : nullptr;
 
-  const Tiles tiles(s.N, s.P, s.Q, tile_pixels);
+  const Tiles tiles(s.N, s.P, s.Q, y.tile_pixels(tile_pixels));
   const int64_t parts = splits(tiles, blocks);
   torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -34,10 +33,10 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const NhwcView<T> view = x.view(tile.image, tile.images, tile.row * s.stride_h - s.pad_h,
                                       reach(tile.rows, s.stride_h, s.R, s.dilation_h), -s.pad_w,
-                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), 0);
-      T* to = y.tile(tile, 1);
+                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
+      T* to = y.tile(tile);
       for (int64_t block = first; block < last; ++block) {
-        kernel.forward(s, view.data, view.strides, packed_data, bias_data, to, tile.images, tile.rows, block);
+        kernel.forward(s, view.data, view.strides, packed, bias_data, to, tile.images, tile.rows, block);
       }
       y.finish(tile, to, blocks.first_channel(first), blocks.first_channel(last));
     }
@@ -49,8 +48,7 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  const bool channels_last =
-      input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
+  const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
   if (output.numel() == 0) return output;
   dispatch_floating(input, "conv2d", [&](auto type) { forward<decltype(type)>(s, input, weight, bias, output); });

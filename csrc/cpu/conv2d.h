@@ -12,9 +12,8 @@ namespace fastconv::cpu {
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups);
 
-Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
-                            const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                            bool channels_last);
+Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
+                            const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last);
 
 std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
                                                   const Ints& kernel_size, const Ints& stride, const Ints& padding,

@@ -34,15 +34,14 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
   const Blocks blocks = channel_blocks<T>(s, s.group_C());
 
   const bool krsc = is_nhwc(weight);
-  const Tensor packed = empty({kernel.packed_backward_size(s)}, weight, false);
-  T* packed_data = mutable_data<T>(packed);
+  T* packed = scratch<T>(Scratch::weight, kernel.packed_backward_size(s));
   torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_backward(s, data<T>(weight), krsc, i, packed_data);
+    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_backward(s, data<T>(weight), krsc, i, packed);
   });
 
   const Activation<T> g(grad_output);
   const Result<T> dx(grad_input);
-  const Tiles tiles(s.N, s.H, s.W, tile_pixels);
+  const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(tile_pixels));
   const int64_t parts = splits(tiles, blocks);
   torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -50,12 +49,13 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
       const Range rows = rows_above(s, tile);
-      const NhwcView<T> view = g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, 0);
-      T* to = dx.tile(tile, 1);
+      const NhwcView<T> view =
+          g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, Scratch::tile_in);
+      T* to = dx.tile(tile);
       zero_channels(to, tile.images * tile.rows * s.W, s.C, c0, c1);
       for (int64_t block = first; block < last; ++block) {
-        kernel.backward_data(s, view.data, rows.begin, view.strides.image, packed_data, to, tile.images, tile.row,
-                             tile.rows, block);
+        kernel.backward_data(s, view.data, rows.begin, view.strides.image, packed, to, tile.images, tile.row, tile.rows,
+                             block);
       }
       dx.finish(tile, to, c0, c1);
     }
@@ -67,31 +67,30 @@ void sparse_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
                           const Tensor& grad_input) {
   const SparseConv2dKernels<T>& kernel = kernels().conv2d<T>().sparse;
   const Activation<T> w(weight), g(grad_output);  // an NHWC view of the weight is KRSC
-  Tensor krsc;
-  const T* weight_data = nullptr;
+  const T* krsc = nullptr;
   if (w.readable_in_place(0, s.R, 0, s.S)) {
-    weight_data = w.in_place(0, 0, 0).data;
+    krsc = w.in_place(0, 0, 0).data;
   } else {
-    krsc = empty({weight.numel()}, weight, false);
-    T* to = mutable_data<T>(krsc);
+    T* to = scratch<T>(Scratch::weight, weight.numel());
     torch::stable::parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
       w.copy(begin, end - begin, 0, s.R, 0, s.S, to + begin * s.taps());
     });
-    weight_data = to;
+    krsc = to;
   }
 
   const Result<T> dx(grad_input);
-  const Tiles tiles(s.N, s.H, s.W, sparse_tile_pixels);
+  const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(sparse_tile_pixels));
   torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
       const Range rows = rows_above(s, tile);
-      const NhwcView<T> view = g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, 0);
-      T* to = dx.tile(tile, 1);
+      const NhwcView<T> view =
+          g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, Scratch::tile_in);
+      T* to = dx.tile(tile);
       zero_channels(to, tile.images * tile.rows * s.W, s.C, 0, s.C);
       const int64_t size = kernel.list_size(s, tile.images * (rows.end - rows.begin) * s.Q);
-      kernel.backward_data(s, view.data, rows.begin, view.strides.image, weight_data, to, tile.images, tile.row,
-                           tile.rows, scratch<int64_t>(0, size), scratch<T>(2, size));
+      kernel.backward_data(s, view.data, rows.begin, view.strides.image, krsc, to, tile.images, tile.row, tile.rows,
+                           scratch<int64_t>(Scratch::list, size), scratch<T>(Scratch::list, size));
       dx.finish(tile, to, 0, s.C);
     }
   });
@@ -106,11 +105,9 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
 
 }  // namespace
 
-Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
-                            const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                            bool channels_last) {
-  const Conv2dShape s =
-      check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
+Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
+                            const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
+  const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   dispatch_floating(grad_output, "conv2d_backward_data",

@@ -15,18 +15,17 @@ namespace {
 // Pixels whose x and g stay in the first-level cache while all taps pass over them.
 constexpr int64_t sum_pixels = 96;
 
-// Partial sums, each of the weight and then of the bias: 512 KiB in all, since they are written and read once more.
+// Partial sums, each of the weight and then of the bias: about 1 MiB in all, since they are written and read once more.
 template <class T>
 struct Pieces {
   int64_t size, count;
-  Tensor memory;
   T* sums;
 
-  Pieces(const Conv2dShape& s, const Tensor& like, int64_t tiles) : size((s.taps() + 1) * s.K) {
-    const int64_t affordable = 512 * 1024 / (size * static_cast<int64_t>(sizeof(T)));
-    count = std::max<int64_t>(1, std::min({wanted_pieces, affordable, tiles}));
-    memory = empty({count * size}, like, false);
-    sums = mutable_data<T>(memory);
+  Pieces(const Conv2dShape& s, int64_t tiles) : size((s.taps() + 1) * s.K) {
+    const int64_t affordable = (1 << 20) / (size * static_cast<int64_t>(sizeof(T)));
+    const int64_t most = std::min({wanted_pieces, affordable, tiles});
+    for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule
+    sums = scratch<T>(Scratch::sums, count * size);
     std::memset(sums, 0, static_cast<size_t>(count * size) * sizeof(T));
   }
 
@@ -40,19 +39,19 @@ struct Pieces {
   }
 };
 
-// The pixels behind a tile of the sum, NHWC and with their padding. What has to be copied for that is copied tile by tile
-// where each tile is read once, and else whole, before the sum.
+// The pixels behind a tile of the sum, NHWC and with their padding. What has to be copied for that is copied tile by
+// tile where each tile is read once, and else whole, before the sum.
 template <class T>
 class SummedInput {
  public:
-  SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, int slot)
-      : s_(s), x_(input), columns_(reach(s.Q, s.stride_w, s.S, s.dilation_w)), slot_(slot) {
+  SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, Scratch whole, Scratch tile)
+      : s_(s), x_(input), columns_(reach(s.Q, s.stride_w, s.S, s.dilation_w)), tile_use_(tile) {
     const int64_t rows = reach(s.P, s.stride_h, s.R, s.dilation_h), image = rows * columns_ * s.C;
     if (read_once || x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_)) return;
-    copy_ = empty({s.N * image}, input, false);
-    whole_ = {mutable_data<T>(copy_), {image, columns_ * s.C, s.C}};
+    T* to = scratch<T>(whole, s.N * image);
+    whole_ = {to, {image, columns_ * s.C, s.C}};
     torch::stable::parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
-      x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns_, mutable_data<T>(copy_) + begin * image);
+      x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns_, to + begin * image);
     });
   }
 
@@ -63,15 +62,14 @@ class SummedInput {
       return {whole_.data + tile.image * strides.image + row * strides.row, strides};
     }
     return x_.view(tile.image, tile.images, row - s_.pad_h, reach(tile.rows, s_.stride_h, s_.R, s_.dilation_h),
-                   -s_.pad_w, columns_, slot_);
+                   -s_.pad_w, columns_, tile_use_);
   }
 
  private:
   const Conv2dShape s_;
   const Activation<T> x_;
   const int64_t columns_;
-  const int slot_;
-  Tensor copy_;
+  const Scratch tile_use_;
   NhwcView<T> whole_{};
 };
 
@@ -94,7 +92,7 @@ void finish_dense(const Conv2dShape& s, const Pieces<T>& pieces, const Tensor& g
   torch::stable::parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t k0 = block * width, count = std::min(width, s.K - k0);
-      T* sums = scratch<T>(0, taps * width);
+      T* sums = scratch<T>(Scratch::tile_in, taps * width);
       for (int64_t tap = 0; tap < taps; ++tap) {
         pieces.add_up(tap * s.K + k0, count, sums + (krsc ? tap : tap % C * RS + tap / C) * width);
       }
@@ -110,13 +108,14 @@ void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
   const Blocks blocks = channel_blocks<T>(s, s.group_K());
   const Tiles tiles(s.N, s.P, s.Q, sum_pixels);
-  const Pieces<T> pieces(s, input, tiles.count());
+  const Pieces<T> pieces(s, tiles.count());
   const int64_t taps = s.taps(), tap_blocks = ceil_div(taps, kernel.block_taps);
   const int64_t units = pieces.count * blocks.count();
   const int64_t parts = std::max<int64_t>(1, std::min(tap_blocks, ceil_div(wanted_pieces, units)));
 
   const bool read_once = blocks.count() * parts == 1;
-  const SummedInput<T> x(s, input, read_once, 0), g(pointwise(s), grad_output, read_once, 1);
+  const SummedInput<T> x(s, input, read_once, Scratch::whole_input, Scratch::tile_in);
+  const SummedInput<T> g(pointwise(s), grad_output, read_once, Scratch::whole_grad, Scratch::tile_out);
   torch::stable::parallel_for(0, units * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts, block = i / parts % blocks.count(), piece = i / parts / blocks.count();
@@ -127,8 +126,8 @@ void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
         const NhwcView<T> from = x.tile(tile);
-        kernel.backward_weight(s, from.data, from.strides, g.tile(tile).data, dw, db, tile.images, tile.rows,
-                               first_tap, last_tap, block);
+        kernel.backward_weight(s, from.data, from.strides, g.tile(tile).data, dw, db, tile.images, tile.rows, first_tap,
+                               last_tap, block);
       }
     }
   });
@@ -142,7 +141,7 @@ void finish_sparse(const Conv2dShape& s, const Pieces<T>& pieces, const Tensor& 
   const bool krsc = is_nhwc(grad_weight);
   T* to = mutable_data<T>(grad_weight);
   torch::stable::parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
-    T* sums = scratch<T>(0, taps);
+    T* sums = scratch<T>(Scratch::tile_in, taps);
     for (int64_t k = begin; k < end; ++k) {
       pieces.add_up(k * taps, taps, krsc ? to + k * taps : sums);
       if (!krsc) kernels().conv2d<T>().transpose(sums, s.C, s.R * s.S, s.C, to + k * taps, s.R * s.S);
@@ -156,12 +155,13 @@ void sparse_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
                             const Tensor& grad_weight, const Tensor& grad_bias) {
   const SparseConv2dKernels<T>& kernel = kernels().conv2d<T>().sparse;
   const Tiles tiles(s.N, s.P, s.Q, sparse_tile_pixels);
-  const Pieces<T> pieces(s, input, tiles.count());
+  const Pieces<T> pieces(s, tiles.count());
   const int64_t blocks = ceil_div(s.K, kernel.channels);
   const int64_t parts = std::min(blocks, ceil_div(wanted_pieces, pieces.count));
 
   const bool read_once = parts == 1;
-  const SummedInput<T> x(s, input, read_once, 0), g(pointwise(s), grad_output, read_once, 1);
+  const SummedInput<T> x(s, input, read_once, Scratch::whole_input, Scratch::tile_in);
+  const SummedInput<T> g(pointwise(s), grad_output, read_once, Scratch::whole_grad, Scratch::tile_out);
   torch::stable::parallel_for(0, pieces.count * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts, piece = i / parts;
@@ -174,7 +174,8 @@ void sparse_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
         const int64_t size = kernel.list_size(s, tile.images * tile.rows * s.Q);
         for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
           kernel.backward_weight(s, from.data, from.strides, g_tile, dw, db, tile.images, tile.rows,
-                                 block * kernel.channels, scratch<int64_t>(0, size), scratch<T>(2, size));
+                                 block * kernel.channels, scratch<int64_t>(Scratch::list, size),
+                                 scratch<T>(Scratch::list, size));
         }
       }
     }
@@ -199,9 +200,8 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   const Tensor grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
   const Tensor grad_bias = empty({s.K}, input, false);
-  dispatch_floating(input, "conv2d_backward_weight", [&](auto type) {
-    backward_weight<decltype(type)>(s, grad_output, input, grad_weight, grad_bias);
-  });
+  dispatch_floating(input, "conv2d_backward_weight",
+                    [&](auto type) { backward_weight<decltype(type)>(s, grad_output, input, grad_weight, grad_bias); });
   return {grad_weight, grad_bias};
 }
 

@@ -57,9 +57,13 @@ struct Blocks {
   int64_t first_channel(int64_t i) const { return i / per_group() * channels + i % per_group() * width; }
 };
 
-// A thread's working memory, kept from call to call: fresh pages cost more than the arithmetic on them.
+// What a thread keeps memory for, from call to call: fresh pages cost more than the arithmetic on them.
+enum class Scratch { tile_in, tile_out, list, whole_input, whole_grad, weight, sums, count };
+
+// At least `count` elements; of a thread's own, except that whole_input and later ones are the caller's, for all
+// threads.
 template <class T>
-T* scratch(int slot, int64_t count) {
+T* scratch(Scratch use, int64_t count) {
   struct Free {
     void operator()(void* memory) const { std::free(memory); }
   };
@@ -67,10 +71,12 @@ T* scratch(int slot, int64_t count) {
     std::unique_ptr<void, Free> memory;
     size_t bytes = 0;
   };
-  thread_local Buffer buffers[3];
-  Buffer& buffer = buffers[slot];
+  thread_local Buffer buffers[static_cast<int>(Scratch::count)];
+  Buffer& buffer = buffers[static_cast<int>(use)];
   const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-  if (bytes > buffer.bytes) {
+  // What is very large is given back when something smaller takes its place.
+  constexpr size_t keep = 32 << 20;
+  if (bytes > buffer.bytes || (buffer.bytes > keep && bytes < buffer.bytes / 2)) {
     buffer.memory.reset();
     buffer.bytes = 0;
     buffer.memory.reset(std::aligned_alloc(64, bytes));

@@ -59,8 +59,8 @@ def load(path: Path) -> Checkpoint:
     """Read the checkpoint at ``path``.
 
     Raises:
-        CheckpointError: if there is no file, or it is damaged, no checkpoint of fastconv's, from a later version, or its
-            weights do not fit its model.
+        CheckpointError: if there is no file, or it is damaged, not of fastconv's, or of a later version, or its weights
+            do not fit its model.
     """
     try:
         with path.open("rb") as file:

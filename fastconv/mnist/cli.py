@@ -225,12 +225,19 @@ def plot(
     start: Annotated[int, typer.Option("--start", help="The index of the first, counted from 0.")] = 0,
     threads: ThreadsOption = None,
     backend: BackendOption = Backend.fastconv,
-    output: Annotated[Path, typer.Option("--output", help="The picture, a .png file.")] = Path("predictions.png"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", help="The .png file. Default: predictions.png beside the checkpoint.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Draw test images with the predicted label and percentage, blue when right and red when wrong, beside the ten
     probabilities."""
     from fastconv.mnist import files, plots, training
 
+    if output is None:
+        output = checkpoint.with_name("predictions.png")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output must end in .png: {output}")
     if not 1 <= count <= _MAX_PLOTTED:

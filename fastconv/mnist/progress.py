@@ -28,34 +28,35 @@ class TrainingProgress:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
-            TextColumn("{task.completed}/{task.total} images  {task.fields[figures]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
         self._started = self._shown = 0.0
 
     def __enter__(self) -> "TrainingProgress":
-        self._bar.start()
+        if self._console.is_terminal:
+            self._bar.start()
         self._start_epoch(1)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # rich before 14 ends even a bar that never began with an empty line
+            self._bar.stop()
 
     def step(self, epoch: int, totals: Totals) -> None:
         """Move the bar, a few times a second."""
         now = time.perf_counter()
-        if self._task is None or self._bar.disable or now - self._shown < _INTERVAL:
+        if self._task is None or not self._console.is_terminal or now - self._shown < _INTERVAL:
             return
         self._shown = now
         loss, accuracy = totals.loss.item() / totals.images, totals.correct.item() / totals.images
         speed = totals.images / (now - self._started)
-        figures = f"loss {loss:.4f}  accuracy {accuracy:.2%}  {speed:,.0f} images/s"
+        figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {speed:,.0f} images/s"
         self._bar.update(self._task, completed=totals.images, figures=figures)
 
     def epoch_done(self, result: EpochResult) -> None:

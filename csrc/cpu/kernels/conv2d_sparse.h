@@ -1,14 +1,15 @@
 // backward_weight and backward_data of the dense-in-groups convolution for a gradient g that is mostly zeros, as it is
 // behind ReLU (50 to 70 % zeros in training) and max-pooling (75 % and more): products with zeros are not computed.
-// What is computed is what the dense kernels compute, less terms that are exactly zero; the caller makes sure that those
-// are (no infinity or NaN in x or w).
+// What is computed is what the dense kernels compute, less terms that are exactly zero; the caller makes sure that
+// those are (no infinity or NaN in x or w).
 //
 // Both passes first write down the live values of a tile of g, then spend one FMA a vector of taps on each:
-//   backward_weight  for one k, dw[k][run] stays in registers:      dw[k][run] += g * x[pixel][run]   (k: list of pixels)
-//   backward_data    for one pixel, dx[run] stays in registers:     dx[run]    += g * w[k][run]       (pixel: list of k)
-// A run is a row of taps whose x is adjacent in NHWC memory: (s, c) for one r where pixels touch, else c for one (r, s).
-// g would rather be scattered the other way round in neither pass: stores cost more than loads (42 against 26 cycles a
-// live value for dx of 3x3x32, Zen 4).
+//   backward_weight  for one k, dw[k][run] stays in registers:      dw[k][run] += g * x[pixel][run]   (k: list of
+//   pixels) backward_data    for one pixel, dx[run] stays in registers:     dx[run]    += g * w[k][run]       (pixel:
+//   list of k)
+// A run is a row of taps whose x is adjacent in NHWC memory: (s, c) for one r where pixels touch, else c for one (r,
+// s). g would rather be scattered the other way round in neither pass: stores cost more than loads (42 against 26
+// cycles a live value for dx of 3x3x32, Zen 4).
 //
 // groups == 1. Weights and dw are KRSC.
 #pragma once
@@ -135,8 +136,8 @@ void sparse_backward_weight(const Conv2dShape& s, const T* x, const Strides& str
     db[k0 + k] += sum;
     T* to = dw + (k0 + k) * runs.count * runs.length;
     for (int64_t run = 0; run < runs.count; ++run) {
-      const T* from = x + run / runs.per_row * s.dilation_h * strides.row +
-                      run % runs.per_row * runs.dilation * strides.pixel;
+      const T* from =
+          x + run / runs.per_row * s.dilation_h * strides.row + run % runs.per_row * runs.dilation * strides.pixel;
       add_live_run(to + run * runs.length, from, list, values, live.count[k], runs.length);
     }
   }

@@ -101,8 +101,8 @@ void backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_i
 constexpr int64_t taps_at_once = 9;
 
 template <class T>
-void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw, T* db,
-                     int64_t images, int64_t rows, int64_t first_tap, int64_t last_tap, int64_t index) {
+void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw, T* db, int64_t images,
+                     int64_t rows, int64_t first_tap, int64_t last_tap, int64_t index) {
   const Channels channels = channels_of_block<T>(s, index);
   for (int64_t tap0 = first_tap; tap0 < last_tap; tap0 += taps_at_once) {
     const int64_t taps = last_tap - tap0 < taps_at_once ? last_tap - tap0 : taps_at_once;
@@ -131,7 +131,8 @@ void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, c
       }
     }
   }
-  if (db) backward_bias(s, g + channels.first, db + channels.first, images * rows * s.Q, channels.last - channels.first);
+  if (db)
+    backward_bias(s, g + channels.first, db + channels.first, images * rows * s.Q, channels.last - channels.first);
 }
 
 }  // namespace fastconv::FC_LEVEL::depthwise

@@ -3,9 +3,9 @@
 // PyTorch's rules: the first maximum in scan order wins; a NaN wins over every number, and the last of several NaNs
 // gives the index; indices are flat over H * W.
 //
-// Forward gives every lane a window of its own (channels of one pixel, or windows of one row), and shows it one tap after
-// the other; value and position stay in registers. There is no branch to mispredict: random data costs PyTorch's scalar
-// loop for NCHW 21 ns a window.
+// Forward gives every lane a window of its own (channels of one pixel, or windows of one row), and shows it one tap
+// after the other; value and position stay in registers. There is no branch to mispredict: random data costs PyTorch's
+// scalar loop for NCHW 21 ns a window.
 #pragma once
 
 #include "../../shapes.h"
@@ -135,9 +135,9 @@ void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices) {
   }
 }
 
-// dx, which is zero, gets the gradients where the indices say: plain scattered stores, since a comparison of every pixel
-// with its window's index (no zeroing, one vector store a pixel) was no faster. An index that lies in no pixel (a window
-// wholly in the padding has one) takes its gradient nowhere.
+// dx, which is zero, gets the gradients where the indices say: plain scattered stores, since a comparison of every
+// pixel with its window's index (no zeroing, one vector store a pixel) was no faster. An index that lies in no pixel (a
+// window wholly in the padding has one) takes its gradient nowhere.
 //
 // One image, channels [c0, c1).
 template <class T>

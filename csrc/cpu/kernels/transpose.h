@@ -33,10 +33,10 @@ FC_INLINE void transpose_registers(Vec<T>* row, const T* type) {
 template <class T, class RowOf>
 FC_INLINE void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t columns, RowOf row_of) {
   constexpr int64_t n = lanes<T>;
-  for (int64_t i0 = 0; i0 < rows; i0 += n) {
-    const int64_t block_rows = rows - i0 < n ? rows - i0 : n;
-    for (int64_t j0 = 0; j0 < columns; j0 += n) {
-      const int64_t block_columns = columns - j0 < n ? columns - j0 : n;
+  for (int64_t j0 = 0; j0 < columns; j0 += n) {
+    const int64_t block_columns = columns - j0 < n ? columns - j0 : n;
+    for (int64_t i0 = 0; i0 < rows; i0 += n) {
+      const int64_t block_rows = rows - i0 < n ? rows - i0 : n;
       const T* from = src + i0 * src_stride + j0;
       Vec<T> block[n];
       if (block_rows == n && block_columns == n) {
