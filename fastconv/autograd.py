@@ -216,7 +216,7 @@ class Conv2dBackwardWeight(Function):
         if grad_output_t is not None:
             weight, bias = conv2d_backward_weight(grad_output_t, input, *rest)
         if input_t is not None:
-            term, _ = conv2d_backward_weight(grad_output, input_t, *rest)
+            term = conv2d_backward_weight(grad_output, input_t, *rest)[0]
             weight = term if weight is None else weight + term
         assert weight is not None
         return weight, bias
