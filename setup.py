@@ -13,9 +13,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
 
 OLDEST_TORCH = (2, 10)
+OLDEST_SETUPTOOLS = 77  # reads the license and the packages as pyproject.toml writes them
 
 
 def stop(problem: str, remedy: str) -> None:
@@ -23,12 +24,15 @@ def stop(problem: str, remedy: str) -> None:
     sys.exit(f"\nfastconv: {problem}. {remedy}\n")
 
 
+if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+    stop(f"setuptools {setuptools.__version__} is too old", f"Type: pip install 'setuptools>={OLDEST_SETUPTOOLS}'")
+
 try:
     import torch
 except ImportError:
     stop(
         "torch is not there to build with",
-        "Type: pip install torch setuptools ninja pybind11 && pip install --no-build-isolation . "
+        "Type: pip install torch 'setuptools>=77' ninja pybind11 && pip install --no-build-isolation . "
         "(without build isolation: fastconv builds with the torch that you run)",
     )
 
@@ -84,7 +88,7 @@ def sources() -> list[str]:
     return sorted(str(path) for folder in folders for path in Path(folder).glob("*.cpp"))
 
 
-setup(
+setuptools.setup(
     ext_modules=[
         cpp_extension.CppExtension(
             "fastconv._C",
