@@ -108,6 +108,21 @@ FC_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
 }
 #endif
 
+// 0 where the lane is below 0, else the lane: NaN and -0.0 are left as they are.
+template <class T>
+FC_INLINE Vec<T> zero_or_above(Vec<T> value) {
+#if FC_VECTOR_BYTES == 64
+  // g++ 12 makes a compare and a masked move of the selection, and warns of _mm512_max_ps.
+  if constexpr (sizeof(T) == 4 && T(0.5) != T(0)) {
+    return (Vec<T>)_mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), (__m512)value);
+  }
+  if constexpr (sizeof(T) == 8 && T(0.5) != T(0)) {
+    return (Vec<T>)_mm512_maskz_max_pd(0xff, _mm512_setzero_pd(), (__m512d)value);
+  }
+#endif
+  return Vec<T>{} > value ? Vec<T>{} : value;
+}
+
 // Bit i is set where lane i is not zero (a NaN is not).
 template <class T>
 FC_INLINE uint32_t nonzero_lanes(Vec<T> value) {
