@@ -29,40 +29,47 @@ FC_INLINE void transpose_registers(Vec<T>* row, const T* type) {
   if constexpr (bit > 1) transpose_registers<bit / 2>(row, type);
 }
 
-// `row_of(j)` gives the address of row j of the result.
+// One block, at row i and column j of the source. `row_of(j)` gives the address of row j of the result.
 template <class T, class RowOf>
-FC_INLINE void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t columns, RowOf row_of) {
+FC_INLINE void transpose_block(const T* src, int64_t src_stride, int64_t rows, int64_t columns, int64_t i, int64_t j,
+                               RowOf row_of) {
   constexpr int64_t n = lanes<T>;
-  for (int64_t j0 = 0; j0 < columns; j0 += n) {
-    const int64_t block_columns = columns - j0 < n ? columns - j0 : n;
-    for (int64_t i0 = 0; i0 < rows; i0 += n) {
-      const int64_t block_rows = rows - i0 < n ? rows - i0 : n;
-      const T* from = src + i0 * src_stride + j0;
-      Vec<T> block[n];
-      if (block_rows == n && block_columns == n) {
+  const T* from = src + i * src_stride + j;
+  Vec<T> block[n];
+  if (rows - i >= n && columns - j >= n) {
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < n; ++i) block[i] = load(from + i * src_stride);
-        transpose_registers<n / 2>(block, from);
+    for (int64_t k = 0; k < n; ++k) block[k] = load(from + k * src_stride);
+    transpose_registers<n / 2>(block, from);
 #pragma GCC unroll 16
-        for (int64_t j = 0; j < n; ++j) store(row_of(j0 + j) + i0, block[j]);
-      } else {
+    for (int64_t k = 0; k < n; ++k) store(row_of(j + k) + i, block[k]);
+  } else {
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < n; ++i) {
-          block[i] = i < block_rows ? load_upto(from + i * src_stride, block_columns) : Vec<T>{};
-        }
-        transpose_registers<n / 2>(block, from);
+    for (int64_t k = 0; k < n; ++k) {
+      block[k] = i + k < rows ? load_upto(from + k * src_stride, columns - j) : Vec<T>{};
+    }
+    transpose_registers<n / 2>(block, from);
 #pragma GCC unroll 16
-        for (int64_t j = 0; j < n; ++j) {
-          if (j < block_columns) store_upto(row_of(j0 + j) + i0, block[j], block_rows);
-        }
-      }
+    for (int64_t k = 0; k < n; ++k) {
+      if (j + k < columns) store_upto(row_of(j + k) + i, block[k], rows - i);
     }
   }
 }
 
+template <class T, class RowOf>
+void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t columns, RowOf row_of) {
+  for (int64_t i = 0; i < rows; i += lanes<T>) {
+    for (int64_t j = 0; j < columns; j += lanes<T>) transpose_block(src, src_stride, rows, columns, i, j, row_of);
+  }
+}
+
+// Walks along the rows of whichever side has them further apart, where jumping costs more.
 template <class T>
 void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
-  transpose_to(src, src_stride, rows, columns, [=](int64_t j) { return dst + j * dst_stride; });
+  const auto row_of = [=](int64_t j) { return dst + j * dst_stride; };
+  if (src_stride >= dst_stride) return transpose_to(src, src_stride, rows, columns, row_of);
+  for (int64_t j = 0; j < columns; j += lanes<T>) {
+    for (int64_t i = 0; i < rows; i += lanes<T>) transpose_block(src, src_stride, rows, columns, i, j, row_of);
+  }
 }
 
 }  // namespace fastconv::FC_LEVEL
