@@ -46,7 +46,7 @@ inline int64_t splits(const Tiles& tiles, const Blocks& blocks) {
 }
 
 // Output pixels in a tile: some multiples of the kernels' rows, and little enough to stay in the cache.
-constexpr int64_t tile_pixels = 480;
+constexpr int64_t tile_pixels = 720;
 // The sparse kernels' own: enough live values for a list, x or dx in the first-level cache.
 constexpr int64_t sparse_tile_pixels = 128;
 
