@@ -1,8 +1,8 @@
 # make train and make test set everything up by themselves; running them again sets nothing up twice.
 #
 #   PYTHON=python3.12   the interpreter that .venv is made with
-#   TORCH=torch==2.13.0 the torch that goes into .venv, and PIP_TORCH, how pip is to find it. On Linux the CPU build is
-#                       PIP_TORCH='--index-url https://download.pytorch.org/whl/cpu'; without that, pip may fetch CUDA's.
+#   TORCH=torch==2.13.0 the torch that goes into .venv, and PIP_TORCH, how pip is to find it: on Linux, pip may fetch a CUDA
+#                       build unless PIP_TORCH='--index-url ...' names the index of the CPU builds (see pytorch.org)
 #   ARGS='...'          more arguments for the command: make train ARGS='--epochs 1'
 
 PYTHON ?= python3
