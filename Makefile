@@ -58,6 +58,7 @@ bench: $(VENV)/extension
 	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks/run.json --no-header $(ARGS) > .benchmarks/run.log || { cat .benchmarks/run.log; exit 1; }
 	$(BIN)/python benchmarks/report.py .benchmarks/run.json
 	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/call_overhead.py
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check

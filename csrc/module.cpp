@@ -32,6 +32,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capability", &fastconv::cpu_capability, "The ISA level in use: default, avx2 or avx512.");
   m.def("cpu_capabilities", &fastconv::cpu_capabilities, "The ISA levels of this machine, lowest first.");
   m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
-        "Choose the ISA level for this process. ValueError if the machine lacks it.");
+        "Choose the ISA level for this process, while nothing computes. ValueError if the machine lacks it.");
   m.def("build_info", &build_info, "How the extension was built.");
 }

@@ -27,11 +27,11 @@ _REAL = _FLOATING | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.in
 
 
 def _is_served(tensor: Any, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether an operator of fastconv takes this tensor. FakeTensors of a compilation count as what they stand for."""
+    """Whether an operator of fastconv takes this tensor. Meta tensors count: the operators have fake kernels."""
     return (
         isinstance(tensor, Tensor)
         and tensor.dtype in dtypes
-        and tensor.device.type in ("cpu", "meta")
+        and (tensor.is_cpu or tensor.is_meta)
         and tensor.layout is torch.strided
         and not tensor.is_nested
     )
@@ -39,6 +39,8 @@ def _is_served(tensor: Any, dtypes: frozenset[torch.dtype]) -> bool:
 
 def _pair(value: Any) -> tuple[int, int] | None:
     """An int or two, as two. None for anything else, which is then left to PyTorch to take or to refuse."""
+    if type(value) is int:  # the usual case: these few lines are a fifth of a small call
+        return value, value
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
     if len(values) not in (1, 2) or not all(isinstance(v, int | torch.SymInt) for v in values):
         return None

@@ -9,7 +9,7 @@ template <class T>
 void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& output) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks<T>(s, s.group_K());
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
 
   const Tensor weight_dense = dense(weight);
   const bool krsc = is_nhwc(weight_dense);

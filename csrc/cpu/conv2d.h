@@ -29,9 +29,8 @@ const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
 
 // Blocks over C or K, whichever `group_channels` counts. The depthwise kernels cut all channels at once.
 template <class T>
-Blocks channel_blocks(const Conv2dShape& s, int64_t group_channels) {
-  const int64_t width = conv2d_kernels<T>(s).block_lanes;
-  return s.depthwise() ? Blocks{1, s.C, width} : Blocks{s.groups, group_channels, width};
+Blocks channel_blocks(const Conv2dKernels<T>& kernel, const Conv2dShape& s, int64_t group_channels) {
+  return s.depthwise() ? Blocks{1, s.C, kernel.block_lanes} : Blocks{s.groups, group_channels, kernel.block_lanes};
 }
 
 // The input rows, or columns, that `outputs` neighbouring outputs read.

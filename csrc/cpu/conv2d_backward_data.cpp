@@ -31,7 +31,7 @@ template <class T>
 void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks<T>(s, s.group_C());
+  const Blocks blocks = channel_blocks(kernel, s, s.group_C());
 
   const bool krsc = is_nhwc(weight);
   T* packed = scratch<T>(Scratch::weight, kernel.packed_backward_size(s));

@@ -106,7 +106,7 @@ template <class T>
 void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                            const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks<T>(s, s.group_K());
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
   const Tiles tiles(s.N, s.P, s.Q, sum_pixels);
   const Pieces<T> pieces(s, tiles.count());
   const int64_t taps = s.taps(), tap_blocks = ceil_div(taps, kernel.block_taps);

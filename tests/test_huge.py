@@ -1,0 +1,51 @@
+"""Positions beyond 2^31. The pages of these tensors are never written, so they take no memory but where they are read."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import fastconv.functional as FF
+from fastconv.autograd import conv2d_backward_weight
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is promised and not given")
+
+STEP = 2**20
+WIDTH = 2**31 + STEP
+
+
+def zeros_with_a_three_at_the_end() -> torch.Tensor:
+    """(1, 1, 1, WIDTH), whose last element is 3."""
+    try:
+        x = np.zeros((1, 1, 1, WIDTH), np.float32)
+    except MemoryError:
+        pytest.skip("the machine does not promise 8 GiB")
+    x[..., -1] = 3
+    return torch.from_numpy(x)
+
+
+def test_conv2d_reads_beyond_two_to_the_thirty_one() -> None:
+    x = zeros_with_a_three_at_the_end()
+    w = torch.tensor([[[[1.0, 2.0]]]])
+    y = FF.conv2d(x[..., STEP - 2 :], w, stride=(1, STEP))
+    assert y.shape == (1, 1, 1, 2049)
+    assert y.flatten().nonzero().tolist() == [[2048]]
+    assert y[..., -1].item() == 6
+
+
+def test_the_gradient_of_the_weight_reads_beyond_two_to_the_thirty_one() -> None:
+    x = zeros_with_a_three_at_the_end()[..., STEP - 2 :]
+    g = torch.full((1, 1, 1, 2049), 5.0)
+    dw, db = conv2d_backward_weight(g, x, (1, 2), (1, STEP), (0, 0), (1, 1), 1, False)
+    assert dw.flatten().tolist() == [0, 15]
+    assert db.item() == 5 * 2049
+
+
+def test_max_pool2d_finds_what_lies_beyond_two_to_the_thirty_one() -> None:
+    x = zeros_with_a_three_at_the_end()[..., STEP - 2 :]
+    y, indices = FF.max_pool2d(x, (1, 2), (1, STEP), return_indices=True)
+    assert y[..., -1].item() == 3
+    assert indices[..., -1].item() == x.shape[-1] - 1 > 2**31
