@@ -1,4 +1,4 @@
-"""Positions beyond 2^31. The pages of these tensors are never written, so they take no memory but where they are read."""
+"""Positions beyond 2^31. These tensors are hardly ever written, so they take no memory but where they are read."""
 
 from __future__ import annotations
 
