@@ -2,6 +2,7 @@
 
 FASTCONV_DEBUG=1     -O1 -g and the standard library's bounds checks
 FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan)
+FASTCONV_COMPILE=0   no extension, only the metadata: the Makefile lets ninja compile afterwards, in a folder that stays
 MAX_JOBS=n           compilations at a time
 """
 
@@ -88,8 +89,11 @@ def sources() -> list[str]:
     return sorted(str(path) for folder in folders for path in Path(folder).glob("*.cpp"))
 
 
+compiled = os.environ.get("FASTCONV_COMPILE") != "0"
 setuptools.setup(
-    ext_modules=[
+    ext_modules=[]
+    if not compiled
+    else [
         cpp_extension.CppExtension(
             "fastconv._C",
             sources(),
