@@ -34,7 +34,7 @@ $(VENV)/torch: Makefile
 	@touch $@
 
 $(VENV)/packages: $(VENV)/torch pyproject.toml
-	$(PIP) install 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
+	$(PIP) install 'numpy>=1.24' 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
 	FASTCONV_COMPILE=0 $(PIP) install --no-build-isolation --editable '.[mnist,test]'
 	@touch $@
 
