@@ -1,7 +1,7 @@
 // y = x < 0 ? 0 : x, so NaN and -0.0 pass; dx = y <= 0 ? 0 : g, so the gradient at 0 is 0 and at NaN is g.
 //
-// Bound by memory. What there is to lose against PyTorch's loops: 10 % (Zen 4, 2 MB) when the compiler turns the selection
-// into a masked load; so backward is written as an AND.
+// Bound by memory. What there is to lose against PyTorch's loops: 10 % (Zen 4, 2 MB) when the compiler turns the
+// selection into a masked load; so backward is written as an AND.
 #pragma once
 
 #include "simd.h"
