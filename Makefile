@@ -55,10 +55,14 @@ train: $(VENV)/extension
 test: $(VENV)/extension
 	$(BIN)/python -m pytest $(ARGS)
 
+# A process each: the operators are timed with another setting of the allocator than the training step.
 bench: $(VENV)/extension
 	@mkdir -p .benchmarks
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-json=.benchmarks/run.json --no-header $(ARGS) > .benchmarks/run.log || { cat .benchmarks/run.log; exit 1; }
-	$(BIN)/python benchmarks/report.py .benchmarks/run.json
+	@for name in operators training_step; do \
+	  $(BIN)/python -m pytest benchmarks/bench_$$name.py --benchmark-only --benchmark-json=.benchmarks/$$name.json --no-header $(ARGS) \
+	    > .benchmarks/log || { cat .benchmarks/log; exit 1; }; \
+	done
+	$(BIN)/python benchmarks/report.py .benchmarks/operators.json .benchmarks/training_step.json
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/call_overhead.py
 

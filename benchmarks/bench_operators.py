@@ -1,7 +1,14 @@
-"""Each operator on the layers of MnistCNN, batch 64: PyTorch's operator against ours, NCHW and channels_last."""
+"""Each operator on the layers of MnistCNN, batch 64: PyTorch's operator against ours, NCHW and channels_last.
+
+The C allocator is told to keep its pages. As installed, glibc gives some back and asks for them again, and which of
+the variants pays for that (up to 1.5 ms for 5 MB) is a lottery that falls out differently in every run. Whole training
+steps (bench_training_step.py) are timed as installed.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +20,19 @@ import fastconv  # noqa: F401  registers torch.ops.fastconv
 
 aten = torch.ops.aten
 ours = torch.ops.fastconv
+# Looked up once, as both libraries' own callers do: a look-up is half a microsecond.
+conv2d = ours.conv2d.default
+conv2d_backward_data = ours.conv2d_backward_data.default
+conv2d_backward_weight = ours.conv2d_backward_weight.default
+max_pool2d = ours.max_pool2d.default
+max_pool2d_backward = ours.max_pool2d_backward.default
+relu = ours.relu.default
+relu_backward = ours.relu_backward.default
+aten_convolution_backward = aten.convolution_backward.default
+aten_max_pool2d = aten.max_pool2d_with_indices.default
+aten_max_pool2d_backward = aten.max_pool2d_with_indices_backward.default
+aten_relu_backward = aten.threshold_backward.default
+
 BATCH = 64
 
 
@@ -36,6 +56,14 @@ class Layer:
 CONV1, CONV2, CONV3 = LAYERS = (Layer("conv1", 1, 32, 28), Layer("conv2", 32, 64, 13), Layer("conv3", 64, 128, 5))
 CONV = ((1, 1), (0, 0), (1, 1))
 POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keep_pages() -> None:
+    if sys.platform == "linux":
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        for setting in (trim_threshold, mmap_threshold):
+            ctypes.CDLL(None).mallopt(setting, 1 << 30)
 
 
 def channels_last(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -65,7 +93,7 @@ def conv2d_tensors(layer: Layer) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
 
 def convolution_backward(x: torch.Tensor, w: torch.Tensor, g: torch.Tensor, wanted: list[bool]) -> object:
     stride, padding, dilation = CONV
-    return aten.convolution_backward.default(g, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted)
+    return aten_convolution_backward(g, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -74,7 +102,7 @@ def test_conv2d_forward(layer: Layer, alternate: Any) -> None:
     alternate(
         four_variants(
             torch.conv2d,
-            lambda _, x, w, b: ours.conv2d.default(x, w, b, *CONV, 1),
+            lambda _, x, w, b: conv2d(x, w, b, *CONV, 1),
             x, w, b,
         )
     )  # fmt: skip
@@ -86,7 +114,7 @@ def test_conv2d_backward_weight(layer: Layer, alternate: Any) -> None:
     alternate(
         four_variants(
             lambda x, w, g: convolution_backward(x, w, g, [False, True, True]),
-            lambda last, x, w, g: ours.conv2d_backward_weight.default(g, x, (3, 3), *CONV, 1, last),
+            lambda last, x, w, g: conv2d_backward_weight(g, x, (3, 3), *CONV, 1, last),
             x, w, g,
         )
     )  # fmt: skip
@@ -98,7 +126,7 @@ def test_conv2d_backward_data(layer: Layer, alternate: Any) -> None:
     alternate(
         four_variants(
             lambda x, w, g: convolution_backward(x, w, g, [True, False, False]),
-            lambda last, x, w, g: ours.conv2d_backward_data.default(g, w, x.shape, *CONV, 1, last),
+            lambda last, x, w, g: conv2d_backward_data(g, w, x.shape, *CONV, 1, last),
             x, w, g,
         )
     )  # fmt: skip
@@ -109,8 +137,8 @@ def test_max_pool2d_forward(layer: Layer, alternate: Any) -> None:
     x = conv2d_tensors(layer)[3].relu()
     alternate(
         four_variants(
-            lambda x: aten.max_pool2d_with_indices.default(x, *POOL, False),
-            lambda _, x: ours.max_pool2d.default(x, *POOL, False),
+            lambda x: aten_max_pool2d(x, *POOL, False),
+            lambda _, x: max_pool2d(x, *POOL, False),
             x,
         )
     )
@@ -119,11 +147,11 @@ def test_max_pool2d_forward(layer: Layer, alternate: Any) -> None:
 @pytest.mark.parametrize("layer", [CONV1, CONV2], ids=str)
 def test_max_pool2d_backward(layer: Layer, alternate: Any) -> None:
     x = conv2d_tensors(layer)[3].relu()
-    y, indices = ours.max_pool2d.default(x, *POOL, False)
+    y, indices = max_pool2d(x, *POOL, False)
     alternate(
         four_variants(
-            lambda g, x, at: aten.max_pool2d_with_indices_backward.default(g, x, *POOL, False, at),
-            lambda last, g, x, at: ours.max_pool2d_backward.default(g, at, x.shape, *POOL, last),
+            lambda g, x, at: aten_max_pool2d_backward(g, x, *POOL, False, at),
+            lambda last, g, x, at: max_pool2d_backward(g, at, x.shape, *POOL, last),
             torch.randn_like(y), x, indices,
         )
     )  # fmt: skip
@@ -132,7 +160,7 @@ def test_max_pool2d_backward(layer: Layer, alternate: Any) -> None:
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
 def test_relu_forward(layer: Layer, alternate: Any) -> None:
     x = conv2d_tensors(layer)[3]
-    alternate(four_variants(torch.relu, lambda _, x: ours.relu.default(x), x))
+    alternate(four_variants(torch.relu, lambda _, x: relu(x), x))
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
@@ -140,8 +168,8 @@ def test_relu_backward(layer: Layer, alternate: Any) -> None:
     y = conv2d_tensors(layer)[3].relu()
     alternate(
         four_variants(
-            lambda g, y: aten.threshold_backward.default(g, y, 0),
-            lambda _, g, y: ours.relu_backward.default(g, y),
+            lambda g, y: aten_relu_backward(g, y, 0),
+            lambda _, g, y: relu_backward(g, y),
             torch.randn_like(y), y,
         )
     )  # fmt: skip

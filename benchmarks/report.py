@@ -62,10 +62,11 @@ HEADINGS = ["", *VARIANTS, "torch's fastest / fastconv", "NCHW / NCHW"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path)
+    parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--markdown", action="store_true", help="for the README")
     arguments = parser.parse_args()
-    run = json.loads(arguments.json.read_text())
+    runs = [json.loads(path.read_text()) for path in arguments.json]
+    run = {**runs[0], "benchmarks": [benchmark for run in runs for benchmark in run["benchmarks"]]}
     if arguments.markdown:
         lines = [HEADINGS, ["---"] + ["--:"] * (len(HEADINGS) - 1), *table_rows(run)]
         print("\n".join("| " + " | ".join(line) + " |" for line in lines))
