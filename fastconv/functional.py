@@ -98,7 +98,7 @@ def conv2d(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
     pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
-    served = all(_is_served(t, _FLOATING) and t.dtype == input.dtype for t in tensors)
+    served = all(_is_served(t, _FLOATING) and t.dtype == input.dtype and t.device == input.device for t in tensors)
     regular = None not in pairs and isinstance(groups, int) and weight.dim() == 4 and input.dim() in (3, 4)
     regular = regular and input.shape[-3] != 0
     if padding == "same":
