@@ -113,3 +113,12 @@ def test_relu_in_place_on_a_leaf_is_refused_in_pytorchs_words() -> None:
 def test_relu_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
     x = torch.randn(20).to(dtype)
     assert torch.equal(FF.relu(x), F.relu(x))
+
+
+def test_relu_in_place_of_an_expanded_tensor_is_refused_in_pytorchs_words() -> None:
+    x = torch.randn(3, 1, 5).expand(3, 4, 5)
+    with pytest.raises(RuntimeError) as theirs:
+        F.relu(x, inplace=True)
+    with pytest.raises(RuntimeError) as mine:
+        FF.relu(x, inplace=True)
+    assert str(mine.value) == str(theirs.value)

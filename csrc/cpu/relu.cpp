@@ -44,6 +44,11 @@ Tensor relu(const Tensor& input) {
 
 void relu_(const Tensor& input) {
   if (fills_memory(input)) return apply(input, input);
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    check(input.stride(d) != 0 || input.size(d) < 2,
+          "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+          "Please clone() the tensor before performing the operation.");
+  }
   Tensor target = input;
   torch::stable::copy_(target, relu(input));
 }
