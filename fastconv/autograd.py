@@ -49,9 +49,13 @@ def apply(function: Any, operator: Callable[..., Any], *args: Any) -> Any:
     ``Function.apply`` binds the arguments to the signature of ``forward`` on every call, which costs more than a small
     convolution. Only transforms need that. And where nothing is differentiated, the operator alone will do.
     """
+    # Transforms first: within torch.compile, Dynamo would trace through the Function and lose the gradient. One that
+    # has a jvp it leaves alone.
+    if torch._C._are_functorch_transforms_active():
+        return function.with_jvp.apply(*args)
     if torch.compiler.is_compiling():
         return function.apply(*args)
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return function.with_jvp.apply(*args)
     if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
         return super(Function, function).apply(*args)
@@ -383,6 +387,8 @@ class ReLUBackward(Function):
 
 def _relu_in_place(input: Tensor) -> Tensor:
     _relu_(input)
+    # As mark_dirty does: who saved the input for a gradient must learn that it is gone.
+    torch.autograd.graph.increment_version(input)
     return input
 
 

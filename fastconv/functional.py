@@ -42,7 +42,8 @@ def _pair(value: Any) -> tuple[int, int] | None:
     if type(value) is int:  # the usual case: these few lines are a fifth of a small call
         return value, value
     values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-    if len(values) not in (1, 2) or not all(isinstance(v, int | torch.SymInt) for v in values):
+    # bool is an int to Python, but not to PyTorch.
+    if len(values) not in (1, 2) or not all(isinstance(v, int | torch.SymInt) and type(v) is not bool for v in values):
         return None
     return values[0], values[-1]
 
@@ -97,15 +98,19 @@ def conv2d(
         return handle_torch_function(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
-    pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
     served = all(_is_served(t, _FLOATING) and t.dtype == input.dtype and t.device == input.device for t in tensors)
-    regular = None not in pairs and isinstance(groups, int) and weight.dim() == 4 and input.dim() in (3, 4)
-    regular = regular and input.shape[-3] != 0
+    if not served or torch.is_autocast_enabled("cpu"):
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
+    regular = None not in pairs and type(groups) is not bool and isinstance(groups, int | torch.SymInt)
+    regular = regular and weight.dim() == 4 and input.dim() in (3, 4)
+    # Of empty images, channels or kernels, PyTorch takes some and refuses others.
+    regular = regular and 0 not in input.shape[-3:] and 0 not in weight.shape
     if padding == "same":
         regular = regular and pairs[0] == (1, 1)
     elif isinstance(padding, str):
         regular = regular and padding == "valid"
-    if not served or not regular:
+    if not regular:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     strides, paddings, dilations = cast("tuple[Pair, Pair, Pair]", pairs)
     if padding == "same":
@@ -191,7 +196,8 @@ def max_pool2d(
             ceil_mode=ceil_mode, return_indices=return_indices,
         )  # fmt: skip
     pairs = [_pair(v) for v in (kernel_size, kernel_size if stride is None else stride, padding, dilation)]
-    if None in pairs or not _is_served(input, _REAL) or input.dim() not in (3, 4):
+    regular = None not in pairs and type(ceil_mode) is bool and _is_served(input, _REAL) and input.dim() in (3, 4)
+    if not regular or 0 in input.shape[-3:]:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload, misc]
     batch = input.unsqueeze(0) if input.dim() == 3 else input
     values, indices = autograd.max_pool2d(batch, *pairs, ceil_mode)
@@ -219,7 +225,16 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if has_torch_function((input,)):
         return handle_torch_function(relu, (input,), input, inplace=inplace)
-    refused = inplace and input.is_leaf and input.requires_grad and torch.is_grad_enabled()
-    if refused or not _is_served(input, _REAL):
+    if not _is_served(input, _REAL) or (inplace and not _may_change(input)):
         return F.relu(input, inplace)
     return autograd.relu_(input) if inplace else autograd.relu(input)
+
+
+def _may_change(input: Tensor) -> bool:
+    """Whether the operator may write to this tensor. What PyTorch refuses, it shall refuse in its own words."""
+    if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():  # Dynamo does not trace is_inference
+        return True
+    is_frozen = input.is_inference() and not torch.is_inference_mode_enabled()
+    return not (is_frozen or input.is_neg())

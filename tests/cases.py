@@ -63,6 +63,9 @@ CONV2D = [
     conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0)),
     conv(2, 3, 4, 5, 6, 4, 5),
     conv(1, 3, 3, 3, 4, 7, 7, padding=5),
+    # more padding than image: tiles and whole outputs that see nothing else
+    conv(1, 3, 1, 1, 4, 3, 3, padding=40),
+    conv(2, 3, 2, 1, 4, 1, 1, padding=8, stride=40),
     # stride, dilation, 'same', 'valid'
     conv(2, 6, 14, 13, 20, 3, 3, stride=2, padding=1),
     conv(2, 6, 14, 13, 20, 3, 3, stride=(3, 1), padding=(0, 2)),

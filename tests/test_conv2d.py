@@ -33,6 +33,7 @@ SPARSE = [
     conv(2, 40, 11, 11, 16, 3, 3, padding=3, dilation=2),
     conv(2, 64, 7, 7, 5, 1, 1),
     conv(1, 16, 40, 41, 8, 3, 3, padding=1),
+    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of single rows, the last out of most taps' reach: for make asan
 ]
 
 
@@ -237,7 +238,10 @@ X, W = (2, 3, 8, 8), (4, 3, 3, 3)
         (X, W, None, {"padding": "full"}),
         (X, W, None, {"padding": "same", "stride": 2}),
         ((2, 3, 0, 8), W, None, {}),
+        ((2, 3, 0, 8), W, None, {"padding": 2}),
         (X, (0, 3, 3, 3), None, {}),
+        (X, (4, 3, 0, 3), None, {}),
+        ((5, 8, 8), W, None, {}),
     ],
 )
 def test_conv2d_refuses_what_pytorch_refuses_in_its_words(
@@ -251,10 +255,34 @@ def test_conv2d_refuses_what_pytorch_refuses_in_its_words(
     assert str(mine.value) == str(theirs.value)
 
 
-@pytest.mark.parametrize("arguments", [{"stride": 1.5}, {"stride": "1"}, {"groups": 1.0}, {"dilation": None}], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"stride": 1.5},
+        {"stride": "1"},
+        {"stride": True},
+        {"padding": True},
+        {"groups": 1.0},
+        {"dilation": None},
+        {"bias": 3},
+    ],
+    ids=str,
+)
 def test_conv2d_refuses_arguments_of_another_type(arguments: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
         FF.conv2d(torch.randn(X), torch.randn(W), **arguments)
+
+
+@pytest.mark.parametrize("tensors", [(None, torch.ones(W)), (torch.ones(X), None), ([1.0], torch.ones(W))])
+def test_conv2d_refuses_what_is_no_tensor(tensors: Any) -> None:
+    with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
+        FF.conv2d(*tensors)
+
+
+def test_autocast_gives_pytorchs_dtype() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        x, w = torch.randn(X), torch.randn(W)
+        assert_identical([FF.conv2d(x, w)], [F.conv2d(x, w)])
 
 
 def test_conv2d_refuses_mixed_dtypes_in_pytorchs_words() -> None:

@@ -90,6 +90,39 @@ def test_relu_in_place_tells_autograd_that_its_input_changed() -> None:
         z.sum().backward()
 
 
+def test_relu_in_place_tells_autograd_where_it_records_nothing_too() -> None:
+    w = torch.randn(5, requires_grad=True)
+    x = torch.randn(5)
+    z = w * x  # saves x, which needs no gradient
+    FF.relu(x, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+    y = w * 1
+    z = y**2
+    with torch.no_grad():
+        FF.relu(y, inplace=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_relu_in_place_refuses_what_pytorch_refuses_in_its_words() -> None:
+    with torch.inference_mode():
+        frozen = torch.randn(4)
+    for x in (frozen, torch.randn(3, 1).expand(3, 4), None, [1.0]):
+        with pytest.raises((RuntimeError, TypeError)) as theirs:
+            F.relu(x, inplace=True)
+        with pytest.raises(type(theirs.value)) as mine:
+            FF.relu(x, inplace=True)
+        assert str(mine.value) == str(theirs.value)
+
+
+def test_relu_takes_the_negative_view_of_a_tensor() -> None:
+    x = torch.randn(3, 4, dtype=torch.complex64).conj().imag
+    y = F.relu(x)
+    assert_identical([FF.relu(x), FF.relu(x, inplace=True).resolve_neg()], [y, y])
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
 def test_relu_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) -> None:
     x = torch.ones(4, dtype=dtype)

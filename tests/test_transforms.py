@@ -26,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 FORMATS = [torch.contiguous_format, torch.channels_last]
+Function = Callable[..., Tensor]
 
 
 def geometry(case: Conv2dCase) -> tuple[Any, ...] | None:
@@ -104,6 +105,31 @@ def test_a_block_compiles_whole(backend: str, dynamic: bool) -> None:
         torch.testing.assert_close(torch.autograd.grad(y, leaves, g), torch.autograd.grad(expected, leaves, g))
 
 
+@pytest.mark.parametrize("transform", ["grad", "jvp"])
+def test_transforms_inside_of_compiled_code_are_right_or_refused(transform: str) -> None:
+    """Dynamo traces no Function with a jvp: it leaves the graph there. Were it to trace, the gradient would be zero."""
+    x, w, b = block_tensors()
+
+    def derivative(conv2d: Function, w: Tensor) -> Tensor:
+        if transform == "grad":
+            return torch.func.grad(lambda w: conv2d(x, w, b).square().sum())(w)
+        return torch.func.jvp(lambda w: conv2d(x, w, b), (w,), (torch.ones_like(w),))[1]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda w: derivative(FF.conv2d, w), backend="aot_eager")
+    torch.testing.assert_close(compiled(w), derivative(F.conv2d, w))
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(lambda w: derivative(FF.conv2d, w), backend="aot_eager", fullgraph=True)(w)
+
+
+def test_relu_in_place_compiles_whole() -> None:
+    torch._dynamo.reset()
+    x = torch.randn(3, 4, requires_grad=True)
+    y = torch.compile(lambda x: FF.relu(x * 2, inplace=True), fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(y, F.relu(x * 2))
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], 2.0 * (x > 0))
+
+
 def test_a_training_step_of_the_network_compiles_whole() -> None:
     torch._dynamo.reset()
     model = models.MnistCNN()
@@ -112,9 +138,6 @@ def test_a_training_step_of_the_network_compiles_whole() -> None:
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     gradients = torch.autograd.grad(F.cross_entropy(compiled(images), labels), list(model.parameters()))
     torch.testing.assert_close(gradients, eager)
-
-
-Function = Callable[..., Tensor]
 
 
 @pytest.mark.parametrize(

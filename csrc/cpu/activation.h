@@ -57,8 +57,8 @@ class Activation {
  private:
   void copy_image(int64_t n, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
     const auto transpose = kernels().conv2d<T>().transpose;
-    const int64_t first = h0 < 0 ? -h0 : 0, last = h0 + rows > H_ ? H_ - h0 : rows;
-    const int64_t left = w0 < 0 ? -w0 : 0, right = w0 + columns > W_ ? W_ - w0 : columns;
+    const int64_t first = std::min(h0 < 0 ? -h0 : 0, rows), last = h0 + rows > H_ ? H_ - h0 : rows;
+    const int64_t left = std::min(w0 < 0 ? -w0 : 0, columns), right = w0 + columns > W_ ? W_ - w0 : columns;
     const bool whole_rows = w0 == 0 && columns == W_;
     const T* image = data_ + n * C_ * H_ * W_;
     if (first > 0) zero(to, first * columns * C_);

@@ -14,6 +14,7 @@ struct Range {
     begin = ceil_div(first - shift, stride);
     end = ceil_div(last - shift, stride);
     if (begin < 0) begin = 0;
+    if (begin > size) begin = size;
     if (end > size) end = size;
     if (end < begin) end = begin;
   }
