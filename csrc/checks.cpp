@@ -10,11 +10,21 @@ void check_pair(const Ints& values, const char* name, const char* operation) {
         operation, " dimensions, but got ", name, "=", Sizes(values));
 }
 
+// Far above any image, and far below where sums of products overflow.
+void check_countable(const Ints& stride, const Ints& padding, const Ints& dilation) {
+  constexpr int64_t most = int64_t{1} << 40;
+  for (int i = 0; i < 2; ++i) {
+    check(stride[i] <= most && padding[i] <= most && dilation[i] <= most,
+          "expected stride, padding and dilation to be at most 2^40");
+  }
+}
+
 void check_conv2d_parameters(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
   check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
   check(dilation[0] > 0 && dilation[1] > 0, "non-positive dilation is not supported");
   check(groups > 0, "non-positive groups is not supported");
+  check_countable(stride, padding, dilation);
 }
 
 void check_pairs(const Ints& stride, const Ints& padding, const Ints& dilation) {
@@ -73,6 +83,7 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
         " dW: ", stride[1]);
   check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero, but got dilationH: ", dilation[0],
         " dilationW: ", dilation[1]);
+  check_countable(stride, padding, dilation);
 }
 
 // Within a window the kernels count in 32 bits; where the window stands, in 64.
@@ -146,7 +157,8 @@ Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor
   check(input.dim() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
   check_same_type(input, grad_output, "grad_output");
   const int64_t K = grad_output.size(1);
-  check(K % groups == 0 && input.size(1) % groups == 0, "expected channels to be divisible by groups=", groups);
+  check(K >= groups && K % groups == 0 && input.size(1) % groups == 0,
+        "expected channels to be divisible by groups=", groups);
   const Conv2dShape s =
       conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation, groups);
   check_grad_output(grad_output, s);

@@ -199,3 +199,16 @@ def test_max_pool2d_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) 
     with pytest.raises(RuntimeError) as mine:
         FF.max_pool2d(x, 2)
     assert str(mine.value) == str(theirs.value)
+
+
+def test_numbers_beyond_any_image_are_refused() -> None:
+    x = torch.ones(1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"at most 2\^40"):
+        FF.max_pool2d(x, 3, dilation=2**63 - 1)
+    with pytest.raises(RuntimeError, match=r"at most 2\^40"):
+        FF.conv2d(x, torch.ones(1, 1, 3, 3), padding=2**63 - 1)
+
+
+def test_dilated_windows_wider_than_the_image_stay_in_it() -> None:
+    y, indices = FF.max_pool2d(torch.ones(1, 1, 12, 6), 4, 1, 2, 3, return_indices=True)
+    assert y.shape == indices.shape == (1, 1, 7, 1)
