@@ -189,7 +189,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
     [
         (["--epochs", "0"], "epochs must be at least 1, not 0"),
         (["--epochs", "many"], "'--epochs'"),
-        (["--batch-size", "-3"], "batch size must be at least 1, not -3"),
+        (["--batch-size", "-3"], "batch size must be between 1 and 2^31 - 1, not -3"),
         (["--validation-split", "1.5"], "validation split must be at least 0 and below 1, not 1.5"),
         (["--lr", "nan"], "learning rate must be above 0 and finite, not nan"),
         (["--seed", "-1"], "seed must be between"),

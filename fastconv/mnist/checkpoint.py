@@ -62,6 +62,8 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: if there is no file, or it is damaged, not of fastconv's, or of a later version, or its weights
             do not fit its model.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise CheckpointError(f"{path} is not a file")
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
@@ -95,6 +97,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its weights are not those of {model}")
     for key, tensor in expected.items():
         found = weights[key]
-        if not isinstance(found, torch.Tensor) or found.shape != tensor.shape or found.dtype != tensor.dtype:
+        plain = isinstance(found, torch.Tensor) and found.is_cpu and found.layout is torch.strided
+        if not plain or found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(f"{path} is damaged: {key} is not {tensor.dtype} of shape {tuple(tensor.shape)}")
     return Checkpoint(model, weights, content["test_accuracy"], content["config"])

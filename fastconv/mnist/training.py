@@ -47,7 +47,7 @@ class TrainingConfig:
         _check(self.model in MODELS, f"unknown model {self.model!r}: choose one of {', '.join(MODELS)}")
         _check(self.backend in BACKENDS, f"unknown backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
         _check(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
-        _check(self.batch_size >= 1, f"batch size must be at least 1, not {self.batch_size}")
+        _check(1 <= self.batch_size < 2**31, f"batch size must be between 1 and 2^31 - 1, not {self.batch_size}")
         _check(
             0 <= self.validation_split < 1,
             f"validation split must be at least 0 and below 1, not {self.validation_split}",
