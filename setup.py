@@ -89,18 +89,14 @@ def sources() -> list[str]:
     return sorted(str(path) for folder in folders for path in Path(folder).glob("*.cpp"))
 
 
-compiled = os.environ.get("FASTCONV_COMPILE") != "0"
+extension = cpp_extension.CppExtension(
+    "fastconv._C",
+    sources(),
+    depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
+    extra_compile_args=compile_arguments(),
+    extra_link_args=link_arguments(),
+)
 setuptools.setup(
-    ext_modules=[]
-    if not compiled
-    else [
-        cpp_extension.CppExtension(
-            "fastconv._C",
-            sources(),
-            depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
-            extra_compile_args=compile_arguments(),
-            extra_link_args=link_arguments(),
-        )
-    ],
+    ext_modules=[] if os.environ.get("FASTCONV_COMPILE") == "0" else [extension],
     cmdclass={"build_ext": Extension.with_options(use_ninja=True)},
 )

@@ -1,6 +1,6 @@
 """Turns the JSON of a benchmark run into the table of the README.
 
-python benchmarks/report.py .benchmarks/run.json [--markdown]
+python benchmarks/report.py .benchmarks/operators.json .benchmarks/training_step.json [--markdown]
 """
 
 from __future__ import annotations

@@ -52,8 +52,6 @@ Conv2dShape conv2d_shape(const Ints& input, int64_t K, int64_t R, int64_t S, con
   return s;
 }
 
-Ints sizes_of(const Tensor& tensor) { return Ints(tensor.sizes().begin(), tensor.sizes().end()); }
-
 // For the backward operators, which users reach through autograd only: every number must fit every other.
 void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
   const Ints expected{s.N, s.K, s.P, s.Q};

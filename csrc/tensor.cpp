@@ -85,7 +85,7 @@ bool fills_memory(const Tensor& tensor) {
 }
 
 Tensor empty_as(const Tensor& tensor) {
-  const Ints sizes(tensor.sizes().begin(), tensor.sizes().end());
+  const Ints sizes = sizes_of(tensor);
   if (tensor.is_contiguous()) return empty(sizes, tensor, false);
   if (tensor.dim() == 4 && is_nhwc(tensor)) return empty(sizes, tensor, true);
   if (!fills_memory(tensor)) return torch::stable::empty_like(tensor);

@@ -24,6 +24,8 @@ void check(bool condition, const Parts&... parts) {
   throw std::runtime_error(text.str());
 }
 
+inline Ints sizes_of(const Tensor& tensor) { return Ints(tensor.sizes().begin(), tensor.sizes().end()); }
+
 // Prints as PyTorch prints sizes: [2, 3].
 struct Sizes {
   const int64_t* values;

@@ -88,9 +88,9 @@ void sparse_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
           g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, Scratch::tile_in);
       T* to = dx.tile(tile);
       zero_channels(to, tile.images * tile.rows * s.W, s.C, 0, s.C);
-      const int64_t size = kernel.list_size(s, tile.images * (rows.end - rows.begin) * s.Q);
-      kernel.backward_data(s, view.data, rows.begin, view.strides.image, krsc, to, tile.images, tile.row, tile.rows,
-                           scratch<int64_t>(Scratch::list, size), scratch<T>(Scratch::list, size));
+      const int64_t g_rows = rows.end - rows.begin, size = kernel.list_size(s, tile.images * g_rows * s.Q);
+      kernel.backward_data(s, view.data, rows.begin, g_rows, view.strides.image, krsc, to, tile.images, tile.row,
+                           tile.rows, scratch<int64_t>(Scratch::list, size), scratch<T>(Scratch::list, size));
       dx.finish(tile, to, 0, s.C);
     }
   });

@@ -1,5 +1,6 @@
 #include "max_pool2d.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "capability.h"

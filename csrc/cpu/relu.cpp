@@ -54,9 +54,8 @@ void relu_(const Tensor& input) {
 }
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
-  check(Ints(grad_output.sizes().begin(), grad_output.sizes().end()) ==
-            Ints(output.sizes().begin(), output.sizes().end()),
-        "expected grad_output of size ", Sizes(output), ", but got ", Sizes(grad_output));
+  check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
+        Sizes(grad_output));
   check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
   const Tensor grad_input = empty_as(grad_output);
   const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);

@@ -143,20 +143,18 @@ void sparse_backward_weight(const Conv2dShape& s, const T* x, const Strides& str
   }
 }
 
-// Adds to dx, which the caller has zeroed; arguments as conv2d_backward_data's, weights KRSC.
+// Adds to dx, which the caller has zeroed; arguments as conv2d_backward_data's, and g_rows, how many rows of each image
+// g holds: all that reach the tile. Weights KRSC.
 template <class T>
-void sparse_backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* weight, T* dx,
-                          int64_t images, int64_t h0, int64_t rows, int64_t* at, T* value) {
-  const Range all_rows(h0, h0 + rows, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
-  const Range last_rows(h0, h0 + rows, s.stride_h, -s.pad_h, s.P);
-  const int64_t p0 = all_rows.begin, p1 = last_rows.end > p0 ? last_rows.end : p0;
-  const int64_t pixels = images * (p1 - p0) * s.Q, taps = s.taps();
+void sparse_backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_rows, int64_t g_image,
+                          const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, int64_t* at, T* value) {
+  const int64_t pixels = images * g_rows * s.Q, taps = s.taps();
   int64_t* begin = at;  // of each pixel's list, and the end of the last
   at += pixels + 1;
   int64_t found = 0, pixel = 0;
   for (int64_t n = 0; n < images; ++n) {
-    const T* g_pixel = g + n * g_image + (p0 - g_row0) * s.Q * s.K;
-    for (int64_t i = 0; i < (p1 - p0) * s.Q; ++i) {
+    const T* g_pixel = g + n * g_image;
+    for (int64_t i = 0; i < g_rows * s.Q; ++i) {
       begin[pixel++] = found;
       for (int64_t k = 0; k < s.K; k += lanes<T>) {
         for (uint32_t bits = nonzero_lanes<T>(load_upto(g_pixel + k, s.K - k)); bits != 0; bits &= bits - 1) {
@@ -179,7 +177,7 @@ void sparse_backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int6
       for (int64_t p = p_range.begin; p < p_range.end; ++p) {
         const int64_t h = p * s.stride_h + r * s.dilation_h - s.pad_h - h0;
         T* dx_row = dx + (n * rows + h) * s.W * s.C;
-        const int64_t* list = begin + (n * (p1 - p0) + p - p0) * s.Q;
+        const int64_t* list = begin + (n * g_rows + p - g_row0) * s.Q;
         for (int64_t q = 0; q < s.Q; ++q) {
           const int64_t live = list[q + 1] - list[q];
           if (live == 0) continue;

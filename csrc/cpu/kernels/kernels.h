@@ -31,8 +31,8 @@ struct SparseConv2dKernels {
   bool (*all_finite)(const T* values, int64_t count);
   void (*backward_weight)(const Conv2dShape&, const T* x, const Strides&, const T* g, T* dw, T* db, int64_t images,
                           int64_t rows, int64_t k0, int64_t* at, T* value);
-  void (*backward_data)(const Conv2dShape&, const T* g, int64_t g_row0, int64_t g_image, const T* weight, T* dx,
-                        int64_t images, int64_t h0, int64_t rows, int64_t* at, T* value);
+  void (*backward_data)(const Conv2dShape&, const T* g, int64_t g_row0, int64_t g_rows, int64_t g_image,
+                        const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, int64_t* at, T* value);
 };
 
 template <class T>
