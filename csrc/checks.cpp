@@ -52,13 +52,6 @@ Conv2dShape conv2d_shape(const Ints& input, int64_t K, int64_t R, int64_t S, con
   return s;
 }
 
-// For the backward operators, which users reach through autograd only: every number must fit every other.
-void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
-  const Ints expected{s.N, s.K, s.P, s.Q};
-  check(sizes_of(grad_output) == expected, "expected grad_output of size ", Sizes(expected), ", but got ",
-        Sizes(grad_output));
-}
-
 // The number of windows along one side, by PyTorch's rule for ceil_mode: a last window that would start beyond the
 // input and its left padding is dropped.
 int64_t pooled_size(int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation, bool ceil_mode) {
@@ -101,7 +94,39 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
   return s;
 }
 
+// The windows of a pool over an input of some size (N, C, H, W).
+Pool2dShape pool2d_windows(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                           const Ints& dilation, bool ceil_mode) {
+  for (int i = 0; i < 2; ++i) {
+    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
+    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
+          "pad should be at most half of effective kernel size, but got pad=", padding[i],
+          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
+  }
+  Pool2dShape s = pool2d_shape(input, kernel_size, stride, padding, dilation);
+  s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
+  s.Q = pooled_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w, ceil_mode);
+  check(s.P >= 1 && s.Q >= 1, "Given input size: (", s.C, "x", s.H, "x", s.W, "). Calculated output size: (", s.C, "x",
+        s.P, "x", s.Q, "). Output size is too small");
+  check_window(s);
+  return s;
+}
+
+// A position and `dead` share a byte.
+void check_positions(const Ints& pool_kernel_size) {
+  check(pool_kernel_size[0] <= dead && pool_kernel_size[1] <= dead && pool_kernel_size[0] * pool_kernel_size[1] <= dead,
+        "expected a pool of at most ", static_cast<int>(dead), " pixels, but got kernel size ",
+        Sizes(pool_kernel_size));
+}
+
 }  // namespace
+
+// For the backward operators, which users reach through autograd only: every number must fit every other.
+void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
+  const Ints expected{s.N, s.K, s.P, s.Q};
+  check(sizes_of(grad_output) == expected, "expected grad_output of size ", Sizes(expected), ", but got ",
+        Sizes(grad_output));
+}
 
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
@@ -141,9 +166,7 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
   const int64_t K = weight.size(0);
   check(K % groups == 0 && input_size[1] == weight.size(1) * groups, "expected input of size ", Sizes(input_size),
         " to have ", weight.size(1) * groups, " channels");
-  const Conv2dShape s = conv2d_shape(input_size, K, weight.size(2), weight.size(3), stride, padding, dilation, groups);
-  check_grad_output(grad_output, s);
-  return s;
+  return conv2d_shape(input_size, K, weight.size(2), weight.size(3), stride, padding, dilation, groups);
 }
 
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
@@ -157,10 +180,7 @@ Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor
   const int64_t K = grad_output.size(1);
   check(K >= groups && K % groups == 0 && input.size(1) % groups == 0,
         "expected channels to be divisible by groups=", groups);
-  const Conv2dShape s =
-      conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation, groups);
-  check_grad_output(grad_output, s);
-  return s;
+  return conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation, groups);
 }
 
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
@@ -168,19 +188,7 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
   check(input.dim() == 4 && input.size(1) != 0 && input.size(2) != 0 && input.size(3) != 0,
         "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:", Sizes(input));
-  for (int i = 0; i < 2; ++i) {
-    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
-    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
-          "pad should be at most half of effective kernel size, but got pad=", padding[i],
-          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
-  }
-  Pool2dShape s = pool2d_shape(sizes_of(input), kernel_size, stride, padding, dilation);
-  s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
-  s.Q = pooled_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w, ceil_mode);
-  check(s.P >= 1 && s.Q >= 1, "Given input size: (", s.C, "x", s.H, "x", s.W, "). Calculated output size: (", s.C, "x",
-        s.P, "x", s.Q, "). Output size is too small");
-  check_window(s);
-  return s;
+  return pool2d_windows(sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode);
 }
 
 Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
@@ -197,6 +205,36 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
         Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(indices));
   check_window(s);
   return s;
+}
+
+FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                                        const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
+                                        const Ints& pool_dilation, bool pool_ceil_mode) {
+  const Conv2dShape conv = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
+  check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
+  check_positions(pool_kernel_size);
+  const Ints pooled{conv.N, conv.K, conv.P, conv.Q};
+  return {conv, pool2d_windows(pooled, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)};
+}
+
+FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax,
+                                                 const Conv2dShape& conv, const Ints& pool_kernel_size,
+                                                 const Ints& pool_stride, const Ints& pool_padding,
+                                                 const Ints& pool_dilation) {
+  check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
+  check_positions(pool_kernel_size);
+  check(grad_output.dim() == 4, "expected a 4-dimensional grad_output");
+  check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
+        torch::headeronly::toString(argmax.scalar_type()));
+  FusedShape f{conv, pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
+                                  pool_dilation)};
+  f.pool.P = grad_output.size(2), f.pool.Q = grad_output.size(3);
+  const Ints expected{conv.N, conv.K, f.pool.P, f.pool.Q};
+  check(sizes_of(grad_output) == expected && sizes_of(argmax) == expected, "expected grad_output and argmax of size ",
+        Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(argmax));
+  check_window(f.pool);
+  return f;
 }
 
 }  // namespace fastconv

@@ -12,11 +12,24 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
                                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+// grad_output has the size that the shape says.
+void check_grad_output(const Tensor& grad_output, const Conv2dShape& s);
 
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                              const Ints& dilation, bool ceil_mode);
 Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
+
+// The arguments of conv2d, then those of max_pool2d.
+FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                                        const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
+                                        const Ints& pool_dilation, bool pool_ceil_mode);
+// Of the two backward passes: what is common to both.
+FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax,
+                                                 const Conv2dShape& conv, const Ints& pool_kernel_size,
+                                                 const Ints& pool_stride, const Ints& pool_padding,
+                                                 const Ints& pool_dilation);
 
 }  // namespace fastconv

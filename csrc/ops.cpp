@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/conv2d.h"
+#include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
 
@@ -31,6 +32,25 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def("relu(Tensor input) -> Tensor");
   m.def("relu_(Tensor(a!) input) -> ()");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
+
+  // Fused. `argmax`, uint8, is all that backward needs to know of the results: for each, which pixel of its window was the
+  // largest, or 255 where ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
+  m.def(
+      "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "SymInt groups) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, SymInt[2] pool_stride, SymInt[2] pool_padding, "
+      "SymInt[2] pool_dilation, bool pool_ceil_mode) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "conv2d_relu_max_pool2d_backward_data(Tensor grad_output, Tensor argmax, Tensor weight, SymInt[4] input_size, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, "
+      "SymInt[2] pool_stride, SymInt[2] pool_padding, SymInt[2] pool_dilation, bool channels_last) -> Tensor");
+  m.def(
+      "conv2d_relu_max_pool2d_backward_weight(Tensor grad_output, Tensor argmax, Tensor input, SymInt[2] kernel_size, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, "
+      "SymInt[2] pool_stride, SymInt[2] pool_padding, SymInt[2] pool_dilation, bool channels_last) "
+      "-> (Tensor grad_weight, Tensor grad_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
@@ -43,4 +63,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("relu", TORCH_BOX(&cpu::relu));
   m.impl("relu_", TORCH_BOX(&cpu::relu_));
   m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
+  m.impl("conv2d_relu", TORCH_BOX(&cpu::conv2d_relu));
+  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&cpu::conv2d_relu_max_pool2d));
+  m.impl("conv2d_relu_max_pool2d_backward_data", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward_data));
+  m.impl("conv2d_relu_max_pool2d_backward_weight", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward_weight));
 }

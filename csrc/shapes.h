@@ -37,6 +37,29 @@ struct Pool2dShape {
   int64_t dilation_h, dilation_w;
 };
 
+// Convolution, ReLU and max-pooling as one: the pool's C, H, W are the convolution's K, P, Q. A pool of one pixel is none.
+struct FusedShape {
+  Conv2dShape conv;
+  Pool2dShape pool;
+
+  int64_t window() const { return pool.R * pool.S; }
+  int64_t windows() const { return pool.N * pool.P * pool.Q; }
+  // No window hangs over an edge.
+  bool windows_inside() const {
+    return pool.pad_h == 0 && pool.pad_w == 0 &&
+           (pool.P - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h < pool.H &&
+           (pool.Q - 1) * pool.stride_w + (pool.S - 1) * pool.dilation_w < pool.W;
+  }
+  // The windows touch: each pixel is in at most one, and those of one lie side by side.
+  bool windows_touch() const {
+    return windows_inside() && pool.stride_h == pool.R && pool.stride_w == pool.S && pool.dilation_h == 1 &&
+           pool.dilation_w == 1;
+  }
+};
+
+// Says of a window, in place of its maximum's position, that no gradient passes.
+constexpr uint8_t dead = 255;
+
 // Element strides of an activation whose channels are adjacent (NHWC, also a part of one).
 struct Strides {
   int64_t image, row, pixel;

@@ -7,6 +7,9 @@ gradient of each is made of the other two, to any order.
     dx           = backward_data(dy, w)
     dw, db       = backward_weight(dy, x)
 
+The fused convolution has fused backward operators; where its gradient is to be differentiated again, it is composed of
+the unfused ones.
+
 Every Function has ``setup_context``, ``jvp`` and ``vmap``, so ``torch.func`` and ``torch.compile`` work with it.
 """
 
@@ -29,8 +32,14 @@ _max_pool2d_backward = torch.ops.fastconv.max_pool2d_backward.default
 _relu = torch.ops.fastconv.relu.default
 _relu_ = torch.ops.fastconv.relu_.default
 _relu_backward = torch.ops.fastconv.relu_backward.default
+_conv2d_relu = torch.ops.fastconv.conv2d_relu.default
+_conv2d_relu_max_pool2d = torch.ops.fastconv.conv2d_relu_max_pool2d.default
+_fused_backward_data = torch.ops.fastconv.conv2d_relu_max_pool2d_backward_data.default
+_fused_backward_weight = torch.ops.fastconv.conv2d_relu_max_pool2d_backward_weight.default
 
 Pair = tuple[int, int]
+#: Kernel size, stride, padding, dilation and ceil_mode.
+Pool = tuple[Pair, Pair, Pair, Pair, bool]
 
 
 def with_jvp(function: type[Function]) -> type[Function]:
@@ -109,19 +118,7 @@ class Conv2d(Function):
 
     @staticmethod
     def tangent(ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
-        input, weight = ctx.saved_tensors
-        result = None
-        if input_t is not None:
-            result = conv2d(input_t, weight, None, *ctx.geometry)
-        if weight_t is not None:
-            term = conv2d(input, weight_t, bias_t, *ctx.geometry)
-            return term if result is None else result + term
-        if bias_t is not None:
-            if result is None:
-                return conv2d(input, torch.zeros_like(weight), bias_t, *ctx.geometry)
-            return result + bias_t.view(-1, 1, 1)
-        assert result is not None
-        return result
+        return conv2d_tangent(*ctx.saved_tensors, input_t, weight_t, bias_t, ctx.geometry)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -131,6 +128,25 @@ class Conv2d(Function):
         examples = input.movedim(in_dims[0], 0)
         output = conv2d(examples.flatten(0, 1), *others)
         return output.unflatten(0, examples.shape[:2]), 0
+
+
+def conv2d_tangent(
+    input: Tensor, weight: Tensor, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None,
+    geometry: Sequence[Any],
+) -> Tensor:  # fmt: skip
+    """The tangent of a convolution's results, from those of its arguments."""
+    result = None
+    if input_t is not None:
+        result = conv2d(input_t, weight, None, *geometry)
+    if weight_t is not None:
+        term = conv2d(input, weight_t, bias_t, *geometry)
+        return term if result is None else result + term
+    if bias_t is not None:
+        if result is None:
+            return conv2d(input, torch.zeros_like(weight), bias_t, *geometry)
+        return result + bias_t.view(-1, 1, 1)
+    assert result is not None
+    return result
 
 
 @with_jvp
@@ -385,6 +401,122 @@ class ReLUBackward(Function):
         return relu_backward(*both), 0
 
 
+#: In the place of a position in its window: ReLU lets no gradient pass.
+DEAD = 255
+_NO_POOL: Pool = ((1, 1), (1, 1), (0, 0), (1, 1), False)
+
+
+def _fused(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+    pool: Pool | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    if pool is None:
+        return _conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
+    return _conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, *pool)
+
+
+@with_jvp
+class Conv2dReLUMaxPool2d(Function):
+    """Convolution, ReLU and, unless ``pool`` is None, max-pooling. Saves input, weight and a byte for each output."""
+
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int,
+        pool: Pool | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return _fused(input, weight, bias, stride, padding, dilation, groups, pool)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        input, weight, bias, *ctx.geometry, ctx.pool = inputs
+        argmax = output[1]
+        ctx.mark_non_differentiable(argmax)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(input, weight, argmax)
+        ctx.save_for_forward(input, weight, argmax)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 8
+        input, weight, argmax = ctx.saved_tensors
+        need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_input = grad_weight = grad_bias = None
+        if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+            windows = Windows(input, weight, ctx.geometry, ctx.pool)
+            given = (windows.unpool(grad_output, argmax),)
+            backward_data, backward_weight, geometry = conv2d_backward_data, conv2d_backward_weight, ctx.geometry
+        else:
+            given = (grad_output, argmax)
+            backward_data, backward_weight = _fused_backward_data, _fused_backward_weight
+            geometry = (*ctx.geometry, *(ctx.pool or _NO_POOL)[:4])
+        if need_input:
+            grad_input = backward_data(*given, weight, tuple(input.shape), *geometry, is_channels_last(input))
+        if need_weight or need_bias:
+            kernel_size = tuple(weight.shape[2:])
+            grad_weight, grad_bias = backward_weight(
+                *given, input, kernel_size, *geometry, is_channels_last(weight)
+            )
+        return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None, None
+
+    @staticmethod
+    def tangent(
+        ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None
+    ) -> tuple[Tensor, None]:
+        input, weight, argmax = ctx.saved_tensors
+        tangent = conv2d_tangent(input, weight, input_t, weight_t, bias_t, ctx.geometry)
+        return Windows(input, weight, ctx.geometry, ctx.pool).take(tangent, argmax), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        input, *others = args
+        if in_dims[1] is not None or in_dims[2] is not None:
+            return vmap_one_by_one(conv2d_relu_max_pool2d, info, in_dims, *args)
+        examples = input.movedim(in_dims[0], 0)
+        results = conv2d_relu_max_pool2d(examples.flatten(0, 1), *others)
+        output, argmax = (result.unflatten(0, examples.shape[:2]) for result in results)
+        return (output, argmax), (0, 0)
+
+
+class Windows:
+    """Where the windows of a fused convolution lie: from bytes to the indices of PyTorch's max-pooling, and back."""
+
+    def __init__(self, input: Tensor, weight: Tensor, geometry: Sequence[Any], pool: Pool | None) -> None:
+        stride, padding, dilation, _ = geometry
+        P, Q = (
+            (size + 2 * z - d * (kernel - 1) - 1) // u + 1
+            for size, kernel, u, z, d in zip(
+                input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
+            )
+        )
+        self.size = (input.shape[0], weight.shape[0], P, Q)
+        self.pool = pool
+        self.channels_last = is_channels_last(input) or is_channels_last(weight)
+
+    def indices(self, argmax: Tensor) -> Tensor:
+        """int64, flat over P * Q; 0 for what is dead."""
+        assert self.pool is not None
+        (_, S), (u_h, u_w), (z_h, z_w), (d_h, d_w), _ = self.pool
+        rows = torch.arange(argmax.shape[2], device=argmax.device).view(-1, 1) * u_h - z_h
+        columns = torch.arange(argmax.shape[3], device=argmax.device) * u_w - z_w
+        position = argmax.long()
+        flat = (rows + position // S * d_h) * self.size[3] + columns + position % S * d_w
+        return torch.where(argmax == DEAD, 0, flat)
+
+    def unpool(self, grad_output: Tensor, argmax: Tensor) -> Tensor:
+        """The gradient of the convolution's results."""
+        live = torch.where(argmax == DEAD, 0, grad_output)
+        if self.pool is None:
+            return live
+        return max_pool2d_backward(live, self.indices(argmax), self.size, *self.pool[:4], self.channels_last)
+
+    def take(self, conv: Tensor, argmax: Tensor) -> Tensor:
+        """The transpose of :meth:`unpool`."""
+        chosen = conv if self.pool is None else take(conv, self.indices(argmax))
+        return torch.where(argmax == DEAD, 0, chosen)
+
+
 def _relu_in_place(input: Tensor) -> Tensor:
     _relu_(input)
     # As mark_dirty does: who saved the input for a gradient must learn that it is gone.
@@ -425,3 +557,7 @@ def relu_(input: Tensor) -> Tensor:
 
 def relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     return apply(ReLUBackward, _relu_backward, grad_output, output)
+
+
+def conv2d_relu_max_pool2d(*args: Any) -> tuple[Tensor, Tensor]:
+    return apply(Conv2dReLUMaxPool2d, _fused, *args)

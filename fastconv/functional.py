@@ -1,6 +1,7 @@
-r"""Convolution, max-pooling and ReLU: drop-in replacements for the functions of :mod:`torch.nn.functional`.
+r"""Convolution, max-pooling and ReLU: drop-in replacements for the functions of :mod:`torch.nn.functional`, and the three
+fused.
 
-Each takes the arguments of PyTorch's function of the same name, in the same order and with the same defaults, and
+Each of the former takes the arguments of PyTorch's function of the same name, in the same order and with the same defaults, and
 returns the same values, dtypes, shapes, memory formats and errors. Tensors that fastconv's operators do not serve
 (another device, another dtype, a sparse or quantised layout) are passed on to PyTorch.
 """
@@ -17,12 +18,16 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastconv import autograd
 
-__all__ = ["conv2d", "max_pool2d", "relu"]
+__all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
 Size2 = int | Sequence[int]
 Pair = tuple[int, int]
+#: Stride, padding, dilation, groups.
+Geometry = tuple[Pair, Pair, Pair, int]
 
 _FLOATING = frozenset({torch.float32, torch.float64})
+#: A byte says where in its window a maximum was, or, by one more value, that no gradient passes.
+_MOST_POSITIONS = 255
 _REAL = _FLOATING | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}
 
 
@@ -98,9 +103,23 @@ def conv2d(
         return handle_torch_function(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
+    served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
+    if served is None:
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    input, geometry = served
+    if input.dim() == 3:
+        return autograd.conv2d(input.unsqueeze(0), weight, bias, *geometry).squeeze(0)
+    return autograd.conv2d(input, weight, bias, *geometry)
+
+
+def _served_convolution(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> tuple[Tensor, Geometry] | None:
+    """The operators' own arguments: the input, padded where 'same' is uneven, and the numbers. None: for PyTorch."""
+    tensors = (input, weight) if bias is None else (input, weight, bias)
     served = all(_is_served(t, _FLOATING) and t.dtype == input.dtype and t.device == input.device for t in tensors)
     if not served or torch.is_autocast_enabled("cpu"):
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return None
     pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
     regular = None not in pairs and type(groups) is not bool and isinstance(groups, int | torch.SymInt)
     regular = regular and weight.dim() == 4 and input.dim() in (3, 4)
@@ -111,14 +130,117 @@ def conv2d(
     elif isinstance(padding, str):
         regular = regular and padding == "valid"
     if not regular:
-        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return None
     strides, paddings, dilations = cast("tuple[Pair, Pair, Pair]", pairs)
     if padding == "same":
         input, paddings = _pad_same(input, weight, dilations)
-    geometry = (strides, paddings, dilations, groups)
+    return input, (strides, paddings, dilations, groups)
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: str | Size2 = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""``relu(conv2d(...))`` in one operator.
+
+    .. math::
+        y_{n,k,p,q} = \max(0, \mathrm{conv2d}(x, w, b)_{n,k,p,q})
+
+    The convolution's results are never written down. For backward, input, weight and one byte for each output are
+    saved, and what ReLU let through takes part in it alone (Shi and Chu, "Speeding up Convolutional Neural Networks By
+    Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
+
+    Args and raised errors: see :func:`conv2d`, of which every argument is served; values, gradients, NaN and infinities
+    are those of the composition, to rounding.
+
+    Returns:
+        (N, K, P, Q), or (K, P, Q); channels_last if the input or the weight is.
+
+    Example:
+        >>> conv2d_relu(torch.ones(1, 1, 3, 3), torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)).flatten(2).sum(2)
+        tensor([[9., 0.]])
+    """
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            conv2d_relu, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+        )
+    served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
+    if served is None:
+        return relu(conv2d(input, weight, bias, stride, padding, dilation, groups))
+    return _fused(*served, weight, bias, None)
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: str | Size2 = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    pool_kernel_size: Size2 = 2,
+    pool_stride: Size2 | None = None,
+    pool_padding: Size2 = 0,
+    pool_dilation: Size2 = 1,
+    pool_ceil_mode: bool = False,
+) -> Tensor:
+    r"""``max_pool2d(relu(conv2d(...)))`` in one operator.
+
+    .. math::
+        y_{n,k,p,q} = \max_{i,j} \max(0, \mathrm{conv2d}(x, w, b)_{n,\,k,\,p u_h - z_h + i d_h,\,q u_w - z_w + j d_w})
+
+    with the pool's stride u, padding z and dilation d. Only the pooled values are written down, and a byte for each that
+    says where in its window the maximum was; with input and weight that is all that backward saves. Backward multiplies
+    the live gradients alone: at most one value of a window, and none where ReLU lets none pass.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.
+        pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. Pools of
+            more than 255 pixels are composed of the three functions, as is everything that conv2d leaves to PyTorch.
+
+    Returns:
+        (N, K, P', Q'), or (K, P', Q'): the pool's size over the convolution's; channels_last if the input or the weight
+        is. Values and gradients are those of the composition, to rounding: the first of several maxima takes the
+        gradient, a NaN wins over every number.
+
+    Raises:
+        RuntimeError: sizes, dtypes or parameters that do not fit, in PyTorch's words.
+
+    Example:
+        >>> x, w = torch.randn(8, 1, 28, 28), torch.randn(32, 1, 3, 3)
+        >>> conv2d_relu_max_pool2d(x, w).shape
+        torch.Size([8, 32, 13, 13])
+    """
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            conv2d_relu_max_pool2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation,
+            groups=groups, pool_kernel_size=pool_kernel_size, pool_stride=pool_stride, pool_padding=pool_padding,
+            pool_dilation=pool_dilation, pool_ceil_mode=pool_ceil_mode,
+        )  # fmt: skip
+    served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
+    sizes = (pool_kernel_size, pool_kernel_size if pool_stride is None else pool_stride, pool_padding, pool_dilation)
+    pairs = tuple(_pair(size) for size in sizes)
+    regular = None not in pairs and type(pool_ceil_mode) is bool
+    if served is None or not regular or not 0 < pairs[0][0] * pairs[0][1] <= _MOST_POSITIONS:  # type: ignore[index]
+        conv = conv2d(input, weight, bias, stride, padding, dilation, groups)
+        pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+        return max_pool2d(relu(conv), *pool)
+    return _fused(*served, weight, bias, (*cast("tuple[Pair, Pair, Pair, Pair]", pairs), pool_ceil_mode))
+
+
+def _fused(
+    input: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor | None, pool: autograd.Pool | None
+) -> Tensor:
     if input.dim() == 3:
-        return autograd.conv2d(input.unsqueeze(0), weight, bias, *geometry).squeeze(0)
-    return autograd.conv2d(input, weight, bias, *geometry)
+        return autograd.conv2d_relu_max_pool2d(input.unsqueeze(0), weight, bias, *geometry, pool)[0].squeeze(0)
+    return autograd.conv2d_relu_max_pool2d(input, weight, bias, *geometry, pool)[0]
 
 
 @overload

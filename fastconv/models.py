@@ -6,10 +6,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 import fastconv.nn
 
 __all__ = ["MnistCNN", "SimpleCNN"]
+
+
+class _ConvReLU2d(torch.nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class _ConvReLUMaxPool2d(torch.nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu(super().forward(input)), 2)
+
+
+def _blocks(layers: Any) -> tuple[type[torch.nn.Conv2d], type[torch.nn.Conv2d]]:
+    """A convolution with ReLU, and one with ReLU and 2 x 2 pooling: fastconv's in one operator, PyTorch's in three."""
+    if layers is torch.nn:
+        return _ConvReLU2d, _ConvReLUMaxPool2d
+    return layers.ConvReLU2d, layers.ConvReLUMaxPool2d
 
 
 class MnistCNN(torch.nn.Module):
@@ -18,8 +36,8 @@ class MnistCNN(torch.nn.Module):
     241,546 parameters.
 
     Args:
-        layers: what provides ``Conv2d``, ``MaxPool2d`` and ``ReLU``: :mod:`fastconv.nn`, or :mod:`torch.nn` for the
-            same network, with the same state_dict, on PyTorch's operators.
+        layers: whose layers to take: :mod:`fastconv.nn`'s, fused, or :mod:`torch.nn`'s for the same network, with the
+            same state_dict, on PyTorch's operators.
 
     Shape:
         (N, 1, 28, 28) -> (N, 10), logits.
@@ -34,19 +52,16 @@ class MnistCNN(torch.nn.Module):
 
     def __init__(self, layers: Any = fastconv.nn) -> None:
         super().__init__()
-        self.conv1 = layers.Conv2d(1, 32, 3)
-        self.conv2 = layers.Conv2d(32, 64, 3)
-        self.conv3 = layers.Conv2d(64, 128, 3)
-        self.relu = layers.ReLU()
-        self.pool = layers.MaxPool2d(2)
+        conv_relu, conv_relu_pool = _blocks(layers)
+        self.conv1 = conv_relu_pool(1, 32, 3)
+        self.conv2 = conv_relu_pool(32, 64, 3)
+        self.conv3 = conv_relu(64, 128, 3)
         self.dense1 = torch.nn.Linear(1152, 128)
         self.dense2 = torch.nn.Linear(128, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.conv1(images)))
-        x = self.pool(self.relu(self.conv2(x)))
-        x = self.relu(self.conv3(x))
-        x = self.relu(self.dense1(x.flatten(1)))
+        x = self.conv3(self.conv2(self.conv1(images)))
+        x = F.relu(self.dense1(x.flatten(1)))
         return self.dense2(x)
 
 
@@ -69,15 +84,13 @@ class SimpleCNN(torch.nn.Module):
 
     def __init__(self, layers: Any = fastconv.nn) -> None:
         super().__init__()
-        self.conv1 = layers.Conv2d(1, 32, 3)
-        self.conv2 = layers.Conv2d(32, 64, 3)
-        self.relu = layers.ReLU()
-        self.pool = layers.MaxPool2d(2)
+        _, conv_relu_pool = _blocks(layers)
+        self.conv1 = conv_relu_pool(1, 32, 3)
+        self.conv2 = conv_relu_pool(32, 64, 3)
         self.dense1 = torch.nn.Linear(1600, 64)
         self.dense2 = torch.nn.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.pool(self.relu(self.conv1(images)))
-        x = self.pool(self.relu(self.conv2(x)))
-        x = self.relu(self.dense1(x.flatten(1)))
+        x = self.conv2(self.conv1(images))
+        x = F.relu(self.dense1(x.flatten(1)))
         return self.dense2(x)

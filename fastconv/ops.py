@@ -115,3 +115,48 @@ def _relu_(input: Tensor) -> None:
 @torch.library.register_fake("fastconv::relu_backward")
 def _relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.relu(grad_output)
+
+
+@torch.library.register_fake("fastconv::conv2d_relu")
+def _conv2d_relu(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> tuple[Tensor, Tensor]:
+    output = _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    return output, _argmax(output)
+
+
+@torch.library.register_fake("fastconv::conv2d_relu_max_pool2d")
+def _conv2d_relu_max_pool2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints, pool_ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    conv = _conv2d(input, weight, bias, stride, padding, dilation, groups)
+    pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    shape = torch.ops.aten.max_pool2d_with_indices(conv, *pool)[0].shape
+    channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
+    output = _empty(input, shape, channels_last and input.numel() > 0)
+    return output, _argmax(output)
+
+
+def _argmax(output: Tensor) -> Tensor:
+    return torch.empty(output.shape, dtype=torch.uint8, device=output.device, memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("fastconv::conv2d_relu_max_pool2d_backward_data")
+def _conv2d_relu_max_pool2d_backward_data(
+    grad_output: Tensor, argmax: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints,
+    dilation: Ints, groups: int, pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints,
+    channels_last: bool,
+) -> Tensor:  # fmt: skip
+    return _empty(grad_output, input_size, channels_last)
+
+
+@torch.library.register_fake("fastconv::conv2d_relu_max_pool2d_backward_weight")
+def _conv2d_relu_max_pool2d_backward_weight(
+    grad_output: Tensor, argmax: Tensor, input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints,
+    dilation: Ints, groups: int, pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return _conv2d_backward_weight(
+        grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last
+    )

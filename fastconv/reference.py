@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["conv2d", "max_pool2d", "relu"]
+__all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
 Size2 = int | Sequence[int]
 
@@ -110,3 +110,48 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     result = torch.where(input < 0, torch.zeros_like(input), input)
     return input.copy_(result) if inplace else result
+
+
+def conv2d_relu(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: str | Size2 = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+) -> Tensor:
+    """See :func:`fastconv.functional.conv2d_relu`.
+
+    Example:
+        >>> conv2d_relu(torch.ones(1, 1, 2, 2), -torch.ones(1, 1, 1, 1))
+        tensor([[[[0., 0.],
+                  [0., 0.]]]])
+    """
+    return relu(conv2d(input, weight, bias, stride, padding, dilation, groups))
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2 = 1,
+    padding: str | Size2 = 0,
+    dilation: Size2 = 1,
+    groups: int = 1,
+    pool_kernel_size: Size2 = 2,
+    pool_stride: Size2 | None = None,
+    pool_padding: Size2 = 0,
+    pool_dilation: Size2 = 1,
+    pool_ceil_mode: bool = False,
+) -> Tensor:
+    """See :func:`fastconv.functional.conv2d_relu_max_pool2d`.
+
+    Example:
+        >>> conv2d_relu_max_pool2d(torch.tensor([[[[1.0, 2.0], [4.0, 3.0]]]]), torch.ones(1, 1, 1, 1))
+        tensor([[[[4.]]]])
+    """
+    activations = conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
+    result = max_pool2d(activations, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    assert isinstance(result, Tensor)
+    return result

@@ -94,6 +94,20 @@ class Activation {
   int64_t C_, H_, W_;
 };
 
+// The tensor itself where it is NHWC, else a copy that is.
+template <class T>
+Tensor to_nhwc(const Tensor& tensor) {
+  if (is_nhwc(tensor)) return tensor;
+  const Tensor copy = empty(sizes_of(tensor), tensor, true);
+  const Activation<T> from(tensor);
+  const int64_t H = tensor.size(2), W = tensor.size(3), image = tensor.size(1) * H * W;
+  T* to = mutable_data<T>(copy);
+  torch::stable::parallel_for(0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1), [&](int64_t begin, int64_t end) {
+    from.copy(begin, end - begin, 0, H, 0, W, to + begin * image);
+  });
+  return copy;
+}
+
 // Writes an (N, K, P, Q) tensor, tile by tile: in place when it is NHWC, else through the thread's scratch.
 template <class T>
 class Result {
@@ -133,6 +147,28 @@ class Result {
   T* data_;
   bool nhwc_;
   int64_t C_, H_, W_;
+};
+
+// The same, written whole: in place when it is NHWC, else through a tensor that is.
+template <class T>
+class WholeResult {
+ public:
+  explicit WholeResult(const Tensor& tensor)
+      : tensor_(tensor), nhwc_(is_nhwc(tensor) ? tensor : empty(sizes_of(tensor), tensor, true)) {}
+
+  T* data() const { return mutable_data<T>(nhwc_); }
+
+  void finish() const {
+    if (is_nhwc(tensor_)) return;
+    const Result<T> result(tensor_);
+    const int64_t C = tensor_.size(1), H = tensor_.size(2), image = C * H * tensor_.size(3);
+    torch::stable::parallel_for(0, tensor_.size(0), ceil_div(32768, image), [&](int64_t begin, int64_t end) {
+      result.finish({begin, end - begin, 0, H}, data() + begin * image, 0, C);
+    });
+  }
+
+ private:
+  Tensor tensor_, nhwc_;
 };
 
 }  // namespace fastconv

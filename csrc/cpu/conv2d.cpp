@@ -1,30 +1,18 @@
 #include "conv2d.h"
 
 #include "activation.h"
+#include "algorithms.h"
+#include "winograd.h"
 
 namespace fastconv::cpu {
 namespace {
 
 template <class T>
-void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-             const Tensor& output) {
+void direct_forward(const Conv2dShape& s, const Tensor& input, const T* packed, const T* bias, const Tensor& output) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
   const Blocks blocks = channel_blocks(kernel, s, s.group_K());
-
-  const Tensor weight_dense = dense(weight);
-  const bool krsc = is_nhwc(weight_dense);
-  T* packed = scratch<T>(Scratch::weight, kernel.packed_forward_size(s));
-  torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernel.pack_weight_forward(s, data<T>(weight_dense), krsc, i, packed);
-    }
-  });
-
   const Activation<T> x(input);
   const Result<T> y(output);
-  const std::optional<Tensor> bias_dense = bias ? std::optional(torch::stable::contiguous(*bias)) : std::nullopt;
-  const T* bias_data = bias_dense ? data<T>(*bias_dense) : nullptr;
-
   const Tiles tiles(s.N, s.P, s.Q, y.tile_pixels(tile_pixels));
   const int64_t parts = splits(tiles, blocks);
   torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
@@ -36,11 +24,24 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
                                       reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
       T* to = y.tile(tile);
       for (int64_t block = first; block < last; ++block) {
-        kernel.forward(s, view.data, view.strides, packed, bias_data, to, tile.images, tile.rows, block);
+        kernel.forward(s, view.data, view.strides, packed, bias, to, tile.images, tile.rows, block);
       }
       y.finish(tile, to, blocks.first_channel(first), blocks.first_channel(last));
     }
   });
+}
+
+template <class T>
+void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+             const Tensor& output) {
+  const T* packed = pack_weight_forward<T>(s, weight);
+  const Bias<T> b(bias, weight);
+  const FusedShape f = without_pool(s);
+  if (winograd_serves<T>(f)) {
+    const WholeResult<T> y(output);
+    if (winograd_forward<T>(f, input, packed, false, b.data, y.data(), nullptr)) return y.finish();
+  }
+  direct_forward<T>(s, input, packed, b.data, output);
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 // The CPU's convolution: forward and the gradients of input, weight and bias. Schemas: ops.cpp.
 #pragma once
 
+#include <algorithm>
+#include <cstring>
 #include <tuple>
 
 #include "../checks.h"
@@ -38,6 +40,30 @@ inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dila
   return (outputs - 1) * stride + (taps - 1) * dilation + 1;
 }
 
+// Into the calling thread's scratch, for all threads to read.
+template <class T>
+T* pack_weight_forward(const Conv2dShape& s, const Tensor& weight) {
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const Tensor from = dense(weight);
+  const bool krsc = is_nhwc(from);
+  T* packed = scratch<T>(Scratch::weight, kernel.packed_forward_size(s));
+  torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_forward(s, data<T>(from), krsc, i, packed);
+  });
+  return packed;
+}
+
+// K adjacent values; null where there are none.
+template <class T>
+struct Bias {
+  Tensor owner;
+  const T* data;
+
+  Bias(const std::optional<Tensor>& bias, const Tensor& weight)
+      : owner(bias ? torch::stable::contiguous(*bias) : weight), data(bias ? fastconv::data<T>(owner) : nullptr) {}
+};
+
 // Few tiles are shared out once more, by channel blocks.
 inline int64_t splits(const Tiles& tiles, const Blocks& blocks) {
   const int64_t wanted = ceil_div(wanted_pieces, tiles.count() > 0 ? tiles.count() : 1);
@@ -46,7 +72,24 @@ inline int64_t splits(const Tiles& tiles, const Blocks& blocks) {
 
 // Output pixels in a tile: some multiples of the kernels' rows, and little enough to stay in the cache.
 constexpr int64_t tile_pixels = 720;
-// The sparse kernels' own: enough live values for a list, x or dx in the first-level cache.
-constexpr int64_t sparse_tile_pixels = 128;
+
+// The outputs that read a tile's rows: from the last row of taps over its first row, to the first over its last.
+inline Range rows_above(const Conv2dShape& s, const Tile& tile) {
+  const Range from_last_tap(tile.row, s.H, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
+  Range rows(0, tile.row + tile.rows, s.stride_h, -s.pad_h, s.P);
+  rows.begin = std::min(from_last_tap.begin, rows.end);
+  return rows;
+}
+
+template <class T>
+void zero_channels(T* tile, int64_t pixels, int64_t C, int64_t c0, int64_t c1) {
+  if (c0 == 0 && c1 == C) {
+    std::memset(tile, 0, static_cast<size_t>(pixels * C) * sizeof(T));
+    return;
+  }
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    std::memset(tile + pixel * C + c0, 0, static_cast<size_t>(c1 - c0) * sizeof(T));
+  }
+}
 
 }  // namespace fastconv::cpu

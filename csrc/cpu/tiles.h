@@ -58,7 +58,20 @@ struct Blocks {
 };
 
 // What a thread keeps memory for, from call to call: fresh pages cost more than the arithmetic on them.
-enum class Scratch { tile_in, tile_out, list, whole_input, whole_grad, weight, sums, count };
+enum class Scratch {
+  tile_in,
+  tile_out,
+  list,
+  list_values,
+  unit,
+  whole_input,
+  whole_grad,
+  argmax,
+  weight,
+  winograd_weight,
+  sums,
+  count
+};
 
 // At least `count` elements; of a thread's own, except that whole_input and later ones are the caller's, for all
 // threads.

@@ -32,9 +32,9 @@ struct Walk {
   int64_t inner, inner_stride;
 };
 
-template <class T, int vectors>
+template <class T, int vectors, int rows = block_rows>
 struct Block {
-  Vec<T> value[block_rows][vectors];
+  Vec<T> value[rows][vectors];
 };
 
 template <class T, int vectors, bool partial>
@@ -46,8 +46,8 @@ FC_INLINE Vec<T> load_lane_vector(const T* from, int v, int64_t last_lanes) {
 }
 
 // `partial`: the last vector of b holds only `last_lanes` elements.
-template <class T, int vectors, bool partial>
-FC_INLINE void accumulate(Block<T, vectors>& acc, const T* const (&a)[block_rows], const Walk& walk, const T* b,
+template <class T, int vectors, bool partial, int rows>
+FC_INLINE void accumulate(Block<T, vectors, rows>& acc, const T* const (&a)[rows], const Walk& walk, const T* b,
                           int64_t b_step, int64_t last_lanes) {
   for (int64_t o = 0; o < walk.outer; ++o) {
     for (int64_t m = 0; m < walk.middle; ++m) {
@@ -59,7 +59,7 @@ FC_INLINE void accumulate(Block<T, vectors>& acc, const T* const (&a)[block_rows
           lane_vector[v] = load_lane_vector<T, vectors, partial>(b, v, last_lanes);
         }
 #pragma GCC unroll 12
-        for (int row = 0; row < block_rows; ++row) {
+        for (int row = 0; row < rows; ++row) {
           const T broadcast = a[row][offset];
 #pragma GCC unroll 2
           for (int v = 0; v < vectors; ++v) acc.value[row][v] += broadcast * lane_vector[v];

@@ -1,4 +1,5 @@
-// 2-D convolution, dense in its groups: forward, backward_data, backward_weight (formula: shapes.h).
+// 2-D convolution, dense in its groups: weights, backward_data, backward_weight (formula: shapes.h). The forward pass
+// stands in conv2d_forward.h.
 //
 // Activations are NHWC with any strides between pixels, rows and images (Strides), padding already in place for the
 // passes that read x. Each function serves one tile: some whole images, or some rows of one image, for a range of
@@ -92,111 +93,21 @@ void pack_weight_backward(const Conv2dShape& s, const T* weight, bool krsc, int6
   }
 }
 
-// ---- forward ---------------------------------------------------------------------------------------------------
+// ---- blocks of sums --------------------------------------------------------------------------------------------
 
-template <class T, int vectors>
-FC_INLINE void store_block(const Block<T, vectors>& acc, int row, T* to, int64_t last_lanes) {
+template <class T, int vectors, int rows>
+FC_INLINE void store_block(const Block<T, vectors, rows>& acc, int row, T* to, int64_t last_lanes) {
 #pragma GCC unroll 2
   for (int v = 0; v < vectors - 1; ++v) store(to + v * lanes<T>, acc.value[row][v]);
   store_upto(to + (vectors - 1) * lanes<T>, acc.value[row][vectors - 1], last_lanes);
 }
 
-template <class T, int vectors>
-FC_INLINE void add_block(const Block<T, vectors>& acc, int row, T* to, int64_t last_lanes) {
+template <class T, int vectors, int rows>
+FC_INLINE void add_block(const Block<T, vectors, rows>& acc, int row, T* to, int64_t last_lanes) {
 #pragma GCC unroll 2
   for (int v = 0; v < vectors - 1; ++v) store(to + v * lanes<T>, load(to + v * lanes<T>) + acc.value[row][v]);
   T* last = to + (vectors - 1) * lanes<T>;
   store_upto(last, load_upto(last, last_lanes) + acc.value[row][vectors - 1], last_lanes);
-}
-
-template <class T, int vectors>
-FC_INLINE Block<T, vectors> broadcast_bias(const T* bias, int64_t last_lanes) {
-  Block<T, vectors> acc;
-#pragma GCC unroll 2
-  for (int v = 0; v < vectors; ++v) {
-    Vec<T> value = {};
-    if (bias) value = v < vectors - 1 ? load(bias + v * lanes<T>) : load_upto(bias + v * lanes<T>, last_lanes);
-#pragma GCC unroll 12
-    for (int row = 0; row < block_rows; ++row) acc.value[row][v] = value;
-  }
-  return acc;
-}
-
-// `rows` rows of the taps of one group, in the order of NHWC memory. A row is one run where its pixels touch.
-inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
-  const bool runs = s.groups == 1 && s.dilation_w == 1 && x.pixel == s.C;
-  const int64_t row = s.dilation_h * x.row, pixel = s.dilation_w * x.pixel;
-  if (runs) return {1, 0, rows, row, s.S * s.C, 1};
-  return {rows, row, s.S, pixel, s.group_C(), 1};
-}
-
-template <class T, int vectors>
-FC_INLINE void add(Block<T, vectors>& sum, const Block<T, vectors>& term) {
-#pragma GCC unroll 12
-  for (int row = 0; row < block_rows; ++row) {
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; ++v) sum.value[row][v] += term.value[row][v];
-  }
-}
-
-// A sum longer than this is added up from the sums of its rows: half the rounding error on 576 taps, 1 % of the time.
-constexpr int64_t longest_sum = 256;
-
-// `by_rows`: a long sum, added up from the sums of its rows. (Chosen in here, the choice costs short sums half as much
-// again.)
-template <class T, int vectors, bool by_rows>
-void forward_block(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
-                   int64_t images, int64_t rows, int64_t last_lanes) {
-  const Walk taps = taps_walk(s, strides, by_rows ? 1 : s.R);
-  const int64_t pixels = images * rows * s.Q;
-  const int64_t step = s.stride_w * strides.pixel;
-  int64_t n = 0, p = 0, q = 0;
-  const T* from = x;
-  for (int64_t first = 0; first < pixels; first += block_rows) {
-    const int count = static_cast<int>(pixels - first < block_rows ? pixels - first : block_rows);
-    const T* a[block_rows] = {};
-    for (int row = 0; row < count; ++row) {
-      a[row] = from;
-      from += step;
-      if (++q == s.Q) {
-        q = 0;
-        if (++p == rows) p = 0, ++n;
-        from = x + n * strides.image + p * s.stride_h * strides.row;
-      }
-    }
-    for (int row = count; row < block_rows; ++row) a[row] = a[0];
-    Block<T, vectors> acc = broadcast_bias<T, vectors>(bias, last_lanes);
-    if constexpr (!by_rows) {
-      accumulate<T, vectors, false>(acc, a, taps, packed, vectors * lanes<T>, 0);
-    } else {
-      for (int64_t r = 0; r < s.R; ++r) {
-        Block<T, vectors> row_sum = {};
-        accumulate<T, vectors, false>(row_sum, a, taps, packed + r * (s.taps() / s.R) * vectors * lanes<T>,
-                                      vectors * lanes<T>, 0);
-        add(acc, row_sum);
-        for (const T*& row : a) row += s.dilation_h * strides.row;
-      }
-    }
-#pragma GCC unroll 12
-    for (int row = 0; row < block_rows; ++row) {
-      if (row < count) store_block(acc, row, y + (first + row) * s.K, last_lanes);
-    }
-  }
-}
-
-// x: the first pixel that the tile reads; y: the tile's first pixel, the tile's pixels adjacent; bias may be null.
-template <class T>
-void conv2d_forward(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
-                    int64_t images, int64_t rows, int64_t index) {
-  const ChannelBlock<T> block(index, s.group_K());
-  const int64_t k = block.group * s.group_K() + block.first;
-  x += block.group * s.group_C();
-  packed += (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
-  const T* block_bias = bias ? bias + k : nullptr;
-  const bool by_rows = s.taps() > longest_sum;
-  const auto run = block.vectors == 2 ? (by_rows ? forward_block<T, 2, true> : forward_block<T, 2, false>)
-                                      : (by_rows ? forward_block<T, 1, true> : forward_block<T, 1, false>);
-  run(s, x, strides, packed, block_bias, y + k, images, rows, block.last_lanes);
 }
 
 // ---- backward_data ---------------------------------------------------------------------------------------------

@@ -22,23 +22,73 @@ struct Conv2dKernels {
                           int64_t rows, int64_t first_tap, int64_t last_tap, int64_t block);
 };
 
-// For gradients that are mostly zeros (conv2d_sparse.h). `at` and `value`: scratch of list_size elements each.
+// Offsets in lists, as wide as the element type.
 template <class T>
-struct SparseConv2dKernels {
+struct OffsetOf;
+template <>
+struct OffsetOf<float> {
+  using type = int32_t;
+};
+template <>
+struct OffsetOf<double> {
+  using type = int64_t;
+};
+template <class T>
+using Offset = typename OffsetOf<T>::type;
+
+// Convolution, ReLU and max-pooling in one (conv2d_forward.h, window.h).
+template <class T>
+struct FusedKernels {
+  void (*forward)(const FusedShape&, const T* x, const Strides&, const T* packed, const T* bias, T* y, uint8_t* argmax,
+                  int64_t images, int64_t rows, int64_t block);
+  void (*relu_max_pool2d)(const Pool2dShape&, const T* conv, int64_t row0, int64_t conv_rows, T* y, uint8_t* argmax,
+                          int64_t images, int64_t p0, int64_t rows);
+  void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
+};
+
+// F(2x2, 3x3) (winograd.h).
+template <class T>
+struct WinogradKernels {
+  int64_t unit_tiles;
+  int64_t (*tile_count)(const FusedShape&);
+  int64_t (*packed_size)(const Conv2dShape&);
+  int64_t (*scratch_size)(const Conv2dShape&);
+  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, int64_t block, T* to);
+  bool (*forward)(const FusedShape&, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax, int64_t first,
+                  int64_t last, T* scratch);
+};
+
+// For gradients that are mostly zeros (live.h). `at` and `value`: scratch of list_size elements each.
+template <class T>
+struct LiveKernels {
   int64_t channels;  // output channels that backward_weight serves at once
-  int64_t (*list_size)(const Conv2dShape&, int64_t pixels);
-  int64_t (*count_nonzero)(const T* values, int64_t count);
+  int64_t (*list_size)(const FusedShape&, int64_t windows);
   bool (*all_finite)(const T* values, int64_t count);
-  void (*backward_weight)(const Conv2dShape&, const T* x, const Strides&, const T* g, T* dw, T* db, int64_t images,
-                          int64_t rows, int64_t k0, int64_t* at, T* value);
-  void (*backward_data)(const Conv2dShape&, const T* g, int64_t g_row0, int64_t g_rows, int64_t g_image,
-                        const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, int64_t* at, T* value);
+  int64_t (*mark_zeros)(const T* values, uint8_t* argmax, int64_t count);
+  int64_t (*count_live)(const uint8_t* argmax, int64_t count);
+  void (*backward_weight)(const FusedShape&, const T* x, const Strides&, int64_t row0, const T* g,
+                          const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, int64_t k0,
+                          Offset<T>* at, T* value);
+  void (*backward_data)(const FusedShape&, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows,
+                        const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value);
+};
+
+// backward_weight of the same for few input channels (narrow.h).
+template <class T>
+struct NarrowKernels {
+  bool (*serves)(const FusedShape&);
+  int64_t (*scratch_size)(const FusedShape&);
+  void (*backward_weight)(const FusedShape&, const T* x, const Strides&, int64_t row0, const T* g,
+                          const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, T* scratch);
 };
 
 template <class T>
 struct Conv2dFamily {
   Conv2dKernels<T> dense, depthwise;
-  SparseConv2dKernels<T> sparse;
+  FusedKernels<T> fused;
+  WinogradKernels<T> winograd;
+  LiveKernels<T> live;
+  NarrowKernels<T> narrow;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };
 

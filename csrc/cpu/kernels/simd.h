@@ -146,6 +146,174 @@ FC_INLINE uint32_t nonzero_lanes(Vec<T> value) {
 #endif
 }
 
+// A truth value for each lane: a bit in a mask register, or as the compiler's comparisons have it, all bits of the lane.
+#if FC_VECTOR_BYTES == 64
+template <class T>
+struct LaneMaskOf {
+  using type = __mmask16;
+};
+template <>
+struct LaneMaskOf<double> {
+  using type = __mmask8;
+};
+template <>
+struct LaneMaskOf<int64_t> {
+  using type = __mmask8;
+};
+template <class T>
+using LaneMask = typename LaneMaskOf<T>::type;
+#else
+template <class T>
+using LaneMask = Vec<IntLike<T>>;
+#endif
+
+// value > best, or value is NaN.
+template <class T>
+FC_INLINE LaneMask<T> larger_or_nan(Vec<T> value, Vec<T> best) {
+#if FC_VECTOR_BYTES == 64
+  // As the inverse of "a number and not larger", which are two compares and nothing more.
+  if constexpr (sizeof(T) == 4) {
+    const __mmask16 number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
+    return ~_mm512_mask_cmp_ps_mask(number, (__m512)value, (__m512)best, _CMP_NGT_UQ);
+  } else {
+    const __mmask8 number = _mm512_cmp_pd_mask((__m512d)value, (__m512d)value, _CMP_ORD_Q);
+    return ~_mm512_mask_cmp_pd_mask(number, (__m512d)value, (__m512d)best, _CMP_NGT_UQ);
+  }
+#else
+  return (value > best) | (value != value);
+#endif
+}
+
+// value <= 0; false for NaN.
+template <class T>
+FC_INLINE LaneMask<T> not_above_zero(Vec<T> value) {
+#if FC_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_cmp_ps_mask((__m512)value, _mm512_setzero_ps(), _CMP_LE_OQ);
+  } else {
+    return _mm512_cmp_pd_mask((__m512d)value, _mm512_setzero_pd(), _CMP_LE_OQ);
+  }
+#else
+  return value <= T(0);
+#endif
+}
+
+template <class T>
+FC_INLINE Vec<T> select(LaneMask<T> mask, Vec<T> a, Vec<T> b) {
+#if FC_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_mask_blend_epi32(mask, (__m512i)b, (__m512i)a);
+  } else {
+    return (Vec<T>)_mm512_mask_blend_epi64(mask, (__m512i)b, (__m512i)a);
+  }
+#else
+  return mask ? a : b;
+#endif
+}
+
+// As many bytes as T has lanes, and those as integers of T's width.
+template <class T>
+struct BytesOf {
+  typedef uint8_t type __attribute__((vector_size(lanes<T>)));
+  typedef uint8_t unaligned __attribute__((vector_size(lanes<T>), aligned(1), may_alias));
+};
+
+template <class T>
+FC_INLINE void store_bytes(uint8_t* to, Vec<IntLike<T>> values, int64_t count) {
+  const auto bytes = __builtin_convertvector(values, typename BytesOf<T>::type);
+  if (count >= lanes<T>) {
+    *reinterpret_cast<typename BytesOf<T>::unaligned*>(to) = bytes;
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = bytes[i];
+  }
+}
+
+// Lanes behind `count` are `rest`.
+template <class T>
+FC_INLINE Vec<IntLike<T>> load_bytes(const uint8_t* from, int64_t count, uint8_t rest) {
+  typename BytesOf<T>::type bytes;
+  if (count >= lanes<T>) {
+    bytes = *reinterpret_cast<const typename BytesOf<T>::unaligned*>(from);
+  } else {
+    for (int64_t i = 0; i < lanes<T>; ++i) bytes[i] = i < count ? from[i] : rest;
+  }
+  return __builtin_convertvector(bytes, Vec<IntLike<T>>);
+}
+
+// For integers.
+template <class I>
+FC_INLINE LaneMask<I> equal(Vec<I> a, Vec<I> b) {
+#if FC_VECTOR_BYTES == 64
+  if constexpr (sizeof(I) == 4) {
+    return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b);
+  } else {
+    return _mm512_cmpeq_epi64_mask((__m512i)a, (__m512i)b);
+  }
+#else
+  return a == b;
+#endif
+}
+
+// Bit i is set where lane i is.
+template <class I>
+FC_INLINE uint32_t lane_bits(LaneMask<I> mask) {
+#if FC_VECTOR_BYTES == 64
+  return mask;
+#elif FC_VECTOR_BYTES == 32
+  if constexpr (sizeof(I) == 4) {
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)mask));
+  } else {
+    return static_cast<uint32_t>(_mm256_movemask_pd((__m256d)mask));
+  }
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < lanes<I>; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+#if FC_VECTOR_BYTES == 32
+// For each set of 8 lanes, which lanes are in it.
+struct CompressTable {
+  uint8_t lane[256][8];
+  constexpr CompressTable() : lane{} {
+    for (int bits = 0; bits < 256; ++bits) {
+      int found = 0;
+      for (uint8_t i = 0; i < 8; ++i) {
+        if (bits >> i & 1) lane[bits][found++] = i;
+      }
+    }
+  }
+};
+constexpr CompressTable compress_table;
+#endif
+
+// The lanes whose bit is set, one after the other; a whole vector is written. Without a branch: on random bits, a loop
+// over them costs a misprediction a vector, as much as the vector's arithmetic.
+template <class T>
+FC_INLINE void compress_store(T* to, Vec<T> value, uint32_t bits) {
+#if FC_VECTOR_BYTES == 64
+  // Into a register first: on Zen 4, compressing to memory takes a hundred cycles.
+  if constexpr (sizeof(T) == 4) {
+    store(to, (Vec<T>)_mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), (__m512i)value));
+  } else {
+    store(to, (Vec<T>)_mm512_maskz_compress_epi64(static_cast<__mmask8>(bits), (__m512i)value));
+  }
+#else
+#if FC_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) {
+    const __m128i lane = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(compress_table.lane[bits]));
+    store(to, (Vec<T>)_mm256_permutevar8x32_epi32((__m256i)value, _mm256_cvtepu8_epi32(lane)));
+    return;
+  }
+#endif
+  for (int i = 0; i < lanes<T>; ++i) {
+    *to = value[i];
+    to += bits >> i & 1;
+  }
+#endif
+}
+
 // `count` may be anything above zero: a full vector when it is large enough.
 template <class T>
 FC_INLINE Vec<T> load_upto(const T* from, int64_t count) {
@@ -158,6 +326,33 @@ FC_INLINE void store_upto(T* to, Vec<T> value, int64_t count) {
   } else {
     store_partial(to, value, count);
   }
+}
+
+// Lane i is lane from[i] of `value`; only the low bits of from[i] count.
+template <class T>
+FC_INLINE Vec<T> permute(Vec<T> value, Vec<IntLike<T>> from) {
+#if FC_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_maskz_permutexvar_epi32(0xffff, (__m512i)from, (__m512i)value);
+  } else {
+    return (Vec<T>)_mm512_maskz_permutexvar_epi64(0xff, (__m512i)from, (__m512i)value);
+  }
+#else
+#if FC_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_permutevar8x32_epi32((__m256i)value, (__m256i)from);
+#endif
+  Vec<T> result;
+  for (int i = 0; i < lanes<T>; ++i) result[i] = value[from[i] & (lanes<T> - 1)];
+  return result;
+#endif
+}
+
+// 0, 1, 2, ...
+template <class I>
+FC_INLINE Vec<I> lane_numbers() {
+  Vec<I> numbers;
+  for (int i = 0; i < lanes<I>; ++i) numbers[i] = static_cast<I>(i);
+  return numbers;
 }
 
 // A number that a lambda can take as a template would.

@@ -2,11 +2,15 @@
 #pragma once
 
 #include "conv2d.h"
-#include "conv2d_sparse.h"
+#include "conv2d_forward.h"
 #include "depthwise.h"
 #include "kernels.h"
+#include "live.h"
 #include "max_pool2d.h"
+#include "narrow.h"
 #include "relu.h"
+#include "window.h"
+#include "winograd.h"
 
 namespace fastconv::FC_LEVEL {
 
@@ -17,8 +21,12 @@ constexpr Conv2dFamily<T> conv2d_family() {
           {block_lanes<T>, depthwise::taps_at_once, depthwise::packed_size<T>, depthwise::packed_size<T>,
            depthwise::pack_weight<T>, depthwise::pack_weight<T>, depthwise::forward<T>, depthwise::backward_data<T>,
            depthwise::backward_weight<T>},
-          {lanes<T>, live_list_size<T>, count_nonzero<T>, all_finite<T>, sparse_backward_weight<T>,
-           sparse_backward_data<T>},
+          {conv2d_relu_max_pool2d_forward<T>, relu_max_pool2d<T>, unpool<T>},
+          {winograd::unit_tiles, winograd::tile_count, winograd::packed_size<T>, winograd::scratch_size<T>,
+           winograd::pack_weight<T>, winograd::forward<T>},
+          {lanes<T>, live_list_size<T>, all_finite<T>, mark_zeros<T>, count_live, live_backward_weight<T>,
+           live_backward_data<T>},
+          {narrow::serves<T>, narrow::scratch_size<T>, narrow::backward_weight<T>},
           transpose<T>};
 }
 

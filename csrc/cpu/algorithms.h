@@ -1,0 +1,115 @@
+// Which algorithm serves which shape: every choice that a measurement decided stands here, beside the measurement.
+// Times of one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels, unless said otherwise.
+#pragma once
+
+#include <atomic>
+
+#include "conv2d.h"
+
+namespace fastconv::cpu {
+
+// The convolution alone: windows of one pixel.
+inline FusedShape without_pool(const Conv2dShape& s) {
+  FusedShape f{s, {}};
+  f.pool.N = s.N, f.pool.C = s.K, f.pool.H = f.pool.P = s.P, f.pool.W = f.pool.Q = s.Q;
+  f.pool.R = f.pool.S = 1;
+  f.pool.stride_h = f.pool.stride_w = f.pool.dilation_h = f.pool.dilation_w = 1;
+  return f;
+}
+
+// ---- forward -----------------------------------------------------------------------------------------------------
+
+// F(2x2, 3x3) against the direct kernel, by channels in and out. WINOGRAD_TABLE
+template <class T>
+bool winograd_serves(const FusedShape& f) {
+  const Conv2dShape& s = f.conv;
+  const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+                     s.dilation_w == 1 && s.groups == 1;
+  const bool tiles = f.window() == 1 || (f.windows_touch() && f.pool.R == 2 && f.pool.S == 2);
+  return shape && tiles && s.C >= 16 && s.K >= 16;
+}
+
+// The direct kernels that pool in registers hold windows of 1, 4 or 9 pixels; other pools take the convolution's results
+// from a thread's scratch.
+inline bool window_kernel_serves(const FusedShape& f) {
+  const bool size = f.window() == 1 || f.window() == 4 || f.window() == 9;
+  return size && f.windows_touch() && !f.conv.depthwise();
+}
+
+// ---- backward ----------------------------------------------------------------------------------------------------
+
+// Lists of live values, where runs of taps fill the kernels' vectors.
+template <class T>
+bool live_serves(const FusedShape& f) {
+  const Conv2dShape& s = f.conv;
+  const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
+  // What lists count has to fit into their offsets: elements of the weight, and of a tile of x.
+  constexpr int64_t most = int64_t{1} << 30;
+  const bool small = s.K * s.taps() < most && s.H * s.W * s.C < most && s.P * s.Q * s.K < most;
+  return s.groups == 1 && f.windows_inside() && run >= conv2d_kernels<T>(s).block_lanes && small;
+}
+
+// Time of the dense kernel / time of the one that takes live values from lists, by their share:
+//                            0.49  0.30  0.20  0.12  0.05
+//   32->64   13x13  weight   1.2   1.7   2.2   2.7   3.8
+//                   data     1.2   1.7   2.1   2.8   4.0
+//   64->128  5x5    weight   1.5   2.1   2.6   3.3   4.5
+//                   data     0.9   1.5   2.2   3.2   5.5
+//   16->32   13x13  weight   0.8   1.1   1.4   1.7   2.3
+//                   data     0.8   1.1   1.3   1.6   2.1
+//   128->128 14x14  weight   1.1   1.8   2.6   3.8   6.5
+//                   data     1.0   1.6   2.3   3.7   7.1
+// AVX2 is 10 to 20 % less.
+constexpr double live_below = 0.35;
+
+// At most so many input channels are served by narrow.h, if it serves the shape.
+constexpr int64_t narrow_channels = 4;
+
+template <class T>
+bool narrow_serves(const FusedShape& f) {
+  return f.conv.C <= narrow_channels && kernels().conv2d<T>().narrow.serves(f);
+}
+
+// ---- what choices look at ----------------------------------------------------------------------------------------
+
+// A product with zero is zero only if the other factor is finite. `tensor` is dense.
+template <class T>
+bool all_finite(const Tensor& tensor) {
+  const auto& kernel = kernels().conv2d<T>().live;
+  const T* values = data<T>(tensor);
+  std::atomic<bool> finite{true};
+  torch::stable::parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+    if (!kernel.all_finite(values + begin, end - begin)) finite = false;
+  });
+  return finite;
+}
+
+// Writes the argmax of a gradient without windows; returns the share that is live. `tensor` is dense.
+template <class T>
+double mark_zeros(const Tensor& tensor, uint8_t* argmax) {
+  const auto& kernel = kernels().conv2d<T>().live;
+  const T* values = data<T>(tensor);
+  std::atomic<int64_t> live{0};
+  torch::stable::parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+    live += kernel.mark_zeros(values + begin, argmax + begin, end - begin);
+  });
+  return static_cast<double>(live) / static_cast<double>(tensor.numel());
+}
+
+// The share of the convolution's results that a gradient reaches. `argmax` is dense.
+template <class T>
+double live_share(const FusedShape& f, const Tensor& argmax) {
+  const double results = static_cast<double>(f.conv.N * f.conv.K * f.conv.P * f.conv.Q);
+  // Behind most pools it is small whatever the bytes say.
+  const double at_most = static_cast<double>(f.windows() * f.conv.K) / results;
+  if (at_most < live_below) return at_most;
+  const auto& kernel = kernels().conv2d<T>().live;
+  const uint8_t* bytes = data<uint8_t>(argmax);
+  std::atomic<int64_t> live{0};
+  torch::stable::parallel_for(0, argmax.numel(), 131072, [&](int64_t begin, int64_t end) {
+    live += kernel.count_live(bytes + begin, end - begin);
+  });
+  return static_cast<double>(live) / results;
+}
+
+}  // namespace fastconv::cpu

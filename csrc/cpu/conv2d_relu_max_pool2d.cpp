@@ -1,0 +1,119 @@
+#include "conv2d_relu_max_pool2d.h"
+
+#include "activation.h"
+#include "algorithms.h"
+#include "winograd.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// Windows pooled in registers.
+template <class T>
+void direct_forward(const FusedShape& f, const Tensor& input, const T* packed, const T* bias, const Tensor& output,
+                    uint8_t* argmax) {
+  const Conv2dShape& s = f.conv;
+  const FusedKernels<T>& kernel = kernels().conv2d<T>().fused;
+  const Blocks blocks = channel_blocks(conv2d_kernels<T>(s), s, s.group_K());
+  const Activation<T> x(input);
+  const Result<T> y(output);
+  const Tiles tiles(s.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), f.window()));
+  const int64_t parts = splits(tiles, blocks);
+  torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiles[i / parts];
+      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
+      const int64_t row = tile.row * f.pool.R, rows = tile.rows * f.pool.R;
+      const NhwcView<T> view = x.view(tile.image, tile.images, row * s.stride_h - s.pad_h,
+                                      reach(rows, s.stride_h, s.R, s.dilation_h), -s.pad_w,
+                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
+      T* to = y.tile(tile);
+      uint8_t* at = argmax + (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
+      for (int64_t block = first; block < last; ++block) {
+        kernel.forward(f, view.data, view.strides, packed, bias, to, at, tile.images, tile.rows, block);
+      }
+      y.finish(tile, to, blocks.first_channel(first), blocks.first_channel(last));
+    }
+  });
+}
+
+// Any pool and any groups: a tile of the convolution's results stays in the thread's scratch.
+template <class T>
+void tiled_forward(const FusedShape& f, const Tensor& input, const T* packed, const T* bias, const Tensor& output,
+                   uint8_t* argmax) {
+  const Conv2dShape& s = f.conv;
+  const Pool2dShape& pool = f.pool;
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const Activation<T> x(input);
+  const Result<T> y(output);
+  const Tiles tiles(s.N, pool.P, pool.Q, ceil_div(y.tile_pixels(tile_pixels), pool.stride_h * pool.stride_w));
+  torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiles[i];
+      const int64_t start = tile.row * pool.stride_h - pool.pad_h;
+      const int64_t row = std::clamp<int64_t>(start, 0, s.P);
+      const int64_t row_end =
+          std::clamp<int64_t>(start + reach(tile.rows, pool.stride_h, pool.R, pool.dilation_h), row, s.P);
+      const NhwcView<T> view = x.view(tile.image, tile.images, row * s.stride_h - s.pad_h,
+                                      reach(row_end - row, s.stride_h, s.R, s.dilation_h), -s.pad_w,
+                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
+      T* conv = scratch<T>(Scratch::unit, tile.images * (row_end - row) * s.Q * s.K);
+      for (int64_t block = 0; block < blocks.count(); ++block) {
+        kernel.forward(s, view.data, view.strides, packed, bias, conv, tile.images, row_end - row, block);
+      }
+      T* to = y.tile(tile);
+      uint8_t* at = argmax + (tile.image * pool.P + tile.row) * pool.Q * s.K;
+      kernels().conv2d<T>().fused.relu_max_pool2d(pool, conv, row, row_end - row, to, at, tile.images, tile.row,
+                                                  tile.rows);
+      y.finish(tile, to, 0, s.K);
+    }
+  });
+}
+
+template <class T>
+void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+             const Tensor& output, uint8_t* argmax) {
+  const T* packed = pack_weight_forward<T>(f.conv, weight);
+  const Bias<T> b(bias, weight);
+  if (winograd_serves<T>(f)) {
+    const WholeResult<T> y(output);
+    if (winograd_forward<T>(f, input, packed, false, b.data, y.data(), argmax)) return y.finish();
+  }
+  const auto run = window_kernel_serves(f) ? direct_forward<T> : tiled_forward<T>;
+  run(f, input, packed, b.data, output, argmax);
+}
+
+std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,
+                                         const std::optional<Tensor>& bias) {
+  const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
+  const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
+  const Tensor output = empty(sizes, input, channels_last);
+  const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
+  if (output.numel() == 0) return {output, argmax};
+  dispatch_floating(input, "conv2d_relu_max_pool2d", [&](auto type) {
+    forward<decltype(type)>(f, input, weight, bias, output, mutable_data<uint8_t>(argmax));
+  });
+  return {output, argmax};
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor> conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
+  return fused_forward(without_pool(s), input, weight, bias);
+}
+
+std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
+                                                  const std::optional<Tensor>& bias, const Ints& stride,
+                                                  const Ints& padding, const Ints& dilation, int64_t groups,
+                                                  const Ints& pool_kernel_size, const Ints& pool_stride,
+                                                  const Ints& pool_padding, const Ints& pool_dilation,
+                                                  bool pool_ceil_mode) {
+  const FusedShape f =
+      check_conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
+                                   pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+  return fused_forward(f, input, weight, bias);
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,139 @@
+// The torch-facing side of kernels/live.h: gradients from the values of grad_output that are not zero. Shared by conv2d's
+// backward operators and the fused ones.
+#pragma once
+
+#include "activation.h"
+#include "algorithms.h"
+#include "sums.h"
+
+namespace fastconv::cpu {
+
+// grad_output of a convolution alone, as the kernels want it, if it is so full of zeros that they pay. The argmax lives in
+// the calling thread's scratch.
+template <class T>
+struct LiveGradient {
+  bool pays = false;
+  Tensor nhwc;
+  uint8_t* argmax = nullptr;
+
+  // `grad_output` is dense.
+  LiveGradient(const FusedShape& f, const Tensor& grad_output) : nhwc(grad_output) {
+    if (!live_serves<T>(f)) return;
+    argmax = scratch<uint8_t>(Scratch::argmax, grad_output.numel());
+    pays = mark_zeros<T>(grad_output, argmax) < live_below;
+    if (!pays || is_nhwc(grad_output)) return;
+    nhwc = to_nhwc<T>(grad_output);
+    mark_zeros<T>(nhwc, argmax);
+  }
+
+  const T* g() const { return data<T>(nhwc); }
+};
+
+// Windows in a tile: x or dx in the first-level cache, and enough of them for lists that are worth a loop.
+constexpr int64_t live_tile_pixels = 128;
+
+inline Tiles live_tiles(const FusedShape& f) {
+  const int64_t pixels = ceil_div(live_tile_pixels, f.pool.stride_h * f.pool.stride_w);
+  return Tiles(f.pool.N, f.pool.P, f.pool.Q, pixels);
+}
+
+// The rows of the convolution that a tile of windows may look at.
+inline Tile convolution_tile(const FusedShape& f, const Tile& tile) {
+  return {tile.image, tile.images, tile.row * f.pool.stride_h,
+          reach(tile.rows, f.pool.stride_h, f.pool.R, f.pool.dilation_h)};
+}
+
+// g and argmax: NHWC.
+template <class T>
+void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& input,
+                          const Tensor& grad_weight, const Tensor& grad_bias) {
+  const Conv2dShape& s = f.conv;
+  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
+  const Tiles tiles = live_tiles(f);
+  const Pieces<T> pieces(s, tiles.count());
+  const int64_t blocks = ceil_div(s.K, kernel.channels);
+  const int64_t parts = std::min(blocks, ceil_div(wanted_pieces, pieces.count));
+
+  const SummedInput<T> x(s, input, parts == 1, Scratch::whole_input, Scratch::tile_in);
+  torch::stable::parallel_for(0, pieces.count * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i % parts, piece = i / parts;
+      T* dw = pieces.sums + piece * pieces.size;
+      T* db = dw + s.taps() * s.K;
+      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
+        const Tile tile = tiles[t], rows = convolution_tile(f, tile);
+        const NhwcView<T> from = x.tile(rows);
+        const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
+        const int64_t size = kernel.list_size(f, tile.images * tile.rows * f.pool.Q);
+        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+          kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw, db,
+                                 tile.images, tile.row, tile.rows, block * kernel.channels,
+                                 scratch<Offset<T>>(Scratch::list, size), scratch<T>(Scratch::list_values, size));
+        }
+      }
+    }
+  });
+  pieces.finish_krsc(s, grad_weight, grad_bias);
+}
+
+// For few input channels (kernels/narrow.h).
+template <class T>
+void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& input,
+                            const Tensor& grad_weight, const Tensor& grad_bias) {
+  const Conv2dShape& s = f.conv;
+  const NarrowKernels<T>& kernel = kernels().conv2d<T>().narrow;
+  const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels);
+  const Pieces<T> pieces(s, tiles.count());
+  const SummedInput<T> x(s, input, true, Scratch::whole_input, Scratch::tile_in);
+  torch::stable::parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
+    T* patches = scratch<T>(Scratch::unit, kernel.scratch_size(f));
+    for (int64_t piece = begin; piece < end; ++piece) {
+      T* dw = pieces.sums + piece * pieces.size;
+      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
+        const Tile tile = tiles[t], rows = convolution_tile(f, tile);
+        const NhwcView<T> from = x.tile(rows);
+        const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
+        kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw,
+                               dw + s.taps() * s.K, tile.images, tile.row, tile.rows, patches);
+      }
+    }
+  });
+  pieces.finish_rsck(s, grad_weight, grad_bias);
+}
+
+// The windows that reach a tile's rows: the first by its last row of taps, the last by its first.
+inline Range windows_above(const FusedShape& f, const Range& rows) {
+  const Pool2dShape& pool = f.pool;
+  const int64_t last_tap = (pool.R - 1) * pool.dilation_h - pool.pad_h;
+  const Range from_last_tap(rows.begin, rows.end, pool.stride_h, last_tap, pool.P);
+  Range windows(0, rows.end, pool.stride_h, -pool.pad_h, pool.P);
+  windows.begin = std::min(from_last_tap.begin, windows.end);
+  return windows;
+}
+
+// g and argmax: NHWC.
+template <class T>
+void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& weight,
+                        const Tensor& grad_input) {
+  const Conv2dShape& s = f.conv;
+  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
+  const Tensor krsc = to_nhwc<T>(weight);
+  const Result<T> dx(grad_input);
+  const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(live_tile_pixels));
+  torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiles[i];
+      const Range windows = windows_above(f, rows_above(s, tile));
+      T* to = dx.tile(tile);
+      zero_channels(to, tile.images * tile.rows * s.W, s.C, 0, s.C);
+      const int64_t rows = windows.end - windows.begin, size = kernel.list_size(f, tile.images * rows * f.pool.Q);
+      const int64_t window = (tile.image * f.pool.P + windows.begin) * f.pool.Q * s.K;
+      kernel.backward_data(f, g + window, argmax + window, windows.begin, rows, data<T>(krsc), to, tile.images,
+                           tile.row, tile.rows, scratch<Offset<T>>(Scratch::list, size),
+                           scratch<T>(Scratch::list_values, size));
+      dx.finish(tile, to, 0, s.C);
+    }
+  });
+}
+
+}  // namespace fastconv::cpu

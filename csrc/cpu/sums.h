@@ -1,0 +1,107 @@
+// The gradient of the weight is one long sum over all pixels of all images. It is cut into
+//   pieces of the images, each with a partial sum of its own, while the weight is small, and
+//   parts of the sum's elements, each over all images, where pieces alone do not make enough independent work.
+// Partial sums are then added in order, so the result does not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "activation.h"
+#include "conv2d.h"
+
+namespace fastconv::cpu {
+
+// Partial sums, each of the weight and then of the bias: about 1 MiB in all, since they are written and read once more.
+template <class T>
+struct Pieces {
+  int64_t size, count;
+  T* sums;
+
+  Pieces(const Conv2dShape& s, int64_t tiles) : size((s.taps() + 1) * s.K) {
+    const int64_t affordable = (1 << 20) / (size * static_cast<int64_t>(sizeof(T)));
+    const int64_t most = std::min({wanted_pieces, affordable, tiles});
+    for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule
+    sums = scratch<T>(Scratch::sums, count * size);
+    std::memset(sums, 0, static_cast<size_t>(count * size) * sizeof(T));
+  }
+
+  // sum[i] = the i-th elements from `first` on, of all pieces, in order.
+  void add_up(int64_t first, int64_t elements, T* sum) const {
+    std::memcpy(sum, sums + first, static_cast<size_t>(elements) * sizeof(T));
+    for (int64_t piece = 1; piece < count; ++piece) {
+      const T* from = sums + piece * size + first;
+      for (int64_t i = 0; i < elements; ++i) sum[i] += from[i];
+    }
+  }
+
+  // The pieces' sum into the weight's own order, where pieces are [r, s, c][K].
+  void finish_rsck(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
+    const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C();
+    const bool krsc = is_nhwc(grad_weight);
+    T* to = mutable_data<T>(grad_weight);
+    constexpr int64_t width = 32;
+    torch::stable::parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t k0 = block * width, elements = std::min(width, s.K - k0);
+        T* sum = scratch<T>(Scratch::tile_in, taps * width);
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          add_up(tap * s.K + k0, elements, sum + (krsc ? tap : tap % C * RS + tap / C) * width);
+        }
+        kernels().conv2d<T>().transpose(sum, width, taps, elements, to + k0 * taps, taps);
+      }
+    });
+    add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
+  }
+
+  // The same where they are [K][r, s, c].
+  void finish_krsc(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
+    const int64_t taps = s.taps();
+    const bool krsc = is_nhwc(grad_weight);
+    T* to = mutable_data<T>(grad_weight);
+    torch::stable::parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
+      T* sum = scratch<T>(Scratch::tile_in, taps);
+      for (int64_t k = begin; k < end; ++k) {
+        add_up(k * taps, taps, krsc ? to + k * taps : sum);
+        if (!krsc) kernels().conv2d<T>().transpose(sum, s.C, s.R * s.S, s.C, to + k * taps, s.R * s.S);
+      }
+    });
+    add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
+  }
+};
+
+// The pixels behind a tile of the sum, NHWC and with their padding. What has to be copied for that is copied tile by
+// tile where each tile is read once, and else whole, before the sum.
+template <class T>
+class SummedInput {
+ public:
+  SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, Scratch whole, Scratch tile)
+      : s_(s), x_(input), columns_(reach(s.Q, s.stride_w, s.S, s.dilation_w)), tile_use_(tile) {
+    const int64_t rows = reach(s.P, s.stride_h, s.R, s.dilation_h), image = rows * columns_ * s.C;
+    if (read_once || x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_)) return;
+    T* to = scratch<T>(whole, s.N * image);
+    whole_ = {to, {image, columns_ * s.C, s.C}};
+    torch::stable::parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
+      x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns_, to + begin * image);
+    });
+  }
+
+  NhwcView<T> tile(const Tile& tile) const {
+    const int64_t row = tile.row * s_.stride_h;
+    if (whole_.data) {
+      const Strides& strides = whole_.strides;
+      return {whole_.data + tile.image * strides.image + row * strides.row, strides};
+    }
+    return x_.view(tile.image, tile.images, row - s_.pad_h, reach(tile.rows, s_.stride_h, s_.R, s_.dilation_h),
+                   -s_.pad_w, columns_, tile_use_);
+  }
+
+ private:
+  const Conv2dShape s_;
+  const Activation<T> x_;
+  const int64_t columns_;
+  const Scratch tile_use_;
+  NhwcView<T> whole_{};
+};
+
+}  // namespace fastconv::cpu
