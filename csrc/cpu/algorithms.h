@@ -49,18 +49,28 @@ bool live_serves(const FusedShape& f) {
   return s.groups == 1 && f.windows_inside() && run >= conv2d_kernels<T>(s).block_lanes && small;
 }
 
-// Time of the dense kernel / time of the one that takes live values from lists, by their share:
-//                            0.49  0.30  0.20  0.12  0.05
-//   32->64   13x13  weight   1.2   1.7   2.2   2.7   3.8
-//                   data     1.2   1.7   2.1   2.8   4.0
-//   64->128  5x5    weight   1.5   2.1   2.6   3.3   4.5
-//                   data     0.9   1.5   2.2   3.2   5.5
-//   16->32   13x13  weight   0.8   1.1   1.4   1.7   2.3
-//                   data     0.8   1.1   1.3   1.6   2.1
-//   128->128 14x14  weight   1.1   1.8   2.6   3.8   6.5
-//                   data     1.0   1.6   2.3   3.7   7.1
-// AVX2 is 10 to 20 % less.
-constexpr double live_below = 0.35;
+// Time of the dense kernel (for data: Winograd's) / time of the one that takes live values from lists, by their share:
+//                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
+//   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
+//                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9
+//   64->128  5x5    weight   1.2   1.4   1.7   1.9   2.3   2.8   3.5   4.3
+//                   data     1.3   1.7   2.0   2.4   3.1   4.5   7.0   13
+//   16->32   13x13  weight   0.9   1.0   1.2   1.3   1.6   1.9   2.2   2.7
+//                   data     0.9   1.1   1.2   1.3   1.7   2.0   2.4   3.1
+//   128->128 14x14  weight   1.0   1.2   1.4   1.6   1.9   2.7   4.0   7.1    (batch 16)
+//                   data     0.4   0.6   0.7   0.8   1.1   1.6   2.4   5.0
+// AVX2 is within 10 % of that.
+constexpr double live_weight_below = 0.6;
+
+// For data, Winograd's advantage counts: its multiplications, padded tiles included, over the direct kernel's.
+template <class T>
+double live_data_below(const FusedShape& f) {
+  const Conv2dShape& s = f.conv;
+  if (!winograd_serves<T>(without_pool(s))) return 0.6;
+  const double multiplied = static_cast<double>(ceil_div(s.H, 2) * ceil_div(s.W, 2) * 16);
+  const double work = multiplied / static_cast<double>(s.P * s.Q * 9);
+  return work < 1.3 ? 0.6 * work : 0.8;
+}
 
 // At most so many input channels are served by narrow.h, if it serves the shape.
 constexpr int64_t narrow_channels = 4;
@@ -96,20 +106,19 @@ double mark_zeros(const Tensor& tensor, uint8_t* argmax) {
   return static_cast<double>(live) / static_cast<double>(tensor.numel());
 }
 
-// The share of the convolution's results that a gradient reaches. `argmax` is dense.
+// Whether the gradient reaches a share of the convolution's results below `below`. `argmax` is dense.
 template <class T>
-double live_share(const FusedShape& f, const Tensor& argmax) {
+bool live_share_below(const FusedShape& f, const Tensor& argmax, double below) {
   const double results = static_cast<double>(f.conv.N * f.conv.K * f.conv.P * f.conv.Q);
   // Behind most pools it is small whatever the bytes say.
-  const double at_most = static_cast<double>(f.windows() * f.conv.K) / results;
-  if (at_most < live_below) return at_most;
+  if (static_cast<double>(f.windows() * f.conv.K) / results < below) return true;
   const auto& kernel = kernels().conv2d<T>().live;
   const uint8_t* bytes = data<uint8_t>(argmax);
   std::atomic<int64_t> live{0};
   torch::stable::parallel_for(0, argmax.numel(), 131072, [&](int64_t begin, int64_t end) {
     live += kernel.count_live(bytes + begin, end - begin);
   });
-  return static_cast<double>(live) / results;
+  return static_cast<double>(live) / results < below;
 }
 
 }  // namespace fastconv::cpu

@@ -68,7 +68,7 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
 template <class T>
 void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
   const Tensor g = dense(grad_output), w = dense(weight);
-  const LiveGradient<T> live(without_pool(s), g);
+  const LiveGradient<T> live(without_pool(s), g, live_data_below<T>(without_pool(s)));
   if (live.pays && all_finite<T>(w)) {
     live_backward_data<T>(without_pool(s), live.g(), live.argmax, w, grad_input);
   } else if (!winograd_backward_data<T>(s, g, w, grad_input)) {

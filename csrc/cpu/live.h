@@ -16,11 +16,11 @@ struct LiveGradient {
   Tensor nhwc;
   uint8_t* argmax = nullptr;
 
-  // `grad_output` is dense.
-  LiveGradient(const FusedShape& f, const Tensor& grad_output) : nhwc(grad_output) {
+  // `grad_output` is dense; `below`: the share of live values below which they pay.
+  LiveGradient(const FusedShape& f, const Tensor& grad_output, double below) : nhwc(grad_output) {
     if (!live_serves<T>(f)) return;
     argmax = scratch<uint8_t>(Scratch::argmax, grad_output.numel());
-    pays = mark_zeros<T>(grad_output, argmax) < live_below;
+    pays = mark_zeros<T>(grad_output, argmax) < below;
     if (!pays || is_nhwc(grad_output)) return;
     nhwc = to_nhwc<T>(grad_output);
     mark_zeros<T>(nhwc, argmax);
@@ -50,8 +50,8 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
   const Conv2dShape& s = f.conv;
   const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
   const Tiles tiles = live_tiles(f);
-  const Pieces<T> pieces(s, tiles.count());
   const int64_t blocks = ceil_div(s.K, kernel.channels);
+  const Pieces<T> pieces(s, tiles.count(), ceil_div(wanted_pieces, blocks));
   const int64_t parts = std::min(blocks, ceil_div(wanted_pieces, pieces.count));
 
   const SummedInput<T> x(s, input, parts == 1, Scratch::whole_input, Scratch::tile_in);
@@ -83,7 +83,7 @@ void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argm
   const Conv2dShape& s = f.conv;
   const NarrowKernels<T>& kernel = kernels().conv2d<T>().narrow;
   const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels);
-  const Pieces<T> pieces(s, tiles.count());
+  const Pieces<T> pieces(s, tiles.count(), wanted_pieces);
   const SummedInput<T> x(s, input, true, Scratch::whole_input, Scratch::tile_in);
   torch::stable::parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
     T* patches = scratch<T>(Scratch::unit, kernel.scratch_size(f));

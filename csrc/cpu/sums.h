@@ -18,9 +18,9 @@ struct Pieces {
   int64_t size, count;
   T* sums;
 
-  Pieces(const Conv2dShape& s, int64_t tiles) : size((s.taps() + 1) * s.K) {
+  Pieces(const Conv2dShape& s, int64_t tiles, int64_t wanted) : size((s.taps() + 1) * s.K) {
     const int64_t affordable = (1 << 20) / (size * static_cast<int64_t>(sizeof(T)));
-    const int64_t most = std::min({wanted_pieces, affordable, tiles});
+    const int64_t most = std::min({wanted, affordable, tiles});
     for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule
     sums = scratch<T>(Scratch::sums, count * size);
     std::memset(sums, 0, static_cast<size_t>(count * size) * sizeof(T));

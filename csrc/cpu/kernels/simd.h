@@ -254,6 +254,19 @@ FC_INLINE LaneMask<I> equal(Vec<I> a, Vec<I> b) {
 #endif
 }
 
+template <class I>
+FC_INLINE LaneMask<I> at_least_zero(Vec<I> value) {
+#if FC_VECTOR_BYTES == 64
+  if constexpr (sizeof(I) == 4) {
+    return static_cast<__mmask16>(~_mm512_movepi32_mask((__m512i)value));
+  } else {
+    return static_cast<__mmask8>(~_mm512_movepi64_mask((__m512i)value));
+  }
+#else
+  return value >= 0;
+#endif
+}
+
 // Bit i is set where lane i is.
 template <class I>
 FC_INLINE uint32_t lane_bits(LaneMask<I> mask) {
@@ -353,6 +366,14 @@ FC_INLINE Vec<I> lane_numbers() {
   Vec<I> numbers;
   for (int i = 0; i < lanes<I>; ++i) numbers[i] = static_cast<I>(i);
   return numbers;
+}
+
+// The same address, which the compiler shall take as it comes: for the loads behind it, it would else keep one pointer each,
+// and spill them.
+template <class T>
+FC_INLINE const T* opaque(const T* address) {
+  asm("" : "+r"(address));
+  return address;
 }
 
 // A number that a lambda can take as a template would.
