@@ -111,13 +111,11 @@ inline Range windows_above(const FusedShape& f, const Range& rows) {
   return windows;
 }
 
-// g and argmax: NHWC.
-template <class T>
-void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& weight,
-                        const Tensor& grad_input) {
+// Runs compute(tile, windows, to, list, values) for each tile of dx; list_size(f, windows): elements that its lists need.
+template <class T, class Compute>
+void for_each_live_tile(const FusedShape& f, const Tensor& grad_input, int64_t (*list_size)(const FusedShape&, int64_t),
+                        const Compute& compute) {
   const Conv2dShape& s = f.conv;
-  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
-  const Tensor krsc = to_nhwc<T>(weight);
   const Result<T> dx(grad_input);
   const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(live_tile_pixels));
   torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
@@ -126,14 +124,37 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
       const Range windows = windows_above(f, rows_above(s, tile));
       T* to = dx.tile(tile);
       zero_channels(to, tile.images * tile.rows * s.W, s.C, 0, s.C);
-      const int64_t rows = windows.end - windows.begin, size = kernel.list_size(f, tile.images * rows * f.pool.Q);
-      const int64_t window = (tile.image * f.pool.P + windows.begin) * f.pool.Q * s.K;
-      kernel.backward_data(f, g + window, argmax + window, windows.begin, rows, data<T>(krsc), to, tile.images,
-                           tile.row, tile.rows, scratch<Offset<T>>(Scratch::list, size),
-                           scratch<T>(Scratch::list_values, size));
+      const int64_t size = list_size(f, tile.images * (windows.end - windows.begin) * f.pool.Q);
+      compute(tile, windows, to, scratch<Offset<T>>(Scratch::list, size), scratch<T>(Scratch::list_values, size));
       dx.finish(tile, to, 0, s.C);
     }
   });
+}
+
+// g and argmax: NHWC.
+template <class T>
+void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& weight,
+                        const Tensor& grad_input) {
+  const Conv2dShape& s = f.conv;
+  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
+  const PatchKernels<T>& patch = kernels().conv2d<T>().patch;
+  const Tensor krsc = to_nhwc<T>(weight);
+  const T* w = data<T>(krsc);
+  const bool by_patch = patch.serves(f);
+  if (by_patch) {
+    T* packed = scratch<T>(Scratch::weight, patch.packed_size(s));
+    torch::stable::parallel_for(0, s.K, ceil_div(32768, s.taps()), [&](int64_t begin, int64_t end) {
+      patch.pack_weight(s, data<T>(krsc), begin, end, packed);
+    });
+    w = packed;
+  }
+  const auto run = by_patch ? patch.backward_data : kernel.backward_data;
+  for_each_live_tile<T>(f, grad_input, by_patch ? patch.list_size : kernel.list_size,
+                        [&](const Tile& tile, const Range& windows, T* to, Offset<T>* at, T* value) {
+                          const int64_t window = (tile.image * f.pool.P + windows.begin) * f.pool.Q * s.K;
+                          run(f, g + window, argmax + window, windows.begin, windows.end - windows.begin, w, to,
+                              tile.images, tile.row, tile.rows, at, value);
+                        });
 }
 
 }  // namespace fastconv::cpu

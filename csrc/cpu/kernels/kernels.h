@@ -73,6 +73,17 @@ struct LiveKernels {
                         const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value);
 };
 
+// backward_data of the same for 3 x 3 kernels (live_patch.h).
+template <class T>
+struct PatchKernels {
+  bool (*serves)(const FusedShape&);
+  int64_t (*packed_size)(const Conv2dShape&);
+  void (*pack_weight)(const Conv2dShape&, const T* krsc, int64_t k0, int64_t k1, T* packed);
+  int64_t (*list_size)(const FusedShape&, int64_t windows);
+  void (*backward_data)(const FusedShape&, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows,
+                        const T* packed, T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value);
+};
+
 // backward_weight of the same for few input channels (narrow.h).
 template <class T>
 struct NarrowKernels {
@@ -88,6 +99,7 @@ struct Conv2dFamily {
   FusedKernels<T> fused;
   WinogradKernels<T> winograd;
   LiveKernels<T> live;
+  PatchKernels<T> patch;
   NarrowKernels<T> narrow;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };

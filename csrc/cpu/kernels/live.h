@@ -228,23 +228,19 @@ void live_backward_weight(const FusedShape& f, const T* x, const Strides& stride
   }
 }
 
-// The live channels of one window, pixel by pixel: their places in the weight, and their gradients. `end`, one number for
-// each pixel, says where its list ends.
+// The channels [k0, k1) of a window that are live at one of its pixels, appended to a list: their places in the weight,
+// `step` from one to the next, and their gradients. Returns the list's new length; vectors are written whole.
 template <class T>
-FC_INLINE int64_t list_channels(const FusedShape& f, const T* g, const uint8_t* argmax, Offset<T>* at, T* value,
-                                int64_t found, Offset<T>* end) {
-  const int64_t K = f.conv.K;
-  const auto taps = static_cast<Offset<T>>(f.conv.taps());
-  const Vec<Offset<T>> numbers = lane_numbers<Offset<T>>();
-  for (int64_t i = 0; i < f.window(); ++i) {
-    for (int64_t k = 0; k < K; k += lanes<T>) {
-      const Vec<Offset<T>> position = load_bytes<T>(argmax + k, K - k, dead);
-      const uint32_t bits = lane_bits<Offset<T>>(equal<Offset<T>>(position, static_cast<Offset<T>>(i) - Vec<Offset<T>>{}));
-      compress_store(at + found, (numbers + static_cast<Offset<T>>(k)) * taps, bits);
-      compress_store(value + found, load_upto(g + k, K - k), bits);
-      found += __builtin_popcount(bits);
-    }
-    end[i] = static_cast<Offset<T>>(found);
+FC_INLINE int64_t list_channels(const T* g, const uint8_t* argmax, int64_t pixel, int64_t k0, int64_t k1, int64_t step,
+                                Offset<T>* at, T* value, int64_t found) {
+  using I = Offset<T>;
+  const Vec<I> numbers = lane_numbers<I>(), wanted = static_cast<I>(pixel) - Vec<I>{};
+  for (int64_t k = k0; k < k1; k += lanes<T>) {
+    const Vec<I> position = load_bytes<T>(argmax + k, k1 - k, dead);
+    const uint32_t bits = lane_bits<I>(equal<I>(position, wanted));
+    compress_store(at + found, (numbers + static_cast<I>(k)) * static_cast<I>(step), bits);
+    compress_store(value + found, load_upto(g + k, k1 - k), bits);
+    found += __builtin_popcount(bits);
   }
   return found;
 }
@@ -290,7 +286,10 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
   for (int64_t n = 0; n < images; ++n) {
     for (int64_t i = 0; i < row_windows; ++i) {
       const int64_t from = (n * pool.P * pool.Q + i) * s.K;
-      found = list_channels(f, g + from, argmax + from, at, value, found, end + (n * row_windows + i) * window);
+      for (int64_t pixel = 0; pixel < window; ++pixel) {
+        found = list_channels(g + from, argmax + from, pixel, 0, s.K, s.taps(), at, value, found);
+        end[(n * row_windows + i) * window + pixel] = static_cast<Offset<T>>(found);
+      }
     }
   }
 

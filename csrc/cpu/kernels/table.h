@@ -6,6 +6,7 @@
 #include "depthwise.h"
 #include "kernels.h"
 #include "live.h"
+#include "live_patch.h"
 #include "max_pool2d.h"
 #include "narrow.h"
 #include "relu.h"
@@ -26,6 +27,7 @@ constexpr Conv2dFamily<T> conv2d_family() {
            winograd::pack_weight<T>, winograd::forward<T>},
           {lanes<T>, live_list_size<T>, all_finite<T>, mark_zeros<T>, count_live, live_backward_weight<T>,
            live_backward_data<T>},
+          {patch::serves, patch::packed_size<T>, patch::pack_weight<T>, patch::list_size<T>, patch::backward_data<T>},
           {narrow::serves<T>, narrow::scratch_size<T>, narrow::backward_weight<T>},
           transpose<T>};
 }

@@ -1,0 +1,132 @@
+// backward_data from live values (live.h) for 3 x 3 kernels of stride 1, behind pools of one or two columns:
+//
+//   dx[patch of the window's row] += g[k] * w[k]        for the live k of the one or two pixels of that row
+//
+// The pixels that the two neighbours of a window's row reach are a patch of 3 x 4; one vector of channels of it, 12 sums,
+// stays in registers while both lists are walked. One vector of channels of `block_channels` kernels is 36 KiB, so the
+// weights come from the first-level cache; walking whole kernels, as live.h does, takes them from the second level. dx of
+// conv2 of MnistCNN: LIVE_PATCH_FIGURES.
+//
+// Packed weights: [vector of c][k][r, s][lanes].
+#pragma once
+
+#include "live.h"
+
+namespace fastconv::FC_LEVEL::patch {
+
+constexpr int taps = 9;
+template <class T>
+constexpr int64_t block_channels = 36 * 1024 / (taps * FC_VECTOR_BYTES) / lanes<T> * lanes<T>;
+
+inline bool serves(const FusedShape& f) {
+  const Conv2dShape& s = f.conv;
+  return s.groups == 1 && s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+         s.dilation_w == 1 && f.pool.S <= 2 && f.pool.dilation_h == 1 && f.pool.dilation_w == 1 && f.windows_inside();
+}
+
+template <class T>
+int64_t packed_size(const Conv2dShape& s) {
+  return s.K * taps * ceil_div(s.C, lanes<T>) * lanes<T>;
+}
+
+// Kernels [k0, k1) of a KRSC weight.
+template <class T>
+void pack_weight(const Conv2dShape& s, const T* weight, int64_t k0, int64_t k1, T* packed) {
+  for (int64_t c = 0; c < s.C; c += lanes<T>) {
+    T* to = packed + c * s.K * taps;
+    for (int64_t i = k0 * taps; i < k1 * taps; ++i) store(to + i * lanes<T>, load_upto(weight + i * s.C + c, s.C - c));
+  }
+}
+
+template <class T>
+int64_t list_size(const FusedShape& f, int64_t windows) {
+  const int64_t blocks = ceil_div(f.conv.K, block_channels<T>);
+  return windows * (f.conv.K + f.window() * blocks) + 1 + lanes<T>;
+}
+
+// The lists of the `columns` pixels of a row, onto the patch whose first pixel is (h, w) of dx. `edge`: some of it may lie
+// outside. `end[i * blocks]`: where the list of pixel i ends, and before it, where it begins.
+template <class T, int columns, bool edge>
+FC_INLINE void add_row(const T* packed, const Offset<T>* at, const T* value, const Offset<T>* end, int64_t blocks, T* dx,
+                       int64_t row_step, int64_t C, int64_t count, int64_t h, int64_t w, int64_t rows, int64_t width) {
+  constexpr int patch_width = columns + 2;
+  const auto inside = [&](int r, int s) {
+    return !edge || (h + r >= 0 && h + r < rows && w + s >= 0 && w + s < width);
+  };
+  Vec<T> acc[3][patch_width];
+#pragma GCC unroll 3
+  for (int r = 0; r < 3; ++r) {
+#pragma GCC unroll 4
+    for (int s = 0; s < patch_width; ++s) {
+      acc[r][s] = inside(r, s) ? load_upto(dx + r * row_step + s * C, count) : Vec<T>{};
+    }
+  }
+#pragma GCC unroll 2
+  for (int column = 0; column < columns; ++column) {
+    for (int64_t i = end[column * blocks - 1]; i < end[column * blocks]; ++i) {
+      const T* kernel = packed + at[i];
+      const T factor = value[i];
+#pragma GCC unroll 3
+      for (int r = 0; r < 3; ++r) {
+#pragma GCC unroll 3
+        for (int s = 0; s < 3; ++s) acc[r][s + column] += factor * load(kernel + (r * 3 + s) * lanes<T>);
+      }
+    }
+  }
+#pragma GCC unroll 3
+  for (int r = 0; r < 3; ++r) {
+#pragma GCC unroll 4
+    for (int s = 0; s < patch_width; ++s) {
+      if (inside(r, s)) store_upto(dx + r * row_step + s * C, acc[r][s], count);
+    }
+  }
+}
+
+// Arguments as live_backward_data's, and the packed weight.
+template <class T>
+void backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows, const T* packed,
+                   T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value) {
+  const Conv2dShape& s = f.conv;
+  const Pool2dShape& pool = f.pool;
+  const int64_t row_windows = p_rows * pool.Q, window = f.window(), blocks = ceil_div(s.K, block_channels<T>);
+  Offset<T>* end = at;  // of the list of each window, pixel and block of channels
+  *end++ = 0;
+  at += images * row_windows * window * blocks + 1;
+  int64_t found = 0;
+  Offset<T>* list_end = end;
+  for (int64_t n = 0; n < images; ++n) {
+    for (int64_t i = 0; i < row_windows; ++i) {
+      const int64_t from = (n * pool.P * pool.Q + i) * s.K;
+      for (int64_t pixel = 0; pixel < window; ++pixel) {
+        for (int64_t k = 0; k < s.K; k += block_channels<T>) {
+          const int64_t k1 = k + block_channels<T> < s.K ? k + block_channels<T> : s.K;
+          found = list_channels(g + from, argmax + from, pixel, k, k1, taps * lanes<T>, at, value, found);
+          *list_end++ = static_cast<Offset<T>>(found);
+        }
+      }
+    }
+  }
+
+  for (int64_t c = 0; c < s.C; c += lanes<T>) {
+    for (int64_t block = 0; block < blocks; ++block) {
+      const Offset<T>* list = end + block;
+      for (int64_t n = 0; n < images; ++n) {
+        T* image = dx + n * rows * s.W * s.C + c;
+        for (int64_t p = p0; p < p0 + p_rows; ++p) {
+          for (int64_t q = 0; q < pool.Q; ++q) {
+            for (int64_t r = 0; r < pool.R; ++r, list += pool.S * blocks) {
+              const int64_t h = p * pool.stride_h + r - s.pad_h - h0, w = q * pool.stride_w - s.pad_w;
+              const bool edge = h < 0 || h + 3 > rows || w < 0 || w + pool.S + 2 > s.W;
+              const auto run = pool.S == 1 ? (edge ? add_row<T, 1, true> : add_row<T, 1, false>)
+                                           : (edge ? add_row<T, 2, true> : add_row<T, 2, false>);
+              run(packed + c * s.K * taps, at, value, list, blocks, image + (h * s.W + w) * s.C, s.W * s.C, s.C, s.C - c,
+                  h, w, rows, s.W);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace fastconv::FC_LEVEL::patch
