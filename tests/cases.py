@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+import fastconv.functional as FF
 
 THREADS = (1, 2, 3, 8)
 
@@ -37,6 +40,14 @@ class Conv2dCase:
         x = torch.randn(self.N, self.C, self.H, self.W, dtype=dtype)
         w = torch.randn(self.K, self.C // groups, self.R, self.S, dtype=dtype)
         return x, w, torch.randn(self.K, dtype=dtype) if self.bias else None
+
+    def integers(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The same of small integers, of which every sum is exact, in whatever order and by whatever algorithm."""
+        x, w, b = (None if t is None else t.shape for t in self.tensors())
+        assert x is not None
+        assert w is not None
+        bias = None if b is None else torch.randint(-6, 7, b).to(dtype)
+        return torch.randint(-3, 4, x).to(dtype), torch.randint(-2, 3, w).to(dtype), bias
 
 
 def conv(N: int, C: int, H: int, W: int, K: int, R: int, S: int, bias: bool = True, **arguments: Any) -> Conv2dCase:
@@ -128,6 +139,104 @@ MAX_POOL2D = [
     pool(40, 2, 4, 4, kernel_size=2),
     pool(0, 3, 8, 8, kernel_size=2),
     pool(5, 8, 8, kernel_size=2),
+]
+
+
+@dataclass(frozen=True)
+class FusedCase:
+    """A convolution, then max_pool2d's own arguments; None: no pool."""
+
+    conv: Conv2dCase
+    pool: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        pool = "-".join(f"{name}{value}" for name, value in (self.pool or {}).items())
+        return "-".join(filter(None, [str(self.conv), "pool" if pool else "", pool])).replace(" ", "")
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        return FF.conv2d_relu if self.pool is None else FF.conv2d_relu_max_pool2d
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The function's, behind its tensors."""
+        return {**self.conv.arguments, **{f"pool_{name}": value for name, value in (self.pool or {}).items()}}
+
+
+def fused(conv: Conv2dCase, **pool: Any) -> FusedCase:
+    return FusedCase(conv, pool or None)
+
+
+def composed(*tensors: Tensor | None, **arguments: Any) -> Tensor:
+    """PyTorch's own two or three functions, with the arguments of the fused one."""
+    pool = {name.removeprefix("pool_"): value for name, value in arguments.items() if name.startswith("pool_")}
+    rest = {name: value for name, value in arguments.items() if not name.startswith("pool_")}
+    activations = F.relu(F.conv2d(*tensors, **rest))  # type: ignore[arg-type]
+    return F.max_pool2d(activations, **pool) if pool else activations
+
+
+FUSED = [
+    # the network's own, smaller batch
+    fused(conv(3, 1, 28, 28, 32, 3, 3), kernel_size=2),
+    fused(conv(3, 32, 13, 13, 64, 3, 3), kernel_size=2),
+    fused(conv(5, 64, 5, 5, 128, 3, 3)),
+    # channels around the widths of vectors and blocks, odd sizes
+    *[
+        fused(conv(2, C, 7, 6, K, 3, 3, padding=1), kernel_size=2)
+        for C, K in [(1, 1), (3, 5), (5, 3), (15, 16), (16, 15), (16, 17), (17, 16), (31, 33), (33, 31), (48, 65)]
+    ],
+    *[fused(conv(2, C, 7, 8, K, 3, 3)) for C, K in [(2, 15), (16, 16), (17, 33), (33, 48), (65, 31)]],
+    # few input channels
+    *[fused(conv(2, C, 9, 10, K, 3, 3), kernel_size=2) for C, K in [(1, 17), (2, 16), (3, 33), (4, 31), (5, 32)]],
+    fused(conv(3, 1, 12, 13, 48, 5, 5), kernel_size=2),
+    fused(conv(2, 3, 9, 9, 5, 5, 5, padding=2), kernel_size=(1, 2)),
+    fused(conv(2, 2, 11, 11, 18, 3, 3, padding=1), kernel_size=3),
+    fused(conv(2, 4, 6, 7, 19, 3, 3)),
+    # kernels
+    fused(conv(2, 20, 9, 9, 33, 1, 1), kernel_size=2),
+    fused(conv(2, 3, 6, 6, 4, 2, 4), kernel_size=3),
+    fused(conv(2, 16, 12, 11, 20, 5, 5, padding=2), kernel_size=2),
+    fused(conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0), bias=False), kernel_size=(3, 2)),
+    fused(conv(1, 3, 1, 1, 40, 3, 3, padding=8), kernel_size=2),
+    # pools: touching, overlapping, with gaps, one by one, padded, dilated, hanging over, many pixels
+    fused(conv(2, 18, 11, 11, 20, 3, 3), kernel_size=3),
+    fused(conv(2, 16, 12, 13, 35, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
+    fused(conv(2, 3, 9, 10, 17, 3, 3), kernel_size=2, stride=1),
+    fused(conv(2, 17, 9, 10, 16, 3, 3), kernel_size=2, stride=3),
+    #TMP fused(conv(2, 16, 9, 10, 34, 3, 3, padding=1), kernel_size=1, stride=2),
+    fused(conv(2, 16, 8, 8, 33, 3, 3), kernel_size=(3, 1), stride=(1, 2), padding=(1, 0)),
+    fused(conv(2, 5, 11, 12, 6, 3, 3, padding=1), kernel_size=2, padding=1),
+    fused(conv(2, 16, 12, 13, 16, 3, 3), kernel_size=(3, 2), dilation=(2, 3), padding=1),
+    fused(conv(2, 16, 9, 9, 33, 3, 3), kernel_size=2, ceil_mode=True),
+    fused(conv(2, 4, 9, 9, 8, 3, 3, bias=False), kernel_size=2, stride=3, ceil_mode=True),
+    fused(conv(2, 16, 8, 9, 17, 3, 3), kernel_size=3, stride=2, padding=1, ceil_mode=True),
+    fused(conv(2, 17, 12, 17, 16, 3, 3), kernel_size=5),
+    fused(conv(2, 2, 12, 13, 17, 3, 3), kernel_size=(4, 5), stride=(3, 2)),
+    fused(conv(1, 3, 17, 19, 4, 3, 3), kernel_size=(15, 17), stride=1),
+    fused(conv(1, 3, 20, 20, 4, 3, 3), kernel_size=16, stride=2),  # too many for a byte
+    # stride, dilation, 'same', 'valid'
+    fused(conv(2, 16, 14, 13, 20, 3, 3, stride=2, padding=1), kernel_size=2),
+    fused(conv(2, 6, 17, 18, 10, 3, 3, stride=(1, 2), dilation=(2, 3), padding=(2, 4)), kernel_size=2),
+    fused(conv(2, 40, 10, 10, 12, 3, 3, dilation=2)),
+    fused(conv(2, 17, 9, 8, 16, 3, 3, padding="same"), kernel_size=2),
+    fused(conv(2, 5, 9, 8, 6, 4, 3, padding="same", dilation=(1, 3)), kernel_size=3, stride=2),
+    fused(conv(2, 5, 9, 8, 6, 3, 4, padding="valid", stride=(2, 3))),
+    # groups, depthwise with and without a multiplier
+    fused(conv(2, 34, 9, 8, 66, 3, 3, groups=2), kernel_size=2),
+    fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1)),
+    fused(conv(2, 37, 9, 8, 37, 3, 3, groups=37, padding=1), kernel_size=2),
+    fused(conv(2, 16, 13, 10, 16, 5, 3, groups=16, dilation=2, bias=False), kernel_size=3, stride=2),
+    fused(conv(2, 8, 9, 9, 8, 3, 3, groups=8)),
+    fused(conv(2, 5, 8, 8, 15, 3, 3, groups=5), kernel_size=2),
+    # batch of none, of one, of more than any cut; large images
+    fused(conv(0, 16, 8, 8, 17, 3, 3), kernel_size=2),
+    fused(conv(0, 3, 8, 8, 4, 3, 3)),
+    fused(conv(1, 16, 9, 9, 32, 3, 3, padding=1)),
+    fused(conv(37, 3, 6, 6, 4, 3, 3), kernel_size=2),
+    fused(conv(37, 16, 6, 6, 16, 3, 3), kernel_size=2),
+    fused(conv(1, 3, 70, 65, 6, 3, 3, padding=1), kernel_size=2),
+    fused(conv(1, 16, 9, 300, 17, 3, 3), kernel_size=2),
+    fused(conv(1, 16, 9, 300, 16, 3, 3)),
 ]
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

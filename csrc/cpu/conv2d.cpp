@@ -37,7 +37,7 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
   const T* packed = pack_weight_forward<T>(s, weight);
   const Bias<T> b(bias, weight);
   const FusedShape f = without_pool(s);
-  if (winograd_serves<T>(f)) {
+  if (winograd_serves(f)) {
     const WholeResult<T> y(output);
     if (winograd_forward<T>(f, input, packed, false, b.data, y.data(), nullptr)) return y.finish();
   }

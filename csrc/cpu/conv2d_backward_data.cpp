@@ -19,18 +19,14 @@ T* pack_weight(const Conv2dShape& s, const Tensor& weight) {
   return packed;
 }
 
-// dx is the convolution of g, padded to the full overlap, with the kernel turned around and its channels exchanged.
-// False if that cannot be done, or not exactly.
+// False if some result is not finite.
 template <class T>
 bool winograd_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                             const Tensor& grad_input) {
-  Conv2dShape turned = s;
-  std::swap(turned.C, turned.K), std::swap(turned.H, turned.P), std::swap(turned.W, turned.Q);
-  turned.pad_h = s.R - 1 - s.pad_h, turned.pad_w = s.S - 1 - s.pad_w;
-  const FusedShape f = without_pool(turned);
-  if (turned.pad_h < 0 || turned.pad_w < 0 || !winograd_serves<T>(f)) return false;
   const WholeResult<T> dx(grad_input);
-  if (!winograd_forward<T>(f, grad_output, pack_weight<T>(s, weight), true, nullptr, dx.data(), nullptr)) return false;
+  const T* packed = pack_weight<T>(s, weight);
+  const FusedShape turned = without_pool(turned_around(s));
+  if (!winograd_forward<T>(turned, grad_output, packed, true, nullptr, dx.data(), nullptr)) return false;
   dx.finish();
   return true;
 }
@@ -68,12 +64,13 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
 template <class T>
 void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
   const Tensor g = dense(grad_output), w = dense(weight);
-  const LiveGradient<T> live(without_pool(s), g, live_data_below<T>(without_pool(s)));
-  if (live.pays && all_finite<T>(w)) {
-    live_backward_data<T>(without_pool(s), live.g(), live.argmax, w, grad_input);
-  } else if (!winograd_backward_data<T>(s, g, w, grad_input)) {
-    dense_backward_data<T>(s, g, w, grad_input);
+  const FusedShape f = without_pool(s);
+  if (live_serves<T>(f)) {
+    const LiveGradient<T> live(g, live_data_below(s));
+    if (live.pays && all_finite<T>(w)) return live_backward_data<T>(f, live.g(), live.argmax, w, grad_input);
   }
+  if (winograd_serves_data(s) && winograd_backward_data<T>(s, g, w, grad_input)) return;
+  dense_backward_data<T>(s, g, w, grad_input);
 }
 
 }  // namespace

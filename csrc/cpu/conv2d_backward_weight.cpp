@@ -27,8 +27,9 @@ void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
                            const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
   const Blocks blocks = channel_blocks(kernel, s, s.group_K());
-  const Tiles tiles(s.N, s.P, s.Q, sum_pixels);
-  const Pieces<T> pieces(s, tiles.count(), wanted_pieces);
+  const int64_t most = affordable_pieces<T>(s);
+  const Tiles tiles(s.N, s.P, s.Q, sum_pixels, most);
+  const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const int64_t taps = s.taps(), tap_blocks = ceil_div(taps, kernel.block_taps);
   const int64_t units = pieces.count * blocks.count();
   const int64_t parts = std::max<int64_t>(1, std::min(tap_blocks, ceil_div(wanted_pieces, units)));
@@ -58,12 +59,14 @@ template <class T>
 void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight,
                      const Tensor& grad_bias) {
   const Tensor g = dense(grad_output), x = dense(input);
-  const LiveGradient<T> live(without_pool(s), g, live_weight_below);
-  if (live.pays && all_finite<T>(x)) {
-    live_backward_weight<T>(without_pool(s), live.g(), live.argmax, x, grad_weight, grad_bias);
-  } else {
-    dense_backward_weight<T>(s, g, x, grad_weight, grad_bias);
+  const FusedShape f = without_pool(s);
+  if (live_serves_weight<T>(f)) {
+    const LiveGradient<T> live(g, live_weight_below);
+    if (live.pays && all_finite<T>(x)) {
+      return live_backward_weight<T>(f, live.g(), live.argmax, x, grad_weight, grad_bias);
+    }
   }
+  dense_backward_weight<T>(s, g, x, grad_weight, grad_bias);
 }
 
 }  // namespace

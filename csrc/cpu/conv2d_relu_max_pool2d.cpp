@@ -75,7 +75,7 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
              const Tensor& output, uint8_t* argmax) {
   const T* packed = pack_weight_forward<T>(f.conv, weight);
   const Bias<T> b(bias, weight);
-  if (winograd_serves<T>(f)) {
+  if (winograd_serves(f)) {
     const WholeResult<T> y(output);
     if (winograd_forward<T>(f, input, packed, false, b.data, y.data(), argmax)) return y.finish();
   }

@@ -32,7 +32,7 @@ Tensor unpool(const FusedShape& f, const Tensor& grad_output, const Tensor& argm
 // Whether to take live values from lists. `other`, what they are multiplied with, is dense.
 template <class T>
 bool live_pays(const FusedShape& f, const Tensor& argmax, const Tensor& other, double below) {
-  return live_serves<T>(f) && live_share_below<T>(f, argmax, below) && all_finite<T>(other);
+  return live_share_below<T>(f, argmax, below) && all_finite<T>(other);
 }
 
 }  // namespace
@@ -52,7 +52,7 @@ Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Ten
   dispatch_floating(grad_output, "conv2d_relu_max_pool2d_backward_data", [&](auto type) {
     using T = decltype(type);
     const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), w = dense(weight);
-    if (live_pays<T>(f, at, w, live_data_below<T>(f))) {
+    if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(conv))) {
       live_backward_data<T>(f, data<T>(g), data<uint8_t>(at), w, grad_input);
     } else {
       result = conv2d_backward_data(unpool<T>(f, g, at), w, input_size, stride, padding, dilation, groups,
@@ -75,7 +75,7 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
     using T = decltype(type);
     const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), x = dense(input);
     const bool narrow = narrow_serves<T>(f) && all_finite<T>(x);
-    if (!narrow && !live_pays<T>(f, at, x, live_weight_below)) {
+    if (!narrow && !(live_serves_weight<T>(f) && live_pays<T>(f, at, x, live_weight_below))) {
       result = conv2d_backward_weight(unpool<T>(f, g, at), x, kernel_size, stride, padding, dilation, groups,
                                       channels_last);
       return;

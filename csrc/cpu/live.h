@@ -12,15 +12,15 @@ namespace fastconv::cpu {
 // the calling thread's scratch.
 template <class T>
 struct LiveGradient {
-  bool pays = false;
   Tensor nhwc;
-  uint8_t* argmax = nullptr;
+  uint8_t* argmax;
+  bool pays;
 
   // `grad_output` is dense; `below`: the share of live values below which they pay.
-  LiveGradient(const FusedShape& f, const Tensor& grad_output, double below) : nhwc(grad_output) {
-    if (!live_serves<T>(f)) return;
-    argmax = scratch<uint8_t>(Scratch::argmax, grad_output.numel());
-    pays = mark_zeros<T>(grad_output, argmax) < below;
+  LiveGradient(const Tensor& grad_output, double below)
+      : nhwc(grad_output),
+        argmax(scratch<uint8_t>(Scratch::argmax, grad_output.numel())),
+        pays(mark_zeros<T>(grad_output, argmax) < below) {
     if (!pays || is_nhwc(grad_output)) return;
     nhwc = to_nhwc<T>(grad_output);
     mark_zeros<T>(nhwc, argmax);
@@ -32,9 +32,9 @@ struct LiveGradient {
 // Windows in a tile: x or dx in the first-level cache, and enough of them for lists that are worth a loop.
 constexpr int64_t live_tile_pixels = 128;
 
-inline Tiles live_tiles(const FusedShape& f) {
+inline Tiles live_tiles(const FusedShape& f, int64_t pieces) {
   const int64_t pixels = ceil_div(live_tile_pixels, f.pool.stride_h * f.pool.stride_w);
-  return Tiles(f.pool.N, f.pool.P, f.pool.Q, pixels);
+  return Tiles(f.pool.N, f.pool.P, f.pool.Q, pixels, pieces);
 }
 
 // The rows of the convolution that a tile of windows may look at.
@@ -49,9 +49,11 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
                           const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dShape& s = f.conv;
   const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
-  const Tiles tiles = live_tiles(f);
+  // Blocks of channels are independent work, too, and cost no partial sums.
   const int64_t blocks = ceil_div(s.K, kernel.channels);
-  const Pieces<T> pieces(s, tiles.count(), ceil_div(wanted_pieces, blocks));
+  const int64_t most = std::min(affordable_pieces<T>(s), ceil_div(wanted_pieces, blocks));
+  const Tiles tiles = live_tiles(f, most);
+  const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const int64_t parts = std::min(blocks, ceil_div(wanted_pieces, pieces.count));
 
   const SummedInput<T> x(s, input, parts == 1, Scratch::whole_input, Scratch::tile_in);
@@ -82,8 +84,9 @@ void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argm
                             const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dShape& s = f.conv;
   const NarrowKernels<T>& kernel = kernels().conv2d<T>().narrow;
-  const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels);
-  const Pieces<T> pieces(s, tiles.count(), wanted_pieces);
+  const int64_t most = affordable_pieces<T>(s);
+  const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels, most);
+  const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const SummedInput<T> x(s, input, true, Scratch::whole_input, Scratch::tile_in);
   torch::stable::parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
     T* patches = scratch<T>(Scratch::unit, kernel.scratch_size(f));

@@ -12,15 +12,21 @@
 
 namespace fastconv::cpu {
 
-// Partial sums, each of the weight and then of the bias: about 1 MiB in all, since they are written and read once more.
+// How many partial sums of the weight and the bias are affordable: about 1 MiB in all, since they are written and read once
+// more.
+template <class T>
+int64_t affordable_pieces(const Conv2dShape& s) {
+  const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));
+  return std::clamp<int64_t>((1 << 20) / bytes, 1, wanted_pieces);
+}
+
+// Partial sums, each of the weight and then of the bias.
 template <class T>
 struct Pieces {
   int64_t size, count;
   T* sums;
 
-  Pieces(const Conv2dShape& s, int64_t tiles, int64_t wanted) : size((s.taps() + 1) * s.K) {
-    const int64_t affordable = (1 << 20) / (size * static_cast<int64_t>(sizeof(T)));
-    const int64_t most = std::min({wanted, affordable, tiles});
+  Pieces(const Conv2dShape& s, int64_t most) : size((s.taps() + 1) * s.K) {
     for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule
     sums = scratch<T>(Scratch::sums, count * size);
     std::memset(sums, 0, static_cast<size_t>(count * size) * sizeof(T));

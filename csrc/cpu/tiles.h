@@ -19,17 +19,21 @@ struct Tile {
   int64_t row, rows;      // rows of each of them
 };
 
-// Cuts `images` images of `rows` rows of `width` pixels into tiles of about `pixels` pixels.
+// Cuts `images` images of `rows` rows of `width` pixels into tiles of about `pixels` pixels, and into `pieces` of them at
+// least, if there are as many images.
 class Tiles {
  public:
-  Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels) : images_(images), rows_(rows) {
+  Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels, int64_t pieces = wanted_pieces)
+      : images_(images), rows_(rows) {
     const int64_t image_pixels = rows * width > 0 ? rows * width : 1;
     row_tiles_ = ceil_div(image_pixels, 2 * pixels);
     if (row_tiles_ > rows) row_tiles_ = rows;
     if (row_tiles_ < 1) row_tiles_ = 1;
     images_per_tile_ = row_tiles_ > 1 ? 1 : pixels / image_pixels;
-    const int64_t fair_share = ceil_div(images, wanted_pieces);
-    if (images_per_tile_ > fair_share) images_per_tile_ = fair_share;
+    // A fair share, but no less than the pixels of a register block.
+    const int64_t fair_share = ceil_div(images, pieces), least = ceil_div(12, image_pixels);
+    const int64_t most = fair_share > least ? fair_share : least;
+    if (images_per_tile_ > most) images_per_tile_ = most;
     if (images_per_tile_ < 1) images_per_tile_ = 1;
     count_ = ceil_div(images, images_per_tile_) * row_tiles_;
   }

@@ -1,0 +1,727 @@
+"""Convolution and ReLU, with max-pooling or without, in one operator: what PyTorch's two or three functions give.
+
+Where rounding may decide a maximum, or the sign that ReLU looks at, float32 and float64 have other gradients, and neither
+is wrong. So most tests take small integers, of which all sums are exact: what they compare is equal, bit for bit. Those
+with random numbers judge gradients by the operator's own decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cases import (
+    FUSED,
+    LAYOUTS,
+    THREADS,
+    FusedCase,
+    assert_as_accurate,
+    assert_identical,
+    composed,
+    conv,
+    fused,
+    with_gradients,
+)
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+from fastconv import _C
+
+ours = torch.ops.fastconv
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+
+NAN, INF = float("nan"), float("inf")
+DEAD = 255
+FLOATS = [torch.float32, torch.float64]
+Tensors = tuple[Tensor, Tensor, Tensor | None]
+
+NETWORK = FUSED[:3]
+every_case = pytest.mark.parametrize("case", FUSED, ids=str)
+every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
+
+
+def exact(case: FusedCase, tensors: Tensors, g: Tensor | None = None) -> list[Tensor]:
+    """PyTorch's values and gradients, computed in float64."""
+    doubles = tuple(None if t is None else t.detach().double() for t in tensors)
+    results = with_gradients(composed, doubles, None if g is None else g.double(), **case.arguments)
+    return [result.to(tensors[0].dtype) for result in results]
+
+
+def integers_like(output: Tensor) -> Tensor:
+    return torch.randint(-3, 4, output.shape).to(output.dtype)
+
+
+def is_composed(case: FusedCase) -> bool:
+    """Whether the window has more pixels than a byte can tell."""
+    return case.pool == {"kernel_size": 16, "stride": 2}
+
+
+# ---- values and gradients --------------------------------------------------------------------------------------------
+
+
+@every_case
+@every_dtype
+def test_values_and_gradients_of_small_integers_are_pytorchs_bit_for_bit(
+    case: FusedCase, dtype: torch.dtype, level: str
+) -> None:
+    tensors = case.conv.integers(dtype)
+    g = integers_like(composed(*tensors, **case.arguments))
+    for layout in ("contiguous", "channels_last"):
+        x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[layout](tensors[1]), tensors[2]
+        mine = with_gradients(case.function, (x, w, b), LAYOUTS[layout](g), **case.arguments)
+        assert_identical(mine, exact(case, tensors, g))
+
+
+@every_case
+def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_none(
+    case: FusedCase, level: str
+) -> None:
+    x, w, b = case.conv.integers()
+    w *= torch.rand_like(w) < 2 / w[0].numel()  # a few taps of each kernel: small sums, often the same
+    b = torch.zeros(len(w)) if b is None else b.sign()
+    for channel, constant in enumerate((0, 1, -1)[: len(w) - 1]):  # whole channels of zeros, of ties, of nothing
+        w[channel], b[channel] = 0, constant
+    y = composed(x, w, b, **case.arguments)
+    g = integers_like(y)
+    mine = with_gradients(case.function, (x, w, b), g, **case.arguments)
+    assert_identical(mine, exact(case, (x, w, b), g))
+    if len(w) > 3:
+        assert mine[3][0] == mine[3][2] == 0
+        assert mine[3][1] == g[:, 1].sum()
+
+
+def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
+    """The fused function, whose maxima and whose dead windows somebody has found already: linear in the convolution."""
+
+    def pair(name: str, default: int) -> tuple[int, int]:
+        value = (case.pool or {}).get(name, default)
+        return (value, value) if isinstance(value, int) else value
+
+    (_, S), (z_h, z_w), (d_h, d_w) = pair("kernel_size", 1), pair("padding", 0), pair("dilation", 1)
+    u_h, u_w = pair("stride", 1) if case.pool is None or "stride" in case.pool else pair("kernel_size", 1)
+    position, dead = argmax.long(), argmax == DEAD
+    rows = torch.arange(argmax.shape[2]).view(-1, 1) * u_h - z_h + position // S * d_h
+    columns = torch.arange(argmax.shape[3]) * u_w - z_w + position % S * d_w
+
+    def function(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        y = F.conv2d(x, w, b, **case.conv.arguments)
+        pixels = torch.where(dead, 0, rows * y.shape[3] + columns)
+        return torch.where(dead, 0, y.flatten(2).gather(2, pixels.flatten(2)).view(argmax.shape))
+
+    return function
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if not is_composed(case)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(case: FusedCase, layout: str, level: str) -> None:
+    x, w, b = case.conv.tensors()
+    tensors = (LAYOUTS[layout](x).requires_grad_(), LAYOUTS[layout](w), b)
+    doubles = tuple(None if t is None else t.detach().double() for t in tensors)
+    output = case.function(*tensors, **case.arguments)
+    decisions = by_decisions(case, output.grad_fn.saved_tensors[-1])  # type: ignore[union-attr]
+    g = torch.randn_like(output)
+
+    values = composed(*doubles, **case.arguments)
+    mine = with_gradients(case.function, tensors, g, **case.arguments)
+    theirs = with_gradients(decisions, tensors, g)
+    assert_as_accurate(mine, theirs, [values, *with_gradients(decisions, doubles, g)[1:]])
+    # The decisions are right, too, but for what rounding decides.
+    torch.testing.assert_close(decisions(*doubles), values, rtol=1e-5, atol=1e-4)
+
+
+@every_case
+def test_gradients_that_will_be_differentiated_again_are_the_same(case: FusedCase, level: str) -> None:
+    tensors = case.conv.integers()
+    leaves = [t.requires_grad_() for t in tensors if t is not None]
+    output = case.function(*tensors, **case.arguments)
+    g = integers_like(output)
+    gradients = torch.autograd.grad(output, leaves, g, create_graph=True)
+    assert_identical([output, *gradients], exact(case, tensors, g))
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
+@pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
+def test_each_gradient_can_be_had_without_the_others(case: FusedCase, wanted: tuple[int, ...]) -> None:
+    tensors = case.conv.integers()
+    leaves = [t.requires_grad_() for i, t in enumerate(tensors) if t is not None and i in wanted]
+    output = case.function(*tensors, **case.arguments)
+    expected = exact(case, tensors)[1:]
+    assert_identical(list(torch.autograd.grad(output.sum(), leaves)), [expected[i] for i in wanted])
+
+
+# ---- layouts and threads ---------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_is_taken_and_pytorchs_returned(case: FusedCase, layout: str) -> None:
+    tensors = case.conv.integers()
+    g = integers_like(composed(*tensors, **case.arguments))
+    expected = exact(case, tensors, g)
+    for weight_layout, grad_layout in zip(LAYOUTS, [*LAYOUTS][::-1], strict=True):
+        x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[weight_layout](tensors[1]), tensors[2]
+        theirs = composed(x, w, b, **case.arguments)
+        mine = with_gradients(case.function, (x, w, b), LAYOUTS[grad_layout](g), **case.arguments)
+        assert mine[0].stride() == theirs.stride()
+        assert_identical(mine, expected)
+
+
+@pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
+@every_dtype
+def test_gradients_have_the_layout_of_what_they_belong_to(case: FusedCase, dtype: torch.dtype) -> None:
+    tensors = case.conv.integers(dtype)
+    for x_layout in ("contiguous", "channels_last"):
+        for w_layout in ("contiguous", "channels_last"):
+            x, w = LAYOUTS[x_layout](tensors[0]), LAYOUTS[w_layout](tensors[1])
+            _, dx, dw, _ = with_gradients(case.function, (x, w, tensors[2]), **case.arguments)
+            assert dx.stride() == x.stride()
+            assert dw.stride() == w.stride()
+
+
+@every_case
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_results_are_bitwise_the_same_for_every_number_of_threads(case: FusedCase, layout: str) -> None:
+    x, w, b = case.conv.tensors()
+    x, w = LAYOUTS[layout](x), LAYOUTS[layout](w)
+    g = torch.randn(composed(x, w, b, **case.arguments).shape)
+    results = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        results.append(with_gradients(case.function, (x, w, b), g, **case.arguments))
+    for other in results[1:]:
+        assert_identical(results[0], other)
+
+
+# ---- NaN and infinity ------------------------------------------------------------------------------------------------
+
+SPECIAL = [
+    FUSED[0],
+    fused(conv(2, 32, 9, 9, 33, 3, 3), kernel_size=2),
+    fused(conv(2, 16, 10, 9, 32, 3, 3, padding=1), kernel_size=2),
+    fused(conv(2, 17, 8, 9, 16, 3, 3)),
+    fused(conv(2, 16, 9, 8, 20, 3, 3, padding=(1, 2))),
+    fused(conv(2, 16, 10, 9, 18, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
+    fused(conv(2, 16, 11, 9, 18, 3, 3), kernel_size=3),
+    fused(conv(2, 3, 11, 12, 17, 5, 5), kernel_size=2),
+    fused(conv(2, 4, 9, 8, 16, 3, 3)),
+    fused(conv(2, 16, 12, 13, 20, 5, 5, padding=2, stride=2), kernel_size=2),
+    fused(conv(2, 40, 9, 10, 36, 3, 3, groups=2), kernel_size=2),
+    fused(conv(2, 17, 9, 10, 17, 3, 3, groups=17), kernel_size=2),
+    fused(conv(2, 20, 9, 10, 17, 1, 1), kernel_size=2),
+]
+
+
+@pytest.mark.parametrize("case", SPECIAL, ids=str)
+@pytest.mark.parametrize("special", [NAN, INF, -INF])
+@pytest.mark.parametrize("place", ["input", "weight", "bias"])
+@every_dtype
+def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
+    case: FusedCase, special: float, place: str, dtype: torch.dtype, level: str
+) -> None:
+    x, w, b = case.conv.integers(dtype)
+    assert b is not None
+    {"input": x[1, 1 % x.shape[1], 4:5], "weight": w[2, 0, 0:1], "bias": b}[place][..., 3 % w.shape[3]] = special
+    g = integers_like(composed(x, w, b, **case.arguments))
+    mine = with_gradients(case.function, (x, w, b), g, **case.arguments)
+    assert_identical(mine, exact(case, (x, w, b), g))
+
+
+@pytest.mark.parametrize("case", SPECIAL, ids=str)
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+@every_dtype
+def test_nan_and_infinity_in_grad_output_pass_where_relu_lets_them(
+    case: FusedCase, share: float, dtype: torch.dtype, level: str
+) -> None:
+    x, w, b = case.conv.integers(dtype)
+    y = composed(x, w, b, **case.arguments)
+    g = integers_like(y)
+    for special in (NAN, INF, -INF):
+        g[torch.rand(g.shape) < share / 3] = special
+    mine = with_gradients(case.function, (x, w, b), g, **case.arguments)
+    assert_identical(mine, exact(case, (x, w, b), g))
+
+
+@pytest.mark.parametrize("case", SPECIAL, ids=str)
+def test_nan_in_the_gradient_of_dead_windows_vanishes(case: FusedCase, level: str) -> None:
+    x, w, b = case.conv.integers()
+    assert b is not None
+    b[::2] -= 1000
+    y = composed(x, w, b, **case.arguments)
+    g = torch.where(y == 0, NAN, integers_like(y))
+    mine = with_gradients(case.function, (x, w, b), g, **case.arguments)
+    assert not any(t.isnan().any() for t in mine)
+    assert_identical(mine, exact(case, (x, w, b), torch.where(y == 0, 0, g)))
+
+
+@pytest.mark.parametrize("case", SPECIAL, ids=str)
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float, level: str) -> None:
+    """By a bias that is finite and a weight that is, a NaN in the input stands where the kernel reaches it."""
+    x, w, b = case.conv.integers()
+    x[torch.rand(x.shape) < share / w[0].numel()] = NAN
+    g = integers_like(composed(x, w, b, **case.arguments))
+    mine = with_gradients(case.function, (x, w, b), g, **case.arguments)
+    assert_identical(mine, exact(case, (x, w, b), g))
+
+
+@pytest.mark.parametrize("special", [NAN, INF, -INF])
+@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (4, 3), (7, 8)], ids=str)
+@pytest.mark.parametrize("function", [F.conv2d, F.relu, F.max_pool2d], ids=lambda f: f.__name__)
+def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
+    function: Callable[..., Tensor], pixel: tuple[int, int], special: float, level: str
+) -> None:
+    """Winograd's tiles of 4 x 4 pixels would carry it to their neighbours."""
+    x, w, b = conv(2, 17, 8, 9, 18, 3, 3).integers()
+    x[1, 16][pixel] = special
+    b += 50
+    if function is F.conv2d:
+        y = FF.conv2d(x, w, b, padding=1)
+        assert_identical([y], [F.conv2d(x.double(), w.double(), b.double(), padding=1).float()])
+    else:
+        case = fused(conv(2, 17, 8, 9, 18, 3, 3, padding=1), **({} if function is F.relu else {"kernel_size": 2}))
+        y = case.function(x, w, b, **case.arguments)
+        assert_identical([y], [composed(x.double(), w.double(), b.double(), **case.arguments).float()])
+    assert y[0].isfinite().all()
+    assert 0 < (~y.isfinite()).sum() < y[1].numel()
+
+
+@pytest.mark.parametrize("special", [NAN, INF, -INF])
+@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (4, 3), (7, 8)], ids=str)
+@pytest.mark.parametrize("live", [1.0, 0.1])
+def test_what_is_not_finite_stays_with_the_gradients_that_read_it(
+    live: float, pixel: tuple[int, int], special: float, level: str
+) -> None:
+    g, w, _ = conv(2, 18, 8, 9, 17, 3, 3).integers()
+    w = w.transpose(0, 1)
+    g[g == 0] = 1
+    g *= torch.rand_like(g) < live
+    g[1, 16][pixel] = special
+    dx = ours.conv2d_backward_data(g, w, (2, 17, 8, 9), (1, 1), (1, 1), (1, 1), 1, False)
+    expected = F.conv_transpose2d(g.double(), w.double(), padding=1).float()
+    assert_identical([dx], [expected])
+    assert 0 < (~dx.isfinite()).sum() < dx[1].numel()
+
+
+def test_results_near_the_largest_number_are_not_infinite(level: str) -> None:
+    """Winograd adds up inputs before it multiplies: what overflows there does not in the convolution."""
+    x, w = torch.full((1, 16, 6, 6), 2.0**127), torch.zeros(16, 16, 3, 3)
+    w[:, 0, 1, 1] = 1
+    for y in (FF.conv2d(x, w), FF.conv2d_relu(x, w), FF.conv2d_relu_max_pool2d(x, w)):
+        assert torch.equal(y, torch.full_like(y, 2.0**127))
+    dx = ours.conv2d_backward_data(x, w.transpose(0, 1), x.shape, (1, 1), (1, 1), (1, 1), 1, False)
+    assert torch.equal(dx, x)
+
+
+# ---- whatever fits ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
+    draw = data.draw
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups, group_C, group_K = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 36)), draw(st.integers(1, 36))
+    common = draw(st.booleans())  # the geometry that has fast kernels
+    R, S = (3, 3) if common else pair(1, 5)
+    stride, dilation = ((1, 1), (1, 1)) if common else (pair(1, 3), pair(1, 2))
+    H, W, padding = draw(st.integers(1, 16)), draw(st.integers(1, 16)), pair(0, 3)
+    conv2d = conv(
+        draw(st.integers(1, 4)), groups * group_C, H, W, groups * group_K, R, S, bias=draw(st.booleans()),
+        stride=stride, padding=padding, dilation=dilation, groups=groups,
+    )  # fmt: skip
+    P, Q = (
+        (size + 2 * z - d * (k - 1) - 1) // u + 1
+        for size, z, d, k, u in zip((H, W), padding, dilation, (R, S), stride, strict=True)
+    )
+    assume(P >= 1 and Q >= 1)
+    pool: dict[str, Any] = {}
+    if draw(st.booleans()):
+        kernel = (2, 2) if draw(st.booleans()) else pair(1, 5)
+        pool = {"kernel_size": kernel}
+        if draw(st.booleans()):
+            # Windows wholly in the padding have a maximum of -inf: test_a_window_wholly_in_the_padding.
+            pool["padding"] = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+            pool.update(stride=pair(1, 4), dilation=pair(1, 3), ceil_mode=draw(st.booleans()))
+        reach = [d * (k - 1) + 1 for d, k in zip(pool.get("dilation", (1, 1)), kernel, strict=True)]
+        assume(reach[0] <= P and reach[1] <= Q)
+    case = fused(conv2d, **pool)
+    dtype, few = draw(st.sampled_from(FLOATS)), draw(st.booleans())
+    layouts = [LAYOUTS[draw(st.sampled_from(list(LAYOUTS)))] for _ in range(3)]
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    x, w, b = case.conv.integers(dtype)
+    if few:  # ties
+        w *= torch.rand_like(w) < 2 / w[0].numel()
+    g = integers_like(composed(x, w, b, **case.arguments))
+    before = _C.cpu_capability()
+    _C.set_cpu_capability(draw(st.sampled_from(_C.cpu_capabilities())))
+    try:
+        mine = with_gradients(case.function, (layouts[0](x), layouts[1](w), b), layouts[2](g), **case.arguments)
+    finally:
+        _C.set_cpu_capability(before)
+    assert_identical(mine, exact(case, (x, w, b), g))
+
+
+def test_a_window_wholly_in_the_padding() -> None:
+    x, w = torch.randn(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 1, 1)
+    arguments = {"pool_kernel_size": 2, "pool_stride": 1, "pool_padding": 1, "pool_dilation": 3}
+    y = FF.conv2d_relu_max_pool2d(x, w, **arguments)
+    assert torch.equal(y, composed(x, w, **arguments))
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("case", NETWORK, ids=str)
+def test_one_image_needs_no_batch(case: FusedCase, level: str) -> None:
+    x, w, b = case.conv.integers()
+    y = composed(x[0], w, b, **case.arguments)
+    g = integers_like(y)
+    assert case.function(x[0], w, b, **case.arguments).shape == y.shape
+    assert_identical(
+        with_gradients(case.function, (x[0], w, b), g, **case.arguments), exact(case, (x[0], w, b), g)
+    )
+
+
+def test_the_pool_is_2_x_2_unless_told_otherwise() -> None:
+    x, w, b = FUSED[0].conv.integers()
+    assert torch.equal(FF.conv2d_relu_max_pool2d(x, w, b), composed(x, w, b, pool_kernel_size=2))
+
+
+# ---- autograd --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        fused(conv(2, 4, 6, 6, 6, 3, 2, stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)),
+        fused(conv(1, 3, 6, 5, 2, 3, 3, padding=1), kernel_size=2),
+        fused(conv(2, 3, 5, 4, 3, 2, 2, groups=3), kernel_size=3, stride=2, padding=1, ceil_mode=True),
+        fused(conv(1, 2, 5, 6, 3, 2, 3, padding="same", bias=False), kernel_size=(1, 2), dilation=(1, 3)),
+        fused(conv(1, 1, 7, 7, 2, 3, 3), kernel_size=2),
+    ],
+    ids=str,
+)
+def test_fused_passes_gradcheck_to_the_second_order_and_forward(case: FusedCase) -> None:
+    tensors = tuple(t.requires_grad_() for t in case.conv.tensors(torch.float64) if t is not None)
+    # Ties and zeros have no derivative: results are further from both than finite differences reach.
+    results = F.conv2d(*tensors, **case.conv.arguments).flatten()
+    assert torch.cat([results, results.new_zeros(1)]).sort().values.diff().min() > 1e-5
+
+    def function(*tensors: Tensor) -> Tensor:
+        return case.function(*tensors, **case.arguments)
+
+    # With a pool, the last of these checks is more than PyTorch's own functions pass.
+    assert gradcheck(
+        function, tensors, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=case.pool is None
+    )
+    assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED[:40:3] if not is_composed(case)], ids=str)
+def test_input_weight_and_a_byte_for_each_output_are_all_that_is_saved(case: FusedCase) -> None:
+    x, w, b = (None if t is None else t.requires_grad_() for t in case.conv.tensors())
+    saved: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = case.function(x, w, b, **case.arguments)
+    assert [t.dtype for t in saved] == [torch.float32, torch.float32, torch.uint8]
+    assert [t.data_ptr() for t in saved[:2]] == [x.data_ptr(), w.data_ptr()]  # type: ignore[union-attr]
+    assert saved[2].shape == y.shape
+
+
+@pytest.mark.parametrize("case", NETWORK, ids=str)
+def test_values_are_the_same_without_gradients(case: FusedCase) -> None:
+    x, w, b = case.conv.tensors()
+    expected = case.function(x.requires_grad_(), w, b, **case.arguments)
+    assert expected.requires_grad
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            y = case.function(x, w, b, **case.arguments)
+        assert not y.requires_grad
+        assert torch.equal(y, expected)
+
+
+def test_an_input_changed_before_backward_is_noticed() -> None:
+    x, w, b = FUSED[0].conv.tensors()
+    y = FF.conv2d_relu_max_pool2d(x, w.requires_grad_(), b)
+    x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+# ---- what is left to PyTorch, and what is refused --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64], ids=str)
+@pytest.mark.parametrize("case", [fused(conv(2, 3, 6, 6, 4, 3, 3)), fused(conv(2, 3, 6, 6, 4, 3, 3), kernel_size=2)])
+def test_other_dtypes_are_left_to_pytorch(case: FusedCase, dtype: torch.dtype) -> None:
+    x, w, b = case.conv.integers(dtype)
+    assert_identical([case.function(x, w, b, **case.arguments)], [composed(x, w, b, **case.arguments)])
+    if dtype.is_floating_point:
+        assert_identical(
+            with_gradients(case.function, (x, w, b), **case.arguments),
+            with_gradients(composed, (x, w, b), **case.arguments),
+        )
+
+
+@pytest.mark.parametrize("case", [fused(conv(2, 3, 6, 6, 4, 3, 3)), fused(conv(2, 3, 6, 6, 4, 3, 3), kernel_size=2)])
+def test_autocast_gives_pytorchs_dtype(case: FusedCase) -> None:
+    x, w, b = case.conv.tensors()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mine, theirs = case.function(x, w, b, **case.arguments), composed(x, w, b, **case.arguments)
+    assert mine.dtype == torch.bfloat16
+    assert_identical([mine], [theirs])
+
+
+def test_no_channels_are_left_to_pytorch() -> None:
+    x, w, b = torch.randn(2, 0, 8, 8), torch.randn(4, 0, 3, 3), torch.randn(4)
+    assert torch.equal(FF.conv2d_relu(x, w, b), composed(x, w, b))
+    assert_refused_alike((x, w, b), {"pool_kernel_size": 2})
+
+
+def assert_refused_alike(tensors: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    with pytest.raises(Exception) as theirs:  # noqa: PT011  whatever it is
+        composed(*tensors, **arguments)
+    pooled = any(name.startswith("pool_") for name in arguments)
+    for function in [FF.conv2d_relu_max_pool2d] if pooled else [FF.conv2d_relu, FF.conv2d_relu_max_pool2d]:
+        with pytest.raises(type(theirs.value)) as mine:
+            function(*tensors, **arguments)
+        assert str(mine.value) == str(theirs.value)
+
+
+X, W = (2, 3, 8, 8), (4, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "b", "arguments"),
+    [
+        ((2, 5, 8, 8), W, None, {}),
+        ((2, 3, 2, 2), W, None, {}),
+        ((8, 8), W, None, {}),
+        ((1, 2, 3, 8, 8), W, None, {}),
+        (X, (4, 3, 3), None, {}),
+        (X, W, (5,), {}),
+        (X, W, (4, 1), {}),
+        (X, W, None, {"padding": -1}),
+        (X, W, None, {"stride": 0}),
+        (X, W, None, {"stride": -1}),
+        (X, W, None, {"dilation": 0}),
+        (X, W, None, {"groups": 0}),
+        (X, W, None, {"groups": 2}),
+        (X, W, None, {"groups": 3}),
+        (X, W, None, {"groups": 8}),
+        (X, W, None, {"stride": (1, 1, 1)}),
+        (X, W, None, {"padding": (1, 1, 1)}),
+        (X, W, None, {"dilation": (1, 1, 1)}),
+        (X, W, None, {"padding": "full"}),
+        (X, W, None, {"padding": "same", "stride": 2}),
+        ((2, 3, 0, 8), W, None, {}),
+        ((2, 3, 0, 8), W, None, {"padding": 2}),
+        (X, (0, 3, 3, 3), None, {}),
+        (X, (4, 3, 0, 3), None, {}),
+        ((5, 8, 8), W, None, {}),
+        *[
+            (X, W, None, {"pool_kernel_size": 2, **pool})
+            for pool in (
+                {"pool_kernel_size": 0},
+                {"pool_kernel_size": (2, 0)},
+                {"pool_kernel_size": -2},
+                {"pool_kernel_size": (-2, -2)},
+                {"pool_kernel_size": 7},
+                {"pool_kernel_size": 300},
+                {"pool_kernel_size": (2, 2, 2)},
+                {"pool_kernel_size": ()},
+                {"pool_kernel_size": "2"},
+                {"pool_kernel_size": 2.0},
+                {"pool_kernel_size": None},
+                {"pool_kernel_size": True},
+                {"pool_stride": 0},
+                {"pool_stride": -1},
+                {"pool_stride": (1, 1, 1)},
+                {"pool_stride": "1"},
+                {"pool_stride": 1.5},
+                {"pool_padding": -1},
+                {"pool_padding": 2},
+                {"pool_padding": (1, 1, 1)},
+                {"pool_padding": "same"},
+                {"pool_padding": None},
+                {"pool_dilation": 0},
+                {"pool_dilation": -1},
+                {"pool_dilation": 6},
+                {"pool_dilation": (1, 1, 1)},
+                {"pool_dilation": 1.0},
+                {"pool_ceil_mode": 1},
+                {"pool_ceil_mode": None},
+                {"pool_ceil_mode": "yes"},
+            )
+        ],
+        # the convolution is the first to complain
+        ((2, 5, 8, 8), W, None, {"pool_kernel_size": 0}),
+        (X, W, (5,), {"pool_kernel_size": 2, "pool_padding": 2}),
+        (X, W, None, {"stride": 0, "pool_kernel_size": 2, "pool_stride": 0}),
+        ((3, 8, 8), W, None, {"pool_kernel_size": 7}),
+    ],
+    ids=str,
+)
+def test_what_pytorch_refuses_is_refused_in_its_words(
+    x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
+) -> None:
+    assert_refused_alike((torch.randn(x), torch.randn(w), None if b is None else torch.randn(b)), arguments)
+
+
+@pytest.mark.parametrize("function", [FF.conv2d_relu, FF.conv2d_relu_max_pool2d])
+@pytest.mark.parametrize(
+    "arguments",
+    [{"stride": 1.5}, {"stride": "1"}, {"stride": True}, {"groups": 1.0}, {"dilation": None}, {"bias": 3}],
+    ids=str,
+)
+def test_arguments_of_another_type_are_refused(function: Callable[..., Tensor], arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
+        function(torch.randn(X), torch.randn(W), **arguments)
+
+
+@pytest.mark.parametrize("function", [FF.conv2d_relu, FF.conv2d_relu_max_pool2d])
+@pytest.mark.parametrize("tensors", [(None, torch.ones(W)), (torch.ones(X), None), ([1.0], torch.ones(W))])
+def test_what_is_no_tensor_is_refused(function: Callable[..., Tensor], tensors: Any) -> None:
+    with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
+        function(*tensors)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"pool_kernel_size": 2}], ids=str)
+def test_mixed_and_complex_dtypes_are_refused_in_pytorchs_words(arguments: dict[str, Any]) -> None:
+    x, w = torch.randn(X), torch.randn(W)
+    for tensors in ((x, w.double()), (x, w, torch.randn(4).double()), (x.cfloat(), w.cfloat()), (x.bool(), w.bool())):
+        assert_refused_alike(tensors, arguments)
+
+
+def test_numbers_beyond_any_image_are_refused() -> None:
+    x, w = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3)
+    for arguments in ({"pool_kernel_size": 3, "pool_dilation": 2**63 - 1}, {"padding": 2**63 - 1}):
+        with pytest.raises(RuntimeError, match=r"at most 2\^40"):
+            FF.conv2d_relu_max_pool2d(x, w, **arguments)
+
+
+def backward(
+    g: Tensor,
+    argmax: Tensor,
+    x: Tensor,
+    w: Tensor,
+    *,
+    input_size: Any = None,
+    kernel_size: Any = None,
+    stride: Any = (1, 1),
+    padding: Any = (0, 0),
+    dilation: Any = (1, 1),
+    groups: int = 1,
+    pool: Any = ((2, 2), (2, 2), (0, 0), (1, 1)),
+) -> list[Callable[[], Tensor]]:
+    """Both backward operators, yet to be called."""
+    rest = (stride, padding, dilation, groups, *pool, False)
+    size, kernel = input_size or tuple(x.shape), kernel_size or tuple(w.shape[2:])
+    return [
+        lambda: ours.conv2d_relu_max_pool2d_backward_data(g, argmax, w, size, *rest),
+        lambda: ours.conv2d_relu_max_pool2d_backward_weight(g, argmax, x, kernel, *rest)[0],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("which", "arguments"),
+    [
+        ("both", {"g": (2, 4, 3, 2)}),
+        ("both", {"g": (3, 4, 3, 3)}),
+        ("both", {"g": (2, 4, 3)}),
+        ("both", {"argmax": (2, 4, 3, 2)}),
+        ("both", {"argmax": (2, 3, 3, 3)}),
+        ("both", {"argmax": (2, 4, 9)}),
+        ("both", {"stride": (0, 1)}),
+        ("both", {"stride": (1,)}),
+        ("both", {"padding": (-1, 0)}),
+        ("both", {"dilation": (1, 0)}),
+        ("both", {"groups": 0}),
+        ("both", {"groups": 2}),
+        ("both", {"pool": ((0, 2), (2, 2), (0, 0), (1, 1))}),
+        ("both", {"pool": ((-1, -1), (2, 2), (0, 0), (1, 1))}),
+        ("both", {"pool": ((16, 16), (2, 2), (0, 0), (1, 1))}),
+        ("both", {"pool": ((2, 2), (0, 2), (0, 0), (1, 1))}),
+        ("both", {"pool": ((2, 2), (2, 2), (0, 0), (0, 1))}),
+        ("both", {"pool": ((2,), (2, 2), (0, 0), (1, 1))}),
+        ("data", {"g": (2, 5, 3, 3), "argmax": (2, 5, 3, 3)}),
+        ("data", {"input_size": (2, 4, 8, 8)}),
+        ("data", {"input_size": (2, 3, 8)}),
+        ("data", {"w": (4, 3, 3)}),
+        ("weight", {"x": (2, 3, 8)}),
+        ("weight", {"x": (3, 3, 8, 8)}),
+        ("weight", {"kernel_size": (3,)}),
+        # windows that the pool does not have, convolutions without a result
+        ("both", {"g": (2, 4, 5, 5), "argmax": (2, 4, 5, 5)}),
+        ("both", {"g": (2, 4, 1, 1), "argmax": (2, 4, 1, 1)}),
+        ("both", {"dilation": (9, 9)}),
+        ("weight", {"kernel_size": (0, 3)}),
+        ("weight", {"kernel_size": (-1, 3)}),
+        ("weight", {"kernel_size": (9, 9)}),
+    ],
+    ids=str,
+)
+def test_backward_operators_refuse_sizes_that_do_not_fit(which: str, arguments: dict[str, Any]) -> None:
+    sizes = {"g": (2, 4, 3, 3), "argmax": (2, 4, 3, 3), "x": X, "w": W}
+    tensors = {name: torch.zeros(arguments.pop(name, size)) for name, size in sizes.items()}
+    tensors["argmax"] = tensors["argmax"].byte()
+    data, weight = backward(**tensors, **arguments)
+    for call in {"both": [data, weight], "data": [data], "weight": [weight]}[which]:
+        with pytest.raises(RuntimeError):
+            call()
+
+
+def test_backward_operators_refuse_other_dtypes() -> None:
+    g, at, x, w = torch.ones(2, 4, 3, 3), torch.zeros(2, 4, 3, 3, dtype=torch.uint8), torch.ones(X), torch.ones(W)
+    for call in [
+        *backward(g, at.long(), x, w),
+        *backward(g, at.char(), x, w),
+        *backward(g.double(), at, x, w),
+        *backward(g.long(), at, x.long(), w.long()),
+    ]:
+        with pytest.raises(RuntimeError):
+            call()
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in FUSED if not is_composed(case) and case.conv.arguments.get("padding") != "same"], ids=str
+)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@every_dtype
+def test_bytes_that_no_forward_wrote_do_no_harm(
+    case: FusedCase, layout: str, dtype: torch.dtype, level: str
+) -> None:
+    x, w, b = case.conv.tensors(dtype)
+    x, w = LAYOUTS[layout](x.requires_grad_()), LAYOUTS[layout](w.requires_grad_())
+    y = case.function(x, w, b, **case.arguments)
+    argmax = y.grad_fn.saved_tensors[-1]  # type: ignore[union-attr]
+    window = 1 if case.pool is None else torch.ones(case.pool["kernel_size"]).numel()
+    for value in (window, 7, 254, None):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, nonsense(value)):
+            y = case.function(x, w, b, **case.arguments)
+        gradients = torch.autograd.grad(y.sum(), (x, w))
+        assert [t.shape for t in gradients] == [x.shape, w.shape]
+    assert argmax.dtype == torch.uint8
+
+
+def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
+    """Bytes of one value, or random ones, in the place of what was saved."""
+
+    def unpack(saved: Tensor) -> Tensor:
+        if saved.dtype != torch.uint8:
+            return saved
+        return torch.randint_like(saved, 256) if value is None else torch.full_like(saved, value)
+
+    return unpack
