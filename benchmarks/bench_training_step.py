@@ -42,7 +42,7 @@ def train(model: torch.nn.Module, images: Tensor, labels: Tensor) -> Callable[[]
         nonlocal step
         batch = order[step % len(order)]
         step += 1
-        loss = F.cross_entropy(model(images[batch]), labels[batch])
+        loss = F.cross_entropy(model(images.index_select(0, batch)), labels.index_select(0, batch))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

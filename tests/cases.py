@@ -192,6 +192,10 @@ FUSED = [
     fused(conv(2, 3, 9, 9, 5, 5, 5, padding=2), kernel_size=(1, 2)),
     fused(conv(2, 2, 11, 11, 18, 3, 3, padding=1), kernel_size=3),
     fused(conv(2, 4, 6, 7, 19, 3, 3)),
+    # many output channels, and windows of one or two columns
+    fused(conv(2, 17, 8, 9, 130, 3, 3, padding=1), kernel_size=2),
+    fused(conv(2, 16, 9, 9, 70, 3, 3), kernel_size=(3, 2), stride=1),
+    fused(conv(3, 18, 6, 7, 33, 3, 3, padding=3), kernel_size=(2, 1)),
     # kernels
     fused(conv(2, 20, 9, 9, 33, 1, 1), kernel_size=2),
     fused(conv(2, 3, 6, 6, 4, 2, 4), kernel_size=3),
@@ -203,7 +207,7 @@ FUSED = [
     fused(conv(2, 16, 12, 13, 35, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
     fused(conv(2, 3, 9, 10, 17, 3, 3), kernel_size=2, stride=1),
     fused(conv(2, 17, 9, 10, 16, 3, 3), kernel_size=2, stride=3),
-    #TMP fused(conv(2, 16, 9, 10, 34, 3, 3, padding=1), kernel_size=1, stride=2),
+    fused(conv(2, 16, 9, 10, 34, 3, 3, padding=1), kernel_size=1, stride=2),
     fused(conv(2, 16, 8, 8, 33, 3, 3), kernel_size=(3, 1), stride=(1, 2), padding=(1, 0)),
     fused(conv(2, 5, 11, 12, 6, 3, 3, padding=1), kernel_size=2, padding=1),
     fused(conv(2, 16, 12, 13, 16, 3, 3), kernel_size=(3, 2), dilation=(2, 3), padding=1),

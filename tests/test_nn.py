@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import with_gradients
+from cases import assert_identical, with_gradients
 
+from fastconv import models
 from fastconv import nn as fnn
 
 CONV_ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
@@ -37,16 +38,79 @@ def test_conv2d_layer_is_torchs_layer(args: tuple[Any, ...], kwargs: dict[str, A
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+POOL_ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"kernel_size": 3},
+    {"kernel_size": (3, 2), "stride": 2, "padding": 1},
+    {"kernel_size": 2, "stride": (1, 2), "ceil_mode": True},
+    {"kernel_size": 2, "dilation": 2, "padding": (0, 1)},
+]
+
+
+def fused_layer(pool: dict[str, Any] | None, *args: Any, **kwargs: Any) -> torch.nn.Module:
+    """ConvReLUMaxPool2d, or ConvReLU2d where there is no pool."""
+    if pool is None:
+        return fnn.ConvReLU2d(*args, **kwargs)
+    return fnn.ConvReLUMaxPool2d(*args, **{f"pool_{name}": value for name, value in pool.items()}, **kwargs)
+
+
+@pytest.mark.parametrize("pool", [None, *POOL_ARGUMENTS], ids=str)
+@pytest.mark.parametrize(("args", "kwargs"), CONV_ARGUMENTS, ids=str)
+def test_fused_layers_are_torchs_layers_one_behind_the_other(
+    args: tuple[Any, ...], kwargs: dict[str, Any], pool: dict[str, Any] | None
+) -> None:
+    layers = [torch.nn.Conv2d(*args, **kwargs), torch.nn.ReLU()]
+    if pool is not None:
+        layers.append(torch.nn.MaxPool2d(**(pool or {"kernel_size": 2})))
+    theirs, ours = torch.nn.Sequential(*layers), fused_layer(pool, *args, **kwargs)
+    conv = layers[0]
+    assert isinstance(ours, torch.nn.Conv2d)
+    assert list(ours.state_dict()) == list(conv.state_dict())
+    with torch.no_grad():  # small integers: sums are exact, and maxima are whoever computes them
+        for parameter in conv.parameters():
+            parameter.copy_(torch.randint(-2, 3, parameter.shape))
+    ours.load_state_dict(conv.state_dict())
+    for size in ((2, args[0], 9, 8), (args[0], 9, 8)):
+        x = torch.randint(-3, 4, size).to(conv.weight.dtype)
+        assert_identical(with_gradients(ours, (x,)), with_gradients(theirs, (x,)))
+        gradients = [torch.autograd.grad(layer(x).sum(), list(layer.parameters())) for layer in (ours, theirs)]
+        assert_identical(*map(list, gradients))
+
+
+def test_fused_layers_start_with_the_weights_of_torchs() -> None:
+    weights = []
+    for layer in (torch.nn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d):
+        torch.manual_seed(1)
+        weights.append(layer(3, 8, 3).state_dict())
+    for other in weights[1:]:
+        assert_identical(list(weights[0].values()), list(other.values()))
+
+
+def test_fused_layers_say_what_they_are() -> None:
+    conv = "3, 8, kernel_size=(3, 3), stride=(1, 1)"
+    assert repr(fnn.ConvReLU2d(3, 8, 3)) == f"ConvReLU2d({conv})"
+    for pool, text in [
+        ({}, "pool_kernel_size=2, pool_stride=2"),
+        ({"kernel_size": 3, "stride": (2, 1)}, "pool_kernel_size=3, pool_stride=(2, 1)"),
+        (
+            {"kernel_size": (3, 3), "padding": 1, "dilation": (1, 2), "ceil_mode": True},
+            "pool_kernel_size=(3, 3), pool_stride=(3, 3), pool_padding=1, pool_dilation=(1, 2), pool_ceil_mode=True",
+        ),
+    ]:
+        assert repr(fused_layer(pool, 3, 8, 3)) == f"ConvReLUMaxPool2d({conv}, {text})"
+
+
+@pytest.mark.parametrize("layer", [fnn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d])
 @pytest.mark.parametrize("arguments", [(0, 4, 3), (4, 6, 3, 1, 0, 1, 4), (4, 4, 3, 1, 0, 1, 0), (4, 4, 3, 2, "same")])
-def test_conv2d_layer_refuses_what_torchs_refuses(arguments: tuple[Any, ...]) -> None:
+def test_conv2d_layers_refuse_what_torchs_refuses(layer: type[torch.nn.Conv2d], arguments: tuple[Any, ...]) -> None:
     if arguments[0] == 0:  # torch takes it, with a warning
         with pytest.warns(UserWarning, match="zero-element"):
-            fnn.Conv2d(*arguments)
+            layer(*arguments)
         return
     with pytest.raises(ValueError, match=r".") as theirs:
         torch.nn.Conv2d(*arguments)
     with pytest.raises(ValueError, match=r".") as mine:
-        fnn.Conv2d(*arguments)
+        layer(*arguments)
     assert str(mine.value) == str(theirs.value)
 
 
@@ -76,18 +140,31 @@ def test_relu_layer_is_torchs_layer() -> None:
     assert torch.equal(y, x.relu())
 
 
-@pytest.mark.parametrize("layer", [fnn.Conv2d(3, 4, 3), fnn.MaxPool2d(2), fnn.ReLU()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        fnn.Conv2d(3, 4, 3),
+        fnn.MaxPool2d(2),
+        fnn.ReLU(),
+        fnn.ConvReLU2d(3, 4, 3, padding=1, padding_mode="circular"),
+        fnn.ConvReLUMaxPool2d(3, 4, 3, pool_kernel_size=3, pool_stride=1, pool_padding=1, pool_ceil_mode=True),
+        models.MnistCNN().conv2,
+    ],
+    ids=lambda m: type(m).__name__,
+)
 def test_layers_can_be_copied_and_pickled(layer: torch.nn.Module) -> None:
-    x = torch.randn(1, 3, 8, 8)
+    x = torch.randn(1, getattr(layer, "in_channels", 3), 8, 8)
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(twin) is type(layer)
+        assert repr(twin) == repr(layer)
         assert torch.equal(twin(x), layer(x))
 
 
-def test_a_conv2d_can_be_parametrised_and_hooked() -> None:
-    layer = torch.nn.utils.parametrizations.weight_norm(fnn.Conv2d(3, 4, 3))
+@pytest.mark.parametrize("layer", [fnn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d])
+def test_a_conv2d_can_be_parametrised_and_hooked(layer: type[torch.nn.Conv2d]) -> None:
+    module = torch.nn.utils.parametrizations.weight_norm(layer(3, 4, 3))
     seen = []
-    layer.register_forward_hook(lambda *_: seen.append(1))
-    layer(torch.randn(1, 3, 8, 8)).sum().backward()
+    module.register_forward_hook(lambda *_: seen.append(1))
+    module(torch.randn(1, 3, 8, 8)).sum().backward()
     assert seen == [1]
-    assert all(p.grad is not None for p in layer.parameters())
+    assert all(p.grad is not None for p in module.parameters())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
-from cases import CONV2D, MAX_POOL2D, Conv2dCase, Pool2dCase, assert_identical
+from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, assert_identical, composed
 from torch.nn import functional as F
 
 import fastconv.functional as FF
@@ -34,3 +36,19 @@ def test_relu_is_what_the_reference_says() -> None:
     x = torch.randn(1000)
     for function in (F.relu, FF.relu):
         assert_identical([function(x)], [reference.relu(x)])
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if case.conv.W < 300], ids=str)
+def test_fused_functions_are_what_the_reference_says(case: FusedCase) -> None:
+    tensors = case.conv.integers(torch.float64)
+    function = reference.conv2d_relu if case.pool is None else reference.conv2d_relu_max_pool2d
+    expected = function(*tensors, **case.arguments)
+    assert_identical([composed(*tensors, **case.arguments)], [expected])
+    assert_identical([case.function(*tensors, **case.arguments)], [expected])
+
+
+def test_the_reference_has_every_public_function_with_the_same_arguments() -> None:
+    assert sorted(reference.__all__) == sorted(FF.__all__)
+    for name in FF.__all__:
+        theirs, mine = (inspect.signature(getattr(module, name)).parameters for module in (reference, FF))
+        assert [(p.name, p.default) for p in theirs.values()] == [(p.name, p.default) for p in mine.values()]

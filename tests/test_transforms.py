@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CONV2D, MAX_POOL2D, Conv2dCase, Pool2dCase
+from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase
 from torch import Tensor
 from torch.library import opcheck
 from torch.nn import functional as F
@@ -67,6 +67,39 @@ def test_max_pooling_passes_opcheck(case: Pool2dCase, memory_format: torch.memor
         opcheck(ours.max_pool2d_backward, (torch.randn_like(y), indices, tuple(x.shape), *pairs, last))
 
 
+def windows(pool: dict[str, Any]) -> tuple[Any, ...]:
+    """Kernel size, stride, padding and dilation, in pairs."""
+    values = [
+        pool["kernel_size"],
+        pool.get("stride", pool["kernel_size"]),
+        pool.get("padding", 0),
+        pool.get("dilation", 1),
+    ]
+    return tuple((value, value) if isinstance(value, int) else value for value in values)
+
+
+# Some of each kind: Winograd's and narrow, padded and dilated, grouped and of no images.
+@pytest.mark.parametrize("case", [c for c in FUSED if geometry(c.conv) and c.conv.W < 60][::4], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_fused_operators_pass_opcheck(case: FusedCase, memory_format: torch.memory_format) -> None:
+    x, w, b = case.conv.tensors()
+    x = x.to(memory_format=memory_format)
+    numbers = geometry(case.conv)
+    assert numbers is not None
+    if case.pool is None:
+        operator, pool, arguments = ours.conv2d_relu, windows({"kernel_size": 1}), (x, w, b, *numbers)
+    else:
+        operator, pool = ours.conv2d_relu_max_pool2d, windows(case.pool)
+        arguments = (x, w, b, *numbers, *pool, case.pool.get("ceil_mode", False))
+    opcheck(operator, arguments)
+    y, argmax = operator(*arguments)
+    g = torch.randn_like(y)
+    for last in (False, True):
+        rest = (*numbers, *pool, last)
+        opcheck(ours.conv2d_relu_max_pool2d_backward_data, (g, argmax, w, tuple(x.shape), *rest))
+        opcheck(ours.conv2d_relu_max_pool2d_backward_weight, (g, argmax, x, (case.conv.R, case.conv.S), *rest))
+
+
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_relu_passes_opcheck(memory_format: torch.memory_format) -> None:
     x = torch.randn(2, 3, 4, 5).to(memory_format=memory_format)
@@ -84,13 +117,30 @@ def plain_block(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.max_pool2d(F.relu(F.conv2d(x, w, b, padding="same")), 2)
 
 
+def fused_block(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return FF.conv2d_relu_max_pool2d(x, w, b, padding="same", pool_kernel_size=2)
+
+
+def fused_block_without_pool(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return FF.conv2d_relu(x, w, b, padding="same")
+
+
+def plain_block_without_pool(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return F.relu(F.conv2d(x, w, b, padding="same"))
+
+
+BLOCKS = [(block, plain_block), (fused_block, plain_block), (fused_block_without_pool, plain_block_without_pool)]
+every_block = pytest.mark.parametrize(("block", "plain_block"), BLOCKS, ids=["composed", "fused", "fused without pool"])
+
+
 def block_tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(2, 3, 8, 8, dtype=dtype), torch.randn(4, 3, 3, 2, dtype=dtype), torch.randn(4, dtype=dtype)
 
 
+@every_block
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_block_compiles_whole(backend: str, dynamic: bool) -> None:
+def test_a_block_compiles_whole(block: Function, plain_block: Function, backend: str, dynamic: bool) -> None:
     if backend == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("inductor needs a C++ compiler")
     torch._dynamo.reset()
@@ -106,20 +156,23 @@ def test_a_block_compiles_whole(backend: str, dynamic: bool) -> None:
 
 
 @pytest.mark.parametrize("transform", ["grad", "jvp"])
-def test_transforms_inside_of_compiled_code_are_right_or_refused(transform: str) -> None:
+@pytest.mark.parametrize(("mine", "theirs"), [(FF.conv2d, F.conv2d), *BLOCKS[1:]])
+def test_transforms_inside_of_compiled_code_are_right_or_refused(
+    mine: Function, theirs: Function, transform: str
+) -> None:
     """Dynamo traces no Function with a jvp: it leaves the graph there. Were it to trace, the gradient would be zero."""
     x, w, b = block_tensors()
 
-    def derivative(conv2d: Function, w: Tensor) -> Tensor:
+    def derivative(function: Function, w: Tensor) -> Tensor:
         if transform == "grad":
-            return torch.func.grad(lambda w: conv2d(x, w, b).square().sum())(w)
-        return torch.func.jvp(lambda w: conv2d(x, w, b), (w,), (torch.ones_like(w),))[1]
+            return torch.func.grad(lambda w: function(x, w, b).square().sum())(w)
+        return torch.func.jvp(lambda w: function(x, w, b), (w,), (torch.ones_like(w),))[1]
 
     torch._dynamo.reset()
-    compiled = torch.compile(lambda w: derivative(FF.conv2d, w), backend="aot_eager")
-    torch.testing.assert_close(compiled(w), derivative(F.conv2d, w))
+    compiled = torch.compile(lambda w: derivative(mine, w), backend="aot_eager")
+    torch.testing.assert_close(compiled(w), derivative(theirs, w))
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        torch.compile(lambda w: derivative(FF.conv2d, w), backend="aot_eager", fullgraph=True)(w)
+        torch.compile(lambda w: derivative(mine, w), backend="aot_eager", fullgraph=True)(w)
 
 
 def test_relu_in_place_compiles_whole() -> None:
@@ -140,6 +193,7 @@ def test_a_training_step_of_the_network_compiles_whole() -> None:
     torch.testing.assert_close(gradients, eager)
 
 
+@every_block
 @pytest.mark.parametrize(
     "transform",
     [
@@ -156,16 +210,31 @@ def test_a_training_step_of_the_network_compiles_whole() -> None:
     ],
     ids=["grad", "vmap images", "vmap weights", "gradients by image", "jacrev", "jacfwd", "hessian", "jvp"],
 )
-def test_torch_func_transforms_what_it_transforms_of_pytorch(transform: Callable[..., Any]) -> None:
+def test_torch_func_transforms_what_it_transforms_of_pytorch(
+    transform: Callable[..., Any], block: Function, plain_block: Function
+) -> None:
     tensors = block_tensors()
     torch.testing.assert_close(transform(block, *tensors), transform(plain_block, *tensors))
 
 
-def test_meta_tensors_have_the_right_size() -> None:
-    x, w = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(4, 3, 3, 3, device="meta")
-    y = block(x, w, torch.empty(4, device="meta"))
+@every_block
+def test_meta_tensors_have_the_right_size(block: Function, plain_block: Function) -> None:
+    x, w = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(4, 3, 3, 3, device="meta", requires_grad=True)
+    b = torch.empty(4, device="meta")
+    y, expected = block(x, w, b), plain_block(x, w, b)
     assert y.is_meta
-    assert y.shape == (2, 4, 4, 4)
+    assert y.shape == expected.shape
+    assert torch.autograd.grad(y.sum(), w)[0].shape == w.shape
+
+
+@pytest.mark.parametrize("case", [case for case in FUSED if case.conv.N], ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_fused_meta_tensors_have_the_strides_of_the_others(case: FusedCase, memory_format: torch.memory_format) -> None:
+    x, w, b = case.conv.tensors()
+    real = case.function(x.to(memory_format=memory_format), w, b, **case.arguments)
+    x, w, b = (None if t is None else t.to("meta") for t in (x.to(memory_format=memory_format), w, b))
+    meta = case.function(x, w, b, **case.arguments)
+    assert (meta.shape, meta.stride(), meta.dtype) == (real.shape, real.stride(), real.dtype)
 
 
 def test_a_subclass_with_torch_function_sees_the_call() -> None:
@@ -181,9 +250,15 @@ def test_a_subclass_with_torch_function_sees_the_call() -> None:
     FF.relu(FF.conv2d(x, torch.randn(4, 3, 3, 3)))
     assert Seeing.seen[0] == "fastconv.functional.conv2d"
     assert "fastconv.functional.relu" in Seeing.seen
+    for function in (FF.conv2d_relu, FF.conv2d_relu_max_pool2d):
+        Seeing.seen.clear()
+        y = function(x, torch.randn(4, 3, 3, 3))
+        assert isinstance(y, Seeing)
+        assert Seeing.seen[0] == f"fastconv.functional.{function.__name__}"
 
 
-def test_two_python_threads_may_call_at_once() -> None:
+@every_block
+def test_two_python_threads_may_call_at_once(block: Function, plain_block: Function) -> None:
     x, w, b = block_tensors(torch.float32)
     expected = block(x, w, b)
     wrong: list[int] = []

@@ -1,0 +1,72 @@
+"""Variants that take turns, each in a process of its own.
+
+A training step is timed as a user runs it: in a process that does nothing else. In one process with PyTorch's variants, it
+would find its caches full of their activations and the C allocator's heap as they left it (MnistCNN's step: 6.9 ms there,
+4.3 alone). So that a machine that slows down slows all alike, the processes take turns of a few steps.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+#: Makes what is to be timed: called in the new process.
+Make = Callable[[], Callable[[], object]]
+
+
+def _serve(connection: Connection, make: Make, threads: int, environment: dict[str, str]) -> None:
+    import torch
+
+    assert all(os.environ.get(name) == value for name, value in environment.items())
+    torch.set_num_threads(threads)
+    run = make()
+    connection.send(None)
+    while (steps := connection.recv()) is not None:
+        run()  # waking up, not timed
+        run()
+        seconds = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - start)
+        connection.send(statistics.median(seconds))
+
+
+def alternate_processes(
+    variants: dict[str, Make], rounds: int, steps: int, threads: int, environment: dict[str, str] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each variant, round by round: the median of ``steps`` runs.
+
+    Args:
+        variants: functions of a module, since they are pickled.
+        environment: variables that the processes see from their start, as LD_PRELOAD and FASTCONV_CPU_CAPABILITY must be.
+    """
+    context = multiprocessing.get_context("spawn")
+    before = {name: os.environ.get(name) for name in environment or {}}
+    os.environ.update(environment or {})
+    workers = []
+    for name, make in variants.items():
+        connection, other_end = context.Pipe()
+        process = context.Process(target=_serve, args=(other_end, make, threads, environment or {}), daemon=True)
+        process.start()
+        other_end.close()
+        workers.append((name, process, connection))
+        connection.recv()
+    for variable, value in before.items():
+        if value is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = value
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, _, connection in workers:
+            connection.send(steps)
+            seconds[name].append(connection.recv())
+    for _, process, connection in workers:
+        connection.send(None)
+        process.join()
+    return seconds
