@@ -68,13 +68,19 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
   check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
   check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
   check(stride[0] != 0 && stride[1] != 0, "stride should not be zero");
+  check_countable(stride, padding, dilation);
+  for (int i = 0; i < 2; ++i) {
+    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
+    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
+          "pad should be at most half of effective kernel size, but got pad=", padding[i],
+          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
+  }
   check(kernel_size[0] > 0 && kernel_size[1] > 0,
         "kernel size should be greater than zero, but got kH: ", kernel_size[0], " kW: ", kernel_size[1]);
   check(stride[0] > 0 && stride[1] > 0, "stride should be greater than zero, but got dH: ", stride[0],
         " dW: ", stride[1]);
   check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero, but got dilationH: ", dilation[0],
         " dilationW: ", dilation[1]);
-  check_countable(stride, padding, dilation);
 }
 
 // Within a window the kernels count in 32 bits; where the window stands, in 64.
@@ -97,12 +103,6 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
 // The windows of a pool over an input of some size (N, C, H, W).
 Pool2dShape pool2d_windows(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                            const Ints& dilation, bool ceil_mode) {
-  for (int i = 0; i < 2; ++i) {
-    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
-    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
-          "pad should be at most half of effective kernel size, but got pad=", padding[i],
-          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
-  }
   Pool2dShape s = pool2d_shape(input, kernel_size, stride, padding, dilation);
   s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
   s.Q = pooled_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w, ceil_mode);
@@ -227,10 +227,18 @@ FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, cons
   check(grad_output.dim() == 4, "expected a 4-dimensional grad_output");
   check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
         torch::headeronly::toString(argmax.scalar_type()));
+  check(conv.P >= 1 && conv.Q >= 1, "expected an input that the kernel fits into");
   FusedShape f{conv, pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
                                   pool_dilation)};
-  f.pool.P = grad_output.size(2), f.pool.Q = grad_output.size(3);
-  const Ints expected{conv.N, conv.K, f.pool.P, f.pool.Q};
+  Pool2dShape& s = f.pool;
+  // Either rounding of the number of windows; which, is not said again.
+  const auto windows = [](int64_t given, int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation) {
+    const bool ceil_mode = given != pooled_size(size, kernel, pad, stride, dilation, false);
+    return pooled_size(size, kernel, pad, stride, dilation, ceil_mode);
+  };
+  s.P = windows(grad_output.size(2), s.H, s.R, s.pad_h, s.stride_h, s.dilation_h);
+  s.Q = windows(grad_output.size(3), s.W, s.S, s.pad_w, s.stride_w, s.dilation_w);
+  const Ints expected{conv.N, conv.K, s.P, s.Q};
   check(sizes_of(grad_output) == expected && sizes_of(argmax) == expected, "expected grad_output and argmax of size ",
         Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(argmax));
   check_window(f.pool);

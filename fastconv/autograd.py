@@ -286,7 +286,8 @@ class MaxPool2d(Function):
 
 def take(input: Tensor, indices: Tensor) -> Tensor:
     """The pixels that max-pooling chose: the transpose of its backward."""
-    return input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    N, C, *_ = indices.shape
+    return input.reshape(N, C, -1).gather(2, indices.reshape(N, C, -1)).view(indices.shape)
 
 
 @with_jvp

@@ -19,16 +19,34 @@ inline FusedShape without_pool(const Conv2dShape& s) {
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Whether F(2x2, 3x3) takes a forward convolution whose direct kernel has `direct` multiplications a channel pair and image.
-// Its own are 16 a tile; its transforms cost a sixth of them at 32 channels, and too much below 16. WINOGRAD_TABLE
+// Of a channel pair and image, for Winograd's F(2, 3), with F(1, 3) at odd edges.
+inline int64_t winograd_multiplications(const FusedShape& f) {
+  const auto along = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };
+  return f.window() == 4 ? f.pool.P * f.pool.Q * 16 : along(f.conv.P) * along(f.conv.Q);
+}
+
+// Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair and image. Time of
+// the direct kernel / Winograd's (padding 1, but 64->128 without):
+//                  batch    1     2     4     8    16    64       AVX2:  1     2     4     8    16    64
+//   8->8     28x28                          1.1                                      1.0
+//   16->16   28x28        1.3               1.4                        1.2           1.3
+//   32->32   14x14        1.3         1.7         1.8                  1.4         1.6         1.6
+//   64->64   14x14        1.4         1.8         1.9                  1.4         1.8         1.9
+//   128->128 14x14        1.5   1.8   1.9   2.0                        1.1   1.4   1.6   1.8
+//   256->256 7x7          0.5   0.8   1.3   1.6   1.8                  0.4   0.6   0.9   1.1   1.4
+//   512->512 7x7          0.5         1.2         1.7                  0.3         0.7         1.0
+//   64->128  5x5                      0.5         1.0   1.2                        0.3         0.7   1.1
+// So: enough channels for the transforms of x and y, and enough outputs for those of the weight, of which odd edges
+// have three more.
 inline bool winograd_pays(const FusedShape& f, int64_t direct) {
   const Conv2dShape& s = f.conv;
   const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
                      s.dilation_w == 1 && s.groups == 1;
-  const bool tiles = f.window() == 1 || (f.windows_touch() && f.pool.R == 2 && f.pool.S == 2);
+  const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
   if (!shape || !tiles || s.C < 16 || s.K < 16) return false;
-  const int64_t rows = f.window() == 4 ? f.pool.P : ceil_div(s.P, 2), columns = f.window() == 4 ? f.pool.Q : ceil_div(s.Q, 2);
-  return rows * columns * 16 * 6 < direct * 5;
+  const bool odd = f.window() == 1 && (s.P % 2 == 1 || s.Q % 2 == 1);
+  const int64_t outputs = f.windows() * f.window();
+  return outputs >= (odd ? 392 : 192) && winograd_multiplications(f) * 6 < direct * 5;
 }
 
 inline bool winograd_serves(const FusedShape& f) { return winograd_pays(f, f.pool.P * f.pool.Q * f.window() * 9); }
@@ -82,16 +100,14 @@ constexpr double live_weight_below = 0.6;
 // For data, Winograd's advantage counts: its multiplications, padded tiles included, over the direct kernel's.
 inline double live_data_below(const Conv2dShape& s) {
   if (!winograd_serves_data(s)) return 0.55;
-  return 0.6 * static_cast<double>(ceil_div(s.H, 2) * ceil_div(s.W, 2) * 16) / static_cast<double>(s.P * s.Q * 9);
+  const int64_t multiplications = winograd_multiplications(without_pool(turned_around(s)));
+  return 0.6 * static_cast<double>(multiplications) / static_cast<double>(s.P * s.Q * 9);
 }
 
-// For the weight, lists have to be long while x is in the first-level cache. With 1 window an image (a dense layer as a
-// convolution, 128 channels of 3 x 3 pixels) they are not: 0.29 ms against the dense kernel's 0.20.
+// For the weight, lists have to be long.
 template <class T>
 bool live_serves_weight(const FusedShape& f) {
-  const int64_t image_bytes = f.conv.H * f.conv.W * f.conv.C * static_cast<int64_t>(sizeof(T));
-  const int64_t images = std::max<int64_t>(1, 24 * 1024 / image_bytes);
-  return live_serves<T>(f) && images * f.pool.P * f.pool.Q >= 16;
+  return live_serves<T>(f) && f.windows() >= 16;
 }
 
 // At most so many input channels are served by narrow.h, if it serves the shape.

@@ -8,6 +8,12 @@
 
 namespace fastconv::cpu {
 
+// One kind of tiles: how many, in how many units, and where its weights lie.
+struct Kind {
+  int index;
+  int64_t tiles, units, weight;
+};
+
 // packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`); y and argmax: NHWC; argmax
 // and bias may be null. False if some result is not finite: then the direct kernels have to do it all again, since an
 // infinity or NaN reaches results here that it should not.
@@ -16,20 +22,35 @@ bool winograd_forward(const FusedShape& f, const Tensor& input, const T* packed,
                       uint8_t* argmax) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
-  T* weight = scratch<T>(Scratch::winograd_weight, kernel.packed_size(f.conv));
-  torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel.pack_weight(f.conv, packed, rotated, i, weight);
+  std::vector<Kind> kinds;
+  int64_t packed_size = 0, rounds = 0;
+  for (int kind = 0; kind < kernel.kinds; ++kind) {
+    const int64_t tiles = kernel.tile_count(f, kind);
+    if (tiles == 0) continue;
+    kinds.push_back({kind, tiles, ceil_div(tiles, kernel.unit_tiles), packed_size});
+    packed_size += kernel.packed_size(f.conv, kind);
+    rounds = std::max(rounds, kinds.back().units);
+  }
+  T* weight = scratch<T>(Scratch::winograd_weight, packed_size);
+  const auto count = static_cast<int64_t>(kinds.size());
+  torch::stable::parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Kind& kind = kinds[i % count];
+      kernel.pack_weight(f.conv, packed, rotated, kind.index, i / count, weight + kind.weight);
+    }
   });
 
   const Tensor nhwc = to_nhwc<T>(input);
   const T* x = data<T>(nhwc);
-  const int64_t tiles = kernel.tile_count(f), units = ceil_div(tiles, kernel.unit_tiles);
   std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, units, 1, [&](int64_t begin, int64_t end) {
+  // Kinds take turns, since they cost different times.
+  torch::stable::parallel_for(0, rounds * count, 1, [&](int64_t begin, int64_t end) {
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t first = i * kernel.unit_tiles, last = std::min(tiles, first + kernel.unit_tiles);
-      if (!kernel.forward(f, x, weight, bias, y, argmax, first, last, unit)) finite = false;
+      const Kind& kind = kinds[i % count];
+      const int64_t first = i / count * kernel.unit_tiles, last = std::min(kind.tiles, first + kernel.unit_tiles);
+      if (first >= last) continue;
+      if (!kernel.forward(f, kind.index, x, weight + kind.weight, bias, y, argmax, first, last, unit)) finite = false;
     }
   });
   return finite;

@@ -46,16 +46,17 @@ struct FusedKernels {
   void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
 };
 
-// F(2x2, 3x3) (winograd.h).
+// Winograd's convolution, by kinds of tiles (winograd.h).
 template <class T>
 struct WinogradKernels {
+  int kinds;
   int64_t unit_tiles;
-  int64_t (*tile_count)(const FusedShape&);
-  int64_t (*packed_size)(const Conv2dShape&);
+  int64_t (*tile_count)(const FusedShape&, int kind);
+  int64_t (*packed_size)(const Conv2dShape&, int kind);
   int64_t (*scratch_size)(const Conv2dShape&);
-  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, int64_t block, T* to);
-  bool (*forward)(const FusedShape&, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax, int64_t first,
-                  int64_t last, T* scratch);
+  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, int kind, int64_t block, T* to);
+  bool (*forward)(const FusedShape&, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
+                  int64_t first, int64_t last, T* scratch);
 };
 
 // For gradients that are mostly zeros (live.h). `at` and `value`: scratch of list_size elements each.

@@ -23,7 +23,7 @@ constexpr Conv2dFamily<T> conv2d_family() {
            depthwise::pack_weight<T>, depthwise::pack_weight<T>, depthwise::forward<T>, depthwise::backward_data<T>,
            depthwise::backward_weight<T>},
           {conv2d_relu_max_pool2d_forward<T>, relu_max_pool2d<T>, unpool<T>},
-          {winograd::unit_tiles, winograd::tile_count, winograd::packed_size<T>, winograd::scratch_size<T>,
+          {winograd::kinds, winograd::unit_tiles, winograd::tile_count, winograd::packed_size<T>, winograd::scratch_size<T>,
            winograd::pack_weight<T>, winograd::forward<T>},
           {lanes<T>, live_list_size<T>, all_finite<T>, mark_zeros<T>, count_live, live_backward_weight<T>,
            live_backward_data<T>},

@@ -47,8 +47,9 @@ void relu_max_pool2d(const Pool2dShape& s, const T* conv, int64_t row0, int64_t 
         for (int64_t c = 0; c < s.C; c += lanes<T>) {
           const T* from = image + (h0 * s.W + w0) * s.C + c;
           const int64_t left = s.C - c;
-          // Below every number, so that the first tap is taken; what no tap is in stays, and is dead.
-          WindowMax<T> max(-static_cast<T>(__builtin_inf()) - Vec<T>{});
+          // Below every number, so that the first tap is taken.
+          const Vec<T> lowest = -static_cast<T>(__builtin_inf()) - Vec<T>{};
+          WindowMax<T> max(lowest);
           for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
             for (int64_t tap = taps_s.begin; tap < taps_s.end; ++tap) {
               max.take(load_upto(from + (r * s.dilation_h * s.W + tap * s.dilation_w) * s.C, left),
@@ -56,6 +57,8 @@ void relu_max_pool2d(const Pool2dShape& s, const T* conv, int64_t row0, int64_t 
             }
           }
           max.store(y + c, argmax + c, left);
+          // A window wholly in the padding saw nothing, not even ReLU.
+          if (taps_r.begin >= taps_r.end || taps_s.begin >= taps_s.end) store_upto(y + c, lowest, left);
         }
         y += s.C;
         argmax += s.C;
