@@ -228,8 +228,8 @@ FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, cons
   check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
         torch::headeronly::toString(argmax.scalar_type()));
   check(conv.P >= 1 && conv.Q >= 1, "expected an input that the kernel fits into");
-  FusedShape f{conv, pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
-                                  pool_dilation)};
+  FusedShape f{
+      conv, pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding, pool_dilation)};
   Pool2dShape& s = f.pool;
   // Either rounding of the number of windows; which, is not said again.
   const auto windows = [](int64_t given, int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation) {

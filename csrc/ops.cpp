@@ -33,8 +33,8 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def("relu_(Tensor(a!) input) -> ()");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
 
-  // Fused. `argmax`, uint8, is all that backward needs to know of the results: for each, which pixel of its window was the
-  // largest, or 255 where ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
+  // Fused. `argmax`, uint8, is all that backward needs to know of the results: for each, which pixel of its window was
+  // the largest, or 255 where ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
       "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
       "SymInt groups) -> (Tensor output, Tensor argmax)");

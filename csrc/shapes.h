@@ -37,7 +37,8 @@ struct Pool2dShape {
   int64_t dilation_h, dilation_w;
 };
 
-// Convolution, ReLU and max-pooling as one: the pool's C, H, W are the convolution's K, P, Q. A pool of one pixel is none.
+// Convolution, ReLU and max-pooling as one: the pool's C, H, W are the convolution's K, P, Q. A pool of one pixel is
+// none.
 struct FusedShape {
   Conv2dShape conv;
   Pool2dShape pool;

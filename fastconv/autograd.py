@@ -118,7 +118,8 @@ class Conv2d(Function):
 
     @staticmethod
     def tangent(ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
-        return conv2d_tangent(*ctx.saved_tensors, input_t, weight_t, bias_t, ctx.geometry)
+        input, weight = ctx.saved_tensors
+        return conv2d_tangent(input, weight, input_t, weight_t, bias_t, ctx.geometry)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -446,7 +447,7 @@ class Conv2dReLUMaxPool2d(Function):
         grad_input = grad_weight = grad_bias = None
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             windows = Windows(input, weight, ctx.geometry, ctx.pool)
-            given = (windows.unpool(grad_output, argmax),)
+            given: tuple[Tensor, ...] = (windows.unpool(grad_output, argmax),)
             backward_data, backward_weight, geometry = conv2d_backward_data, conv2d_backward_weight, ctx.geometry
         else:
             given = (grad_output, argmax)
@@ -456,9 +457,7 @@ class Conv2dReLUMaxPool2d(Function):
             grad_input = backward_data(*given, weight, tuple(input.shape), *geometry, is_channels_last(input))
         if need_weight or need_bias:
             kernel_size = tuple(weight.shape[2:])
-            grad_weight, grad_bias = backward_weight(
-                *given, input, kernel_size, *geometry, is_channels_last(weight)
-            )
+            grad_weight, grad_bias = backward_weight(*given, input, kernel_size, *geometry, is_channels_last(weight))
         return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None, None
 
     @staticmethod
@@ -487,9 +486,7 @@ class Windows:
         stride, padding, dilation, _ = geometry
         P, Q = (
             (size + 2 * z - d * (kernel - 1) - 1) // u + 1
-            for size, kernel, u, z, d in zip(
-                input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True
-            )
+            for size, kernel, u, z, d in zip(input.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         )
         self.size = (input.shape[0], weight.shape[0], P, Q)
         self.pool = pool

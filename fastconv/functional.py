@@ -1,9 +1,9 @@
-r"""Convolution, max-pooling and ReLU: drop-in replacements for the functions of :mod:`torch.nn.functional`, and the three
-fused.
+r"""Convolution, max-pooling and ReLU: drop-in replacements for the functions of :mod:`torch.nn.functional`, and fused.
 
-Each of the former takes the arguments of PyTorch's function of the same name, in the same order and with the same defaults, and
-returns the same values, dtypes, shapes, memory formats and errors. Tensors that fastconv's operators do not serve
-(another device, another dtype, a sparse or quantised layout) are passed on to PyTorch.
+The former take the arguments of PyTorch's functions of the same names, in the same order and with the same defaults,
+and return the same values, dtypes, shapes, memory formats and errors; conv2d_relu and conv2d_relu_max_pool2d are their
+compositions in one operator. Tensors that fastconv's operators do not serve (another device, another dtype, a sparse or
+quantised layout) are passed on to PyTorch.
 """
 
 from __future__ import annotations
@@ -195,9 +195,9 @@ def conv2d_relu_max_pool2d(
     .. math::
         y_{n,k,p,q} = \max_{i,j} \max(0, \mathrm{conv2d}(x, w, b)_{n,\,k,\,p u_h - z_h + i d_h,\,q u_w - z_w + j d_w})
 
-    with the pool's stride u, padding z and dilation d. Only the pooled values are written down, and a byte for each that
-    says where in its window the maximum was; with input and weight that is all that backward saves. Backward multiplies
-    the live gradients alone: at most one value of a window, and none where ReLU lets none pass.
+    with the pool's stride u, padding z and dilation d. Only the pooled values are written down, and a byte for each
+    that says where in its window the maximum was; with input and weight that is all that backward saves. Backward
+    multiplies the live gradients alone: at most one value of a window, and none where ReLU lets none pass.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.

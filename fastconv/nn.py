@@ -1,5 +1,5 @@
-"""Layers: :mod:`torch.nn`'s, with their arithmetic done by :mod:`fastconv.functional`, and convolutions that have ReLU and
-max-pooling in them.
+"""Layers: :mod:`torch.nn`'s, with their arithmetic done by :mod:`fastconv.functional`, and convolutions that have ReLU
+and max-pooling in them.
 
 They subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation, ``repr``, pickling and ``torch.nn.utils``
 work as before.
@@ -94,11 +94,11 @@ class ConvReLUMaxPool2d(Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d_relu_max_pool2d(
             *self._arguments(input, weight, bias),
-            self.pool_kernel_size,
-            self.pool_stride,
-            self.pool_padding,
-            self.pool_dilation,
-            self.pool_ceil_mode,
+            pool_kernel_size=self.pool_kernel_size,
+            pool_stride=self.pool_stride,
+            pool_padding=self.pool_padding,
+            pool_dilation=self.pool_dilation,
+            pool_ceil_mode=self.pool_ceil_mode,
         )
 
     def extra_repr(self) -> str:

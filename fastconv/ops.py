@@ -157,6 +157,4 @@ def _conv2d_relu_max_pool2d_backward_weight(
     dilation: Ints, groups: int, pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _conv2d_backward_weight(
-        grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last
-    )
+    return _conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last)

@@ -59,8 +59,9 @@ def test_both_backends_train_alike(digits: tuple[Tensor, Tensor]) -> None:
 
 def test_the_backend_chooses_the_layers() -> None:
     ours, torchs = (training.build_model("mnist-cnn", backend) for backend in training.BACKENDS)
-    assert type(ours.get_submodule("conv1")) is fastconv.nn.Conv2d
-    assert type(torchs.get_submodule("conv1")) is torch.nn.Conv2d
+    assert type(ours.get_submodule("conv1")) is fastconv.nn.ConvReLUMaxPool2d
+    assert isinstance(torchs.get_submodule("conv1"), torch.nn.Conv2d)
+    assert not isinstance(torchs.get_submodule("conv1"), fastconv.nn.Conv2d)
     assert ours.state_dict().keys() == torchs.state_dict().keys()
 
 

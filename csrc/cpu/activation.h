@@ -102,9 +102,9 @@ Tensor to_nhwc(const Tensor& tensor) {
   const Activation<T> from(tensor);
   const int64_t H = tensor.size(2), W = tensor.size(3), image = tensor.size(1) * H * W;
   T* to = mutable_data<T>(copy);
-  torch::stable::parallel_for(0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1), [&](int64_t begin, int64_t end) {
-    from.copy(begin, end - begin, 0, H, 0, W, to + begin * image);
-  });
+  torch::stable::parallel_for(
+      0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1),
+      [&](int64_t begin, int64_t end) { from.copy(begin, end - begin, 0, H, 0, W, to + begin * image); });
   return copy;
 }
 

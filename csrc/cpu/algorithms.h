@@ -25,8 +25,8 @@ inline int64_t winograd_multiplications(const FusedShape& f) {
   return f.window() == 4 ? f.pool.P * f.pool.Q * 16 : along(f.conv.P) * along(f.conv.Q);
 }
 
-// Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair and image. Time of
-// the direct kernel / Winograd's (padding 1, but 64->128 without):
+// Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair and image.
+// Time of the direct kernel / Winograd's (padding 1, but 64->128 without):
 //                  batch    1     2     4     8    16    64       AVX2:  1     2     4     8    16    64
 //   8->8     28x28                          1.1                                      1.0
 //   16->16   28x28        1.3               1.4                        1.2           1.3
@@ -64,8 +64,8 @@ inline bool winograd_serves_data(const Conv2dShape& s) {
   return s.pad_h < s.R && s.pad_w < s.S && winograd_pays(without_pool(turned_around(s)), s.P * s.Q * 9);
 }
 
-// The direct kernels that pool in registers hold windows of 1, 4 or 9 pixels; other pools take the convolution's results
-// from a thread's scratch.
+// The direct kernels that pool in registers hold windows of 1, 4 or 9 pixels; other pools take the convolution's
+// results from a thread's scratch.
 inline bool window_kernel_serves(const FusedShape& f) {
   const bool size = f.window() == 1 || f.window() == 4 || f.window() == 9;
   return size && f.windows_touch() && !f.conv.depthwise();

@@ -23,9 +23,9 @@ void direct_forward(const FusedShape& f, const Tensor& input, const T* packed, c
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const int64_t row = tile.row * f.pool.R, rows = tile.rows * f.pool.R;
-      const NhwcView<T> view = x.view(tile.image, tile.images, row * s.stride_h - s.pad_h,
-                                      reach(rows, s.stride_h, s.R, s.dilation_h), -s.pad_w,
-                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
+      const NhwcView<T> view =
+          x.view(tile.image, tile.images, row * s.stride_h - s.pad_h, reach(rows, s.stride_h, s.R, s.dilation_h),
+                 -s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
       T* to = y.tile(tile);
       uint8_t* at = argmax + (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
       for (int64_t block = first; block < last; ++block) {

@@ -55,8 +55,8 @@ Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Ten
     if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(conv))) {
       live_backward_data<T>(f, data<T>(g), data<uint8_t>(at), w, grad_input);
     } else {
-      result = conv2d_backward_data(unpool<T>(f, g, at), w, input_size, stride, padding, dilation, groups,
-                                    channels_last);
+      result =
+          conv2d_backward_data(unpool<T>(f, g, at), w, input_size, stride, padding, dilation, groups, channels_last);
     }
   });
   return result;
@@ -76,8 +76,8 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
     const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), x = dense(input);
     const bool narrow = narrow_serves<T>(f) && all_finite<T>(x);
     if (!narrow && !(live_serves_weight<T>(f) && live_pays<T>(f, at, x, live_weight_below))) {
-      result = conv2d_backward_weight(unpool<T>(f, g, at), x, kernel_size, stride, padding, dilation, groups,
-                                      channels_last);
+      result =
+          conv2d_backward_weight(unpool<T>(f, g, at), x, kernel_size, stride, padding, dilation, groups, channels_last);
       return;
     }
     result = {empty({conv.K, conv.group_C(), conv.R, conv.S}, input, channels_last), empty({conv.K}, input, false)};

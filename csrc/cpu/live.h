@@ -1,5 +1,5 @@
-// The torch-facing side of kernels/live.h: gradients from the values of grad_output that are not zero. Shared by conv2d's
-// backward operators and the fused ones.
+// The torch-facing side of kernels/live.h: gradients from the values of grad_output that are not zero. Shared by
+// conv2d's backward operators and the fused ones.
 #pragma once
 
 #include "activation.h"
@@ -8,8 +8,8 @@
 
 namespace fastconv::cpu {
 
-// grad_output of a convolution alone, as the kernels want it, if it is so full of zeros that they pay. The argmax lives in
-// the calling thread's scratch.
+// grad_output of a convolution alone, as the kernels want it, if it is so full of zeros that they pay. The argmax lives
+// in the calling thread's scratch.
 template <class T>
 struct LiveGradient {
   Tensor nhwc;
@@ -29,8 +29,9 @@ struct LiveGradient {
   const T* g() const { return data<T>(nhwc); }
 };
 
-// Pixels of the convolution in a tile: for the weight, x in the first-level cache as nearly as may be and lists that are
-// worth a loop (conv3 of MnistCNN: 0.42 ms, 0.46 with 128); for data, dx there, and few windows that reach two tiles.
+// Pixels of the convolution in a tile: for the weight, x in the first-level cache as nearly as may be and lists that
+// are worth a loop (conv3 of MnistCNN: 0.42 ms, 0.46 with 128); for data, dx there, and few windows that reach two
+// tiles.
 constexpr int64_t live_weight_pixels = 64;
 constexpr int64_t live_data_pixels = 128;
 
@@ -70,9 +71,9 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
         const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
         const int64_t size = kernel.list_size(f, tile.images * tile.rows * f.pool.Q);
         for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
-          kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw, db,
-                                 tile.images, tile.row, tile.rows, block * kernel.channels,
-                                 scratch<Offset<T>>(Scratch::list, size), scratch<T>(Scratch::list_values, size));
+          kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw, db, tile.images,
+                                 tile.row, tile.rows, block * kernel.channels, scratch<Offset<T>>(Scratch::list, size),
+                                 scratch<T>(Scratch::list_values, size));
         }
       }
     }
@@ -116,7 +117,8 @@ inline Range windows_above(const FusedShape& f, const Range& rows) {
   return windows;
 }
 
-// Runs compute(tile, windows, to, list, values) for each tile of dx; list_size(f, windows): elements that its lists need.
+// Runs compute(tile, windows, to, list, values) for each tile of dx; list_size(f, windows): elements that its lists
+// need.
 template <class T, class Compute>
 void for_each_live_tile(const FusedShape& f, const Tensor& grad_input, int64_t (*list_size)(const FusedShape&, int64_t),
                         const Compute& compute) {

@@ -12,8 +12,8 @@
 
 namespace fastconv::cpu {
 
-// How many partial sums of the weight and the bias are affordable: about 1 MiB in all, since they are written and read once
-// more.
+// How many partial sums of the weight and the bias are affordable: about 1 MiB in all, since they are written and read
+// once more.
 template <class T>
 int64_t affordable_pieces(const Conv2dShape& s) {
   const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));

@@ -19,8 +19,8 @@ struct Tile {
   int64_t row, rows;      // rows of each of them
 };
 
-// Cuts `images` images of `rows` rows of `width` pixels into tiles of about `pixels` pixels, and into `pieces` of them at
-// least, if there are as many images.
+// Cuts `images` images of `rows` rows of `width` pixels into tiles of about `pixels` pixels, and into `pieces` of them
+// at least, if there are as many images.
 class Tiles {
  public:
   Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels, int64_t pieces = wanted_pieces)

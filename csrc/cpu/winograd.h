@@ -14,9 +14,9 @@ struct Kind {
   int64_t tiles, units, weight;
 };
 
-// packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`); y and argmax: NHWC; argmax
-// and bias may be null. False if some result is not finite: then the direct kernels have to do it all again, since an
-// infinity or NaN reaches results here that it should not.
+// packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`); y and argmax: NHWC;
+// argmax and bias may be null. False if some result is not finite: then the direct kernels have to do it all again,
+// since an infinity or NaN reaches results here that it should not.
 template <class T>
 bool winograd_forward(const FusedShape& f, const Tensor& input, const T* packed, bool rotated, const T* bias, T* y,
                       uint8_t* argmax) {

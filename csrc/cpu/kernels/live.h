@@ -1,20 +1,22 @@
-// backward_weight and backward_data of the dense-in-groups convolution for a gradient that is mostly zeros: behind a 2 x 2
-// max-pool at most one value in four is not, and behind ReLU only those where the output is above zero (in training 50 to
-// 60 % of the windows of MnistCNN's pools, 30 % of conv3's outputs). Products with zeros are not computed; what is
-// computed is what the dense kernels compute, less terms that are exactly zero. The caller makes sure that those are: no
-// infinity or NaN in x or w.
+// backward_weight and backward_data of the dense-in-groups convolution for a gradient that is mostly zeros: behind a 2
+// x 2 max-pool at most one value in four is not, and behind ReLU only those where the output is above zero (in training
+// 50 to 60 % of the windows of MnistCNN's pools, 30 % of conv3's outputs). Products with zeros are not computed; what
+// is computed is what the dense kernels compute, less terms that are exactly zero. The caller makes sure that those
+// are: no infinity or NaN in x or w.
 //
 // The gradient comes as g, one value a window, and argmax, a byte that says which pixel of the window it belongs to, or
 // that it is dead (window.h). A gradient without pooling is one of windows of one pixel (mark_zeros). Both are NHWC.
 //
 // Both passes first write down the live values, then spend one FMA a vector of taps on each:
-//   backward_weight  for one k, dw[k][run] stays in registers:    dw[k][run] += g * x[pixel][run]  (a list of pixels for
+//   backward_weight  for one k, dw[k][run] stays in registers:    dw[k][run] += g * x[pixel][run]  (a list of pixels
+//   for
 //                    each k)
-//   backward_data    for one pixel, dx[run] stays in registers:   dx[run] += g * w[k][run]         (a list of k for each
+//   backward_data    for one pixel, dx[run] stays in registers:   dx[run] += g * w[k][run]         (a list of k for
+//   each
 //                    pixel of each window)
-// A run is a row of taps whose x is adjacent in NHWC memory: (s, c) for one r where pixels touch, else c for one (r, s).
-// Scattering g the other way round loses in both passes, since stores cost more than loads (42 against 26 cycles a live
-// value for dx of 3x3x32, Zen 4).
+// A run is a row of taps whose x is adjacent in NHWC memory: (s, c) for one r where pixels touch, else c for one (r,
+// s). Scattering g the other way round loses in both passes, since stores cost more than loads (42 against 26 cycles a
+// live value for dx of 3x3x32, Zen 4).
 //
 // groups == 1. Weights and dw are KRSC. Offsets are counted in Offset<T>, as wide as T, so lists fill whole vectors.
 #pragma once
@@ -50,8 +52,8 @@ inline int64_t count_live(const uint8_t* argmax, int64_t count) {
   return live;
 }
 
-// How the taps of one pixel fall into runs, and runs into lines: runs at one distance from each other in x. A line is the
-// kernel's rows where a row is one run, else the pixels of a row.
+// How the taps of one pixel fall into runs, and runs into lines: runs at one distance from each other in x. A line is
+// the kernel's rows where a row is one run, else the pixels of a row.
 struct Runs {
   int64_t length;        // of a run, in elements
   int64_t lines, count;  // runs in a line
@@ -65,7 +67,8 @@ struct Runs {
   }
 };
 
-// sum[run][0 ... vectors) += value[i] * from[at[i] + run * from_step ...] over i, for `runs` runs, the sums in registers.
+// sum[run][0 ... vectors) += value[i] * from[at[i] + run * from_step ...] over i, for `runs` runs, the sums in
+// registers.
 template <class T, int runs, int vectors, bool partial>
 FC_INLINE void add_live(T* sum, int64_t sum_step, const T* from, int64_t from_step, const Offset<T>* at, const T* value,
                         int64_t live, int64_t last_lanes) {
@@ -102,8 +105,8 @@ FC_INLINE void add_live(T* sum, int64_t sum_step, const T* from, int64_t from_st
   }
 }
 
-// Lists of live values: `count` of them, list i at at + i * capacity and value + i * capacity, for sums that are `sum_step`
-// apart.
+// Lists of live values: `count` of them, list i at at + i * capacity and value + i * capacity, for sums that are
+// `sum_step` apart.
 template <class T>
 struct LiveLists {
   const Offset<T>* at;
@@ -113,9 +116,9 @@ struct LiveLists {
 };
 
 // The same for runs of any length, as many vectors at a time as registers hold. What a list costs beside its FMAs (sums
-// loaded and stored, a misprediction at its end, 60 cycles) is shared by the runs: dw of 3x3x32 with lists of 12 takes 27
-// cycles a live value for three runs at once, 34 for one after the other. Lists go round inside, so that the columns of
-// `from` that they read stay in the first-level cache.
+// loaded and stored, a misprediction at its end, 60 cycles) is shared by the runs: dw of 3x3x32 with lists of 12 takes
+// 27 cycles a live value for three runs at once, 34 for one after the other. Lists go round inside, so that the columns
+// of `from` that they read stay in the first-level cache.
 template <class T, int runs>
 FC_INLINE void add_live_runs(T* sum, int64_t sum_step, const T* from, int64_t from_step, const LiveLists<T>& lists,
                              int64_t length) {
@@ -146,13 +149,13 @@ FC_INLINE void add_live_runs(T* sum, int64_t sum_step, const T* from, int64_t fr
 // Elements of scratch that the lists of so many windows need, for offsets and values each.
 template <class T>
 int64_t live_list_size(const FusedShape& f, int64_t windows) {
-  const int64_t by_channel = (ceil_div(windows, lanes<T>) * lanes<T> + lanes<T>) * 3 * lanes<T>;
+  const int64_t by_channel = (ceil_div(windows, lanes<T>) * lanes<T> + lanes<T>)*3 * lanes<T>;
   const int64_t by_pixel = windows * (f.conv.K + f.window()) + 1 + lanes<T>;
   return by_channel > by_pixel ? by_channel : by_pixel;
 }
 
-// Where in x the pixel of each live window and channel lies, for `channels` channels, and its gradient; -1 where it is dead.
-// [window][lanes], and behind them, transposed, [lanes][windows rounded up]. Adds the gradients up, too.
+// Where in x the pixel of each live window and channel lies, for `channels` channels, and its gradient; -1 where it is
+// dead. [window][lanes], and behind them, transposed, [lanes][windows rounded up]. Adds the gradients up, too.
 template <class T>
 struct LivePixels {
   int64_t windows, row;  // row: windows rounded up
@@ -185,7 +188,8 @@ struct LivePixels {
           }
           const Vec<T> live = select<T>(is_dead, Vec<T>{}, load_upto(g + from, channels));
           total += live;
-          store(at + i * lanes<T>, select<I>(is_dead, none, place + static_cast<I>(n * x.image + h * x_row + w * x_pixel)));
+          store(at + i * lanes<T>,
+                select<I>(is_dead, none, place + static_cast<I>(n * x.image + h * x_row + w * x_pixel)));
           store(value + i * lanes<T>, live);
         }
       }
@@ -212,9 +216,9 @@ struct LivePixels {
   static uint32_t first_bits(int64_t count) { return count >= lanes<T> ? ~0u : (1u << count) - 1; }
 };
 
-// Adds a tile's part of the gradient to dw, [K][r, s, c], and to db, [K], for output channels [k0, k0 + lanes). The tile
-// is windows [p0, p0 + rows) of some images; x: the first pixel that row `row0` of the convolution reads; g and argmax:
-// the tile's first window.
+// Adds a tile's part of the gradient to dw, [K][r, s, c], and to db, [K], for output channels [k0, k0 + lanes). The
+// tile is windows [p0, p0 + rows) of some images; x: the first pixel that row `row0` of the convolution reads; g and
+// argmax: the tile's first window.
 template <class T>
 void live_backward_weight(const FusedShape& f, const T* x, const Strides& strides, int64_t row0, const T* g,
                           const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, int64_t k0,

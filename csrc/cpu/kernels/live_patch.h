@@ -2,11 +2,11 @@
 //
 //   dx[patch of the window's row] += g[k] * w[k]        for the live k of the one or two pixels of that row
 //
-// The pixels that the two neighbours of a window's row reach are a patch of 3 x 4; one vector of channels of it, 12 sums,
-// stays in registers while both lists are walked. One vector of channels of `block_channels` kernels is 36 KiB, so the
-// weights come from the first-level cache; walking whole kernels, as live.h does, takes them from the second level. dx of
-// conv2 of MnistCNN, half of its windows live, batch 64, one thread of Zen 4: 0.56 ms against 0.66; of conv3, 30 % live: 0.40
-// against 0.53.
+// The pixels that the two neighbours of a window's row reach are a patch of 3 x 4; one vector of channels of it, 12
+// sums, stays in registers while both lists are walked. One vector of channels of `block_channels` kernels is 36 KiB,
+// so the weights come from the first-level cache; walking whole kernels, as live.h does, takes them from the second
+// level. dx of conv2 of MnistCNN, half of its windows live, batch 64, one thread of Zen 4: 0.56 ms against 0.66; of
+// conv3, 30 % live: 0.40 against 0.53.
 //
 // Packed weights: [vector of c][k][r, s][lanes].
 #pragma once
@@ -45,11 +45,12 @@ int64_t list_size(const FusedShape& f, int64_t windows) {
   return windows * (f.conv.K + f.window() * blocks) + 1 + lanes<T>;
 }
 
-// The lists of the `columns` pixels of a row, onto the patch whose first pixel is (h, w) of dx. `edge`: some of it may lie
-// outside. `end[i * blocks]`: where the list of pixel i ends, and before it, where it begins.
+// The lists of the `columns` pixels of a row, onto the patch whose first pixel is (h, w) of dx. `edge`: some of it may
+// lie outside. `end[i * blocks]`: where the list of pixel i ends, and before it, where it begins.
 template <class T, int columns, bool edge>
-FC_INLINE void add_row(const T* packed, const Offset<T>* at, const T* value, const Offset<T>* end, int64_t blocks, T* dx,
-                       int64_t row_step, int64_t C, int64_t count, int64_t h, int64_t w, int64_t rows, int64_t width) {
+FC_INLINE void add_row(const T* packed, const Offset<T>* at, const T* value, const Offset<T>* end, int64_t blocks,
+                       T* dx, int64_t row_step, int64_t C, int64_t count, int64_t h, int64_t w, int64_t rows,
+                       int64_t width) {
   constexpr int patch_width = columns + 2;
   const auto inside = [&](int r, int s) {
     return !edge || (h + r >= 0 && h + r < rows && w + s >= 0 && w + s < width);
@@ -120,8 +121,8 @@ void backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64
               const bool edge = h < 0 || h + 3 > rows || w < 0 || w + pool.S + 2 > s.W;
               const auto run = pool.S == 1 ? (edge ? add_row<T, 1, true> : add_row<T, 1, false>)
                                            : (edge ? add_row<T, 2, true> : add_row<T, 2, false>);
-              run(packed + c * s.K * taps, at, value, list, blocks, image + (h * s.W + w) * s.C, s.W * s.C, s.C, s.C - c,
-                  h, w, rows, s.W);
+              run(packed + c * s.K * taps, at, value, list, blocks, image + (h * s.W + w) * s.C, s.W * s.C, s.C,
+                  s.C - c, h, w, rows, s.W);
             }
           }
         }

@@ -2,11 +2,11 @@
 //
 //   dw[r, s, c][k] += g[window, k] * x[window's pixel argmax[window, k] + (r, s)][c]
 //
-// The lists of live.h would cost more than the one vector of taps that each live value needs here. Instead lanes are output
-// channels, and since each has a pixel of the window of its own, its x is picked by a permutation: the window's patch of x
-// is so small that the pixels behind one row of taps, R_pool rows of S_pool + S - 1 pixels, fit into one vector. So a
-// vector of k costs a permutation and an FMA a tap, whatever is live (conv1 of MnistCNN: 9 and 9; masking the four pixels
-// apart: 36).
+// The lists of live.h would cost more than the one vector of taps that each live value needs here. Instead lanes are
+// output channels, and since each has a pixel of the window of its own, its x is picked by a permutation: the window's
+// patch of x is so small that the pixels behind one row of taps, R_pool rows of S_pool + S - 1 pixels, fit into one
+// vector. So a vector of k costs a permutation and an FMA a tap, whatever is live (conv1 of MnistCNN: 9 and 9; masking
+// the four pixels apart: 36).
 //
 // groups 1, stride and dilation 1; dw is [r, s, c][K].
 #pragma once
@@ -121,9 +121,8 @@ void backward_weight(const FusedShape& f, const T* x, const Strides& strides, in
         }
         for (int64_t k = 0; k < s.K; k += lanes<T>) {
           const int64_t in_use = s.K - k < lanes<T> ? s.K - k : lanes<T>, at = image + first * s.K + k;
-          const auto run =
-              s.R == 3 ? (in_use < lanes<T> ? add_windows<T, 3, 3, true> : add_windows<T, 3, 3, false>)
-                       : (in_use < lanes<T> ? add_windows<T, 5, 5, true> : add_windows<T, 5, 5, false>);
+          const auto run = s.R == 3 ? (in_use < lanes<T> ? add_windows<T, 3, 3, true> : add_windows<T, 3, 3, false>)
+                                    : (in_use < lanes<T> ? add_windows<T, 5, 5, true> : add_windows<T, 5, 5, false>);
           run(f, scratch, g + at, argmax + at, count, place, dw + c * s.K + k, c == 0 ? db + k : nullptr, in_use);
         }
       }

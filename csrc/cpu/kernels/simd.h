@@ -146,7 +146,8 @@ FC_INLINE uint32_t nonzero_lanes(Vec<T> value) {
 #endif
 }
 
-// A truth value for each lane: a bit in a mask register, or as the compiler's comparisons have it, all bits of the lane.
+// A truth value for each lane: a bit in a mask register, or as the compiler's comparisons have it, all bits of the
+// lane.
 #if FC_VECTOR_BYTES == 64
 template <class T>
 struct LaneMaskOf {
@@ -368,8 +369,8 @@ FC_INLINE Vec<I> lane_numbers() {
   return numbers;
 }
 
-// The same address, which the compiler shall take as it comes: for the loads behind it, it would else keep one pointer each,
-// and spill them.
+// The same address, which the compiler shall take as it comes: for the loads behind it, it would else keep one pointer
+// each, and spill them.
 template <class T>
 FC_INLINE const T* opaque(const T* address) {
   asm("" : "+r"(address));

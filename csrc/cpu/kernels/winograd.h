@@ -1,23 +1,23 @@
-// 3 x 3 convolution of stride 1 with fewer multiplications (Winograd; Lavin and Gray, "Fast Algorithms for Convolutional
-// Neural Networks", arXiv 1509.09308, section 4.1):
+// 3 x 3 convolution of stride 1 with fewer multiplications (Winograd; Lavin and Gray, "Fast Algorithms for
+// Convolutional Neural Networks", arXiv 1509.09308, section 4.1):
 //
 //   Y = A' [ sum over c of (G w[k, c] G') * (B' x[c] B) ] A       x: the pixels behind one tile of outputs
 //
-// F(2, 3) makes 2 outputs of 4 pixels with 4 multiplications instead of 6. In two dimensions a tile of 2 x 2 outputs takes
-// 16 instead of 36. At an odd edge one dimension or both are F(1, 3), which is the plain sum of 3: tiles of 2 x 1 and 1 x 2
-// take 12, of 1 x 1 take 9. So there are four kinds of tiles (conv3 of MnistCNN, 3 x 3 outputs: one of each, 49
-// multiplications; padded to whole tiles 64, direct 81).
+// F(2, 3) makes 2 outputs of 4 pixels with 4 multiplications instead of 6. In two dimensions a tile of 2 x 2 outputs
+// takes 16 instead of 36. At an odd edge one dimension or both are F(1, 3), which is the plain sum of 3: tiles of 2 x 1
+// and 1 x 2 take 12, of 1 x 1 take 9. So there are four kinds of tiles (conv3 of MnistCNN, 3 x 3 outputs: one of each,
+// 49 multiplications; padded to whole tiles 64, direct 81).
 //
 // The sum over c is 16 (12, 9) small matrix products, [tiles][C] x [C][K], one for each element ("frequency") of the
-// transformed tile, done by the same micro-kernel as the direct convolution. A tile of 2 x 2 is one window of a 2 x 2 pool,
-// so ReLU, maximum and argmax happen in the output transform.
+// transformed tile, done by the same micro-kernel as the direct convolution. A tile of 2 x 2 is one window of a 2 x 2
+// pool, so ReLU, maximum and argmax happen in the output transform.
 //
 // Tiles of a kind are numbered through all images, so only the last unit of a kind is not full. A unit's V and M
 // (transformed inputs, products) stay in the second-level cache. x and y are NHWC and dense, padding is not in place.
 //
-// conv2 of MnistCNN with pool, batch 64, one thread of Zen 4: 1.19 ms, of which the products take 1.01, at the peak of the
-// FMA units; direct 2.4. Error: half of direct's, as sums are shorter. An infinity or NaN in x or w spoils the whole tile,
-// so results that are not finite are reported.
+// conv2 of MnistCNN with pool, batch 64, one thread of Zen 4: 1.19 ms, of which the products take 1.01, at the peak of
+// the FMA units; direct 2.4. Error: half of direct's, as sums are shorter. An infinity or NaN in x or w spoils the
+// whole tile, so results that are not finite are reported.
 #pragma once
 
 #include "conv2d_forward.h"
@@ -30,8 +30,8 @@ constexpr int pixels = m + 2;
 constexpr int64_t unit_tiles = 2 * block_rows;
 constexpr int kinds = 4;
 
-// Where the tiles of one kind lie: `rows` x `columns` of them in each image, at outputs (row0 + 2 i, column0 + 2 j). Kind 0
-// is of 2 x 2 outputs, 1 of 2 x 1 (the last column), 2 of 1 x 2 (the last row), 3 of 1 x 1.
+// Where the tiles of one kind lie: `rows` x `columns` of them in each image, at outputs (row0 + 2 i, column0 + 2 j).
+// Kind 0 is of 2 x 2 outputs, 1 of 2 x 1 (the last column), 2 of 1 x 2 (the last row), 3 of 1 x 1.
 struct Tiling {
   int64_t rows, columns, row0, column0;
 
@@ -91,7 +91,8 @@ FC_INLINE void transform_output(Vec<T> (&y)[m], At at) {
   }
 }
 
-// ---- weights of one kind: [block of K][frequency][c][block_lanes of k] -----------------------------------------------
+// ---- weights of one kind: [block of K][frequency][c][block_lanes of k]
+// -----------------------------------------------
 
 template <class T>
 int64_t packed_size(const Conv2dShape& s, int kind) {
@@ -178,8 +179,7 @@ FC_INLINE void output_tile(const FusedShape& f, const T* m, int64_t m_step, cons
     Vec<T> half[pixels<mw>][mh];
 #pragma GCC unroll 4
     for (int j = 0; j < pixels<mw>; ++j) {
-      transform_output<T, mh>(half[j],
-                              [&](int i) { return load(m + (i * pixels<mw> + j) * m_step + v * lanes<T>); });
+      transform_output<T, mh>(half[j], [&](int i) { return load(m + (i * pixels<mw> + j) * m_step + v * lanes<T>); });
     }
     const Vec<T> b = bias ? load_upto(bias + k, count) : Vec<T>{};
     Vec<T> out[mh][mw];
@@ -231,7 +231,8 @@ void multiply(const T* v, int64_t v_step, int64_t C, const T* weight, T* m, int6
   }
 }
 
-// Tiles [first, last) of one kind, at most unit_tiles. False if a sum is not finite: then they are to be computed directly.
+// Tiles [first, last) of one kind, at most unit_tiles. False if a sum is not finite: then they are to be computed
+// directly.
 template <class T, int mh, int mw, Epilogue epilogue>
 bool unit(const FusedShape& f, const Tiling& tiling, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
           int64_t first, int64_t last, T* scratch) {
