@@ -36,7 +36,9 @@ class Conv2d(torch.nn.Conv2d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d(*self._arguments(input, weight, bias))
 
-    def _arguments(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
+    def _arguments(
+        self, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Any, Any, Any, int]:
         """Those of :func:`fastconv.functional.conv2d`; padding other than of zeros is done here."""
         padding = self.padding
         if self.padding_mode != "zeros":
