@@ -239,8 +239,8 @@ def _fused(
     input: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor | None, pool: autograd.Pool | None
 ) -> Tensor:
     if input.dim() == 3:
-        return autograd.conv2d_relu_max_pool2d(input.unsqueeze(0), weight, bias, *geometry, pool)[0].squeeze(0)
-    return autograd.conv2d_relu_max_pool2d(input, weight, bias, *geometry, pool)[0]
+        return autograd.conv2d_relu_max_pool2d(input.unsqueeze(0), weight, bias, *geometry, pool).squeeze(0)
+    return autograd.conv2d_relu_max_pool2d(input, weight, bias, *geometry, pool)
 
 
 @overload

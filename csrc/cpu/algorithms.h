@@ -84,7 +84,8 @@ bool live_serves(const FusedShape& f) {
   return s.groups == 1 && f.windows_inside() && run >= conv2d_kernels<T>(s).block_lanes && small;
 }
 
-// Time of the dense kernel (for data: Winograd's) / time of the one that takes live values from lists, by their share:
+// Time of the dense kernel (for data: Winograd's, though not for 5x5) / time of the one that takes live values from
+// lists, by their share:
 //                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
 //   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
 //                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9
@@ -97,7 +98,7 @@ bool live_serves(const FusedShape& f) {
 // AVX2 is within 10 % of that.
 constexpr double live_weight_below = 0.6;
 
-// For data, Winograd's advantage counts: its multiplications, padded tiles included, over the direct kernel's.
+// For data, Winograd's advantage counts: its multiplications over the direct kernel's.
 inline double live_data_below(const Conv2dShape& s) {
   if (!winograd_serves_data(s)) return 0.55;
   const int64_t multiplications = winograd_multiplications(without_pool(turned_around(s)));

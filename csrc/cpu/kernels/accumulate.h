@@ -1,4 +1,4 @@
-// The micro-kernel under all three passes of the dense convolution:
+// The micro-kernel under all three passes of the dense convolution and under Winograd's products:
 //
 //   acc[i][v] += sum over t of a[i][offset(t)] * b[t * b_step + v * lanes ...]       i < block_rows, v < vectors
 //
@@ -13,7 +13,8 @@
 // offset(t) walks three nested loops (Walk), so stride, dilation and padding cost nothing in here.
 //
 // Blocking: AVX-512 has 32 registers: 12 x 2 accumulators, 2 of b, 1 broadcast. With 16 registers: 6 x 2.
-// Forward of 32->64 channels, 3x3, 13x13, batch 64, reaches 213 GFLOP/s on 2 cores of Zen 4, 93 % of their peak.
+// The direct forward of 32->64 channels, 3x3, 13x13, batch 64, reaches 213 GFLOP/s on 2 cores of Zen 4, 93 % of their
+// peak.
 #pragma once
 
 #include "simd.h"
