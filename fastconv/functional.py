@@ -197,7 +197,8 @@ def conv2d_relu_max_pool2d(
 
     with the pool's stride u, padding z and dilation d. Only the pooled values are written down, and a byte for each
     that says where in its window the maximum was; with input and weight that is all that backward saves. Backward
-    multiplies the live gradients alone: at most one value of a window, and none where ReLU lets none pass.
+    multiplies the live gradients alone where they are few: at most one value of a window is, and none where ReLU lets
+    none pass.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.

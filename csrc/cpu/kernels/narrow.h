@@ -5,8 +5,8 @@
 // The lists of live.h would cost more than the one vector of taps that each live value needs here. Instead lanes are
 // output channels, and since each has a pixel of the window of its own, its x is picked by a permutation: the window's
 // patch of x is so small that the pixels behind one row of taps, R_pool rows of S_pool + S - 1 pixels, fit into one
-// vector. So a vector of k costs a permutation and an FMA a tap, whatever is live (conv1 of MnistCNN: 9 and 9; masking
-// the four pixels apart: 36).
+// vector. So a vector of k costs a permutation and an FMA a tap, whatever is live (conv1 of MnistCNN: 9 of each, and
+// one permutation for the place; masking the four pixels apart: 36).
 //
 // groups 1, stride and dilation 1; dw is [r, s, c][K].
 #pragma once
