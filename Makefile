@@ -20,7 +20,7 @@ CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
 	@echo 'make test    prove the kernels against PyTorch'
-	@echo 'make bench   measure them against PyTorch, print the table'
+	@echo 'make bench   measure them against PyTorch, print the tables (4 minutes; FASTCONV_BENCH_ROUNDS=10: 2)'
 	@echo 'make check   style, types and tests: all that CI asks for'
 	@echo 'make asan    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make format  let ruff and clang-format have their way'
@@ -55,16 +55,18 @@ train: $(VENV)/extension
 test: $(VENV)/extension
 	$(BIN)/python -m pytest $(ARGS)
 
-# A process each: the operators are timed with another setting of the allocator than the training step.
+# A process each: operators and blocks are timed with another setting of the allocator than the training step.
+BENCHMARKS := operators blocks training_step
 bench: $(VENV)/extension
 	@mkdir -p .benchmarks
-	@for name in operators training_step; do \
+	@for name in $(BENCHMARKS); do \
 	  $(BIN)/python -m pytest benchmarks/bench_$$name.py --benchmark-only --benchmark-json=.benchmarks/$$name.json --no-header $(ARGS) \
 	    > .benchmarks/log || { cat .benchmarks/log; exit 1; }; \
 	done
-	$(BIN)/python benchmarks/report.py .benchmarks/operators.json .benchmarks/training_step.json
-	$(BIN)/python benchmarks/accuracy.py
+	$(BIN)/python benchmarks/accuracy.py --json .benchmarks/accuracy.json
 	$(BIN)/python benchmarks/call_overhead.py
+	$(BIN)/python benchmarks/step_profile.py --png .benchmarks/step_profile.png
+	$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=.benchmarks/%.json) .benchmarks/accuracy.json
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check

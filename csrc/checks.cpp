@@ -103,6 +103,9 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
 // The windows of a pool over an input of some size (N, C, H, W).
 Pool2dShape pool2d_windows(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                            const Ints& dilation, bool ceil_mode) {
+  check(padding[0] <= kernel_size[0] / 2 && padding[1] <= kernel_size[1] / 2,
+        "pad should be smaller than or equal to half of kernel size, but got padW = ", padding[1],
+        ", padH = ", padding[0], ", kW = ", kernel_size[1], ", kH = ", kernel_size[0]);
   Pool2dShape s = pool2d_shape(input, kernel_size, stride, padding, dilation);
   s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
   s.Q = pooled_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w, ceil_mode);

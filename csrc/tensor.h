@@ -56,6 +56,9 @@ bool is_nchw(const Tensor& tensor);
 // The tensor itself where its elements lie in either order, else a copy in NHWC.
 Tensor dense(const Tensor& tensor);
 
+// One image of a batch, as a batch of one.
+inline Tensor image(Tensor tensor, int64_t n) { return torch::stable::narrow(tensor, 0, n, 1); }
+
 // Runs f(T{}) with the tensor's element type.
 template <class F>
 void dispatch_floating(const Tensor& tensor, const char* name, const F& f) {

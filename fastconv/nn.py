@@ -50,6 +50,9 @@ class Conv2d(torch.nn.Conv2d):
 class ConvReLU2d(Conv2d):
     """:class:`Conv2d` and ReLU in one: the arguments and parameters of the former.
 
+    To code that asks ``isinstance`` it is a convolution: what folds a following batch norm into convolutions has to be
+    kept from it.
+
     Shapes and errors: see :func:`fastconv.functional.conv2d_relu`.
 
     Example:
@@ -105,9 +108,9 @@ class ConvReLUMaxPool2d(Conv2d):
 
     def extra_repr(self) -> str:
         pool = f"pool_kernel_size={self.pool_kernel_size}, pool_stride={self.pool_stride}"
-        if self.pool_padding not in (0, (0, 0)):
+        if self.pool_padding not in (0, (0, 0), [0, 0]):
             pool += f", pool_padding={self.pool_padding}"
-        if self.pool_dilation not in (1, (1, 1)):
+        if self.pool_dilation not in (1, (1, 1), [1, 1]):
             pool += f", pool_dilation={self.pool_dilation}"
         if self.pool_ceil_mode:
             pool += ", pool_ceil_mode=True"

@@ -7,6 +7,9 @@ bit. Those with random numbers judge gradients by the operator's own decisions.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -714,3 +717,42 @@ def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
         return torch.randint_like(saved, 256) if value is None else torch.full_like(saved, value)
 
     return unpack
+
+
+@pytest.mark.parametrize("stride", [(2**32, 2**32), (2**40, 2**31), (2**31 - 1, 1)])
+def test_a_pool_stride_beyond_any_image_is_as_good_as_the_image(stride: tuple[int, int]) -> None:
+    x, w = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3)
+    y = FF.conv2d_relu_max_pool2d(x, w, pool_stride=stride)
+    expected = F.max_pool2d(F.relu(F.conv2d(x, w)), 2, tuple(min(s, 100) for s in stride))
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    geometry = ((1, 1), (0, 0), (1, 1), 1, (2, 2), stride, (0, 0), (1, 1), False)
+    at = torch.zeros(y.shape, dtype=torch.uint8)
+    ours.conv2d_relu_max_pool2d_backward_weight(torch.ones_like(y), at, x, (3, 3), *geometry)
+    ours.conv2d_relu_max_pool2d_backward_data(torch.ones_like(y), at, w, x.shape, *geometry)
+
+
+def test_nan_in_one_image_leaves_the_others_as_they_are(level: str) -> None:
+    x, w = torch.randn(9, 32, 13, 13), torch.randn(64, 32, 3, 3)
+    spoilt = x.clone()
+    spoilt[4, 3, 5, 6] = float("nan")
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    for function in (FF.conv2d, FF.conv2d_relu, FF.conv2d_relu_max_pool2d):
+        a, b = function(x, w), function(spoilt, w)
+        assert_identical([a[others]], [b[others]])
+        assert b[4].isnan().any()
+        assert not b[4].isnan().all()
+
+
+def test_winograd_can_be_switched_off_where_each_result_shall_be_exact() -> None:
+    program = """
+import torch, fastconv.functional as FF
+torch.manual_seed(0)
+x, w = torch.randn(8, 32, 14, 14).relu(), torch.nn.init.dirac_(torch.empty(32, 32, 3, 3))
+print(int(torch.equal(FF.conv2d(x, w, None, 1, 1), x)))
+"""
+    for value, exact in (("0", "1"), ("1", "0")):
+        environment = {**os.environ, "FASTCONV_WINOGRAD": value}
+        run = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        assert run.stdout.strip() == exact

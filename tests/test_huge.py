@@ -49,3 +49,19 @@ def test_max_pool2d_finds_what_lies_beyond_two_to_the_thirty_one() -> None:
     y, indices = FF.max_pool2d(x, (1, 2), (1, STEP), return_indices=True)
     assert y[..., -1].item() == 3
     assert indices[..., -1].item() == x.shape[-1] - 1 > 2**31
+
+
+def test_the_gradient_of_the_weight_adds_up_images_that_lie_beyond_two_to_the_thirty_one_in_one_tile() -> None:
+    N, C, H, K = 16, 32, 2125, 1024
+    try:
+        x = torch.from_numpy(np.zeros((N, H, H, C), np.float32)).permute(0, 3, 1, 2)
+    except MemoryError:
+        pytest.skip("the machine does not promise 9 GiB")
+    for n in (0, 15):
+        x[n, :, :3, :3] = n + 1
+    g = torch.zeros(N, K, 1, 1)
+    g[:, ::2] = 1  # half of it live: for the kernels that work on lists
+    dw, db = conv2d_backward_weight(g, x, (3, 3), (2200, 2200), (0, 0), (1, 1), 1, False)
+    assert dw[0].eq(17).all()
+    assert dw[1].eq(0).all()
+    assert db[:2].tolist() == [16, 0]

@@ -39,6 +39,7 @@ class Activation {
 
   // Rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images: copied to `to`, dense.
   void copy(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
+    if (rows * columns * C_ == 0) return;
     for (int64_t n = image; n < image + images; ++n) {
       copy_image(n, h0, rows, w0, columns, to);
       to += rows * columns * C_;

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
 
 #include "conv2d.h"
 
@@ -25,6 +28,16 @@ inline int64_t winograd_multiplications(const FusedShape& f) {
   return f.window() == 4 ? f.pool.P * f.pool.Q * 16 : along(f.conv.P) * along(f.conv.Q);
 }
 
+// FASTCONV_WINOGRAD=0 does without, for those who need each result to be as exact as its own terms: Winograd's error is
+// small against the largest results of a tile, so that what is exactly zero may come out as 1e-7 of them.
+inline bool winograd_allowed() {
+  static const bool allowed = [] {
+    const char* value = std::getenv("FASTCONV_WINOGRAD");
+    return value == nullptr || std::strcmp(value, "0") != 0;
+  }();
+  return allowed;
+}
+
 // Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair and image.
 // Time of the direct kernel / Winograd's (padding 1, but 64->128 without):
 //                  batch    1     2     4     8    16    64       AVX2:  1     2     4     8    16    64
@@ -42,6 +55,7 @@ inline bool winograd_pays(const FusedShape& f, int64_t direct) {
   const Conv2dShape& s = f.conv;
   const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
                      s.dilation_w == 1 && s.groups == 1;
+  if (!winograd_allowed()) return false;
   const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
   if (!shape || !tiles || s.C < 16 || s.K < 16) return false;
   const bool odd = f.window() == 1 && (s.P % 2 == 1 || s.Q % 2 == 1);
@@ -73,14 +87,30 @@ inline bool window_kernel_serves(const FusedShape& f) {
 
 // ---- backward ----------------------------------------------------------------------------------------------------
 
+// Pixels of the convolution in a tile of the kernels that work on lists: for the weight, x in the first-level cache as
+// nearly as may be and lists that are worth a loop (conv3 of MnistCNN: 0.42 ms, 0.46 with 128); for data, dx there, and
+// few windows that reach two tiles.
+constexpr int64_t live_weight_pixels = 64;
+constexpr int64_t live_data_pixels = 128;
+
+// From one window to the next. A stride beyond the image is as good as the image.
+inline int64_t pixels_between_windows(const Pool2dShape& s) {
+  return std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W);
+}
+
 // Lists of live values, where runs of taps fill the kernels' vectors.
 template <class T>
 bool live_serves(const FusedShape& f) {
   const Conv2dShape& s = f.conv;
   const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
-  // What lists count has to fit into their offsets: elements of the weight, and of a tile of x.
-  constexpr int64_t most = int64_t{1} << 30;
-  const bool small = s.K * s.taps() < most && s.H * s.W * s.C < most && s.P * s.Q * s.K < most;
+  // What lists count has to fit into their offsets of 32 bits: places in the weight, in a tile of x with its padding,
+  // and in a tile's lists. A tile is of several images only if they are small.
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  const int64_t images_x = 1 + live_weight_pixels / (f.pool.P * f.pool.Q),
+                images_dx = 1 + live_data_pixels / (s.H * s.W);
+  const int64_t padded_pixels = reach(s.P, s.stride_h, s.R, s.dilation_h) * reach(s.Q, s.stride_w, s.S, s.dilation_w);
+  const int64_t image = std::max(padded_pixels, s.H * s.W) * s.C;  // as x lies, or as it is copied
+  const bool small = s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
   return s.groups == 1 && f.windows_inside() && run >= conv2d_kernels<T>(s).block_lanes && small;
 }
 

@@ -37,11 +37,13 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
   const T* packed = pack_weight_forward<T>(s, weight);
   const Bias<T> b(bias, weight);
   const FusedShape f = without_pool(s);
-  if (winograd_serves(f)) {
-    const WholeResult<T> y(output);
-    if (winograd_forward<T>(f, input, packed, false, b.data, y.data(), nullptr)) return y.finish();
-  }
-  direct_forward<T>(s, input, packed, b.data, output);
+  if (!winograd_serves(f)) return direct_forward<T>(s, input, packed, b.data, output);
+  const WholeResult<T> y(output);
+  const auto spoilt = winograd_forward<T>(f, input, packed, false, b.data, y.data(), nullptr);
+  y.finish();
+  Conv2dShape one = s;
+  one.N = 1;
+  for (const int64_t n : spoilt) direct_forward<T>(one, image(input, n), packed, b.data, image(output, n));
 }
 
 }  // namespace

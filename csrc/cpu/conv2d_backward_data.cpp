@@ -19,18 +19,6 @@ T* pack_weight(const Conv2dShape& s, const Tensor& weight) {
   return packed;
 }
 
-// False if some result is not finite.
-template <class T>
-bool winograd_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                            const Tensor& grad_input) {
-  const WholeResult<T> dx(grad_input);
-  const T* packed = pack_weight<T>(s, weight);
-  const FusedShape turned = without_pool(turned_around(s));
-  if (!winograd_forward<T>(turned, grad_output, packed, true, nullptr, dx.data(), nullptr)) return false;
-  dx.finish();
-  return true;
-}
-
 template <class T>
 void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input) {
@@ -62,6 +50,19 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
 }
 
 template <class T>
+void winograd_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                            const Tensor& grad_input) {
+  const WholeResult<T> dx(grad_input);
+  const T* packed = pack_weight<T>(s, weight);
+  const FusedShape turned = without_pool(turned_around(s));
+  const auto spoilt = winograd_forward<T>(turned, grad_output, packed, true, nullptr, dx.data(), nullptr);
+  dx.finish();
+  Conv2dShape one = s;
+  one.N = 1;
+  for (const int64_t n : spoilt) dense_backward_data<T>(one, image(grad_output, n), weight, image(grad_input, n));
+}
+
+template <class T>
 void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
   const Tensor g = dense(grad_output), w = dense(weight);
   const FusedShape f = without_pool(s);
@@ -69,8 +70,8 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
     const LiveGradient<T> live(g, live_data_below(s));
     if (live.pays && all_finite<T>(w)) return live_backward_data<T>(f, live.g(), live.argmax, w, grad_input);
   }
-  if (winograd_serves_data(s) && winograd_backward_data<T>(s, g, w, grad_input)) return;
-  dense_backward_data<T>(s, g, w, grad_input);
+  const auto run = winograd_serves_data(s) ? winograd_backward_data<T> : dense_backward_data<T>;
+  run(s, g, w, grad_input);
 }
 
 }  // namespace

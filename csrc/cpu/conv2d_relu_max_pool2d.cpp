@@ -46,7 +46,7 @@ void tiled_forward(const FusedShape& f, const Tensor& input, const T* packed, co
   const Blocks blocks = channel_blocks(kernel, s, s.group_K());
   const Activation<T> x(input);
   const Result<T> y(output);
-  const Tiles tiles(s.N, pool.P, pool.Q, ceil_div(y.tile_pixels(tile_pixels), pool.stride_h * pool.stride_w));
+  const Tiles tiles(s.N, pool.P, pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels_between_windows(pool)));
   torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
@@ -75,12 +75,19 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
              const Tensor& output, uint8_t* argmax) {
   const T* packed = pack_weight_forward<T>(f.conv, weight);
   const Bias<T> b(bias, weight);
-  if (winograd_serves(f)) {
-    const WholeResult<T> y(output);
-    if (winograd_forward<T>(f, input, packed, false, b.data, y.data(), argmax)) return y.finish();
+  if (!winograd_serves(f)) {
+    const auto run = window_kernel_serves(f) ? direct_forward<T> : tiled_forward<T>;
+    return run(f, input, packed, b.data, output, argmax);
   }
-  const auto run = window_kernel_serves(f) ? direct_forward<T> : tiled_forward<T>;
-  run(f, input, packed, b.data, output, argmax);
+  const WholeResult<T> y(output);
+  const auto spoilt = winograd_forward<T>(f, input, packed, false, b.data, y.data(), argmax);
+  y.finish();
+  FusedShape one = f;
+  one.conv.N = one.pool.N = 1;
+  const int64_t size = f.conv.K * f.pool.P * f.pool.Q;
+  for (const int64_t n : spoilt) {
+    direct_forward<T>(one, image(input, n), packed, b.data, image(output, n), argmax + n * size);
+  }
 }
 
 std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,

@@ -29,14 +29,8 @@ struct LiveGradient {
   const T* g() const { return data<T>(nhwc); }
 };
 
-// Pixels of the convolution in a tile: for the weight, x in the first-level cache as nearly as may be and lists that
-// are worth a loop (conv3 of MnistCNN: 0.42 ms, 0.46 with 128); for data, dx there, and few windows that reach two
-// tiles.
-constexpr int64_t live_weight_pixels = 64;
-constexpr int64_t live_data_pixels = 128;
-
 inline Tiles live_tiles(const FusedShape& f, int64_t pieces) {
-  const int64_t pixels = ceil_div(live_weight_pixels, f.pool.stride_h * f.pool.stride_w);
+  const int64_t pixels = ceil_div(live_weight_pixels, pixels_between_windows(f.pool));
   return Tiles(f.pool.N, f.pool.P, f.pool.Q, pixels, pieces);
 }
 

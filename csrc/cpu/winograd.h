@@ -1,7 +1,7 @@
 // The torch-facing side of kernels/winograd.h, for forward and, with the kernel turned around, backward_data.
 #pragma once
 
-#include <atomic>
+#include <vector>
 
 #include "activation.h"
 #include "conv2d.h"
@@ -15,11 +15,11 @@ struct Kind {
 };
 
 // packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`); y and argmax: NHWC;
-// argmax and bias may be null. False if some result is not finite: then the direct kernels have to do it all again,
-// since an infinity or NaN reaches results here that it should not.
+// argmax and bias may be null. Returns the images with results that are not finite: the direct kernels have to do those
+// again, since an infinity or NaN reaches results here that it should not.
 template <class T>
-bool winograd_forward(const FusedShape& f, const Tensor& input, const T* packed, bool rotated, const T* bias, T* y,
-                      uint8_t* argmax) {
+std::vector<int64_t> winograd_forward(const FusedShape& f, const Tensor& input, const T* packed, bool rotated,
+                                      const T* bias, T* y, uint8_t* argmax) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   std::vector<Kind> kinds;
@@ -42,7 +42,7 @@ bool winograd_forward(const FusedShape& f, const Tensor& input, const T* packed,
 
   const Tensor nhwc = to_nhwc<T>(input);
   const T* x = data<T>(nhwc);
-  std::atomic<bool> finite{true};
+  std::vector<uint8_t> spoilt(static_cast<size_t>(f.conv.N));
   // Kinds take turns, since they cost different times.
   torch::stable::parallel_for(0, rounds * count, 1, [&](int64_t begin, int64_t end) {
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
@@ -50,10 +50,14 @@ bool winograd_forward(const FusedShape& f, const Tensor& input, const T* packed,
       const Kind& kind = kinds[i % count];
       const int64_t first = i / count * kernel.unit_tiles, last = std::min(kind.tiles, first + kernel.unit_tiles);
       if (first >= last) continue;
-      if (!kernel.forward(f, kind.index, x, weight + kind.weight, bias, y, argmax, first, last, unit)) finite = false;
+      kernel.forward(f, kind.index, x, weight + kind.weight, bias, y, argmax, first, last, unit, spoilt.data());
     }
   });
-  return finite;
+  std::vector<int64_t> images;
+  for (int64_t n = 0; n < f.conv.N; ++n) {
+    if (spoilt[n]) images.push_back(n);
+  }
+  return images;
 }
 
 }  // namespace fastconv::cpu

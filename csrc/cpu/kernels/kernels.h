@@ -55,8 +55,8 @@ struct WinogradKernels {
   int64_t (*packed_size)(const Conv2dShape&, int kind);
   int64_t (*scratch_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, int kind, int64_t block, T* to);
-  bool (*forward)(const FusedShape&, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
-                  int64_t first, int64_t last, T* scratch);
+  void (*forward)(const FusedShape&, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
+                  int64_t first, int64_t last, T* scratch, uint8_t* spoilt);
 };
 
 // For gradients that are mostly zeros (live.h). `at` and `value`: scratch of list_size elements each.

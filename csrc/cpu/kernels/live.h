@@ -1,22 +1,20 @@
-// backward_weight and backward_data of the dense-in-groups convolution for a gradient that is mostly zeros: behind a 2
-// x 2 max-pool at most one value in four is not, and behind ReLU only those where the output is above zero (in training
-// 50 to 60 % of the windows of MnistCNN's pools, 30 % of conv3's outputs). Products with zeros are not computed; what
-// is computed is what the dense kernels compute, less terms that are exactly zero. The caller makes sure that those
-// are: no infinity or NaN in x or w.
+// backward_weight and backward_data of the dense-in-groups convolution for a gradient that is mostly zeros: behind a
+// max-pool of 2 x 2 at most one value in four is not, and behind ReLU only those where the output is above zero (in
+// training 50 to 60 % of the windows of MnistCNN's pools, 30 % of conv3's outputs). Products with zeros are not
+// computed; what is computed is what the dense kernels compute, less terms that are exactly zero. The caller makes sure
+// that those are: no infinity or NaN in x or w.
 //
 // The gradient comes as g, one value a window, and argmax, a byte that says which pixel of the window it belongs to, or
 // that it is dead (window.h). A gradient without pooling is one of windows of one pixel (mark_zeros). Both are NHWC.
+// Bytes that are neither a position nor `dead` come from nobody but a direct caller of the operators; they read no
+// memory that they should not, and mean nothing.
 //
 // Both passes first write down the live values, then spend one FMA a vector of taps on each:
-//   backward_weight  for one k, dw[k][run] stays in registers:    dw[k][run] += g * x[pixel][run]  (a list of pixels
-//   for
-//                    each k)
-//   backward_data    for one pixel, dx[run] stays in registers:   dx[run] += g * w[k][run]         (a list of k for
-//   each
-//                    pixel of each window)
-// A run is a row of taps whose x is adjacent in NHWC memory: (s, c) for one r where pixels touch, else c for one (r,
-// s). Scattering g the other way round loses in both passes, since stores cost more than loads (42 against 26 cycles a
-// live value for dx of 3x3x32, Zen 4).
+//   backward_weight  a list of pixels for each k; dw[k][run] stays in registers:  dw[k][run] += g * x[pixel][run]
+//   backward_data    a list of k for each pixel; dx[run] stays in registers:      dx[run] += g * w[k][run]
+// A run is a row of taps whose x is adjacent in NHWC memory: (s, c) for one r where pixels touch, else c for one
+// (r, s). Scattering g the other way round loses in both passes, since stores cost more than loads (42 against 26
+// cycles a live value for dx of 3x3x32, Zen 4).
 //
 // groups == 1. Weights and dw are KRSC. Offsets are counted in Offset<T>, as wide as T, so lists fill whole vectors.
 #pragma once

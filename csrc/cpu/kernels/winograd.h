@@ -167,12 +167,13 @@ void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T*
 
 enum class Epilogue { none, relu, relu_max_pool };
 
-// One tile, one block of channels: M -> y and argmax of the tile's window, or of its outputs from (p, q) on. Adds to
-// `spoilt` what is not zero where the sums are not finite.
+// One tile, one block of channels: M -> y and argmax of the tile's window, or of its outputs from (p, q) on. Returns
+// whether all sums are finite.
 template <class T, int mh, int mw, Epilogue epilogue>
-FC_INLINE void output_tile(const FusedShape& f, const T* m, int64_t m_step, const ChannelBlock<T>& block, const T* bias,
-                           T* y, uint8_t* argmax, int64_t n, int64_t p, int64_t q, Vec<T>& spoilt) {
+FC_INLINE bool output_tile(const FusedShape& f, const T* m, int64_t m_step, const ChannelBlock<T>& block, const T* bias,
+                           T* y, uint8_t* argmax, int64_t n, int64_t p, int64_t q) {
   const Conv2dShape& s = f.conv;
+  Vec<T> spoilt = {};  // zero as long as they are
   for (int v = 0; v < block.vectors; ++v) {
     const int64_t k = block.first + v * lanes<T>;
     const int64_t count = v < block.vectors - 1 ? lanes<T> : block.last_lanes;
@@ -214,6 +215,7 @@ FC_INLINE void output_tile(const FusedShape& f, const T* m, int64_t m_step, cons
       }
     }
   }
+  return nonzero_lanes<T>(spoilt) == 0;
 }
 
 template <class T, int vectors>
@@ -231,11 +233,11 @@ void multiply(const T* v, int64_t v_step, int64_t C, const T* weight, T* m, int6
   }
 }
 
-// Tiles [first, last) of one kind, at most unit_tiles. False if a sum is not finite: then they are to be computed
-// directly.
+// Tiles [first, last) of one kind, at most unit_tiles. spoilt[n] is set where a sum of image n is not finite: its
+// results are to be computed directly.
 template <class T, int mh, int mw, Epilogue epilogue>
-bool unit(const FusedShape& f, const Tiling& tiling, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
-          int64_t first, int64_t last, T* scratch) {
+void unit(const FusedShape& f, const Tiling& tiling, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
+          int64_t first, int64_t last, T* scratch, uint8_t* spoilt) {
   const Conv2dShape& s = f.conv;
   constexpr int frequencies = pixels<mh> * pixels<mw>;
   const int64_t v_row = round_up_to_lanes<T>(s.C), v_step = unit_tiles * v_row, m_step = unit_tiles * block_lanes<T>;
@@ -257,7 +259,6 @@ bool unit(const FusedShape& f, const Tiling& tiling, const T* x, const T* packed
     const auto run = inside ? input_tile<T, mh, mw, false> : input_tile<T, mh, mw, true>;
     run(s, x + n * s.H * s.W * s.C, h0, w0, v + tile * v_row, v_step);
   });
-  Vec<T> spoilt = {};
   for (int64_t index = 0; index < ceil_div(s.K, block_lanes<T>); ++index) {
     const ChannelBlock<T> block(index, s.K);
     const T* weight = packed + block.first * frequencies * s.C;
@@ -266,23 +267,24 @@ bool unit(const FusedShape& f, const Tiling& tiling, const T* x, const T* packed
       run(v + i * v_step, v_row, s.C, weight + i * s.C * block.vectors * lanes<T>, m + i * m_step, last - first);
     }
     each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
-      output_tile<T, mh, mw, epilogue>(f, m + tile * block_lanes<T>, m_step, block, bias, y, argmax, n, p, q, spoilt);
+      if (!output_tile<T, mh, mw, epilogue>(f, m + tile * block_lanes<T>, m_step, block, bias, y, argmax, n, p, q)) {
+        __atomic_store_n(spoilt + n, 1, __ATOMIC_RELAXED);
+      }
     });
   }
-  return nonzero_lanes<T>(spoilt) == 0;
 }
 
 // packed: of this kind. argmax is null where there is no ReLU.
 template <class T>
-bool forward(const FusedShape& f, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
-             int64_t first, int64_t last, T* scratch) {
+void forward(const FusedShape& f, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
+             int64_t first, int64_t last, T* scratch, uint8_t* spoilt) {
   using Unit = decltype(&unit<T, 2, 2, Epilogue::none>);
   constexpr Unit none[] = {unit<T, 2, 2, Epilogue::none>, unit<T, 2, 1, Epilogue::none>, unit<T, 1, 2, Epilogue::none>,
                            unit<T, 1, 1, Epilogue::none>};
   constexpr Unit relu[] = {unit<T, 2, 2, Epilogue::relu>, unit<T, 2, 1, Epilogue::relu>, unit<T, 1, 2, Epilogue::relu>,
                            unit<T, 1, 1, Epilogue::relu>};
   const Unit run = f.window() == 4 ? unit<T, 2, 2, Epilogue::relu_max_pool> : argmax ? relu[kind] : none[kind];
-  return run(f, Tiling(f, kind), x, packed, bias, y, argmax, first, last, scratch);
+  run(f, Tiling(f, kind), x, packed, bias, y, argmax, first, last, scratch, spoilt);
 }
 
 }  // namespace fastconv::FC_LEVEL::winograd

@@ -1,0 +1,85 @@
+"""The benchmarks' own arithmetic, on made-up times."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("rich")
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import processes
+import ratios
+import report
+
+MADE_UP = "FASTCONV_MADE_UP"
+SECONDS = {
+    "torch NCHW": [0.4, 0.1, 0.4],
+    "torch channels_last": [0.3, 0.2, 0.3],
+    "fastconv NCHW": [0.2, 0.2, 0.2],
+    "fastconv channels_last": [0.1, 0.1, 0.1],
+}
+
+
+def make_assertion() -> Callable[[], object]:
+    import torch
+
+    def run() -> None:
+        assert torch.get_num_threads() == 1
+        assert os.environ[MADE_UP] == "yes"
+
+    return run
+
+
+def test_a_time_claim_pairs_the_rounds_of_the_layout_with_the_lower_median() -> None:
+    claim = ratios.time_claim("step", SECONDS)
+    assert claim["by_round"] == pytest.approx([3, 2, 3])
+    assert claim["ratio"] == pytest.approx(3)
+    assert claim["quartiles"] == pytest.approx((2.5, 3))
+    assert claim["values"]["torch NCHW"] == pytest.approx(400)
+
+
+def test_a_speed_up_claim_is_each_variants_own() -> None:
+    before = {name: [2 * value for value in values] for name, values in SECONDS.items()}
+    claim = ratios.speed_up_claim("threads", before, SECONDS)
+    assert claim["values"] == pytest.approx(dict.fromkeys(SECONDS, 2))
+    assert report.claim_row(claim) == ["threads", "x 2.00", "x 2.00", "x 2.00", "", "2.00 to 2.00"]
+
+
+def test_the_report_has_a_table_of_operators_and_one_of_claims() -> None:
+    info = {"cpu": "a CPU", "threads": 2, "level": "avx2", "preloaded": "", "torch": "1", "fastconv": "2"}
+    info |= {"compiler": "g++", "rounds": 3}
+    claims: list[Any] = [ratios.time_claim("step", SECONDS), {"what": "step, tcmalloc", "missing": "not found"}]
+    seconds = ratios.medians(SECONDS)
+    run = {
+        "machine_info": {"fastconv": info},
+        "benchmarks": [
+            {"name": "test_relu[conv1]", "extra_info": {"seconds": seconds}},
+            {"name": "test_step", "extra_info": {"seconds": seconds, "claims": claims}},
+        ],
+    }
+    accuracy = {"claims": [{"what": "error", "ratio": 1.5}]}
+    (_, operators, where), (headings, rows, _) = report.tables([run, accuracy])
+    assert [row[0] for row in operators] == ["relu conv1", "geometric mean of the operators"]
+    assert operators[0][-2:] == ["3.00", "2.00"]
+    assert "a CPU, 2 threads, avx2" in where
+    assert rows == [
+        ["step", "400.00", "300.00", "100.00", "3.00", "2.50 to 3.00"],
+        ["step, tcmalloc: not found", "", "", "", "", ""],
+        ["error", "", "", "", "1.50", ""],
+    ]
+    assert all(len(row) == len(headings) for row in rows)
+
+
+def test_processes_have_their_own_threads_and_environment() -> None:
+    seconds = processes.alternate_processes(
+        {"one": make_assertion}, rounds=3, steps=2, threads={"one": 1}, environment={MADE_UP: "yes"}
+    )
+    assert len(seconds["one"]) == 3
+    assert all(value > 0 for value in seconds["one"])
+    assert MADE_UP not in os.environ
