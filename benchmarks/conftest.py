@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
-import platform
-import statistics
+import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-
-import fastconv
+from machine import machine
+from processes import Make, alternate_processes
+from ratios import Rounds, medians, time_claim
 
 ROUNDS = int(os.environ.get("FASTCONV_BENCH_ROUNDS", "60"))
 WARM_UP = 5
@@ -21,37 +20,31 @@ WARM_UP = 5
 Variants = dict[str, Callable[[], object]]
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
-    machine_info["fastconv"] = {
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "fastconv": fastconv.__version__,
-        "level": fastconv._C.cpu_capability(),
-        "compiler": fastconv._C.build_info()["compiler"],
-        "preloaded": os.environ.get("LD_PRELOAD", ""),
-        "rounds": ROUNDS,
-    }
+    machine_info["fastconv"] = {**machine(), "rounds": ROUNDS}
+
+
+@pytest.fixture(scope="module")
+def keep_pages() -> None:
+    """Tells the C allocator to keep its pages.
+
+    As installed, glibc gives some back and asks for them again, and which of the variants pays for that (up to 1.5 ms
+    for 5 MB) is a lottery that falls out differently in every run.
+    """
+    if sys.platform == "linux":
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        for setting in (trim_threshold, mmap_threshold):
+            ctypes.CDLL(None).mallopt(setting, 1 << 30)
 
 
 @pytest.fixture
-def alternate(benchmark: Any) -> Callable[[Variants], None]:
+def alternate(benchmark: Any) -> Callable[..., None]:
     """Times the variants in turn, ROUNDS times; the last is the one that pytest-benchmark itself reports.
 
-    The median seconds of each go to the JSON, under extra_info["seconds"].
+    The median seconds of each go to the JSON, under extra_info["seconds"]; what is claimed, under extra_info["claims"].
     """
 
-    def run(variants: Variants) -> None:
+    def run(variants: Variants, claim: str = "") -> None:
         seconds: dict[str, list[float]] = {name: [] for name in variants}
         *others, last = variants
 
@@ -68,6 +61,28 @@ def alternate(benchmark: Any) -> Callable[[Variants], None]:
             for variant in variants.values():
                 variant()
         benchmark.pedantic(timed, args=(last,), setup=before_each_round, rounds=ROUNDS, iterations=1)
-        benchmark.extra_info["seconds"] = {name: statistics.median(times) for name, times in seconds.items()}
+        benchmark.extra_info["seconds"] = medians(seconds)
+        if claim:
+            benchmark.extra_info["claims"] = [time_claim(claim, seconds)]
+
+    return run
+
+
+@pytest.fixture
+def alternate_alone(benchmark: Any) -> Callable[..., Rounds]:
+    """The same with a process for each variant, and the seconds of every round as the result.
+
+    What pytest-benchmark reports is all of it, the start of the processes too.
+    """
+
+    def run(
+        variants: dict[str, Make], threads: int | dict[str, int], steps: int, environment: dict[str, str] | None = None
+    ) -> Rounds:
+        arguments = (variants, ROUNDS, steps, threads, environment)
+        seconds: Rounds = benchmark.pedantic(alternate_processes, args=arguments, rounds=1, iterations=1)
+        benchmark.extra_info["seconds"] = medians(seconds)
+        benchmark.extra_info["seconds_by_round"] = seconds
+        benchmark.extra_info["environment"] = environment or {}
+        return seconds
 
     return run

@@ -1,63 +1,64 @@
-"""Turns the JSON of a benchmark run into the table of the README.
+"""Turns the JSON of a benchmark run into the tables of the README: the operators, and what is claimed.
 
-python benchmarks/report.py .benchmarks/operators.json .benchmarks/training_step.json [--markdown]
+python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy}.json [--markdown]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 from pathlib import Path
 from typing import Any
 
+from machine import caption
+from ratios import OURS, TORCH, VARIANTS, Claim, geometric_mean, ratios
 from rich.console import Console
 from rich.table import Table
 
-VARIANTS = ("torch NCHW", "torch channels_last", "fastconv NCHW", "fastconv channels_last")
+OPERATORS = ["", *VARIANTS, "torch's fastest / fastconv", "NCHW / NCHW"]
+CLAIMS = ["", *TORCH, OURS, "torch's fastest / fastconv", "quartiles"]
 
 
-def ratios(seconds: dict[str, float]) -> tuple[float, float]:
-    """PyTorch's faster layout over our faster layout, and NCHW over NCHW. Above 1, fastconv is faster."""
-    torch_nchw, torch_last, nchw, last = (seconds[variant] for variant in VARIANTS)
-    return min(torch_nchw, torch_last) / last, torch_nchw / nchw
-
-
-def rows(run: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
-    return [
-        (benchmark["name"].removeprefix("test_").replace("[", " ").rstrip("]"), benchmark["extra_info"]["seconds"])
-        for benchmark in run["benchmarks"]
-    ]
-
-
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def caption(run: dict[str, Any]) -> str:
-    info = run["machine_info"]["fastconv"]
-    preloaded = f", {Path(info['preloaded']).name} preloaded" if info["preloaded"] else ""
-    return (
-        f"{info['cpu']}, {info['threads']} threads, {info['level']}{preloaded}; torch {info['torch']}, "
-        f"fastconv {info['fastconv']}, {info['compiler']}; median of {info['rounds']} alternating rounds"
-    )
-
-
-def table_rows(run: dict[str, Any]) -> list[list[str]]:
-    table = []
-    operators: list[tuple[float, float]] = []
-    for name, seconds in rows(run):
+def operator_rows(benchmarks: list[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    both: list[tuple[float, float]] = []
+    for benchmark in benchmarks:
+        seconds = benchmark["extra_info"]["seconds"]
         best, nchw = ratios(seconds)
-        if name != "training_step":
-            operators.append((best, nchw))
-        table.append([name, *(f"{seconds[v] * 1e3:.3f}" for v in VARIANTS), f"{best:.2f}", f"{nchw:.2f}"])
-    if operators:
-        best_mean, nchw_mean = (geometric_mean(list(column)) for column in zip(*operators, strict=True))
-        table.append(["geometric mean of the operators", "", "", "", "", f"{best_mean:.2f}", f"{nchw_mean:.2f}"])
-    return table
+        both.append((best, nchw))
+        name = benchmark["name"].removeprefix("test_").replace("[", " ").rstrip("]")
+        rows.append([name, *(f"{seconds[v] * 1e3:.3f}" for v in VARIANTS), f"{best:.2f}", f"{nchw:.2f}"])
+    if both:
+        best_mean, nchw_mean = (geometric_mean(column) for column in zip(*both, strict=True))
+        rows.append(["geometric mean of the operators", "", "", "", "", f"{best_mean:.2f}", f"{nchw_mean:.2f}"])
+    return rows
 
 
-HEADINGS = ["", *VARIANTS, "torch's fastest / fastconv", "NCHW / NCHW"]
+def claim_row(claim: Claim) -> list[str]:
+    if "missing" in claim:
+        return [f"{claim['what']}: {claim['missing']}", "", "", "", "", ""]
+    values = claim.get("values", {})
+    form = {"ms": "{:.2f}", "MB": "{:.2f} MB", "x": "x {:.2f}"}[claim.get("unit", "ms")]
+    columns = [form.format(values[variant]) if variant in values else "" for variant in (*TORCH, OURS)]
+    quartiles = "{:.2f} to {:.2f}".format(*claim["quartiles"]) if "quartiles" in claim else ""
+    # A speed-up is not PyTorch's over ours: it stands with its variant, and the quartiles are fastconv's.
+    ratio = "" if claim.get("unit") == "x" else f"{claim['ratio']:.2f}"
+    return [claim["what"], *columns, ratio, quartiles]
+
+
+def tables(runs: list[dict[str, Any]]) -> list[tuple[list[str], list[list[str]], str]]:
+    """Headings, rows and caption of each."""
+    timed = [run for run in runs if "benchmarks" in run]
+    benchmarks = [benchmark for run in timed for benchmark in run["benchmarks"]]
+    claims = [claim for benchmark in benchmarks for claim in benchmark["extra_info"].get("claims", [])]
+    claims += [claim for run in runs for claim in run.get("claims", [])]
+    info = timed[0]["machine_info"]["fastconv"]
+    where = f"{caption(info)}; median of {info['rounds']} alternating rounds"
+    of_claims = f"{where}; ratios and quartiles of the rounds' pairs, torch's layout the one with the lower median"
+    return [
+        (OPERATORS, operator_rows([b for b in benchmarks if "claims" not in b["extra_info"]]), where),
+        (CLAIMS, [claim_row(claim) for claim in claims], of_claims),
+    ]
 
 
 def main() -> None:
@@ -65,19 +66,20 @@ def main() -> None:
     parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--markdown", action="store_true", help="for the README")
     arguments = parser.parse_args()
-    runs = [json.loads(path.read_text()) for path in arguments.json]
-    run = {**runs[0], "benchmarks": [benchmark for run in runs for benchmark in run["benchmarks"]]}
-    if arguments.markdown:
-        lines = [HEADINGS, ["---"] + ["--:"] * (len(HEADINGS) - 1), *table_rows(run)]
-        print("\n".join("| " + " | ".join(line) + " |" for line in lines))
-        print(f"\nMilliseconds. {caption(run)}.")
-        return
-    table = Table(title="milliseconds", caption=caption(run))
-    for i, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if i == 0 else "right")
-    for row in table_rows(run):
-        table.add_row(*row)
-    Console(width=150).print(table)
+    for headings, rows, where in tables([json.loads(path.read_text()) for path in arguments.json]):
+        if not rows:
+            continue
+        if arguments.markdown:
+            lines = [headings, ["---"] + ["--:"] * (len(headings) - 1), *rows]
+            print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+            print(f"\nMilliseconds, unless another unit is named. {where}.\n")
+            continue
+        table = Table(title="milliseconds, unless another unit is named", caption=where)
+        for i, heading in enumerate(headings):
+            table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        for row in rows:
+            table.add_row(*row)
+        Console(width=150).print(table)
 
 
 if __name__ == "__main__":

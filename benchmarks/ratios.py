@@ -1,0 +1,70 @@
+"""From the times of rounds to what is claimed: PyTorch's faster layout over fastconv, round by round."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+VARIANTS = ("torch NCHW", "torch channels_last", "fastconv NCHW", "fastconv channels_last")
+TORCH, OURS = VARIANTS[:2], VARIANTS[3]
+
+#: Of each variant, a number a round.
+Rounds = Mapping[str, Sequence[float]]
+
+
+class Claim(TypedDict, total=False):
+    """A row of the report's second table, as the JSON has it."""
+
+    what: str
+    missing: str  # why there are no figures
+    unit: str  # "ms", "MB", "x" (a speed-up)
+    values: dict[str, float]  # of the variants; the median of the rounds
+    by_round: list[float]
+    ratio: float  # the median of by_round
+    quartiles: tuple[float, float]
+
+
+def medians(rounds: Rounds) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+def fastest_torch(rounds: Rounds) -> str:
+    """The layout whose median is smaller. (The smaller of each round would be a choice between noises.)"""
+    return min(TORCH, key=medians(rounds).__getitem__)
+
+
+def ratios(seconds: Mapping[str, float]) -> tuple[float, float]:
+    """PyTorch's faster layout over our faster layout, and NCHW over NCHW. Above 1, fastconv is faster."""
+    torch_nchw, torch_last, nchw, last = (seconds[variant] for variant in VARIANTS)
+    return min(torch_nchw, torch_last) / last, torch_nchw / nchw
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _spread(by_round: list[float]) -> Claim:
+    lower, upper = np.quantile(by_round, (0.25, 0.75)).tolist()
+    return {"by_round": by_round, "ratio": statistics.median(by_round), "quartiles": (lower, upper)}
+
+
+def time_claim(what: str, seconds: Rounds) -> Claim:
+    """PyTorch's faster layout over fastconv in channels_last, each round's against the same round's."""
+    pairs = zip(seconds[fastest_torch(seconds)], seconds[OURS], strict=True)
+    milliseconds = {name: value * 1e3 for name, value in medians(seconds).items()}
+    return {"what": what, "unit": "ms", "values": milliseconds, **_spread([theirs / ours for theirs, ours in pairs])}
+
+
+def speed_up_claim(what: str, before: Rounds, after: Rounds) -> Claim:
+    """Each variant's own speed-up; ratio and quartiles are fastconv's in channels_last."""
+    by_round = {name: [slow / fast for slow, fast in zip(before[name], after[name], strict=True)] for name in VARIANTS}
+    return {"what": what, "unit": "x", "values": medians(by_round), **_spread(by_round[OURS])}
+
+
+def size_claim(what: str, sizes: Mapping[str, int]) -> Claim:
+    megabytes = {name: size / 1e6 for name, size in sizes.items()}
+    return {"what": what, "unit": "MB", "values": megabytes, "ratio": ratios(sizes)[0]}
