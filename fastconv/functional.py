@@ -155,10 +155,10 @@ def conv2d_relu(
     saved, and what ReLU let through takes part in it alone (Shi and Chu, "Speeding up Convolutional Neural Networks By
     Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
 
-    Args and raised errors: see :func:`conv2d`, of which every argument is served. Values and gradients are those of the
-    composition, to rounding, NaN and infinities included. (Where PyTorch leaves out the products of padding, an infinite
-    or NaN weight over it gives NaN here. And where Winograd's algorithm serves, see docs/kernels.md, rounding is that of
-    the largest results nearby, so a result that should be exactly zero may come out slightly above.)
+    Args and raised errors: see :func:`conv2d`, of which every argument is served. Values and gradients are those of
+    the composition, to rounding, NaN and infinities included. (Where PyTorch leaves out the products of padding, an
+    infinite or NaN weight over it gives NaN here. And where Winograd's algorithm serves, see docs/kernels.md, rounding
+    is that of the largest results nearby, so a result that should be exactly zero may come out slightly above.)
 
     Returns:
         (N, K, P, Q), or (K, P, Q); channels_last if the input or the weight is.
