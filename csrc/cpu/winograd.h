@@ -8,10 +8,10 @@
 
 namespace fastconv::cpu {
 
-// One kind of tiles: how many, in how many units, and where its weights lie.
+// One kind of tiles: how many, and where its weights lie.
 struct Kind {
   int index;
-  int64_t tiles, units, weight;
+  int64_t tiles, weight;
 };
 
 // packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`); y and argmax: NHWC;
@@ -27,9 +27,9 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const Tensor& input, 
   for (int kind = 0; kind < kernel.kinds; ++kind) {
     const int64_t tiles = kernel.tile_count(f, kind);
     if (tiles == 0) continue;
-    kinds.push_back({kind, tiles, ceil_div(tiles, kernel.unit_tiles), packed_size});
+    kinds.push_back({kind, tiles, packed_size});
     packed_size += kernel.packed_size(f.conv, kind);
-    rounds = std::max(rounds, kinds.back().units);
+    rounds = std::max(rounds, ceil_div(tiles, kernel.unit_tiles));
   }
   T* weight = scratch<T>(Scratch::winograd_weight, packed_size);
   const auto count = static_cast<int64_t>(kinds.size());

@@ -143,7 +143,7 @@ FC_INLINE void add_live_runs(T* sum, int64_t sum_step, const T* from, int64_t fr
 // Elements of scratch that the lists of so many windows need, for offsets and values each.
 template <class T>
 int64_t live_list_size(const FusedShape& f, int64_t windows) {
-  const int64_t by_channel = (ceil_div(windows, lanes<T>) * lanes<T> + lanes<T>)*3 * lanes<T>;
+  const int64_t by_channel = 3 * lanes<T> * (ceil_div(windows, lanes<T>) + 1) * lanes<T>;
   const int64_t by_pixel = windows * (f.conv.K + f.window()) + 1 + lanes<T>;
   return by_channel > by_pixel ? by_channel : by_pixel;
 }
