@@ -21,7 +21,7 @@ class Claim(TypedDict, total=False):
 
     what: str
     missing: str  # why there are no figures
-    unit: str  # "ms", "MB", "x" (a speed-up)
+    unit: str  # "ms", "s", "MB", "x" (a speed-up)
     values: dict[str, float]  # of the variants; the median of the rounds
     by_round: list[float]
     ratio: float  # the median of by_round
@@ -47,7 +47,7 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def _spread(by_round: list[float]) -> Claim:
+def spread(by_round: list[float]) -> Claim:
     lower, upper = np.quantile(by_round, (0.25, 0.75)).tolist()
     return {"by_round": by_round, "ratio": statistics.median(by_round), "quartiles": (lower, upper)}
 
@@ -56,13 +56,13 @@ def time_claim(what: str, seconds: Rounds) -> Claim:
     """PyTorch's faster layout over fastconv in channels_last, each round's against the same round's."""
     pairs = zip(seconds[fastest_torch(seconds)], seconds[OURS], strict=True)
     milliseconds = {name: value * 1e3 for name, value in medians(seconds).items()}
-    return {"what": what, "unit": "ms", "values": milliseconds, **_spread([theirs / ours for theirs, ours in pairs])}
+    return {"what": what, "unit": "ms", "values": milliseconds, **spread([theirs / ours for theirs, ours in pairs])}
 
 
 def speed_up_claim(what: str, before: Rounds, after: Rounds) -> Claim:
     """Each variant's own speed-up; ratio and quartiles are fastconv's in channels_last."""
     by_round = {name: [slow / fast for slow, fast in zip(before[name], after[name], strict=True)] for name in VARIANTS}
-    return {"what": what, "unit": "x", "values": medians(by_round), **_spread(by_round[OURS])}
+    return {"what": what, "unit": "x", "values": medians(by_round), **spread(by_round[OURS])}
 
 
 def size_claim(what: str, sizes: Mapping[str, int]) -> Claim:

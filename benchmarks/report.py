@@ -38,7 +38,7 @@ def claim_row(claim: Claim) -> list[str]:
     if "missing" in claim:
         return [f"{claim['what']}: {claim['missing']}", "", "", "", "", ""]
     values = claim.get("values", {})
-    form = {"ms": "{:.2f}", "MB": "{:.2f} MB", "x": "x {:.2f}"}[claim.get("unit", "ms")]
+    form = {"ms": "{:.2f}", "s": "{:.2f} s", "MB": "{:.2f} MB", "x": "x {:.2f}"}[claim.get("unit", "ms")]
     columns = [form.format(values[variant]) if variant in values else "" for variant in (*TORCH, OURS)]
     quartiles = "{:.2f} to {:.2f}".format(*claim["quartiles"]) if "quartiles" in claim else ""
     # A speed-up is not PyTorch's over ours: it stands with its variant, and the quartiles are fastconv's.

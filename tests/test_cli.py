@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +19,9 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.mnist import checkpoint, data
+from fastconv.mnist import checkpoint, data, training
 from fastconv.mnist.cli import main
+from fastconv.mnist.training import OnEpoch, OnStep
 
 Output = pytest.CaptureFixture[str]
 COMMAND = [sys.executable, "-m", "fastconv"]
@@ -71,7 +75,11 @@ def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, caps
     assert lines[2].endswith(" images/s")
     assert lines[3].startswith("test accuracy ")
     assert len(lines) == 5
-    assert sorted(contents(Path())) == ["runs/simple-cnn/checkpoint.pt", "runs/simple-cnn/history.json"]
+    assert sorted(contents(Path())) == [
+        "runs/simple-cnn/checkpoint.pt",
+        "runs/simple-cnn/history.csv",
+        "runs/simple-cnn/history.json",
+    ]
 
 
 def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
@@ -84,6 +92,9 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
         "validation_split": 0.2,
         "lr": 1e-3,
         "seed": 0,
+        "schedule": "constant",
+        "label_smoothing": 0.0,
+        "augment": "none",
         "dataset": "mnist5k",
         "limit": 480,
     }
@@ -104,7 +115,10 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
     found = checkpoint.load(trained / "checkpoint.pt")
     assert found.config == history["config"]
     assert found.test_accuracy == history["test_accuracy"] > 0.4
-    assert len(list(trained.iterdir())) == 2
+    rows = (trained / "history.csv").read_text().splitlines()
+    assert rows[0].startswith("epoch,loss,accuracy,val_loss,")
+    assert [row.partition(",")[0] for row in rows[1:]] == ["1", "2", "3"]
+    assert len(list(trained.iterdir())) == 3
 
 
 def test_training_again_gives_the_same_weights_and_replaces_the_results(trained: Path, capsys: Output) -> None:
@@ -282,15 +296,123 @@ def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
     assert done.stderr == "fastconv: cannot read nowhere.pt: No such file or directory\n"
 
 
-@pytest.mark.skipif(os.name == "nt", reason="SIGINT is sent otherwise on Windows")
-def test_an_interrupted_training_ends_in_one_line_with_exit_code_130() -> None:
-    command = [*COMMAND, "train", "--epochs", "10000"]
+# A training that is interrupted
+
+UNDER_WAY = ["train", "--model", "simple-cnn", "--limit", "960", "--epochs", "6", "--augment", "shift"]
+posix = pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run([*COMMAND, *UNDER_WAY, "--output", str(folder)], check=True, env=ENVIRONMENT, capture_output=True)
+    return checkpoint.load(folder / "checkpoint.pt").state_dict
+
+
+def assert_resumes_to(weights: dict[str, torch.Tensor]) -> None:
+    assert main([*UNDER_WAY, "--output", "run", "--resume"]) == 0
+    found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
+    assert sorted(contents(Path("run"))) == ["run/checkpoint.pt", "run/history.csv", "run/history.json"]
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, torch.Tensor], number: int) -> None:
+    command = [*COMMAND, *UNDER_WAY, "--output", "run"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith("mnist-cnn on mnist5k")
-        process.send_signal(signal.SIGINT)
+        while not process.stdout.readline().startswith("epoch 2/6"):
+            assert process.poll() is None
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors == "fastconv: interrupted\n"
+    assert errors == "fastconv: interrupted; --output run --resume goes on from here\n"
+    assert list(contents(Path("run"))) == ["run/training.pt"]
+    assert_resumes_to(uninterrupted)
+
+
+@posix
+@pytest.mark.parametrize("moment", range(int(os.environ.get("FASTCONV_KILLS", "3"))))
+def test_a_killed_training_is_resumed_to_the_same_weights(
+    uninterrupted: dict[str, torch.Tensor], moment: int
+) -> None:
+    command = [*COMMAND, *UNDER_WAY, "--output", "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while not Path("run/training.pt").exists():  # before it there is nothing to resume, and nothing lost
+            time.sleep(0.001)
+            assert process.poll() is None
+        time.sleep(random.uniform(0, 0.8))  # six epochs take about as long
+        process.kill()
+    if Path("run/training.pt").exists():
+        assert_resumes_to(uninterrupted)
+    else:  # it had ended before it was killed
+        found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
+        assert all(torch.equal(found[name], weight) for name, weight in uninterrupted.items())
+
+
+@posix
+def test_interrupted_before_training_begins_it_says_so() -> None:
+    script = (
+        "import fastconv.mnist.cli as cli, fastconv.mnist.data as data, os, signal\n"
+        "data.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "raise SystemExit(cli.main(['train']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "fastconv: interrupted\n")
     assert contents(Path()) == {}
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves a training in the folder ``run`` that was interrupted after its first epoch."""
+    run = training.Training.run
+
+    def run_and_interrupt(self: training.Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
+        run(self, on_step, lambda result: [on_epoch(result), os.kill(os.getpid(), signal.SIGINT)])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "run", run_and_interrupt)
+        assert main([*UNDER_WAY, "--output", "run"]) == 130
+
+
+@posix
+def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nothing to resume: there is no run/training.pt" in complaint(
+        [*UNDER_WAY, "--output", "run", "--resume"], capsys
+    )
+    interrupt(monkeypatch)
+    assert "has a training that was interrupted: --resume" in complaint([*UNDER_WAY, "--output", "run"], capsys)
+    resume = [*UNDER_WAY, "--output", "run", "--resume"]
+    assert "the training in run has --lr 0.001, not 0.002" in complaint([*resume, "--lr", "0.002"], capsys)
+    assert "the training in run has --limit 960, not 7" in complaint([*resume, "--limit", "7"], capsys)
+    state = Path("run/training.pt")
+    whole = state.read_bytes()
+    state.write_bytes(whole[:5000])
+    assert "run/training.pt is not a training, or a truncated one" in complaint(resume, capsys)
+    torch.save({"weights": 3}, state)
+    assert "run/training.pt is not a training of fastconv" in complaint(resume, capsys)
+    content = torch.load(io.BytesIO(whole), weights_only=True)
+    torch.save(content | {"version": 2}, state)
+    assert "has format 2: this fastconv goes on with 1 only" in complaint(resume, capsys)
+
+
+@posix
+def test_a_full_disk_leaves_the_state_before_it(
+    uninterrupted: dict[str, torch.Tensor], capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch)
+    capsys.readouterr()
+    before = contents(Path())
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main([*UNDER_WAY, "--output", "run", "--resume"]) == 2
+    assert capsys.readouterr().err == "fastconv: cannot write run/training.pt: No space left on device\n"
+    assert contents(Path()) == before
+    assert_resumes_to(uninterrupted)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 import fastconv.nn
-from fastconv.mnist import checkpoint, data, files, training
+from fastconv.mnist import augment, checkpoint, data, files, training
 from fastconv.mnist.checkpoint import Checkpoint, CheckpointError
 from fastconv.mnist.images import read_image
 from fastconv.mnist.training import EpochResult, Totals, TrainingConfig, TrainingError, fit
@@ -134,6 +134,10 @@ def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> 
         {"seed": 2**63},
         {"model": "resnet"},
         {"backend": "jax"},
+        {"schedule": "exponential"},
+        {"augment": "flip"},
+        {"label_smoothing": 1.0},
+        {"label_smoothing": math.nan},
     ],
     ids=str,
 )
@@ -145,6 +149,101 @@ def test_a_value_out_of_range_is_refused(values: dict[str, Any]) -> None:
 def test_a_training_that_diverges_says_so(digits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(TrainingError, match="diverged in epoch 1: try a learning rate below"):
         fit(*digits, TrainingConfig(epochs=1, lr=1e30))
+
+
+@pytest.mark.parametrize("recipe", training.RECIPES)
+def test_a_recipe_is_a_configuration(recipe: str) -> None:
+    TrainingConfig(**training.RECIPES[recipe])
+
+
+@pytest.mark.parametrize("schedule", training.SCHEDULES)
+def test_the_learning_rate_follows_the_schedule(digits: tuple[Tensor, Tensor], schedule: str) -> None:
+    rates: list[float] = []
+    config = TrainingConfig(epochs=2, schedule=schedule, lr=0.01)
+    run = training.Training(*digits, config)
+    run.run(lambda epoch, totals: rates.append(run.state_dict()["optimizer"]["param_groups"][0]["lr"]))
+    shares = [i / 8 for i in range(8)]  # of 256 images, 4 batches twice
+    expected = {
+        "constant": [0.01] * 8,
+        "cosine": [0.005 * (1 + math.cos(math.pi * share)) for share in shares],
+        "one-cycle": [0.001, 0.006625, *(0.01 * (1 - share) / 0.8 for share in shares[2:])],
+    }
+    assert rates == pytest.approx(expected[schedule])
+
+
+@pytest.mark.parametrize("moved", ["shift", "affine"])
+@pytest.mark.parametrize("after", [1, 4, 6])  # steps: within the first epoch, at its end, within the second
+def test_a_training_taken_up_again_gives_the_same_weights(
+    digits: tuple[Tensor, Tensor], moved: str, after: int
+) -> None:
+    config = TrainingConfig(epochs=2, seed=3, augment=moved, schedule="one-cycle", label_smoothing=0.1)
+    whole, history = fit(*digits, config)
+
+    first, steps = training.Training(*digits, config), []
+
+    def count(epoch: int, totals: Totals) -> None:
+        steps.append(epoch)
+        if len(steps) == after:
+            first.stop()
+
+    first.run(count)
+    assert len(steps) == after
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    torch.rand(5)
+    second = training.Training(*digits, config)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    second.run()
+    assert second.done
+    assert all(map(torch.equal, weights(second.model), weights(whole)))
+    assert [(r.loss, r.accuracy, r.val_loss) for r in second.history] == [
+        (r.loss, r.accuracy, r.val_loss) for r in history
+    ]
+
+
+# Augmentation
+
+
+def test_shifted_images_are_the_images_moved() -> None:
+    images = torch.rand(200, 3, 9, 7) + 1
+    generator = torch.Generator().manual_seed(1)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    seen = set()
+    for image, result in zip(padded, augment.shift(images, generator), strict=True):
+        places = [(i, j) for i in range(5) for j in range(5) if torch.equal(image[:, i : i + 9, j : j + 7], result)]
+        assert len(places) == 1
+        seen.update(places)
+    assert len(seen) == 25
+
+
+def test_affine_moves_a_little_and_keeps_the_values() -> None:
+    images = torch.zeros(300, 1, 28, 28)
+    images[:, :, 12:16, 12:16] = 1
+    moved = augment.affine(images, torch.Generator().manual_seed(1))
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    mass = moved.sum((1, 2, 3))
+    assert ((mass - 16).abs() < 16 * 0.25).all()  # a tenth longer and wider, or shorter and narrower
+    pixels = torch.arange(28) + 0.5
+    rows, columns = (moved.sum((1, 3)) * pixels).sum(1) / mass, (moved.sum((1, 2)) * pixels).sum(1) / mass
+    for centre in (rows, columns):
+        assert (centre - 14).abs().max() < 2.5  # 2, over the least change of size, and what turning adds
+        assert centre.std() > 0.8
+
+
+def test_affine_without_luck_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *size, generator, dtype: torch.full(size, 0.5, dtype=dtype))
+    images = torch.empty(4, 2, 11, 6).uniform_(generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(augment.affine(images, torch.Generator()), images)
+
+
+def test_augmentation_is_drawn_from_the_generator() -> None:
+    images = torch.rand(64, 1, 28, 28)
+    for function in (augment.shift, augment.affine):
+        first, second, third = (function(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+        assert torch.equal(first, second)
+        assert not torch.equal(first, third)
 
 
 # Checkpoints

@@ -1,10 +1,14 @@
 """The worked job: train, evaluate and look at a small CNN on handwritten digits.
 
-``data`` reads the images, ``training`` fits a network to them, ``checkpoint`` keeps it, ``files`` writes results,
-``images`` reads image files for prediction, ``plots`` draws, ``progress`` shows how far training is, and ``cli`` is the
-command ``fastconv``.
+``data`` reads the images, ``augment`` moves them a little, ``training`` fits a network to them, ``checkpoint`` keeps it,
+``runs`` keeps a training that may be interrupted, ``files`` writes results, ``images`` reads image files for prediction,
+``plots`` draws, ``progress`` shows how far training is, and ``cli`` is the command ``fastconv``.
 """
 
 
 class UserError(Exception):
     """A mistake that the user can mend; the command prints it in one line and exits with code 2."""
+
+
+class UserInterrupt(Exception):
+    """The user stopped what was under way, and it was kept; the command prints where, and exits with code 130."""

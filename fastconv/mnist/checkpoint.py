@@ -62,21 +62,29 @@ def load(path: Path) -> Checkpoint:
         CheckpointError: if there is no file, or it is damaged, not of fastconv's, or of a later version, or its weights
             do not fit its model.
     """
+    return _checked(path, read(path, "checkpoint"))
+
+
+def read(path: Path, kind: str) -> object:
+    """What torch.save wrote to ``path``, of plain types and tensors. ``kind`` is what the file should be, for errors.
+
+    Raises:
+        CheckpointError: if it cannot be read, or is not such a file.
+    """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise CheckpointError(f"{path} is not a file")
     try:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise CheckpointError(f"{path} is not a checkpoint, or a truncated one")
+                raise CheckpointError(f"{path} is not a {kind}, or a truncated one")
             file.seek(0)
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises whatever its reader met: RuntimeError, UnpicklingError, KeyError...
-        raise CheckpointError(f"{path} is not a checkpoint, or a damaged one") from error
-    return _checked(path, content)
+        raise CheckpointError(f"{path} is not a {kind}, or a damaged one") from error
 
 
 def _checked(path: Path, content: object) -> Checkpoint:

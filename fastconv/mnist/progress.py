@@ -21,10 +21,11 @@ class TrainingProgress:
             fit(images, labels, config, progress.step, progress.epoch_done)
     """
 
-    def __init__(self, console: Console, epochs: int, images: int) -> None:
+    def __init__(self, console: Console, epochs: int, images: int, epochs_done: int = 0) -> None:
         self._console = console
         self._epochs = epochs
         self._images = images
+        self._epochs_done = epochs_done
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -39,7 +40,7 @@ class TrainingProgress:
     def __enter__(self) -> "TrainingProgress":
         if self._console.is_terminal:
             self._bar.start()
-        self._start_epoch(1)
+        self._start_epoch(self._epochs_done + 1)
         return self
 
     def __exit__(

@@ -1,0 +1,157 @@
+"""The folder of a run: its results, and, while it is under way, where it stands.
+
+``checkpoint.pt`` is the trained network, ``history.json`` and ``history.csv`` what it cost and how well it did, epoch by
+epoch. ``training.pt`` is what ``fastconv train --resume`` goes on from; it is there from the start of training to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from fastconv.mnist import UserError, checkpoint, files
+from fastconv.mnist.training import EpochResult, Training
+
+_FORMAT = "fastconv-training"
+_VERSION = 1
+
+
+class RunFolder:
+    """The run in the folder ``path``.
+
+    ``begin`` or ``resume``; ``save_training`` as often as liked; ``finish``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.history = path / "history.json"
+        self.table = path / "history.csv"
+        self.training = path / "training.pt"
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """See that a new run may write here: over nothing but results of the same model.
+
+        Raises:
+            OutputError: if not, or if an interrupted run is here.
+        """
+        if self.training.exists():
+            raise files.OutputError(
+                f"{self.path} has a training that was interrupted: --resume goes on with it, or remove {self.training}"
+            )
+        self._check_results(settings["model"])
+        files.check_output_folder(self.path)
+
+    def resume(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The state of the interrupted run, for :meth:`restore`.
+
+        Raises:
+            UserError: if there is none, or none of this version of fastconv, or one with other settings.
+        """
+        if not self.training.is_file():
+            raise UserError(f"nothing to resume: there is no {self.training}")
+        content = checkpoint.read(self.training, "training")
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise UserError(f"{self.training} is not a training of fastconv")
+        if content["version"] != _VERSION:
+            raise UserError(
+                f"{self.training} has format {content['version']}: this fastconv goes on with {_VERSION} only"
+            )
+        for name, before in content["settings"].items():
+            if settings.get(name) != before:
+                option = "--" + name.replace("_", "-")
+                raise UserError(f"the training in {self.path} has {option} {before}, not {settings.get(name)}")
+        files.check_output_folder(self.path)
+        return content["training"]
+
+    def restore(self, training: Training, state: dict[str, Any]) -> None:
+        """Bring ``training`` to where the interrupted one was left."""
+        try:
+            training.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{self.training} is damaged: remove it to start anew") from error
+
+    def save_training(self, training: Training, settings: dict[str, Any]) -> None:
+        """Keep where ``training`` stands; the older state is replaced by a whole new one, or not at all."""
+        buffer = io.BytesIO()
+        content = {"format": _FORMAT, "version": _VERSION, "settings": settings, "training": training.state_dict()}
+        torch.save(content, buffer)
+        files.write_atomically(self.training, buffer.getvalue())
+
+    def finish(
+        self,
+        training: Training,
+        settings: dict[str, Any],
+        versions: dict[str, Any],
+        test_loss: float,
+        test_accuracy: float,
+    ) -> None:
+        """Write the results. Only when all are there does ``training.pt`` go."""
+        record = {
+            "config": settings,
+            "versions": versions,
+            "epochs": [asdict(result) for result in training.history],
+            "test_loss": test_loss,
+            "test_accuracy": test_accuracy,
+        }
+        files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
+        files.write_atomically(self.table, _csv(training.history).encode())
+        saved = checkpoint.Checkpoint(settings["model"], training.model.state_dict(), test_accuracy, settings)
+        checkpoint.save(self.checkpoint, saved)
+        self.training.unlink(missing_ok=True)
+
+    def _check_results(self, model: str) -> None:
+        if self.checkpoint.exists():
+            try:
+                found = checkpoint.load(self.checkpoint)
+            except checkpoint.CheckpointError as error:
+                raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
+            if found.model != model:
+                raise files.OutputError(
+                    f"{self.checkpoint} is of {found.model} and is not overwritten: choose another --output"
+                )
+            return
+        for path in (self.history, self.table):
+            if path.exists():
+                raise files.OutputError(f"{path} is there without a checkpoint: choose another --output")
+
+
+def _csv(history: list[EpochResult]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(EpochResult)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in history)
+    return text.getvalue()
+
+
+@contextlib.contextmanager
+def stopped_by_interrupt(training: Training) -> Iterator[list[int]]:
+    """Within it, Ctrl-C or SIGTERM stops ``training`` after the step under way; the list then has the signal's number.
+
+    A second Ctrl-C is Python's again: it ends the program at once.
+    """
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        training.stop()
+        signal.signal(number, before[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, stop)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
