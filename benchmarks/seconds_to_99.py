@@ -1,9 +1,8 @@
 """Seconds of training to 99 % test accuracy on the full MNIST: `fastconv train --recipe fast`, on both backends.
 
-PyTorch is timed with the same recipe, and with batches of 64, which suit it better: its activations for 128 are given
-back to the system after each step, and fetched page by page in the next. Each training has a process of its own, as a
-user's has; the variants take turns, seed by seed. Both backends train in channels_last, PyTorch's faster layout. Seconds
-are those of training: no set-up, no evaluation.
+PyTorch is timed with the same recipe, and with batches of 64, in which an image costs it less of some machines' time.
+Each training has a process of its own, as a user's has; the variants take turns, seed by seed. Both backends train in
+channels_last, PyTorch's faster layout. Seconds are those of training: no set-up, no evaluation.
 
 python benchmarks/seconds_to_99.py [--seeds 3] [--json FILE]
 """

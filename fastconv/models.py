@@ -1,4 +1,7 @@
-"""The two networks of the worked job (MNIST; cross-correlation without padding, as in the textbook)."""
+"""The two networks of the worked job (MNIST; cross-correlation without padding, as in the textbook).
+
+:mod:`fastconv.builder` makes others.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,15 @@ class _ConvReLU2d(torch.nn.Conv2d):
 
 
 class _ConvReLUMaxPool2d(torch.nn.Conv2d):
+    def __init__(self, *args: Any, pool_kernel_size: int = 2, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pool_kernel_size = pool_kernel_size
+
     def forward(self, input: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(super().forward(input)), 2)
+        return F.max_pool2d(F.relu(super().forward(input)), self.pool_kernel_size)
 
 
-def _blocks(layers: Any) -> tuple[type[torch.nn.Conv2d], type[torch.nn.Conv2d]]:
+def blocks(layers: Any) -> tuple[Any, Any]:
     """A convolution with ReLU, and one with ReLU and 2 x 2 pooling: fastconv's in one operator, PyTorch's in three."""
     if layers is torch.nn:
         return _ConvReLU2d, _ConvReLUMaxPool2d
@@ -52,7 +59,7 @@ class MnistCNN(torch.nn.Module):
 
     def __init__(self, layers: Any = fastconv.nn) -> None:
         super().__init__()
-        conv_relu, conv_relu_pool = _blocks(layers)
+        conv_relu, conv_relu_pool = blocks(layers)
         self.conv1 = conv_relu_pool(1, 32, 3)
         self.conv2 = conv_relu_pool(32, 64, 3)
         self.conv3 = conv_relu(64, 128, 3)
@@ -84,7 +91,7 @@ class SimpleCNN(torch.nn.Module):
 
     def __init__(self, layers: Any = fastconv.nn) -> None:
         super().__init__()
-        _, conv_relu_pool = _blocks(layers)
+        _, conv_relu_pool = blocks(layers)
         self.conv1 = conv_relu_pool(1, 32, 3)
         self.conv2 = conv_relu_pool(32, 64, 3)
         self.dense1 = torch.nn.Linear(1600, 64)

@@ -335,9 +335,7 @@ def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, to
 
 @posix
 @pytest.mark.parametrize("moment", range(int(os.environ.get("FASTCONV_KILLS", "3"))))
-def test_a_killed_training_is_resumed_to_the_same_weights(
-    uninterrupted: dict[str, torch.Tensor], moment: int
-) -> None:
+def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[str, torch.Tensor], moment: int) -> None:
     command = [*COMMAND, *UNDER_WAY, "--output", "run"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stdout is not None

@@ -265,6 +265,24 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, model: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
+def test_a_checkpoint_of_the_first_version_is_of_digits(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, new_checkpoint())
+    content = torch.load(path)
+    torch.save({k: v for k, v in content.items() if k not in ("shape", "class_names")} | {"version": 1}, path)
+    loaded = checkpoint.load(path)
+    assert (loaded.shape, loaded.class_names) == ((1, 28, 28), tuple("0123456789"))
+
+
+def test_a_checkpoint_of_other_images_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    model = training.build_model("conv8, pool, dense5", shape=(3, 12, 10), classes=3)
+    saved = Checkpoint("conv8, pool, dense5", model.state_dict(), 0.5, {}, (3, 12, 10), ("cat", "dog", "ox"))
+    checkpoint.save(path, saved)
+    images = torch.rand(4, 3, 12, 10)
+    assert torch.equal(checkpoint.load(path).build()(images), model.eval()(images))
+
+
 def without(key: str) -> Callable[[dict[str, Any]], object]:
     return lambda content: {name: value for name, value in content.items() if name != key}
 
@@ -278,7 +296,11 @@ def with_weight(value: object) -> Callable[[dict[str, Any]], object]:
     [
         (lambda content: [1, 2], "not a checkpoint of fastconv"),
         (lambda content: content["state_dict"], "not a checkpoint of fastconv"),
-        (lambda content: content | {"version": 2}, r"later fastconv \(format 2; this one reads 1\)"),
+        (lambda content: content | {"version": 3}, r"later fastconv \(format 3; this one reads 2\)"),
+        (lambda content: content | {"shape": (1, 28)}, "does not say which images it is for"),
+        (lambda content: content | {"shape": (1, 3, 3)}, "'mnist-cnn': .* leaves nothing of an image of 3 x 3"),
+        (lambda content: content | {"class_names": "0123456789"}, "does not say which images it is for"),
+        (lambda content: content | {"class_names": ("0", "1")}, "dense2.weight is not torch.float32 of shape"),
         (without("state_dict"), "lacks state_dict"),
         (without("model"), "lacks model"),
         (lambda content: content | {"model": "resnet"}, "another model, 'resnet'"),

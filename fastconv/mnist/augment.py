@@ -55,7 +55,9 @@ def affine(images: Tensor, generator: Generator) -> Tensor:
     angle, scale = turn * math.radians(_DEGREES), 1 + zoom * _ZOOM
     cos, sin = angle.cos() * scale, angle.sin() * scale
     # affine_grid's coordinates go from -1 to 1 over each side: two of them are a whole side.
-    rows = torch.stack([cos, -sin * (H / W), right * (2 * _PIXELS / W), sin * (W / H), cos, down * (2 * _PIXELS / H)], 1)
+    rows = torch.stack(
+        [cos, -sin * (H / W), right * (2 * _PIXELS / W), sin * (W / H), cos, down * (2 * _PIXELS / H)], 1
+    )
     grid = F.affine_grid(rows.view(N, 2, 3), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 

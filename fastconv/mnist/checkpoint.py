@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from fastconv.mnist import UserError
+from fastconv.mnist.data import CLASS_NAMES
 from fastconv.mnist.files import write_atomically
-from fastconv.mnist.training import MODELS, build_model
+from fastconv.mnist.training import TrainingError, build_model
 
 _FORMAT = "fastconv-mnist"
-_VERSION = 1
+_VERSION = 2
 
 
 class CheckpointError(UserError):
@@ -26,16 +27,21 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds. ``config`` is for the reader: nothing depends on it."""
+    """What a checkpoint file holds: the network, and the images and classes it is for.
+
+    ``config`` is for the reader: nothing depends on it.
+    """
 
     model: str
     state_dict: dict[str, torch.Tensor]
     test_accuracy: float
     config: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int, int] = (1, 28, 28)
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     def build(self, backend: str = "fastconv") -> nn.Module:
         """The network with these weights, ready to predict."""
-        network = build_model(self.model, backend)
+        network = build_model(self.model, backend, self.shape, len(self.class_names))
         network.load_state_dict(self.state_dict)
         return network.eval()
 
@@ -50,6 +56,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "state_dict": dict(checkpoint.state_dict),
         "test_accuracy": checkpoint.test_accuracy,
         "config": checkpoint.config,
+        "shape": checkpoint.shape,
+        "class_names": checkpoint.class_names,
     }
     torch.save(content, buffer)
     write_atomically(path, buffer.getvalue())
@@ -98,9 +106,15 @@ def _checked(path: Path, content: object) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
     model, weights = content["model"], content["state_dict"]
-    if model not in MODELS:
-        raise CheckpointError(f"{path} is of another model, {model!r}: fastconv has {', '.join(MODELS)}")
-    expected = build_model(model).state_dict()
+    # Version 1 knew digits only.
+    shape, class_names = content.get("shape", (1, 28, 28)), content.get("class_names", CLASS_NAMES)
+    plain = isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(n, int) and 0 < n < 2**15 for n in shape)
+    if not plain or not isinstance(class_names, tuple) or not all(isinstance(name, str) for name in class_names):
+        raise CheckpointError(f"{path} is damaged: it does not say which images it is for")
+    try:
+        expected = build_model(model, shape=shape, classes=len(class_names)).state_dict()
+    except TrainingError as error:
+        raise CheckpointError(f"{path} is of another model, {model!r}: {error}") from error
     if not isinstance(weights, dict) or weights.keys() != expected.keys():
         raise CheckpointError(f"{path} is damaged: its weights are not those of {model}")
     for key, tensor in expected.items():
@@ -108,4 +122,4 @@ def _checked(path: Path, content: object) -> Checkpoint:
         plain = isinstance(found, torch.Tensor) and found.is_cpu and found.layout is torch.strided
         if not plain or found.shape != tensor.shape or found.dtype != tensor.dtype:
             raise CheckpointError(f"{path} is damaged: {key} is not {tensor.dtype} of shape {tuple(tensor.shape)}")
-    return Checkpoint(model, weights, content["test_accuracy"], content["config"])
+    return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names)

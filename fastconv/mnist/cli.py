@@ -21,8 +21,9 @@ except ModuleNotFoundError as missing:
     raise SystemExit(f"fastconv: the command needs {missing.name}: pip install 'fastconv[mnist]'") from None
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from fastconv.mnist.checkpoint import Checkpoint
     from fastconv.mnist.data import DataSet
 
 _USAGE_ERROR = 2
@@ -43,11 +44,6 @@ app = typer.Typer(
 class DataSetName(str, Enum):
     mnist5k = "mnist5k"
     mnist = "mnist"
-
-
-class ModelName(str, Enum):
-    mnist_cnn = "mnist-cnn"
-    simple_cnn = "simple-cnn"
 
 
 class Backend(str, Enum):
@@ -85,6 +81,10 @@ DataDirOption = Annotated[
         show_default=False,
     ),
 ]
+SavedDataSetOption = Annotated[
+    DataSetName | None,
+    typer.Option("--dataset", help="Default: the data set that it was trained on.", show_default=False),
+]
 BackendOption = Annotated[
     Backend, typer.Option("--backend", help="Whose operators run the network: fastconv's or PyTorch's own.")
 ]
@@ -113,7 +113,12 @@ def train(
     ] = Recipe.reference,
     dataset: DataSetOption = DataSetName.mnist5k,
     data_dir: DataDirOption = None,
-    model: Annotated[ModelName | None, _of_recipe("--model", "The network.")] = None,
+    model: Annotated[
+        str | None,
+        _of_recipe(
+            "--model", "mnist-cnn, simple-cnn, or a list of layers, as 'conv32, conv32, pool, dropout.2, dense64'."
+        ),
+    ] = None,
     epochs: Annotated[int | None, _of_recipe("--epochs", "Passes over the training images.")] = None,
     batch_size: Annotated[int | None, _of_recipe("--batch-size", "Images a step.")] = None,
     validation_split: Annotated[
@@ -121,15 +126,15 @@ def train(
         _of_recipe("--validation-split", "Share of the training images held out, from their end: 0 to 1."),
     ] = None,
     lr: Annotated[float | None, _of_recipe("--lr", "Adam's learning rate, the highest of the schedule.")] = None,
-    schedule: Annotated[
-        Schedule | None, _of_recipe("--schedule", "How the learning rate goes, step by step.")
-    ] = None,
+    schedule: Annotated[Schedule | None, _of_recipe("--schedule", "How the learning rate goes, step by step.")] = None,
     label_smoothing: Annotated[
         float | None, _of_recipe("--label-smoothing", "Share of the target spread over all classes: 0 to 1.")
     ] = None,
     augment: Annotated[
         Augment | None,
-        _of_recipe("--augment", "How images are moved at random: shift, up to 2 pixels; affine, turned and scaled too."),
+        _of_recipe(
+            "--augment", "How images are moved at random: shift, up to 2 pixels; affine, turned and scaled too."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same weights.")] = 0,
     threads: ThreadsOption = None,
@@ -168,7 +173,7 @@ def train(
     )
 
     given = {
-        "model": model and model.value,
+        "model": model,
         "epochs": epochs,
         "batch_size": batch_size,
         "validation_split": validation_split,
@@ -185,14 +190,18 @@ def train(
     data = _load_data(dataset, data_dir)
     settings = {**asdict(config), "dataset": data.name, "limit": limit}
     # All that could fail for the user's fault has failed before the long part begins.
-    folder = runs.RunFolder(output if output is not None else Path("runs") / config.model)
-    state = folder.resume(settings) if resume else folder.begin(settings)
+    folder = runs.RunFolder(output if output is not None else Path("runs") / _folder_name(config.model))
+    state = None
+    if resume:
+        state = folder.resume(settings)
+    else:
+        folder.begin(settings)
 
     console = Console()
     images, labels = data.train_images[:limit], data.train_labels[:limit]
     count = split_for_validation(len(images), config.validation_split)
     print(f"{config.model} on {data.name}: {count} training images, {len(images) - count} held out", flush=True)
-    training = Training(images, labels, config)
+    training = Training(images, labels, config, len(data.class_names))
     if state is None:
         folder.save_training(training, settings)
     else:
@@ -213,7 +222,7 @@ def train(
         raise UserInterrupt(f"interrupted; --output {folder.path} --resume goes on from here")
 
     test_loss, test_accuracy = evaluate(training.model, data.test_images, data.test_labels)
-    folder.finish(training, settings, _versions(), test_loss, test_accuracy)
+    folder.finish(training, settings, data, _versions(), test_loss, test_accuracy)
     _print_accuracy(test_loss, test_accuracy, len(data.test_images))
     print(f"wrote {folder.checkpoint} and {folder.history}")
 
@@ -221,7 +230,7 @@ def train(
 @app.command(epilog="Example: fastconv evaluate runs/mnist-cnn/checkpoint.pt")
 def evaluate(
     checkpoint: CheckpointArgument,
-    dataset: DataSetOption = DataSetName.mnist5k,
+    dataset: SavedDataSetOption = None,
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
     backend: BackendOption = Backend.fastconv,
@@ -230,9 +239,9 @@ def evaluate(
     from fastconv.mnist import training
 
     _set_threads(threads)
-    network = _load_network(checkpoint, backend)
-    data = _load_data(dataset, data_dir)
-    loss, accuracy = training.evaluate(network, data.test_images, data.test_labels)
+    saved = _load_checkpoint(checkpoint)
+    data = _load_data_for(saved, dataset, data_dir)
+    loss, accuracy = training.evaluate(saved.build(backend.value), data.test_images, data.test_labels)
     _print_accuracy(loss, accuracy, len(data.test_images))
 
 
@@ -247,39 +256,39 @@ def predict(
             show_default=False,
         ),
     ],
-    dataset: DataSetOption = DataSetName.mnist5k,
+    dataset: SavedDataSetOption = None,
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
     backend: BackendOption = Backend.fastconv,
 ) -> None:
     """Print the class and its probability for image files or test images.
 
-    Image files may have any size and mode; dark digits on light are inverted, and unless the file is 28 x 28 the digit
-    is scaled and centred as MNIST's are. Without a terminal the table is tab-separated.
+    Image files may have any size and mode. For a network of digits, dark digits on light are inverted, and unless the
+    file is 28 x 28 the digit is scaled and centred as MNIST's are; for others the image is scaled. Without a terminal
+    the table is tab-separated.
     """
     import torch
 
     from fastconv.mnist import training
-    from fastconv.mnist.data import CLASS_NAMES
-    from fastconv.mnist.images import read_image
+    from fastconv.mnist.images import read_for
 
     _set_threads(threads)
-    network = _load_network(checkpoint, backend)
-    data = _load_data(dataset, data_dir) if any(map(_is_index, images)) else None
+    saved = _load_checkpoint(checkpoint)
+    data = _load_data_for(saved, dataset, data_dir) if any(map(_is_index, images)) else None
     inputs: list[Tensor] = []
     labels: list[str] = []
     for name in images:
         if data is not None and _is_index(name):
             index = _checked_index(int(name), data)
             inputs.append(data.test_images[index : index + 1])
-            labels.append(CLASS_NAMES[int(data.test_labels[index])])
+            labels.append(saved.class_names[int(data.test_labels[index])])
         else:
-            inputs.append(read_image(Path(name)))
+            inputs.append(read_for(saved, Path(name)))
             labels.append("")
-    probabilities = training.predict(network, torch.cat(inputs))
+    probabilities = training.predict(saved.build(backend.value), torch.cat(inputs))
     best, classes = probabilities.max(1)
     rows = [
-        (_printable(name), CLASS_NAMES[digit], f"{probability:.4f}", label)
+        (_printable(name), saved.class_names[digit], f"{probability:.4f}", label)
         for name, digit, probability, label in zip(images, classes.tolist(), best.tolist(), labels, strict=True)
     ]
     _print_table(("image", "class", "probability", "label"), rows)
@@ -288,7 +297,7 @@ def predict(
 @app.command(epilog="Example: fastconv plot runs/mnist-cnn/checkpoint.pt --count 15 --output predictions.png")
 def plot(
     checkpoint: CheckpointArgument,
-    dataset: DataSetOption = DataSetName.mnist5k,
+    dataset: SavedDataSetOption = None,
     data_dir: DataDirOption = None,
     count: Annotated[int, typer.Option("--count", help=f"How many test images, up to {_MAX_PLOTTED}.")] = 15,
     start: Annotated[int, typer.Option("--start", help="The index of the first, counted from 0.")] = 0,
@@ -312,12 +321,13 @@ def plot(
     if not 1 <= count <= _MAX_PLOTTED:
         raise UserError(f"--count must be between 1 and {_MAX_PLOTTED}, not {count}")
     _set_threads(threads)
-    network = _load_network(checkpoint, backend)
-    data = _load_data(dataset, data_dir)
+    saved = _load_checkpoint(checkpoint)
+    data = _load_data_for(saved, dataset, data_dir)
     shown = slice(_checked_index(start, data), start + count)
     images, labels = data.test_images[shown], data.test_labels[shown]
     files.check_output_folder(output.parent)
-    picture = plots.prediction_grid(images, labels, training.predict(network, images), first=start)
+    probabilities = training.predict(saved.build(backend.value), images)
+    picture = plots.prediction_grid(images, labels, probabilities, first=start, class_names=saved.class_names)
     files.write_atomically(output, picture)
     print(f"wrote {output}")
 
@@ -385,10 +395,30 @@ def _load_data(dataset: DataSetName, data_dir: Path | None) -> "DataSet":
     return data.load(dataset.value, data_dir)
 
 
-def _load_network(path: Path, backend: Backend) -> "nn.Module":
+def _load_checkpoint(path: Path) -> "Checkpoint":
     from fastconv.mnist import checkpoint
 
-    return checkpoint.load(path).build(backend.value)
+    return checkpoint.load(path)
+
+
+def _load_data_for(saved: "Checkpoint", dataset: DataSetName | None, data_dir: Path | None) -> "DataSet":
+    """The data set ``dataset``, or the one that the checkpoint was trained on. Its images must fit the network."""
+    if dataset is None:
+        before = saved.config.get("dataset")
+        dataset = DataSetName(before) if before in [name.value for name in DataSetName] else DataSetName.mnist5k
+    data = _load_data(dataset, data_dir)
+    if (data.shape, len(data.class_names)) != (saved.shape, len(saved.class_names)):
+        needs, has = (" x ".join(map(str, shape)) for shape in (saved.shape, data.shape))
+        raise UserError(
+            f"the checkpoint is of images of {needs} in {len(saved.class_names)} classes, not of {data.name}:"
+            f" {has} in {len(data.class_names)}"
+        )
+    return data
+
+
+def _folder_name(model: str) -> str:
+    """A model's name, or its list of layers, as a folder is called."""
+    return "-".join(model.replace(",", " ").split())
 
 
 def _is_index(name: str) -> bool:

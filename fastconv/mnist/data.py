@@ -38,13 +38,23 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images (N, 1, 28, 28), float32 in [0, 1], and labels (N,), int64 in 0..9, for training and for the test."""
+    """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, for training and for the test.
+
+    ``class_names`` says what each label is called.
+    """
 
     name: str
     train_images: Tensor
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+    class_names: tuple[str, ...] = CLASS_NAMES
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        _, C, H, W = self.train_images.shape
+        return C, H, W
 
 
 def load(name: str, data_dir: Path | None = None) -> DataSet:

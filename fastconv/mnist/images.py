@@ -1,6 +1,9 @@
-"""Image files as the network wants them: 28 x 28, light digit on black, as in MNIST."""
+"""Image files as a network wants them: digits as in MNIST, 28 x 28 and light on black; other images scaled."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -8,7 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastconv.mnist import UserError
-from fastconv.mnist.data import IMAGE_SIZE
+from fastconv.mnist.data import CLASS_NAMES, IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fastconv.mnist.checkpoint import Checkpoint
 
 # MNIST's own preparation: the digit scaled to fit a box of 20 pixels, its centre of mass at pixel 14 of 0 to 27
 # (measured over the 4,000 training images of mnist5k: 13.99 and 14.00).
@@ -44,20 +52,59 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(grey.astype(np.float32)).reshape(1, 1, IMAGE_SIZE, IMAGE_SIZE)
 
 
+def read_for(saved: Checkpoint, path: Path) -> Tensor:
+    """Read an image file for the network of a checkpoint: by :func:`read_image` if it is one of digits.
+
+    Returns:
+        A tensor (1, C, H, W), float32 in [0, 1].
+    """
+    if (saved.shape, saved.class_names) == ((1, IMAGE_SIZE, IMAGE_SIZE), CLASS_NAMES):
+        return read_image(path)
+    return read_picture(path, saved.shape)
+
+
+def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """Read an image file, scaled to ``shape`` (C, H, W): in grey if C is 1, in red, green and blue if it is 3.
+
+    Returns:
+        A tensor (1, C, H, W), float32 in [0, 1].
+
+    Raises:
+        ImageError: if the file cannot be read, or is not an image that Pillow knows.
+    """
+    from PIL import Image
+
+    C, H, W = shape
+    if C == 1:
+        grey = Image.fromarray(_read_grey(path).astype(np.float32))
+        pixels = np.array(grey.resize((W, H), Image.Resampling.BILINEAR))
+        return torch.from_numpy(pixels).view(1, 1, H, W)
+    colours = _read_colours(path).convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(colours)).permute(2, 0, 1).unsqueeze(0) / 255
+
+
 def _read_grey(path: Path) -> NDArray[np.float64]:
     """The image's grey values in [0, 1]."""
+    image = _read_colours(path)
+    if image.mode.startswith(("I", "F")):
+        # More than 8 bits: Pillow's conversion to 8 would clip. Full scale is 65535, unless all fits in 8 bits.
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        return (values / (65535 if values.max() > 255 else 255)).clip(0, 1)
+    return np.asarray(image.convert("L"), dtype=np.float64) / 255
+
+
+def _read_colours(path: Path) -> Image:
+    """The image, upright, what is transparent white; in RGBA, or in its own mode if that has more than 8 bits."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
-                # More than 8 bits: Pillow's conversion to 8 would clip. Full scale is 65535, unless all fits in 8 bits.
-                values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-                return (values / (65535 if values.max() > 255 else 255)).clip(0, 1)
+                image.load()
+                return image
             coloured = image.convert("RGBA")
-            white = Image.new("RGBA", coloured.size, "white")
-            return np.asarray(Image.alpha_composite(white, coloured).convert("L"), dtype=np.float64) / 255
+            return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not an image") from error
     except OSError as error:

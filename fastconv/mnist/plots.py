@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -14,18 +15,26 @@ _OTHER = "0.65"
 _COLUMNS = 3
 
 
-def prediction_grid(images: Tensor, labels: Tensor, probabilities: Tensor, first: int = 0, title: str = "") -> bytes:
-    """Draw each image with its predicted label and percentage, beside a bar chart of the ten probabilities.
+def prediction_grid(
+    images: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    first: int = 0,
+    title: str = "",
+    class_names: Sequence[str] = CLASS_NAMES,
+) -> bytes:
+    """Draw each image with its predicted label and percentage, beside a bar chart of the probabilities.
 
     The prediction is blue when it is right; when it is wrong it is red, and the right class is added in brackets, its
     bar in blue.
 
     Args:
-        images: (N, 1, 28, 28).
+        images: (N, 1, H, W), drawn dark on light, or (N, 3, H, W), in their colours.
         labels: (N,), the right classes.
-        probabilities: (N, 10).
+        probabilities: (N, classes).
         first: the index of the first image, to number them by.
         title: a line above the grid.
+        class_names: of the labels.
 
     Returns:
         A PNG file.
@@ -48,10 +57,13 @@ def prediction_grid(images: Tensor, labels: Tensor, probabilities: Tensor, first
         picture, chart = axes[2 * index], axes[2 * index + 1]
         predicted = int(row.argmax())
         colour = RIGHT if predicted == label else WRONG
-        text = f"{CLASS_NAMES[predicted]}  {row[predicted]:.0%}"
+        text = f"{class_names[predicted]}  {row[predicted]:.0%}"
         if predicted != label:
-            text += f"  (is {CLASS_NAMES[label]})"
-        picture.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+            text += f"  (is {class_names[label]})"
+        if len(image) == 1:
+            picture.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
+        else:
+            picture.imshow(image.permute(1, 2, 0))
         picture.set(xticks=[], yticks=[])
         picture.set_title(f"no. {first + index}", fontsize=8, color="0.4")
         picture.set_xlabel(text, color=colour, fontsize=12, fontweight="bold")
@@ -60,7 +72,7 @@ def prediction_grid(images: Tensor, labels: Tensor, probabilities: Tensor, first
         colours[predicted] = colour
         chart.bar(np.arange(len(row)), row, color=colours)
         chart.set(ylim=(0, 1), xticks=np.arange(len(row)), yticks=[0, 0.5, 1])
-        chart.set_xticklabels(CLASS_NAMES)
+        chart.set_xticklabels(class_names)
         chart.set_yticklabels(["0", "50 %", "100 %"])
         chart.tick_params(labelsize=8, length=2)
         chart.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """The folder of a run: its results, and, while it is under way, where it stands.
 
-``checkpoint.pt`` is the trained network, ``history.json`` and ``history.csv`` what it cost and how well it did, epoch by
-epoch. ``training.pt`` is what ``fastconv train --resume`` goes on from; it is there from the start of training to its end.
+``checkpoint.pt`` is the trained network, ``history.json`` and ``history.csv`` what it cost and how well it did, epoch
+by epoch. ``training.pt`` is what ``fastconv train --resume`` goes on from; it is there while training is under way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fastconv.mnist import UserError, checkpoint, files
+from fastconv.mnist.data import DataSet
 from fastconv.mnist.training import EpochResult, Training
 
 _FORMAT = "fastconv-training"
@@ -92,6 +93,7 @@ class RunFolder:
         self,
         training: Training,
         settings: dict[str, Any],
+        data: DataSet,
         versions: dict[str, Any],
         test_loss: float,
         test_accuracy: float,
@@ -106,7 +108,9 @@ class RunFolder:
         }
         files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
         files.write_atomically(self.table, _csv(training.history).encode())
-        saved = checkpoint.Checkpoint(settings["model"], training.model.state_dict(), test_accuracy, settings)
+        saved = checkpoint.Checkpoint(
+            settings["model"], training.model.state_dict(), test_accuracy, settings, data.shape, data.class_names
+        )
         checkpoint.save(self.checkpoint, saved)
         self.training.unlink(missing_ok=True)
 
@@ -142,13 +146,14 @@ def stopped_by_interrupt(training: Training) -> Iterator[list[int]]:
     """
     received: list[int] = []
     before: dict[int, Any] = {}
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         training.stop()
         signal.signal(number, before[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         before[number] = signal.signal(number, stop)
     try:
         yield received

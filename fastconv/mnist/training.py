@@ -15,15 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv.nn
-from fastconv import models
+from fastconv.builder import build_cnn, parse
 from fastconv.mnist import UserError
 from fastconv.mnist.augment import AUGMENTATIONS
 
 BACKENDS = ("fastconv", "torch")
 _EVALUATION_BATCH = 500
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {"mnist-cnn": models.MnistCNN, "simple-cnn": models.SimpleCNN}
-MODELS = tuple(_MODELS)
+#: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
+MODELS = {
+    "mnist-cnn": "conv32, pool, conv64, pool, conv128, dense128",
+    "simple-cnn": "conv32, pool, conv64, pool, dense64",
+}
 
 #: What multiplies the learning rate, by the share of training that is done, 0 to 1.
 _SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -67,7 +70,7 @@ class TrainingConfig:
     """What :func:`fit` does. The defaults are the reference run; ``TrainingConfig(**RECIPES["fast"])`` is another.
 
     Args:
-        model: one of :data:`MODELS`.
+        model: one of :data:`MODELS`, or a description as :func:`fastconv.builder.build_cnn` takes it.
         backend: whose operators, one of :data:`BACKENDS`.
         epochs: passes over the training images.
         batch_size: images a step.
@@ -94,7 +97,7 @@ class TrainingConfig:
     augment: str = "none"
 
     def __post_init__(self) -> None:
-        _check(self.model in MODELS, f"unknown model {self.model!r}: choose one of {', '.join(MODELS)}")
+        _check_model(self.model)
         _check(self.backend in BACKENDS, f"unknown backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
         _check(self.schedule in SCHEDULES, f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
         _check(
@@ -142,15 +145,29 @@ OnStep = Callable[[int, Totals], None]
 OnEpoch = Callable[[EpochResult], None]
 
 
-def build_model(name: str, backend: str = "fastconv") -> nn.Module:
-    """The network ``name``, one of :data:`MODELS`, on fastconv's layers or, with ``backend="torch"``, PyTorch's.
+def build_model(
+    name: str, backend: str = "fastconv", shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10
+) -> nn.Module:
+    """The network ``name`` on fastconv's layers or, with ``backend="torch"``, PyTorch's.
+
+    Args:
+        name: one of :data:`MODELS`, or a description as :func:`fastconv.builder.build_cnn` takes it.
+        backend: one of :data:`BACKENDS`.
+        shape: (C, H, W) of an image.
+        classes: how many.
+
+    Raises:
+        TrainingError: if such images are too small for it.
 
     Example::
 
         >>> sum(parameter.numel() for parameter in build_model("mnist-cnn").parameters())
         241546
     """
-    return _MODELS[name](layers=nn if backend == "torch" else fastconv.nn)
+    try:
+        return build_cnn(MODELS.get(name, name), shape, classes, layers=nn if backend == "torch" else fastconv.nn)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
 
 
 def split_for_validation(count: int, fraction: float) -> int:
@@ -170,8 +187,8 @@ def fit(
     The last ``config.validation_split`` of the images is held out; the others are drawn in a new order each epoch.
 
     Args:
-        images: (N, 1, 28, 28), float32 in [0, 1].
-        labels: (N,), int64.
+        images: (N, C, H, W), float32 in [0, 1].
+        labels: (N,), int64, of ten classes.
         on_step: called after each step with the epoch, counted from 1, and the sums over it so far.
         on_epoch: called after each epoch with its figures.
 
@@ -216,14 +233,16 @@ class Training:
         [1, 2]
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, config: TrainingConfig) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, config: TrainingConfig, classes: int = 10) -> None:
         self._config = config
         count = split_for_validation(len(images), config.validation_split)
         self._images, self._labels = images[:count], labels[:count]
         self._held_out = images[count:], labels[count:]
         torch.manual_seed(config.seed)
         # The faster layout for both backends: PyTorch's step takes 11 ms in it, and 16 in the other.
-        self.model = build_model(config.model, config.backend).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _, C, H, W = images.shape
+        model = build_model(config.model, config.backend, (C, H, W), classes)
+        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
         self.history: list[EpochResult] = []
         self._start_epoch()
@@ -350,10 +369,18 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, f
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """The probabilities, (N, 10), of each class for images of shape (N, 1, 28, 28)."""
+    """The probabilities, (N, classes), of each class for images of shape (N, C, H, W)."""
     model.eval()
     with torch.inference_mode():
         return torch.cat([model(batch).softmax(1) for batch in images.split(_EVALUATION_BATCH)])
+
+
+def _check_model(model: str) -> None:
+    try:
+        parse(MODELS.get(model, model))
+    except ValueError as error:
+        known = ", ".join(MODELS)
+        raise TrainingError(f"unknown model {model!r}: choose one of {known}, or list its layers; {error}") from error
 
 
 def _check(holds: bool, message: str) -> None:
