@@ -76,10 +76,17 @@ def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, caps
     assert lines[3].startswith("test accuracy ")
     assert len(lines) == 5
     assert sorted(contents(Path())) == [
+        "runs/simple-cnn/best.pt",
         "runs/simple-cnn/checkpoint.pt",
         "runs/simple-cnn/history.csv",
         "runs/simple-cnn/history.json",
     ]
+
+
+def held_out() -> tuple[torch.Tensor, torch.Tensor]:
+    """The last fifth of the images of QUICK."""
+    mnist5k = data.load("mnist5k")
+    return mnist5k.train_images[384:480], mnist5k.train_labels[384:480]
 
 
 def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
@@ -95,6 +102,10 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
         "schedule": "constant",
         "label_smoothing": 0.0,
         "augment": "none",
+        "optimizer": "adam",
+        "loss": "cross-entropy",
+        "patience": None,
+        "dtype": "float32",
         "dataset": "mnist5k",
         "limit": 480,
     }
@@ -118,7 +129,11 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
     rows = (trained / "history.csv").read_text().splitlines()
     assert rows[0].startswith("epoch,loss,accuracy,val_loss,")
     assert [row.partition(",")[0] for row in rows[1:]] == ["1", "2", "3"]
-    assert len(list(trained.iterdir())) == 3
+    best = max(history["epochs"], key=lambda epoch: epoch["val_accuracy"])
+    assert checkpoint.load(trained / "best.pt").test_accuracy is None
+    loss, accuracy = training.evaluate(checkpoint.load(trained / "best.pt").build(), *held_out())
+    assert (loss, accuracy) == (best["val_loss"], best["val_accuracy"])
+    assert len(list(trained.iterdir())) == 4
 
 
 def test_training_again_gives_the_same_weights_and_replaces_the_results(trained: Path, capsys: Output) -> None:
@@ -313,7 +328,9 @@ def assert_resumes_to(weights: dict[str, torch.Tensor]) -> None:
     assert main([*UNDER_WAY, "--output", "run", "--resume"]) == 0
     found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
-    assert sorted(contents(Path("run"))) == ["run/checkpoint.pt", "run/history.csv", "run/history.json"]
+    assert sorted(contents(Path("run"))) == [
+        f"run/{name}" for name in ("best.pt", "checkpoint.pt", "history.csv", "history.json")
+    ]
 
 
 @posix
@@ -329,7 +346,7 @@ def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, to
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "fastconv: interrupted; --output run --resume goes on from here\n"
-    assert list(contents(Path("run"))) == ["run/training.pt"]
+    assert sorted(contents(Path("run"))) == ["run/best.pt", "run/training.pt"]
     assert_resumes_to(uninterrupted)
 
 
@@ -414,3 +431,64 @@ def test_a_full_disk_leaves_the_state_before_it(
     assert capsys.readouterr().err == "fastconv: cannot write run/training.pt: No space left on device\n"
     assert contents(Path()) == before
     assert_resumes_to(uninterrupted)
+
+
+# Several processes, both backends, TensorBoard
+
+
+def test_compare_trains_on_both_backends(capsys: Output) -> None:
+    assert main(["train", *QUICK, "--compare", "--output", "run"]) == 0
+    output = capsys.readouterr().out
+    assert "the same on torch's operators:" in output
+    assert output.count("test accuracy") == 2
+    record = json.loads(Path("run/history.json").read_text())
+    assert record["compare"]["backend"] == "torch"
+    for ours, torchs in zip(record["epochs"], record["compare"]["epochs"], strict=True):
+        assert ours["loss"] == pytest.approx(torchs["loss"], abs=0.02)
+
+
+def test_early_stopping_says_so(capsys: Output) -> None:
+    options = ["--limit", "320", "--epochs", "40", "--lr", "0.01", "--patience", "1", "--output", "run"]
+    assert main(["train", *options]) == 0
+    assert "ended early: the held-out loss has not fallen for 1 epochs" in capsys.readouterr().out
+
+
+def test_tensorboard_logs_the_epochs() -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main(["train", *QUICK, "--tensorboard", "--output", "run"]) == 0
+    events = accumulator.EventAccumulator("run/tensorboard").Reload()
+    history = json.loads(Path("run/history.json").read_text())["epochs"]
+    assert [event.value for event in events.Scalars("val_loss")] == pytest.approx([e["val_loss"] for e in history])
+
+
+def test_two_processes_train_as_one_does(capsys: Output) -> None:
+    options = ["train", "--limit", "475", "--epochs", "2", "--batch-size", "60", "--dtype", "float64"]
+    assert main([*options, "--output", "one"]) == 0
+    alone = capsys.readouterr().out
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, "fastconv", *options, "--output", "two"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ENVIRONMENT,
+    )
+    assert done.stdout.count("epoch 1/2") == 1
+    assert done.stdout.splitlines()[0] == alone.splitlines()[0]
+    one, two = (checkpoint.read(Path(name, "checkpoint.pt"), "checkpoint") for name in ("one", "two"))
+    for name, weight in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], weight)
+    histories = (json.loads(Path(name, "history.json").read_text())["epochs"] for name in ("one", "two"))
+    for first, second in zip(*histories, strict=True):
+        for figure in ("loss", "accuracy", "val_loss", "val_accuracy"):
+            assert first[figure] == pytest.approx(second[figure])
+
+
+def test_several_processes_answer_a_mistake_with_one_line() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*torchrun, "fastconv", "train", "--output", "run", "--resume"],
+        capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "fastconv: nothing to resume: there is no run/training.pt" in done.stderr

@@ -14,9 +14,12 @@ from torch import Tensor
 
 import fastconv.nn
 from fastconv.mnist import augment, checkpoint, data, files, training
+from fastconv.mnist import config as configuration
 from fastconv.mnist.checkpoint import Checkpoint, CheckpointError
+from fastconv.mnist.classifier import Classifier
+from fastconv.mnist.config import TrainingConfig, TrainingError
 from fastconv.mnist.images import read_image
-from fastconv.mnist.training import EpochResult, Totals, TrainingConfig, TrainingError, fit
+from fastconv.mnist.training import EpochResult, Totals, fit
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def weights(model: torch.nn.Module) -> list[Tensor]:
     return list(model.state_dict().values())
 
 
-@pytest.mark.parametrize("model", training.MODELS)
+@pytest.mark.parametrize("model", configuration.MODELS)
 def test_the_loss_falls(digits: tuple[Tensor, Tensor], model: str) -> None:
     _, history = fit(*digits, TrainingConfig(model=model, epochs=4))
     assert history[-1].loss < 0.8 * history[0].loss
@@ -38,7 +41,7 @@ def test_the_loss_falls(digits: tuple[Tensor, Tensor], model: str) -> None:
     assert history[-1].val_accuracy > 0.4
 
 
-@pytest.mark.parametrize("backend", training.BACKENDS)
+@pytest.mark.parametrize("backend", configuration.BACKENDS)
 def test_the_same_seed_gives_the_same_weights(digits: tuple[Tensor, Tensor], backend: str) -> None:
     config = TrainingConfig(epochs=1, backend=backend, seed=7)
     first, _ = fit(*digits, config)
@@ -52,13 +55,13 @@ def test_the_same_seed_gives_the_same_weights(digits: tuple[Tensor, Tensor], bac
 def test_both_backends_train_alike(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     ours, torchs = (
-        fit(images, labels, TrainingConfig(epochs=1, backend=backend))[1][0] for backend in training.BACKENDS
+        fit(images, labels, TrainingConfig(epochs=1, backend=backend))[1][0] for backend in configuration.BACKENDS
     )
     assert ours.loss == pytest.approx(torchs.loss, abs=1e-3)
 
 
 def test_the_backend_chooses_the_layers() -> None:
-    ours, torchs = (training.build_model("mnist-cnn", backend) for backend in training.BACKENDS)
+    ours, torchs = (training.build_model("mnist-cnn", backend) for backend in configuration.BACKENDS)
     assert type(ours.get_submodule("conv1")) is fastconv.nn.ConvReLUMaxPool2d
     assert isinstance(torchs.get_submodule("conv1"), torch.nn.Conv2d)
     assert not isinstance(torchs.get_submodule("conv1"), fastconv.nn.Conv2d)
@@ -138,6 +141,10 @@ def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> 
         {"augment": "flip"},
         {"label_smoothing": 1.0},
         {"label_smoothing": math.nan},
+        {"optimizer": "lbfgs"},
+        {"loss": "hinge"},
+        {"patience": 0},
+        {"dtype": "int8"},
     ],
     ids=str,
 )
@@ -151,12 +158,12 @@ def test_a_training_that_diverges_says_so(digits: tuple[Tensor, Tensor]) -> None
         fit(*digits, TrainingConfig(epochs=1, lr=1e30))
 
 
-@pytest.mark.parametrize("recipe", training.RECIPES)
+@pytest.mark.parametrize("recipe", configuration.RECIPES)
 def test_a_recipe_is_a_configuration(recipe: str) -> None:
-    TrainingConfig(**training.RECIPES[recipe])
+    TrainingConfig(**configuration.RECIPES[recipe])
 
 
-@pytest.mark.parametrize("schedule", training.SCHEDULES)
+@pytest.mark.parametrize("schedule", configuration.SCHEDULES)
 def test_the_learning_rate_follows_the_schedule(digits: tuple[Tensor, Tensor], schedule: str) -> None:
     rates: list[float] = []
     config = TrainingConfig(epochs=2, schedule=schedule, lr=0.01)
@@ -200,6 +207,108 @@ def test_a_training_taken_up_again_gives_the_same_weights(
     assert [(r.loss, r.accuracy, r.val_loss) for r in second.history] == [
         (r.loss, r.accuracy, r.val_loss) for r in history
     ]
+
+
+def test_training_ends_when_the_held_out_loss_stops_falling(digits: tuple[Tensor, Tensor]) -> None:
+    _, history = fit(*digits, TrainingConfig(epochs=30, lr=0.01, patience=2))
+    losses = [result.val_loss or 0 for result in history]
+    assert len(losses) < 30
+    assert losses.index(min(losses)) == len(losses) - 3
+    _, history = fit(*digits, TrainingConfig(epochs=3, patience=1, validation_split=0))
+    assert len(history) == 3
+
+
+@pytest.mark.parametrize("optimizer", configuration.OPTIMIZERS)
+@pytest.mark.parametrize("loss", configuration.LOSSES)
+def test_every_optimizer_lowers_every_loss(digits: tuple[Tensor, Tensor], optimizer: str, loss: str) -> None:
+    lr = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}[optimizer] * (10 if (optimizer, loss) == ("sgd", "mse") else 1)
+    _, history = fit(*digits, TrainingConfig(epochs=8, optimizer=optimizer, loss=loss, lr=lr))
+    assert history[-1].loss < 0.9 * history[0].loss
+    assert history[-1].accuracy > history[0].accuracy
+
+
+def test_the_mean_squared_error_is_of_the_probabilities(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    model, (result,) = fit(images, labels, TrainingConfig(epochs=1, lr=1e-30, loss="mse"))
+    wanted = torch.eye(10)[labels]
+    errors = (training.predict(model, images) - wanted).square().mean(1)
+    assert result.loss == pytest.approx(errors[:256].mean().item(), rel=1e-5)
+    assert result.val_loss == pytest.approx(errors[256:].mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", configuration.DTYPES)
+def test_every_dtype_trains(digits: tuple[Tensor, Tensor], dtype: str) -> None:
+    model, history = fit(*digits, TrainingConfig(epochs=2, dtype=dtype))
+    assert history[1].loss < history[0].loss
+    expected = torch.float64 if dtype == "float64" else torch.float32
+    assert {weight.dtype for weight in weights(model)} == {expected}
+    assert training.predict(model, digits[0]).dtype == expected
+
+
+# The classifier
+
+
+def top2(probabilities: Tensor, labels: Tensor) -> float:
+    return (probabilities.topk(2).indices == labels[:, None]).any(1).double().mean().item()
+
+
+def test_the_classifier_does_what_fit_does(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    torch.manual_seed(0)  # what fit starts from
+    classifier = Classifier().compile(metrics={"top2": top2}, label_smoothing=0.1)
+    history = classifier.fit(images, labels, epochs=2, validation_split=0.25)
+    config = TrainingConfig(epochs=2, validation_split=0.25, label_smoothing=0.1)
+    model, expected = fit(images, labels, config)
+    assert all(map(torch.equal, weights(classifier.model), weights(model)))
+    assert [result.val_loss for result in history] == [result.val_loss for result in expected]
+    figures = classifier.evaluate(images, labels)
+    loss, accuracy = training.evaluate(model, images, labels)
+    assert figures == {"loss": loss, "accuracy": accuracy, "top2": top2(training.predict(model, images), labels)}
+
+
+def test_the_classifier_goes_on_from_its_weights_and_takes_arrays(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = digits
+    pixels, one_hot = (images[:, 0] * 255).round().byte().numpy(), torch.eye(10)[labels].numpy()
+    classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01)
+    first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()))
+    second = classifier.fit(images, labels, epochs=1)
+    assert first[1].val_loss is not None
+    assert second[0].val_loss is None
+    assert second[0].loss < first[1].loss < first[0].loss
+    torch.testing.assert_close(classifier.predict(pixels), classifier.predict(images))
+
+
+def test_the_classifier_trains_a_module_of_ones_own() -> None:
+    images, labels = torch.rand(60, 3, 4, 4), torch.arange(60) % 2
+    images[labels == 1] *= 0.2
+    own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+    classifier = Classifier(own, shape=(3, 4, 4), classes=2).compile("sgd", lr=0.1)
+    classifier.fit(images, labels, epochs=20, batch_size=10)
+    assert classifier.model is own
+    assert classifier.evaluate(images, labels)["accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.rand(4, 1, 27, 28), torch.zeros(4).long(), r"one or more of 1 x 28 x 28, not of shape \(4, 1, 27, 28\)"),
+        (torch.rand(0, 1, 28, 28), torch.zeros(0).long(), "one or more"),
+        (torch.rand(4, 1, 28, 28), torch.zeros(3).long(), "labels must be 4 integers or one-hot rows"),
+        (torch.rand(4, 1, 28, 28), torch.zeros(4), r"not torch.float32 of \(4,\)"),
+        (torch.rand(4, 1, 28, 28), torch.full((4,), 10), "labels must be 0 to 9, not 10 to 10"),
+        (torch.rand(4, 1, 28, 28), torch.full((4, 10), 0.1), "must be one-hot"),
+    ],
+)
+def test_the_classifier_refuses_what_does_not_fit(images: Tensor, labels: Tensor, message: str) -> None:
+    with pytest.raises(TrainingError, match=message):
+        Classifier("conv4, pool").compile().fit(images, labels)
+
+
+def test_the_classifier_refuses_a_setting_that_there_is_not() -> None:
+    with pytest.raises(TrainingError, match="unexpected keyword argument 'momentum'"):
+        Classifier("conv4, pool").compile(momentum=0.5)
+    with pytest.raises(TrainingError, match="unknown loss 'hinge'"):
+        Classifier("conv4, pool").compile(loss="hinge")
 
 
 # Augmentation
@@ -253,14 +362,14 @@ def new_checkpoint(model: str = "mnist-cnn") -> Checkpoint:
     return Checkpoint(model, training.build_model(model).state_dict(), 0.5, {"seed": 3})
 
 
-@pytest.mark.parametrize("model", training.MODELS)
+@pytest.mark.parametrize("model", configuration.MODELS)
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, model: str) -> None:
     path = tmp_path / "checkpoint.pt"
     saved = new_checkpoint(model)
     checkpoint.save(path, saved)
     loaded = checkpoint.load(path)
     assert (loaded.model, loaded.test_accuracy, loaded.config) == (model, 0.5, {"seed": 3})
-    for backend in training.BACKENDS:
+    for backend in configuration.BACKENDS:
         assert all(map(torch.equal, weights(loaded.build(backend)), saved.state_dict.values()))
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 

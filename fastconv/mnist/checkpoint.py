@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from fastconv.mnist import UserError
+from fastconv.mnist.config import TrainingError
 from fastconv.mnist.data import CLASS_NAMES
 from fastconv.mnist.files import write_atomically
-from fastconv.mnist.training import TrainingError, build_model
+from fastconv.mnist.training import build_model
 
 _FORMAT = "fastconv-mnist"
 _VERSION = 2
@@ -34,7 +35,7 @@ class Checkpoint:
 
     model: str
     state_dict: dict[str, torch.Tensor]
-    test_accuracy: float
+    test_accuracy: float | None  # None: not tested
     config: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     class_names: tuple[str, ...] = CLASS_NAMES

@@ -4,10 +4,8 @@ torch, and what the commands need of it, is imported inside them, so that help a
 """
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +59,23 @@ class Schedule(str, Enum):
     constant = "constant"
     cosine = "cosine"
     one_cycle = "one-cycle"
+
+
+class Optimizer(str, Enum):
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Loss(str, Enum):
+    cross_entropy = "cross-entropy"
+    mse = "mse"
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
 
 
 class Augment(str, Enum):
@@ -125,7 +140,7 @@ def train(
         float | None,
         _of_recipe("--validation-split", "Share of the training images held out, from their end: 0 to 1."),
     ] = None,
-    lr: Annotated[float | None, _of_recipe("--lr", "Adam's learning rate, the highest of the schedule.")] = None,
+    lr: Annotated[float | None, _of_recipe("--lr", "The learning rate, the highest of the schedule.")] = None,
     schedule: Annotated[Schedule | None, _of_recipe("--schedule", "How the learning rate goes, step by step.")] = None,
     label_smoothing: Annotated[
         float | None, _of_recipe("--label-smoothing", "Share of the target spread over all classes: 0 to 1.")
@@ -136,6 +151,22 @@ def train(
             "--augment", "How images are moved at random: shift, up to 2 pixels; affine, turned and scaled too."
         ),
     ] = None,
+    optimizer: Annotated[Optimizer | None, _of_recipe("--optimizer", "sgd has Nesterov's momentum, 0.9.")] = None,
+    loss: Annotated[
+        Loss | None, _of_recipe("--loss", "mse: of the probabilities, against 1 for the right class.")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            "--patience",
+            help="End when the held-out images' loss has not fallen for N epochs.",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        DType, typer.Option("--dtype", help="What is computed in; bfloat16 is torch.autocast's.")
+    ] = DType.float32,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same weights.")] = 0,
     threads: ThreadsOption = None,
     backend: BackendOption = Backend.fastconv,
@@ -156,21 +187,21 @@ def train(
             " will be those of one that was not.",
         ),
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train on the other backend too, and print both, epoch by epoch.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log the epochs to DIR/tensorboard (needs the package tensorboard).")
+    ] = False,
 ) -> None:
     """Train a network; write checkpoint.pt and history.json; print the accuracy on the test images.
 
-    After every epoch, and when interrupted (Ctrl-C), training.pt keeps where training stands: see --resume.
+    best.pt is the network of the epoch that did best on the held-out images. After every epoch, and when interrupted
+    (Ctrl-C), training.pt keeps where training stands: see --resume. Several processes share the work, each batch split
+    among them: torchrun --nproc-per-node 2 -m fastconv train ...
     """
-    from fastconv.mnist import runs
-    from fastconv.mnist.progress import TrainingProgress
-    from fastconv.mnist.training import (
-        RECIPES,
-        EpochResult,
-        Training,
-        TrainingConfig,
-        evaluate,
-        split_for_validation,
-    )
+    from fastconv.mnist import train as training
+    from fastconv.mnist.config import RECIPES, TrainingConfig
 
     given = {
         "model": model,
@@ -181,50 +212,18 @@ def train(
         "schedule": schedule and schedule.value,
         "label_smoothing": label_smoothing,
         "augment": augment and augment.value,
+        "optimizer": optimizer and optimizer.value,
+        "loss": loss and loss.value,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    config = TrainingConfig(**{**RECIPES[recipe.value], **chosen, "seed": seed, "backend": backend.value})
+    others = {"seed": seed, "backend": backend.value, "dtype": dtype.value, "patience": patience}
+    config = TrainingConfig(**{**RECIPES[recipe.value], **chosen, **others})
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
     _set_threads(threads)
     data = _load_data(dataset, data_dir)
-    settings = {**asdict(config), "dataset": data.name, "limit": limit}
-    # All that could fail for the user's fault has failed before the long part begins.
-    folder = runs.RunFolder(output if output is not None else Path("runs") / _folder_name(config.model))
-    state = None
-    if resume:
-        state = folder.resume(settings)
-    else:
-        folder.begin(settings)
-
-    console = Console()
-    images, labels = data.train_images[:limit], data.train_labels[:limit]
-    count = split_for_validation(len(images), config.validation_split)
-    print(f"{config.model} on {data.name}: {count} training images, {len(images) - count} held out", flush=True)
-    training = Training(images, labels, config, len(data.class_names))
-    if state is None:
-        folder.save_training(training, settings)
-    else:
-        folder.restore(training, state)
-        print(f"resumed after {len(training.history)} of {config.epochs} epochs", flush=True)
-    with (
-        runs.stopped_by_interrupt(training) as interrupted,
-        TrainingProgress(console, config.epochs, count, len(training.history)) as progress,
-    ):
-
-        def epoch_done(result: EpochResult) -> None:
-            folder.save_training(training, settings)
-            progress.epoch_done(result)
-
-        training.run(progress.step, epoch_done)
-    if interrupted:
-        folder.save_training(training, settings)
-        raise UserInterrupt(f"interrupted; --output {folder.path} --resume goes on from here")
-
-    test_loss, test_accuracy = evaluate(training.model, data.test_images, data.test_labels)
-    folder.finish(training, settings, data, _versions(), test_loss, test_accuracy)
-    _print_accuracy(test_loss, test_accuracy, len(data.test_images))
-    print(f"wrote {folder.checkpoint} and {folder.history}")
+    folder = output if output is not None else Path("runs") / _folder_name(config.model)
+    training.run(config, data, training.Options(folder, limit, resume, compare, tensorboard), Console())
 
 
 @app.command(epilog="Example: fastconv evaluate runs/mnist-cnn/checkpoint.pt")
@@ -429,21 +428,6 @@ def _checked_index(index: int, data: "DataSet") -> int:
     if not 0 <= index < len(data.test_images):
         raise UserError(f"no test image {index}: {data.name} has 0 to {len(data.test_images) - 1}")
     return index
-
-
-def _versions() -> dict[str, Any]:
-    import torch
-
-    import fastconv
-
-    return {
-        "fastconv": fastconv.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "configuration": fastconv.show_config().splitlines(),
-    }
 
 
 def _print_accuracy(loss: float, accuracy: float, count: int) -> None:

@@ -1,7 +1,8 @@
 """The folder of a run: its results, and, while it is under way, where it stands.
 
-``checkpoint.pt`` is the trained network, ``history.json`` and ``history.csv`` what it cost and how well it did, epoch
-by epoch. ``training.pt`` is what ``fastconv train --resume`` goes on from; it is there while training is under way.
+``checkpoint.pt`` is the trained network, and ``best.pt`` the one of the epoch that did best on the held-out images.
+``history.json`` and ``history.csv`` are what it cost and how well it did, epoch by epoch. ``training.pt`` is what
+``fastconv train --resume`` goes on from; it is there while training is under way.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
+        self.best = path / "best.pt"
         self.history = path / "history.json"
         self.table = path / "history.csv"
         self.training = path / "training.pt"
@@ -82,6 +84,16 @@ class RunFolder:
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(f"{self.training} is damaged: remove it to start anew") from error
 
+    def save_epoch(self, training: Training, settings: dict[str, Any], data: DataSet) -> None:
+        """After an epoch: keep where ``training`` stands, and the network if it did better than all before.
+
+        ``best.pt`` is written first: a run that is killed in between does the epoch, and this, again.
+        """
+        accuracies = [result.val_accuracy for result in training.history if result.val_accuracy is not None]
+        if accuracies and accuracies[-1] > max(accuracies[:-1], default=-1.0):
+            self._save_network(self.best, training, settings, data, test_accuracy=None)
+        self.save_training(training, settings)
+
     def save_training(self, training: Training, settings: dict[str, Any]) -> None:
         """Keep where ``training`` stands; the older state is replaced by a whole new one, or not at all."""
         buffer = io.BytesIO()
@@ -89,30 +101,21 @@ class RunFolder:
         torch.save(content, buffer)
         files.write_atomically(self.training, buffer.getvalue())
 
-    def finish(
-        self,
-        training: Training,
-        settings: dict[str, Any],
-        data: DataSet,
-        versions: dict[str, Any],
-        test_loss: float,
-        test_accuracy: float,
-    ) -> None:
-        """Write the results. Only when all are there does ``training.pt`` go."""
-        record = {
-            "config": settings,
-            "versions": versions,
-            "epochs": [asdict(result) for result in training.history],
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        }
+    def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
+        """Write the results, ``record`` as history.json. Only when all are there does ``training.pt`` go."""
         files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
         files.write_atomically(self.table, _csv(training.history).encode())
-        saved = checkpoint.Checkpoint(
-            settings["model"], training.model.state_dict(), test_accuracy, settings, data.shape, data.class_names
-        )
-        checkpoint.save(self.checkpoint, saved)
+        self._save_network(self.checkpoint, training, settings, data, record["test_accuracy"])
         self.training.unlink(missing_ok=True)
+
+    def _save_network(
+        self, path: Path, training: Training, settings: dict[str, Any], data: DataSet, test_accuracy: float | None
+    ) -> None:
+        state_dict = training.model.state_dict()
+        saved = checkpoint.Checkpoint(
+            settings["model"], state_dict, test_accuracy, settings, data.shape, data.class_names
+        )
+        checkpoint.save(path, saved)
 
     def _check_results(self, model: str) -> None:
         if self.checkpoint.exists():

@@ -15,107 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv.nn
-from fastconv.builder import build_cnn, parse
-from fastconv.mnist import UserError
+from fastconv.builder import build_cnn
 from fastconv.mnist.augment import AUGMENTATIONS
+from fastconv.mnist.config import MODELS, SCHEDULES, TrainingConfig, TrainingError
+from fastconv.mnist.distributed import Distributed
 
-BACKENDS = ("fastconv", "torch")
 _EVALUATION_BATCH = 500
-
-#: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
-MODELS = {
-    "mnist-cnn": "conv32, pool, conv64, pool, conv128, dense128",
-    "simple-cnn": "conv32, pool, conv64, pool, dense64",
-}
-
-#: What multiplies the learning rate, by the share of training that is done, 0 to 1.
-_SCHEDULES: dict[str, Callable[[float], float]] = {
-    "constant": lambda done: 1.0,
-    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    # A fifth of the steps up, the others down: Smith and Topin, "Super-convergence" (2017), without its momentum.
-    "one-cycle": lambda done: min(0.1 + 0.9 * done / 0.2, (1 - done) / 0.8),
-}
-SCHEDULES = tuple(_SCHEDULES)
-
-#: What each recipe sets of a :class:`TrainingConfig`; its defaults are the reference run. Test accuracies are of the
-#: full MNIST, means of 3 seeds: see docs/training.md for what else was tried.
-RECIPES: dict[str, dict[str, Any]] = {
-    "reference": {},
-    "fast": {
-        "epochs": 1,
-        "batch_size": 128,
-        "validation_split": 0.0,
-        "lr": 8e-3,
-        "schedule": "one-cycle",
-        "label_smoothing": 0.1,
-    },
-    "accurate": {
-        "epochs": 15,
-        "batch_size": 128,
-        "validation_split": 0.0,
-        "lr": 3e-3,
-        "schedule": "one-cycle",
-        "label_smoothing": 0.1,
-        "augment": "affine",
-    },
-}
-
-
-class TrainingError(UserError):
-    """A configuration that cannot be trained with, or a training that diverged."""
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """What :func:`fit` does. The defaults are the reference run; ``TrainingConfig(**RECIPES["fast"])`` is another.
-
-    Args:
-        model: one of :data:`MODELS`, or a description as :func:`fastconv.builder.build_cnn` takes it.
-        backend: whose operators, one of :data:`BACKENDS`.
-        epochs: passes over the training images.
-        batch_size: images a step.
-        validation_split: share of the images, from their end, that is held out.
-        lr: Adam's learning rate, the highest of the schedule.
-        seed: of weights, order and augmentation.
-        schedule: how the learning rate goes, step by step, one of :data:`SCHEDULES`.
-        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2015).
-        augment: how each image is moved before each step, one of :data:`~fastconv.mnist.augment.AUGMENTATIONS`.
-
-    Raises:
-        TrainingError: if a value is out of its range.
-    """
-
-    model: str = "mnist-cnn"
-    backend: str = "fastconv"
-    epochs: int = 5
-    batch_size: int = 64
-    validation_split: float = 0.2
-    lr: float = 1e-3
-    seed: int = 0
-    schedule: str = "constant"
-    label_smoothing: float = 0.0
-    augment: str = "none"
-
-    def __post_init__(self) -> None:
-        _check_model(self.model)
-        _check(self.backend in BACKENDS, f"unknown backend {self.backend!r}: choose one of {', '.join(BACKENDS)}")
-        _check(self.schedule in SCHEDULES, f"unknown schedule {self.schedule!r}: choose one of {', '.join(SCHEDULES)}")
-        _check(
-            self.augment in AUGMENTATIONS,
-            f"unknown augmentation {self.augment!r}: choose one of {', '.join(AUGMENTATIONS)}",
-        )
-        _check(
-            0 <= self.label_smoothing < 1,
-            f"label smoothing must be at least 0 and below 1, not {self.label_smoothing}",
-        )
-        _check(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
-        _check(1 <= self.batch_size < 2**31, f"batch size must be between 1 and 2^31 - 1, not {self.batch_size}")
-        _check(
-            0 <= self.validation_split < 1,
-            f"validation split must be at least 0 and below 1, not {self.validation_split}",
-        )
-        _check(0 < self.lr < math.inf, f"learning rate must be above 0 and finite, not {self.lr}")
-        _check(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63 - 1, not {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -182,7 +87,7 @@ def fit(
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> tuple[nn.Module, list[EpochResult]]:
-    """Build the network of ``config`` and train it with Adam on the cross-entropy.
+    """Build the network of ``config`` and train it.
 
     The last ``config.validation_split`` of the images is held out; the others are drawn in a new order each epoch.
 
@@ -217,6 +122,15 @@ class Training:
     the augmentation of a batch from those and the step's. So what :meth:`state_dict` returns is all there is to keep,
     and a training that is taken up again gives the very weights of one that was not interrupted.
 
+    Of several processes under torchrun, each takes its share of every batch, and the gradients are averaged: the same
+    batches, and but for rounding the same weights, as in one (augmentation and dropout draw differently).
+
+    Args:
+        images, labels, config: as for :func:`fit`.
+        classes: how many.
+        model: trained instead of a new network of ``config.model``.
+        held_out: images and labels for validation, instead of the last ``config.validation_split`` of the others.
+
     Attributes:
         model: the network.
         history: the figures of the epochs that are done.
@@ -233,17 +147,29 @@ class Training:
         [1, 2]
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, config: TrainingConfig, classes: int = 10) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        config: TrainingConfig,
+        classes: int = 10,
+        model: nn.Module | None = None,
+        held_out: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         self._config = config
-        count = split_for_validation(len(images), config.validation_split)
+        images = images.to(_DTYPES[config.dtype])
+        count = len(images) if held_out is not None else split_for_validation(len(images), config.validation_split)
         self._images, self._labels = images[:count], labels[:count]
-        self._held_out = images[count:], labels[count:]
+        self._held_out = (images[count:], labels[count:]) if held_out is None else held_out
         torch.manual_seed(config.seed)
+        if model is None:
+            _, C, H, W = images.shape
+            model = build_model(config.model, config.backend, (C, H, W), classes)
         # The faster layout for both backends: PyTorch's step takes 11 ms in it, and 16 in the other.
-        _, C, H, W = images.shape
-        model = build_model(config.model, config.backend, (C, H, W), classes)
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, fused=True)
+        self.model: nn.Module = model.to(images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = _optimizer(self.model, config)
+        self._distributed = Distributed(self.model)
+        torch.manual_seed(config.seed + self._distributed.rank)  # of dropout
         self.history: list[EpochResult] = []
         self._start_epoch()
         self._stopped = False
@@ -255,7 +181,11 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether every epoch is."""
+        """Whether every epoch is, or the held-out images' loss has stopped falling for ``config.patience`` epochs."""
+        losses = [result.val_loss for result in self.history if result.val_loss is not None]
+        patience = self._config.patience
+        if patience is not None and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:
+            return True
         return len(self.history) == self._config.epochs
 
     def stop(self) -> None:
@@ -275,27 +205,29 @@ class Training:
         self.model.train()
         batches = torch.randperm(len(self._images), generator=self._generator(epoch)).split(self._config.batch_size)
         total_steps = self._config.epochs * len(batches)
-        schedule, augment = _SCHEDULES[self._config.schedule], AUGMENTATIONS[self._config.augment]
+        schedule, augment = SCHEDULES[self._config.schedule], AUGMENTATIONS[self._config.augment]
         while self._steps < len(batches) and not self._stopped:
             start = time.perf_counter()
             done = ((epoch - 1) * len(batches) + self._steps) / total_steps
             self._optimizer.param_groups[0]["lr"] = self._config.lr * schedule(done)
-            batch = batches[self._steps]
+            batch, weight = self._distributed.share(batches[self._steps])
             images = self._images.index_select(0, batch)
             if self._config.augment != "none":
-                images = augment(images, self._generator(epoch, self._steps))
-            self._step(images, self._labels.index_select(0, batch))
+                images = augment(images, self._generator(epoch, self._steps, self._distributed.rank))
+            self._step(images, self._labels.index_select(0, batch), weight)
             self._steps += 1
             self._seconds += time.perf_counter() - start
             if on_step is not None:
                 on_step(epoch, self._totals)
         return self._steps == len(batches)
 
-    def _step(self, images: Tensor, target: Tensor) -> None:
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, target, label_smoothing=self._config.label_smoothing)
+    def _step(self, images: Tensor, target: Tensor, weight: float) -> None:
+        config = self._config
+        with torch.autocast("cpu", enabled=config.dtype == "bfloat16"):
+            logits = self._distributed.model(images)
+        loss = _LOSSES[config.loss](logits.to(self._images.dtype), target, config.label_smoothing)
         self._optimizer.zero_grad()
-        loss.backward()
+        (loss if weight == 1 else loss * weight).backward()
         self._optimizer.step()
         with torch.no_grad():
             self._totals = Totals(
@@ -306,13 +238,14 @@ class Training:
 
     def _finish_epoch(self, on_epoch: OnEpoch | None) -> None:
         epoch, count = len(self.history) + 1, len(self._images)
+        loss, correct = self._distributed.sums(self._totals.loss, self._totals.correct)
         val_loss, val_accuracy = None, None
         if len(self._held_out[0]):
-            val_loss, val_accuracy = evaluate(self.model, *self._held_out)
+            val_loss, val_accuracy = evaluate(self.model, *self._held_out, self._config.loss)
         result = EpochResult(
             epoch=epoch,
-            loss=self._totals.loss.item() / count,
-            accuracy=self._totals.correct.item() / count,
+            loss=loss / count,
+            accuracy=correct / count,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             seconds=self._seconds,
@@ -356,33 +289,48 @@ class Training:
         torch.set_rng_state(state["rng"])
 
 
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The mean cross-entropy and the accuracy (between 0 and 1) of ``model`` on these images."""
+def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, nesterov=True, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.lr, fused=True)
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    return F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+
+def _mse(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
+    classes = logits.shape[1]
+    wanted = F.one_hot(target, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
+    return F.mse_loss(logits.softmax(1), wanted)
+
+
+_LOSSES: dict[str, Callable[..., Tensor]] = {"cross-entropy": _cross_entropy, "mse": _mse}
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+
+
+def evaluate(model: nn.Module, images: Tensor, labels: Tensor, loss: str = "cross-entropy") -> tuple[float, float]:
+    """The mean loss and the accuracy (between 0 and 1) of ``model`` on these images."""
     model.eval()
-    loss, correct = 0.0, 0
+    dtype = _dtype_of(model)
+    total, correct = 0.0, 0
     with torch.inference_mode():
         for batch, target in zip(images.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH), strict=True):
-            logits = model(batch)
-            loss += F.cross_entropy(logits, target, reduction="sum").item()
+            logits = model(batch.to(dtype))
+            total += _LOSSES[loss](logits, target).item() * len(target)
             correct += int((logits.argmax(1) == target).sum().item())
-    return loss / len(images), correct / len(images)
+    return total / len(images), correct / len(images)
 
 
 def predict(model: nn.Module, images: Tensor) -> Tensor:
     """The probabilities, (N, classes), of each class for images of shape (N, C, H, W)."""
     model.eval()
+    dtype = _dtype_of(model)
     with torch.inference_mode():
-        return torch.cat([model(batch).softmax(1) for batch in images.split(_EVALUATION_BATCH)])
+        return torch.cat([model(batch.to(dtype)).softmax(1) for batch in images.split(_EVALUATION_BATCH)])
 
 
-def _check_model(model: str) -> None:
-    try:
-        parse(MODELS.get(model, model))
-    except ValueError as error:
-        known = ", ".join(MODELS)
-        raise TrainingError(f"unknown model {model!r}: choose one of {known}, or list its layers; {error}") from error
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise TrainingError(message)
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((parameter.dtype for parameter in model.parameters()), torch.float32)

@@ -1,0 +1,58 @@
+"""Several processes that train one network: torchrun --nproc-per-node 2 -m fastconv train ...
+
+torch.distributed's own: the gradients are averaged over the processes by DistributedDataParallel while backward runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@contextmanager
+def process_group() -> Iterator[int]:
+    """Within it, the processes that torchrun started know of each other. Gives this one's rank, 0 if it is alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+class Distributed:
+    """``model`` in all processes of the group, or in this one alone if there is none.
+
+    Attributes:
+        model: what to call in training.
+        rank: of this process, from 0.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.rank, self._count = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+        self.model = nn.parallel.DistributedDataParallel(model) if self._count > 1 else model
+
+    def share(self, batch: Tensor) -> tuple[Tensor, float]:
+        """This process's part of a batch, and what to weigh its mean loss with, so that the mean over the processes is
+        the mean over the batch."""
+        if self._count == 1:
+            return batch, 1.0
+        if len(batch) < self._count:  # too small to be shared: each process does the whole
+            return batch, 1.0
+        part = batch.tensor_split(self._count)[self.rank]
+        return part, len(part) * self._count / len(batch)
+
+    def sums(self, *values: Tensor) -> list[float]:
+        """The sums over all processes."""
+        total = torch.stack([value.double() for value in values])
+        if self._count > 1:
+            dist.all_reduce(total)
+        return total.tolist()
