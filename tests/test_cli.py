@@ -428,7 +428,7 @@ def test_a_full_disk_leaves_the_state_before_it(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert main([*UNDER_WAY, "--output", "run", "--resume"]) == 2
-    assert capsys.readouterr().err == "fastconv: cannot write run/training.pt: No space left on device\n"
+    assert capsys.readouterr().err == "fastconv: cannot write run/best.pt: No space left on device\n"
     assert contents(Path()) == before
     assert_resumes_to(uninterrupted)
 
