@@ -213,7 +213,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         (["--model", "resnet"], "resnet"),
         (["--dataset", "cifar"], "cifar"),
         (["--backend", "jax"], "jax"),
-        (["--data-dir", "."], "goes with the data set mnist"),
+        (["--data-dir", "."], "a data folder goes with the other data sets"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
         (["--dataset", "mnist", "--data-dir", "."], "MNIST was not found under .: "),
         (["surplus"], "surplus"),
