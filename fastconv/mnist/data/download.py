@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastconv.mnist.data.dataset import DataError
-from fastconv.mnist.data.places import PLACES, default_folders, plain_or_gz
+from fastconv.mnist.data.places import PLACES, default_folders
 from fastconv.mnist.files import check_output_folder
 
 _TIMEOUT = (10, 30)  # seconds: to connect, and between two pieces
@@ -63,7 +63,9 @@ SOURCES = {
 
 
 def download(name: str, data_dir: Path | None = None) -> Path:
-    """Fetch the data set ``name``, one of :data:`SOURCES`, unless it is there already.
+    """Fetch those files of the data set ``name``, one of :data:`SOURCES`, that are not there, or not the right ones.
+
+    What is there unpacked is taken as it is.
 
     Args:
         data_dir: the folder that then has torchvision's folder below it, as ``MNIST/raw``. If ``None``,
@@ -79,9 +81,9 @@ def download(name: str, data_dir: Path | None = None) -> Path:
     source, place = SOURCES[name], PLACES[name]
     root = default_folders()[0] if data_dir is None else data_dir
     folder = root / place.below[0]
-    if all(plain_or_gz(folder / file) for file in place.files):
-        return folder
     archive = name == "cifar10"
+    if archive and all((folder / file).is_file() for file in place.files):
+        return folder
     into = root if archive else folder
     check_output_folder(into)
     # A file that is there unpacked is not fetched again: the reader prefers it.
@@ -89,9 +91,11 @@ def download(name: str, data_dir: Path | None = None) -> Path:
     for number, file in enumerate(lacking):
         problems = _fetch(source, file, into)
         if problems:
-            remedy = f"fetch {', '.join(lacking[number:])} from {source.mirrors[0]} elsewhere and put "
-            remedy += f"what is in it into {folder}" if archive else f"that into {folder}"
-            raise DataError(f"cannot download {file}: {'; '.join(problems)}. Try again, or {remedy}")
+            files = ", ".join(lacking[number:])
+            raise DataError(
+                f"cannot download {file}: {'; '.join(problems)}. Try again later; or fetch {files} from"
+                f" {source.mirrors[0]} by other means, put what you have into {into}, and try again"
+            )
     if archive:
         for file in lacking:
             _unpack(root / file, folder)
