@@ -17,23 +17,27 @@ _CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_bat
 
 @dataclass(frozen=True)
 class Place:
-    """A data set's title and files, and the folders that they may be in; the first is torchvision's."""
+    """A data set's title and files, and the folders that they may be in; the first is torchvision's.
+
+    ``gz`` says whether a file may also be there with ``.gz``.
+    """
 
     title: str
     files: tuple[str, ...]
     below: tuple[str, ...]
+    gz: bool = True
 
 
 PLACES = {
     "mnist": Place("MNIST", _IDX_FILES, ("MNIST/raw", "raw", ".")),
     # Not raw and . as well: MNIST's files have the same names, and would be taken for these.
     "fashion-mnist": Place("Fashion-MNIST", _IDX_FILES, ("FashionMNIST/raw",)),
-    "cifar10": Place("CIFAR-10", _CIFAR10_FILES, ("cifar-10-batches-py", ".")),
+    "cifar10": Place("CIFAR-10", _CIFAR10_FILES, ("cifar-10-batches-py", "."), gz=False),
 }
 
 
 def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
-    """The folder that has the files of the data set ``name``, one of :data:`PLACES`, each plain or with ``.gz``.
+    """The folder that has the files of the data set ``name``, one of :data:`PLACES`.
 
     Args:
         data_dir: the only folder searched; if ``None``, those of :func:`default_folders` are.
@@ -49,18 +53,19 @@ def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
         roots = [data_dir]
     else:
         roots = default_folders()
+    forms = " (plain or .gz)" if place.gz else ""
     download = f"fastconv download {name}" + ("" if data_dir is None else f" --data-dir {data_dir}")
     candidates = [folder for root in roots for folder in (root / below for below in place.below)]
     for folder in candidates:
-        missing = [file for file in place.files if plain_or_gz(folder / file) is None]
+        missing = [file for file in place.files if not _is_there(folder / file, place.gz)]
         if not missing:
             return folder
         if len(missing) < len(place.files):
-            raise DataError(f"{folder} lacks {', '.join(missing)} (plain or .gz): '{download}' fetches what lacks")
+            raise DataError(f"{folder} lacks {', '.join(missing)}{forms}: '{download}' fetches what lacks")
     searched = ", ".join(str(root) for root in roots)
     raise DataError(
         f"{place.title} was not found under {searched}: '{download}' fetches it; or put its files, {place.files[0]}"
-        f" and so on, plain or .gz, into {place.below[0]} there, or name their folder with --data-dir"
+        f" and so on{forms}, into {place.below[0]} there, or name their folder with --data-dir"
     )
 
 
@@ -70,6 +75,10 @@ def default_folders() -> list[Path]:
 
     variable = os.environ.get("FASTCONV_DATA")
     return ([Path(variable)] if variable else []) + [user_cache_path("fastconv")]
+
+
+def _is_there(path: Path, gz: bool) -> bool:
+    return plain_or_gz(path) is not None if gz else path.is_file()
 
 
 def plain_or_gz(path: Path) -> Path | None:
