@@ -202,7 +202,7 @@ def test_info_prints_the_configuration(capsys: Output) -> None:
     assert capsys.readouterr().out == fastconv.show_config() + "\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plot", "info"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plot", "download", "info"])
 def test_each_command_has_help_with_an_example(capsys: Output, command: str) -> None:
     assert main([command, "--help"]) == 0
     assert f"Example: fastconv {command}" in capsys.readouterr().out
@@ -228,9 +228,15 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         (["--model", "resnet"], "resnet"),
         (["--dataset", "cifar"], "cifar"),
         (["--backend", "jax"], "jax"),
-        (["--data-dir", "."], "goes with the data set mnist"),
+        (["--data-dir", "."], "a data folder goes with the other data sets"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
-        (["--dataset", "mnist", "--data-dir", "."], "MNIST was not found under .: "),
+        (
+            ["--dataset", "mnist", "--data-dir", "."],
+            "MNIST was not found under .: 'fastconv download mnist --data-dir .'",
+        ),
+        (["--dataset", "folder"], "the data set folder needs --data-dir"),
+        (["--dataset", "folder", "--data-dir", "."], ". has no classes"),
+        (["--image-size", "64"], "an image size goes with the data set folder"),
         (["surplus"], "surplus"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -258,6 +264,8 @@ def test_a_mistake_in_train_is_told_in_one_line(capsys: Output, arguments: list[
         (["plot", "{saved}", "--count", "0"], "--count must be between 1 and 60, not 0"),
         (["plot", "{saved}", "--start", "1000"], "no test image 1000"),
         (["plot", "text.png"], "text.png is not a checkpoint"),
+        (["evaluate", "{saved}", "--dataset", "folder"], "the data set folder needs --data-dir"),
+        (["download", "mnist5k"], "mnist5k"),
         (["fly"], "fly"),
         (["--fly"], "--fly"),
     ],

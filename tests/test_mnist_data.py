@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
+import pickle
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +112,19 @@ def test_a_folder_that_lacks_a_file_is_named_with_it(tmp_path: Path) -> None:
         data.load("mnist", tmp_path)
 
 
+def test_fashion_mnist_is_found_in_its_own_folder_only(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    write_mnist(tmp_path / "MNIST" / "raw")
+    with pytest.raises(DataError, match=r"Fashion-MNIST was not found .*'fastconv download fashion-mnist --data-dir"):
+        data.load("fashion-mnist", tmp_path)
+    write_mnist(tmp_path / "FashionMNIST" / "raw", compressed=True)
+    found = data.load("fashion-mnist", tmp_path)
+    assert found.name == "fashion-mnist"
+    assert found.shape == (1, 28, 28)
+    assert found.class_names[:2] == ("T-shirt/top", "Trouser")
+    assert len(set(found.class_names)) == 10
+
+
 def header(*values: int) -> Callable[[bytes], bytes]:
     """Replaces the first 32-bit numbers of a file."""
     return lambda content: struct.pack(f">{len(values)}I", *values) + content[4 * len(values) :]
@@ -160,8 +175,97 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 def test_an_unknown_data_set_and_a_folder_for_mnist5k_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown data set 'emnist': choose one of mnist5k, mnist"):
         data.load("emnist")
-    with pytest.raises(DataError, match="goes with the data set mnist"):
+    with pytest.raises(DataError, match="goes with the other data sets"):
         data.load("mnist5k", tmp_path)
+
+
+class Python2Pickler(pickle._Pickler):
+    """Pickles as Python 2 did, which CIFAR-10 was written with: every string is one of bytes."""
+
+    def save_bytes(self, value: bytes | str) -> None:
+        content = value.encode() if isinstance(value, str) else value
+        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
+
+    dispatch = pickle._Pickler.dispatch | {bytes: save_bytes, str: save_bytes}
+
+
+def python2_pickle(value: object) -> bytes:
+    file = io.BytesIO()
+    Python2Pickler(file, protocol=2).dump(value)
+    return file.getvalue().replace(b"numpy._core.", b"numpy.core.")
+
+
+def batch(seed: int, count: int = 4) -> dict[str, object]:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 3072), dtype=np.uint8)
+    labels = [(seed + index) % 10 for index in range(count)]
+    return {"batch_label": f"number {seed}", "labels": labels, "data": pixels, "filenames": ["a.png"] * count}
+
+
+def write_cifar10(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}").write_bytes(python2_pickle(batch(number)))
+    (folder / "test_batch").write_bytes(python2_pickle(batch(6)))
+
+
+@pytest.mark.parametrize("below", ["cifar-10-batches-py", "."])
+def test_cifar10_is_read_in_order(tmp_path: Path, below: str) -> None:
+    write_cifar10(tmp_path / below)
+    found = data.load("cifar10", tmp_path)
+    assert found.train_images.shape == (20, 3, 32, 32)
+    assert found.train_images.dtype == torch.float32
+    assert found.test_labels.tolist() == [6, 7, 8, 9]
+    assert found.train_labels.tolist()[4:8] == [2, 3, 4, 5]
+    assert found.class_names[6] == "frog"
+    pixels = batch(2)["data"]
+    assert isinstance(pixels, np.ndarray)
+    assert torch.equal(found.train_images[4:8].mul(255).round().byte().flatten(1), torch.from_numpy(pixels))
+
+
+def test_cifar10_that_is_not_there_or_lacks_a_file_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"CIFAR-10 was not found .*'fastconv download cifar10 --data-dir"):
+        data.load("cifar10", tmp_path)
+    write_cifar10(tmp_path)
+    (tmp_path / "data_batch_3").rename(tmp_path / "data_batch_3.gz")
+    with pytest.raises(DataError, match="lacks data_batch_3"):
+        data.load("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a batch of CIFAR-10"),
+        (b"no pickle", "not a batch of CIFAR-10"),
+        (python2_pickle(batch(3))[:5000], "not a batch of CIFAR-10"),
+        (pickle.dumps([1, 2]), "lacks data"),
+        (python2_pickle({"labels": [1]}), "lacks data"),
+        (python2_pickle(batch(3) | {"labels": "1234"}), "lacks data"),
+        (python2_pickle(batch(3) | {"labels": [1, 2, 3]}), "4 images, but 3 labels"),
+        (python2_pickle(batch(3) | {"labels": [1, 2, 3, 10]}), "a label that is not 0 to 9"),
+        (python2_pickle(batch(3) | {"labels": [1, 2, 3, "4"]}), "a label that is not 0 to 9"),
+        (python2_pickle(batch(3) | {"data": np.zeros((4, 3071), np.uint8)}), r"shape \(4, 3071\)"),
+        (python2_pickle(batch(3, 0)), r"shape \(0, 3072\)"),
+        (pickle.dumps(Path("x")), "has no place in it"),
+    ],
+)
+def test_a_damaged_batch_of_cifar10_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    write_cifar10(tmp_path)
+    (tmp_path / "data_batch_3").write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        data.load("cifar10", tmp_path)
+    assert str(tmp_path / "data_batch_3") in str(caught.value)
+
+
+def test_a_batch_of_cifar10_runs_no_code(tmp_path: Path) -> None:
+    class Code:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    write_cifar10(tmp_path)
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(batch(1) | {"labels": Code()}))
+    with pytest.raises(DataError, match="system has no place in it"):
+        data.load("cifar10", tmp_path)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_complete_mnist_loads() -> None:

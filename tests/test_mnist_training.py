@@ -138,7 +138,7 @@ def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> 
         {"model": "resnet"},
         {"backend": "jax"},
         {"schedule": "exponential"},
-        {"augment": "flip"},
+        {"augment": "mirror"},
         {"label_smoothing": 1.0},
         {"label_smoothing": math.nan},
         {"optimizer": "lbfgs"},
@@ -347,9 +347,21 @@ def test_affine_without_luck_is_the_identity(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(augment.affine(images, torch.Generator()), images)
 
 
+def test_flipped_images_are_the_shifted_images_or_their_mirror_images() -> None:
+    images = torch.rand(400, 3, 9, 7)
+    before = images.clone()
+    flipped = augment.flip(images, torch.Generator().manual_seed(1))
+    shifted = augment.shift(images, torch.Generator().manual_seed(1))
+    assert torch.equal(images, before)
+    plain = (flipped == shifted).flatten(1).all(1)
+    mirrored = (flipped == shifted.flip(3)).flatten(1).all(1)
+    assert (plain ^ mirrored).all()
+    assert 160 < mirrored.sum() < 240
+
+
 def test_augmentation_is_drawn_from_the_generator() -> None:
     images = torch.rand(64, 1, 28, 28)
-    for function in (augment.shift, augment.affine):
+    for function in (augment.shift, augment.affine, augment.flip):
         first, second, third = (function(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
         assert torch.equal(first, second)
         assert not torch.equal(first, third)

@@ -1,4 +1,4 @@
-"""The worked job: train, evaluate and look at a small CNN on handwritten digits.
+"""The worked job: train, evaluate and look at a small CNN on handwritten digits and other small images.
 
 ``data`` reads the images, ``augment`` moves them a little, ``training`` fits a network to them, ``checkpoint`` keeps
 it, ``runs`` keeps a training that may be interrupted, ``files`` writes results, ``images`` reads image files for

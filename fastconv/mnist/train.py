@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class Options:
     resume: bool = False
     compare: bool = False
     tensorboard: bool = False
+    source: dict[str, Any] = field(default_factory=dict)  # what else is to be recorded of the data
 
 
 def run(config: TrainingConfig, data: DataSet, options: Options, console: Console) -> None:
@@ -57,7 +58,7 @@ def _training(config: TrainingConfig, data: DataSet, limit: int | None) -> Train
 
 
 def _settings(config: TrainingConfig, data: DataSet, options: Options) -> dict[str, Any]:
-    return {**asdict(config), "dataset": data.name, "limit": options.limit}
+    return {**asdict(config), "dataset": data.name, "limit": options.limit, **options.source}
 
 
 class _Run:
