@@ -30,6 +30,7 @@ _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _MAX_THREADS = 1024
 _MAX_PLOTTED = 60
+_EXPORT_PACKAGES = ("onnx", "onnxscript", "safetensors")  # of the extra export; the others are mnist's
 # The root of the exceptions for wrong usage: click's, of which typer >= 0.26 carries a copy under a private name.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
@@ -67,6 +68,13 @@ class Augment(str, Enum):
     none = "none"
     shift = "shift"
     affine = "affine"
+
+
+class Format(str, Enum):
+    safetensors = "safetensors"
+    torch = "torch"
+    pt2 = "pt2"
+    onnx = "onnx"
 
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
@@ -332,6 +340,40 @@ def plot(
     print(f"wrote {output}")
 
 
+@app.command(epilog="Example: fastconv export runs/mnist-cnn/checkpoint.pt --format onnx")
+def export(
+    checkpoint: CheckpointArgument,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="safetensors, torch: weights alone, the latter as torch.save writes a state_dict. pt2, onnx: the"
+            " network itself, for torch.export.load and for ONNX runtimes.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="The file. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no export in this format.")] = False,
+) -> None:
+    """Write a checkpoint's network as a file that other programs read, without fastconv."""
+    from fastconv.mnist.export import SUFFIXES, write
+
+    saved = _load_checkpoint(checkpoint)
+    if output is None:
+        output = checkpoint.with_name(f"model{SUFFIXES[format.value]}")
+    if output.exists() and output.samefile(checkpoint):
+        raise UserError(f"--output is the checkpoint itself: {output}")
+    size = write(saved, format.value, output, force)
+    print(f"wrote {output}, {size:,} bytes")
+
+
 @app.command(epilog="Example: fastconv info")
 def info() -> None:
     """Print versions, the instruction set in use, threads and how the extension was built."""
@@ -356,9 +398,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "fastconv":
+        package = (error.name or "fastconv").split(".")[0]
+        if package == "fastconv":
             raise
-        return _fail(f"this command needs {error.name}: pip install 'fastconv[mnist]'")
+        extra = "export" if package in _EXPORT_PACKAGES else "mnist"
+        return _fail(f"this command needs {error.name}: pip install 'fastconv[{extra}]'")
     except UserInterrupt as error:
         return _fail(str(error), _INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
