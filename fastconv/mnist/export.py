@@ -120,9 +120,7 @@ def _onnx(checkpoint: Checkpoint) -> bytes:
         )
     assert program is not None
     program.model.metadata_props.update(metadata(checkpoint, "onnx"))
-    file = io.BytesIO()
-    program.save(file)
-    return file.getvalue()
+    return program.model_proto.SerializeToString()
 
 
 @contextmanager
