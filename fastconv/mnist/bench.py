@@ -218,7 +218,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows, in milliseconds. A row that fastconv loses is marked."""
-    headings = ["ms", *VARIANTS, "torch's fastest / fastconv", "quartiles", ""]
+    headings = ["ms", *VARIANTS, "torch / fastconv", "quartiles", ""]
     return headings, [
         [
             row.what,

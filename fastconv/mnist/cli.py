@@ -406,7 +406,7 @@ def bench(
     for path in filter(None, (json, png)):
         files.check_output_folder(path.parent)
     count = torch.get_num_threads()
-    with Console(stderr=True).status("measuring"):
+    with Console(stderr=True).status("measuring", refresh_per_second=1):
         rows = benchmark.measure(rounds, count)
     caption = benchmark.caption(rounds, count)
     _print_table(*benchmark.table(rows))
