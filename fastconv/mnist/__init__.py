@@ -1,8 +1,9 @@
 """The worked job: train, evaluate and look at a small CNN on handwritten digits and other small images.
 
 ``data`` reads the images, ``augment`` moves them a little, ``training`` fits a network to them, ``checkpoint`` keeps
-it, ``runs`` keeps a training that may be interrupted, ``files`` writes results, ``images`` reads image files for
-prediction, ``plots`` draws, ``progress`` shows how far training is, and ``cli`` is the command ``fastconv``.
+it, ``export`` writes it for other programs, ``runs`` keeps a training that may be interrupted, ``files`` writes
+results, ``images`` reads image files for prediction, ``plots`` draws, ``bench`` times fastconv against PyTorch,
+``progress`` shows how far training is, and ``cli`` is the command ``fastconv``.
 """
 
 

@@ -28,6 +28,7 @@ _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _MAX_THREADS = 1024
 _MAX_PLOTTED = 60
+_EXPORT_PACKAGES = ("onnx", "onnxscript", "safetensors")  # of the extra export; the others are mnist's
 # The root of the exceptions for wrong usage: click's, of which typer >= 0.26 carries a copy under a private name.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
@@ -92,6 +93,13 @@ class Augment(str, Enum):
     shift = "shift"
     affine = "affine"
     flip = "flip"
+
+
+class Format(str, Enum):
+    safetensors = "safetensors"
+    torch = "torch"
+    pt2 = "pt2"
+    onnx = "onnx"
 
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
@@ -385,6 +393,85 @@ def download(
     print(f"{name.value} is in {download.download(name.value, data_dir)}")
 
 
+@app.command(epilog="Example: fastconv export runs/mnist-cnn/checkpoint.pt --format onnx")
+def export(
+    checkpoint: CheckpointArgument,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="safetensors, torch: weights alone, the latter as torch.save writes a state_dict. pt2, onnx: the"
+            " network itself, for torch.export.load and for ONNX runtimes.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            help="The file. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no export in this format.")] = False,
+) -> None:
+    """Write a checkpoint's network as a file that other programs read, without fastconv."""
+    from fastconv.mnist.export import SUFFIXES, write
+
+    saved = _load_checkpoint(checkpoint)
+    if output is None:
+        output = checkpoint.with_name(f"model{SUFFIXES[format.value]}")
+    if output.exists() and output.samefile(checkpoint):
+        raise UserError(f"--output is the checkpoint itself: {output}")
+    size = write(saved, format.value, output, force)
+    print(f"wrote {output}, {size:,} bytes")
+
+
+@app.command(epilog="Example: fastconv bench --threads 2 --png bench.png")
+def bench(
+    threads: ThreadsOption = None,
+    rounds: Annotated[int, typer.Option("--rounds", help="How often each is timed, in turn.")] = 20,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write all times to this .json file.", show_default=False)
+    ] = None,
+    png: Annotated[
+        Path | None, typer.Option("--png", help="Draw the ratios into this .png file.", show_default=False)
+    ] = None,
+) -> None:
+    """Time fastconv against PyTorch on this machine: the blocks of a CNN, and its training step, in half a minute.
+
+    A ratio above 1 says that fastconv is faster than PyTorch is in the better of its layouts; below 1, slower. Without
+    a terminal the table is tab-separated.
+    """
+    from json import dumps
+
+    import torch
+
+    from fastconv.mnist import bench as benchmark
+    from fastconv.mnist import files
+
+    for path, suffix in ((json, ".json"), (png, ".png")):
+        if path is not None and path.suffix.lower() != suffix:
+            raise UserError(f"--{suffix[1:]} must end in {suffix}: {path}")
+    if rounds < 1:
+        raise UserError(f"--rounds must be at least 1, not {rounds}")
+    _set_threads(threads)
+    for path in filter(None, (json, png)):
+        files.check_output_folder(path.parent)
+    count = torch.get_num_threads()
+    with Console(stderr=True).status("measuring", refresh_per_second=1):
+        rows = benchmark.measure(rounds, count)
+    caption = benchmark.caption(rounds, count)
+    _print_table(*benchmark.table(rows))
+    print(f"{benchmark.summary(rows)}\n{caption}")
+    if json is not None:
+        files.write_atomically(json, dumps(benchmark.as_json(rows, rounds, count), indent=1).encode())
+        print(f"wrote {json}")
+    if png is not None:
+        files.write_atomically(png, benchmark.picture(rows, caption))
+        print(f"wrote {png}")
+
+
 @app.command(epilog="Example: fastconv info")
 def info() -> None:
     """Print versions, the instruction set in use, threads and how the extension was built."""
@@ -409,9 +496,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] == "fastconv":
+        package = (error.name or "fastconv").split(".")[0]
+        if package == "fastconv":
             raise
-        return _fail(f"this command needs {error.name}: pip install 'fastconv[mnist]'")
+        extra = "export" if package in _EXPORT_PACKAGES else "mnist"
+        return _fail(f"this command needs {error.name}: pip install 'fastconv[{extra}]'")
     except UserInterrupt as error:
         return _fail(str(error), _INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
@@ -510,8 +599,8 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.text import Text
 
     table = Table()
-    for title in header:
-        table.add_column(title, justify="left" if title == "image" else "right")
+    for index, title in enumerate(header):
+        table.add_column(title, justify="right" if index else "left")
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(table)

@@ -1,0 +1,268 @@
+"""fastconv against PyTorch on the user's machine: the three blocks of MnistCNN, and its whole training step.
+
+Each variant has a process of its own, as a user's program would be, with the C allocator as installed; they take turns,
+so that a machine that slows down slows all. The network is one that has trained a little on real images: how long
+backward takes depends on how many of its activations are zero.
+"""
+
+import functools
+import io
+import multiprocessing
+import platform
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastconv
+from fastconv.mnist import UserError, data
+from fastconv.mnist.training import build_model
+
+VARIANTS = ("torch NCHW", "torch channels_last", "fastconv channels_last")
+BATCH = 64
+_BLOCKS = {"conv1": "conv1 + ReLU + pool", "conv2": "conv2 + ReLU + pool", "conv3": "conv3 + ReLU"}
+_STEPS_BEFORE = 186  # three epochs of mnist5k's training images
+_CALLS = 5  # in a turn, of which the median counts
+_IDLE_CALLS = 2  # before them: the caches were another's
+
+
+class BenchError(UserError):
+    """A measurement that could not be made."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was timed, the seconds of each variant round by round, and what follows from them."""
+
+    what: str
+    seconds: dict[str, list[float]]
+
+    @property
+    def medians(self) -> dict[str, float]:
+        return {name: statistics.median(values) for name, values in self.seconds.items()}
+
+    @property
+    def ratios(self) -> list[float]:
+        """PyTorch's layout of the lower median over fastconv, round by round. Above 1, fastconv is faster."""
+        fastest = min(VARIANTS[:2], key=self.medians.__getitem__)
+        return [theirs / ours for theirs, ours in zip(self.seconds[fastest], self.seconds[VARIANTS[2]], strict=True)]
+
+    @property
+    def ratio(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        lower, upper = np.quantile(self.ratios, (0.25, 0.75)).tolist()
+        return lower, upper
+
+
+def measure(rounds: int, threads: int) -> list[Row]:
+    """Time everything, ``rounds`` times, on ``threads`` threads.
+
+    Raises:
+        BenchError: if a process with a variant ended.
+    """
+    state = _trained_state()
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    # Ctrl-C reaches the whole group of processes: these inherit that it is ignored, and end when the pipe is closed.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for variant in VARIANTS:
+            pipe, other_end = context.Pipe()
+            context.Process(target=_serve, args=(other_end, variant, state, threads), daemon=True).start()
+            other_end.close()
+            pipes.append(pipe)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        names, *_ = [pipe.recv() for pipe in pipes]
+        rows = [Row(name, {variant: [] for variant in VARIANTS}) for name in names]
+        for done in range(rounds + 1):  # the first is not counted
+            for row in rows:
+                for variant, pipe in zip(VARIANTS, pipes, strict=True):
+                    pipe.send(row.what)
+                    seconds = pipe.recv()
+                    if done:
+                        row.seconds[variant].append(seconds)
+    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+        raise BenchError("a process of the measurement ended; is there too little memory?") from error
+    finally:
+        for pipe in pipes:
+            pipe.close()
+    return rows
+
+
+def _serve(pipe: Connection, variant: str, state: bytes, threads: int) -> None:
+    """In a process of its own: send what can be timed, then time what is asked for, until nobody asks."""
+    torch.set_num_threads(threads)
+    calls = _calls(variant, torch.load(io.BytesIO(state), weights_only=True))
+    try:
+        pipe.send(list(calls))
+        while True:
+            call, seconds = calls[pipe.recv()], []
+            for _ in range(_IDLE_CALLS):
+                call()
+            for _ in range(_CALLS):
+                start = time.perf_counter()
+                call()
+                seconds.append(time.perf_counter() - start)
+            pipe.send(statistics.median(seconds))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _trained_state() -> bytes:
+    """The state_dict of a network that all variants start from."""
+    torch.manual_seed(0)
+    network = build_model("mnist-cnn")
+    step = _training_step(network, torch.channels_last)
+    for _ in range(_STEPS_BEFORE):
+        step()
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    return file.getvalue()
+
+
+def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+    """What is timed of a variant. The images have no gradient, and so conv1 has none to its input."""
+    backend, layout = variant.split()
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    network = build_model("mnist-cnn", backend)
+    network.load_state_dict(state)
+    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    images = data.load("mnist5k").train_images
+    x = images.index_select(0, _batches(images)[0]).contiguous(memory_format=memory_format)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, what in _BLOCKS.items():
+        block = network.get_submodule(name)
+        y = block(x)
+        inputs = [*block.parameters(), *([x] if x.requires_grad else [])]
+        calls[f"{what}: forward"] = functools.partial(block, x)
+        calls[f"{what}: forward + backward"] = functools.partial(_backward, block, x, inputs, torch.randn_like(y))
+        x = y.detach().requires_grad_()
+    # A network of its own: this one's weights are to stay.
+    trained = build_model("mnist-cnn", backend)
+    trained.load_state_dict(state)
+    calls[f"training step, batch {BATCH}"] = _training_step(trained, memory_format)
+    return calls
+
+
+def _batches(images: Tensor) -> Sequence[Tensor]:
+    """The indices of each batch, the same for all variants."""
+    return torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(BATCH)[:-1]
+
+
+def _backward(block: nn.Module, x: Tensor, inputs: list[Tensor], grad: Tensor) -> object:
+    return torch.autograd.grad(block(x), inputs, grad)
+
+
+def _training_step(network: nn.Module, memory_format: torch.memory_format) -> Callable[[], object]:
+    """A function that gathers the next batch and does a step of Adam on it."""
+    digits = data.load("mnist5k")
+    images, labels = digits.train_images.to(memory_format=memory_format), digits.train_labels
+    network.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    order = _batches(images)
+    steps = 0
+
+    def step() -> float:
+        nonlocal steps
+        batch = order[steps % len(order)]
+        steps += 1
+        loss = F.cross_entropy(network(images.index_select(0, batch)), labels.index_select(0, batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def caption(rounds: int, threads: int) -> str:
+    """Where and how the figures came about, in a line."""
+    return (
+        f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {fastconv._C.cpu_capability()};"
+        f" torch {torch.__version__}, fastconv {fastconv.__version__};"
+        f" medians of {rounds} round{'s' * (rounds > 1)}"
+    )
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many rows fastconv wins, and which it loses."""
+    lost = [row.what for row in rows if row.ratio < 1]
+    return f"fastconv is faster in {len(rows) - len(lost)} of {len(rows)}" + (
+        f"; PyTorch is faster in {len(lost)}: {', '.join(lost)}" if lost else ""
+    )
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows, in milliseconds. A row that fastconv loses is marked."""
+    headings = ["ms", *VARIANTS, "torch / fastconv", "quartiles", ""]
+    return headings, [
+        [
+            row.what,
+            *(f"{row.medians[variant] * 1e3:.2f}" for variant in VARIANTS),
+            f"{row.ratio:.2f}",
+            "{:.2f} to {:.2f}".format(*row.quartiles),
+            "slower" if row.ratio < 1 else "",
+        ]
+        for row in rows
+    ]
+
+
+def as_json(rows: Sequence[Row], rounds: int, threads: int) -> dict[str, Any]:
+    """All that was measured, as plain types."""
+    return {
+        "machine": caption(rounds, threads),
+        "rounds": rounds,
+        "threads": threads,
+        "rows": [
+            {"what": row.what, "seconds": row.seconds, "ratio": row.ratio, "quartiles": row.quartiles} for row in rows
+        ],
+    }
+
+
+def picture(rows: Sequence[Row], title: str) -> bytes:
+    """A PNG with a bar a row, the ratio, and a line for its quartiles; red where PyTorch is faster."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.45 * len(rows) + 1.6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    ratios = [row.ratio for row in rows]
+    axes.barh(range(len(rows)), ratios, color=["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios])
+    axes.hlines(range(len(rows)), *zip(*(row.quartiles for row in rows), strict=True), color="black", linewidth=1.5)
+    ends = [max(1, row.ratio, row.quartiles[1]) for row in rows]  # a label across the dashed line is hard to read
+    for i, (ratio, end) in enumerate(zip(ratios, ends, strict=True)):
+        axes.annotate(f"{ratio:.2f}", (end, i), (5, 0), textcoords="offset points", va="center")
+    axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
+    axes.set(xlim=(0, 1.12 * max(ends)), yticks=range(len(rows)), yticklabels=[row.what for row in rows])
+    axes.set_xlabel("times as fast as PyTorch's faster layout (left of the dashed line, PyTorch is faster)")
+    axes.set_title(title.replace("; torch", "\ntorch"), fontsize=9, color="0.3", loc="left")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()

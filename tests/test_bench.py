@@ -1,0 +1,122 @@
+"""fastconv bench, with one round: what it prints and writes, and what it says where fastconv loses."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import fastconv
+from fastconv.mnist import bench
+from fastconv.mnist.bench import VARIANTS, Row
+from fastconv.mnist.cli import main
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The processes that it starts find the package where this one has it, installed or not.
+    monkeypatch.setenv("PYTHONPATH", str(Path(fastconv.__file__).parents[1]))
+
+
+def row(what: str, *seconds: list[float]) -> Row:
+    return Row(what, dict(zip(VARIANTS, seconds, strict=True)))
+
+
+WON = row("won", [0.5, 0.5, 0.5], [0.4, 0.3, 0.2], [0.1, 0.1, 0.1])
+LOST = row("lost", [0.5, 0.5, 0.5], [0.6, 0.6, 0.6], [1.0, 1.0, 0.5])
+
+
+def test_bench_prints_a_table_and_writes_what_is_asked_for(capsys: Output) -> None:
+    assert main(["bench", "--rounds", "1", "--threads", "1", "--json", "a/b.json", "--png", "b.png"]) == 0
+    output = capsys.readouterr()
+    header, *rows = [line.split("\t") for line in output.out.splitlines()[:8]]
+    assert header[1:4] == list(VARIANTS)
+    assert [len(cells) for cells in rows] == [7] * 7
+    assert [cells[0] for cells in rows][-2:] == ["conv3 + ReLU: forward + backward", "training step, batch 64"]
+    assert all(float(cell) > 0 for cells in rows for cell in cells[1:5])
+    summary, caption, *wrote = output.out.splitlines()[8:]
+    assert summary.startswith("fastconv is faster in ")
+    assert ", 1 thread, " in caption
+    assert caption.endswith("; medians of 1 round")
+    assert wrote == ["wrote a/b.json", "wrote b.png"]
+    written = json.loads(Path("a/b.json").read_text())
+    assert written["threads"] == written["rounds"] == 1
+    assert [timed["what"] for timed in written["rows"]] == [cells[0] for cells in rows]
+    assert all(timed["seconds"].keys() == set(VARIANTS) for timed in written["rows"])
+    with Image.open("b.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_ratios_are_of_pytorchs_layout_with_the_lower_median() -> None:
+    assert WON.ratio == pytest.approx(3)
+    assert WON.quartiles == pytest.approx((2.5, 3.5))
+    assert LOST.ratio == pytest.approx(0.5)
+
+
+def test_what_fastconv_loses_is_marked_counted_and_red() -> None:
+    _, rows = bench.table([WON, LOST])
+    assert [cells[-1] for cells in rows] == ["", "slower"]
+    assert bench.summary([WON, LOST]) == "fastconv is faster in 1 of 2; PyTorch is faster in 1: lost"
+    assert bench.summary([WON]) == "fastconv is faster in 1 of 1"
+    with Image.open(io.BytesIO(bench.picture([WON, LOST], "here; torch"))) as picture:
+        colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24) or []}
+    assert {(31, 119, 180), (214, 39, 40)} <= colours
+
+
+def test_the_variants_compute_the_same_on_a_whole_batch() -> None:
+    state = torch.load(io.BytesIO(bench._trained_state()), weights_only=True)
+    expected, *others = (bench._calls(variant, state) for variant in VARIANTS)
+    for name, call in expected.items():
+        if not name.endswith(": forward"):
+            continue
+        y = call()
+        assert isinstance(y, torch.Tensor)
+        assert len(y) == bench.BATCH
+        for other in others:
+            torch.testing.assert_close(other[name](), y, rtol=1e-4, atol=1e-4, check_stride=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds must be at least 1, not 0"),
+        (["--threads", "0"], "--threads must be between"),
+        (["--json", "a.txt"], "--json must end in .json: a.txt"),
+        (["--png", "a.pdf"], "--png must end in .png: a.pdf"),
+        (["--png", "file/a.png"], "cannot write into file: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_told_in_one_line_before_anything_is_measured(
+    arguments: list[str], message: str, capsys: Output
+) -> None:
+    Path("file").write_text("mine")
+    assert main(["bench", *arguments]) == 2
+    output = capsys.readouterr()
+    assert message in output.err
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert os.listdir() == ["file"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+def test_an_interrupt_ends_all_processes_in_one_line() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastconv", "bench", "--rounds", "1000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    time.sleep(8)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=30)  # returns once every process has closed the pipes
+    assert (output, errors, process.returncode) == ("", "fastconv: interrupted\n", 130)

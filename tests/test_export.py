@@ -1,0 +1,209 @@
+"""fastconv export: every format's answers are the network's, in a process that has no fastconv."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastconv
+from fastconv.mnist import checkpoint, export
+from fastconv.mnist.checkpoint import Checkpoint
+from fastconv.mnist.cli import main
+from fastconv.mnist.training import build_model
+
+ROOT = Path(fastconv.__file__).parents[1]
+FORMATS = list(export.SUFFIXES)
+COLOUR = "conv8same, pool, dropout.2, conv8x2, pool, dense12"
+Output = pytest.CaptureFixture[str]
+
+
+def make(path: Path, model: str = "mnist-cnn", shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> None:
+    """A checkpoint of random weights, in the layout that training leaves them in."""
+    torch.manual_seed(0)
+    network = build_model(model, shape=shape, classes=classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    names = tuple(f"Klasse {i} ü" for i in range(classes))
+    checkpoint.save(path, Checkpoint(model, network.state_dict(), 0.5, {}, shape, names))
+
+
+@pytest.fixture(autouse=True)
+def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """checkpoint.pt in the current folder, an empty one."""
+    monkeypatch.chdir(tmp_path)
+    make(Path("checkpoint.pt"))
+    return checkpoint.load(Path("checkpoint.pt"))
+
+
+def need(format: str) -> None:
+    for package in {"onnx": ["onnxscript", "onnxruntime"], "safetensors": ["safetensors"]}.get(format, []):
+        pytest.importorskip(package)
+
+
+def run(code: str, fastconv: bool = False) -> None:
+    """Run ``code`` in another process, to which fastconv is there or not."""
+    hide = "" if fastconv else "import sys; sys.modules['fastconv'] = None\n"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def assert_said(values: dict[str, str]) -> None:
+    said = {name: json.loads(value) for name, value in values.items()}
+    assert said["model"] == "mnist-cnn"
+    assert said["layers"] == "conv32, pool, conv64, pool, conv128, dense128"
+    assert said["shape"] == [1, 28, 28]
+    assert said["class_names"] == [f"Klasse {i} ü" for i in range(10)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_export_writes_beside_the_checkpoint_and_once_more_over_its_own(format: str, capsys: Output) -> None:
+    need(format)
+    name = f"model{export.SUFFIXES[format]}"
+    for _ in range(2):
+        assert main(["export", "checkpoint.pt", "--format", format]) == 0
+        output = capsys.readouterr()
+        assert output.out == f"wrote {name}, {Path(name).stat().st_size:,} bytes\n"
+        assert output.err == ""
+    assert sorted(os.listdir()) == ["checkpoint.pt", name]
+
+
+def test_safetensors_has_the_weights_and_says_what_they_are(saved: Checkpoint) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    assert main(["export", "checkpoint.pt", "--format", "safetensors"]) == 0
+    with safetensors.safe_open("model.safetensors", "pt") as file:
+        assert set(file.keys()) == saved.state_dict.keys()
+        assert all(torch.equal(file.get_tensor(name), weight) for name, weight in saved.state_dict.items())
+        assert_said(file.metadata())
+
+
+def documented(heading: str) -> str:
+    """The Python under a heading of docs/export.md."""
+    page = ROOT / "docs/export.md"
+    if not page.exists():
+        pytest.skip("the documentation is not here")
+    return page.read_text().partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
+
+
+def test_torch_is_rebuilt_as_the_documentation_says(saved: Checkpoint) -> None:
+    assert main(["export", "checkpoint.pt", "--format", "torch"]) == 0
+    images = torch.rand(5, 1, 28, 28)
+    torch.save(images, "images.pt")
+    run(documented("The weights in plain PyTorch") + "torch.save(model(torch.load('images.pt')).detach(), 'out.pt')")
+    assert_close(torch.load("out.pt"), saved.build()(images))
+
+
+RUN_PT2 = """
+import torch
+model = torch.export.load("{name}").module()
+torch.save([model(images).detach() for images in torch.load("images.pt")], "out.pt")
+"""
+
+
+def batches(shape: tuple[int, int, int] = (1, 28, 28)) -> list[torch.Tensor]:
+    return [torch.rand(1, *shape), torch.rand(7, *shape)]
+
+
+def test_pt2_gives_the_same_answers_without_fastconv(saved: Checkpoint) -> None:
+    assert main(["export", "checkpoint.pt", "--format", "pt2"]) == 0
+    torch.save(batches(), "images.pt")
+    run(RUN_PT2.format(name="model.pt2"))
+    for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
+        assert_close(found, saved.build()(images))
+    said = {"fastconv.json": ""}
+    torch.export.load("model.pt2", extra_files=said)
+    assert_said(json.loads(said["fastconv.json"]))
+
+
+def test_the_network_on_fastconvs_layers_is_exported_too(saved: Checkpoint) -> None:
+    Path("runs/mnist-cnn").mkdir(parents=True)
+    Path("checkpoint.pt").rename("runs/mnist-cnn/checkpoint.pt")
+    run(documented("With fastconv's operators"), fastconv=True)
+    torch.save(batches(), "images.pt")
+    run("import fastconv" + RUN_PT2.format(name="fast.pt2"), fastconv=True)
+    for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
+        assert_close(found, saved.build()(images))
+    targets = {str(node.target) for node in torch.export.load("fast.pt2").graph.nodes}
+    assert {"fastconv.conv2d_relu_max_pool2d.default", "fastconv.conv2d_relu.default"} <= targets
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes"), [("mnist-cnn", (1, 28, 28), 10), (COLOUR, (3, 12, 9), 4)], ids=["mnist", "colour"]
+)
+def test_onnx_gives_the_same_answers(model: str, shape: tuple[int, int, int], classes: int) -> None:
+    need("onnx")
+    import onnxruntime
+
+    make(Path("other.pt"), model, shape, classes)
+    assert main(["export", "other.pt", "--format", "onnx"]) == 0
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    assert [given.name for given in session.get_inputs()] == ["images"]
+    assert [given.name for given in session.get_outputs()] == ["logits"]
+    network = checkpoint.load(Path("other.pt")).build()
+    for images in batches(shape):
+        (logits,) = session.run(None, {"images": images.numpy()})
+        assert_close(torch.from_numpy(logits), network(images))
+    said = session.get_modelmeta().custom_metadata_map
+    assert json.loads(said["shape"]) == list(shape)
+    if model == "mnist-cnn":
+        assert_said(said)
+
+
+def complaint(arguments: list[str], capsys: Output) -> str:
+    """One line on stderr, exit code 2, and every file as it was."""
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert main(["export", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    return output.err
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_no_export_in_the_format_is_overwritten_with_force_only(format: str, capsys: Output) -> None:
+    need(format)
+    name = f"mine{export.SUFFIXES[format]}"
+    Path(name).write_text("mine")
+    arguments = ["checkpoint.pt", "--format", format, "--output", name]
+    assert f"{name} is there, and no export in this format; --force overwrites it" in complaint(arguments, capsys)
+    assert main(["export", *arguments, "--force"]) == 0
+    capsys.readouterr()
+    assert main(["export", *arguments]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checkpoint.pt"], "--format"),
+        (["checkpoint.pt", "--format", "tflite"], "tflite"),
+        (["nowhere.pt", "--format", "torch"], "cannot read nowhere.pt: No such file"),
+        (["checkpoint.pt", "--format", "torch", "--output", "checkpoint.pt", "--force"], "is the checkpoint itself"),
+        (["checkpoint.pt", "--format", "torch", "--output", "copy.pt"], "copy.pt is there, and no export"),
+        (["checkpoint.pt", "--format", "onnx", "--output", "model.pt2"], "must end in .onnx for --format onnx"),
+        (["checkpoint.pt", "--format", "torch", "--output", "copy.pt/a.pt"], "cannot write into copy.pt: "),
+        (["checkpoint.pt", "--format", "pt2", "--output", "folder.pt2"], "cannot read folder.pt2: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_told_in_one_line(arguments: list[str], message: str, capsys: Output) -> None:
+    Path("copy.pt").write_bytes(Path("checkpoint.pt").read_bytes())
+    Path("folder.pt2").mkdir()
+    assert message in complaint(arguments, capsys)
+
+
+@pytest.mark.parametrize(("format", "package"), [("safetensors", "safetensors.torch"), ("onnx", "onnxscript")])
+def test_a_missing_package_is_named_with_its_extra(
+    format: str, package: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert "pip install 'fastconv[export]'" in complaint(["checkpoint.pt", "--format", format], capsys)
