@@ -2,7 +2,8 @@
 
 ``data`` reads the images, ``augment`` moves them a little, ``training`` fits a network to them, ``checkpoint`` keeps
 it, ``runs`` keeps a training that may be interrupted, ``files`` writes results, ``images`` reads image files for
-prediction, ``plots`` draws, ``progress`` shows how far training is, and ``cli`` is the command ``fastconv``.
+prediction, ``plots`` draws, ``report`` puts the figures and plots of a run on a page, ``progress`` shows how far
+training is, and ``cli`` is the command ``fastconv``.
 """
 
 
