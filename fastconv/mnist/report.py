@@ -124,6 +124,7 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
             " diagonal.",
             f"A table of {len(names)} by {len(names)} classes: {len(images) - wrong} of {len(images)} images are on the"
             " diagonal.",
+            wide=len(names) > 12,
         ),
         Picture(
             "worst_mistakes",

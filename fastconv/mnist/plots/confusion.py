@@ -50,7 +50,8 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
     names = [drawn(name, _NAME_LENGTH) for name in class_names]
     longest = max(map(len, names))
-    size = min(max(4.6, 0.46 * classes + 1.2), 14) + (0.07 * longest if longest > 3 else 0)
+    cells = min(max(3.4, 0.42 * classes), 12.8)  # inches
+    size = cells + 1 + (0.07 * longest if longest > 3 else 0)
     figure = new_figure(size + 0.8, size)
     axes = figure.subplots()
     image = axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
@@ -69,14 +70,12 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color="white", linewidth=1 if classes <= _MAX_COUNTED else 0.3)
     if classes <= _MAX_COUNTED:
-        for row, cells in enumerate(counts.tolist()):
-            for column, count in enumerate(cells):
+        # A digit is 0.64 of its size wide; what is around the matrix takes a little more than was set aside for it.
+        digits = len(str(int(counts.max())))
+        fitting = min(10.0, 0.8 * 72 * cells / classes / (0.64 * digits))
+        for row, line in enumerate(counts.tolist()):
+            for column, count in enumerate(line):
                 share = shares[row, column].item()
                 colour = "white" if share > 0.35 else "0.75" if count == 0 else "0.1"
-                # Five digits fill a cell of 0.46 inches at 7 points.
-                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=_fitting(count))
+                axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=fitting)
     return png(figure)
-
-
-def _fitting(count: int) -> float:
-    return 9 if count < 1000 else 8 if count < 10_000 else 6.5

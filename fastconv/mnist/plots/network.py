@@ -35,7 +35,7 @@ def filters(weight: Tensor) -> bytes:
     figure = new_figure(max(0.75 * columns, 2.4) + (0 if C == 3 else 0.9), 0.75 * rows + 0.7)
     figure.suptitle(_of(len(shown), K, "kernel") + f" of {weight.shape[2]} × {weight.shape[3]}", fontsize=10)
     axes = figure.subplots(rows, columns, squeeze=False)
-    limit = max(shown.abs().max().item() if C == 3 else shown.mean(1).abs().max().item(), 1e-12)
+    limit = (shown if C == 3 else shown.mean(1)).abs().max().item() or 1.0
     image: Any = None
     for index, (place, kernel) in enumerate(zip(axes.ravel(), shown, strict=False)):
         if C == 3:
@@ -79,7 +79,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> bytes:
         rows = math.ceil(len(shown) / _COLUMNS)
         axes = part.subplots(rows, _COLUMNS, squeeze=False)
         part.suptitle(f"{name}: {_of(len(shown), len(maps), 'map')} of {maps.shape[1]} × {maps.shape[2]}", fontsize=10)
-        low, high = min(shown.min().item(), 0), max(shown.max().item(), 1e-12)
+        low, high = min(shown.min().item(), 0), max(shown.max().item(), 0) or 1.0
         for place, channel in zip(axes.ravel(), shown, strict=False):
             picture = place.imshow(channel.numpy(), cmap="viridis", vmin=low, vmax=high)
             place.set(xticks=[], yticks=[])

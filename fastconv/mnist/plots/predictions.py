@@ -19,6 +19,7 @@ _MAX_BARS = 12
 _MAX_UPRIGHT = 2
 _LIKELIEST = 5
 _NAME_LENGTH = 18
+_CAPTION_LENGTH = 14  # of a name that has its percentage beside it, under an image
 
 
 def prediction_grid(
@@ -42,13 +43,14 @@ def prediction_grid(
         probabilities: (N, classes).
         first: the index of the first image, to number them by.
         title: a line above the grid.
-        class_names: of the labels. Of long ones the beginning is shown.
+        class_names: of the labels. Of long ones the middle is left out.
         columns: images side by side.
 
     Returns:
         A PNG file.
     """
     names = [drawn(name, _NAME_LENGTH) for name in class_names]
+    captions = [drawn(name, _CAPTION_LENGTH) for name in class_names]
     upright = len(names) <= _MAX_BARS and max(map(len, names)) <= _MAX_UPRIGHT
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -61,13 +63,13 @@ def prediction_grid(
     for index, (image, label, row) in enumerate(zip(images, labels.tolist(), probabilities.numpy(), strict=True)):
         picture, chart = axes[2 * index], axes[2 * index + 1]
         predicted = int(row.argmax())
-        text = f"{names[predicted]}  {row[predicted]:.0%}"
+        text = f"{captions[predicted]}  {100 * row[predicted]:.0f} %"
         if predicted != label:
-            text += ("  " if upright else "\n") + f"(is {names[label]})"
+            text += ("  " if upright else "\n") + f"(is {captions[label]})"
         show_image(picture, image)
         picture.set_title(f"no. {first + index}", fontsize=8, color=FAINT)
         picture.set_xlabel(
-            text, color=RIGHT if predicted == label else WRONG, fontsize=12 if upright else 10, fontweight="bold"
+            text, color=RIGHT if predicted == label else WRONG, fontsize=12 if upright else 9, fontweight="bold"
         )
         (_upright_bars if upright else _lying_bars)(chart, row, label, names)
     hide(axes[2 * len(images) :])
@@ -136,7 +138,8 @@ def worst_mistakes(
         figure = new_figure(6.4, 1.2)
         figure.text(0.5, 0.5, f"No mistakes among {len(images)} images.", ha="center", va="center", fontsize=13)
         return png(figure)
-    names = [drawn(name, _NAME_LENGTH) for name in class_names]
+    names = [drawn(name, _CAPTION_LENGTH) for name in class_names]
+    small = max(map(len, names)) > 4
     columns = 4
     rows = math.ceil(len(worst) / columns)
     figure = new_figure(1.9 * columns, 2.45 * rows)
@@ -148,10 +151,11 @@ def worst_mistakes(
         place.set_title(f"no. {index}, loss {losses[index]:.2f}", fontsize=8, color=FAINT)
         # Two texts, for the two colours.
         text = f"{names[predicted]}  {percent(probabilities[index, predicted].item())}"
-        place.set_xlabel(text, color=WRONG, fontsize=10, fontweight="bold", labelpad=3)
+        place.set_xlabel(text, color=WRONG, fontsize=9 if small else 10, fontweight="bold", labelpad=3)
         place.annotate(
             f"is {names[label]}  {percent(probabilities[index, label].item())}",
-            (0.5, 0), (0, -32), "axes fraction", "offset points", color=RIGHT, fontsize=9, ha="center", va="bottom",
+            (0.5, 0), (0, -28), "axes fraction", "offset points", color=RIGHT, ha="center", va="bottom",
+            fontsize=8 if small else 9,
         )  # fmt: skip
     hide(axes[len(worst) :])
     return png(figure)

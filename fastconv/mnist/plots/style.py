@@ -42,10 +42,14 @@ def png(figure: Figure) -> bytes:
 
 
 def drawn(name: str, length: int = 100) -> str:
-    """``name`` as text for matplotlib: on one line, of at most ``length`` characters, its dollars no formulas."""
+    """``name`` as text for matplotlib: on one line, of at most ``length`` characters, its dollars no formulas.
+
+    Of a longer one the middle is left out, since names that begin alike often end with what tells them apart.
+    """
     name = " ".join(name.split())
     if len(name) > length:
-        name = name[: length - 1].rstrip() + "…"
+        tail = length // 3
+        name = name[: length - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
     return name.replace("$", r"\$")
 
 
