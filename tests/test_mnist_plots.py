@@ -257,6 +257,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
         ({"epochs": 3}, "is not the history"),
         ({"epochs": [{**history(1)[0], "loss": "<b>"}]}, "is not the history"),
         ({"epochs": [history(2)[0], history(2, False)[1]]}, "is not the history"),
+        ({"epochs": [{**history(1)[0], "loss": float("nan")}]}, "is not the history"),
         ({"versions": 3}, "is not the history"),
         ({}, "cannot read run/checkpoint.pt: No such file"),
     ],

@@ -238,7 +238,7 @@ def _epochs(epochs: Iterable[Mapping[str, Any]]) -> str:
     return f'<div class="scroll"><table class="numbers">\n<tr>{head}</tr>\n{"".join(rows)}</table></div>'
 
 
-def _lines(lines: Iterable[object]) -> str:
+def _lines(lines: object) -> str:
     """How the extension was built, as ``fastconv info`` prints it."""
-    text = "\n".join(map(str, lines))
+    text = "\n".join(map(str, lines)) if isinstance(lines, list) else ""
     return f"<details><summary>How fastconv was built</summary>\n<pre>{_text(text)}</pre></details>" if text else ""

@@ -11,6 +11,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -162,7 +163,9 @@ def _is_plain(record: dict[str, Any], epochs: list[EpochResult]) -> bool:
     )
     numbers = [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
     tables = record.get("config"), record.get("versions")
-    return all(type(number) in (int, float) for number in numbers) and all(isinstance(table, dict) for table in tables)
+    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers) and all(
+        isinstance(table, dict) for table in tables
+    )
 
 
 def _csv(history: list[EpochResult]) -> str:
