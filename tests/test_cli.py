@@ -202,7 +202,9 @@ def test_info_prints_the_configuration(capsys: Output) -> None:
     assert capsys.readouterr().out == fastconv.show_config() + "\n"
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "plot", "download", "export", "bench", "info"])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "plot", "report", "download", "export", "bench", "info"]
+)
 def test_each_command_has_help_with_an_example(capsys: Output, command: str) -> None:
     assert main([command, "--help"]) == 0
     assert f"Example: fastconv {command}" in capsys.readouterr().out

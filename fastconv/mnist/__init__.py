@@ -2,8 +2,9 @@
 
 ``data`` reads the images, ``augment`` moves them a little, ``training`` fits a network to them, ``checkpoint`` keeps
 it, ``export`` writes it for other programs, ``runs`` keeps a training that may be interrupted, ``files`` writes
-results, ``images`` reads image files for prediction, ``plots`` draws, ``bench`` times fastconv against PyTorch,
-``progress`` shows how far training is, and ``cli`` is the command ``fastconv``.
+results, ``images`` reads image files for prediction, ``plots`` draws, ``report`` puts the figures and plots of a run on
+a page, ``bench`` times fastconv against PyTorch, ``progress`` shows how far training is, and ``cli`` is the command
+``fastconv``.
 """
 
 

@@ -227,6 +227,9 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log the epochs to DIR/tensorboard (needs the package tensorboard).")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write report.html and its plots at the end, as fastconv report does.")
+    ] = False,
 ) -> None:
     """Train a network; write checkpoint.pt and history.json; print the accuracy on the test images.
 
@@ -256,10 +259,13 @@ def train(
         raise UserError(f"--limit must be at least 1, not {limit}")
     _set_threads(threads)
     data = _load_data(dataset, data_dir, image_size)
+    if report:
+        import matplotlib  # noqa: F401, that it is missing is said now
     # Of a folder, the name does not say which images these are.
     source = {"data_dir": str(data_dir), "image_size": data.shape[1]} if dataset is DataSetName.folder else {}
     folder = output if output is not None else Path("runs") / _folder_name(config.model)
-    training.run(config, data, training.Options(folder, limit, resume, compare, tensorboard, source), Console())
+    options = training.Options(folder, limit, resume, compare, tensorboard, report, source)
+    training.run(config, data, options, Console())
 
 
 @app.command(epilog="Example: fastconv evaluate runs/mnist-cnn/checkpoint.pt")
@@ -344,8 +350,9 @@ def plot(
             "--output", help="The .png file. Default: predictions.png beside the checkpoint.", show_default=False
         ),
     ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open it in the system's picture viewer too.")] = False,
 ) -> None:
-    """Draw test images with the predicted label and percentage, blue when right and red when wrong, beside the ten
+    """Draw test images with the predicted label and percentage, blue when right and red when wrong, beside the
     probabilities."""
     from fastconv.mnist import files, plots, training
 
@@ -365,6 +372,38 @@ def plot(
     picture = plots.prediction_grid(images, labels, probabilities, first=start, class_names=saved.class_names)
     files.write_atomically(output, picture)
     print(f"wrote {output}")
+    if show:
+        _show(output)
+
+
+@app.command(epilog="Example: fastconv report runs/mnist-cnn --output mnist.html")
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder that train wrote.", metavar="RUN_FOLDER", show_default=False)],
+    dataset: SavedDataSetOption = None,
+    data_dir: DataDirOption = None,
+    threads: ThreadsOption = None,
+    backend: BackendOption = Backend.fastconv,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="The .html file. Default: report.html in the run's folder.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a page about a run: accuracy, speed, configuration, and plots of its training, mistakes and layers.
+
+    The page is one file that needs no network. The plots are also written as PNG files, into the folder plots of the
+    run.
+    """
+    from fastconv.mnist.report import write
+    from fastconv.mnist.runs import RunFolder
+
+    if output is not None and output.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output must end in .html: {output}")
+    _set_threads(threads)
+    folder = RunFolder(run)
+    folder.read_history()
+    saved = _load_checkpoint(folder.checkpoint)
+    data = _load_data_for(saved, dataset, data_dir)
+    print(f"wrote {write(folder, saved.build(backend.value), data, output)}")
 
 
 @app.command(epilog="Example: fastconv download mnist --data-dir data")
@@ -572,6 +611,23 @@ def _load_data_for(saved: "Checkpoint", dataset: DataSetName | None, data_dir: P
 def _folder_name(model: str) -> str:
     """A model's name, or its list of layers, as a folder is called."""
     return "-".join(model.replace(",", " ").split())
+
+
+def _show(picture: Path) -> None:
+    """Open the picture in the system's viewer.
+
+    Raises:
+        UserError: if there is none, or no display.
+    """
+    from PIL import Image, ImageShow
+
+    no_display = sys.platform.startswith("linux") and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    with Image.open(picture) as image:
+        # What Image.show() calls; that does not say whether anything was shown.
+        if no_display or not ImageShow.show(image, picture.name):
+            raise UserError(f"no display or picture viewer to --show {picture} with")
 
 
 def _is_index(name: str) -> bool:

@@ -2,7 +2,8 @@
 
 ``checkpoint.pt`` is the trained network, and ``best.pt`` the one of the epoch that did best on the held-out images.
 ``history.json`` and ``history.csv`` are what it cost and how well it did, epoch by epoch. ``training.pt`` is what
-``fastconv train --resume`` goes on from; it is there while training is under way.
+``fastconv train --resume`` goes on from; it is there while training is under way. ``report.html`` and ``plots`` are
+what ``fastconv report`` makes of the others.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, fields
@@ -41,6 +43,8 @@ class RunFolder:
         self.history = path / "history.json"
         self.table = path / "history.csv"
         self.training = path / "training.pt"
+        self.report = path / "report.html"
+        self.plots = path / "plots"
 
     def begin(self, settings: dict[str, Any]) -> None:
         """See that a new run may write here: over nothing but results of the same model.
@@ -117,6 +121,27 @@ class RunFolder:
         )
         checkpoint.save(path, saved)
 
+    def read_history(self) -> dict[str, Any]:
+        """What :meth:`finish` wrote as history.json: config, versions, epochs, test_loss and test_accuracy.
+
+        Raises:
+            UserError: if it is not there, or is not that.
+        """
+        if not self.path.is_dir():
+            raise UserError(f"{self.path} is not the folder of a run")
+        if not self.history.exists() and self.training.exists():
+            raise UserError(f"the training in {self.path} is not done: --resume goes on with it")
+        try:
+            record = json.loads(self.history.read_bytes())
+            epochs = [EpochResult(**epoch) for epoch in record["epochs"]]
+        except OSError as error:
+            raise UserError(f"cannot read {self.history}: {error.strerror or error}") from error
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.history} is not the history of a training, or a damaged one") from error
+        if not epochs or not _is_plain(record, epochs):
+            raise UserError(f"{self.history} is not the history of a training, or a damaged one")
+        return record
+
     def _check_results(self, model: str) -> None:
         if self.checkpoint.exists():
             try:
@@ -131,6 +156,19 @@ class RunFolder:
         for path in (self.history, self.table):
             if path.exists():
                 raise files.OutputError(f"{path} is there without a checkpoint: choose another --output")
+
+
+def _is_plain(record: dict[str, Any], epochs: list[EpochResult]) -> bool:
+    """Whether what history.json says can be relied on to be numbers and tables."""
+    # Held-out images are there in all epochs or in none.
+    optional = (
+        {"val_loss", "val_accuracy"} if all(epoch.val_loss is epoch.val_accuracy is None for epoch in epochs) else set()
+    )
+    numbers = [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
+    tables = record.get("config"), record.get("versions")
+    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers) and all(
+        isinstance(table, dict) for table in tables
+    )
 
 
 def _csv(history: list[EpochResult]) -> str:

@@ -30,6 +30,7 @@ class Options:
     resume: bool = False
     compare: bool = False
     tensorboard: bool = False
+    report: bool = False
     source: dict[str, Any] = field(default_factory=dict)  # what else is to be recorded of the data
 
 
@@ -97,6 +98,10 @@ class _Run:
             record["compare"] = self._compare(training.history)
         self._folder.finish(training, self._settings, self._data, record)
         self._print(f"wrote {self._folder.checkpoint} and {self._folder.history}")
+        if self._options.report:
+            from fastconv.mnist.report import write
+
+            self._print(f"wrote {write(self._folder, training.model, self._data)}")
 
     def _train(self, training: Training) -> None:
         with contextlib.ExitStack() as stack:
