@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from fastconv.mnist.checkpoint import Checkpoint, CheckpointError, read
+from fastconv.mnist.config import MODELS
 from fastconv.mnist.files import OutputError, check_output_folder, write_atomically
-from fastconv.mnist.training import MODELS
 from fastconv.version import __version__
 
 #: The ending of each format's files.

@@ -44,3 +44,10 @@ def write_atomically(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what :func:`write_atomically` left beside ``path`` where it was killed."""
+    for temporary in path.parent.glob(f".{path.name}-*.tmp"):
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -79,6 +79,8 @@ class RunFolder:
                 option = "--" + name.replace("_", "-")
                 raise UserError(f"the training in {self.path} has {option} {before}, not {settings.get(name)}")
         files.check_output_folder(self.path)
+        for path in (self.training, self.best, self.history, self.table, self.checkpoint):
+            files.remove_leftovers(path)
         return content["training"]
 
     def restore(self, training: Training, state: dict[str, Any]) -> None:
