@@ -18,14 +18,12 @@ import pytest
 import torch
 from processes import Make
 from ratios import VARIANTS, speed_up_claim, time_claim
-from torch import Tensor
-from torch.nn import functional as F
 
 import fastconv
 from fastconv.mnist import data
+from fastconv.mnist.bench import training_step
 from fastconv.models import MnistCNN
 
-BATCH = 64
 STEPS_BEFORE = 750
 STEPS = 5  # in a turn, of which the median counts
 
@@ -45,31 +43,12 @@ def load_images() -> data.DataSet:
         return data.load("mnist5k")
 
 
-def train(model: torch.nn.Module, images: Tensor, labels: Tensor) -> Callable[[], float]:
-    """A function that does one training step, on the next batch."""
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(BATCH)[:-1]
-    step = 0
-
-    def run() -> float:
-        nonlocal step
-        batch = order[step % len(order)]
-        step += 1
-        loss = F.cross_entropy(model(images.index_select(0, batch)), labels.index_select(0, batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return run
-
-
 def save_trained(path: Path) -> list[float]:
     """The network after its first epoch, and which share of each convolution's windows is above zero."""
     digits = load_images()
     torch.manual_seed(0)
     model = MnistCNN().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = train(model, digits.train_images, digits.train_labels)
+    run = training_step(model, digits.train_images, digits.train_labels)
     for _ in range(STEPS_BEFORE):
         run()
     torch.save(model.state_dict(), path)
@@ -88,9 +67,9 @@ def trained_model(variant: str, path: Path) -> tuple[MnistCNN, data.DataSet, tor
     return model.to(memory_format=memory_format), load_images(), memory_format  # type: ignore[call-overload]
 
 
-def training_step(variant: str, path: Path) -> Callable[[], float]:
+def step_of(variant: str, path: Path) -> Callable[[], float]:
     model, digits, memory_format = trained_model(variant, path)
-    return train(model, digits.train_images.to(memory_format=memory_format), digits.train_labels)
+    return training_step(model, digits.train_images.to(memory_format=memory_format), digits.train_labels)
 
 
 def find_tcmalloc() -> str | None:
@@ -114,7 +93,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]
 @pytest.fixture
 def variants(trained: tuple[Path, list[float]], benchmark: Any) -> dict[str, Make]:
     path, benchmark.extra_info["live"] = trained
-    return {variant: functools.partial(training_step, variant, path) for variant in VARIANTS}
+    return {variant: functools.partial(step_of, variant, path) for variant in VARIANTS}
 
 
 def test_training_step(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:

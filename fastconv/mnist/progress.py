@@ -12,6 +12,11 @@ from fastconv.mnist.training import EpochResult, Totals
 _INTERVAL = 0.2
 
 
+def test_line(loss: float, accuracy: float, count: int) -> str:
+    """How a network did on ``count`` test images."""
+    return f"test accuracy {accuracy:.2%} ({round(accuracy * count)} of {count}), loss {loss:.4f}"
+
+
 class TrainingProgress:
     """Shows what :func:`fastconv.mnist.training.fit` reports to ``step`` and ``epoch_done``.
 

@@ -101,7 +101,7 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
         Picture(
             "training_curves",
             "Training",
-            plots.training_curves(record["epochs"]),
+            plots.training_curves(record["epochs"], record["config"].get("loss", "cross-entropy")),
             f"Loss and accuracy of the {curves}, by epoch."
             + (" Those of training are means over the epoch, while the weights change." if validated else ""),
             f"Two charts of the {curves} by epoch. After the last of {len(record['epochs'])}, the loss is"

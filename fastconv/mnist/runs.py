@@ -20,8 +20,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
 from fastconv.mnist import UserError, checkpoint, files
 from fastconv.mnist.data import DataSet
 from fastconv.mnist.training import EpochResult, Training
@@ -57,7 +55,7 @@ class RunFolder:
                 f"{self.path} has a training that was interrupted: --resume goes on with it, or remove {self.training}"
             )
         self._check_results(settings["model"])
-        files.check_output_folder(self.path)
+        self._prepare()
 
     def resume(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The state of the interrupted run, for :meth:`restore`.
@@ -78,10 +76,13 @@ class RunFolder:
             if settings.get(name) != before:
                 option = "--" + name.replace("_", "-")
                 raise UserError(f"the training in {self.path} has {option} {before}, not {settings.get(name)}")
+        self._prepare()
+        return content["training"]
+
+    def _prepare(self) -> None:
         files.check_output_folder(self.path)
         for path in (self.training, self.best, self.history, self.table, self.checkpoint):
             files.remove_leftovers(path)
-        return content["training"]
 
     def restore(self, training: Training, state: dict[str, Any]) -> None:
         """Bring ``training`` to where the interrupted one was left."""
@@ -102,10 +103,8 @@ class RunFolder:
 
     def save_training(self, training: Training, settings: dict[str, Any]) -> None:
         """Keep where ``training`` stands; the older state is replaced by a whole new one, or not at all."""
-        buffer = io.BytesIO()
         content = {"format": _FORMAT, "version": _VERSION, "settings": settings, "training": training.state_dict()}
-        torch.save(content, buffer)
-        files.write_atomically(self.training, buffer.getvalue())
+        files.write_atomically(self.training, checkpoint.serialized(content))
 
     def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
         """Write the results, ``record`` as history.json. Only when all are there does ``training.pt`` go."""

@@ -17,7 +17,7 @@ from fastconv.mnist import UserInterrupt, runs
 from fastconv.mnist.config import TrainingConfig
 from fastconv.mnist.data import DataSet
 from fastconv.mnist.distributed import process_group
-from fastconv.mnist.progress import TrainingProgress
+from fastconv.mnist.progress import TrainingProgress, test_line
 from fastconv.mnist.training import EpochResult, Training, evaluate, split_for_validation
 
 
@@ -86,14 +86,7 @@ class _Run:
             self._folder.restore(training, state)
             self._print(f"resumed after {len(training.history)} of {self._config.epochs} epochs")
         self._train(training)
-        test_loss, test_accuracy = self._test(training)
-        record = {
-            "config": self._settings,
-            "versions": versions(),
-            "epochs": [asdict(result) for result in training.history],
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        }
+        record = {"config": self._settings, "versions": versions(), **self._test(training)}
         if self._options.compare:
             record["compare"] = self._compare(training.history)
         self._folder.finish(training, self._settings, self._data, record)
@@ -122,12 +115,13 @@ class _Run:
         if len(training.history) < self._config.epochs:
             self._print(f"ended early: the held-out loss has not fallen for {self._config.patience} epochs")
 
-    def _test(self, training: Training) -> tuple[float, float]:
+    def _test(self, training: Training) -> dict[str, Any]:
+        """What a training came to, for history.json."""
         images, labels = self._data.test_images, self._data.test_labels
         loss, accuracy = evaluate(training.model, images, labels, self._config.loss)
-        right = round(accuracy * len(images))
-        self._print(f"test accuracy {accuracy:.2%} ({right} of {len(images)}), loss {loss:.4f}")
-        return loss, accuracy
+        self._print(test_line(loss, accuracy, len(images)))
+        epochs = [asdict(result) for result in training.history]
+        return {"epochs": epochs, "test_loss": loss, "test_accuracy": accuracy}
 
     def _compare(self, ours: list[EpochResult]) -> dict[str, Any]:
         """The same training on the other backend; it is told of, and kept in the history, but its weights are not."""
@@ -136,14 +130,9 @@ class _Run:
         training = _training(replace(self._config, backend=other), self._data, self._options.limit)
         with self._progress(0) as progress:
             training.run(progress.step, progress.epoch_done)
-        test_loss, test_accuracy = self._test(training)
+        figures = self._test(training)
         self._print_comparison({self._config.backend: ours, other: training.history})
-        return {
-            "backend": other,
-            "epochs": [asdict(result) for result in training.history],
-            "test_loss": test_loss,
-            "test_accuracy": test_accuracy,
-        }
+        return {"backend": other, **figures}
 
     def _print_comparison(self, histories: dict[str, list[EpochResult]]) -> None:
         table = Table("epoch", *(f"{name}: {what}" for name in histories for what in ("loss", "accuracy", "seconds")))

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fastconv.mnist.data.dataset import DataError, DataSet
+from fastconv.mnist.data.dataset import DataError, DataSet, image_tensor
 
 CIFAR10_CLASS_NAMES = (
     "airplane",
@@ -78,8 +77,4 @@ def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
         raise DataError(f"{path} is damaged: it has {len(pixels)} images, but {len(labels)} labels")
     if not all(isinstance(label, int) and 0 <= label < len(CIFAR10_CLASS_NAMES) for label in labels):
         raise DataError(f"{path} is damaged: it has a label that is not 0 to 9")
-    return _images(pixels), torch.tensor(labels, dtype=torch.int64)
-
-
-def _images(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(pixels.astype(np.float32)).div_(255).reshape(-1, *_SHAPE)
+    return image_tensor(pixels, _SHAPE), torch.tensor(labels, dtype=torch.int64)

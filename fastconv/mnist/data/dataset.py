@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastconv.mnist import UserError
@@ -34,3 +37,8 @@ class DataSet:
         """(C, H, W) of an image."""
         _, C, H, W = self.train_images.shape
         return C, H, W
+
+
+def image_tensor(pixels: NDArray[np.uint8], shape: tuple[int, int, int] = (1, IMAGE_SIZE, IMAGE_SIZE)) -> Tensor:
+    """Bytes of images of ``shape`` (C, H, W) as (N, C, H, W), float32 in [0, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32)).div_(255).reshape(-1, *shape)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastconv.mnist.data.dataset import CLASS_NAMES, IMAGE_SIZE, DataError, DataSet
+from fastconv.mnist.data.dataset import CLASS_NAMES, IMAGE_SIZE, DataError, DataSet, image_tensor
 from fastconv.mnist.data.places import plain_or_gz
 
 FASHION_CLASS_NAMES = (
@@ -94,9 +94,3 @@ def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     if labels.max() >= len(CLASS_NAMES):
         raise DataError(f"{labels_path} has a label {labels.max()}: labels are 0 to 9")
     return image_tensor(images), torch.from_numpy(labels.astype(np.int64))
-
-
-def image_tensor(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> Tensor:
-    """Bytes of images of 28 x 28 as (N, 1, 28, 28), float32 in [0, 1]."""
-    images = torch.from_numpy(pixels.astype(np.float32)).div_(255)
-    return images.reshape(-1, 1, IMAGE_SIZE, IMAGE_SIZE)

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from fastconv.mnist.data.dataset import CLASS_NAMES, DataSet
-from fastconv.mnist.data.idx import image_tensor
+from fastconv.mnist.data.dataset import CLASS_NAMES, DataSet, image_tensor
 
 _TEST_IMAGES_PER_CLASS = 100
 

@@ -8,12 +8,13 @@ from typing import Any
 from fastconv.mnist.plots.style import TRAINING, VALIDATION, new_figure, png
 
 
-def training_curves(history: Sequence[Mapping[str, Any]]) -> bytes:
+def training_curves(history: Sequence[Mapping[str, Any]], loss: str = "cross-entropy") -> bytes:
     """Draw loss and accuracy against the epoch, of the training images and of those held out.
 
     Args:
         history: the fields of :class:`fastconv.mnist.training.EpochResult`, epoch by epoch, as history.json has them.
             Where ``val_loss`` is None there was nothing held out, and there is one curve.
+        loss: its name, one of :data:`fastconv.mnist.config.LOSSES`.
 
     Returns:
         A PNG file.
@@ -42,7 +43,7 @@ def training_curves(history: Sequence[Mapping[str, Any]]) -> bytes:
         axes.set_axisbelow(True)
     # Above the charts, where no curve runs under it.
     figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
-    losses.set_ylabel("loss (cross-entropy, nats)")
+    losses.set_ylabel(f"loss ({loss}, nats)" if loss == "cross-entropy" else f"loss ({loss})")
     losses.set_ylim(bottom=0)
     accuracies.set_ylabel("accuracy (% of images)")
     accuracies.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}"))

