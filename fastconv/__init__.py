@@ -2,6 +2,7 @@
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
+with fastconv.enabled(): ...       # PyTorch's own functions and layers, served by fastconv
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from fastconv.ops import _C
 from fastconv.version import __version__
 
 from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
+from fastconv.enabled import enabled  # isort: skip
 
-__all__ = ["_C", "__version__", "autograd", "functional", "models", "nn", "ops", "show_config"]
+__all__ = ["_C", "__version__", "autograd", "enabled", "functional", "models", "nn", "ops", "show_config"]
 
 
 def show_config() -> str:

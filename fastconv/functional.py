@@ -132,6 +132,8 @@ def _served_convolution(
     if not regular:
         return None
     strides, paddings, dilations = cast("tuple[Pair, Pair, Pair]", pairs)
+    if dilations[0] <= 0 or dilations[1] <= 0:  # which PyTorch words in two ways
+        return None
     if padding == "same":
         input, paddings = _pad_same(input, weight, dilations)
     return input, (strides, paddings, dilations, groups)

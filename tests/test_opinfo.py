@@ -1,0 +1,116 @@
+"""PyTorch's own samples and error inputs of conv2d, max_pool2d and relu, through fastconv: the contract of a drop-in.
+
+Each is called as a user's program would call it, ``torch.nn.functional``'s function, outside and inside of
+``fastconv.enabled()``, and the two must agree in everything that can be seen: values, dtypes, shapes, strides,
+gradients, second gradients, and the type and text of errors. The one exception: PyTorch's max-pooling says of a second
+gradient that is zero that it is there, and fastconv that there is none, as it would have to keep the input for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.utils._pytree import tree_flatten
+
+import fastconv
+
+NAMES = ("nn.functional.conv2d", "nn.functional.max_pool2d", "nn.functional.relu")
+OPS = {op.name: op for op in op_db if op.name in NAMES}
+CASES = [(name, dtype) for name, op in OPS.items() for dtype in sorted(op.dtypes, key=str)]
+#: Wider where each side accumulates and rounds in its own order.
+TOLERANCES = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-4},
+    torch.float16: {"rtol": 2e-3, "atol": 2e-3},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1.6e-2},
+}
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+def samples(name: str, dtype: torch.dtype, requires_grad: bool) -> Iterator[Any]:
+    torch.manual_seed(0)
+    found = list(OPS[name].sample_inputs("cpu", dtype, requires_grad=requires_grad))
+    assert len(found) == {"nn.functional.conv2d": 30, "nn.functional.max_pool2d": 1440, "nn.functional.relu": 4}[name]
+    yield from found
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, Tensor)]
+
+
+def assert_same(ours: Any, torchs: Any, sample: Any, strides: bool = True) -> None:
+    """Alike in type, number, shape, strides and, as far as rounding allows, value."""
+    what = str(sample.summary())
+    assert type(ours) is type(torchs), what
+    assert len(tensors(ours)) == len(tensors(torchs)), what
+    for a, b in zip(tensors(ours), tensors(torchs), strict=True):
+        tolerances = TOLERANCES.get(b.dtype, {})
+        assert_close(a, b, equal_nan=True, check_stride=strides, msg=lambda text: f"{what}\n{text}", **tolerances)
+
+
+def call(name: str, sample: Any) -> Any:
+    return OPS[name].op(sample.input, *sample.args, **sample.kwargs)
+
+
+def test_all_three_functions_are_there() -> None:
+    assert sorted(OPS) == sorted(NAMES)
+
+
+@pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
+def test_samples_agree(name: str, dtype: torch.dtype) -> None:
+    for sample in samples(name, dtype, requires_grad=False):
+        expected = call(name, sample)
+        with fastconv.enabled():
+            found = call(name, sample)
+        assert_same(found, expected, sample)
+
+
+def gradients(name: str, sample: Any, second: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Of what the sample's tensors get, and, if asked for, what they get from the norm of these."""
+    inputs = [t for t in (sample.input, *tensors([sample.args, sample.kwargs])) if t.requires_grad]
+    output = tensors(call(name, sample))[0]
+    torch.manual_seed(1)
+    first = torch.autograd.grad(output, inputs, torch.randn_like(output), create_graph=second)
+    if not second:
+        return list(first), []
+    loss = sum((g.abs() ** 2).sum() for g in first)
+    assert isinstance(loss, Tensor)
+    if name == "nn.functional.max_pool2d" and not loss.requires_grad:
+        return list(first), [torch.zeros_like(t) for t in inputs]
+    return list(first), list(torch.autograd.grad(loss, inputs, allow_unused=True))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(n, d) for n, d in CASES if d.is_floating_point or d.is_complex], ids=str)
+@pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
+def test_gradients_agree(name: str, dtype: torch.dtype, second: bool) -> None:
+    assert dtype in OPS[name].supported_backward_dtypes("cpu")
+    every = 10 if name == "nn.functional.max_pool2d" and (second or dtype != torch.float32) else 1  # of 1,440
+    for number, sample in enumerate(samples(name, dtype, requires_grad=True)):
+        if number % every:
+            continue
+        expected = gradients(name, sample, second)
+        with fastconv.enabled():
+            found = gradients(name, sample, second)
+        # What lies in what order is a promise of first gradients only: PyTorch's second ones have any strides.
+        assert_same(found, expected, sample, strides=not second)
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.error_inputs_func is not None])
+def test_error_inputs_raise_the_same(name: str) -> None:
+    cases = list(OPS[name].error_inputs("cpu"))
+    assert len(cases) == {"nn.functional.conv2d": 10, "nn.functional.max_pool2d": 7}[name]
+    for case in cases:
+        with pytest.raises(case.error_type, match=case.error_regex) as expected:
+            call(name, case.sample_input)
+        with pytest.raises(case.error_type, match=case.error_regex) as found, fastconv.enabled():
+            call(name, case.sample_input)
+        assert str(found.value) == str(expected.value), str(case.sample_input)
