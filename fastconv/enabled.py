@@ -60,7 +60,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-class enabled(TorchFunctionMode, ContextDecorator):  # noqa: N801  used like torch.no_grad
+class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
     """Within it, this thread's calls of PyTorch's conv2d, max_pool2d and relu are served by fastconv.
 
     That is ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``, ``torch.conv2d``,

@@ -22,10 +22,11 @@ __all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "rel
 
 Size2 = int | Sequence[int]
 Pair = tuple[int, int]
-#: Stride, padding, dilation, groups.
-Geometry = tuple[Pair, Pair, Pair, int]
+#: A convolution operator's own: input, weight, bias, stride, padding, dilation, groups.
+Convolution = tuple[Tensor, Tensor, Tensor | None, Pair, Pair, Pair, int]
 
-_FLOATING = frozenset({torch.float32, torch.float64})
+_REDUCED = frozenset({torch.bfloat16, torch.float16})
+_FLOATING = frozenset({torch.float32, torch.float64}) | _REDUCED
 #: A byte says where in its window a maximum was, or, by one more value, that no gradient passes.
 _MOST_POSITIONS = 255
 _REAL = _FLOATING | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}
@@ -78,7 +79,8 @@ def conv2d(
     with stride :math:`u`, zero padding :math:`z`, dilation :math:`d`, and c over the channels of k's group.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). float32 and float64 on the CPU are served by fastconv, the rest by PyTorch.
+        input: (N, C, H, W), or (C, H, W). float32, float64, and bfloat16 and float16 with sums in float32, on the
+            CPU, are served by fastconv, the rest by PyTorch.
         weight: (K, C / groups, R, S), of the input's dtype.
         bias: (K,), or None.
         stride: one int or two, > 0.
@@ -106,19 +108,23 @@ def conv2d(
     served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
     if served is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    input, geometry = served
     if input.dim() == 3:
-        return autograd.conv2d(input.unsqueeze(0), weight, bias, *geometry).squeeze(0)
-    return autograd.conv2d(input, weight, bias, *geometry)
+        return autograd.conv2d(served[0].unsqueeze(0), *served[1:]).squeeze(0)
+    return autograd.conv2d(*served)
 
 
 def _served_convolution(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
-) -> tuple[Tensor, Geometry] | None:
-    """The operators' own arguments: the input, padded where 'same' is uneven, and the numbers. None: for PyTorch."""
+) -> Convolution | None:
+    """The operator's own arguments: cast by autocast, padded where 'same' is uneven. None: left to PyTorch."""
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    served = all(_is_served(t, _FLOATING) and t.dtype == input.dtype and t.device == input.device for t in tensors)
-    if not served or torch.is_autocast_enabled("cpu"):
+    if not all(_is_served(t, _FLOATING) and t.device == input.device for t in tensors):
+        return None
+    if torch.is_autocast_enabled("cpu") and torch.float64 not in {t.dtype for t in tensors}:
+        # PyTorch's rule for convolution, which leaves float64 as it is.
+        dtype = torch.get_autocast_dtype("cpu")
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    elif any(t.dtype != input.dtype for t in tensors):
         return None
     pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
     regular = None not in pairs and type(groups) is not bool and isinstance(groups, int | torch.SymInt)
@@ -136,7 +142,7 @@ def _served_convolution(
         return None
     if padding == "same":
         input, paddings = _pad_same(input, weight, dilations)
-    return input, (strides, paddings, dilations, groups)
+    return input, weight, bias, strides, paddings, dilations, groups
 
 
 def conv2d_relu(
@@ -177,7 +183,7 @@ def conv2d_relu(
     served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
     if served is None:
         return relu(conv2d(input, weight, bias, stride, padding, dilation, groups))
-    return _fused(*served, weight, bias, None)
+    return _fused(served, None)
 
 
 def conv2d_relu_max_pool2d(
@@ -237,15 +243,14 @@ def conv2d_relu_max_pool2d(
         conv = conv2d(input, weight, bias, stride, padding, dilation, groups)
         pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
         return max_pool2d(relu(conv), *pool)
-    return _fused(*served, weight, bias, (*cast("tuple[Pair, Pair, Pair, Pair]", pairs), pool_ceil_mode))
+    return _fused(served, (*cast("tuple[Pair, Pair, Pair, Pair]", pairs), pool_ceil_mode))
 
 
-def _fused(
-    input: Tensor, geometry: Geometry, weight: Tensor, bias: Tensor | None, pool: autograd.Pool | None
-) -> Tensor:
+def _fused(served: Convolution, pool: autograd.Pool | None) -> Tensor:
+    input, *others = served
     if input.dim() == 3:
-        return autograd.conv2d_relu_max_pool2d(input.unsqueeze(0), weight, bias, *geometry, pool).squeeze(0)
-    return autograd.conv2d_relu_max_pool2d(input, weight, bias, *geometry, pool)
+        return autograd.conv2d_relu_max_pool2d(input.unsqueeze(0), *others, pool).squeeze(0)
+    return autograd.conv2d_relu_max_pool2d(*served, pool)
 
 
 @overload
@@ -297,7 +302,7 @@ def max_pool2d(
     every number.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). float32, float64 and the integers on the CPU are served by fastconv.
+        input: (N, C, H, W), or (C, H, W). Floating types and integers on the CPU are served by fastconv.
         kernel_size: one int or two, > 0.
         stride: one int or two, > 0; ``kernel_size`` by default.
         padding: one int or two, at most half of the kernel.
@@ -337,7 +342,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     r"""The rectifier :math:`\max(0, x)`, as :func:`torch.nn.functional.relu`.
 
     Args:
-        input: any shape. float32, float64 and the integers on the CPU are served by fastconv.
+        input: any shape. Floating types and integers on the CPU are served by fastconv.
         inplace: change the input instead of making a new tensor.
 
     Returns:

@@ -17,12 +17,16 @@ struct Level {
 const Level levels[] = {
     {"default", &kernels_default, [] { return true; }},
 #if defined(__x86_64__)
-    {"avx2", &kernels_avx2, [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+    {"avx2", &kernels_avx2,
+     [] {
+       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+              __builtin_cpu_supports("f16c") != 0;
+     }},
     {"avx512", &kernels_avx512,
      [] {
        return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
               __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-              __builtin_cpu_supports("fma") != 0;
+              __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
      }},
 #endif
 };

@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "reduced.h"
 #include "winograd.h"
 
 namespace fastconv::cpu {
@@ -51,6 +52,10 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
+  if (is_reduced(input)) {
+    return rounded(conv2d(widened(input), widened(weight), widened(bias), stride, padding, dilation, groups),
+                   input.scalar_type());
+  }
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
   if (output.numel() == 0) return output;

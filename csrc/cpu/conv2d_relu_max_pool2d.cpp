@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "reduced.h"
 #include "winograd.h"
 
 namespace fastconv::cpu {
@@ -92,6 +93,10 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
 
 std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,
                                          const std::optional<Tensor>& bias) {
+  if (is_reduced(input)) {
+    const auto [output, argmax] = fused_forward(f, widened(input), widened(weight), widened(bias));
+    return {rounded(output, input.scalar_type()), argmax};
+  }
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, channels_last);

@@ -3,6 +3,7 @@
 #include "conv2d.h"
 #include "conv2d_relu_max_pool2d.h"
 #include "live.h"
+#include "reduced.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -46,6 +47,12 @@ Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Ten
       check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
                                                              pool_padding, pool_dilation);
+  if (is_reduced(grad_output)) {
+    return rounded(conv2d_relu_max_pool2d_backward_data(widened(grad_output), argmax, widened(weight), input_size,
+                                                        stride, padding, dilation, groups, pool_kernel_size,
+                                                        pool_stride, pool_padding, pool_dilation, channels_last),
+                   grad_output.scalar_type());
+  }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   Tensor result = grad_input;
@@ -70,6 +77,12 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
                                                              pool_padding, pool_dilation);
+  if (is_reduced(input)) {
+    const auto [dw, db] = conv2d_relu_max_pool2d_backward_weight(
+        widened(grad_output), argmax, widened(input), kernel_size, stride, padding, dilation, groups, pool_kernel_size,
+        pool_stride, pool_padding, pool_dilation, channels_last);
+    return {rounded(dw, input.scalar_type()), rounded(db, input.scalar_type())};
+  }
   std::tuple<Tensor, Tensor> result;
   dispatch_floating(input, "conv2d_relu_max_pool2d_backward_weight", [&](auto type) {
     using T = decltype(type);

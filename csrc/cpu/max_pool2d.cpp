@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "capability.h"
+#include "reduced.h"
 #include "tiles.h"
 
 namespace fastconv::cpu {
@@ -81,6 +82,10 @@ void backward(const Pool2dShape& s, const Tensor& grad_output, const Tensor& ind
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
                                       const Ints& padding, const Ints& dilation, bool ceil_mode) {
   const Pool2dShape s = check_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
+  if (is_reduced(input)) {  // exact: a maximum is one of the values
+    const auto [values, indices] = max_pool2d(widened(input), kernel_size, stride, padding, dilation, ceil_mode);
+    return {rounded(values, input.scalar_type()), indices};
+  }
   const bool nhwc = suggests_channels_last(input);
   const Tensor x = ordered(input, nhwc);
   const Tensor output = empty({s.N, s.C, s.P, s.Q}, input, nhwc);
@@ -94,6 +99,11 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
                            bool channels_last) {
   const Pool2dShape s =
       check_max_pool2d_backward(grad_output, indices, input_size, kernel_size, stride, padding, dilation);
+  if (is_reduced(grad_output)) {
+    return rounded(max_pool2d_backward(widened(grad_output), indices, input_size, kernel_size, stride, padding,
+                                       dilation, channels_last),
+                   grad_output.scalar_type());
+  }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   const Tensor g = ordered(grad_output, channels_last), at = ordered(indices, channels_last);

@@ -1,6 +1,7 @@
 #include "relu.h"
 
 #include "capability.h"
+#include "reduced.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -23,14 +24,29 @@ Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
   return copy;
 }
 
+template <class T>
+void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tensor& to) {
+  const T* x = data<T>(from);
+  T* y = mutable_data<T>(to);
+  torch::stable::parallel_for(0, from.numel(), grain,
+                              [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
+}
+
+template <class T>
+void apply_backward(void (*kernel)(const T*, const T*, T*, int64_t), const Tensor& g, const Tensor& y,
+                    const Tensor& dx) {
+  const T *from = data<T>(g), *at = data<T>(y);
+  T* to = mutable_data<T>(dx);
+  torch::stable::parallel_for(0, g.numel(), grain, [&](int64_t begin, int64_t end) {
+    kernel(from + begin, at + begin, to + begin, end - begin);
+  });
+}
+
 void apply(const Tensor& from, const Tensor& to) {
+  if (is_reduced(from)) return apply(reduced_kernels(from.scalar_type()).relu, from, to);
   dispatch_real(from, "relu", [&](auto type) {
     using T = decltype(type);
-    const T* x = data<T>(from);
-    T* y = mutable_data<T>(to);
-    torch::stable::parallel_for(0, from.numel(), grain, [&](int64_t begin, int64_t end) {
-      kernels().relu<T>().forward(x + begin, y + begin, end - begin);
-    });
+    apply<T>(kernels().relu<T>().forward, from, to);
   });
 }
 
@@ -59,13 +75,13 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
   const Tensor grad_input = empty_as(grad_output);
   const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
+  if (is_reduced(output)) {
+    apply_backward(reduced_kernels(output.scalar_type()).relu_backward, g, y, grad_input);
+    return grad_input;
+  }
   dispatch_floating(grad_output, "relu_backward", [&](auto type) {
     using T = decltype(type);
-    const T *from = data<T>(g), *at = data<T>(y);
-    T* to = mutable_data<T>(grad_input);
-    torch::stable::parallel_for(0, grad_output.numel(), grain, [&](int64_t begin, int64_t end) {
-      kernels().relu<T>().backward(from + begin, at + begin, to + begin, end - begin);
-    });
+    apply_backward<T>(kernels().relu<T>().backward, g, y, grad_input);
   });
   return grad_input;
 }

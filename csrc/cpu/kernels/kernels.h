@@ -127,6 +127,14 @@ struct ElementwiseKernels {
   ReluKernels<T> relu;
 };
 
+// For a floating type of 16 bits (reduced.h).
+struct ReducedKernels {
+  void (*widen)(const uint16_t* from, float* to, int64_t count);
+  void (*round)(const float* from, uint16_t* to, int64_t count);
+  void (*relu)(const uint16_t* x, uint16_t* y, int64_t count);
+  void (*relu_backward)(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count);
+};
+
 struct Kernels : Conv2dFamily<float>,
                  Conv2dFamily<double>,
                  ElementwiseKernels<float>,
@@ -136,6 +144,8 @@ struct Kernels : Conv2dFamily<float>,
                  ElementwiseKernels<int16_t>,
                  ElementwiseKernels<int32_t>,
                  ElementwiseKernels<int64_t> {
+  ReducedKernels bfloat16, half;
+
   template <class T>
   const Conv2dFamily<T>& conv2d() const {
     return *this;

@@ -9,6 +9,7 @@
 #include "live_patch.h"
 #include "max_pool2d.h"
 #include "narrow.h"
+#include "reduced.h"
 #include "relu.h"
 #include "window.h"
 #include "winograd.h"
@@ -42,10 +43,18 @@ constexpr ElementwiseKernels<T> elementwise_kernels() {
   }
 }
 
+template <class Format>
+constexpr ReducedKernels reduced_kernels() {
+  return {reduced::widen<Format>, reduced::round<Format>, reduced::relu<Format>, reduced::relu_backward<Format>};
+}
+
 constexpr Kernels all_kernels() {
-  return {conv2d_family<float>(),         conv2d_family<double>(),        elementwise_kernels<float>(),
-          elementwise_kernels<double>(),  elementwise_kernels<int8_t>(),  elementwise_kernels<uint8_t>(),
-          elementwise_kernels<int16_t>(), elementwise_kernels<int32_t>(), elementwise_kernels<int64_t>()};
+  return {conv2d_family<float>(),          conv2d_family<double>(),
+          elementwise_kernels<float>(),    elementwise_kernels<double>(),
+          elementwise_kernels<int8_t>(),   elementwise_kernels<uint8_t>(),
+          elementwise_kernels<int16_t>(),  elementwise_kernels<int32_t>(),
+          elementwise_kernels<int64_t>(),  reduced_kernels<reduced::Bfloat16>(),
+          reduced_kernels<reduced::Half>()};
 }
 
 }  // namespace fastconv::FC_LEVEL

@@ -1,0 +1,97 @@
+// The floating types of 16 bits: bfloat16 and half. Arithmetic is in float32, see csrc/cpu/reduced.h; here are the ways
+// there and back, which are exact and rounded to the nearest, ties to even, and ReLU, which looks at bits alone.
+#pragma once
+
+#include "simd.h"
+
+namespace fastconv::FC_LEVEL::reduced {
+
+// The upper half of a float32.
+struct Bfloat16 {
+  static constexpr uint16_t infinity = 0x7f80;
+
+  static FC_INLINE float widen(uint16_t value) { return __builtin_bit_cast(float, static_cast<uint32_t>(value) << 16); }
+
+  static FC_INLINE uint16_t round(float value) {
+    const auto bits = __builtin_bit_cast(uint32_t, value);
+    const auto rounded = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    return value != value ? static_cast<uint16_t>(bits >> 16 | 0x40) : rounded;  // a NaN stays one, and quiet
+  }
+};
+
+struct Half {
+  static constexpr uint16_t infinity = 0x7c00;
+
+  static FC_INLINE float widen(uint16_t value) { return static_cast<float>(__builtin_bit_cast(_Float16, value)); }
+  static FC_INLINE uint16_t round(float value) { return __builtin_bit_cast(uint16_t, static_cast<_Float16>(value)); }
+};
+
+// As many as a vector instruction converts at once, where the compiler does not find it: g++ 12 calls a function for
+// each half otherwise.
+template <class Format>
+constexpr int64_t at_once = 0;
+#if FC_VECTOR_BYTES == 64
+template <>
+constexpr int64_t at_once<Half> = 16;
+FC_INLINE void widen_at_once(const uint16_t* from, float* to) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm512_storeu_ps(to, _mm512_maskz_cvtph_ps(0xffff, halves));
+}
+FC_INLINE void round_at_once(const float* from, uint16_t* to) {
+  const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, _mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), halves);
+}
+#elif FC_VECTOR_BYTES == 32
+template <>
+constexpr int64_t at_once<Half> = 8;
+FC_INLINE void widen_at_once(const uint16_t* from, float* to) {
+  _mm256_storeu_ps(to, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+}
+FC_INLINE void round_at_once(const float* from, uint16_t* to) {
+  const __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), halves);
+}
+#else
+FC_INLINE void widen_at_once(const uint16_t*, float*) {}
+FC_INLINE void round_at_once(const float*, uint16_t*) {}
+#endif
+
+template <class Format>
+void widen(const uint16_t* from, float* to, int64_t count) {
+  int64_t i = 0;
+  if constexpr (at_once<Format> > 0) {
+    for (; i + at_once<Format> <= count; i += at_once<Format>) widen_at_once(from + i, to + i);
+  }
+  for (; i < count; ++i) to[i] = Format::widen(from[i]);
+}
+
+template <class Format>
+void round(const float* from, uint16_t* to, int64_t count) {
+  int64_t i = 0;
+  if constexpr (at_once<Format> > 0) {
+    for (; i + at_once<Format> <= count; i += at_once<Format>) round_at_once(from + i, to + i);
+  }
+  for (; i < count; ++i) to[i] = Format::round(from[i]);
+}
+
+constexpr uint16_t negative_zero = 0x8000;
+
+// Numbers below zero are the codes from behind -0 to -infinity; NaNs come after.
+template <class Format>
+void relu(const uint16_t* x, uint16_t* y, int64_t count) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const bool below = static_cast<uint16_t>(x[i] - (negative_zero + 1)) < Format::infinity;
+    y[i] = below ? uint16_t{0} : x[i];
+  }
+}
+
+template <class Format>
+void relu_backward(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    const bool not_above = static_cast<uint16_t>(y[i] - negative_zero) <= Format::infinity || y[i] == 0;
+    dx[i] = not_above ? uint16_t{0} : g[i];
+  }
+}
+
+}  // namespace fastconv::FC_LEVEL::reduced
