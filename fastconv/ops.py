@@ -114,7 +114,7 @@ def _relu_(input: Tensor) -> None:
 
 @torch.library.register_fake("fastconv::relu_backward")
 def _relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
-    return torch.ops.aten.relu(grad_output)
+    return torch.ops.aten.relu(output)
 
 
 @torch.library.register_fake("fastconv::conv2d_relu")

@@ -199,7 +199,8 @@ def test_mnist_cnn_trains_in_bfloat16() -> None:
     torch.manual_seed(0)
     model = models.MnistCNN()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    x, target = torch.rand(32, 1, 28, 28), torch.randint(10, (32,))
+    x, target = torch.rand(32, 1, 28, 28), torch.arange(32) % 10
+    x[torch.arange(32), 0, 2 * target + 4] += 2  # a bright line, whose height is the class
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
@@ -208,5 +209,5 @@ def test_mnist_cnn_trains_in_bfloat16() -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert {p.dtype for p in model.parameters()} == {torch.float32}

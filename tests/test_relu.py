@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from cases import LAYOUTS, THREADS, assert_identical, with_gradients
@@ -142,10 +144,20 @@ def test_relu_in_place_on_a_leaf_is_refused_in_pytorchs_words() -> None:
     assert str(mine.value) == str(theirs.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_relu_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
-    x = torch.randn(20).to(dtype)
-    assert torch.equal(FF.relu(x), F.relu(x))
+ORDERS = list(itertools.permutations(range(4)))
+
+
+@pytest.mark.parametrize("size", [(2, 3, 5, 18), (3, 17, 1, 33), (1, 1, 4, 4), (2, 0, 3, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_relus_gradient_may_lie_in_any_order(size: tuple[int, ...], dtype: torch.dtype) -> None:
+    values, grads = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
+    expected = torch.where(values > 0, grads, torch.zeros_like(grads))
+    for output_order, grad_order in itertools.product(ORDERS, ORDERS):
+        y = values.permute(output_order).contiguous().permute(torch.tensor(output_order).argsort().tolist())
+        g = grads.permute(grad_order).contiguous().permute(torch.tensor(grad_order).argsort().tolist())
+        found = torch.ops.fastconv.relu_backward(g, y)
+        assert torch.equal(found, expected), (output_order, grad_order)
+        assert found.stride() == torch.relu(y).stride()
 
 
 def test_relu_in_place_of_an_expanded_tensor_is_refused_in_pytorchs_words() -> None:

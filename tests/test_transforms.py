@@ -106,6 +106,7 @@ def test_relu_passes_opcheck(memory_format: torch.memory_format) -> None:
     opcheck(ours.relu, (x,))
     opcheck(ours.relu_, (x.clone(),))
     opcheck(ours.relu_backward, (torch.randn_like(x), x.relu()))
+    opcheck(ours.relu_backward, (torch.randn(x.shape), x.relu()))
     opcheck(ours.relu, (x[:, :, 1:],))
 
 

@@ -2,19 +2,13 @@
 
 #include "capability.h"
 #include "reduced.h"
+#include "reorder.h"
 
 namespace fastconv::cpu {
 namespace {
 
 // Elements that are worth a thread of their own; PyTorch's grain.
 constexpr int64_t grain = 32768;
-
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  }
-  return true;
-}
 
 // `tensor` with the strides of `like`, which fills its memory.
 Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
@@ -73,14 +67,17 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
         Sizes(grad_output));
   check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
-  const Tensor grad_input = empty_as(grad_output);
-  const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
+  // In the order of the output, which the layer before it made, and which it wants its gradient in.
+  const Tensor grad_input = empty_as(output);
+  const Tensor y = ordered_as(output, grad_input);
   if (is_reduced(output)) {
+    const Tensor g = ordered_as(grad_output, grad_input);
     apply_backward(reduced_kernels(output.scalar_type()).relu_backward, g, y, grad_input);
     return grad_input;
   }
   dispatch_floating(grad_output, "relu_backward", [&](auto type) {
     using T = decltype(type);
+    const Tensor g = reordered_as<T>(grad_output, grad_input);
     apply_backward<T>(kernels().relu<T>().backward, g, y, grad_input);
   });
   return grad_input;

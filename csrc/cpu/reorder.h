@@ -1,0 +1,74 @@
+// A copy of a tensor with another's strides. PyTorch's copy goes element by element where the two walk memory in
+// different orders; the usual ones, NCHW and NHWC under whatever permutation, are a batch of matrix transpositions.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
+#include "../tensor.h"
+#include "capability.h"
+#include "kernels/range.h"
+
+namespace fastconv::cpu {
+
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
+// `batches` matrices of rows x columns, dense in the one tensor, and dense and transposed in the other.
+struct Transposition {
+  int64_t batches, rows, columns;
+};
+
+// How `from`'s memory becomes that of `to`, which has its sizes. Both fill their memory.
+inline std::optional<Transposition> transposition(const Tensor& from, const Tensor& to) {
+  constexpr int dims = 4;
+  if (from.dim() != dims) return std::nullopt;
+  const auto walk = [](const Tensor& tensor) {
+    std::array<int, dims> order{0, 1, 2, 3};
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return tensor.stride(a) > tensor.stride(b); });
+    return order;
+  };
+  const std::array<int, dims> source = walk(from), target = walk(to);
+  int first = 0;
+  while (first < dims && source[first] == target[first]) ++first;
+  for (int turn = first + 1; turn < dims; ++turn) {
+    std::array<int, dims> turned = source;
+    std::rotate(turned.begin() + first, turned.begin() + turn, turned.end());
+    if (turned != target) continue;
+    const auto product = [&](int begin, int end) {
+      int64_t sizes = 1;
+      for (int i = begin; i < end; ++i) sizes *= from.size(source[i]);
+      return sizes;
+    };
+    return Transposition{product(0, first), product(first, turn), product(turn, dims)};
+  }
+  return std::nullopt;
+}
+
+// `tensor` itself if it has the strides of `like`, which fills its memory; else a copy that has.
+template <class T>
+Tensor reordered_as(const Tensor& tensor, const Tensor& like) {
+  if (same_strides(tensor, like)) return tensor;
+  Tensor copy = empty_at_strides(like, tensor.scalar_type());
+  const auto matrices = fills_memory(tensor) ? transposition(tensor, like) : std::nullopt;
+  if (!matrices) {
+    torch::stable::copy_(copy, tensor);
+    return copy;
+  }
+  const int64_t rows = matrices->rows, columns = matrices->columns, size = std::max<int64_t>(rows * columns, 1);
+  const T* from = data<T>(tensor);
+  T* to = mutable_data<T>(copy);
+  torch::stable::parallel_for(0, matrices->batches, ceil_div(32768, size), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      kernels().conv2d<T>().transpose(from + i * size, columns, rows, columns, to + i * size, rows);
+    }
+  });
+  return copy;
+}
+
+}  // namespace fastconv::cpu
