@@ -7,6 +7,7 @@
 #include <string>
 
 #include "cpu/capability.h"
+#include "cpu/packed_weights.h"
 
 namespace {
 
@@ -33,5 +34,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &fastconv::cpu_capabilities, "The ISA levels of this machine, lowest first.");
   m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
         "Choose the ISA level for this process, while nothing computes. ValueError if the machine lacks it.");
+  m.def(
+      "packed_weights",
+      [] {
+        const fastconv::cpu::PackedWeights state = fastconv::cpu::packed_weights();
+        return std::map<std::string, int64_t>{{"bytes", state.bytes}, {"hits", state.hits}};
+      },
+      "The weights kept as the kernels want them: bytes now, and calls so far that found theirs.");
   m.def("build_info", &build_info, "How the extension was built.");
 }

@@ -43,6 +43,11 @@ def _is_served(tensor: Any, dtypes: frozenset[torch.dtype]) -> bool:
     )
 
 
+def _is_recorded() -> bool:
+    """Whether torch.jit.trace is watching: what it keeps shall be PyTorch's operators, which run without fastconv."""
+    return torch._C._get_tracing_state() is not None
+
+
 def _pair(value: Any) -> tuple[int, int] | None:
     """An int or two, as two. None for anything else, which is then left to PyTorch to take or to refuse."""
     if type(value) is int:  # the usual case: these few lines are a fifth of a small call
@@ -118,7 +123,7 @@ def _served_convolution(
 ) -> Convolution | None:
     """The operator's own arguments: cast by autocast, padded where 'same' is uneven. None: left to PyTorch."""
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if not all(_is_served(t, _FLOATING) and t.device == input.device for t in tensors):
+    if _is_recorded() or not all(_is_served(t, _FLOATING) and t.device == input.device for t in tensors):
         return None
     if torch.is_autocast_enabled("cpu") and torch.float64 not in {t.dtype for t in tensors}:
         # PyTorch's rule for convolution, which leaves float64 as it is.
@@ -329,7 +334,7 @@ def max_pool2d(
         )  # fmt: skip
     pairs = [_pair(v) for v in (kernel_size, kernel_size if stride is None else stride, padding, dilation)]
     regular = None not in pairs and type(ceil_mode) is bool and _is_served(input, _REAL) and input.dim() in (3, 4)
-    if not regular or 0 in input.shape[-3:]:
+    if not regular or _is_recorded() or 0 in input.shape[-3:]:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload, misc]
     batch = input.unsqueeze(0) if input.dim() == 3 else input
     values, indices = autograd.max_pool2d(batch, *pairs, ceil_mode)
@@ -357,7 +362,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if has_torch_function((input,)):
         return handle_torch_function(relu, (input,), input, inplace=inplace)
-    if not _is_served(input, _REAL) or (inplace and not _may_change(input)):
+    if not _is_served(input, _REAL) or _is_recorded() or (inplace and not _may_change(input)):
         return F.relu(input, inplace)
     return autograd.relu_(input) if inplace else autograd.relu(input)
 

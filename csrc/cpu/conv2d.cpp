@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "packed_weights.h"
 #include "reduced.h"
 #include "winograd.h"
 
@@ -35,16 +36,19 @@ void direct_forward(const Conv2dShape& s, const Tensor& input, const T* packed, 
 template <class T>
 void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& output) {
-  const T* packed = pack_weight_forward<T>(s, weight);
   const Bias<T> b(bias, weight);
   const FusedShape f = without_pool(s);
-  if (!winograd_serves(f)) return direct_forward<T>(s, input, packed, b.data, output);
+  if (!winograd_serves(f)) return direct_forward<T>(s, input, direct_weight<T>(s, weight).get(), b.data, output);
   const WholeResult<T> y(output);
-  const auto spoilt = winograd_forward<T>(f, input, packed, false, b.data, y.data(), nullptr);
+  const WinogradPlan plan = winograd_plan<T>(f);
+  const auto transformed = winograd_weight<T>(f, plan, weight);
+  const auto spoilt = winograd_forward<T>(f, plan, input, transformed.get(), b.data, y.data(), nullptr);
   y.finish();
+  if (spoilt.empty()) return;
+  const auto packed = direct_weight<T>(s, weight);
   Conv2dShape one = s;
   one.N = 1;
-  for (const int64_t n : spoilt) direct_forward<T>(one, image(input, n), packed, b.data, image(output, n));
+  for (const int64_t n : spoilt) direct_forward<T>(one, image(input, n), packed.get(), b.data, image(output, n));
 }
 
 }  // namespace

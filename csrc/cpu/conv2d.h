@@ -40,20 +40,6 @@ inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dila
   return (outputs - 1) * stride + (taps - 1) * dilation + 1;
 }
 
-// Into the calling thread's scratch, for all threads to read.
-template <class T>
-T* pack_weight_forward(const Conv2dShape& s, const Tensor& weight) {
-  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
-  const Tensor from = dense(weight);
-  const bool krsc = is_nhwc(from);
-  T* packed = scratch<T>(Scratch::weight, kernel.packed_forward_size(s));
-  torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_forward(s, data<T>(from), krsc, i, packed);
-  });
-  return packed;
-}
-
 // K adjacent values; null where there are none.
 template <class T>
 struct Bias {

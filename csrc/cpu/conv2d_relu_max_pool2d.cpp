@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "packed_weights.h"
 #include "reduced.h"
 #include "winograd.h"
 
@@ -74,20 +75,23 @@ void tiled_forward(const FusedShape& f, const Tensor& input, const T* packed, co
 template <class T>
 void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& output, uint8_t* argmax) {
-  const T* packed = pack_weight_forward<T>(f.conv, weight);
   const Bias<T> b(bias, weight);
   if (!winograd_serves(f)) {
     const auto run = window_kernel_serves(f) ? direct_forward<T> : tiled_forward<T>;
-    return run(f, input, packed, b.data, output, argmax);
+    return run(f, input, direct_weight<T>(f.conv, weight).get(), b.data, output, argmax);
   }
   const WholeResult<T> y(output);
-  const auto spoilt = winograd_forward<T>(f, input, packed, false, b.data, y.data(), argmax);
+  const WinogradPlan plan = winograd_plan<T>(f);
+  const auto transformed = winograd_weight<T>(f, plan, weight);
+  const auto spoilt = winograd_forward<T>(f, plan, input, transformed.get(), b.data, y.data(), argmax);
   y.finish();
+  if (spoilt.empty()) return;
+  const auto packed = direct_weight<T>(f.conv, weight);
   FusedShape one = f;
   one.conv.N = one.pool.N = 1;
   const int64_t size = f.conv.K * f.pool.P * f.pool.Q;
   for (const int64_t n : spoilt) {
-    direct_forward<T>(one, image(input, n), packed, b.data, image(output, n), argmax + n * size);
+    direct_forward<T>(one, image(input, n), packed.get(), b.data, image(output, n), argmax + n * size);
   }
 }
 

@@ -5,49 +5,81 @@
 
 #include "activation.h"
 #include "conv2d.h"
+#include "packed_weights.h"
 
 namespace fastconv::cpu {
 
-// One kind of tiles: how many, and where its weights lie.
-struct Kind {
-  int index;
-  int64_t tiles, weight;
-};
-
-// packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`); y and argmax: NHWC;
-// argmax and bias may be null. Returns the images with results that are not finite: the direct kernels have to do those
-// again, since an infinity or NaN reaches results here that it should not.
-template <class T>
-std::vector<int64_t> winograd_forward(const FusedShape& f, const Tensor& input, const T* packed, bool rotated,
-                                      const T* bias, T* y, uint8_t* argmax) {
-  const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
-  const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
+// The kinds of tiles that a shape is cut into.
+struct WinogradPlan {
+  // One kind: how many tiles, and where its weights lie.
+  struct Kind {
+    int index;
+    int64_t tiles, weight;
+  };
   std::vector<Kind> kinds;
   int64_t packed_size = 0, rounds = 0;
+  int64_t bits = 0;  // which kinds
+};
+
+template <class T>
+WinogradPlan winograd_plan(const FusedShape& f) {
+  const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
+  WinogradPlan plan;
   for (int kind = 0; kind < kernel.kinds; ++kind) {
     const int64_t tiles = kernel.tile_count(f, kind);
     if (tiles == 0) continue;
-    kinds.push_back({kind, tiles, packed_size});
-    packed_size += kernel.packed_size(f.conv, kind);
-    rounds = std::max(rounds, ceil_div(tiles, kernel.unit_tiles));
+    plan.kinds.push_back({kind, tiles, plan.packed_size});
+    plan.packed_size += kernel.packed_size(f.conv, kind);
+    plan.rounds = std::max(plan.rounds, ceil_div(tiles, kernel.unit_tiles));
+    plan.bits |= int64_t{1} << kind;
   }
-  T* weight = scratch<T>(Scratch::winograd_weight, packed_size);
-  const auto count = static_cast<int64_t>(kinds.size());
+  return plan;
+}
+
+// packed: the weight as pack_weight_forward packs it (or pack_weight_backward, with `rotated`).
+template <class T>
+void pack_winograd(const FusedShape& f, const WinogradPlan& plan, const T* packed, bool rotated, T* weight) {
+  const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
+  const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
+  const auto count = static_cast<int64_t>(plan.kinds.size());
   torch::stable::parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Kind& kind = kinds[i % count];
+      const WinogradPlan::Kind& kind = plan.kinds[i % count];
       kernel.pack_weight(f.conv, packed, rotated, kind.index, i / count, weight + kind.weight);
     }
   });
+}
 
+// For forward, kept.
+template <class T>
+std::shared_ptr<const T> winograd_weight(const FusedShape& f, const WinogradPlan& plan, const Tensor& weight) {
+  const Tensor from = dense(weight);
+  const auto pack = [&](void* to) {
+    T* packed = scratch<T>(Scratch::weight, conv2d_kernels<T>(f.conv).packed_forward_size(f.conv));
+    pack_weight_forward<T>(f.conv, from, packed);
+    pack_winograd<T>(f, plan, packed, false, static_cast<T*>(to));
+  };
+  return std::static_pointer_cast<const T>(packed_weight(f.conv, from, {Packing::winograd, plan.bits},
+                                                         plan.packed_size * static_cast<int64_t>(sizeof(T)),
+                                                         Scratch::winograd_weight, pack));
+}
+
+// weight: as pack_winograd leaves it; y and argmax: NHWC; argmax and bias may be null. Returns the images with results
+// that are not finite: the direct kernels have to do those again, since an infinity or NaN reaches results here that it
+// should not.
+template <class T>
+std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& plan, const Tensor& input,
+                                      const T* weight, const T* bias, T* y, uint8_t* argmax) {
+  const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
+  const auto count = static_cast<int64_t>(plan.kinds.size());
   const Tensor nhwc = to_nhwc<T>(input);
   const T* x = data<T>(nhwc);
   std::vector<uint8_t> spoilt(static_cast<size_t>(f.conv.N));
   // Kinds take turns, since they cost different times.
-  torch::stable::parallel_for(0, rounds * count, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, plan.rounds * count, 1, [&](int64_t begin, int64_t end) {
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
-      const Kind& kind = kinds[i % count];
+      const WinogradPlan::Kind& kind = plan.kinds[i % count];
       const int64_t first = i / count * kernel.unit_tiles, last = std::min(kind.tiles, first + kernel.unit_tiles);
       if (first >= last) continue;
       kernel.forward(f, kind.index, x, weight + kind.weight, bias, y, argmax, first, last, unit, spoilt.data());
