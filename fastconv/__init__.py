@@ -2,6 +2,7 @@
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
+fastconv.convert(model)            # the layers of any model made fastconv's
 """
 
 from __future__ import annotations
@@ -13,8 +14,21 @@ from fastconv.ops import _C
 from fastconv.version import __version__
 
 from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
+from fastconv.convert import conversion_report, convert, revert  # isort: skip
 
-__all__ = ["_C", "__version__", "autograd", "functional", "models", "nn", "ops", "show_config"]
+__all__ = [
+    "_C",
+    "__version__",
+    "autograd",
+    "conversion_report",
+    "convert",
+    "functional",
+    "models",
+    "nn",
+    "ops",
+    "revert",
+    "show_config",
+]
 
 
 def show_config() -> str:
