@@ -233,7 +233,9 @@ def reads(user: Node, node: Node, calls: dict[Node, Module]) -> str:
         return role
     hooks = ", which has hooks," if fnn.is_observed(layer) else ""
     indices = ", which returns indices," if getattr(layer, "return_indices", False) else ""
-    return f"{user.target} ({fnn.kind(layer).__name__}){hooks}{indices} reads its result"
+    kind = fnn.kind(layer)
+    name = {"conv": "Conv2d", "relu": "ReLU", "pool": "MaxPool2d"}.get(ROLES.get(kind, ""), kind.__name__)
+    return f"{user.target} ({name}){hooks}{indices} reads its result"
 
 
 def runs_in_sequential(root: Module, nodes: list[Node]) -> bool:

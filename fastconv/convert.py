@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import Module
 
-from fastconv import models
+from fastconv import models, served
 from fastconv import nn as fnn
 from fastconv.chains import Chain, find_chains, in_sequentials
 from fastconv.fuse import FusedConv2d, FusedMaxPool2d, FusedReLU, Fusion
-from fastconv.served import slower_than_torch
+
 
 __all__ = ["Line", "Report", "conversion_report", "convert", "revert"]
 
@@ -86,6 +86,7 @@ class Plan:
 
     classes: dict[Module, type] = field(default_factory=dict)
     chains: list[Chain] = field(default_factory=list)  # other than those in Sequentials
+    alone: list[Module] = field(default_factory=list)  # convolutions that are faster when not fused
     report: Report = field(default_factory=Report)
 
 
@@ -127,6 +128,9 @@ def convert(model: M, fuse: bool = True) -> M:
     unfuse(model)
     for module, cls in plan.classes.items():
         set_class(module, cls)
+    for conv in plan.alone:
+        if isinstance(conv, fnn.Conv2d):
+            conv.fuses = False
     for group in connected(plan.chains):
         apply_fusion(model, group)
     return model
@@ -187,7 +191,8 @@ def make_plan(model: Module, fuse: bool) -> Plan:
         becomes, why = "converted", alone.get(module, "")
         if theirs in LAYERS:
             native = cls is LAYERS[theirs]
-            slower = None if native else slower_than_torch(module, fused=module in fused)
+            fused_conv = module in fused and theirs is torch.nn.Conv2d
+            slower = None if native or fused_conv else served.slower_than_torch(module)
             if module in fused:
                 becomes, why = "fused", fused[module]
             elif "forward" in vars(module):
@@ -214,8 +219,10 @@ def find_fusions(
     """Adds the Sequentials that run chains, and the chains in other code, to the plan; and says what is fused, or not."""
 
     def pays(chain: Chain) -> bool:
-        if slower := slower_than_torch(chain.conv, fused=True):
+        slower = served.slower_than_torch(chain.conv, fused_with="ReLU" if chain.pool is None else "pool")
+        if slower is not None:
             alone[chain.conv] = slower
+            plan.alone.append(chain.conv)
         return slower is None
 
     def tell(chain: Chain) -> None:
@@ -252,15 +259,18 @@ def set_class(module: Module, cls: type) -> None:
 
 def unfuse(model: Module) -> None:
     """Makes single layers of those that are fused, and of all that they are fused with; they may be elsewhere."""
-    layers = [module for module in model.modules() if fnn.kind(module) in FUSED]
-    for layer in [*layers, *(member for layer in layers for _, _, member in layer.fusion.members)]:
-        if (cls := FUSED.get(fnn.kind(layer))) is not None:
-            set_class(layer, cls)
+    modules = list(model.modules())
+    partners = [layer for m in modules if fnn.kind(m) in FUSED for _, _, layer in m.fusion.members]
+    for module in [*modules, *partners]:
+        cls = fnn.kind(module)
+        if cls in FUSED:
+            set_class(module, FUSED[cls])
             for name in ("fusion", "fused_pool"):
-                vars(layer).pop(name, None)
-    for module in model.modules():
-        if type(module) is fnn.Sequential:
-            module.__class__ = torch.nn.Sequential
+                vars(module).pop(name, None)
+        elif cls is fnn.Conv2d:
+            vars(module).pop("fuses", None)
+        elif cls is fnn.Sequential:
+            set_class(module, torch.nn.Sequential)
 
 
 def connected(chains: list[Chain]) -> list[list[Chain]]:

@@ -35,6 +35,9 @@ class Conv2d(torch.nn.Conv2d):
         torch.Size([8, 16, 32, 32])
     """
 
+    #: Whether a :class:`Sequential` may run it as one with the layers behind it.
+    fuses = True
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d(*self._arguments(input, weight, bias))
 
@@ -184,13 +187,14 @@ class Sequential(torch.nn.Sequential):
         layers = flat(self)
         i = 0
         while i < len(layers):
-            block = match(layers, i, _ROLES)
-            if len(block) > 1:
-                conv, pool = layers[i], next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
+            conv, block = layers[i], match(layers, i, _ROLES)
+            if len(block) > 1 and conv.fuses:
+                pool = next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
                 input = conv_relu_max_pool(conv, input, conv.weight, conv.bias, pool)
+                i += len(block)
             else:
                 input = layers[i](input)
-            i += len(block)
+                i += 1
         return input
 
 

@@ -7,11 +7,11 @@ import torch
 __all__ = ["slower_than_torch"]
 
 
-def slower_than_torch(module: torch.nn.Module, fused: bool = False) -> str | None:
+def slower_than_torch(module: torch.nn.Module, fused_with: str = "") -> str | None:
     """Why a layer is left to PyTorch, or None where fastconv is to serve it.
 
     Args:
         module: a convolution, max-pool or ReLU of :mod:`torch.nn`.
-        fused: whether it would run as one with its neighbours.
+        fused_with: 'ReLU' or 'pool' (ReLU and a max-pool): what a convolution would be fused with.
     """
     return None
