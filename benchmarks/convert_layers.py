@@ -72,9 +72,7 @@ def cases() -> Iterator[Case]:
     def conv(C: int, K: int, kernel: int, size: int, kind: str = "conv", **rest: int) -> Iterator[Case]:
         stride = rest.get("stride", 1)
         multiplications = C * K // rest.get("groups", 1) * kernel**2 * (size // stride) ** 2
-        for batch in sorted({1, max(1, min(64, int(#: Alone, with ReLU, and with ReLU and a pool of 2 x 2.
-CONVOLUTIONS = ("conv", "block", "pooled")
-MOST_MULTIPLICATIONS / multiplications)))}):
+        for batch in sorted({1, max(1, min(64, int(MOST_MULTIPLICATIONS / multiplications)))}):
             yield Case(kind, C, K, kernel, size, batch, **rest)
 
     for kind in CONVOLUTIONS:
@@ -123,7 +121,9 @@ def runs(case: Case, training: bool) -> dict[str, Callable[[], object]]:
                     module(x_)
 
             return infer
-        x_.requires_grad_(case.C > 4)  # a convolution of so few channels is the first: nobody asks for images' gradients
+        x_.requires_grad_(
+            case.C > 4
+        )  # a convolution of so few channels is the first: nobody asks for images' gradients
         inputs = [t for t in (x_, *module.parameters()) if t.requires_grad]
         g = torch.randn_like(module(x_))
         return lambda: torch.autograd.grad(module(x_), inputs, g)
