@@ -3,8 +3,8 @@
 python benchmarks/convert_layers.py [--only depthwise] [--rounds 9] [--json .benchmarks/convert_layers.json]
 
 Each layer forward and backward, and forward under inference_mode, in both memory formats; variants take turns in one
-process, with an allocator that keeps its pages. One thread (OMP_NUM_THREADS=1) is timed by its own CPU time, which other
-programs on the machine disturb less. A layer is worth converting if fastconv's best is not behind PyTorch's.
+process, with an allocator that keeps its pages. One thread (OMP_NUM_THREADS=1) is timed by its own CPU time, which
+other programs on the machine disturb less. A layer is worth converting if fastconv's best is not behind PyTorch's.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from machine import caption, machine
@@ -56,8 +57,8 @@ class Case:
         if self.kind == "relu":
             return fnn.ReLU() if ours else nn.ReLU()
         if self.kind == "pool":
-            arguments = (self.kernel, self.stride, self.kernel // 2 if self.stride < self.kernel else 0)
-            return fnn.MaxPool2d(*arguments) if ours else nn.MaxPool2d(*arguments)
+            window = (self.kernel, self.stride, self.kernel // 2 if self.stride < self.kernel else 0)
+            return fnn.MaxPool2d(*window) if ours else nn.MaxPool2d(*window)
         padding = self.kernel // 2 * self.dilation
         arguments = (self.C, self.K, self.kernel, self.stride, padding, self.dilation, self.groups)
         if self.kind == "pooled":
@@ -159,7 +160,7 @@ def main() -> None:
     if sys.platform == "linux":  # as conftest.keep_pages
         for setting in (-1, -3):
             ctypes.CDLL(None).mallopt(setting, 1 << 30)
-    results = []
+    results: list[dict[str, Any]] = []
     table = Table(title="torch's / fastconv's milliseconds: NCHW, channels_last, fastest", caption=caption(machine()))
     for heading in ("layer", "forward + backward", "", "", "inference", "", ""):
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=True)

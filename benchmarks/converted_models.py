@@ -3,8 +3,8 @@
 python benchmarks/converted_models.py [--only LeNet-5] [--rounds 15] [--json .benchmarks/converted_models.json]
 
 The variants take turns, each in a process of its own (processes.py). A training step is forward, cross-entropy,
-backward and SGD with momentum; inference runs in evaluation mode under inference_mode. One thread (--threads 1) is timed
-by its own CPU time, which other programs on the machine disturb less.
+backward and SGD with momentum; inference runs in evaluation mode under inference_mode. One thread (--threads 1) is
+timed by its own CPU time, which other programs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from machine import caption, machine
 from models import NETWORKS
-from processes import alternate_processes
+from processes import Make, alternate_processes
 from ratios import OURS, TORCH, VARIANTS, Claim, Rounds, fastest_torch, geometric_mean, medians, spread
 from rich.console import Console
 from rich.table import Table
@@ -100,7 +100,7 @@ def main() -> None:
     claims = []
     for name in arguments.only:
         for job in arguments.jobs:
-            makes = {variant: functools.partial(make_step, name, job, variant) for variant in VARIANTS}
+            makes: dict[str, Make] = {variant: functools.partial(make_step, name, job, variant) for variant in VARIANTS}
             threads = arguments.threads
             seconds = alternate_processes(makes, arguments.rounds, 3, threads, cpu_time=threads == 1)
             claims.append(claim(f"{name}: {job}", seconds))

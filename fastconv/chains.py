@@ -257,10 +257,12 @@ def find_chains(model: Module) -> Chains:
     """The chains in the code of a model, but those that a Sequential can run by itself. The model is left as it is."""
     if torch_module._has_any_global_hook():
         return Chains(untraced={model: "a hook of all modules is registered"})
-    # A copy is traced, for code may change what it finds; of the model's tensors, buffers alone are copied.
+    # A copy is traced, for code may change what it finds; but parameters, which torch.fx never hands out, are shared,
+    # as are tensors with a history, which cannot be copied.
     memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for module in model.modules():
-        memo.update({id(value): value for value in vars(module).values() if isinstance(value, torch.Tensor)})
+        tensors = [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+        memo.update({id(tensor): tensor for tensor in tensors if not tensor.is_leaf})
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         try:
@@ -269,7 +271,7 @@ def find_chains(model: Module) -> Chains:
             return Chains(untraced={model: f"it cannot be copied: {error}"})
         for module in twin.modules():
             if type(module) is fnn.Sequential:
-                module.__class__ = torch.nn.Sequential
+                module.__class__ = torch.nn.Sequential  # type: ignore[assignment]
         found = Search(twin).result()
     original = dict(zip(twin.modules(), model.modules(), strict=True))
     return Chains(

@@ -1,7 +1,7 @@
 """A model's convolutions, max-pools and ReLUs made fastconv's, and PyTorch's again.
 
-A layer is converted by another class: ``layer.__class__ = fastconv.nn.Conv2d``. So it stays the same object, and all that
-it holds and all that holds it stay as they were: parameters, buffers, hooks, attributes, optimizers, tied layers.
+A layer is converted by another class: ``layer.__class__ = fastconv.nn.Conv2d``. So it stays the same object, and all
+that it holds and all that holds it stay as they were: parameters, buffers, hooks, attributes, optimizers, tied layers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fastconv import models, served
 from fastconv import nn as fnn
 from fastconv.chains import Chain, find_chains, in_sequentials
 from fastconv.fuse import FusedConv2d, FusedMaxPool2d, FusedReLU, Fusion
+from fastconv.report import Line, Report
 
-
-__all__ = ["Line", "Report", "conversion_report", "convert", "revert"]
+__all__ = ["conversion_report", "convert", "revert"]
 
 M = TypeVar("M", bound=Module)
 
@@ -40,44 +40,6 @@ FUSED: dict[type, type] = {
     FusedMaxPool2d: torch.nn.MaxPool2d,
 }
 TO_TORCH = {**{ours: theirs for theirs, ours in (LAYERS | BLOCKS).items()}, fnn.Sequential: torch.nn.Sequential}
-
-
-@dataclass(frozen=True)
-class Line:
-    """What becomes of a layer."""
-
-    name: str
-    layer: str
-    becomes: str  # "converted", "fused" or "left"
-    why: str = ""
-
-
-@dataclass
-class Report:
-    """What :func:`convert` makes of a model's layers, and why. Print it."""
-
-    lines: list[Line] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        rows = [(line.name or "(the model)", line.layer, line.becomes, line.why) for line in self.lines]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
-        table = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
-        return "\n".join([self.summary(), *table, *self.notes])
-
-    def summary(self) -> str:
-        counts = {what: sum(line.becomes == what for line in self.lines) for what in ("converted", "fused", "left")}
-        return "{converted} layers converted, {fused} fused, {left} left to PyTorch".format(**counts)
-
-    def __rich__(self) -> Any:
-        from rich.table import Table
-
-        table = Table(title=self.summary(), caption="\n".join(self.notes) or None)
-        for heading in ("", "layer", "becomes", "why"):
-            table.add_column(heading)
-        for line in self.lines:
-            table.add_row(line.name or "(the model)", line.layer, line.becomes, line.why)
-        return table
 
 
 @dataclass
@@ -216,7 +178,7 @@ def make_plan(model: Module, fuse: bool) -> Plan:
 def find_fusions(
     model: Module, names: dict[Module, str], plan: Plan, fused: dict[Module, str], alone: dict[Module, str]
 ) -> None:
-    """Adds the Sequentials that run chains, and the chains in other code, to the plan; and says what is fused, or not."""
+    """Adds Sequentials that run chains, and chains in other code, to the plan; and says what is fused, or why not."""
 
     def pays(chain: Chain) -> bool:
         slower = served.slower_than_torch(chain.conv, fused_with="ReLU" if chain.pool is None else "pool")
@@ -260,7 +222,7 @@ def set_class(module: Module, cls: type) -> None:
 def unfuse(model: Module) -> None:
     """Makes single layers of those that are fused, and of all that they are fused with; they may be elsewhere."""
     modules = list(model.modules())
-    partners = [layer for m in modules if fnn.kind(m) in FUSED for _, _, layer in m.fusion.members]
+    partners = [layer for m in modules if fnn.kind(m) in FUSED for _, _, layer in vars(m)["fusion"].members]
     for module in [*modules, *partners]:
         cls = fnn.kind(module)
         if cls in FUSED:

@@ -1,5 +1,5 @@
-"""Layers that work as one wherever a model's code calls them: what :func:`fastconv.convert` makes of a convolution whose
-result, as the code shows, goes to a ReLU and a max-pool and nowhere else.
+"""Layers that work as one: what :func:`fastconv.convert` makes of a convolution whose result, as the model's code
+shows, goes to a ReLU and a max-pool and nowhere else.
 
 The convolution does it all, and the other layers hand on what they get. Only while nobody looks between them: a hook on
 one of the layers, or another layer in its place, and each does its own work again.

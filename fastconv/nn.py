@@ -213,7 +213,7 @@ def flat(layers: torch.nn.Sequential) -> list[Any]:
     result: list[Any] = []
     for layer in layers._modules.values():
         if type(layer) in (Sequential, torch.nn.Sequential) and not is_observed(layer):
-            result += flat(layer)
+            result += flat(layer)  # type: ignore[arg-type]
         else:
             result.append(layer)
     return result

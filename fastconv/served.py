@@ -1,9 +1,10 @@
 """Which layers fastconv serves slower than PyTorch: every such choice of :func:`fastconv.convert` stands here.
 
 ``python benchmarks/convert_layers.py`` measures; the rows below are PyTorch's time over fastconv's, each in its faster
-memory format: a training step and inference of 64 images or of what amounts to 0.3e9 multiplications, and inference of one
-image. One thread of Zen 4, AVX-512, float32. Image sizes are not known when a model is converted, nor are batches: a layer
-is left to PyTorch where the three together say so. The first layer, of few channels, has no gradient of its input.
+memory format: a training step and inference of 64 images or of what amounts to 0.3e9 multiplications, and inference of
+one image. One thread of Zen 4, AVX-512, float32. Image sizes are not known when a model is converted, nor are batches:
+a layer is left to PyTorch where the three together say so. A layer of 1 or 3 channels is a first one, whose input has
+no gradient.
 
     alone, 3x3         64: train  infer   1: infer       with ReLU: train  infer  1: infer
       1->32   32x32        1.92   1.40    0.85                      1.72   2.23   1.56
@@ -30,7 +31,8 @@ is left to PyTorch where the three together say so. The first layer, of few chan
       3->32   32x32        1.00   1.00    1.34                      0.74   1.12   1.68
       16->16  28x28        0.80   0.92    1.01                      1.03   0.95   1.11
       64->64  14x14        0.84   0.82    0.99                      1.00   0.85   1.24
-    with ReLU and a pool of 2x2: 1.3 to 9, but 8->8 of 3x3   0.65   1.25   1.70, and 1x1 of 8 or 16 channels   0.92   1.9   1.1
+    with ReLU and a pool of 2x2: 1.3 to 9, but
+      8->8 3x3 28x28       0.65   1.25   1.70     16->16 1x1  0.90  1.65  0.85
     groups, 3x3
       64 in 2              1.00   1.04    1.10     128 in 8 0.91 0.87 1.01     256 in 32 0.56 0.70 0.49
       depthwise: 32        0.68   0.78    2.27     128      0.77 0.75 1.10     512       0.55 0.59 0.60

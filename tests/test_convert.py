@@ -319,8 +319,11 @@ def test_a_later_hook_sees_what_it_saw(place: str) -> None:
 def test_hooked_layers_are_not_fused(register: str) -> None:
     for name in ("conv", "relu"):
         model = ConvOf(FUSED["relu"][0])
-        hooks = []
-        hook = lambda *args: hooks.append(name)  # noqa: E731
+        hooks: list[str] = []
+
+        def hook(*args: Any, hooks: list[str] = hooks, name: str = name) -> None:
+            hooks.append(name)
+
         getattr(getattr(model, name), f"register_{register}_hook")(hook)
         fastconv.convert(model.double())
         assert type(model.conv) is fnn.Conv2d
@@ -580,7 +583,8 @@ class OwnReLU(nn.ReLU):
 
 
 def test_other_classes_are_left_alone_and_reported() -> None:
-    model = nn.Sequential(OwnForward(3, 3, 1), OwnReLU(), torch.ao.nn.qat.Conv2d(3, 3, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86")), nn.ReLU6(), nn.AdaptiveMaxPool2d(1))  # fmt: skip
+    qat = torch.ao.nn.qat.Conv2d(3, 3, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86"))
+    model = nn.Sequential(OwnForward(3, 3, 1), OwnReLU(), qat, nn.ReLU6(), nn.AdaptiveMaxPool2d(1))
     before = [type(m) for m in model.modules()]
     report = fastconv.conversion_report(model)
     fastconv.convert(model)
@@ -685,21 +689,27 @@ def test_the_original_code_may_keep_what_it_sees() -> None:
             super().__init__()
             self.conv, self.relu, self.calls, self.seen = nn.Conv2d(3, 3, 3), nn.ReLU(), 0, []
             self.register_buffer("count", torch.zeros(()))
+            self.tensor = torch.zeros(2)
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
             self.count += 1
+            self.tensor += 1
+            self.conv.weight.data.mul_(2)
             self.last = self.conv(x)
             self.seen.append(x)
             torch.rand(3)
             return self.relu(self.last)
 
     model = Keeps()
+    weight = model.conv.weight.detach().clone()
     state = torch.get_rng_state()
     fastconv.convert(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert (model.calls, model.seen, float(model.count)) == (0, [], 0)
     assert not hasattr(model, "last")
+    assert not model.tensor.any()
+    assert torch.equal(model.conv.weight, weight)
 
 
 def test_parts_are_searched_where_the_whole_cannot_be_traced() -> None:
@@ -795,6 +805,19 @@ def test_layers_that_pytorch_serves_faster_are_left(monkeypatch: pytest.MonkeyPa
         report = str(fastconv.conversion_report(model))
         assert types(fastconv.convert(model)) == types(fastconv.convert(original))
         assert str(fastconv.conversion_report(model)) == report
+
+
+def test_the_report_prints_as_text_and_as_a_table() -> None:
+    rich = pytest.importorskip("rich.console")
+    report = fastconv.conversion_report(nested())
+    assert report.summary() == "3 layers converted, 6 fused, 0 left to PyTorch"
+    console = rich.Console(record=True, width=120, file=io.StringIO())
+    console.print(report)
+    table = console.export_text()
+    for line in report.lines:
+        assert line.name in str(report)
+        assert line.name in table
+        assert line.why in str(report)
 
 
 def test_only_modules_are_converted() -> None:
