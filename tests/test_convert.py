@@ -334,6 +334,24 @@ def test_hooked_layers_are_not_fused(register: str) -> None:
         assert hooks == [name]
 
 
+def test_a_hook_of_a_block_sees_what_the_block_returns() -> None:
+    """Of a module that ends with a convolution: the ReLU behind it is not fused, and no placeholder meets the hook."""
+    results: list[Tensor] = []
+
+    class Block(ConvOf):
+        pass
+
+    model = double(
+        LoopOver(Block(lambda m, x: m.conv(m.relu(m.conv(x)))), nn.ReLU(), Block(lambda m, x: m.conv(x)), nn.ReLU())
+    )
+    model.layers[2].register_forward_hook(lambda m, args, result: results.append(result))
+    fastconv.convert(model)
+    assert results == []
+    assert type(model.layers[2].conv) is fnn.Conv2d
+    model(images())
+    assert (results[0] < 0).any()
+
+
 def test_hooks_of_all_modules_see_every_layer() -> None:
     for model in (double(nested()), double(ConvOf(FUSED["relu, pool"][0]))):
         original = copy.deepcopy(model)
