@@ -35,13 +35,14 @@ def environment_variables(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _serve(connection: Connection, make: Make, threads: int, environment: dict[str, str]) -> None:
+def _serve(connection: Connection, make: Make, threads: int, environment: dict[str, str], cpu_time: bool) -> None:
     import torch
 
     assert all(os.environ.get(name) == value for name, value in environment.items())
     if preloaded := environment.get("LD_PRELOAD"):  # the loader only warns of what it cannot find
         assert os.path.realpath(preloaded) in Path("/proc/self/maps").read_text()
     torch.set_num_threads(threads)
+    clock = time.process_time if cpu_time else time.perf_counter
     run = make()
     connection.send(None)
     while (steps := connection.recv()) is not None:
@@ -49,9 +50,9 @@ def _serve(connection: Connection, make: Make, threads: int, environment: dict[s
         run()
         seconds = []
         for _ in range(steps):
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         connection.send(statistics.median(seconds))
 
 
@@ -61,6 +62,7 @@ def alternate_processes(
     steps: int,
     threads: int | dict[str, int],
     environment: dict[str, str] | None = None,
+    cpu_time: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of each variant, round by round: the median of ``steps`` runs. A first round is not counted.
 
@@ -69,6 +71,7 @@ def alternate_processes(
         threads: of all variants, or of each.
         environment: variables that the processes see from their start, as LD_PRELOAD and FASTCONV_CPU_CAPABILITY have
             to be seen.
+        cpu_time: of the process, which other programs on the machine disturb less; for one thread.
     """
     context = multiprocessing.get_context("spawn")
     workers = []
@@ -76,7 +79,8 @@ def alternate_processes(
         for name, make in variants.items():
             connection, other_end = context.Pipe()
             count = threads if isinstance(threads, int) else threads[name]
-            process = context.Process(target=_serve, args=(other_end, make, count, environment or {}), daemon=True)
+            arguments = (other_end, make, count, environment or {}, cpu_time)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             other_end.close()
             workers.append((name, process, connection))

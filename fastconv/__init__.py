@@ -2,6 +2,7 @@
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
+fastconv.convert(model)            # the layers of any model made fastconv's
 with fastconv.enabled(): ...       # PyTorch's own functions and layers, served by fastconv
 """
 
@@ -14,9 +15,23 @@ from fastconv.ops import _C
 from fastconv.version import __version__
 
 from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
+from fastconv.convert import conversion_report, convert, revert  # isort: skip
 from fastconv.enabled import enabled  # isort: skip
 
-__all__ = ["_C", "__version__", "autograd", "enabled", "functional", "models", "nn", "ops", "show_config"]
+__all__ = [
+    "_C",
+    "__version__",
+    "autograd",
+    "conversion_report",
+    "convert",
+    "enabled",
+    "functional",
+    "models",
+    "nn",
+    "ops",
+    "revert",
+    "show_config",
+]
 
 
 def show_config() -> str:

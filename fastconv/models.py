@@ -16,24 +16,42 @@ import fastconv.nn
 __all__ = ["MnistCNN", "SimpleCNN"]
 
 
-class _ConvReLU2d(torch.nn.Conv2d):
+class TorchConvReLU2d(torch.nn.Conv2d):
+    """:class:`fastconv.nn.ConvReLU2d` on PyTorch's operators."""
+
     def forward(self, input: Tensor) -> Tensor:
         return F.relu(super().forward(input))
 
 
-class _ConvReLUMaxPool2d(torch.nn.Conv2d):
-    def __init__(self, *args: Any, pool_kernel_size: int = 2, **kwargs: Any) -> None:
+class TorchConvReLUMaxPool2d(torch.nn.Conv2d):
+    """:class:`fastconv.nn.ConvReLUMaxPool2d` on PyTorch's operators, with the same arguments and attributes."""
+
+    def __init__(
+        self,
+        *args: Any,
+        pool_kernel_size: Any = 2,
+        pool_stride: Any = None,
+        pool_padding: Any = 0,
+        pool_dilation: Any = 1,
+        pool_ceil_mode: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.pool_kernel_size = pool_kernel_size
+        self.pool_stride = pool_kernel_size if pool_stride is None else pool_stride
+        self.pool_padding = pool_padding
+        self.pool_dilation = pool_dilation
+        self.pool_ceil_mode = pool_ceil_mode
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(super().forward(input)), self.pool_kernel_size)
+        pool = (self.pool_kernel_size, self.pool_stride, self.pool_padding, self.pool_dilation, self.pool_ceil_mode)
+        return F.max_pool2d(F.relu(super().forward(input)), *pool)
 
 
 def blocks(layers: Any) -> tuple[Any, Any]:
     """A convolution with ReLU, and one with ReLU and pooling: fastconv's in one operator, PyTorch's in three."""
     if layers is torch.nn:
-        return _ConvReLU2d, _ConvReLUMaxPool2d
+        return TorchConvReLU2d, TorchConvReLUMaxPool2d
     return layers.ConvReLU2d, layers.ConvReLUMaxPool2d
 
 

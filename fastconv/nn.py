@@ -1,5 +1,5 @@
-"""Layers: :mod:`torch.nn`'s, with their arithmetic done by :mod:`fastconv.functional`, and convolutions that have ReLU
-and max-pooling in them.
+"""Layers: :mod:`torch.nn`'s, with their arithmetic done by :mod:`fastconv.functional`, convolutions that have ReLU and
+max-pooling in them, and a Sequential that runs three layers as one of those.
 
 They subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation, ``repr``, pickling and ``torch.nn.utils``
 work as before.
@@ -7,15 +7,17 @@ work as before.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 
 from fastconv import functional as FF
 
-__all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "MaxPool2d", "ReLU"]
+__all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d", "ReLU", "Sequential"]
 
 
 class Conv2d(torch.nn.Conv2d):
@@ -33,6 +35,9 @@ class Conv2d(torch.nn.Conv2d):
         torch.Size([8, 16, 32, 32])
     """
 
+    #: Whether a :class:`Sequential` may run it as one with the layers behind it.
+    fuses = True
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d(*self._arguments(input, weight, bias))
 
@@ -45,6 +50,18 @@ class Conv2d(torch.nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         return input, weight, bias, self.stride, padding, self.dilation, self.groups
+
+
+class LazyConv2d(torch.nn.LazyConv2d):
+    """A :class:`Conv2d` whose ``in_channels`` the first input decides: :class:`torch.nn.LazyConv2d`'s arguments.
+
+    Example:
+        >>> layer = LazyConv2d(16, 3)
+        >>> layer(torch.randn(8, 3, 32, 32)).shape, type(layer)
+        (torch.Size([8, 16, 30, 30]), <class 'fastconv.nn.Conv2d'>)
+    """
+
+    cls_to_become = Conv2d  # type: ignore[assignment]
 
 
 class ConvReLU2d(Conv2d):
@@ -149,3 +166,99 @@ class ReLU(torch.nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         return FF.relu(input, inplace=self.inplace)
+
+
+class Sequential(torch.nn.Sequential):
+    """:class:`torch.nn.Sequential`, which runs a :class:`Conv2d`, a ReLU and a max-pool in a row as one operator.
+
+    Also a :class:`Conv2d` and a ReLU, and the pool before the ReLU, which comes to the same. The layers stay what they
+    are: indexed, sliced, called one by one or replaced, each does its own work, and so does each when one of them has
+    a hook, which would see what lies between them.
+
+    Example:
+        >>> layers = Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2))
+        >>> layers(torch.randn(8, 1, 28, 28)).shape, layers[0](torch.randn(8, 1, 28, 28)).shape
+        (torch.Size([8, 32, 13, 13]), torch.Size([8, 32, 26, 26]))
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch_module._has_any_global_hook():
+            return super().forward(input)
+        layers = flat(self)
+        i = 0
+        while i < len(layers):
+            conv, block = layers[i], match(layers, i, _ROLES)
+            if len(block) > 1 and conv.fuses:
+                pool = next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
+                input = conv_relu_max_pool(conv, input, conv.weight, conv.bias, pool)
+                i += len(block)
+            else:
+                input = layers[i](input)
+                i += 1
+        return input
+
+
+#: Which layers a Sequential runs as one: classes, and what they are to it.
+_ROLES: dict[type, str] = {
+    Conv2d: "conv",
+    torch.nn.ReLU: "relu",
+    ReLU: "relu",
+    torch.nn.MaxPool2d: "pool",
+    MaxPool2d: "pool",
+}
+
+
+def flat(layers: torch.nn.Sequential) -> list[Any]:
+    """The layers, and in the place of a Sequential among them, its own."""
+    result: list[Any] = []
+    for layer in layers._modules.values():
+        if type(layer) in (Sequential, torch.nn.Sequential) and not is_observed(layer):
+            result += flat(layer)  # type: ignore[arg-type]
+        else:
+            result.append(layer)
+    return result
+
+
+def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
+    """The layers from i on that are one block: convolution, ReLU, perhaps a pool. Else that one layer."""
+    if role(layers[i], roles) == "conv":
+        found = [role(layer, roles) for layer in layers[i + 1 : i + 3]]
+        if found in (["relu", "pool"], ["pool", "relu"]):
+            return layers[i : i + 3]
+        if found[:1] == ["relu"]:
+            return layers[i : i + 2]
+    return layers[i : i + 1]
+
+
+def role(layer: Any, roles: Mapping[type, str]) -> str | None:
+    """What a layer can be in a block. None if someone looks at it, or if it returns more than a block does."""
+    result = roles.get(kind(layer))
+    if result is None or is_observed(layer) or (result == "pool" and layer.return_indices):
+        return None
+    return result
+
+
+def kind(module: torch.nn.Module) -> type:
+    """The module's class; of a parametrised one, what it was before."""
+    return type(module).__bases__[0] if "parametrizations" in module._modules else type(module)
+
+
+def is_observed(module: torch.nn.Module) -> bool:
+    """Whether someone sees what this module takes or returns, or has given it another ``forward``."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def conv_relu_max_pool(
+    conv: Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, pool: torch.nn.MaxPool2d | None
+) -> Tensor:
+    arguments = conv._arguments(input, weight, bias)
+    if pool is None:
+        return FF.conv2d_relu(*arguments)
+    pooling = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+    return FF.conv2d_relu_max_pool2d(*arguments, *pooling)

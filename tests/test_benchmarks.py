@@ -13,9 +13,13 @@ import pytest
 pytest.importorskip("rich")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import models
 import processes
 import ratios
 import report
+import torch
+
+import fastconv
 
 MADE_UP = "FASTCONV_MADE_UP"
 SECONDS = {
@@ -83,3 +87,27 @@ def test_processes_have_their_own_threads_and_environment() -> None:
     assert len(seconds["one"]) == 3
     assert all(value > 0 for value in seconds["one"])
     assert MADE_UP not in os.environ
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_the_networks_that_are_measured_compute_the_same_converted(name: str) -> None:
+    network = models.NETWORKS[name]
+    model = network.make().double().eval()
+    images = network.images(2).double()
+    with torch.no_grad():
+        expected = model(images)
+        assert expected.shape == (2, 10)
+        torch.testing.assert_close(fastconv.convert(model)(images), expected)
+    lines = fastconv.conversion_report(model).lines
+    assert any(line.becomes == ("converted" if name == "ResNet-18" else "fused") for line in lines)
+
+
+def test_the_sizes_of_the_networks() -> None:
+    sizes = {name: sum(p.numel() for p in network.make().parameters()) for name, network in models.NETWORKS.items()}
+    assert sizes == {
+        "LeNet-5": 61_706,
+        "SimpleCNN": 121_930,
+        "MnistCNN": 241_546,
+        "ResNet-18": 11_173_962,
+        "VGG-11": 9_225_610,
+    }

@@ -1,0 +1,90 @@
+"""Which layers fastconv serves slower than PyTorch: every such choice of :func:`fastconv.convert` stands here.
+
+``python benchmarks/convert_layers.py`` measures; the rows below are PyTorch's time over fastconv's, each in its faster
+memory format: a training step and inference of 64 images or of what amounts to 0.3e9 multiplications, and inference of
+one image. One thread of Zen 4, AVX-512, float32. Image sizes are not known when a model is converted, nor are batches:
+a layer is left to PyTorch where the three together say so. A layer of 1 or 3 channels is a first one, whose input has
+no gradient.
+
+    alone, 3x3         64: train  infer   1: infer       with ReLU: train  infer  1: infer
+      1->32   32x32        1.92   1.40    0.85                      1.72   2.23   1.56
+      3->32   32x32        1.13   1.10    1.02                      0.94   1.67   1.23
+      8->8    28x28        0.62   0.95    0.94                      0.44   0.95   1.26
+      16->16  28x28        1.01   1.04    1.37                      0.71   1.26   1.99
+      32->32  28x28        1.29   1.49    1.43                      1.07   1.58   2.09
+      64->64  14x14        1.22   1.48    1.38                      1.26   1.67   2.02
+      256->256 14x14       1.24   1.54    1.38                      1.32   1.53   1.33
+      256->512 4x4         1.07   1.15    0.62                      1.20   1.24   0.86
+      512->512 7x7         0.87   0.78    0.91                      0.97   0.78   0.92
+      512->512 4x4         0.90   0.61    0.67                      0.90   0.62   0.71
+      stride 2: 64->128    0.98   0.94    1.17     128->256 0.97 0.86 1.41     256->512 0.88 0.78 0.98
+    alone, 1x1
+      64->64  14x14        0.98   0.82    0.81                      0.94   1.10   0.83
+      256->256 14x14       0.88   0.90    0.94                      0.89   0.94   0.91
+      stride 2: 16->32     1.47   1.08    2.08     64->128  1.08 1.15 1.70     256->512 0.82 0.98 0.89
+    alone, 5x5
+      3->32   32x32        1.15   1.15    1.55                      0.82   1.33   1.83
+      6->16   14x14        0.60   1.02    2.10                      0.45   1.02   1.77
+      16->16  28x28        0.83   0.98    1.24                      1.00   1.01   1.37
+      64->64  14x14        0.88   0.87    1.10                      1.05   0.90   1.16
+    alone, 7x7
+      3->32   32x32        1.00   1.00    1.34                      0.74   1.12   1.68
+      16->16  28x28        0.80   0.92    1.01                      1.03   0.95   1.11
+      64->64  14x14        0.84   0.82    0.99                      1.00   0.85   1.24
+    with ReLU and a pool of 2x2: 1.3 to 9, but
+      8->8 3x3 28x28       0.65   1.25   1.70     16->16 1x1  0.90  1.65  0.85
+    groups, 3x3
+      64 in 2              1.00   1.04    1.10     128 in 8 0.91 0.87 1.01     256 in 32 0.56 0.70 0.49
+      depthwise: 32        0.68   0.78    2.27     128      0.77 0.75 1.10     512       0.55 0.59 0.60
+      depthwise, 5x5: 32   1.79   0.54    1.08     128      1.51 0.56 0.93     512       1.83 0.52 0.56
+    ReLU                   0.71-0.94  0.91-0.95  0.74-0.77
+    max-pool of 2x2, NCHW  1.11-5.05  1.53-5.95  0.75-2.16    channels_last  0.88-1.07  0.86-1.23  0.57-0.87
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["slower_than_torch"]
+
+
+def slower_than_torch(module: torch.nn.Module, fused_with: str = "") -> str | None:
+    """Why a layer is left to PyTorch, or None where fastconv is to serve it.
+
+    Args:
+        module: a convolution, max-pool or ReLU of :mod:`torch.nn`.
+        fused_with: of a convolution, 'ReLU' or 'pool' (a ReLU and a max-pool) if it is to run as one with those.
+
+    Example:
+        >>> slower_than_torch(torch.nn.Conv2d(64, 64, 3))
+        >>> slower_than_torch(torch.nn.Conv2d(64, 64, 1))
+        'PyTorch is faster at 1x1 kernels of stride 1'
+    """
+    if isinstance(module, torch.nn.ReLU):
+        return "PyTorch is faster at ReLU alone"
+    if not isinstance(module, torch.nn.Conv2d) or module.in_channels == 0:  # a lazy one
+        return None
+    slow = _slow_convolution(module, fused_with)
+    together = f", even with {fused_with}" if fused_with and slow and "with" not in slow else ""
+    return f"PyTorch is faster at {slow}{together}" if slow else None
+
+
+def _slow_convolution(module: torch.nn.Conv2d, fused_with: str) -> str:
+    R, S = module.kernel_size
+    taps, strided, C = R * S, module.stride not in ((1, 1), 1), module.in_channels // module.groups
+    if module.groups > 1 and C < 32:
+        return "depthwise convolution" if C == 1 else f"groups of {C} channels"
+    if fused_with == "pool":
+        return ""
+    kernel = f"{R}x{S} kernels"
+    if taps == 1:
+        if not strided:
+            return "1x1 kernels of stride 1"
+        return f"{kernel} on {C} channels" if C >= 256 or fused_with else ""
+    if C <= 4:
+        return f"{kernel} on {C} channels with ReLU" if fused_with and taps * C > 32 else ""
+    if taps <= 9:
+        least, most = (32 if fused_with else 16), (256 if strided else 512)
+    else:
+        least, most = (16, 512) if fused_with and taps <= 25 else (5, 5)
+    return "" if least <= C < most else f"{kernel} on {C} channels"

@@ -1,0 +1,946 @@
+"""fastconv.convert, revert and conversion_report: the same model, on other operators."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import fastconv
+from fastconv import models
+from fastconv import nn as fnn
+from fastconv.fuse import FusedConv2d, FusedMaxPool2d, FusedReLU
+
+
+@pytest.fixture(autouse=True)
+def _every_layer_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is served is a matter of measurements, and tested by itself."""
+    monkeypatch.setattr("fastconv.served.slower_than_torch", lambda module, fused_with="": None)
+
+
+def everything(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Result, gradients of the input and of the parameters."""
+    x = x.clone().requires_grad_()
+    y = model(x * 1)  # PyTorch changes no leaf in place
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    g = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(3))
+    gradients = torch.autograd.grad(y, [x, *parameters], g, allow_unused=True)
+    return [y, *(torch.zeros(()) if gradient is None else gradient for gradient in gradients)]
+
+
+def assert_same(model: nn.Module, other: nn.Module, x: Tensor) -> None:
+    for a, b in zip(everything(model, x), everything(other, x), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def types(model: nn.Module) -> dict[str, str]:
+    return {name: type(module).__qualname__ for name, module in model.named_modules()}
+
+
+def attributes(model: nn.Module) -> list[tuple[str, dict[str, Any]]]:
+    """Everything that every module holds, by identity."""
+    return [(name, {key: id(value) for key, value in vars(m).items()}) for name, m in model.named_modules()]
+
+
+def images(C: int = 3, size: int = 12) -> Tensor:
+    return torch.randn(2, C, size, size, dtype=torch.float64)
+
+
+def double(model: nn.Module) -> nn.Module:
+    return model.double()
+
+
+# ---- models ------------------------------------------------------------------------------------------------------
+
+
+class Tutorial(nn.Module):
+    """As PyTorch's tutorial has it: one pool for all, ReLU a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.pool, self.conv2 = nn.Conv2d(3, 4, 3), nn.MaxPool2d(2), nn.Conv2d(4, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.pool(self.conv2(self.pool(F.relu(self.conv1(x))))))
+
+
+class Modules(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.relu1 = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True)
+        self.block = nn.ModuleDict({"conv": nn.Conv2d(4, 4, (1, 3), stride=(2, 1), bias=False), "relu": nn.ReLU()})
+        self.pool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.block["relu"](self.block["conv"](self.relu1(self.conv1(x)))))
+
+
+class ConvOf(nn.Module):
+    """One convolution, and code that differs."""
+
+    def __init__(self, code: Callable[[ConvOf, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool, self.bn = (
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(3),
+        )
+        self.code = code
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.code(self, x)
+
+
+def returned_too(m: ConvOf, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(y) + y
+
+
+def changed_before(m: ConvOf, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    y += 1
+    return m.relu(y)
+
+
+def in_place_and_read_again(m: ConvOf, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    F.relu(y, inplace=True)
+    return m.pool(y)
+
+
+def raw_in_evaluation(m: ConvOf, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(y) if m.training else y
+
+
+def relu_elsewhere(m: ConvOf, x: Tensor) -> Tensor:
+    return m.relu(m.relu(m.conv(x)) - 1)
+
+
+def pooled_twice(m: ConvOf, x: Tensor) -> Tensor:
+    return m.pool(m.pool(m.relu(m.conv(x))))
+
+
+def normalised(m: ConvOf, x: Tensor) -> Tensor:
+    return m.relu(m.bn(m.conv(x)))
+
+
+def twice_and_different(m: ConvOf, x: Tensor) -> Tensor:
+    return m.conv(m.relu(m.conv(x)))
+
+
+def functions(m: ConvOf, x: Tensor) -> Tensor:
+    return F.max_pool2d(torch.relu(m.conv(x)), 2)
+
+
+def by_method(m: ConvOf, x: Tensor) -> Tensor:
+    return m.conv(x).relu()
+
+
+def depends_on_data(m: ConvOf, x: Tensor) -> Tensor:
+    y = m.conv(x)
+    return m.relu(y) if y.sum() > 0 else y
+
+
+def not_read(m: ConvOf, x: Tensor) -> Tensor:
+    m.conv(x)
+    return m.relu(x)
+
+
+NOT_FUSED = {
+    returned_too: "2 read its result",
+    changed_before: r"add\(\)",
+    in_place_and_read_again: "2 read its result",
+    raw_in_evaluation: "forward returns its result",
+    relu_elsewhere: "a layer behind it is called elsewhere",
+    normalised: r"bn \(BatchNorm2d\)",
+    twice_and_different: "forward returns its result",
+    functions: "the ReLU behind it is a function",
+    by_method: "the ReLU behind it is a function",
+    depends_on_data: "alone|converted",
+    not_read: "0 read its result",
+}
+
+
+@pytest.mark.parametrize("code", NOT_FUSED, ids=lambda code: code.__name__)
+def test_a_convolution_is_not_fused_where_its_result_is_read_otherwise(code: Callable[..., Tensor]) -> None:
+    model = double(ConvOf(code))
+    original = copy.deepcopy(model)
+    (line,) = (line for line in fastconv.conversion_report(model).lines if line.name == "conv")
+    assert line.becomes == "converted"
+    if code is not depends_on_data:
+        assert_matches(NOT_FUSED[code], line.why)
+    fastconv.convert(model)
+    assert type(model.conv) is fnn.Conv2d
+    for training in (True, False):
+        assert_same(model.train(training), original.train(training), images())
+
+
+def assert_matches(pattern: str, text: str) -> None:
+    import re
+
+    assert re.search(pattern, text), text
+
+
+def test_control_flow_is_reported() -> None:
+    report = fastconv.conversion_report(ConvOf(depends_on_data))
+    assert len(report.notes) == 1
+    assert "torch.fx cannot follow forward" in report.notes[0]
+    assert "control flow" in report.notes[0]
+    assert report.notes[0] in str(report)
+
+
+FUSED = {
+    "relu": (lambda m, x: m.relu(m.conv(x)), {"conv", "relu"}),
+    "relu, pool": (lambda m, x: m.pool(m.relu(m.conv(x))), {"conv", "relu", "pool"}),
+    "pool, relu": (lambda m, x: m.relu(m.pool(m.conv(x))), {"conv", "relu", "pool"}),
+    "function, pool": (lambda m, x: m.pool(F.relu(m.conv(x))), {"conv", "pool"}),
+    "in place, pool": (lambda m, x: m.pool(F.relu(m.conv(x), inplace=True)), {"conv", "pool"}),
+    "pool, method": (lambda m, x: m.pool(m.conv(x)).relu(), {"conv", "pool"}),
+    "relu, read twice": (lambda m, x: (lambda y: y + y.mean())(m.relu(m.conv(x))), {"conv", "relu"}),
+    "relu, norm": (lambda m, x: m.bn(m.relu(m.conv(x))), {"conv", "relu"}),
+    "called twice": (lambda m, x: m.relu(m.conv(m.relu(m.conv(x)))), {"conv", "relu"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_a_convolution_is_fused_with_what_alone_reads_its_result(name: str) -> None:
+    code, layers = FUSED[name]
+    model = double(ConvOf(code))
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert {n for n, m in model.named_modules() if isinstance(m, FusedConv2d | FusedReLU | FusedMaxPool2d)} == layers
+    assert model.conv.fusion.holds()
+    for training in (True, False):
+        assert_same(model.train(training), original.train(training), images())
+    assert ran(model, images()) == {"conv2d_relu_max_pool2d" if "pool" in layers else "conv2d_relu"}
+
+
+def test_a_pool_applied_twice_in_a_row_works_twice() -> None:
+    model = double(ConvOf(pooled_twice))
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert not isinstance(model.pool, FusedMaxPool2d)
+    assert_same(model, original, images())
+
+
+def ran(model: nn.Module, x: Tensor) -> set[str]:
+    """Which of fastconv's operators a model calls, forward."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = set()
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.namespace == "fastconv":
+                names.add(func._schema.name.removeprefix("fastconv::"))
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Names():
+        model(x)
+    return names
+
+
+@pytest.mark.parametrize("make", [Tutorial, Modules])
+def test_forward_code_is_fused(make: Callable[[], nn.Module]) -> None:
+    model = double(make())
+    original = copy.deepcopy(model)
+    assert fastconv.convert(model) is model
+    assert type(model) is make
+    assert all(isinstance(m, FusedConv2d) for m in model.modules() if isinstance(m, nn.Conv2d))
+    assert_same(model, original, images())
+    assert ran(model, images()) <= {"conv2d_relu", "conv2d_relu_max_pool2d", "relu"}
+
+
+def nested() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)),
+        nn.MaxPool2d(2),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+        nn.Conv2d(4, 4, 1),
+        nn.MaxPool2d((1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+    )
+
+
+def test_nested_sequentials_run_chains_and_their_layers_stay_themselves() -> None:
+    model = double(nested())
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert type(model) is fnn.Sequential
+    assert type(model[2]) is nn.Sequential
+    assert_same(model, original, images())
+    assert ran(model, images()) == {"conv2d_relu_max_pool2d", "conv2d", "relu"}
+    x = images()
+    for part in (slice(1), slice(2), slice(3, 4), slice(1, None)):
+        y = x if part.start is None else original[: part.start](x)
+        torch.testing.assert_close(model[part](y), original[part](y))
+    torch.testing.assert_close(model[0][0](x), original[0][0](x))
+    model[5] = original[5] = nn.GELU()
+    assert_same(model, original, x)
+
+
+@pytest.mark.parametrize("place", ["0.0", "0.1", "0", "1"])
+def test_a_later_hook_sees_what_it_saw(place: str) -> None:
+    for make in (nested, lambda: nn.Sequential(ConvOf(FUSED["relu, pool"][0]))):
+        model = double(make())
+        for m in model.modules():
+            if isinstance(m, nn.ReLU):
+                m.inplace = False  # which PyTorch refuses behind a backward hook
+        names = dict(zip(["0.0", "0.1", "0", "1"], ["0.conv", "0.relu", "0.bn", "0.pool"], strict=True))
+        name = place if make is nested else names[place]
+        original = copy.deepcopy(model)
+        fastconv.convert(model)
+        seen: list[list[Tensor]] = [[], []]
+        for m, tensors in zip((model, original), seen, strict=True):
+            layer = m.get_submodule(name)
+            layer.register_forward_hook(
+                lambda _, args, result, into=tensors: into.extend([args[0].clone(), result.clone()])
+            )
+            layer.register_full_backward_hook(lambda _, g, h, into=tensors: into.extend([g[0].clone(), h[0].clone()]))
+        assert_same(model, original, images())
+        for a, b in zip(*seen, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("register", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooked_layers_are_not_fused(register: str) -> None:
+    for name in ("conv", "relu"):
+        model = ConvOf(FUSED["relu"][0])
+        hooks: list[str] = []
+
+        def hook(*args: Any, hooks: list[str] = hooks, name: str = name) -> None:
+            hooks.append(name)
+
+        getattr(getattr(model, name), f"register_{register}_hook")(hook)
+        fastconv.convert(model.double())
+        assert type(model.conv) is fnn.Conv2d
+        assert_matches(
+            "hooks", next(line.why for line in fastconv.conversion_report(model).lines if line.name == "conv")
+        )
+        everything(model, images())
+        assert hooks == [name]
+
+
+def test_a_hook_of_a_block_sees_what_the_block_returns() -> None:
+    """Of a module that ends with a convolution: the ReLU behind it is not fused, and no placeholder meets the hook."""
+    results: list[Tensor] = []
+
+    class Block(ConvOf):
+        pass
+
+    model = double(
+        LoopOver(Block(lambda m, x: m.conv(m.relu(m.conv(x)))), nn.ReLU(), Block(lambda m, x: m.conv(x)), nn.ReLU())
+    )
+    model.layers[2].register_forward_hook(lambda m, args, result: results.append(result))
+    fastconv.convert(model)
+    assert results == []
+    assert type(model.layers[2].conv) is fnn.Conv2d
+    model(images())
+    assert (results[0] < 0).any()
+
+
+def test_hooks_of_all_modules_see_every_layer() -> None:
+    for model in (double(nested()), double(ConvOf(FUSED["relu, pool"][0]))):
+        original = copy.deepcopy(model)
+        fastconv.convert(model)
+        shapes: list[list[Any]] = [[], []]
+        for m, into in zip((model, original), shapes, strict=True):
+            handle = nn.modules.module.register_module_forward_hook(
+                lambda _, args, y, into=into: into.append(y.sum().item())
+            )
+            try:
+                m(images(3).fill_(0.5))
+            finally:
+                handle.remove()
+        assert shapes[0] == pytest.approx(shapes[1])
+
+
+def test_another_layer_in_the_place_of_a_fused_one_does_its_work() -> None:
+    model = double(ConvOf(FUSED["relu, pool"][0]))
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    model.relu = nn.GELU()
+    original.relu = nn.GELU()
+    assert_same(model, original, images())
+
+
+def test_a_layer_copied_out_of_its_model_works_alone() -> None:
+    model = double(ConvOf(FUSED["relu, pool"][0]))
+    conv = copy.deepcopy(model.conv)
+    fastconv.convert(model)
+    torch.testing.assert_close(copy.deepcopy(model.conv)(images().fill_(1)), conv(images().fill_(1)))
+    assert (copy.deepcopy(model.relu)(torch.tensor([-1.0])) == 0).all()
+
+
+# ---- what stays --------------------------------------------------------------------------------------------------
+
+
+def everything_model() -> nn.Module:
+    """Buffers, attributes, tied layers, every kind of container."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nested()
+            self.heads = nn.ModuleList([nn.Conv2d(2, 2, 1), nn.ReLU(), Modules()])
+            self.named = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU())})
+            self.tied = nn.Conv2d(2, 2, 1)
+            self.tied.weight = self.heads[0].weight
+            self.same = self.heads[1]
+            self.register_buffer("scale", torch.ones(1))
+            self.heads[0].note = ["kept"]
+            self.heads[0].register_buffer("mask", torch.ones(2), persistent=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.heads[1](self.heads[0](self.features(x)))
+            return self.same(self.tied(self.named["a"](x))) * self.scale
+
+    return double(Net())
+
+
+def test_all_that_a_model_holds_stays_and_comes_back() -> None:
+    model = everything_model()
+    model.heads[0].weight.requires_grad_(False)
+    model.features[2].eval()
+    model.heads[2].to(memory_format=torch.channels_last)
+    before, had, were = types(model), attributes(model), [m.training for m in model.modules()]
+    modules = list(model.modules())
+    state = {key: (id(value), value.stride()) for key, value in model.state_dict(keep_vars=True).items()}
+    fastconv.convert(model)
+    assert any(isinstance(m, FusedConv2d) for m in model.modules())
+    assert all(a is b for a, b in zip(model.modules(), modules, strict=True))
+    assert [m.training for m in model.modules()] == were
+    now = {key: (id(value), value.stride()) for key, value in model.state_dict(keep_vars=True).items()}
+    assert list(now.items()) == list(state.items())
+    assert model.tied.weight is model.heads[0].weight
+    fastconv.revert(model)
+    assert types(model) == before
+    assert all(type(m).__module__.startswith(("torch.nn", __name__)) for m in model.modules())
+    assert attributes(model) == had
+
+
+def test_convert_twice_is_convert_once() -> None:
+    model = everything_model()
+    fastconv.convert(model)
+    once, report = types(model), str(fastconv.conversion_report(model))
+    fastconv.convert(model)
+    assert types(model) == once
+    assert str(fastconv.conversion_report(model)) == report
+    assert report == str(fastconv.conversion_report(everything_model()))
+    fastconv.convert(model, fuse=False)
+    assert not any(isinstance(m, FusedConv2d | FusedReLU | fnn.Sequential) for m in model.modules())
+    assert not any("fusion" in vars(m) or "fused_pool" in vars(m) for m in model.modules())
+
+
+def test_without_fuse_layers_are_converted_alone() -> None:
+    model = fastconv.convert(double(nested()), fuse=False)
+    assert set(types(model).values()) == {"Sequential", "Conv2d", "ReLU", "MaxPool2d", "BatchNorm2d"}
+    assert type(model) is nn.Sequential
+    assert ran(model, images()) == {"conv2d", "relu", "relu_", "max_pool2d"}
+
+
+@pytest.mark.parametrize("make", [everything_model, lambda: double(Tutorial()), lambda: double(nested())])
+def test_state_dict_goes_round_by_training(make: Callable[[], nn.Module]) -> None:
+    """torch -> convert -> train -> revert -> torch, with the optimizer that was there from the start."""
+    model = make()
+    model.load_state_dict(make().state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    fastconv.convert(model)
+    before = [p.clone() for p in model.parameters()]
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(images()).square().mean().backward()
+        optimizer.step()
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    trained = {key: value.clone() for key, value in model.state_dict().items()}
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    fastconv.revert(model)
+    file.seek(0)
+    fresh = make()
+    fresh.load_state_dict(torch.load(file))
+    for state in (model.state_dict(), fresh.state_dict()):
+        assert list(state) == list(trained)
+        assert all(torch.equal(a, b) for a, b in zip(state.values(), trained.values(), strict=True))
+    x = images()
+    assert torch.equal(model.eval()(x), fresh.eval()(x))
+
+
+@pytest.mark.parametrize("make", [Tutorial, Modules, nested])
+def test_converted_models_are_copied_and_pickled(make: Callable[[], nn.Module]) -> None:
+    model = double(make())
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    x = images()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
+        assert types(twin) == types(model)
+        assert ran(twin, x) == ran(model, x)
+        assert_same(twin, original, x)
+        own = set(twin.modules())
+        assert all(m.fusion.owner in own for m in own if isinstance(m, FusedConv2d))
+        assert types(fastconv.revert(twin)) == types(original)
+
+
+@pytest.mark.parametrize("make", [Tutorial, Modules, nested])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_converted_models_compile(make: Callable[[], nn.Module]) -> None:
+    model = double(make())
+    original = copy.deepcopy(model)
+    compiled = torch.compile(fastconv.convert(model), fullgraph=True, backend="aot_eager")
+    for training in (True, False):
+        model.train(training)
+        assert_same(compiled, original.train(training), images())
+
+
+def test_export_and_trace() -> None:
+    x = images()
+    for make in (Tutorial, nested):
+        model = double(make()).eval()
+        expected = model(x)
+        fastconv.convert(model)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
+        torch.testing.assert_close(torch.func.functional_call(model, dict(model.named_parameters()), (x,)), expected)
+        torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
+
+
+# ---- parametrisations --------------------------------------------------------------------------------------------
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+PARAMETRISED: dict[str, Callable[[nn.Module], object]] = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "doubled": lambda conv: parametrize.register_parametrization(conv, "weight", Doubled()),
+    "old spectral_norm": nn.utils.spectral_norm,
+    "pruned": lambda conv: prune.l1_unstructured(conv, "weight", 0.5),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISED)
+@pytest.mark.parametrize("sequential", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_parametrised_convolutions(name: str, sequential: bool) -> None:
+    def make() -> tuple[nn.Module, nn.Module]:
+        torch.manual_seed(2)
+        block: nn.Module = ConvOf(FUSED["relu, pool"][0])
+        if sequential:
+            block = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), nn.MaxPool2d(2))
+        conv = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
+        PARAMETRISED[name](conv)
+        return double(block), conv
+
+    (model, conv), (original, its) = make(), make()
+    keys = list(model.state_dict())
+    model(images())
+    original(images())
+    fastconv.convert(model)
+    assert isinstance(conv, fnn.Conv2d)
+    assert list(model.state_dict()) == keys
+    assert ran(model.eval(), images()) == (
+        {"conv2d_relu_max_pool2d"} if "parametrizations" in conv._modules else {"conv2d", "relu", "max_pool2d"}
+    )
+    original.eval()
+    for training in (False, True):
+        assert_same(model.train(training), original.train(training), images())
+    assert [b.tolist() for b in model.buffers()] == [b.tolist() for b in original.buffers()]
+    fastconv.revert(model)
+    assert types(model) == types(original)
+    assert fnn.kind(conv) is nn.Conv2d
+    assert_same(model.eval(), original.eval(), images())
+    if "parametrizations" in conv._modules:
+        fastconv.convert(model)
+        parametrize.remove_parametrizations(conv, "weight")
+        parametrize.remove_parametrizations(its, "weight")
+        assert type(conv) in (fnn.Conv2d, FusedConv2d)
+        assert_same(model, original, images())
+        assert types(fastconv.revert(model)) == types(original)
+
+
+def test_old_weight_norm_does_not_stand_in_the_way() -> None:
+    with pytest.warns(FutureWarning, match="deprecated"):
+        conv = nn.utils.weight_norm(nn.Conv2d(3, 3, 3))
+    model = double(nn.Sequential(ConvOf(FUSED["relu"][0]), conv))
+    with torch.no_grad():
+        expected = model(images().fill_(0.3))
+    model(images())  # leaves a weight behind that cannot be copied
+    fastconv.convert(model)
+    assert type(model[0].conv) is FusedConv2d
+    torch.testing.assert_close(model(images().fill_(0.3)), expected)
+
+
+# ---- which layers ------------------------------------------------------------------------------------------------
+
+
+class OwnForward(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return -super().forward(input)
+
+
+class OwnReLU(nn.ReLU):
+    pass
+
+
+def test_other_classes_are_left_alone_and_reported() -> None:
+    qat = torch.ao.nn.qat.Conv2d(3, 3, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86"))
+    model = nn.Sequential(OwnForward(3, 3, 1), OwnReLU(), qat, nn.ReLU6(), nn.AdaptiveMaxPool2d(1))
+    before = [type(m) for m in model.modules()]
+    report = fastconv.conversion_report(model)
+    fastconv.convert(model)
+    assert [type(m) for m in model.modules()] == before
+    assert [line.becomes for line in report.lines] == ["left"] * 3
+    assert "OwnForward" in report.lines[0].why
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_quantised_convolution_is_left_alone() -> None:
+    layer = torch.ao.nn.quantized.Conv2d(3, 3, 1)
+    model = nn.Sequential(layer, nn.ReLU())
+    fastconv.convert(model)
+    assert type(layer) is torch.ao.nn.quantized.Conv2d
+
+
+def test_a_layer_with_a_forward_of_its_own_is_left_alone() -> None:
+    model = double(nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()))
+    model[0].forward = lambda x: -x
+    report = fastconv.conversion_report(model)
+    assert report.lines[0].becomes == "left"
+    x = images()
+    torch.testing.assert_close(fastconv.convert(model)(x), (-x).relu())
+    assert type(model[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_modes(mode: str) -> None:
+    for padding in (1, "same"):
+        model = double(nn.Sequential(nn.Conv2d(3, 4, 3, padding=padding, padding_mode=mode), nn.ReLU()))
+        original = copy.deepcopy(model)
+        assert_same(fastconv.convert(model), original, images())
+
+
+def test_lazy_convolutions_before_and_after_their_first_input() -> None:
+    torch.manual_seed(0)
+    for code in (lambda m, x: m.relu(m.conv(x)), None):
+        model = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU()) if code is None else ConvOf(code)
+        if code is not None:
+            model.conv = nn.LazyConv2d(4, 3)
+        conv = next(m for m in model.modules() if isinstance(m, nn.LazyConv2d))
+        fastconv.convert(model)
+        assert type(conv) is fnn.LazyConv2d
+        fastconv.revert(model)
+        assert type(conv) is nn.LazyConv2d
+        fastconv.convert(model)
+        y = model(images().float())
+        assert type(conv) is fnn.Conv2d
+        fastconv.convert(model)
+        torch.testing.assert_close(model(images().float().zero_()), model(images().float().zero_()))
+        assert y.shape == (2, 4, 10, 10)
+        assert ran(model, images().float()) == {"conv2d_relu"}
+        assert type(fastconv.revert(model)) in (nn.Sequential, ConvOf)
+        assert type(conv) is nn.Conv2d
+
+
+def test_single_layers_and_models_of_fastconvs_layers() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    assert fastconv.convert(conv) is conv
+    assert type(conv) is fnn.Conv2d
+    assert type(fastconv.revert(conv)) is nn.Conv2d
+    model = nn.Sequential(fnn.Conv2d(3, 3, 3), fnn.ReLU(), fnn.ConvReLUMaxPool2d(3, 4, 3)).double()
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert [type(m) for m in model] == [fnn.Conv2d, fnn.ReLU, fnn.ConvReLUMaxPool2d]
+    assert_same(model, original, images())
+    fastconv.revert(model)
+    assert not ran(model, images())
+    assert_same(model, original, images())
+    fastconv.convert(model)
+    assert type(model[2]) is fnn.ConvReLUMaxPool2d
+
+
+@pytest.mark.parametrize("make", [models.MnistCNN, models.SimpleCNN])
+def test_the_networks_of_the_worked_job(make: Any) -> None:
+    model = make(layers=torch.nn).double()
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert types(model) == types(make())
+    x = torch.rand(2, 1, 28, 28, dtype=torch.float64)
+    assert_same(model, original, x)
+    assert types(fastconv.revert(model)) == types(original)
+    assert not ran(fastconv.revert(make()), x.float())
+
+
+def test_return_indices_and_shared_layers() -> None:
+    pool = nn.MaxPool2d(2, return_indices=True)
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU(), pool).double()
+    x = images()
+    expected = model(x)
+    fastconv.convert(model)
+    assert ran(model, x) == {"conv2d_relu", "max_pool2d"}
+    for a, b in zip(model(x), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_original_code_may_keep_what_it_sees() -> None:
+    """Tracing runs a model's code on a copy: neither its attributes nor random numbers change."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu, self.calls, self.seen = nn.Conv2d(3, 3, 3), nn.ReLU(), 0, []
+            self.register_buffer("count", torch.zeros(()))
+            self.tensor = torch.zeros(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.count += 1
+            self.tensor += 1
+            self.conv.weight.data.mul_(2)
+            self.last = self.conv(x)
+            self.seen.append(x)
+            torch.rand(3)
+            return self.relu(self.last)
+
+    model = Keeps()
+    weight = model.conv.weight.detach().clone()
+    state = torch.get_rng_state()
+    fastconv.convert(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (model.calls, model.seen, float(model.count)) == (0, [], 0)
+    assert not hasattr(model, "last")
+    assert not model.tensor.any()
+    assert torch.equal(model.conv.weight, weight)
+
+
+def test_parts_are_searched_where_the_whole_cannot_be_traced() -> None:
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = Modules()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.part(x) if x.sum() > 0 else self.part(-x)
+
+    model = double(Flow())
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert isinstance(model.part.conv1, FusedConv2d)
+    assert_same(model, original, images())
+
+
+def test_intermediate_results_taken_out_of_a_sequential_are_what_they_were() -> None:
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            kept = []
+            for i, layer in enumerate(self.layers):
+                x = layer(x)
+                if i in (0, 3):
+                    kept.append(x.mean((2, 3)))
+            return torch.cat(kept, 1)
+
+    model = double(Features())
+    original = copy.deepcopy(model)
+    fastconv.convert(model)
+    assert_same(model, original, images())
+    assert isinstance(model.layers[2], FusedConv2d)
+    assert type(model.layers[0]) is fnn.Conv2d
+    torch.testing.assert_close(model.layers(images().fill_(0.1)), original.layers(images().fill_(0.1)))
+
+
+def test_methods_other_than_forward_are_searched_by_their_parts() -> None:
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = Modules(), Modules()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encoder(x)
+
+    model = fastconv.convert(Autoencoder())
+    assert isinstance(model.decoder.conv1, FusedConv2d)
+
+
+def test_a_model_that_cannot_be_copied_is_converted_without_fx() -> None:
+    model = Tutorial()
+    model.stream = iter([1])
+    model.lock = __import__("threading").Lock()
+    assert "cannot be copied" in fastconv.conversion_report(model).notes[0]
+    fastconv.convert(model)
+    assert type(model.conv1) is fnn.Conv2d
+
+
+def test_layers_that_pytorch_serves_faster_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slower(module: nn.Module, fused_with: str = "") -> str | None:
+        if isinstance(module, nn.Conv2d):
+            slow = module.kernel_size == (1, 1) or (fused_with == "ReLU" and module.out_channels == 5)
+        else:
+            slow = isinstance(module, nn.ReLU)
+        return "slow here" if slow else None
+
+    monkeypatch.setattr("fastconv.served.slower_than_torch", slower)
+    layers = [
+        nn.Conv2d(3, 3, 1),
+        nn.ReLU(),
+        nn.Conv2d(3, 5, 3),
+        nn.ReLU(),
+        nn.Conv2d(5, 3, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
+    for model in (nn.Sequential(*layers).double(), LoopOver(*copy.deepcopy(layers)).double()):
+        original = copy.deepcopy(model)
+        lines = fastconv.conversion_report(model).lines
+        assert [line.becomes for line in lines] == ["left", "left", "converted", "left", "fused", "fused", "fused"]
+        assert [line.why for line in lines[:4]] == ["slow here"] * 4
+        fastconv.convert(model)
+        kinds = [torch.nn if type(m).__module__.startswith("torch") else fnn for m in model.modules()][1:]
+        kinds = kinds[-7:]
+        assert kinds[:4] == [torch.nn, torch.nn, fnn, torch.nn]
+        assert_same(model, original, images())
+        assert ran(model, images()) == {"conv2d", "conv2d_relu_max_pool2d"}
+        report = str(fastconv.conversion_report(model))
+        assert types(fastconv.convert(model)) == types(fastconv.convert(original))
+        assert str(fastconv.conversion_report(model)) == report
+
+
+def test_the_report_prints_as_text_and_as_a_table() -> None:
+    rich = pytest.importorskip("rich.console")
+    report = fastconv.conversion_report(nested())
+    assert report.summary() == "3 layers converted, 6 fused, 0 left to PyTorch"
+    console = rich.Console(record=True, width=120, file=io.StringIO())
+    console.print(report)
+    table = console.export_text()
+    for line in report.lines:
+        assert line.name in str(report)
+        assert line.name in table
+        assert line.why in str(report)
+
+
+def test_only_modules_are_converted() -> None:
+    for function in (fastconv.convert, fastconv.revert, fastconv.conversion_report):
+        with pytest.raises(TypeError, match=r"takes a torch.nn.Module, but got str"):
+            function("model")
+
+
+# ---- any model ---------------------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.relu, self.conv = body, nn.ReLU(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.body(x)
+        return self.relu(self.conv(y)) + y.mean()
+
+
+class Twice(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body, self.pool = body, nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(F.relu(self.body(self.pool(self.body(x)))))
+
+
+class LoopOver(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Branches(LoopOver):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            y = layer(x)
+            x = y + x.mean() if self.training else y
+        return x
+
+
+CONVS = st.builds(
+    lambda groups, kernel, bias, mode: nn.Conv2d(
+        3, 3, kernel, padding=kernel // 2, groups=groups, bias=bias, padding_mode=mode
+    ),
+    st.sampled_from([1, 3]),
+    st.sampled_from([1, 3]),
+    st.booleans(),
+    st.sampled_from(["zeros", "circular"]),
+)
+OTHERS = st.sampled_from(
+    [
+        nn.ReLU,
+        lambda: nn.ReLU(inplace=True),
+        lambda: nn.MaxPool2d(2, ceil_mode=True),
+        lambda: nn.MaxPool2d(3, 1, 1),
+        nn.GELU,
+        lambda: nn.BatchNorm2d(3),
+        nn.Identity,
+    ]
+)
+LAYERS = st.one_of(CONVS, OTHERS.map(lambda make: make()))
+
+
+def containers(modules: st.SearchStrategy[nn.Module]) -> st.SearchStrategy[nn.Module]:
+    lists = st.lists(modules, min_size=1, max_size=5)
+    return st.one_of(
+        lists.map(lambda layers: nn.Sequential(*layers)),
+        lists.map(lambda layers: nn.Sequential(*layers, *layers)),  # shared
+        lists.map(lambda layers: LoopOver(*layers)),
+        lists.map(lambda layers: Branches(*layers)),
+        modules.map(Residual),
+        modules.map(Twice),
+    )
+
+
+@settings(max_examples=60, deadline=None, phases=[Phase.generate])  # shrinking takes minutes: print the model
+@given(model=st.recursive(LAYERS, containers, max_leaves=12), seed=st.integers(0, 2**31), channels_last=st.booleans())
+def test_any_model(model: nn.Module, seed: int, channels_last: bool) -> None:
+    torch.manual_seed(seed)
+    model = copy.deepcopy(model).double()  # hypothesis gives one module twice
+    for p in model.parameters():
+        nn.init.normal_(p, 0.1, 0.5)
+    x = images()
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    original = copy.deepcopy(model)
+    before, state = types(model), list(model.state_dict())
+    fastconv.convert(model)
+    assert list(model.state_dict()) == state
+    for twin in (copy.deepcopy(model), model):
+        reference = copy.deepcopy(original)
+        for training in (True, False):
+            try:
+                expected = everything(reference.train(training), x)
+            except RuntimeError:  # in place, where PyTorch does not allow it
+                continue
+            for a, b in zip(everything(twin.train(training), x), expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert types(fastconv.revert(model)) == before
