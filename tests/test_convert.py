@@ -744,6 +744,9 @@ def test_parts_are_searched_where_the_whole_cannot_be_traced() -> None:
     fastconv.convert(model)
     assert isinstance(model.part.conv1, FusedConv2d)
     assert_same(model, original, images())
+    part = copy.deepcopy(model.part)
+    assert part.conv1.fusion.holds()
+    assert part.conv1.fusion.owner is part
 
 
 def test_intermediate_results_taken_out_of_a_sequential_are_what_they_were() -> None:
@@ -823,6 +826,7 @@ def test_layers_that_pytorch_serves_faster_are_left(monkeypatch: pytest.MonkeyPa
         report = str(fastconv.conversion_report(model))
         assert types(fastconv.convert(model)) == types(fastconv.convert(original))
         assert str(fastconv.conversion_report(model)) == report
+        assert not any("fuses" in vars(m) for m in fastconv.revert(model).modules())
 
 
 def test_the_report_prints_as_text_and_as_a_table() -> None:
