@@ -57,7 +57,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   if (is_reduced(input)) {
-    return rounded(conv2d(widened(input), widened(weight), widened(bias), stride, padding, dilation, groups),
+    return rounded(conv2d(widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
+                          widened(bias, Scratch::wide_bias), stride, padding, dilation, groups),
                    input.scalar_type());
   }
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));

@@ -85,9 +85,10 @@ Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, con
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
   if (is_reduced(grad_output)) {
-    return rounded(conv2d_backward_data(widened(grad_output), widened(weight), input_size, stride, padding, dilation,
-                                        groups, channels_last),
-                   grad_output.scalar_type());
+    return rounded(
+        conv2d_backward_data(widened(grad_output, Scratch::wide_other), widened(weight, Scratch::wide_weight),
+                             input_size, stride, padding, dilation, groups, channels_last),
+        grad_output.scalar_type());
   }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;

@@ -79,8 +79,9 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
   if (is_reduced(input)) {
-    const auto [dw, db] = conv2d_backward_weight(widened(grad_output), widened(input), kernel_size, stride, padding,
-                                                 dilation, groups, channels_last);
+    const auto [dw, db] =
+        conv2d_backward_weight(widened(grad_output, Scratch::wide_other), widened(input, Scratch::wide_input),
+                               kernel_size, stride, padding, dilation, groups, channels_last);
     return {rounded(dw, input.scalar_type()), rounded(db, input.scalar_type())};
   }
   const Tensor grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);

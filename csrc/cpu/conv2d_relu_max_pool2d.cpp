@@ -98,7 +98,9 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
 std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,
                                          const std::optional<Tensor>& bias) {
   if (is_reduced(input)) {
-    const auto [output, argmax] = fused_forward(f, widened(input), widened(weight), widened(bias));
+    const auto [output, argmax] =
+        fused_forward(f, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
+                      widened(bias, Scratch::wide_bias));
     return {rounded(output, input.scalar_type()), argmax};
   }
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));

@@ -48,9 +48,10 @@ Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Ten
   const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
                                                              pool_padding, pool_dilation);
   if (is_reduced(grad_output)) {
-    return rounded(conv2d_relu_max_pool2d_backward_data(widened(grad_output), argmax, widened(weight), input_size,
-                                                        stride, padding, dilation, groups, pool_kernel_size,
-                                                        pool_stride, pool_padding, pool_dilation, channels_last),
+    return rounded(conv2d_relu_max_pool2d_backward_data(widened(grad_output, Scratch::wide_other), argmax,
+                                                        widened(weight, Scratch::wide_weight), input_size, stride,
+                                                        padding, dilation, groups, pool_kernel_size, pool_stride,
+                                                        pool_padding, pool_dilation, channels_last),
                    grad_output.scalar_type());
   }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
@@ -79,8 +80,8 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
                                                              pool_padding, pool_dilation);
   if (is_reduced(input)) {
     const auto [dw, db] = conv2d_relu_max_pool2d_backward_weight(
-        widened(grad_output), argmax, widened(input), kernel_size, stride, padding, dilation, groups, pool_kernel_size,
-        pool_stride, pool_padding, pool_dilation, channels_last);
+        widened(grad_output, Scratch::wide_other), argmax, widened(input, Scratch::wide_input), kernel_size, stride,
+        padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, pool_dilation, channels_last);
     return {rounded(dw, input.scalar_type()), rounded(db, input.scalar_type())};
   }
   std::tuple<Tensor, Tensor> result;

@@ -83,7 +83,8 @@ std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_si
                                       const Ints& padding, const Ints& dilation, bool ceil_mode) {
   const Pool2dShape s = check_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
   if (is_reduced(input)) {  // exact: a maximum is one of the values
-    const auto [values, indices] = max_pool2d(widened(input), kernel_size, stride, padding, dilation, ceil_mode);
+    const auto [values, indices] =
+        max_pool2d(widened(input, Scratch::wide_input), kernel_size, stride, padding, dilation, ceil_mode);
     return {rounded(values, input.scalar_type()), indices};
   }
   const bool nhwc = suggests_channels_last(input);
@@ -100,8 +101,8 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
   const Pool2dShape s =
       check_max_pool2d_backward(grad_output, indices, input_size, kernel_size, stride, padding, dilation);
   if (is_reduced(grad_output)) {
-    return rounded(max_pool2d_backward(widened(grad_output), indices, input_size, kernel_size, stride, padding,
-                                       dilation, channels_last),
+    return rounded(max_pool2d_backward(widened(grad_output, Scratch::wide_other), indices, input_size, kernel_size,
+                                       stride, padding, dilation, channels_last),
                    grad_output.scalar_type());
   }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);

@@ -18,19 +18,18 @@ const ReducedKernels& reduced_kernels(ScalarType type) {
   return type == ScalarType::BFloat16 ? kernels().bfloat16 : kernels().half;
 }
 
-Tensor widened(const Tensor& tensor) {
+Tensor widened(const Tensor& tensor, Scratch use) {
   const Tensor from = without_gaps(tensor);
-  const Tensor to = empty_at_strides(from, ScalarType::Float);
   const auto widen = reduced_kernels(tensor.scalar_type()).widen;
   const uint16_t* values = data<uint16_t>(from);
-  float* results = mutable_data<float>(to);
+  float* results = scratch<float>(use, from.numel());
   torch::stable::parallel_for(0, from.numel(), grain,
                               [&](int64_t begin, int64_t end) { widen(values + begin, results + begin, end - begin); });
-  return to;
+  return torch::stable::from_blob(results, from.sizes(), from.strides(), tensor.device(), ScalarType::Float);
 }
 
-std::optional<Tensor> widened(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(widened(*tensor)) : std::nullopt;
+std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Scratch use) {
+  return tensor ? std::optional<Tensor>(widened(*tensor, use)) : std::nullopt;
 }
 
 Tensor rounded(const Tensor& tensor, ScalarType type) {

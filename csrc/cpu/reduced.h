@@ -6,6 +6,7 @@
 
 #include "../tensor.h"
 #include "capability.h"
+#include "tiles.h"
 
 namespace fastconv::cpu {
 
@@ -16,9 +17,10 @@ inline bool is_reduced(const Tensor& tensor) {
 // Of the tensor's type, which is reduced.
 const ReducedKernels& reduced_kernels(ScalarType type);
 
-// float32, and as the tensor's elements lie; where they have gaps, in its memory format.
-Tensor widened(const Tensor& tensor);
-std::optional<Tensor> widened(const std::optional<Tensor>& tensor);
+// float32, and as the tensor's elements lie; where they have gaps, in its memory format. It lies in the calling
+// thread's scratch, so that no pages are fetched for it, and is good until the next call with that `use`.
+Tensor widened(const Tensor& tensor, Scratch use);
+std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Scratch use);
 
 // From float32, which fills its memory.
 Tensor rounded(const Tensor& tensor, ScalarType type);

@@ -3,6 +3,7 @@
 #include "capability.h"
 #include "reduced.h"
 #include "reorder.h"
+#include "tiles.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -24,6 +25,27 @@ void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tens
   T* y = mutable_data<T>(to);
   torch::stable::parallel_for(0, from.numel(), grain,
                               [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
+}
+
+// Where g's memory is y's in matrices transposed, they are turned in a thread's scratch, one by one: a whole copy of g
+// costs more than all the rest, most of it fetching pages.
+template <class T>
+bool apply_backward_transposed(const Tensor& g, const Tensor& y, const Tensor& dx) {
+  if (same_strides(g, y) || !fills_memory(g)) return false;
+  const auto matrices = transposition(g, y);
+  if (!matrices) return false;
+  const int64_t rows = matrices->rows, columns = matrices->columns, size = rows * columns;
+  const T *from = data<T>(g), *at = data<T>(y);
+  T* to = mutable_data<T>(dx);
+  torch::stable::parallel_for(0, matrices->batches, ceil_div(grain, std::max<int64_t>(size, 1)),
+                              [&](int64_t begin, int64_t end) {
+                                T* turned = scratch<T>(Scratch::tile_in, size);
+                                for (int64_t i = begin * size; i < end * size; i += size) {
+                                  kernels().conv2d<T>().transpose(from + i, columns, rows, columns, turned, rows);
+                                  kernels().relu<T>().backward(turned, at + i, to + i, size);
+                                }
+                              });
+  return true;
 }
 
 template <class T>
@@ -71,14 +93,13 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   const Tensor grad_input = empty_as(output);
   const Tensor y = ordered_as(output, grad_input);
   if (is_reduced(output)) {
-    const Tensor g = ordered_as(grad_output, grad_input);
-    apply_backward(reduced_kernels(output.scalar_type()).relu_backward, g, y, grad_input);
+    apply_backward(reduced_kernels(output.scalar_type()).relu_backward, ordered_as(grad_output, y), y, grad_input);
     return grad_input;
   }
   dispatch_floating(grad_output, "relu_backward", [&](auto type) {
     using T = decltype(type);
-    const Tensor g = reordered_as<T>(grad_output, grad_input);
-    apply_backward<T>(kernels().relu<T>().backward, g, y, grad_input);
+    if (apply_backward_transposed<T>(grad_output, y, grad_input)) return;
+    apply_backward<T>(kernels().relu<T>().backward, ordered_as(grad_output, y), y, grad_input);
   });
   return grad_input;
 }

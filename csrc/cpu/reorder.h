@@ -1,5 +1,5 @@
-// A copy of a tensor with another's strides. PyTorch's copy goes element by element where the two walk memory in
-// different orders; the usual ones, NCHW and NHWC under whatever permutation, are a batch of matrix transpositions.
+// How the orders of two tensors' elements compare: NCHW and NHWC, under whatever permutation of the dimensions, are a
+// batch of matrices and those transposed.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,6 @@
 #include <optional>
 
 #include "../tensor.h"
-#include "capability.h"
-#include "kernels/range.h"
 
 namespace fastconv::cpu {
 
@@ -48,27 +46,6 @@ inline std::optional<Transposition> transposition(const Tensor& from, const Tens
     return Transposition{product(0, first), product(first, turn), product(turn, dims)};
   }
   return std::nullopt;
-}
-
-// `tensor` itself if it has the strides of `like`, which fills its memory; else a copy that has.
-template <class T>
-Tensor reordered_as(const Tensor& tensor, const Tensor& like) {
-  if (same_strides(tensor, like)) return tensor;
-  Tensor copy = empty_at_strides(like, tensor.scalar_type());
-  const auto matrices = fills_memory(tensor) ? transposition(tensor, like) : std::nullopt;
-  if (!matrices) {
-    torch::stable::copy_(copy, tensor);
-    return copy;
-  }
-  const int64_t rows = matrices->rows, columns = matrices->columns, size = std::max<int64_t>(rows * columns, 1);
-  const T* from = data<T>(tensor);
-  T* to = mutable_data<T>(copy);
-  torch::stable::parallel_for(0, matrices->batches, ceil_div(32768, size), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      kernels().conv2d<T>().transpose(from + i * size, columns, rows, columns, to + i * size, rows);
-    }
-  });
-  return copy;
 }
 
 }  // namespace fastconv::cpu

@@ -74,6 +74,10 @@ enum class Scratch {
   weight,
   winograd_weight,
   sums,
+  wide_input,
+  wide_other,
+  wide_weight,
+  wide_bias,
   count
 };
 
