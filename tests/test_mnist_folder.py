@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from fastconv.mnist import checkpoint, data
 from fastconv.mnist.cli import main
@@ -106,9 +107,20 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     write_images(images / "test", count=1)
     (images / "test" / "red$").rename(images / "test" / "rot")
     assert "different classes: only one of them has red$, rot" in complaint()
+    (images / "test").rename(images / "val")
+    assert "has train, but no test beside it: rename the folder of validation images to test" in complaint()
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: b"text", lambda content: content[:60]])
+def damaged_avif(content: bytes) -> bytes:
+    """For this Pillow raises RuntimeError."""
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "avif")
+    return file.getvalue()[:-20]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"text", lambda content: content[:60], damaged_avif])
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     write_images(tmp_path, count=5)
     path = tmp_path / "green" / "02.png"
