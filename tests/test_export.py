@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -75,6 +76,17 @@ def test_export_writes_beside_the_checkpoint_and_once_more_over_its_own(format: 
         assert output.out == f"wrote {name}, {Path(name).stat().st_size:,} bytes\n"
         assert output.err == ""
     assert sorted(os.listdir()) == ["checkpoint.pt", name]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_network_in_float64_is_written_in_float32(format: str, saved: Checkpoint) -> None:
+    need(format)
+    double = {name: weight.double() for name, weight in saved.state_dict.items()}
+    checkpoint.save(Path("checkpoint.pt"), dataclasses.replace(saved, state_dict=double))
+    export.write(checkpoint.load(Path("checkpoint.pt")), format, Path("double" + export.SUFFIXES[format]))
+    export.write(saved, format, Path("single" + export.SUFFIXES[format]))
+    sizes = [Path(name + export.SUFFIXES[format]).stat().st_size for name in ("double", "single")]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
 
 def test_safetensors_has_the_weights_and_says_what_they_are(saved: Checkpoint) -> None:

@@ -138,6 +138,7 @@ def test_feature_maps_leave_the_network_as_it_was(layers: str) -> None:
     kind = {"layers": torch.nn} if layers == "torch" else {}
     model = build_cnn("conv6x5, conv32same, pool, dropout.5, dense8", (3, 32, 32), 4, **kind).train()
     pixels(plots.feature_maps(model, torch.rand(3, 32, 32)))
+    pixels(plots.feature_maps(model.double(), torch.rand(3, 32, 32)))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 
