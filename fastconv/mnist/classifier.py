@@ -106,8 +106,9 @@ class Classifier:
         """
         config = self._config(epochs=epochs, batch_size=batch_size, validation_split=validation_split, seed=seed)
         held_out = None if validation_data is None else self._checked(*validation_data)
-        training = Training(*self._checked(images, labels), config, model=self.model, held_out=held_out)
-        training.run(on_epoch=on_epoch)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            training = Training(*self._checked(images, labels), config, model=self.model, held_out=held_out)
+            training.run(on_epoch=on_epoch)
         return training.history
 
     def evaluate(self, images: Any, labels: Any) -> dict[str, float]:

@@ -99,6 +99,10 @@ class TrainingConfig:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed", "patience"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) or (name == "patience" and value is None)
+            _check(whole, f"{name.replace('_', ' ')} must be a whole number, not {value!r}")
         _check_model(self.model)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("schedule", self.schedule, SCHEDULES)
