@@ -137,8 +137,8 @@ def test_pt2_gives_the_same_answers_without_fastconv(saved: Checkpoint) -> None:
 
 
 def test_the_network_on_fastconvs_layers_is_exported_too(saved: Checkpoint) -> None:
-    Path("runs/mnist-cnn").mkdir(parents=True)
-    Path("checkpoint.pt").rename("runs/mnist-cnn/checkpoint.pt")
+    Path("runs/mnist-cnn-mnist5k").mkdir(parents=True)
+    Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k/checkpoint.pt")
     run(documented("With fastconv's operators"), fastconv=True)
     torch.save(batches(), "images.pt")
     run("import fastconv" + RUN_PT2.format(name="fast.pt2"), fastconv=True)

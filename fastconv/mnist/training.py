@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import fastconv.nn
 from fastconv.builder import build_cnn
 from fastconv.mnist.augment import AUGMENTATIONS
-from fastconv.mnist.config import MODELS, SCHEDULES, TrainingConfig, TrainingError
+from fastconv.mnist.config import MODELS, SCHEDULES, Diverged, TrainingConfig, TrainingError
 from fastconv.mnist.distributed import Distributed
 
 _EVALUATION_BATCH = 500
@@ -107,7 +107,7 @@ def fit(
         The trained network, and the figures of each epoch.
 
     Raises:
-        TrainingError: if the loss is no longer finite at the end of an epoch.
+        Diverged: if the loss is no longer finite at the end of an epoch.
 
     Example::
 
@@ -268,7 +268,7 @@ class Training:
             images_per_second=count / self._seconds,
         )
         if not math.isfinite(result.loss) or not math.isfinite(val_loss or 0):
-            raise TrainingError(f"training diverged in epoch {epoch}: try a learning rate below {self._config.lr:g}")
+            raise Diverged(f"training diverged in epoch {epoch}: try a learning rate below {self._config.lr:g}")
         self.history.append(result)
         self._start_epoch()
         if on_epoch is not None:
