@@ -78,8 +78,8 @@ DataDirOption = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA"
-        " and the user's cache. For the data set folder: the folder itself.",
+        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA,"
+        " the user's cache and /usr/share/datasets. For the data set folder: the folder itself.",
         show_default=False,
     ),
 ]
