@@ -337,7 +337,7 @@ def test_the_classifier_does_what_fit_does(digits: tuple[Tensor, Tensor]) -> Non
 def test_the_classifier_goes_on_from_its_weights_and_takes_arrays(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     pixels, one_hot = (images[:, 0] * 255).round().byte().numpy(), torch.eye(10)[labels].numpy()
-    classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01)
+    classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01, metrics=["accuracy"])
     first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()))
     second = classifier.fit(images, labels, epochs=1)
     assert first[1].val_loss is not None
@@ -365,6 +365,7 @@ def test_the_classifier_trains_a_module_of_ones_own() -> None:
         (torch.rand(4, 1, 28, 28), torch.zeros(4), r"not torch.float32 of \(4,\)"),
         (torch.rand(4, 1, 28, 28), torch.full((4,), 10), "labels must be 0 to 9, not 10 to 10"),
         (torch.rand(4, 1, 28, 28), torch.full((4, 10), 0.1), "must be one-hot"),
+        (torch.full((4, 1, 28, 28), 255), torch.zeros(4).long(), "floats in .* or uint8, not torch.int64"),
     ],
 )
 def test_the_classifier_refuses_what_does_not_fit(images: Tensor, labels: Tensor, message: str) -> None:
@@ -373,8 +374,17 @@ def test_the_classifier_refuses_what_does_not_fit(images: Tensor, labels: Tensor
 
 
 def test_the_classifier_refuses_a_setting_that_there_is_not() -> None:
-    with pytest.raises(TrainingError, match="unexpected keyword argument 'momentum'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'momentum'"):
         Classifier("conv4, pool").compile(momentum=0.5)
+    with pytest.raises(TypeError, match=r"epochs is not a setting of compile\(\): give it to fit\(\)"):
+        Classifier("conv4, pool").compile(epochs=3)
+    with pytest.raises(TypeError, match=r"backend is not a setting of compile\(\): give it to Classifier\(\)"):
+        Classifier("conv4, pool").compile(backend="torch")
+    with pytest.raises(ValueError, match="unknown metric 'auc'"):
+        Classifier("conv4, pool").compile(metrics=["accuracy", "auc"])
+    images, labels = torch.rand(4, 1, 28, 28), torch.zeros(4).long()
+    with pytest.raises(TypeError, match="validation_data or validation_split, not both"):
+        Classifier("conv4, pool").fit(images, labels, validation_data=(images, labels), validation_split=0.5)
     with pytest.raises(TrainingError, match="unknown loss 'hinge'"):
         Classifier("conv4, pool").compile(loss="hinge")
 
