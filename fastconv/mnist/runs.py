@@ -182,12 +182,12 @@ class RunFolder:
             raise UserError(f"the training in {self.path} is not done: --resume goes on with it")
         try:
             record = json.loads(self.history.read_bytes())
-            epochs = [EpochResult(**epoch) for epoch in record["epochs"]]
+            plain = _is_plain(record)
         except OSError as error:
             raise UserError(f"cannot read {self.history}: {error.strerror or error}") from error
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{self.history} is not the history of a training, or a damaged one") from error
-        if not epochs or not _is_plain(record, epochs):
+        if not plain:
             raise UserError(f"{self.history} is not the history of a training, or a damaged one")
         return record
 
@@ -210,16 +210,22 @@ class RunFolder:
                 raise files.OutputError(f"{path} is there without a checkpoint: choose another --output")
 
 
-def _is_plain(record: dict[str, Any], epochs: list[EpochResult]) -> bool:
+def _is_plain(record: dict[str, Any]) -> bool:
     """Whether what history.json says can be relied on to be numbers and tables."""
-    # Held-out images are there in all epochs or in none.
-    optional = (
-        {"val_loss", "val_accuracy"} if all(epoch.val_loss is epoch.val_accuracy is None for epoch in epochs) else set()
-    )
-    numbers = [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
-    tables = record.get("config"), record.get("versions")
-    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers) and all(
-        isinstance(table, dict) for table in tables
+    histories, numbers = [record["epochs"]], []
+    if "compare" in record:
+        histories.append(record["compare"]["epochs"])
+        numbers.append(record["compare"]["test_accuracy"])
+    for history in histories:
+        epochs = [EpochResult(**epoch) for epoch in history]
+        # Held-out images are there in all epochs or in none.
+        none = all(epoch.val_loss is epoch.val_accuracy is None for epoch in epochs)
+        optional = {"val_loss", "val_accuracy"} if none else set()
+        numbers += [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
+    return (
+        all(histories)
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and all(isinstance(record[name], dict) for name in ("config", "versions"))
     )
 
 
