@@ -221,6 +221,11 @@ def test_each_command_has_help_with_an_example(capsys: Output, command: str) -> 
     assert f"Example: fastconv {command}" in capsys.readouterr().out
 
 
+def test_the_version_is_printed(capsys: Output) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastconv {fastconv.__version__}\n"
+
+
 def test_without_a_command_help_is_shown(capsys: Output) -> None:
     assert main([]) == 0
     assert "evaluate" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """The command ``fastconv``. A new command is a function here, with ``@app.command()``.
 
-torch, and what the commands need of it, is imported inside them, so that help and mistakes in the options come at once.
+What only some commands need is imported inside them. (torch itself comes with the package fastconv, also for --help.)
 """
 
 import os
@@ -35,6 +35,7 @@ from fastconv.mnist.options import (
     Schedule,
     ThreadsOption,
 )
+from fastconv.version import __version__
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,10 +54,24 @@ _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="fastconv",
-    help="Train a small CNN on digits or other small images with fastconv's kernels, and look at what it learned.",
     epilog="Example: fastconv train --epochs 3",
     add_completion=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fastconv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Train a small CNN on digits or other small images with fastconv's kernels, and look at what it learned."""
 
 
 def _setting(name: str, help: str, default: str = "the recipe's", **more: Any) -> Any:
