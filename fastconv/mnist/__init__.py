@@ -8,7 +8,7 @@ that may be interrupted, ``files`` writes results, ``images`` reads image files 
 ``report`` puts the figures and plots of a run on a page.
 
 The command ``fastconv``: ``cli``, with its ``options``; ``train`` is the longest of its commands, ``progress`` shows
-how far that is, and ``bench`` times fastconv against PyTorch.
+how far that is, ``table`` prints; ``bench`` times fastconv against PyTorch, in processes that ``alternate``.
 """
 
 
