@@ -7,8 +7,9 @@ What comes of it: ``checkpoint`` keeps a network, ``export`` writes it for other
 that may be interrupted, ``files`` writes results, ``images`` reads image files for prediction, ``plots`` draws,
 ``report`` puts the figures and plots of a run on a page.
 
-The command ``fastconv``: ``cli``, with its ``options``; ``train`` is the longest of its commands, ``progress`` shows
-how far that is, ``table`` prints; ``bench`` times fastconv against PyTorch, in processes that ``alternate``.
+The command ``fastconv``: ``cli``, its ``commands`` and their ``options``; ``train`` is the longest of them,
+``progress`` shows how far that is, ``table`` prints; ``bench`` times fastconv against PyTorch, in processes that
+``alternate``.
 """
 
 
