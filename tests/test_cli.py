@@ -154,6 +154,14 @@ def test_training_again_gives_the_same_weights_and_replaces_the_results(trained:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_best_pt_of_an_earlier_run_goes_where_nothing_is_held_out() -> None:
+    options = ["train", "--limit", "100", "--epochs", "1", "--output", "run"]
+    assert main(options) == 0
+    assert Path("run/best.pt").exists()
+    assert main([*options, "--validation-split", "0"]) == 0
+    assert not Path("run/best.pt").exists()
+
+
 @pytest.mark.parametrize("backend", ["fastconv", "torch"])
 def test_evaluate_prints_the_accuracy_of_the_checkpoint(saved: str, capsys: Output, backend: str) -> None:
     assert main(["evaluate", saved, "--backend", backend, "--threads", "1"]) == 0
@@ -580,22 +588,52 @@ def test_two_processes_train_as_one_does(capsys: Output) -> None:
     alone = capsys.readouterr().out
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
-        [*torchrun, "fastconv", *options, "--output", "two"],
+        [*torchrun, "fastconv", *options, "--compare", "--output", "two"],
         capture_output=True,
         text=True,
         check=True,
         env=ENVIRONMENT,
     )
-    assert done.stdout.count("epoch 1/2") == 1
+    assert done.stdout.count("epoch 1/2") == 2  # on either backend
     assert done.stdout.splitlines()[0] == alone.splitlines()[0]
     assert "Warning" not in done.stderr
     one, two = (checkpoint.read(Path(name, "checkpoint.pt"), "checkpoint") for name in ("one", "two"))
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight)
     histories = (json.loads(Path(name, "history.json").read_text())["epochs"] for name in ("one", "two"))
+    assert "the same on torch's operators:" in done.stdout
     for first, second in zip(*histories, strict=True):
         for figure in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert first[figure] == pytest.approx(second[figure])
+
+
+@posix
+def test_several_processes_that_were_killed_resume_to_the_same_weights() -> None:
+    """With dropout and augmentation, which each process draws for itself."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    train = [*torchrun, "fastconv", "train"]
+    options = ["--model", "conv8, pool, dropout.5", "--limit", "960", "--epochs", "8", "--augment", "shift"]
+    subprocess.run([*train, *options, "--output", "whole"], check=True, env=ENVIRONMENT, capture_output=True)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*train, *options, "--output", "run"], stdout=pipe, stderr=pipe, env=ENVIRONMENT, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith(b"epoch 2/8"):
+            assert process.poll() is None
+        for child in children(process.pid):  # torchrun gives each a session of its own
+            os.kill(child, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+    assert Path("run/training.pt").exists()
+    resumed = [*train, "--output", "run", "--resume"]
+    subprocess.run(resumed, check=True, env=ENVIRONMENT, capture_output=True, timeout=120)
+    whole, found = (checkpoint.load(Path(name, "checkpoint.pt")).state_dict for name in ("whole", "run"))
+    assert all(torch.equal(found[name], weight) for name, weight in whole.items())
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
 
 
 def test_several_processes_answer_a_mistake_with_one_line() -> None:

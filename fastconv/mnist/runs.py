@@ -197,12 +197,14 @@ class RunFolder:
                 found = checkpoint.load(self.checkpoint)
             except checkpoint.CheckpointError as error:
                 raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
-            names = ["dataset", "data_dir"] if settings["dataset"] == "folder" else ["dataset"]
-            before = {"model": found.model, **{name: found.config.get(name) for name in names}}
-            for name, was in before.items():
-                if was is not None and was != settings[name]:
+            before: dict[str, tuple[Any, Any]] = {"": (found.model, settings["model"])}
+            before["the data set "] = found.config.get("dataset", settings["dataset"]), settings["dataset"]
+            if settings["dataset"] == "folder":
+                before["the images in "] = found.config.get("data_dir"), settings["data_dir"]
+            for what, (was, now) in before.items():
+                if was != now:
                     raise files.OutputError(
-                        f"{self.checkpoint} is of {was} and is not overwritten: choose another --output"
+                        f"{self.checkpoint} is of {what}{was} and is not overwritten: choose another --output"
                     )
             return
         for path in (self.history, self.table):
