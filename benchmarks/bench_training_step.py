@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from processes import Make
 from ratios import VARIANTS, speed_up_claim, time_claim
 
 import fastconv
 from fastconv.mnist import data
+from fastconv.mnist.alternate import Make
 from fastconv.mnist.bench import training_step
 from fastconv.models import MnistCNN
 
@@ -67,9 +67,10 @@ def trained_model(variant: str, path: Path) -> tuple[MnistCNN, data.DataSet, tor
     return model.to(memory_format=memory_format), load_images(), memory_format  # type: ignore[call-overload]
 
 
-def step_of(variant: str, path: Path) -> Callable[[], float]:
+def step_of(variant: str, path: Path) -> dict[str, Callable[[], float]]:
     model, digits, memory_format = trained_model(variant, path)
-    return training_step(model, digits.train_images.to(memory_format=memory_format), digits.train_labels)
+    images = digits.train_images.to(memory_format=memory_format)
+    return {"step": training_step(model, images, digits.train_labels)}
 
 
 def find_tcmalloc() -> str | None:

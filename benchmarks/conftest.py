@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from machine import machine
-from processes import Make, alternate_processes
-from ratios import Rounds, medians, time_claim
+from ratios import time_claim
+
+from fastconv.mnist.alternate import Make, Rounds, alternate_processes, medians
 
 ROUNDS = int(os.environ.get("FASTCONV_BENCH_ROUNDS", "60"))
 WARM_UP = 5
@@ -79,7 +80,7 @@ def alternate_alone(benchmark: Any) -> Callable[..., Rounds]:
         variants: dict[str, Make], threads: int | dict[str, int], steps: int, environment: dict[str, str] | None = None
     ) -> Rounds:
         arguments = (variants, ROUNDS, steps, threads, environment)
-        seconds: Rounds = benchmark.pedantic(alternate_processes, args=arguments, rounds=1, iterations=1)
+        (seconds,) = benchmark.pedantic(alternate_processes, args=arguments, rounds=1, iterations=1).values()
         benchmark.extra_info["seconds"] = medians(seconds)
         benchmark.extra_info["seconds_by_round"] = seconds
         benchmark.extra_info["environment"] = environment or {}

@@ -2,9 +2,7 @@
 
 python benchmarks/converted_models.py [--only LeNet-5] [--rounds 15] [--json .benchmarks/converted_models.json]
 
-The variants take turns, each in a process of its own (processes.py). A training step is forward, cross-entropy,
-backward and SGD with momentum; inference runs in evaluation mode under inference_mode. One thread (--threads 1) is
-timed by its own CPU time, which other programs on the machine disturb less.
+The variants take turns, each in a process of its own. A training step is forward, cross-entropy, backward and SGD with momentum; inference runs in evaluation mode under inference_mode.
 """
 
 from __future__ import annotations
@@ -18,19 +16,19 @@ from pathlib import Path
 import torch
 from machine import caption, machine
 from models import NETWORKS
-from processes import Make, alternate_processes
-from ratios import OURS, TORCH, VARIANTS, Claim, Rounds, fastest_torch, geometric_mean, medians, spread
+from ratios import VARIANTS, Claim, geometric_mean, spread
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
 import fastconv
+from fastconv.mnist.alternate import OURS, TORCH, Make, Rounds, alternate_processes, medians
 
 #: Images of a step, and whether it is one of training.
 JOBS = {"training step, 64": (64, True), "inference, 64": (64, False), "inference, 1": (1, False)}
 
 
-def make_step(name: str, job: str, variant: str) -> Callable[[], object]:
+def make_step(name: str, job: str, variant: str) -> dict[str, Callable[[], object]]:
     batch, training = JOBS[job]
     torch.manual_seed(0)
     memory_format = torch.channels_last if variant.endswith("channels_last") else torch.contiguous_format
@@ -47,7 +45,7 @@ def make_step(name: str, job: str, variant: str) -> Callable[[], object]:
                 for _ in range(repeats):
                     model(images)
 
-        return infer
+        return {job: infer}
     labels = torch.randint(10, (batch,))
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
 
@@ -56,12 +54,12 @@ def make_step(name: str, job: str, variant: str) -> Callable[[], object]:
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
 
-    return step
+    return {job: step}
 
 
 def claim(what: str, seconds: Rounds) -> Claim:
     """PyTorch's faster layout over fastconv's, each the one with the lower median, round by round."""
-    theirs = seconds[fastest_torch(seconds)]
+    theirs = seconds[min(TORCH, key=medians(seconds).__getitem__)]
     ours = seconds[min(VARIANTS[2:], key=medians(seconds).__getitem__)]
     milliseconds = {name: value * 1e3 for name, value in medians(seconds).items()}
     return {
@@ -101,9 +99,8 @@ def main() -> None:
     for name in arguments.only:
         for job in arguments.jobs:
             makes: dict[str, Make] = {variant: functools.partial(make_step, name, job, variant) for variant in VARIANTS}
-            threads = arguments.threads
-            seconds = alternate_processes(makes, arguments.rounds, 3, threads, cpu_time=threads == 1)
-            claims.append(claim(f"{name}: {job}", seconds))
+            seconds = alternate_processes(makes, arguments.rounds, 3, arguments.threads)
+            claims.append(claim(f"{name}: {job}", seconds[job]))
             console.print(f"{claims[-1]['what']}: {claims[-1]['ratio']:.2f}", highlight=False)
     console.print(table_of(claims))
     if arguments.json:

@@ -7,13 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-import numpy as np
+from fastconv.mnist.alternate import OURS, TORCH, Rounds, medians, quartiles, torch_over_ours
 
-VARIANTS = ("torch NCHW", "torch channels_last", "fastconv NCHW", "fastconv channels_last")
-TORCH, OURS = VARIANTS[:2], VARIANTS[3]
-
-#: Of each variant, a number a round.
-Rounds = Mapping[str, Sequence[float]]
+VARIANTS = (*TORCH, "fastconv NCHW", OURS)
 
 
 class Claim(TypedDict, total=False):
@@ -28,15 +24,6 @@ class Claim(TypedDict, total=False):
     quartiles: tuple[float, float]
 
 
-def medians(rounds: Rounds) -> dict[str, float]:
-    return {name: statistics.median(values) for name, values in rounds.items()}
-
-
-def fastest_torch(rounds: Rounds) -> str:
-    """The layout whose median is smaller. (The smaller of each round would be a choice between noises.)"""
-    return min(TORCH, key=medians(rounds).__getitem__)
-
-
 def ratios(seconds: Mapping[str, float]) -> tuple[float, float]:
     """PyTorch's faster layout over our faster layout, and NCHW over NCHW. Above 1, fastconv is faster."""
     torch_nchw, torch_last, nchw, last = (seconds[variant] for variant in VARIANTS)
@@ -48,15 +35,13 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def spread(by_round: list[float]) -> Claim:
-    lower, upper = np.quantile(by_round, (0.25, 0.75)).tolist()
-    return {"by_round": by_round, "ratio": statistics.median(by_round), "quartiles": (lower, upper)}
+    return {"by_round": by_round, "ratio": statistics.median(by_round), "quartiles": quartiles(by_round)}
 
 
 def time_claim(what: str, seconds: Rounds) -> Claim:
     """PyTorch's faster layout over fastconv in channels_last, each round's against the same round's."""
-    pairs = zip(seconds[fastest_torch(seconds)], seconds[OURS], strict=True)
     milliseconds = {name: value * 1e3 for name, value in medians(seconds).items()}
-    return {"what": what, "unit": "ms", "values": milliseconds, **spread([theirs / ours for theirs, ours in pairs])}
+    return {"what": what, "unit": "ms", "values": milliseconds, **spread(torch_over_ours(seconds))}
 
 
 def speed_up_claim(what: str, before: Rounds, after: Rounds) -> Claim:

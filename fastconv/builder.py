@@ -13,9 +13,9 @@ from fastconv.models import blocks
 __all__ = ["build_cnn", "parse"]
 
 _LAYER = re.compile(
-    r"conv(?P<conv>[1-9]\d*)(x(?P<kernel>[1-9]\d*))?(?P<same>same)?"
-    r"|pool(?P<pool>[1-9]\d*)?"
-    r"|dense(?P<dense>[1-9]\d*)"
+    r"conv(?P<conv>[1-9]\d{0,6})(x(?P<kernel>[1-9]\d{0,6}))?(?P<same>same)?"
+    r"|pool(?P<pool>[1-9]\d{0,6})?"
+    r"|dense(?P<dense>[1-9]\d{0,6})"
     r"|dropout(?P<dropout>0?\.\d+)"
 )
 

@@ -14,12 +14,12 @@ pytest.importorskip("rich")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import models
-import processes
 import ratios
 import report
 import torch
 
 import fastconv
+from fastconv.mnist import alternate
 
 MADE_UP = "FASTCONV_MADE_UP"
 SECONDS = {
@@ -30,14 +30,14 @@ SECONDS = {
 }
 
 
-def make_assertion() -> Callable[[], object]:
+def make_assertion() -> dict[str, Callable[[], object]]:
     import torch
 
     def run() -> None:
         assert torch.get_num_threads() == 1
         assert os.environ[MADE_UP] == "yes"
 
-    return run
+    return {"assertion": run}
 
 
 def test_a_time_claim_pairs_the_rounds_of_the_layout_with_the_lower_median() -> None:
@@ -59,7 +59,7 @@ def test_the_report_has_a_table_of_operators_and_one_of_claims() -> None:
     info = {"cpu": "a CPU", "threads": 2, "level": "avx2", "preloaded": "", "torch": "1", "fastconv": "2"}
     info |= {"compiler": "g++", "rounds": 3}
     claims: list[Any] = [ratios.time_claim("step", SECONDS), {"what": "step, tcmalloc", "missing": "not found"}]
-    seconds = ratios.medians(SECONDS)
+    seconds = alternate.medians(SECONDS)
     run = {
         "machine_info": {"fastconv": info},
         "benchmarks": [
@@ -81,11 +81,12 @@ def test_the_report_has_a_table_of_operators_and_one_of_claims() -> None:
 
 
 def test_processes_have_their_own_threads_and_environment() -> None:
-    seconds = processes.alternate_processes(
-        {"one": make_assertion}, rounds=3, steps=2, threads={"one": 1}, environment={MADE_UP: "yes"}
+    seconds = alternate.alternate_processes(
+        {"one": make_assertion}, rounds=3, calls=2, threads={"one": 1}, environment={MADE_UP: "yes"}
     )
-    assert len(seconds["one"]) == 3
-    assert all(value > 0 for value in seconds["one"])
+    assert list(seconds) == ["assertion"]
+    assert len(seconds["assertion"]["one"]) == 3
+    assert all(value > 0 for value in seconds["assertion"]["one"])
     assert MADE_UP not in os.environ
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import random
 import shutil
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +23,12 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.mnist import checkpoint, config, data, options, training
+from fastconv.mnist import checkpoint, config, data, options, train, training
 from fastconv.mnist.augment import AUGMENTATIONS
 from fastconv.mnist.cli import main
 from fastconv.mnist.data.download import SOURCES
 from fastconv.mnist.export import SUFFIXES
+from fastconv.mnist.runs import RunFolder
 from fastconv.mnist.training import OnEpoch, OnStep
 
 Output = pytest.CaptureFixture[str]
@@ -81,10 +84,10 @@ def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, caps
     assert lines[3].startswith("test accuracy ")
     assert len(lines) == 5
     assert sorted(contents(Path())) == [
-        "runs/simple-cnn/best.pt",
-        "runs/simple-cnn/checkpoint.pt",
-        "runs/simple-cnn/history.csv",
-        "runs/simple-cnn/history.json",
+        "runs/simple-cnn-mnist5k/best.pt",
+        "runs/simple-cnn-mnist5k/checkpoint.pt",
+        "runs/simple-cnn-mnist5k/history.csv",
+        "runs/simple-cnn-mnist5k/history.json",
     ]
 
 
@@ -111,7 +114,10 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
         "loss": "cross-entropy",
         "patience": None,
         "dtype": "float32",
+        "recipe": "reference",
         "dataset": "mnist5k",
+        "data_dir": None,
+        "image_size": None,
         "limit": 480,
     }
     assert history["versions"]["torch"] == torch.__version__
@@ -146,6 +152,14 @@ def test_training_again_gives_the_same_weights_and_replaces_the_results(trained:
     assert main(["train", *QUICK, "--output", str(trained)]) == 0
     second = checkpoint.load(trained / "checkpoint.pt").state_dict
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_best_pt_of_an_earlier_run_goes_where_nothing_is_held_out() -> None:
+    options = ["train", "--limit", "100", "--epochs", "1", "--output", "run"]
+    assert main(options) == 0
+    assert Path("run/best.pt").exists()
+    assert main([*options, "--validation-split", "0"]) == 0
+    assert not Path("run/best.pt").exists()
 
 
 @pytest.mark.parametrize("backend", ["fastconv", "torch"])
@@ -213,6 +227,11 @@ def test_info_prints_the_configuration(capsys: Output) -> None:
 def test_each_command_has_help_with_an_example(capsys: Output, command: str) -> None:
     assert main([command, "--help"]) == 0
     assert f"Example: fastconv {command}" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: Output) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fastconv {fastconv.__version__}\n"
 
 
 def test_without_a_command_help_is_shown(capsys: Output) -> None:
@@ -369,7 +388,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.T
 
 
 def assert_resumes_to(weights: dict[str, torch.Tensor]) -> None:
-    assert main([*UNDER_WAY, "--output", "run", "--resume"]) == 0
+    assert main(["train", "--output", "run", "--resume"]) == 0
     found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
     assert sorted(contents(Path("run"))) == [
@@ -388,7 +407,7 @@ def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, to
             assert process.poll() is None
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert errors == "fastconv: interrupted; --output run --resume goes on from here\n"
     assert sorted(contents(Path("run"))) == ["run/best.pt", "run/training.pt"]
     assert_resumes_to(uninterrupted)
@@ -447,6 +466,8 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
     resume = [*UNDER_WAY, "--output", "run", "--resume"]
     assert "the training in run has --lr 0.001, not 0.002" in complaint([*resume, "--lr", "0.002"], capsys)
     assert "the training in run has --limit 960, not 7" in complaint([*resume, "--limit", "7"], capsys)
+    assert "the training in run has no --patience, not 3" in complaint([*resume, "--patience", "3"], capsys)
+    assert "the training in run has --recipe reference, not fast" in complaint([*resume, "--recipe", "fast"], capsys)
     state = Path("run/training.pt")
     whole = state.read_bytes()
     state.write_bytes(whole[:5000])
@@ -454,8 +475,10 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
     torch.save({"weights": 3}, state)
     assert "run/training.pt is not a training of fastconv" in complaint(resume, capsys)
     content = torch.load(io.BytesIO(whole), weights_only=True)
-    torch.save(content | {"version": 2}, state)
-    assert "has format 2: this fastconv goes on with 1 only" in complaint(resume, capsys)
+    torch.save(content | {"version": 3}, state)
+    assert "has format 3: this fastconv goes on with 2 only" in complaint(resume, capsys)
+    torch.save(content | {"settings": {"lr": 1}}, state)
+    assert "run/training.pt is damaged" in complaint(resume, capsys)
 
 
 @posix
@@ -477,6 +500,47 @@ def test_a_full_disk_leaves_the_state_before_it(
     assert_resumes_to(uninterrupted)
 
 
+@posix
+def test_a_second_training_in_the_folder_of_one_under_way_says_so(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(monkeypatch)
+    with RunFolder(Path("run")).locked():
+        for options in (["train", *QUICK], ["train", "--resume"]):
+            assert "another training is under way in run: wait" in complaint([*options, "--output", "run"], capsys)
+    assert main(["train", "--output", "run", "--resume"]) == 0
+
+
+def diverge_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate, calls = training.evaluate, []
+
+    def evaluate_once(*arguments: Any) -> tuple[float, float]:
+        calls.append(arguments)
+        return evaluate(*arguments) if len(calls) == 1 else (math.nan, 0.1)
+
+    monkeypatch.setattr(training, "evaluate", evaluate_once)
+
+
+def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        diverge_in_the_second_epoch(patch)
+        assert main(["train", *QUICK, "--output", "run"]) == 2
+    output = capsys.readouterr()
+    assert output.err == (
+        "fastconv: training diverged in epoch 2: try a learning rate below 0.001; run/checkpoint.pt is of epoch 1\n"
+    )
+    kept, best = (checkpoint.load(Path("run", name)) for name in ("checkpoint.pt", "best.pt"))
+    assert all(torch.equal(kept.state_dict[name], weight) for name, weight in best.state_dict.items())
+    assert [epoch["epoch"] for epoch in json.loads(Path("run/history.json").read_text())["epochs"]] == [1]
+    assert not Path("run/training.pt").exists()
+    assert main(["train", *QUICK, "--lr", "1e-4", "--output", "run"]) == 0
+    assert main(["train", *QUICK, "--lr", "1e30", "--output", "fresh"]) == 2
+    assert contents(Path("fresh")) == {}
+    assert main(["train", *QUICK, "--lr", "1e-4", "--output", "fresh"]) == 0
+
+
 # Several processes, both backends, TensorBoard
 
 
@@ -484,11 +548,23 @@ def test_compare_trains_on_both_backends(capsys: Output) -> None:
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 0
     output = capsys.readouterr().out
     assert "the same on torch's operators:" in output
+    assert "epoch\tfastconv: loss\tfastconv: accuracy\tfastconv: seconds\ttorch: loss\t" in output
     assert output.count("test accuracy") == 2
     record = json.loads(Path("run/history.json").read_text())
     assert record["compare"]["backend"] == "torch"
     for ours, torchs in zip(record["epochs"], record["compare"]["epochs"], strict=True):
         assert ours["loss"] == pytest.approx(torchs["loss"], abs=0.02)
+
+
+def test_the_results_are_there_before_the_comparison_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train._Run, "_compare", interrupt)
+    assert main(["train", *QUICK, "--compare", "--output", "run"]) == 130
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        *("best.pt", "checkpoint.pt", "history.csv", "history.json")
+    ]
 
 
 def test_early_stopping_says_so(capsys: Output) -> None:
@@ -506,26 +582,58 @@ def test_tensorboard_logs_the_epochs() -> None:
 
 
 def test_two_processes_train_as_one_does(capsys: Output) -> None:
-    options = ["train", "--limit", "475", "--epochs", "2", "--batch-size", "60", "--dtype", "float64"]
+    # 361 to train on: the last batch has one image, which both processes do.
+    options = ["train", "--limit", "451", "--epochs", "2", "--batch-size", "60", "--dtype", "float64"]
     assert main([*options, "--output", "one"]) == 0
     alone = capsys.readouterr().out
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     done = subprocess.run(
-        [*torchrun, "fastconv", *options, "--output", "two"],
+        [*torchrun, "fastconv", *options, "--compare", "--output", "two"],
         capture_output=True,
         text=True,
         check=True,
         env=ENVIRONMENT,
     )
-    assert done.stdout.count("epoch 1/2") == 1
+    assert done.stdout.count("epoch 1/2") == 2  # on either backend
     assert done.stdout.splitlines()[0] == alone.splitlines()[0]
+    assert "Warning" not in done.stderr
     one, two = (checkpoint.read(Path(name, "checkpoint.pt"), "checkpoint") for name in ("one", "two"))
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight)
     histories = (json.loads(Path(name, "history.json").read_text())["epochs"] for name in ("one", "two"))
+    assert "the same on torch's operators:" in done.stdout
     for first, second in zip(*histories, strict=True):
         for figure in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert first[figure] == pytest.approx(second[figure])
+
+
+@posix
+def test_several_processes_that_were_killed_resume_to_the_same_weights() -> None:
+    """With dropout and augmentation, which each process draws for itself."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    train = [*torchrun, "fastconv", "train"]
+    options = ["--model", "conv8, pool, dropout.5", "--limit", "960", "--epochs", "8", "--augment", "shift"]
+    subprocess.run([*train, *options, "--output", "whole"], check=True, env=ENVIRONMENT, capture_output=True)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [*train, *options, "--output", "run"], stdout=pipe, stderr=pipe, env=ENVIRONMENT, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().startswith(b"epoch 2/8"):
+            assert process.poll() is None
+        for child in children(process.pid):  # torchrun gives each a session of its own
+            os.kill(child, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+    assert Path("run/training.pt").exists()
+    resumed = [*train, "--output", "run", "--resume"]
+    subprocess.run(resumed, check=True, env=ENVIRONMENT, capture_output=True, timeout=120)
+    whole, found = (checkpoint.load(Path(name, "checkpoint.pt")).state_dict for name in ("whole", "run"))
+    assert all(torch.equal(found[name], weight) for name, weight in whole.items())
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line) for line in listed.stdout.split()]
 
 
 def test_several_processes_answer_a_mistake_with_one_line() -> None:

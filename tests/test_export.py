@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -77,6 +78,17 @@ def test_export_writes_beside_the_checkpoint_and_once_more_over_its_own(format: 
     assert sorted(os.listdir()) == ["checkpoint.pt", name]
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_network_in_float64_is_written_in_float32(format: str, saved: Checkpoint) -> None:
+    need(format)
+    double = {name: weight.double() for name, weight in saved.state_dict.items()}
+    checkpoint.save(Path("checkpoint.pt"), dataclasses.replace(saved, state_dict=double))
+    export.write(checkpoint.load(Path("checkpoint.pt")), format, Path("double" + export.SUFFIXES[format]))
+    export.write(saved, format, Path("single" + export.SUFFIXES[format]))
+    sizes = [Path(name + export.SUFFIXES[format]).stat().st_size for name in ("double", "single")]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
 def test_safetensors_has_the_weights_and_says_what_they_are(saved: Checkpoint) -> None:
     safetensors = pytest.importorskip("safetensors")
     assert main(["export", "checkpoint.pt", "--format", "safetensors"]) == 0
@@ -125,8 +137,8 @@ def test_pt2_gives_the_same_answers_without_fastconv(saved: Checkpoint) -> None:
 
 
 def test_the_network_on_fastconvs_layers_is_exported_too(saved: Checkpoint) -> None:
-    Path("runs/mnist-cnn").mkdir(parents=True)
-    Path("checkpoint.pt").rename("runs/mnist-cnn/checkpoint.pt")
+    Path("runs/mnist-cnn-mnist5k").mkdir(parents=True)
+    Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k/checkpoint.pt")
     run(documented("With fastconv's operators"), fastconv=True)
     torch.save(batches(), "images.pt")
     run("import fastconv" + RUN_PT2.format(name="fast.pt2"), fastconv=True)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastconv.mnist import data
-from fastconv.mnist.data import DataError
+from fastconv.mnist.data import DataError, places
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
 TRAIN_LABELS = "train-labels-idx1-ubyte"
@@ -87,7 +87,7 @@ def test_mnist_is_sought_in_the_variables_folder_before_the_cache(
     variable, cache = tmp_path / "variable", tmp_path / "cache"
     monkeypatch.setenv("FASTCONV_DATA", str(variable))
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: cache)
-    with pytest.raises(DataError, match=r"not found under .*variable, .*cache: .*--data-dir"):
+    with pytest.raises(DataError, match=r"not found under .*variable, .*cache, /usr/share/datasets: .*--data-dir"):
         data.find_folder()
     write_mnist(cache)
     assert data.find_folder() == cache
@@ -123,6 +123,16 @@ def test_fashion_mnist_is_found_in_its_own_folder_only(tmp_path: Path) -> None:
     assert found.shape == (1, 28, 28)
     assert found.class_names[:2] == ("T-shirt/top", "Trouser")
     assert len(set(found.class_names)) == 10
+
+
+def test_fashion_mnist_of_debians_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCONV_DATA", str(tmp_path))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path)
+    monkeypatch.setattr(places, "DEBIAN", tmp_path / "share")
+    with pytest.raises(DataError, match="'apt install dataset-fashion-mnist'"):
+        data.load("fashion-mnist")
+    write_mnist(tmp_path / "share" / "fashion-mnist", compressed=True)
+    assert data.load("fashion-mnist").name == "fashion-mnist"
 
 
 def header(*values: int) -> Callable[[bytes], bytes]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from fastconv.mnist import checkpoint, data
 from fastconv.mnist.cli import main
@@ -29,7 +30,7 @@ def write_images(folder: Path, count: int = 10, mode: str = "RGB", ending: str =
 def test_every_fifth_image_of_each_class_is_for_the_test(tmp_path: Path) -> None:
     write_images(tmp_path, count=12)
     found = data.load("folder", tmp_path)
-    assert (found.name, found.class_names, found.shape) == ("folder", ("blue", "green", "red$"), (3, 32, 32))
+    assert (found.name, found.class_names, found.shape) == (tmp_path.name, ("blue", "green", "red$"), (3, 32, 32))
     assert found.train_images.dtype == torch.float32
     assert found.train_labels.bincount().tolist() == [10, 10, 10]
     assert found.test_labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -106,9 +107,20 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     write_images(images / "test", count=1)
     (images / "test" / "red$").rename(images / "test" / "rot")
     assert "different classes: only one of them has red$, rot" in complaint()
+    (images / "test").rename(images / "val")
+    assert "has train, but no test beside it: rename the folder of validation images to test" in complaint()
 
 
-@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: b"text", lambda content: content[:60]])
+def damaged_avif(content: bytes) -> bytes:
+    """For this Pillow raises RuntimeError."""
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "avif")
+    return file.getvalue()[:-20]
+
+
+@pytest.mark.parametrize("damage", [lambda _: b"", lambda _: b"text", lambda content: content[:60], damaged_avif])
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
     write_images(tmp_path, count=5)
     path = tmp_path / "green" / "02.png"
@@ -133,12 +145,19 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
     train = ["train", "--dataset", "folder", "--data-dir", "images", "--image-size", "24", "--output", "run"]
     train += ["--model", "conv8, pool, dense16", "--epochs", "8", "--batch-size", "8", "--lr", "0.01"]
     assert main([*train, "--augment", "flip"]) == 0
-    assert "conv8, pool, dense16 on folder: 39 training images, 9 held out" in capsys.readouterr().out
+    assert "conv8, pool, dense16 on images: 39 training images, 9 held out" in capsys.readouterr().out
     saved = checkpoint.load(Path("run/checkpoint.pt"))
     assert (saved.shape, saved.class_names) == ((3, 24, 24), tuple(COLOURS))
 
-    assert main(["evaluate", "run/checkpoint.pt"]) == 0
+    Path("elsewhere").mkdir()
+    with monkeypatch.context() as patch:
+        patch.chdir("elsewhere")
+        assert main(["evaluate", "../run/checkpoint.pt"]) == 0
     assert capsys.readouterr().out.startswith("test accuracy 100.00% (12 of 12), loss ")
+    assert main([*train, "--data-dir", "grey"]) == 2
+    assert f"checkpoint.pt is of the images in {Path('images').resolve()} and is" in capsys.readouterr().err
+    assert main(["train", "--model", "conv8, pool, dense16", "--output", "run"]) == 2
+    assert "checkpoint.pt is of the data set folder and is not overwritten" in capsys.readouterr().err
     assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 0  # grey ones fit coloured ones
     assert " of 3), loss " in capsys.readouterr().out
 
@@ -153,6 +172,6 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
     capsys.readouterr()
     Path("grey/red$").rename("grey/rot")
     assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 2
-    assert "other classes than folder: red$ where that has rot" in capsys.readouterr().err
+    assert "other classes than grey: red$ where that has rot" in capsys.readouterr().err
     assert main(["evaluate", "run/checkpoint.pt", "--dataset", "mnist5k"]) == 2
     assert "images of 3 x 24 x 24 in 3 classes, not of mnist5k: 1 x 28 x 28 in 10" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from fastconv.builder import build_cnn
 from fastconv.mnist import plots, report
 from fastconv.mnist.cli import main
 from fastconv.mnist.data import DataSet
-from fastconv.mnist.plots.style import drawn, percent
+from fastconv.mnist.plots.style import drawn, drawn_names, percent
 from fastconv.mnist.runs import RunFolder
 
 Output = pytest.CaptureFixture[str]
@@ -138,6 +138,7 @@ def test_feature_maps_leave_the_network_as_it_was(layers: str) -> None:
     kind = {"layers": torch.nn} if layers == "torch" else {}
     model = build_cnn("conv6x5, conv32same, pool, dropout.5, dense8", (3, 32, 32), 4, **kind).train()
     pixels(plots.feature_maps(model, torch.rand(3, 32, 32)))
+    pixels(plots.feature_maps(model.double(), torch.rand(3, 32, 32)))
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -151,6 +152,12 @@ def test_names_are_shortened_in_the_middle() -> None:
     assert drawn("automobile", 10) == "automobile"
     assert drawn("aquarium fish 12", 12) == "aquariu…h 12"
     assert drawn("a $ b\nc") == r"a \$ b c"
+
+
+def test_names_that_look_alike_when_short_have_their_index() -> None:
+    names = ["automobile", *(f"a class of the name no. {index} of many others" for index in range(2))]
+    assert drawn(names[1], 16) == drawn(names[2], 16)
+    assert drawn_names(names, 16) == ["automobile", *(f"{drawn(names[i], 12)} ({i})" for i in (1, 2))]
 
 
 @pytest.mark.parametrize(
@@ -237,11 +244,16 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
     labels = report.training.predict(model, images).argmax(1)
     names = ("<b>bold</b>", "a & b", '"quoted" $')
     data = DataSet("tiny <set>", images, labels, images, labels, names)
-    record = {"config": {"model": "<i>"}, "versions": {"<u>": "&amp;"}, "epochs": history(2)}
+    record: dict[str, Any] = {"config": {"model": "<i>"}, "versions": {"<u>": "&amp;"}, "epochs": history(2)}
+    record["config"] |= {"dataset": "folder", "data_dir": "/of/pictures"}
+    record["compare"] = {"backend": "<torch>", "epochs": history(2), "test_accuracy": 0.4321}
     (tmp_path / "history.json").write_text(json.dumps(record))
     text = report.write(RunFolder(tmp_path), model, data).read_text()
     page = Page(text)
     assert "100.00% of 6 test images of tiny <set>" in page.text
+    assert "<title>&lt;i&gt; on pictures</title>" in text
+    assert "The same on <torch>'s operators" in page.text
+    assert "43.21% of the test images right; 1,000 images/s" in page.text
     assert "&amp;amp;" in text
     assert not re.search("<b>|<i>|<u>", text)
     assert names[int(labels[0])] in page.text
@@ -259,6 +271,8 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
         ({"epochs": [history(2)[0], history(2, False)[1]]}, "is not the history"),
         ({"epochs": [{**history(1)[0], "loss": float("nan")}]}, "is not the history"),
         ({"versions": 3}, "is not the history"),
+        ({"compare": {"epochs": history(1), "test_accuracy": "<b>"}}, "is not the history"),
+        ({"compare": {"epochs": []}}, "is not the history"),
         ({}, "cannot read run/checkpoint.pt: No such file"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import io
 import math
 import os
@@ -126,6 +127,10 @@ def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> 
     "values",
     [
         {"epochs": 0},
+        {"epochs": 2.5},
+        {"batch_size": "64"},
+        {"seed": 1.0},
+        {"patience": 1.5},
         {"batch_size": 0},
         {"validation_split": 1.0},
         {"validation_split": -0.1},
@@ -183,7 +188,8 @@ def test_the_learning_rate_follows_the_schedule(digits: tuple[Tensor, Tensor], s
 def test_a_training_taken_up_again_gives_the_same_weights(
     digits: tuple[Tensor, Tensor], moved: str, after: int
 ) -> None:
-    config = TrainingConfig(epochs=2, seed=3, augment=moved, schedule="one-cycle", label_smoothing=0.1)
+    model = "conv8, pool, dropout.3, dense16"
+    config = TrainingConfig(model, epochs=2, seed=3, augment=moved, schedule="one-cycle", label_smoothing=0.1)
     whole, history = fit(*digits, config)
 
     first, steps = training.Training(*digits, config), []
@@ -209,13 +215,75 @@ def test_a_training_taken_up_again_gives_the_same_weights(
     ]
 
 
+def test_each_process_draws_for_itself_and_again_so_when_taken_up(digits: tuple[Tensor, Tensor]) -> None:
+    config = TrainingConfig("conv8, pool, dropout.5", epochs=2, validation_split=0)
+
+    def in_process(rank: int, state: dict[str, Any] | None = None) -> training.Training:
+        process = training.Training(*digits, config)
+        process._distributed.rank = rank
+        if state is not None:
+            process.load_state_dict(state)
+        return process
+
+    first, second = in_process(0), in_process(1)
+    for process in (first, second):
+        process.run(on_epoch=lambda result, process=process: process.stop())  # type: ignore[misc]
+    assert not torch.equal(weights(first.model)[0], weights(second.model)[0])
+    state = copy.deepcopy(second.state_dict()) | {"rng": torch.Generator().manual_seed(9).get_state()}  # the first's
+    second.run()
+    again = in_process(1, state)
+    again.run()
+    assert all(map(torch.equal, weights(again.model), weights(second.model)))
+    in_process(1, state | {"steps": 2})  # within an epoch
+    assert not torch.equal(torch.get_rng_state(), state["rng"])
+
+
+def test_progress_counts_the_images_of_all_processes(digits: tuple[Tensor, Tensor]) -> None:
+    config = TrainingConfig("conv4, pool", batch_size=319, validation_split=0)
+    for rank, own in ((0, [160, 161]), (1, [159, 159])):
+        seen: list[Totals] = []
+        process = training.Training(*digits, config)
+        process._distributed.rank, process._distributed._count = rank, 2
+
+        def note(epoch: int, totals: Totals, process: training.Training = process, seen: list[Totals] = seen) -> None:
+            seen.append(totals)
+            if len(seen) == 2:
+                process.stop()
+
+        process._run_epoch(note)
+        assert [totals.images for totals in seen] == [319, 320]  # the last batch is one image, too small to be shared
+        assert [totals.own for totals in seen] == own
+
+
+def test_fit_leaves_the_random_numbers_as_they_were(digits: tuple[Tensor, Tensor]) -> None:
+    before = torch.get_rng_state()
+    fit(*digits, TrainingConfig("conv4, pool", epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+    classifier = Classifier("conv4, pool, dropout.2")
+    before = torch.get_rng_state()
+    classifier.fit(*digits, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_training_ends_when_the_held_out_loss_stops_falling(digits: tuple[Tensor, Tensor]) -> None:
     _, history = fit(*digits, TrainingConfig(epochs=30, lr=0.01, patience=2))
     losses = [result.val_loss or 0 for result in history]
     assert len(losses) < 30
     assert losses.index(min(losses)) == len(losses) - 3
-    _, history = fit(*digits, TrainingConfig(epochs=3, patience=1, validation_split=0))
-    assert len(history) == 3
+    with pytest.raises(TrainingError, match="patience needs held-out images"):
+        fit(*digits, TrainingConfig(patience=1, validation_split=0))
+
+
+def test_a_training_that_has_more_epochs_than_it_is_to_have_is_done(digits: tuple[Tensor, Tensor]) -> None:
+    longer, shorter = (training.Training(*digits, TrainingConfig(epochs=epochs)) for epochs in (2, 1))
+    longer.run()
+    shorter.load_state_dict(longer.state_dict())
+    assert shorter.done
+
+
+def test_a_network_too_large_for_memory_is_told_in_one_line() -> None:
+    with pytest.raises(TrainingError, match=r"^no memory for 'dense9999999, dense9999999': [^\n]*$"):
+        training.build_model("dense9999999, dense9999999")
 
 
 @pytest.mark.parametrize("optimizer", configuration.OPTIMIZERS)
@@ -269,7 +337,7 @@ def test_the_classifier_does_what_fit_does(digits: tuple[Tensor, Tensor]) -> Non
 def test_the_classifier_goes_on_from_its_weights_and_takes_arrays(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     pixels, one_hot = (images[:, 0] * 255).round().byte().numpy(), torch.eye(10)[labels].numpy()
-    classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01)
+    classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01, metrics=["accuracy"])
     first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()))
     second = classifier.fit(images, labels, epochs=1)
     assert first[1].val_loss is not None
@@ -297,6 +365,7 @@ def test_the_classifier_trains_a_module_of_ones_own() -> None:
         (torch.rand(4, 1, 28, 28), torch.zeros(4), r"not torch.float32 of \(4,\)"),
         (torch.rand(4, 1, 28, 28), torch.full((4,), 10), "labels must be 0 to 9, not 10 to 10"),
         (torch.rand(4, 1, 28, 28), torch.full((4, 10), 0.1), "must be one-hot"),
+        (torch.full((4, 1, 28, 28), 255), torch.zeros(4).long(), "floats in .* or uint8, not torch.int64"),
     ],
 )
 def test_the_classifier_refuses_what_does_not_fit(images: Tensor, labels: Tensor, message: str) -> None:
@@ -305,8 +374,17 @@ def test_the_classifier_refuses_what_does_not_fit(images: Tensor, labels: Tensor
 
 
 def test_the_classifier_refuses_a_setting_that_there_is_not() -> None:
-    with pytest.raises(TrainingError, match="unexpected keyword argument 'momentum'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'momentum'"):
         Classifier("conv4, pool").compile(momentum=0.5)
+    with pytest.raises(TypeError, match=r"epochs is not a setting of compile\(\): give it to fit\(\)"):
+        Classifier("conv4, pool").compile(epochs=3)
+    with pytest.raises(TypeError, match=r"backend is not a setting of compile\(\): give it to Classifier\(\)"):
+        Classifier("conv4, pool").compile(backend="torch")
+    with pytest.raises(ValueError, match="unknown metric 'auc'"):
+        Classifier("conv4, pool").compile(metrics=["accuracy", "auc"])
+    images, labels = torch.rand(4, 1, 28, 28), torch.zeros(4).long()
+    with pytest.raises(TypeError, match="validation_data or validation_split, not both"):
+        Classifier("conv4, pool").fit(images, labels, validation_data=(images, labels), validation_split=0.5)
     with pytest.raises(TrainingError, match="unknown loss 'hinge'"):
         Classifier("conv4, pool").compile(loss="hinge")
 
@@ -404,6 +482,16 @@ def test_a_checkpoint_of_other_images_comes_back(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.load(path).build()(images), model.eval()(images))
 
 
+def test_a_checkpoint_in_float64_comes_back_and_predicts(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    model = training.build_model("simple-cnn").double()
+    checkpoint.save(path, Checkpoint("simple-cnn", model.state_dict(), 0.5))
+    images = torch.rand(2, 1, 28, 28)
+    found = training.predict(checkpoint.load(path).build("torch"), images)
+    torch.testing.assert_close(found, training.predict(model, images))
+    assert found.dtype == torch.float64
+
+
 def without(key: str) -> Callable[[dict[str, Any]], object]:
     return lambda content: {name: value for name, value in content.items() if name != key}
 
@@ -428,7 +516,8 @@ def with_weight(value: object) -> Callable[[dict[str, Any]], object]:
         (lambda content: content | {"model": "simple-cnn"}, "weights are not those of simple-cnn"),
         (lambda content: content | {"state_dict": None}, "weights are not those of mnist-cnn"),
         (with_weight(torch.zeros(32, 1, 5, 5)), r"conv1.weight is not torch.float32 of shape \(32, 1, 3, 3\)"),
-        (with_weight(torch.zeros(32, 1, 3, 3).double()), "conv1.weight is not torch.float32"),
+        (with_weight(torch.zeros(32, 1, 3, 3).half()), "conv1.weight is not torch.float32"),
+        (with_weight(torch.zeros(32, 1, 3, 3).double()), "conv1.bias is not torch.float64"),
         (with_weight(3), "conv1.weight is not"),
     ],
 )
@@ -465,9 +554,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match="not a checkpoint"):
             checkpoint.load(path)
-    path.write_bytes(content[:100] + bytes(200) + content[300:])
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
-        checkpoint.load(path)
+    for start in (100, len(content) // 2):  # among what says what is where, and among the weights
+        path.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoint.load(path)
     with pytest.raises(CheckpointError, match="cannot read"):
         checkpoint.load(tmp_path / "missing.pt")
     with pytest.raises(CheckpointError, match="cannot read"):

@@ -7,8 +7,9 @@ What comes of it: ``checkpoint`` keeps a network, ``export`` writes it for other
 that may be interrupted, ``files`` writes results, ``images`` reads image files for prediction, ``plots`` draws,
 ``report`` puts the figures and plots of a run on a page.
 
-The command ``fastconv``: ``cli``, with its ``options``; ``train`` is the longest of its commands, ``progress`` shows
-how far that is, and ``bench`` times fastconv against PyTorch.
+The command ``fastconv``: ``cli``, its ``commands`` and their ``options``; ``train`` is the longest of them,
+``progress`` shows how far that is, ``table`` prints; ``bench`` times fastconv against PyTorch, in processes that
+``alternate``.
 """
 
 
@@ -17,4 +18,11 @@ class UserError(Exception):
 
 
 class UserInterrupt(Exception):
-    """The user stopped what was under way, and it was kept; the command prints where, and exits with code 130."""
+    """The user stopped what was under way, and it was kept; the command prints where.
+
+    ``exit_code`` is what shells have for a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

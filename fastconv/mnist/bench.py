@@ -1,46 +1,33 @@
 """fastconv against PyTorch on the user's machine: the three blocks of MnistCNN, and its whole training step.
 
-Each variant has a process of its own, as a user's program would be, with the C allocator as installed; they take turns,
-so that a machine that slows down slows all. The network is one that has trained a little on real images: how long
-backward takes depends on how many of its activations are zero.
+Each variant has a process of its own, with the C allocator as installed (see ``alternate``). The network is one that
+has trained a little on real images: how long backward takes depends on how many of its activations are zero.
 """
 
 import functools
 import io
-import multiprocessing
 import platform
-import signal
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv
-from fastconv.mnist import UserError, data
+from fastconv.mnist import alternate, data
 from fastconv.mnist.checkpoint import serialized
 from fastconv.mnist.plots.style import FAINT, RIGHT, WRONG, new_figure, png
 from fastconv.mnist.training import build_model
 
-VARIANTS = ("torch NCHW", "torch channels_last", "fastconv channels_last")
+VARIANTS = (*alternate.TORCH, alternate.OURS)
 BATCH = 64
 _BLOCKS = {"conv1": "conv1 + ReLU + pool", "conv2": "conv2 + ReLU + pool", "conv3": "conv3 + ReLU"}
 _STEPS_BEFORE = 186  # three epochs of mnist5k's training images
 _CALLS = 5  # in a turn, of which the median counts
-_IDLE_CALLS = 2  # before them: the caches were another's
-
-
-class BenchError(UserError):
-    """A measurement that could not be made."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +39,16 @@ class Row:
 
     @property
     def medians(self) -> dict[str, float]:
-        return {name: statistics.median(values) for name, values in self.seconds.items()}
-
-    @property
-    def ratios(self) -> list[float]:
-        """PyTorch's layout of the lower median over fastconv, round by round. Above 1, fastconv is faster."""
-        fastest = min(VARIANTS[:2], key=self.medians.__getitem__)
-        return [theirs / ours for theirs, ours in zip(self.seconds[fastest], self.seconds[VARIANTS[2]], strict=True)]
+        return alternate.medians(self.seconds)
 
     @property
     def ratio(self) -> float:
-        return statistics.median(self.ratios)
+        """PyTorch's faster layout over fastconv. Above 1, fastconv is faster."""
+        return statistics.median(alternate.torch_over_ours(self.seconds))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        lower, upper = np.quantile(self.ratios, (0.25, 0.75)).tolist()
-        return lower, upper
+        return alternate.quartiles(alternate.torch_over_ours(self.seconds))
 
 
 def measure(rounds: int, threads: int) -> list[Row]:
@@ -77,67 +58,9 @@ def measure(rounds: int, threads: int) -> list[Row]:
         BenchError: if a process with a variant ended.
     """
     state = _trained_state()
-    context = multiprocessing.get_context("spawn")
-    pipes = []
-    with _interrupts_held_back():
-        for variant in VARIANTS:
-            pipe, other_end = context.Pipe()
-            context.Process(target=_serve, args=(other_end, variant, state, threads), daemon=True).start()
-            other_end.close()
-            pipes.append(pipe)
-    try:
-        names, *_ = [pipe.recv() for pipe in pipes]
-        rows = [Row(name, {variant: [] for variant in VARIANTS}) for name in names]
-        for done in range(rounds + 1):  # the first is not counted
-            for row in rows:
-                for variant, pipe in zip(VARIANTS, pipes, strict=True):
-                    pipe.send(row.what)
-                    seconds = pipe.recv()
-                    if done:
-                        row.seconds[variant].append(seconds)
-    except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-        raise BenchError("a process of the measurement ended; is there too little memory?") from error
-    finally:
-        for pipe in pipes:
-            pipe.close()
-    return rows
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Within it, Ctrl-C waits; processes started meanwhile never see it.
-
-    It reaches the whole group of processes, and these are to end when the pipe is closed, without a word. A signal that
-    is ignored meanwhile, rather than held back, would be lost.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # it starts with the first process, and lets signals through again when it has
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(pipe: Connection, variant: str, state: bytes, threads: int) -> None:
-    """In a process of its own: send what can be timed, then time what is asked for, until nobody asks."""
-    torch.set_num_threads(threads)
-    calls = _calls(variant, torch.load(io.BytesIO(state), weights_only=True))
-    try:
-        pipe.send(list(calls))
-        while True:
-            call, seconds = calls[pipe.recv()], []
-            for _ in range(_IDLE_CALLS):
-                call()
-            for _ in range(_CALLS):
-                start = time.perf_counter()
-                call()
-                seconds.append(time.perf_counter() - start)
-            pipe.send(statistics.median(seconds))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+    variants = {variant: functools.partial(_calls, variant, state) for variant in VARIANTS}
+    seconds = alternate.alternate_processes(variants, rounds, _CALLS, threads)
+    return [Row(what, of_what) for what, of_what in seconds.items()]
 
 
 def _trained_state() -> bytes:
@@ -150,8 +73,9 @@ def _trained_state() -> bytes:
     return serialized(network.state_dict())
 
 
-def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+def _calls(variant: str, trained: bytes) -> dict[str, Callable[[], object]]:
     """What is timed of a variant. The images have no gradient, and so conv1 has none to its input."""
+    state = torch.load(io.BytesIO(trained), weights_only=True)
     backend, layout = variant.split()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     network = build_model("mnist-cnn", backend)
@@ -168,9 +92,9 @@ def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], obj
         calls[f"{what}: forward + backward"] = functools.partial(_backward, block, x, inputs, torch.randn_like(y))
         x = y.detach().requires_grad_()
     # A network of its own: this one's weights are to stay.
-    trained = build_model("mnist-cnn", backend)
-    trained.load_state_dict(state)
-    calls[f"training step, batch {BATCH}"] = _digits_step(trained, memory_format)
+    in_training = build_model("mnist-cnn", backend)
+    in_training.load_state_dict(state)
+    calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format)
     return calls
 
 

@@ -49,6 +49,7 @@ class Checkpoint:
     def build(self, backend: str = "fastconv") -> nn.Module:
         """The network with these weights, ready to predict."""
         network = build_model(self.model, backend, self.shape, len(self.class_names))
+        network.to(next(iter(self.state_dict.values())).dtype)
         network.load_state_dict(self.state_dict)
         return network.eval()
 
@@ -97,6 +98,10 @@ def read(path: Path, kind: str) -> object:
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise CheckpointError(f"{path} is not a {kind}, or a truncated one")
+            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise CheckpointError(f"{path} is damaged: the checksum of its {damaged} is wrong")
             file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -129,9 +134,11 @@ def _checked(path: Path, content: object) -> Checkpoint:
         raise CheckpointError(f"{path} is of another model, {model!r}: {error}") from error
     if not isinstance(weights, dict) or weights.keys() != expected.keys():
         raise CheckpointError(f"{path} is damaged: its weights are not those of {model}")
+    # float64 is what train --dtype float64 leaves.
+    dtype = torch.float64 if getattr(next(iter(weights.values())), "dtype", None) is torch.float64 else torch.float32
     for key, tensor in expected.items():
         found = weights[key]
         plain = isinstance(found, torch.Tensor) and found.is_cpu and found.layout is torch.strided
-        if not plain or found.shape != tensor.shape or found.dtype != tensor.dtype:
-            raise CheckpointError(f"{path} is damaged: {key} is not {tensor.dtype} of shape {tuple(tensor.shape)}")
+        if not plain or found.shape != tensor.shape or found.dtype != dtype:
+            raise CheckpointError(f"{path} is damaged: {key} is not {dtype} of shape {tuple(tensor.shape)}")
     return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,12 @@ from fastconv.mnist.training import EpochResult, Training, build_model, evaluate
 
 #: Of probabilities (N, classes) and labels (N,).
 Metric = Callable[[Tensor, Tensor], float]
+
+#: Settings that compile() does not take, by what does.
+_ELSEWHERE = {
+    "fit()": ("epochs", "batch_size", "validation_split", "validation_data", "seed"),
+    "Classifier()": ("model", "backend", "shape", "classes"),
+}
 
 
 class Classifier:
@@ -62,7 +68,7 @@ class Classifier:
         optimizer: str = "adam",
         loss: str = "cross-entropy",
         lr: float = 1e-3,
-        metrics: Mapping[str, Metric] | None = None,
+        metrics: Mapping[str, Metric] | Sequence[str] = (),
         **settings: Any,
     ) -> Classifier:
         """Choose how to train.
@@ -71,15 +77,30 @@ class Classifier:
             optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
             loss: ``"cross-entropy"`` or ``"mse"``.
             lr: the learning rate.
-            metrics: what :meth:`evaluate` gives besides loss and accuracy, by name.
+            metrics: what :meth:`evaluate` gives besides loss and accuracy, by name; ``["accuracy"]`` is nothing more.
             settings: others of :class:`~fastconv.mnist.config.TrainingConfig`: schedule, label_smoothing, augment...
 
         Returns:
             The classifier itself.
+
+        Raises:
+            TypeError: a setting that there is not, or that is not given here.
+            ValueError: a metric that there is not.
         """
+        for name in settings:
+            place = next((place for place, names in _ELSEWHERE.items() if name in names), None)
+            if place is not None:
+                raise TypeError(f"{name} is not a setting of compile(): give it to {place}")
+            if name not in TrainingConfig.__dataclass_fields__:
+                raise TypeError(f"compile() got an unexpected keyword argument {name!r}")
+        if not isinstance(metrics, Mapping):
+            unknown = [name for name in metrics if name not in ("accuracy", "loss")]
+            if unknown:
+                raise ValueError(f"unknown metric {unknown[0]!r}: give a function of probabilities and labels, by name")
+            metrics = {}
         self._settings = {"optimizer": optimizer, "loss": loss, "lr": lr, **settings}
         self._config()
-        self._metrics = metrics or {}
+        self._metrics = metrics
         return self
 
     def fit(
@@ -103,11 +124,17 @@ class Classifier:
 
         Returns:
             The figures of each epoch.
+
+        Raises:
+            TypeError: both validation_split and validation_data.
         """
+        if validation_data is not None and validation_split:
+            raise TypeError("fit() takes validation_data or validation_split, not both")
         config = self._config(epochs=epochs, batch_size=batch_size, validation_split=validation_split, seed=seed)
         held_out = None if validation_data is None else self._checked(*validation_data)
-        training = Training(*self._checked(images, labels), config, model=self.model, held_out=held_out)
-        training.run(on_epoch=on_epoch)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            training = Training(*self._checked(images, labels), config, model=self.model, held_out=held_out)
+            training.run(on_epoch=on_epoch)
         return training.history
 
     def evaluate(self, images: Any, labels: Any) -> dict[str, float]:
@@ -125,10 +152,7 @@ class Classifier:
         return predict(self.model, self._images(images))
 
     def _config(self, **more: Any) -> TrainingConfig:
-        try:
-            return TrainingConfig(**{**self._settings, **more})
-        except TypeError as error:  # a setting that there is not
-            raise TrainingError(str(error).replace("TrainingConfig.__init__() got an ", "")) from error
+        return TrainingConfig(**{**self._settings, **more})
 
     def _checked(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
         images, labels = self._images(images), _tensor(labels)
@@ -153,7 +177,11 @@ class Classifier:
         if images.dim() != 4 or tuple(images.shape[1:]) != self._shape or len(images) == 0:
             wanted = " x ".join(map(str, self._shape))
             raise TrainingError(f"images must be one or more of {wanted}, not of shape {tuple(images.shape)}")
-        return images.float() / 255 if images.dtype == torch.uint8 else images.to(torch.float32)
+        if images.dtype == torch.uint8:
+            return images.float() / 255
+        if not images.is_floating_point():
+            raise TrainingError(f"images must be floats in [0, 1] or uint8, not {images.dtype}")
+        return images.to(torch.float32)
 
 
 def _tensor(values: Any) -> Tensor:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fastconv.builder import parse
@@ -56,7 +56,11 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class TrainingError(UserError):
-    """A configuration that cannot be trained with, or a training that diverged."""
+    """A configuration that cannot be trained with."""
+
+
+class Diverged(TrainingError):
+    """A training whose loss is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,16 @@ class TrainingConfig:
     patience: int | None = None
     dtype: str = "float32"
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
+        """The part of a run's settings, as :func:`settle` gives them, that this is."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
     def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed", "patience"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) or (name == "patience" and value is None)
+            _check(whole, f"{name.replace('_', ' ')} must be a whole number, not {value!r}")
         _check_model(self.model)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -119,6 +132,30 @@ class TrainingConfig:
         )
         _check(0 < self.lr < math.inf, f"learning rate must be above 0 and finite, not {self.lr}")
         _check(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63 - 1, not {self.seed}")
+
+
+#: What decides a run's weights besides its :class:`TrainingConfig`, and what it is where nothing is said.
+_OTHER_SETTINGS: dict[str, Any] = {
+    "recipe": "reference",
+    "dataset": "mnist5k",
+    "data_dir": None,
+    "image_size": None,
+    "limit": None,
+}
+
+
+def settle(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a new run: those that are given, else the recipe's, else the defaults.
+
+    Example::
+
+        >>> settings = settle({"recipe": "fast", "lr": 0.01})
+        >>> settings["lr"], settings["epochs"], settings["seed"], settings["dataset"]
+        (0.01, 1, 0, 'mnist5k')
+    """
+    others = {name: given.get(name, default) for name, default in _OTHER_SETTINGS.items()}
+    chosen = {name: value for name, value in given.items() if name not in others}
+    return {**asdict(TrainingConfig(**{**RECIPES[others["recipe"]], **chosen})), **others}
 
 
 def _check_model(model: str) -> None:

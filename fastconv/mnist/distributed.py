@@ -14,10 +14,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
+def alone() -> bool:
+    """Whether torchrun started this process only, or had no part in it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @contextmanager
 def process_group() -> Iterator[int]:
     """Within it, the processes that torchrun started know of each other. Gives this one's rank, 0 if it is alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if alone():
         yield 0
         return
     dist.init_process_group("gloo")
@@ -38,17 +43,24 @@ class Distributed:
     def __init__(self, model: nn.Module) -> None:
         together = dist.is_available() and dist.is_initialized()
         self.rank, self._count = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-        self.model = nn.parallel.DistributedDataParallel(model) if self._count > 1 else model
+        self.model = model
+        if self._count > 1:
+            for parameter in model.parameters():
+                # With one channel, or a kernel of 1 x 1, the layouts differ in their strides only. Gradients have the
+                # contiguous one's, and of others DDP warns over several lines.
+                if parameter.is_contiguous():
+                    parameter.data = parameter.data.view(-1).view(parameter.shape)
+            self.model = nn.parallel.DistributedDataParallel(model)
 
-    def share(self, batch: Tensor) -> tuple[Tensor, float]:
-        """This process's part of a batch, and what to weigh its mean loss with, so that the mean over the processes is
-        the mean over the batch."""
+    def share(self, batch: Tensor) -> tuple[Tensor, float, int]:
+        """This process's part of a batch; what to weigh its mean loss with, so that the mean over the processes is the
+        mean over the batch; and how many of its images it is to count, so that over the processes each counts once."""
         if self._count == 1:
-            return batch, 1.0
+            return batch, 1.0, len(batch)
         if len(batch) < self._count:  # too small to be shared: each process does the whole
-            return batch, 1.0
+            return batch, 1.0, len(batch) if self.rank == 0 else 0
         part = batch.tensor_split(self._count)[self.rank]
-        return part, len(part) * self._count / len(batch)
+        return part, len(part) * self._count / len(batch), len(part)
 
     def sums(self, *values: Tensor) -> list[float]:
         """The sums over all processes."""

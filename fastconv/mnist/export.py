@@ -82,14 +82,19 @@ def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def _network(checkpoint: Checkpoint) -> torch.nn.Module:
+    """On PyTorch's operators, and in float32 also where it was trained in float64."""
+    return checkpoint.build("torch").float()
+
+
 def _torch(checkpoint: Checkpoint) -> bytes:
-    return serialized(dict(checkpoint.build("torch").state_dict()))
+    return serialized(dict(_network(checkpoint).state_dict()))
 
 
 def _safetensors(checkpoint: Checkpoint) -> bytes:
     from safetensors.torch import save
 
-    return save(dict(checkpoint.build("torch").state_dict()), metadata(checkpoint, "safetensors"))
+    return save(dict(_network(checkpoint).state_dict()), metadata(checkpoint, "safetensors"))
 
 
 def _example(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -98,7 +103,7 @@ def _example(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _pt2(checkpoint: Checkpoint) -> bytes:
-    program = torch.export.export(checkpoint.build("torch"), **_example(checkpoint))
+    program = torch.export.export(_network(checkpoint), **_example(checkpoint))
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={"fastconv.json": json.dumps(metadata(checkpoint, "pt2"))})
     return file.getvalue()
@@ -109,7 +114,7 @@ def _onnx(checkpoint: Checkpoint) -> bytes:
 
     with _quiet_exporter():
         program = torch.onnx.export(
-            checkpoint.build("torch"),
+            _network(checkpoint),
             **_example(checkpoint),
             input_names=["images"],
             output_names=["logits"],

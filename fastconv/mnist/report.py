@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from fastconv.mnist import files, plots, training
-from fastconv.mnist.data import DataSet
+from fastconv.mnist.data import DataSet, display_name
 from fastconv.mnist.runs import RunFolder
 
 _PREDICTIONS = 12
@@ -164,7 +164,8 @@ def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Se
     """The HTML of a report. Whatever comes from outside, names of classes and paths, is escaped."""
     config, epochs = record["config"], record["epochs"]
     count = len(data.test_images)
-    title = f"{config.get('model', 'A network')} on {config.get('dataset', data.name)}"
+    images = display_name(str(config.get("dataset", data.name)), str(config.get("data_dir", data.name)))
+    title = f"{config.get('model', 'A network')} on {images}"
     speed = statistics.median(epoch["images_per_second"] for epoch in epochs)
     seconds = statistics.median(epoch["seconds"] for epoch in epochs)
     versions = {name: value for name, value in record["versions"].items() if name != "configuration"}
@@ -187,6 +188,7 @@ validation apart)</p>
 <p class="faint">Run in {_text(run)}</p>
 <h2>Epochs</h2>
 {_epochs(epochs)}
+{_comparison(record.get("compare"))}
 {figures}
 <h2>Configuration</h2>
 {_table(config)}
@@ -236,6 +238,17 @@ def _epochs(epochs: Iterable[Mapping[str, Any]]) -> str:
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>\n")
     return f'<div class="scroll"><table class="numbers">\n<tr>{head}</tr>\n{"".join(rows)}</table></div>'
+
+
+def _comparison(compare: Mapping[str, Any] | None) -> str:
+    """The same training on the other backend, where there was one."""
+    if compare is None:
+        return ""
+    speed = statistics.median(epoch["images_per_second"] for epoch in compare["epochs"])
+    return (
+        f"<h2>The same on {_text(compare['backend'])}'s operators</h2>\n<p>{compare['test_accuracy']:.2%} of the test"
+        f" images right; {speed:,.0f} images/s in training (median)</p>\n{_epochs(compare['epochs'])}"
+    )
 
 
 def _lines(lines: object) -> str:

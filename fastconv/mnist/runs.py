@@ -13,25 +13,33 @@ import csv
 import io
 import json
 import math
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from fastconv.mnist import UserError, checkpoint, files
+from fastconv.mnist.config import TrainingConfig
 from fastconv.mnist.data import DataSet
 from fastconv.mnist.training import EpochResult, Training
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _FORMAT = "fastconv-training"
-_VERSION = 1
+_VERSION = 2
 
 
 class RunFolder:
     """The run in the folder ``path``.
 
-    ``begin`` or ``resume``; ``save_training`` as often as liked; ``finish``.
+    While it is ``locked``: ``begin``, or ``restore`` what was ``interrupted``; ``save_training`` as often as liked;
+    ``finish``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,7 +53,7 @@ class RunFolder:
         self.plots = path / "plots"
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """See that a new run may write here: over nothing but results of the same model.
+        """See that a new run may write here: over nothing but results of the same model and data set.
 
         Raises:
             OutputError: if not, or if an interrupted run is here.
@@ -54,11 +62,15 @@ class RunFolder:
             raise files.OutputError(
                 f"{self.path} has a training that was interrupted: --resume goes on with it, or remove {self.training}"
             )
-        self._check_results(settings["model"])
-        self._prepare()
+        self._check_results(settings)
+        with contextlib.suppress(OSError):
+            self.best.unlink()  # of the run before: this one may hold nothing out
 
-    def resume(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """The state of the interrupted run, for :meth:`restore`.
+    def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings of the interrupted run, and its state, for :meth:`restore`.
+
+        Args:
+            given: settings that it must have.
 
         Raises:
             UserError: if there is none, or none of this version of fastconv, or one with other settings.
@@ -68,24 +80,52 @@ class RunFolder:
         content = checkpoint.read(self.training, "training")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise UserError(f"{self.training} is not a training of fastconv")
-        if content["version"] != _VERSION:
+        if content.get("version") != _VERSION:
             raise UserError(
-                f"{self.training} has format {content['version']}: this fastconv goes on with {_VERSION} only"
+                f"{self.training} has format {content.get('version')}: this fastconv goes on with {_VERSION} only"
             )
-        for name, before in content["settings"].items():
-            if settings.get(name) != before:
+        try:
+            settings, state = content["settings"], content["training"]
+            TrainingConfig.of(settings)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.training} is damaged: remove it to start anew") from error
+        for name, value in given.items():
+            before = settings.get(name)
+            # The files of a known data set may be elsewhere by now; another folder has other images.
+            if value != before and (name != "data_dir" or settings.get("dataset") == "folder"):
                 option = "--" + name.replace("_", "-")
-                raise UserError(f"the training in {self.path} has {option} {before}, not {settings.get(name)}")
-        self._prepare()
-        return content["training"]
+                had = f"no {option}" if before is None else f"{option} {before}"
+                raise UserError(f"the training in {self.path} has {had}, not {value}: --resume alone goes on with it")
+        return {**settings, **given}, state
 
-    def _prepare(self) -> None:
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it, this process alone writes here. The system lets go of the lock of a process that was killed.
+
+        Raises:
+            OutputError: if another does, or the folder cannot be written into.
+        """
         files.check_output_folder(self.path)
-        for path in (self.training, self.best, self.history, self.table, self.checkpoint):
-            files.remove_leftovers(path)
+        with contextlib.ExitStack() as stack:
+            if fcntl is not None:
+                descriptor = os.open(self.path, os.O_RDONLY)
+                stack.callback(os.close, descriptor)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise files.OutputError(
+                        f"another training is under way in {self.path}: wait for its end, or choose another --output"
+                    ) from error
+                except OSError:
+                    pass  # a file system without locks
+            for path in (self.training, self.best, self.history, self.table, self.checkpoint):
+                files.remove_leftovers(path)
+            yield
 
-    def restore(self, training: Training, state: dict[str, Any]) -> None:
-        """Bring ``training`` to where the interrupted one was left."""
+    def restore(self, training: Training, state: dict[str, Any] | None = None) -> None:
+        """Bring ``training`` to ``state``, by default what :meth:`save_training` kept last."""
+        if state is None:
+            _, state = self.interrupted({})
         try:
             training.load_state_dict(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -106,9 +146,17 @@ class RunFolder:
         content = {"format": _FORMAT, "version": _VERSION, "settings": settings, "training": training.state_dict()}
         files.write_atomically(self.training, checkpoint.serialized(content))
 
+    def abandon(self) -> None:
+        """The training leads nowhere: a new one may begin here."""
+        self.training.unlink(missing_ok=True)
+
+    def write_history(self, record: dict[str, Any]) -> None:
+        """Write ``record`` as history.json."""
+        files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
+
     def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
         """Write the results, ``record`` as history.json. Only when all are there does ``training.pt`` go."""
-        files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
+        self.write_history(record)
         files.write_atomically(self.table, _csv(training.history).encode())
         self._save_network(self.checkpoint, training, settings, data, record["test_accuracy"])
         self.training.unlink(missing_ok=True)
@@ -134,41 +182,52 @@ class RunFolder:
             raise UserError(f"the training in {self.path} is not done: --resume goes on with it")
         try:
             record = json.loads(self.history.read_bytes())
-            epochs = [EpochResult(**epoch) for epoch in record["epochs"]]
+            plain = _is_plain(record)
         except OSError as error:
             raise UserError(f"cannot read {self.history}: {error.strerror or error}") from error
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(f"{self.history} is not the history of a training, or a damaged one") from error
-        if not epochs or not _is_plain(record, epochs):
+        if not plain:
             raise UserError(f"{self.history} is not the history of a training, or a damaged one")
         return record
 
-    def _check_results(self, model: str) -> None:
+    def _check_results(self, settings: dict[str, Any]) -> None:
         if self.checkpoint.exists():
             try:
                 found = checkpoint.load(self.checkpoint)
             except checkpoint.CheckpointError as error:
                 raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
-            if found.model != model:
-                raise files.OutputError(
-                    f"{self.checkpoint} is of {found.model} and is not overwritten: choose another --output"
-                )
+            before: dict[str, tuple[Any, Any]] = {"": (found.model, settings["model"])}
+            before["the data set "] = found.config.get("dataset", settings["dataset"]), settings["dataset"]
+            if settings["dataset"] == "folder":
+                before["the images in "] = found.config.get("data_dir"), settings["data_dir"]
+            for what, (was, now) in before.items():
+                if was != now:
+                    raise files.OutputError(
+                        f"{self.checkpoint} is of {what}{was} and is not overwritten: choose another --output"
+                    )
             return
         for path in (self.history, self.table):
             if path.exists():
                 raise files.OutputError(f"{path} is there without a checkpoint: choose another --output")
 
 
-def _is_plain(record: dict[str, Any], epochs: list[EpochResult]) -> bool:
+def _is_plain(record: dict[str, Any]) -> bool:
     """Whether what history.json says can be relied on to be numbers and tables."""
-    # Held-out images are there in all epochs or in none.
-    optional = (
-        {"val_loss", "val_accuracy"} if all(epoch.val_loss is epoch.val_accuracy is None for epoch in epochs) else set()
-    )
-    numbers = [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
-    tables = record.get("config"), record.get("versions")
-    return all(type(number) in (int, float) and math.isfinite(number) for number in numbers) and all(
-        isinstance(table, dict) for table in tables
+    histories, numbers = [record["epochs"]], []
+    if "compare" in record:
+        histories.append(record["compare"]["epochs"])
+        numbers.append(record["compare"]["test_accuracy"])
+    for history in histories:
+        epochs = [EpochResult(**epoch) for epoch in history]
+        # Held-out images are there in all epochs or in none.
+        none = all(epoch.val_loss is epoch.val_accuracy is None for epoch in epochs)
+        optional = {"val_loss", "val_accuracy"} if none else set()
+        numbers += [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
+    return (
+        all(histories)
+        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        and all(isinstance(record[name], dict) for name in ("config", "versions"))
     )
 
 

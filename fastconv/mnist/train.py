@@ -4,102 +4,129 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 import fastconv
 from fastconv.mnist import UserInterrupt, runs
-from fastconv.mnist.config import TrainingConfig
+from fastconv.mnist.config import Diverged, TrainingConfig
 from fastconv.mnist.data import DataSet
-from fastconv.mnist.distributed import process_group
+from fastconv.mnist.distributed import alone, process_group
 from fastconv.mnist.progress import TrainingProgress, test_line
+from fastconv.mnist.table import print_table
 from fastconv.mnist.training import EpochResult, Training, evaluate, split_for_validation
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``fastconv train`` is told besides the training's own settings: see its help."""
+    """What ``fastconv train`` is told besides what decides the weights: see its help."""
 
-    output: Path
-    limit: int | None = None
-    resume: bool = False
     compare: bool = False
     tensorboard: bool = False
     report: bool = False
-    source: dict[str, Any] = field(default_factory=dict)  # what else is to be recorded of the data
 
 
-def run(config: TrainingConfig, data: DataSet, options: Options, console: Console) -> None:
+def run(
+    folder: runs.RunFolder,
+    settings: dict[str, Any],
+    state: dict[str, Any] | None,
+    data: DataSet,
+    options: Options,
+    console: Console,
+) -> None:
     """Train, tell of it on ``console``, and write the results.
 
     Of several processes (torchrun) the first tells and writes.
 
+    Args:
+        folder: where the results go.
+        settings: as :func:`~fastconv.mnist.config.settle` gives them.
+        state: of the interrupted training to go on with, as :meth:`~fastconv.mnist.runs.RunFolder.interrupted` gives
+            it; ``None`` for a new one.
+
     Raises:
-        UserError: where something cannot be written, or there is nothing to resume.
+        UserError: where something cannot be written, or the training diverged.
         UserInterrupt: if the user stopped it; ``training.pt`` then says where it stands.
     """
+    run = _Run(folder, settings, state, data, options, console)
     with process_group() as rank:
         if rank == 0:
-            _Run(config, data, options, console).run()
+            with folder.locked():
+                run.first()
         else:
-            training = _training(config, data, options.limit)
-            if options.resume:
-                folder = runs.RunFolder(options.output)
-                folder.restore(training, folder.resume(_settings(config, data, options)))
-            training.run()
-
-
-def _training(config: TrainingConfig, data: DataSet, limit: int | None) -> Training:
-    return Training(data.train_images[:limit], data.train_labels[:limit], config, len(data.class_names))
-
-
-def _settings(config: TrainingConfig, data: DataSet, options: Options) -> dict[str, Any]:
-    return {**asdict(config), "dataset": data.name, "limit": options.limit, **options.source}
+            run.other()
 
 
 class _Run:
-    def __init__(self, config: TrainingConfig, data: DataSet, options: Options, console: Console) -> None:
-        self._config, self._data, self._options, self._console = config, data, options, console
-        self._settings = _settings(config, data, options)
-        self._folder = runs.RunFolder(options.output)
-        self._images = len(data.train_images[: options.limit])
-        self._count = split_for_validation(self._images, config.validation_split)
+    def __init__(
+        self,
+        folder: runs.RunFolder,
+        settings: dict[str, Any],
+        state: dict[str, Any] | None,
+        data: DataSet,
+        options: Options,
+        console: Console,
+    ) -> None:
+        self._folder, self._settings, self._state = folder, settings, state
+        self._data, self._options, self._console = data, options, console
+        self._config = TrainingConfig.of(settings)
+        self._images = len(data.train_images[: settings["limit"]])
+        self._count = split_for_validation(self._images, self._config.validation_split)
 
-    def run(self) -> None:
+    def other(self) -> None:
+        """What the processes besides the first do: as much of the training, and not a word."""
+        training = self._training()
+        if self._state is not None:
+            self._folder.restore(training, self._state)
+        with contextlib.suppress(Diverged):  # the first process says so
+            training.run()
+            if self._options.compare:
+                self._training(self._other_backend).run()
+
+    def first(self) -> None:
         # All that could fail for the user's fault fails before the long part begins.
-        state = None
-        if self._options.resume:
-            state = self._folder.resume(self._settings)
-        else:
+        if self._state is None:
             self._folder.begin(self._settings)
         held_out = self._images - self._count
         self._print(f"{self._config.model} on {self._data.name}: {self._count} training images, {held_out} held out")
-        training = _training(self._config, self._data, self._options.limit)
-        if state is None:
+        training = self._training()
+        if self._state is None:
             self._folder.save_training(training, self._settings)
         else:
-            self._folder.restore(training, state)
+            self._folder.restore(training, self._state)
             self._print(f"resumed after {len(training.history)} of {self._config.epochs} epochs")
-        self._train(training)
+        diverged = self._train(training)
         record = {"config": self._settings, "versions": versions(), **self._test(training)}
-        if self._options.compare:
-            record["compare"] = self._compare(training.history)
         self._folder.finish(training, self._settings, self._data, record)
         self._print(f"wrote {self._folder.checkpoint} and {self._folder.history}")
+        if diverged is not None:
+            raise Diverged(f"{diverged}; {self._folder.checkpoint} is of epoch {len(training.history)}") from diverged
+        if self._options.compare:
+            self._folder.write_history(record | {"compare": self._compare(training.history)})
         if self._options.report:
             from fastconv.mnist.report import write
 
             self._print(f"wrote {write(self._folder, training.model, self._data)}")
 
-    def _train(self, training: Training) -> None:
+    def _training(self, backend: str | None = None) -> Training:
+        data, limit = self._data, self._settings["limit"]
+        config = self._config if backend is None else replace(self._config, backend=backend)
+        return Training(data.train_images[:limit], data.train_labels[:limit], config, len(data.class_names))
+
+    @property
+    def _other_backend(self) -> str:
+        return "torch" if self._config.backend == "fastconv" else "fastconv"
+
+    def _train(self, training: Training) -> Diverged | None:
+        """If it diverged, how; it is then brought back to the last epoch that was good."""
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(_tensorboard(self._folder.path)) if self._options.tensorboard else None
-            interrupted = stack.enter_context(runs.stopped_by_interrupt(training))
+            # Of several processes one cannot stop after a step: the others would wait for it in the next.
+            interrupted = stack.enter_context(runs.stopped_by_interrupt(training)) if alone() else []
             progress = stack.enter_context(self._progress(len(training.history)))
 
             def epoch_done(result: EpochResult) -> None:
@@ -108,12 +135,21 @@ class _Run:
                 if log is not None:
                     log(result)
 
-            training.run(progress.step, epoch_done)
+            try:
+                training.run(progress.step, epoch_done)
+            except Diverged as error:
+                self._folder.restore(training)
+                if not training.history:
+                    self._folder.abandon()
+                    raise
+                return error
         if interrupted:
             self._folder.save_training(training, self._settings)
-            raise UserInterrupt(f"interrupted; --output {self._folder.path} --resume goes on from here")
+            resume = f"--output {self._folder.path} --resume"
+            raise UserInterrupt(f"interrupted; {resume} goes on from here", interrupted[0])
         if len(training.history) < self._config.epochs:
             self._print(f"ended early: the held-out loss has not fallen for {self._config.patience} epochs")
+        return None
 
     def _test(self, training: Training) -> dict[str, Any]:
         """What a training came to, for history.json."""
@@ -125,23 +161,22 @@ class _Run:
 
     def _compare(self, ours: list[EpochResult]) -> dict[str, Any]:
         """The same training on the other backend; it is told of, and kept in the history, but its weights are not."""
-        other = "torch" if self._config.backend == "fastconv" else "fastconv"
+        other = self._other_backend
         self._print(f"the same on {other}'s operators:")
-        training = _training(replace(self._config, backend=other), self._data, self._options.limit)
+        training = self._training(other)
         with self._progress(0) as progress:
             training.run(progress.step, progress.epoch_done)
         figures = self._test(training)
-        self._print_comparison({self._config.backend: ours, other: training.history})
-        return {"backend": other, **figures}
-
-    def _print_comparison(self, histories: dict[str, list[EpochResult]]) -> None:
-        table = Table("epoch", *(f"{name}: {what}" for name in histories for what in ("loss", "accuracy", "seconds")))
+        histories = {self._config.backend: ours, other: training.history}
+        header = ("epoch", *(f"{name}: {what}" for name in histories for what in ("loss", "accuracy", "seconds")))
+        rows = []
         for results in zip(*histories.values(), strict=False):  # early stopping may end one before the other
             cells = [(f"{r.loss:.4f}", f"{r.accuracy:.2%}", f"{r.seconds:.1f}") for r in results]
-            table.add_row(str(results[0].epoch), *(cell for three in cells for cell in three))
-        self._console.print(table)
+            rows.append((str(results[0].epoch), *(cell for three in cells for cell in three)))
+        print_table(header, rows, self._console)
         speeds = {name: sum(r.images_per_second for r in history) / len(history) for name, history in histories.items()}
         self._print(", ".join(f"{name} {speed:,.0f} images/s" for name, speed in speeds.items()))
+        return {"backend": other, **figures}
 
     def _progress(self, epochs_done: int) -> TrainingProgress:
         return TrainingProgress(self._console, self._config.epochs, self._count, epochs_done)

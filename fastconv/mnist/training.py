@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import fastconv.nn
 from fastconv.builder import build_cnn
 from fastconv.mnist.augment import AUGMENTATIONS
-from fastconv.mnist.config import MODELS, SCHEDULES, TrainingConfig, TrainingError
+from fastconv.mnist.config import MODELS, SCHEDULES, Diverged, TrainingConfig, TrainingError
 from fastconv.mnist.distributed import Distributed
 
 _EVALUATION_BATCH = 500
@@ -39,9 +39,13 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the images seen so far in an epoch. They stay tensors, since reading one stops the step for it."""
+    """Sums over the images seen so far in an epoch. They stay tensors, since reading one stops the step for it.
+
+    ``images`` counts those of all processes; loss and correct are sums over the ``own`` ones of this process.
+    """
 
     images: int
+    own: int
     loss: Tensor
     correct: Tensor
 
@@ -73,6 +77,8 @@ def build_model(
         return build_cnn(MODELS.get(name, name), shape, classes, layers=nn if backend == "torch" else fastconv.nn)
     except ValueError as error:
         raise TrainingError(str(error)) from error
+    except RuntimeError as error:  # of torch's allocator, over many lines
+        raise TrainingError(f"no memory for {name!r}: fewer channels or units, or smaller images") from error
 
 
 def split_for_validation(count: int, fraction: float) -> int:
@@ -101,7 +107,7 @@ def fit(
         The trained network, and the figures of each epoch.
 
     Raises:
-        TrainingError: if the loss is no longer finite at the end of an epoch.
+        Diverged: if the loss is no longer finite at the end of an epoch.
 
     Example::
 
@@ -110,17 +116,19 @@ def fit(
         >>> history[0].epoch
         1
     """
-    training = Training(images, labels, config)
-    training.run(on_step, on_epoch)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        training = Training(images, labels, config)
+        training.run(on_step, on_epoch)
     return training.model, training.history
 
 
 class Training:
     """A training under way, that can be left after any step and taken up again, in another process too.
 
-    Nothing of it depends on what was drawn before: the order of an epoch comes from the seed and the epoch's number,
-    the augmentation of a batch from those and the step's. So what :meth:`state_dict` returns is all there is to keep,
-    and a training that is taken up again gives the very weights of one that was not interrupted.
+    Nothing of it depends on what was drawn in another epoch: an epoch's order comes from the seed and the epoch's
+    number, what dropout draws from those and the process's rank, the augmentation of a batch from the step's number
+    too. So what :meth:`state_dict` returns is all there is to keep, and a training that is taken up again gives the
+    very weights of one that was not interrupted.
 
     Of several processes under torchrun, each takes its share of every batch, and the gradients are averaged: the same
     batches, and but for rounding the same weights, as in one (augmentation and dropout draw differently).
@@ -161,6 +169,8 @@ class Training:
         count = len(images) if held_out is not None else split_for_validation(len(images), config.validation_split)
         self._images, self._labels = images[:count], labels[:count]
         self._held_out = (images[count:], labels[count:]) if held_out is None else held_out
+        if config.patience is not None and not len(self._held_out[0]):
+            raise TrainingError("patience needs held-out images: give a validation split above 0 (--validation-split)")
         torch.manual_seed(config.seed)
         if model is None:
             _, C, H, W = images.shape
@@ -169,7 +179,6 @@ class Training:
         self.model: nn.Module = model.to(images.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = _optimizer(self.model, config)
         self._distributed = Distributed(self.model)
-        torch.manual_seed(config.seed + self._distributed.rank)  # of dropout
         self.history: list[EpochResult] = []
         self._start_epoch()
         self._stopped = False
@@ -177,7 +186,7 @@ class Training:
     def _start_epoch(self) -> None:
         self._steps = 0  # of the epoch under way
         self._seconds = 0.0
-        self._totals = Totals(0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
+        self._totals = Totals(0, 0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
 
     @property
     def done(self) -> bool:
@@ -186,7 +195,7 @@ class Training:
         patience = self._config.patience
         if patience is not None and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:
             return True
-        return len(self.history) == self._config.epochs
+        return len(self.history) >= self._config.epochs
 
     def stop(self) -> None:
         """Make :meth:`run` return after the step under way."""
@@ -203,25 +212,37 @@ class Training:
         """The steps that the epoch still lacks. Whether it got to its end."""
         epoch = len(self.history) + 1
         self.model.train()
-        batches = torch.randperm(len(self._images), generator=self._generator(epoch)).split(self._config.batch_size)
+        order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._seed(epoch)))
+        batches = order.split(self._config.batch_size)
+        seed = self._seed(epoch, self._distributed.rank)
+        if self._steps == 0:
+            torch.manual_seed(seed)  # for networks that draw, as in dropout
+        generator = torch.Generator()
         total_steps = self._config.epochs * len(batches)
         schedule, augment = SCHEDULES[self._config.schedule], AUGMENTATIONS[self._config.augment]
         while self._steps < len(batches) and not self._stopped:
             start = time.perf_counter()
             done = ((epoch - 1) * len(batches) + self._steps) / total_steps
             self._optimizer.param_groups[0]["lr"] = self._config.lr * schedule(done)
-            batch, weight = self._distributed.share(batches[self._steps])
+            batch, weight, own = self._distributed.share(batches[self._steps])
             images = self._images.index_select(0, batch)
             if self._config.augment != "none":
-                images = augment(images, self._generator(epoch, self._steps, self._distributed.rank))
-            self._step(images, self._labels.index_select(0, batch), weight)
+                images = augment(images, generator.manual_seed((seed + self._steps) % 2**63))
+            loss, correct = self._step(images, self._labels.index_select(0, batch), weight)
+            self._totals = Totals(
+                self._totals.images + len(batches[self._steps]),
+                self._totals.own + own,
+                self._totals.loss + loss * own,
+                self._totals.correct + (correct if own else 0),
+            )
             self._steps += 1
             self._seconds += time.perf_counter() - start
             if on_step is not None:
                 on_step(epoch, self._totals)
         return self._steps == len(batches)
 
-    def _step(self, images: Tensor, target: Tensor, weight: float) -> None:
+    def _step(self, images: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """Move the weights once. The mean loss before, and how many predictions were right."""
         config = self._config
         with torch.autocast("cpu", enabled=config.dtype == "bfloat16"):
             logits = self._distributed.model(images)
@@ -229,12 +250,7 @@ class Training:
         self._optimizer.zero_grad()
         (loss if weight == 1 else loss * weight).backward()
         self._optimizer.step()
-        with torch.no_grad():
-            self._totals = Totals(
-                self._totals.images + len(target),
-                self._totals.loss + loss * len(target),
-                self._totals.correct + (logits.argmax(1) == target).sum(),
-            )
+        return loss.detach(), (logits.detach().argmax(1) == target).sum()
 
     def _finish_epoch(self, on_epoch: OnEpoch | None) -> None:
         epoch, count = len(self.history) + 1, len(self._images)
@@ -252,16 +268,16 @@ class Training:
             images_per_second=count / self._seconds,
         )
         if not math.isfinite(result.loss) or not math.isfinite(val_loss or 0):
-            raise TrainingError(f"training diverged in epoch {epoch}: try a learning rate below {self._config.lr:g}")
+            raise Diverged(f"training diverged in epoch {epoch}: try a learning rate below {self._config.lr:g}")
         self.history.append(result)
         self._start_epoch()
         if on_epoch is not None:
             on_epoch(result)
 
-    def _generator(self, *numbers: int) -> torch.Generator:
-        """For what is drawn in this epoch, or in this epoch and step."""
+    def _seed(self, *numbers: int) -> int:
+        """For what is drawn in this epoch, or in this epoch by this process."""
         (seed,) = np.random.SeedSequence([self._config.seed, *numbers]).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(seed) >> 1)
+        return int(seed) >> 1
 
     def state_dict(self) -> dict[str, Any]:
         """Plain types and tensors: the tensors are the training's own, to be saved before the next step."""
@@ -271,8 +287,8 @@ class Training:
             "history": [asdict(result) for result in self.history],
             "steps": self._steps,
             "seconds": self._seconds,
-            "totals": [self._totals.images, self._totals.loss, self._totals.correct],
-            "rng": torch.get_rng_state(),  # for networks that draw, as in dropout
+            "totals": [self._totals.images, self._totals.own, self._totals.loss, self._totals.correct],
+            "rng": torch.get_rng_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -286,7 +302,11 @@ class Training:
         self.history[:] = [EpochResult(**result) for result in state["history"]]
         self._steps, self._seconds = state["steps"], state["seconds"]
         self._totals = Totals(*state["totals"])
-        torch.set_rng_state(state["rng"])
+        if self._distributed.rank == 0:
+            torch.set_rng_state(state["rng"])
+        else:  # both were the first process's
+            self._totals = Totals(self._totals.images, 0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
+            torch.manual_seed(self._seed(len(self.history) + 1, self._distributed.rank, self._steps))
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:

@@ -21,12 +21,18 @@ __all__ = [
     "NAMES",
     "DataError",
     "DataSet",
+    "display_name",
     "find_folder",
     "load",
     "read_idx",
 ]
 
 NAMES = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")
+
+
+def display_name(dataset: str, data_dir: Path | str | None) -> str:
+    """What :attr:`DataSet.name` is: a folder of images is called by its own name."""
+    return Path(data_dir).resolve().name if dataset == "folder" and data_dir is not None else dataset
 
 
 def load(name: str, data_dir: Path | None = None, size: int | None = None, channels: int | None = None) -> DataSet:

@@ -16,6 +16,7 @@ from fastconv.mnist.data.dataset import DataError, DataSet
 DEFAULT_SIZE = 32
 MAX_SIZE = 1024
 
+_VALIDATION = ("val", "valid", "validation")  # beside train: not classes
 _EVERY = 5  # the share of the test where the folder does not set it: each fifth image of a class
 _THREADS = 8  # Pillow decodes outside Python's lock
 
@@ -47,13 +48,15 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         if train.keys() != test.keys():
             odd = ", ".join(sorted(train.keys() ^ test.keys()))
             raise DataError(f"{folder}/train and {folder}/test have different classes: only one of them has {odd}")
+    elif (folder / "train").is_dir() and any((folder / name).is_dir() for name in _VALIDATION):
+        raise DataError(f"{folder} has train, but no test beside it: rename the folder of validation images to test")
     else:
         train, test = _split(folder, _list_classes(folder))
     if channels is None:
         paths = [path for part in (train, test) for images in part.values() for path in images]
         channels = 1 if all(map(_is_grey, paths)) else 3
     shape = (channels, size, size)
-    return DataSet("folder", *_read_part(train, shape), *_read_part(test, shape), class_names=tuple(train))
+    return DataSet(folder.resolve().name, *_read_part(train, shape), *_read_part(test, shape), class_names=tuple(train))
 
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:

@@ -15,23 +15,29 @@ _IDX_FILES = (
 _CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch")
 
 
+DEBIAN = Path("/usr/share/datasets")
+
+
 @dataclass(frozen=True)
 class Place:
     """A data set's title and files, and the folders that they may be in; the first is torchvision's.
 
-    ``gz`` says whether a file may also be there with ``.gz``.
+    ``gz`` says whether a file may also be there with ``.gz``, ``debian`` which package of Debian's has them.
     """
 
     title: str
     files: tuple[str, ...]
     below: tuple[str, ...]
     gz: bool = True
+    debian: str = ""
 
 
 PLACES = {
     "mnist": Place("MNIST", _IDX_FILES, ("MNIST/raw", "raw", ".")),
     # Not raw and . as well: MNIST's files have the same names, and would be taken for these.
-    "fashion-mnist": Place("Fashion-MNIST", _IDX_FILES, ("FashionMNIST/raw",)),
+    "fashion-mnist": Place(
+        "Fashion-MNIST", _IDX_FILES, ("FashionMNIST/raw", "fashion-mnist"), debian="dataset-fashion-mnist"
+    ),
     "cifar10": Place("CIFAR-10", _CIFAR10_FILES, ("cifar-10-batches-py", "."), gz=False),
 }
 
@@ -63,18 +69,22 @@ def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
         if len(missing) < len(place.files):
             raise DataError(f"{folder} lacks {', '.join(missing)}{forms}: '{download}' fetches what lacks")
     searched = ", ".join(str(root) for root in roots)
+    debian = f", as does, on Debian, 'apt install {place.debian}'" if place.debian and data_dir is None else ""
     raise DataError(
-        f"{place.title} was not found under {searched}: '{download}' fetches it; or put its files, {place.files[0]}"
-        f" and so on{forms}, into {place.below[0]} there, or name their folder with --data-dir"
+        f"{place.title} was not found under {searched}: '{download}' fetches it{debian}; or put its files,"
+        f" {place.files[0]} and so on{forms}, into {place.below[0]} there, or name their folder with --data-dir"
     )
 
 
 def default_folders() -> list[Path]:
-    """Where data sets are sought, and the first of them downloaded to: ``$FASTCONV_DATA``, the user's cache folder."""
+    """Where data sets are sought: ``$FASTCONV_DATA``, the user's cache folder, where Debian's packages put them.
+
+    The first is the one downloaded to.
+    """
     from platformdirs import user_cache_path
 
     variable = os.environ.get("FASTCONV_DATA")
-    return ([Path(variable)] if variable else []) + [user_cache_path("fastconv")]
+    return [*([Path(variable)] if variable else []), user_cache_path("fastconv"), DEBIAN]
 
 
 def _is_there(path: Path, gz: bool) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastconv.mnist.data import CLASS_NAMES
-from fastconv.mnist.plots.style import drawn, new_figure, png
+from fastconv.mnist.plots.style import drawn_names, new_figure, png
 
 _MAX_COUNTED = 30  # classes; the numbers in more cells would be too small to read
 _NAME_LENGTH = 16
@@ -48,7 +48,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     classes = len(class_names)
     counts = confusion_counts(labels, predictions, classes)
     shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
-    names = [drawn(name, _NAME_LENGTH) for name in class_names]
+    names = drawn_names(class_names, _NAME_LENGTH)
     longest = max(map(len, names))
     cells = min(max(3.4, 0.42 * classes), 12.8)  # inches
     size = cells + 1 + (0.07 * longest if longest > 3 else 0)

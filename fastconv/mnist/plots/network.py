@@ -106,7 +106,8 @@ def _outputs(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
     was_training = model.training
     try:
         with torch.inference_mode():
-            model.eval()(image[None])
+            dtype = next((parameter.dtype for parameter in model.parameters()), image.dtype)
+            model.eval()(image[None].to(dtype))
     finally:
         model.train(was_training)
         for hook in hooks:

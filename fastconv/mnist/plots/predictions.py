@@ -11,7 +11,19 @@ import torch
 from torch import Tensor
 
 from fastconv.mnist.data import CLASS_NAMES
-from fastconv.mnist.plots.style import FAINT, OTHER, RIGHT, WRONG, drawn, hide, new_figure, percent, png, show_image
+from fastconv.mnist.plots.style import (
+    FAINT,
+    OTHER,
+    RIGHT,
+    WRONG,
+    drawn,
+    drawn_names,
+    hide,
+    new_figure,
+    percent,
+    png,
+    show_image,
+)
 
 _COLUMNS = 3
 # Beyond so many classes, or for longer names, only the likeliest classes get a bar, a lying one, the name beside it.
@@ -49,8 +61,8 @@ def prediction_grid(
     Returns:
         A PNG file.
     """
-    names = [drawn(name, _NAME_LENGTH) for name in class_names]
-    captions = [drawn(name, _CAPTION_LENGTH) for name in class_names]
+    names = drawn_names(class_names, _NAME_LENGTH)
+    captions = drawn_names(class_names, _CAPTION_LENGTH)
     upright = len(names) <= _MAX_BARS and max(map(len, names)) <= _MAX_UPRIGHT
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
@@ -138,7 +150,7 @@ def worst_mistakes(
         figure = new_figure(6.4, 1.2)
         figure.text(0.5, 0.5, f"No mistakes among {len(images)} images.", ha="center", va="center", fontsize=13)
         return png(figure)
-    names = [drawn(name, _CAPTION_LENGTH) for name in class_names]
+    names = drawn_names(class_names, _CAPTION_LENGTH)
     small = max(map(len, names)) > 4
     columns = 4
     rows = math.ceil(len(worst) / columns)

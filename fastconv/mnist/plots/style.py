@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -51,6 +53,14 @@ def drawn(name: str, length: int = 100) -> str:
         tail = length // 3
         name = name[: length - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
     return name.replace("$", r"\$")
+
+
+def drawn_names(names: Sequence[str], length: int) -> list[str]:
+    """Names as :func:`drawn` has them; those that look alike when they are short have their index behind them."""
+    short = [drawn(name, length) for name in names]
+    count = Counter(short)
+    tags = [f" ({index})" if count[name] > 1 else "" for index, name in enumerate(short)]
+    return [drawn(name, length - len(tag)) + tag for name, tag in zip(names, tags, strict=True)]
 
 
 def percent(share: float) -> str:
