@@ -2,7 +2,8 @@
 
 python benchmarks/converted_models.py [--only LeNet-5] [--rounds 15] [--json .benchmarks/converted_models.json]
 
-The variants take turns, each in a process of its own. A training step is forward, cross-entropy, backward and SGD with momentum; inference runs in evaluation mode under inference_mode.
+The variants take turns, each in a process of its own. A training step is forward, cross-entropy, backward and SGD with
+momentum; inference runs in evaluation mode under inference_mode.
 """
 
 from __future__ import annotations
