@@ -3,8 +3,8 @@
 It knows nothing of fastconv. On Keras's torch backend, fastconv serves it from outside:
 
     pip install keras
-    KERAS_BACKEND=torch python examples/keras_mnist.py            # PyTorch's operators
-    KERAS_BACKEND=torch fastconv run examples/keras_mnist.py      # fastconv's
+    KERAS_BACKEND=torch python examples/keras_mnist.py                      # PyTorch's operators
+    KERAS_BACKEND=torch python examples/enabled.py examples/keras_mnist.py  # fastconv's
 
 MNIST_NPZ names the file mnist.npz, if Keras is not to download it; MNIST_LIMIT takes so many images only.
 """

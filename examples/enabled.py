@@ -1,0 +1,13 @@
+"""Runs a program with fastconv in place of PyTorch's conv2d, max_pool2d and relu; the program stays as it is.
+
+python examples/enabled.py program.py [its arguments]
+"""
+
+import runpy
+import sys
+
+import fastconv
+
+del sys.argv[0]  # the program is to find its own name and arguments
+with fastconv.enabled():
+    runpy.run_path(sys.argv[0], run_name="__main__")

