@@ -1,0 +1,148 @@
+// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c], alone or with ReLU and a
+// max-pool behind it, by tiles of pixels x output channels (gemm.cuh).
+//
+// With a pool, a tile's pixels are those of whole windows, one after another: 16 windows of 2 x 2 to 64 rows. The block
+// finds them in shared memory and writes the largest of each, and its place in the window. Where windows overlap, the
+// pixels that they share are computed for each; where that is too often, or a window too large, the convolution is
+// written down after all and pooled by a second kernel.
+//
+// Figures, on paper: docs/cuda.md.
+#pragma once
+
+#include "conv2d_operands.cuh"
+#include "conv2d_results.cuh"
+#include "conv2d_thin_groups.cuh"
+#include "conv2d_tiles.cuh"
+
+namespace fastconv::cuda {
+
+template <class T>
+struct StoreForward {
+  static constexpr bool wants_row_sums = false;
+
+  ForwardResult<T> to;
+  int group_K, windows;  // of a tile
+  bool channels_adjacent;
+
+  template <class Sums, class Row>
+  __device__ void store(const Part& part, const Sums& sums, const Row* rows) const {
+    constexpr int columns = sizeof(sums[0]) / sizeof(sums[0][0]) - 1;
+    const int64_t first_window = part.first_row / to.positions;
+    for (int i = threadIdx.x; i < windows * columns; i += blockDim.x) {
+      const int column = channels_adjacent ? i % columns : i / windows;
+      const int window = channels_adjacent ? i / columns : i % windows;
+      const int k = part.first_column + column;
+      if (first_window + window >= to.windows || k >= group_K) continue;
+      store(first_window + window, part.group * group_K + k, &sums[window * to.positions], column,
+            rows + window * to.positions);
+    }
+  }
+
+  template <class Line, class Row>
+  __device__ void store(int64_t window, int k, const Line* sums, int column, const Row* rows) const {
+    if (to.argmax == nullptr) {
+      *to.output(window, k) = to.with_bias(sums[0][column], k);
+      return;
+    }
+    WindowMax<T> max;
+    for (int position = 0; position < to.positions; ++position) {
+      if (rows[position].exists()) max.take(to.with_bias(sums[position][column], k), position);
+    }
+    to.store(window, k, max);
+  }
+
+  template <class Acc>
+  __device__ void store_row_sum(const Part&, int, Acc) const {}
+};
+
+template <class T, class Tile, int V>
+void launch_forward_tiles(const FusedShape& f, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
+                          const ForwardResult<T>& result, bool y_channels_last, Stream stream) {
+  const Conv2dShape& s = f.conv;
+  const int positions = static_cast<int>(f.window());
+  Tiling tiling{};
+  tiling.rows_per_tile = Tile::rows / positions * positions;
+  tiling.row_tiles = ceil_div(f.windows() * positions, tiling.rows_per_tile);
+  tiling.column_tiles = static_cast<int>(ceil_div(s.group_K(), Tile::columns));
+  tiling.groups = static_cast<int>(s.groups);
+  tiling.pieces = 1;
+  tiling.depth = tiling.piece_depth = s.taps();
+  tiling.a_rows_adjacent = !x_channels_last || s.group_C() < Tile::depth;
+  tiling.b_rows_adjacent = false;
+  const ForwardPatches<T> a{Patches<T>(s, x, x_channels_last), Windows(f.pool)};
+  const ForwardWeight<T> b(s, w, w_channels_last);
+  const StoreForward<T> epilogue{result, static_cast<int>(s.group_K()), Tile::rows / positions, y_channels_last};
+  launch_gemm<Tile, V>(a, b, epilogue, tiling, stream);
+}
+
+// Whether a window's pixels are computed in the tile that pools them.
+inline bool pools_in_tile(const FusedShape& f) {
+  return f.window() <= 16 && f.window() <= 3 * f.pool.stride_h * f.pool.stride_w;
+}
+
+// The elements that launch_conv2d_relu_max_pool2d needs for the convolution's own results.
+inline int64_t forward_workspace(const FusedShape& f) {
+  if (pools_in_tile(f) || has_thin_groups(f.conv)) return 0;
+  return f.conv.N * f.conv.K * f.conv.P * f.conv.Q;
+}
+
+template <class T>
+void launch_forward(const FusedShape& f, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
+                    const ForwardResult<T>& result, bool y_channels_last, Stream stream) {
+  const Conv2dShape& s = f.conv;
+  if (f.windows() == 0 || s.K == 0) return;
+  if (has_thin_groups(s)) {
+    launch_thin_forward<T>(f, x, x_channels_last, w, w_channels_last, result, y_channels_last, stream);
+    return;
+  }
+  const bool vectors =
+      x_channels_last && w_channels_last && s.group_C() % widest_vector<T> == 0 && is_aligned(x) && is_aligned(w);
+  with_tile<T>(f.windows() * f.window(), s.group_K(), s.groups, vectors, [&](auto tile, auto width) {
+    launch_forward_tiles<T, decltype(tile), decltype(width)::value>(f, x, x_channels_last, w, w_channels_last, result,
+                                                                    y_channels_last, stream);
+  });
+}
+
+// x: (N, C, H, W), w: (K, C / groups, R, S), bias: K values or null, y: (N, K, P, Q).
+template <class T>
+void launch_conv2d(const Conv2dShape& s, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
+                   const T* bias, T* y, bool y_channels_last, Stream stream) {
+  const FusedShape f = without_pool(s);
+  launch_forward<T>(f, x, x_channels_last, w, w_channels_last, ForwardResult<T>(f, bias, y, nullptr, y_channels_last),
+                    y_channels_last, stream);
+}
+
+// One thread a window and channel, from the convolution's results, NHWC.
+template <class T>
+__global__ void __launch_bounds__(256)
+    relu_max_pool2d(const T* conv, Windows windows, ForwardResult<T> to, bool channels_adjacent) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= to.windows * to.K) return;
+  const PixelAndChannel at(i, to.by_image, to.by_K, channels_adjacent);
+  WindowMax<T> max;
+  for (int position = 0; position < to.positions; ++position) {
+    const Windows::Pixel pixel = windows.pixel(at.pixel, position);
+    if (pixel.p < 0) continue;
+    const int64_t row = static_cast<int64_t>(pixel.n) * windows.P + pixel.p;
+    max.take(conv[(row * windows.Q + pixel.q) * to.K + at.channel], position);
+  }
+  to.store(at.pixel, at.channel, max);
+}
+
+// y, and argmax as an NHWC tensor: (N, K, P', Q'). workspace: forward_workspace(f) elements.
+template <class T>
+void launch_conv2d_relu_max_pool2d(const FusedShape& f, const T* x, bool x_channels_last, const T* w,
+                                   bool w_channels_last, const T* bias, T* y, bool y_channels_last, uint8_t* argmax,
+                                   T* workspace, Stream stream) {
+  const ForwardResult<T> result(f, bias, y, argmax, y_channels_last);
+  if (forward_workspace(f) == 0) {
+    launch_forward<T>(f, x, x_channels_last, w, w_channels_last, result, y_channels_last, stream);
+    return;
+  }
+  if (f.windows() == 0) return;
+  launch_conv2d<T>(f.conv, x, x_channels_last, w, w_channels_last, bias, workspace, true, stream);
+  FC_LAUNCH(relu_max_pool2d<T>, dim3(static_cast<unsigned>(ceil_div(f.windows() * f.conv.K, 256))), dim3(256), stream,
+            workspace, Windows(f.pool), result, y_channels_last);
+}
+
+}  // namespace fastconv::cuda

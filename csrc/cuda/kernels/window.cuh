@@ -1,0 +1,31 @@
+// The end of a fused convolution, window by window: csrc/cpu/kernels/window.h for the GPU, by the same rules. The first
+// maximum wins; a NaN wins over every number, the last of several; what is not above zero is dead.
+#pragma once
+
+#include "../../shapes.h"
+#include "layout.cuh"
+
+namespace fastconv::cuda {
+
+template <class T>
+struct WindowMax {
+  T value = T(-static_cast<float>(INFINITY));
+  int at = 0;
+  bool empty = true;
+
+  // Compares what would have been written: sums that are rounded to the same T tie.
+  __device__ void take(T next, int position) {
+    const auto number = static_cast<Accumulator<T>>(next);
+    if (number > static_cast<Accumulator<T>>(value) || number != number) value = next, at = position;
+    empty = false;
+  }
+
+  __device__ void store(T* y, uint8_t* argmax) const {
+    const bool below = static_cast<Accumulator<T>>(value) <= Accumulator<T>(0);
+    // A window wholly in the padding saw nothing, not even ReLU.
+    *y = below && !empty ? T(0.0f) : value;
+    *argmax = below ? dead : static_cast<uint8_t>(at);
+  }
+};
+
+}  // namespace fastconv::cuda
