@@ -18,7 +18,7 @@ inline dim3 thin_grid(int64_t results) { return dim3(static_cast<unsigned>(ceil_
 
 // One window of one output channel a thread.
 template <class T>
-__global__ void __launch_bounds__(thin_threads)
+__global__ void __launch_bounds__(thin_threads, 2)
     thin_forward(Patches<T> x, ForwardWeight<T> w, Windows windows, ForwardResult<T> to, Divisor by_group_K, int taps,
                  bool channels_adjacent) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -62,7 +62,7 @@ void launch_thin_forward(const FusedShape& f, const T* x, bool x_channels_last, 
 
 // One channel of one input pixel a thread.
 template <class T, class Gradient>
-__global__ void __launch_bounds__(thin_threads)
+__global__ void __launch_bounds__(thin_threads, 2)
     thin_backward_data(GradientPatches<T, Gradient> g, BackwardWeight<T> w, DataResult<T> to, Divisor by_group_C,
                        int taps, bool channels_adjacent) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(thin_threads)
 // One tap of `channels` output channels a block: its threads take the pixels of a piece in turns, and add up what they
 // have found two by two.
 template <class T, class Gradient>
-__global__ void __launch_bounds__(thin_threads)
+__global__ void __launch_bounds__(thin_threads, 2)
     thin_backward_weight(GradientChannels<T, Gradient> g, Patches<T> x, PieceSums<T> to, Divisor by_group_K,
                          int64_t pixels, int64_t piece_pixels, int channel_blocks, int channels) {
   using Acc = Accumulator<T>;

@@ -102,13 +102,15 @@ struct FmaTile {
 };
 
 // A thread's share of a chunk of one operand, on its way from global to shared memory: V neighbours at a time, rows or
-// steps of depth.
+// steps of depth. Vectors wait in registers while the chunk before is multiplied. Single elements would need too many
+// registers, and go straight on; other warps multiply meanwhile.
 template <class Tile, class Operand, int row_count, int V>
 struct Share {
+  using T = typename Tile::T;
   static constexpr int count = row_count * Tile::depth / (Tile::threads * V);
   static_assert(count * Tile::threads * V == row_count * Tile::depth);
 
-  Vector<typename Tile::T, V> values[count];
+  Vector<T, V> waiting[V > 1 ? count : 1];
 
   struct Place {
     int row, d;
@@ -121,31 +123,41 @@ struct Share {
     return {index / (Tile::depth / V), index % (Tile::depth / V) * V};
   }
 
-  __device__ void load(const Operand& operand, const typename Operand::Row* rows,
-                       const typename Operand::Column* columns, bool rows_adjacent) {
+  // `to(row, d)` is where an element belongs.
+  template <class To>
+  __device__ void begin(const Operand& operand, const typename Operand::Row* rows,
+                        const typename Operand::Column* columns, bool rows_adjacent, const To& to) {
+    if constexpr (V == 1) {
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) {
+        const Place at = place(i, rows_adjacent);
+        to(at.row, at.d) = operand.template load<1>(rows[at.row], columns[at.d]).values[0];
+      }
+    } else {
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const Place at = place(i, rows_adjacent);
-      values[i] = operand.template load<V>(rows[at.row], columns[at.d]);
+      for (int i = 0; i < count; ++i) {
+        const Place at = place(i, rows_adjacent);
+        waiting[i] = operand.template load<V>(rows[at.row], columns[at.d]);
+      }
     }
   }
 
-  // `to(row, d)` is where an element belongs.
   template <class To>
-  __device__ void store(const To& to, bool rows_adjacent) const {
+  __device__ void finish(const To& to) const {
+    if constexpr (V == 1) return;
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
-      const Place at = place(i, rows_adjacent);
-      if (V > 1 && Operand::vectors_along_depth == Tile::depth_adjacent) {
-        *reinterpret_cast<Vector<typename Tile::T, V>*>(&to(at.row, at.d)) = values[i];
-        continue;
-      }
+    for (int i = 0; i < (V > 1 ? count : 0); ++i) {
+      const Place at = place(i, false);
+      if constexpr (Operand::vectors_along_depth == Tile::depth_adjacent) {
+        *reinterpret_cast<Vector<T, V>*>(&to(at.row, at.d)) = waiting[i];
+      } else {
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        if (Operand::vectors_along_depth) {
-          to(at.row, at.d + v) = values[i].values[v];
-        } else {
-          to(at.row + v, at.d) = values[i].values[v];
+        for (int v = 0; v < V; ++v) {
+          if constexpr (Operand::vectors_along_depth) {
+            to(at.row, at.d + v) = waiting[i].values[v];
+          } else {
+            to(at.row + v, at.d) = waiting[i].values[v];
+          }
         }
       }
     }
@@ -168,7 +180,7 @@ __device__ void decode_columns(const Operand& operand, int64_t first, int64_t la
 }
 
 template <class Tile, int V, class A, class B, class Epilogue>
-__global__ void __launch_bounds__(Tile::threads) gemm(A a, B b, Epilogue epilogue, Tiling tiling) {
+__global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epilogue, Tiling tiling) {
   using Acc = typename Tile::Acc;
   constexpr int rows = Tile::rows, columns = Tile::columns, depth = Tile::depth;
   static_assert(Tile::threads >= 64 && depth <= 32);
@@ -201,35 +213,40 @@ __global__ void __launch_bounds__(Tile::threads) gemm(A a, B b, Epilogue epilogu
   };
   Share<Tile, A, rows, V> share_a;
   Share<Tile, B, columns, V> share_b;
-  const auto fetch = [&](int chunk) {
-    share_a.load(a, rows_a, columns_a[chunk % 2], tiling.a_rows_adjacent);
-    share_b.load(b, rows_b, columns_b[chunk % 2], tiling.b_rows_adjacent);
+  const auto to_a = [&](int chunk) {
+    return [&buffer = buffers[chunk % 2]](int row, int d) -> auto& { return buffer.at_a(row, d); };
   };
-  const auto put = [&](int chunk) {
-    auto& buffer = buffers[chunk % 2];
-    share_a.store([&](int row, int d) -> auto& { return buffer.at_a(row, d); }, tiling.a_rows_adjacent);
-    share_b.store([&](int row, int d) -> auto& { return buffer.at_b(row, d); }, tiling.b_rows_adjacent);
+  const auto to_b = [&](int chunk) {
+    return [&buffer = buffers[chunk % 2]](int column, int d) -> auto& { return buffer.at_b(column, d); };
+  };
+  const auto begin = [&](int chunk) {
+    share_a.begin(a, rows_a, columns_a[chunk % 2], tiling.a_rows_adjacent, to_a(chunk));
+    share_b.begin(b, rows_b, columns_b[chunk % 2], tiling.b_rows_adjacent, to_b(chunk));
+  };
+  const auto finish = [&](int chunk) {
+    share_a.finish(to_a(chunk));
+    share_b.finish(to_b(chunk));
   };
 
   Tile tile;
   Acc row_sum = 0;
   decode(0);
   __syncthreads();
-  fetch(0);
+  begin(0);
   decode(1);
-  put(0);
+  finish(0);
   __syncthreads();
   for (int chunk = 0; chunk < chunks; ++chunk) {
     const bool more = chunk + 1 < chunks;
     if (more) {
-      fetch(chunk + 1);
+      begin(chunk + 1);
       decode(chunk + 2);
     }
     tile.multiply(buffers[chunk % 2]);
     if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
       for (int d = 0; d < depth; ++d) row_sum += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, d));
     }
-    if (more) put(chunk + 1);
+    if (more) finish(chunk + 1);
     __syncthreads();
   }
 
