@@ -210,6 +210,20 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
   return s;
 }
 
+void check_no_overlap(const Tensor& input) {
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    check(input.stride(d) != 0 || input.size(d) < 2,
+          "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+          "Please clone() the tensor before performing the operation.");
+  }
+}
+
+void check_relu_backward(const Tensor& grad_output, const Tensor& output) {
+  check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
+        Sizes(grad_output));
+  check_same_type(grad_output, output, "output");
+}
+
 FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                                         const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,

@@ -8,21 +8,6 @@ namespace {
 // Elements that are worth a thread of their own; PyTorch's grain.
 constexpr int64_t grain = 32768;
 
-bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  }
-  return true;
-}
-
-// `tensor` with the strides of `like`, which fills its memory.
-Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
-  if (same_strides(tensor, like)) return tensor;
-  Tensor copy = empty_as(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 void apply(const Tensor& from, const Tensor& to) {
   dispatch_real(from, "relu", [&](auto type) {
     using T = decltype(type);
@@ -44,19 +29,13 @@ Tensor relu(const Tensor& input) {
 
 void relu_(const Tensor& input) {
   if (fills_memory(input)) return apply(input, input);
-  for (int64_t d = 0; d < input.dim(); ++d) {
-    check(input.stride(d) != 0 || input.size(d) < 2,
-          "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
-          "Please clone() the tensor before performing the operation.");
-  }
+  check_no_overlap(input);
   Tensor target = input;
   torch::stable::copy_(target, relu(input));
 }
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
-  check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
-        Sizes(grad_output));
-  check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
+  check_relu_backward(grad_output, output);
   const Tensor grad_input = empty_as(grad_output);
   const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
   dispatch_floating(grad_output, "relu_backward", [&](auto type) {
