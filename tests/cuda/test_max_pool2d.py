@@ -101,8 +101,8 @@ def test_the_first_maximum_and_the_last_nan_win(device: Device) -> None:
         for layout in ("contiguous", "channels_last"):
             x = LAYOUTS[layout](torch.tensor(window, dtype=torch.float32).expand(1, 4, 2, 2))
             values, indices = pooled(device, Pool2dCase((1, 4, 2, 2), {"kernel_size": 2}), x)
-            assert_identical([values.cpu().flatten()], [torch.full((4,), value)])
-            assert torch.signbit(values.cpu()).eq(torch.signbit(torch.tensor(value))).all()
+            assert_identical([values.cpu().flatten()], [torch.full((4,), float(value))])
+            assert torch.signbit(values.cpu()).eq(torch.signbit(torch.tensor(float(value)))).all()
             assert indices.flatten().tolist() == [index] * 4
 
 
