@@ -1,5 +1,6 @@
-// What every torch-facing function of the CUDA part needs for a launch: device and stream, the element type, and whether
-// the launch was taken. In the emulation (tests/cuda/emulation) the device is the CPU, and a bad launch throws by itself.
+// What every torch-facing function of the CUDA part needs for a launch: device and stream, the element type, and
+// whether the launch was taken. In the emulation (tests/cuda/emulation) the device is the CPU, and a bad launch throws
+// by itself.
 #pragma once
 
 #include "../tensor.h"

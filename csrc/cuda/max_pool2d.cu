@@ -1,6 +1,5 @@
-#include "kernels/max_pool2d.cuh"
-
 #include "device.h"
+#include "kernels/max_pool2d.cuh"
 #include "ops.h"
 
 namespace fastconv::cuda {

@@ -1,6 +1,5 @@
-#include "kernels/relu.cuh"
-
 #include "device.h"
+#include "kernels/relu.cuh"
 #include "ops.h"
 
 namespace fastconv::cuda {

@@ -14,10 +14,10 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import emulated
 import pytest
 import torch
 from devices import Device, no_gpu
-from emulated import build_operators
 
 from fastconv import ops as _ops  # noqa: F401  defines the schemas
 
@@ -25,7 +25,7 @@ from fastconv import ops as _ops  # noqa: F401  defines the schemas
 @pytest.fixture(scope="session")
 def emulation() -> Any:
     """The emulation's library, whose operators are torch.ops.fastconv_emulated with the schemas of the real ones."""
-    path = build_operators()
+    path = emulated.operators()
     library = torch.library.Library("fastconv_emulated", "DEF")
     for name in torch._C._dispatch_get_all_op_names():
         if name.startswith("fastconv::"):

@@ -1,7 +1,7 @@
 // Max-pooling with indices, forward and backward (formula: shapes.h), for NHWC and NCHW.
 //
-// PyTorch's rules: the first maximum in scan order wins; a NaN wins over every number, and the last of several NaNs gives
-// the index; indices are flat over H * W.
+// PyTorch's rules: the first maximum in scan order wins; a NaN wins over every number, and the last of several NaNs
+// gives the index; indices are flat over H * W.
 //
 // Bound by memory. A thread has one window, or in NHWC the same window of V neighbouring channels. Backward gathers: a
 // thread has a pixel and asks the few windows that cover it, in order, whether their index names it. So nothing is
@@ -114,9 +114,8 @@ struct Covering {
 };
 
 template <class T, int V>
-__global__ void __launch_bounds__(pool_threads)
-    gather_gradients(Pool2dShape s, const T* g, const int64_t* indices, Plane output, T* dx, Plane input,
-                        int64_t count) {
+__global__ void __launch_bounds__(pool_threads) gather_gradients(Pool2dShape s, const T* g, const int64_t* indices,
+                                                                 Plane output, T* dx, Plane input, int64_t count) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const Plane::Place at = input.place(i, V);
@@ -156,8 +155,9 @@ void launch_max_pool2d(const Pool2dShape& s, const T* x, T* y, int64_t* indices,
     constexpr int V = decltype(width)::value;
     const int64_t count = s.N * s.C * s.P * s.Q / V;
     if (count == 0) return;
-    FC_LAUNCH((pool_windows<T, V>), dim3(static_cast<unsigned>(ceil_div(count, pool_threads))), dim3(pool_threads), stream,
-              s, x, Plane(s.C, s.H, s.W, channels_last, V), y, indices, Plane(s.C, s.P, s.Q, channels_last, V), count);
+    FC_LAUNCH((pool_windows<T, V>), dim3(static_cast<unsigned>(ceil_div(count, pool_threads))), dim3(pool_threads),
+              stream, s, x, Plane(s.C, s.H, s.W, channels_last, V), y, indices, Plane(s.C, s.P, s.Q, channels_last, V),
+              count);
   };
   if (pools_vectors(s, channels_last, x, static_cast<const T*>(y), indices)) {
     launch(std::integral_constant<int, pool_width<T>>{});
@@ -174,9 +174,9 @@ void launch_max_pool2d_backward(const Pool2dShape& s, const T* g, const int64_t*
     constexpr int V = decltype(width)::value;
     const int64_t count = s.N * s.C * s.H * s.W / V;
     if (count == 0) return;
-    FC_LAUNCH((gather_gradients<T, V>), dim3(static_cast<unsigned>(ceil_div(count, pool_threads))),
-              dim3(pool_threads), stream, s, g, indices, Plane(s.C, s.P, s.Q, channels_last, V), dx,
-              Plane(s.C, s.H, s.W, channels_last, V), count);
+    FC_LAUNCH((gather_gradients<T, V>), dim3(static_cast<unsigned>(ceil_div(count, pool_threads))), dim3(pool_threads),
+              stream, s, g, indices, Plane(s.C, s.P, s.Q, channels_last, V), dx, Plane(s.C, s.H, s.W, channels_last, V),
+              count);
   };
   if (pools_vectors(s, channels_last, g, static_cast<const T*>(dx), indices)) {
     launch(std::integral_constant<int, pool_width<T>>{});

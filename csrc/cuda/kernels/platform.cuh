@@ -33,9 +33,10 @@ using Stream = cudaStream_t;
 #include "emulation.h"
 
 #define FC_HOST_DEVICE
-#define FC_SHARED(T, name, dimensions)                  \
-  static char name##_key;                               \
-  T(&name) dimensions = *static_cast<T(*) dimensions>( \
+#define FC_SHARED(T, name, dimensions)        \
+  static char name##_key;                     \
+  T(&name)                                    \
+  dimensions = *static_cast<T(*) dimensions>( \
       ::fastconv::emulation::shared_memory(&name##_key, sizeof(T dimensions), alignof(T)))
 #define FC_LAUNCH(kernel, grid, block, stream, ...) \
   (static_cast<void>(stream), ::fastconv::emulation::launch((grid), (block), [&] { (kernel)(__VA_ARGS__); }))

@@ -122,7 +122,8 @@ struct Emulator {
     if (!error.empty() || done == count()) return false;
     if (waiting != count()) {
       std::ostringstream text;
-      text << "deadlock: the barrier in line " << line << " is reached by " << waiting << " of " << count() << " threads";
+      text << "deadlock: the barrier in line " << line << " is reached by " << waiting << " of " << count()
+           << " threads";
       error = text.str();
       return false;
     }
@@ -140,7 +141,8 @@ struct Emulator {
     } while (error.empty() && open_barrier());
     if (error.empty()) return;
     std::ostringstream text;
-    text << "emulation: " << error << " (block " << block_index.x << ", " << block_index.y << ", " << block_index.z << ")";
+    text << "emulation: " << error << " (block " << block_index.x << ", " << block_index.y << ", " << block_index.z
+         << ")";
     threads.clear();
     error.clear();
     throw std::runtime_error(text.str());
@@ -182,7 +184,7 @@ void launch(Size grid, Size block, void (*body)(void*), void* context) {
   if (emulator.shuffled) std::shuffle(order.begin(), order.end(), emulator.random);
   for (const uint64_t i : order) {
     block_index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
-                            static_cast<unsigned>(i / grid.x / grid.y)};
+                   static_cast<unsigned>(i / grid.x / grid.y)};
     emulator.run_block();
   }
 }

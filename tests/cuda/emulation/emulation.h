@@ -1,7 +1,7 @@
 // CUDA on the CPU, for tests: the names that kernels use, over one fiber a CUDA thread. Blocks run one after another.
 //
-// What it sees that a GPU may not: threads of a block, and blocks, run in an order shuffled by a seed, each thread until
-// it waits, so a missing barrier gives wrong results. A barrier that not all threads reach is an error that names
+// What it sees that a GPU may not: threads of a block, and blocks, run in an order shuffled by a seed, each thread
+// until it waits, so a missing barrier gives wrong results. A barrier that not all threads reach is an error that names
 // its line. Shared memory has its exact size, is NaN at first (bytes of 0xff), and with the tensors lies under
 // AddressSanitizer in a build that has it. What it does not see: speed, memory coalescing, bank conflicts, a GPU's own
 // rounding of expf and the like.
