@@ -17,14 +17,13 @@ struct StoreBackwardData {
   DataResult<T> to;
   int group_C, rows_per_tile;
   int64_t pixels;
-  bool channels_adjacent;
 
   template <class Sums, class Row>
   __device__ void store(const Part& part, const Sums& sums, const Row*) const {
     constexpr int columns = sizeof(sums[0]) / sizeof(sums[0][0]) - 1;
     for (int i = threadIdx.x; i < rows_per_tile * columns; i += blockDim.x) {
-      const int column = channels_adjacent ? i % columns : i / rows_per_tile;
-      const int row = channels_adjacent ? i / columns : i % rows_per_tile;
+      const int column = to.channels_adjacent ? i % columns : i / rows_per_tile;
+      const int row = to.channels_adjacent ? i / columns : i % rows_per_tile;
       const int c = part.first_column + column;
       if (part.first_row + row >= pixels || c >= group_C) continue;
       *to.at(part.first_row + row, part.group * group_C + c) = static_cast<T>(sums[row][column]);
@@ -36,21 +35,20 @@ struct StoreBackwardData {
 };
 
 template <class T, class Gradient>
-void launch_backward_data(const Conv2dShape& s, const Gradient& g, bool g_channels_last, bool g_aligned, const T* w,
-                          bool w_channels_last, T* dx, bool dx_channels_last, Stream stream) {
+void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T> w, Dense<T> dx, Stream stream) {
   const int64_t pixels = s.N * s.H * s.W;
   if (pixels * s.C == 0) return;
-  const DataResult<T> to(s, dx, dx_channels_last);
+  const DataResult<T> to(s, dx);
   const GradientPatches<T, Gradient> a(s, g);
-  const BackwardWeight<T> b(s, w, w_channels_last);
+  const BackwardWeight<T> b(s, w);
   if (has_thin_groups(s)) {
     FC_LAUNCH((thin_backward_data<T, Gradient>), thin_grid(pixels * s.C), dim3(thin_threads), stream, a, b, to,
-              Divisor(s.group_C()), static_cast<int>(s.R * s.S * s.group_K()), dx_channels_last);
+              Divisor(s.group_C()), static_cast<int>(s.R * s.S * s.group_K()));
     return;
   }
   constexpr int64_t width = widest_vector<T>;
-  const bool vectors = g_channels_last && w_channels_last && s.group_K() % width == 0 && s.group_C() % width == 0 &&
-                       g_aligned && is_aligned(w);
+  const bool vectors = g.channels_adjacent() && w.channels_last && s.group_K() % width == 0 &&
+                       s.group_C() % width == 0 && g.is_aligned() && w.is_aligned();
   with_tile<T>(pixels, s.group_C(), s.groups, vectors, [&](auto tile, auto vector) {
     using Tile = decltype(tile);
     Tiling tiling{};
@@ -60,28 +58,24 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, bool g_channe
     tiling.groups = static_cast<int>(s.groups);
     tiling.pieces = 1;
     tiling.depth = tiling.piece_depth = s.R * s.S * s.group_K();
-    tiling.a_rows_adjacent = !g_channels_last || s.group_K() < Tile::depth;
-    tiling.b_rows_adjacent = w_channels_last;
-    const StoreBackwardData<T> epilogue{to, static_cast<int>(s.group_C()), Tile::rows, pixels, dx_channels_last};
+    tiling.a_rows_adjacent = !g.channels_adjacent() || s.group_K() < Tile::depth;
+    tiling.b_rows_adjacent = w.channels_last;
+    const StoreBackwardData<T> epilogue{to, static_cast<int>(s.group_C()), Tile::rows, pixels};
     launch_gemm<Tile, decltype(vector)::value>(a, b, epilogue, tiling, stream);
   });
 }
 
 // g: (N, K, P, Q), w: (K, C / groups, R, S), dx: (N, C, H, W).
 template <class T>
-void launch_conv2d_backward_data(const Conv2dShape& s, const T* g, bool g_channels_last, const T* w,
-                                 bool w_channels_last, T* dx, bool dx_channels_last, Stream stream) {
-  launch_backward_data<T>(s, DenseGradient<T>(s, g, g_channels_last), g_channels_last, is_aligned(g), w,
-                          w_channels_last, dx, dx_channels_last, stream);
+void launch_conv2d_backward_data(const Conv2dShape& s, Dense<const T> g, Dense<const T> w, Dense<T> dx, Stream stream) {
+  launch_backward_data<T>(s, DenseGradient<T>(s, g), w, dx, stream);
 }
 
 // g: (N, K, P', Q'), argmax of the same size as an NHWC tensor.
 template <class T>
-void launch_conv2d_relu_max_pool2d_backward_data(const FusedShape& f, const T* g, bool g_channels_last,
-                                                 const uint8_t* argmax, const T* w, bool w_channels_last, T* dx,
-                                                 bool dx_channels_last, Stream stream) {
-  launch_backward_data<T>(f.conv, PooledGradient<T>(f, g, g_channels_last, argmax), g_channels_last,
-                          is_aligned(g) && is_aligned(argmax), w, w_channels_last, dx, dx_channels_last, stream);
+void launch_conv2d_relu_max_pool2d_backward_data(const FusedShape& f, Dense<const T> g, const uint8_t* argmax,
+                                                 Dense<const T> w, Dense<T> dx, Stream stream) {
+  launch_backward_data<T>(f.conv, PooledGradient<T>(f, g, argmax), w, dx, stream);
 }
 
 }  // namespace fastconv::cuda

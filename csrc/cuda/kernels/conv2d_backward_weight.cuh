@@ -72,9 +72,8 @@ __global__ void __launch_bounds__(256)
 }
 
 template <class T, class Gradient>
-void launch_backward_weight(const Conv2dShape& s, const Gradient& g, bool g_channels_last, bool g_aligned, const T* x,
-                            bool x_channels_last, T* dw, bool dw_channels_last, T* db, Accumulator<T>* workspace,
-                            Stream stream) {
+void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const T> x, Dense<T> dw, T* db,
+                            Accumulator<T>* workspace, Stream stream) {
   if (s.K == 0) return;
   const Pieces pieces(s);
   const int64_t pixels = s.N * s.P * s.Q, taps = s.taps();
@@ -82,15 +81,15 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, bool g_chan
   const GradientChannels<T, Gradient> a(s, g);
   if (has_thin_groups(s)) {
     // Neighbouring threads take what lies side by side in memory.
-    const int channels = g_channels_last ? 32 : 1;
+    const int channels = g.channels_adjacent() ? 32 : 1;
     const int64_t channel_blocks = ceil_div(s.K, channels);
     FC_LAUNCH((thin_backward_weight<T, Gradient>), dim3(static_cast<unsigned>(channel_blocks * taps * pieces.count)),
-              dim3(thin_threads), stream, a, Patches<T>(s, x, x_channels_last), sums, Divisor(s.group_K()), pixels,
-              pieces.pixels, static_cast<int>(channel_blocks), channels);
+              dim3(thin_threads), stream, a, Patches<T>(s, x), sums, Divisor(s.group_K()), pixels, pieces.pixels,
+              static_cast<int>(channel_blocks), channels);
   } else {
     constexpr int64_t width = widest_vector<T>;
-    const bool vectors = g_channels_last && x_channels_last && s.group_K() % width == 0 && s.group_C() % width == 0 &&
-                         g_aligned && is_aligned(x);
+    const bool vectors = g.channels_adjacent() && x.channels_last && s.group_K() % width == 0 &&
+                         s.group_C() % width == 0 && g.is_aligned() && x.is_aligned();
     with_tile<T>(s.group_K(), taps, s.groups * pieces.count, vectors, [&](auto tile, auto vector) {
       using Tile = decltype(tile);
       Tiling tiling{};
@@ -101,35 +100,30 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, bool g_chan
       tiling.pieces = static_cast<int>(pieces.count);
       tiling.depth = pixels;
       tiling.piece_depth = pieces.pixels;
-      tiling.a_rows_adjacent = g_channels_last && s.K > 1;
-      tiling.b_rows_adjacent = x_channels_last && s.C > 1;
+      tiling.a_rows_adjacent = g.channels_adjacent() && s.K > 1;
+      tiling.b_rows_adjacent = x.channels_last && s.C > 1;
       const StoreBackwardWeight<T> epilogue{sums, static_cast<int>(s.group_K()), Tile::rows};
-      launch_gemm<Tile, decltype(vector)::value>(a, WeightPatches<T>(s, x, x_channels_last), epilogue, tiling, stream);
+      launch_gemm<Tile, decltype(vector)::value>(a, WeightPatches<T>(s, x), epilogue, tiling, stream);
     });
   }
   FC_LAUNCH(add_pieces<T>, dim3(static_cast<unsigned>(ceil_div(sums.piece_size(), 256))), dim3(256), stream, sums,
-            pieces.count, dw, Layout::of(s.group_C(), s.R * s.S, dw_channels_last), db, Divisor(taps),
+            pieces.count, dw.data, Layout::of(s.group_C(), s.R * s.S, dw.channels_last), db, Divisor(taps),
             Divisor(s.group_C()));
 }
 
 // g: (N, K, P, Q), x: (N, C, H, W), dw: (K, C / groups, R, S), db: K; workspace: backward_weight_workspace(s).
 template <class T>
-void launch_conv2d_backward_weight(const Conv2dShape& s, const T* g, bool g_channels_last, const T* x,
-                                   bool x_channels_last, T* dw, bool dw_channels_last, T* db, Accumulator<T>* workspace,
-                                   Stream stream) {
-  launch_backward_weight<T>(s, DenseGradient<T>(s, g, g_channels_last), g_channels_last, is_aligned(g), x,
-                            x_channels_last, dw, dw_channels_last, db, workspace, stream);
+void launch_conv2d_backward_weight(const Conv2dShape& s, Dense<const T> g, Dense<const T> x, Dense<T> dw, T* db,
+                                   Accumulator<T>* workspace, Stream stream) {
+  launch_backward_weight<T>(s, DenseGradient<T>(s, g), x, dw, db, workspace, stream);
 }
 
 // g: (N, K, P', Q'), argmax of the same size as an NHWC tensor.
 template <class T>
-void launch_conv2d_relu_max_pool2d_backward_weight(const FusedShape& f, const T* g, bool g_channels_last,
-                                                   const uint8_t* argmax, const T* x, bool x_channels_last, T* dw,
-                                                   bool dw_channels_last, T* db, Accumulator<T>* workspace,
+void launch_conv2d_relu_max_pool2d_backward_weight(const FusedShape& f, Dense<const T> g, const uint8_t* argmax,
+                                                   Dense<const T> x, Dense<T> dw, T* db, Accumulator<T>* workspace,
                                                    Stream stream) {
-  launch_backward_weight<T>(f.conv, PooledGradient<T>(f, g, g_channels_last, argmax), g_channels_last,
-                            is_aligned(g) && is_aligned(argmax), x, x_channels_last, dw, dw_channels_last, db,
-                            workspace, stream);
+  launch_backward_weight<T>(f.conv, PooledGradient<T>(f, g, argmax), x, dw, db, workspace, stream);
 }
 
 }  // namespace fastconv::cuda

@@ -22,15 +22,14 @@ struct StoreForward {
 
   ForwardResult<T> to;
   int group_K, windows;  // of a tile
-  bool channels_adjacent;
 
   template <class Sums, class Row>
   __device__ void store(const Part& part, const Sums& sums, const Row* rows) const {
     constexpr int columns = sizeof(sums[0]) / sizeof(sums[0][0]) - 1;
     const int64_t first_window = part.first_row / to.positions;
     for (int i = threadIdx.x; i < windows * columns; i += blockDim.x) {
-      const int column = channels_adjacent ? i % columns : i / windows;
-      const int window = channels_adjacent ? i / columns : i % windows;
+      const int column = to.channels_adjacent ? i % columns : i / windows;
+      const int window = to.channels_adjacent ? i / columns : i % windows;
       const int k = part.first_column + column;
       if (first_window + window >= to.windows || k >= group_K) continue;
       store(first_window + window, part.group * group_K + k, &sums[window * to.positions], column,
@@ -56,8 +55,8 @@ struct StoreForward {
 };
 
 template <class T, class Tile, int V>
-void launch_forward_tiles(const FusedShape& f, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
-                          const ForwardResult<T>& result, bool y_channels_last, Stream stream) {
+void launch_forward_tiles(const FusedShape& f, Dense<const T> x, Dense<const T> w, const ForwardResult<T>& result,
+                          Stream stream) {
   const Conv2dShape& s = f.conv;
   const int positions = static_cast<int>(f.window());
   Tiling tiling{};
@@ -67,11 +66,11 @@ void launch_forward_tiles(const FusedShape& f, const T* x, bool x_channels_last,
   tiling.groups = static_cast<int>(s.groups);
   tiling.pieces = 1;
   tiling.depth = tiling.piece_depth = s.taps();
-  tiling.a_rows_adjacent = !x_channels_last || s.group_C() < Tile::depth;
+  tiling.a_rows_adjacent = !x.channels_last || s.group_C() < Tile::depth;
   tiling.b_rows_adjacent = false;
-  const ForwardPatches<T> a{Patches<T>(s, x, x_channels_last), Windows(f.pool)};
-  const ForwardWeight<T> b(s, w, w_channels_last);
-  const StoreForward<T> epilogue{result, static_cast<int>(s.group_K()), Tile::rows / positions, y_channels_last};
+  const ForwardPatches<T> a{Patches<T>(s, x), Windows(f.pool)};
+  const ForwardWeight<T> b(s, w);
+  const StoreForward<T> epilogue{result, static_cast<int>(s.group_K()), Tile::rows / positions};
   launch_gemm<Tile, V>(a, b, epilogue, tiling, stream);
 }
 
@@ -87,38 +86,44 @@ inline int64_t forward_workspace(const FusedShape& f) {
 }
 
 template <class T>
-void launch_forward(const FusedShape& f, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
-                    const ForwardResult<T>& result, bool y_channels_last, Stream stream) {
+void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, const ForwardResult<T>& result,
+                    Stream stream) {
   const Conv2dShape& s = f.conv;
   if (f.windows() == 0 || s.K == 0) return;
   if (has_thin_groups(s)) {
-    launch_thin_forward<T>(f, x, x_channels_last, w, w_channels_last, result, y_channels_last, stream);
+    launch_thin_forward<T>(f, x, w, result, stream);
     return;
   }
   const bool vectors =
-      x_channels_last && w_channels_last && s.group_C() % widest_vector<T> == 0 && is_aligned(x) && is_aligned(w);
+      x.channels_last && w.channels_last && s.group_C() % widest_vector<T> == 0 && x.is_aligned() && w.is_aligned();
   with_tile<T>(f.windows() * f.window(), s.group_K(), s.groups, vectors, [&](auto tile, auto width) {
-    launch_forward_tiles<T, decltype(tile), decltype(width)::value>(f, x, x_channels_last, w, w_channels_last, result,
-                                                                    y_channels_last, stream);
+    launch_forward_tiles<T, decltype(tile), decltype(width)::value>(f, x, w, result, stream);
   });
 }
 
+// The kernels, which conv2d.cu compiles once for itself and for conv2d_relu_max_pool2d.cu.
+#define FC_FORWARD_KERNELS(instantiate)      \
+  FC_FORWARD_KERNELS_OF(instantiate, float)  \
+  FC_FORWARD_KERNELS_OF(instantiate, double) \
+  FC_FORWARD_KERNELS_OF(instantiate, half)   \
+  FC_FORWARD_KERNELS_OF(instantiate, bf16)
+#define FC_FORWARD_KERNELS_OF(instantiate, T)                                                                    \
+  instantiate void launch_forward<T>(const FusedShape&, Dense<const T>, Dense<const T>, const ForwardResult<T>&, \
+                                     Stream);
+
 // x: (N, C, H, W), w: (K, C / groups, R, S), bias: K values or null, y: (N, K, P, Q).
 template <class T>
-void launch_conv2d(const Conv2dShape& s, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
-                   const T* bias, T* y, bool y_channels_last, Stream stream) {
+void launch_conv2d(const Conv2dShape& s, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y, Stream stream) {
   const FusedShape f = without_pool(s);
-  launch_forward<T>(f, x, x_channels_last, w, w_channels_last, ForwardResult<T>(f, bias, y, nullptr, y_channels_last),
-                    y_channels_last, stream);
+  launch_forward<T>(f, x, w, ForwardResult<T>(f, bias, y, nullptr), stream);
 }
 
 // One thread a window and channel, from the convolution's results, NHWC.
 template <class T>
-__global__ void __launch_bounds__(256)
-    relu_max_pool2d(const T* conv, Windows windows, ForwardResult<T> to, bool channels_adjacent) {
+__global__ void __launch_bounds__(256) relu_max_pool2d(const T* conv, Windows windows, ForwardResult<T> to) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= to.windows * to.K) return;
-  const PixelAndChannel at(i, to.by_image, to.by_K, channels_adjacent);
+  const PixelAndChannel at(i, to.by_image, to.by_K, to.channels_adjacent);
   WindowMax<T> max;
   for (int position = 0; position < to.positions; ++position) {
     const Windows::Pixel pixel = windows.pixel(at.pixel, position);
@@ -131,18 +136,17 @@ __global__ void __launch_bounds__(256)
 
 // y, and argmax as an NHWC tensor: (N, K, P', Q'). workspace: forward_workspace(f) elements.
 template <class T>
-void launch_conv2d_relu_max_pool2d(const FusedShape& f, const T* x, bool x_channels_last, const T* w,
-                                   bool w_channels_last, const T* bias, T* y, bool y_channels_last, uint8_t* argmax,
-                                   T* workspace, Stream stream) {
-  const ForwardResult<T> result(f, bias, y, argmax, y_channels_last);
+void launch_conv2d_relu_max_pool2d(const FusedShape& f, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y,
+                                   uint8_t* argmax, T* workspace, Stream stream) {
+  const ForwardResult<T> result(f, bias, y, argmax);
   if (forward_workspace(f) == 0) {
-    launch_forward<T>(f, x, x_channels_last, w, w_channels_last, result, y_channels_last, stream);
+    launch_forward<T>(f, x, w, result, stream);
     return;
   }
   if (f.windows() == 0) return;
-  launch_conv2d<T>(f.conv, x, x_channels_last, w, w_channels_last, bias, workspace, true, stream);
+  launch_conv2d<T>(f.conv, x, w, bias, Dense<T>{workspace, true}, stream);
   FC_LAUNCH(relu_max_pool2d<T>, dim3(static_cast<unsigned>(ceil_div(f.windows() * f.conv.K, 256))), dim3(256), stream,
-            workspace, Windows(f.pool), result, y_channels_last);
+            workspace, Windows(f.pool), result);
 }
 
 }  // namespace fastconv::cuda

@@ -14,8 +14,11 @@ struct DenseGradient {
   Layout layout;
   int Q;
 
-  DenseGradient(const Conv2dShape& s, const T* grad_output, bool channels_last)
-      : g(grad_output), layout(Layout::of(s.K, s.P * s.Q, channels_last)), Q(s.Q) {}
+  DenseGradient(const Conv2dShape& s, Dense<const T> grad_output)
+      : g(grad_output.data), layout(Layout::of(s.K, s.P * s.Q, grad_output.channels_last)), Q(s.Q) {}
+
+  bool channels_adjacent() const { return layout.channel == 1; }
+  bool is_aligned() const { return cuda::is_aligned(g); }
 
   struct Pixel {
     int64_t offset;
@@ -44,10 +47,10 @@ struct PooledGradient {
   bool touching;  // each pixel is in one window or none
   Divisor by_stride_h, by_stride_w, by_dilation_h, by_dilation_w;
 
-  PooledGradient(const FusedShape& f, const T* grad_output, bool channels_last, const uint8_t* at)
-      : g(grad_output),
+  PooledGradient(const FusedShape& f, Dense<const T> grad_output, const uint8_t* at)
+      : g(grad_output.data),
         argmax(at),
-        layout(Layout::of(f.pool.C, f.pool.P * f.pool.Q, channels_last)),
+        layout(Layout::of(f.pool.C, f.pool.P * f.pool.Q, grad_output.channels_last)),
         K(f.pool.C),
         R(f.pool.R),
         S(f.pool.S),
@@ -64,6 +67,9 @@ struct PooledGradient {
         by_stride_w(f.pool.stride_w),
         by_dilation_h(f.pool.dilation_h),
         by_dilation_w(f.pool.dilation_w) {}
+
+  bool channels_adjacent() const { return layout.channel == 1; }
+  bool is_aligned() const { return cuda::is_aligned(g) && cuda::is_aligned(argmax); }
 
   // Where windows touch: the pixel's window and its position there. Else the image's first window, and the pixel.
   struct Pixel {

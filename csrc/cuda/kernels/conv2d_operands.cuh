@@ -69,9 +69,9 @@ struct Patches {
   int H, W, group_C, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   Divisor by_group_C, by_S;
 
-  Patches(const Conv2dShape& s, const T* input, bool channels_last)
-      : x(input),
-        layout(Layout::of(s.C, s.H * s.W, channels_last)),
+  Patches(const Conv2dShape& s, Dense<const T> input)
+      : x(input.data),
+        layout(Layout::of(s.C, s.H * s.W, input.channels_last)),
         H(s.H),
         W(s.W),
         group_C(s.group_C()),
@@ -158,9 +158,9 @@ struct WeightView {
   int group_C, group_K;
   Divisor by_channels;
 
-  WeightView(const Conv2dShape& s, const T* weight, bool channels_last, int64_t inner_channels)
-      : w(weight),
-        layout(Layout::of(s.group_C(), s.R * s.S, channels_last)),
+  WeightView(const Conv2dShape& s, Dense<const T> weight, int64_t inner_channels)
+      : w(weight.data),
+        layout(Layout::of(s.group_C(), s.R * s.S, weight.channels_last)),
         group_C(s.group_C()),
         group_K(s.group_K()),
         by_channels(inner_channels) {}
@@ -180,8 +180,7 @@ template <class T>
 struct ForwardWeight : WeightView<T> {
   static constexpr bool vectors_along_depth = true;
 
-  ForwardWeight(const Conv2dShape& s, const T* weight, bool channels_last)
-      : WeightView<T>(s, weight, channels_last, s.group_C()) {}
+  ForwardWeight(const Conv2dShape& s, Dense<const T> weight) : WeightView<T>(s, weight, s.group_C()) {}
 
   __device__ int64_t row(int64_t k) const { return k < this->group_K ? k * this->layout.outer : -1; }
 
@@ -261,8 +260,7 @@ template <class T>
 struct BackwardWeight : WeightView<T> {
   static constexpr bool vectors_along_depth = false;
 
-  BackwardWeight(const Conv2dShape& s, const T* weight, bool channels_last)
-      : WeightView<T>(s, weight, channels_last, s.group_K()) {}
+  BackwardWeight(const Conv2dShape& s, Dense<const T> weight) : WeightView<T>(s, weight, s.group_K()) {}
 
   __device__ int64_t row(int64_t c) const { return c < this->group_C ? c * this->layout.channel : -1; }
 
@@ -326,8 +324,7 @@ struct WeightPatches {
   OutputPixels pixels;
   int taps;
 
-  WeightPatches(const Conv2dShape& s, const T* input, bool channels_last)
-      : x(s, input, channels_last), pixels(s), taps(s.taps()) {}
+  WeightPatches(const Conv2dShape& s, Dense<const T> input) : x(s, input), pixels(s), taps(s.taps()) {}
 
   __device__ static Row no_row() { return Patches<T>::none(); }
   __device__ static Column no_column() { return Patches<T>::none(); }

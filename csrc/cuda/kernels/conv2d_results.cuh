@@ -32,15 +32,17 @@ struct ForwardResult {
   T* y;
   uint8_t* argmax;  // as an NHWC tensor
   Layout layout;
+  bool channels_adjacent;
   int64_t windows;
   int positions, K;
   Divisor by_image, by_K;
 
-  ForwardResult(const FusedShape& f, const T* b, T* output, uint8_t* at, bool channels_last)
+  ForwardResult(const FusedShape& f, const T* b, Dense<T> output, uint8_t* at)
       : bias(b),
-        y(output),
+        y(output.data),
         argmax(at),
-        layout(Layout::of(f.pool.C, f.pool.P * f.pool.Q, channels_last)),
+        layout(Layout::of(f.pool.C, f.pool.P * f.pool.Q, output.channels_last)),
+        channels_adjacent(output.channels_last),
         windows(f.windows()),
         positions(f.window()),
         K(f.conv.K),
@@ -65,11 +67,17 @@ template <class T>
 struct DataResult {
   T* dx;
   Layout layout;
+  bool channels_adjacent;
   int C;
   Divisor by_image, by_C;
 
-  DataResult(const Conv2dShape& s, T* grad_input, bool channels_last)
-      : dx(grad_input), layout(Layout::of(s.C, s.H * s.W, channels_last)), C(s.C), by_image(s.H * s.W), by_C(s.C) {}
+  DataResult(const Conv2dShape& s, Dense<T> grad_input)
+      : dx(grad_input.data),
+        layout(Layout::of(s.C, s.H * s.W, grad_input.channels_last)),
+        channels_adjacent(grad_input.channels_last),
+        C(s.C),
+        by_image(s.H * s.W),
+        by_C(s.C) {}
 
   __device__ T* at(int64_t pixel, int c) const {
     const int64_t n = by_image.divide(pixel);

@@ -19,11 +19,10 @@ inline dim3 thin_grid(int64_t results) { return dim3(static_cast<unsigned>(ceil_
 // One window of one output channel a thread.
 template <class T>
 __global__ void __launch_bounds__(thin_threads, 2)
-    thin_forward(Patches<T> x, ForwardWeight<T> w, Windows windows, ForwardResult<T> to, Divisor by_group_K, int taps,
-                 bool channels_adjacent) {
+    thin_forward(Patches<T> x, ForwardWeight<T> w, Windows windows, ForwardResult<T> to, Divisor by_group_K, int taps) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= to.windows * to.K) return;
-  const PixelAndChannel at(i, to.by_image, to.by_K, channels_adjacent);
+  const PixelAndChannel at(i, to.by_image, to.by_K, to.channels_adjacent);
   const int group = by_group_K.divide(at.channel);
   x.enter_group(group);
   w.enter_group(group);
@@ -50,12 +49,11 @@ __global__ void __launch_bounds__(thin_threads, 2)
 }
 
 template <class T>
-void launch_thin_forward(const FusedShape& f, const T* x, bool x_channels_last, const T* w, bool w_channels_last,
-                         const ForwardResult<T>& result, bool y_channels_last, Stream stream) {
+void launch_thin_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, const ForwardResult<T>& result,
+                         Stream stream) {
   const Conv2dShape& s = f.conv;
-  FC_LAUNCH(thin_forward<T>, thin_grid(f.windows() * s.K), dim3(thin_threads), stream,
-            Patches<T>(s, x, x_channels_last), ForwardWeight<T>(s, w, w_channels_last), Windows(f.pool), result,
-            Divisor(s.group_K()), static_cast<int>(s.taps()), y_channels_last);
+  FC_LAUNCH(thin_forward<T>, thin_grid(f.windows() * s.K), dim3(thin_threads), stream, Patches<T>(s, x),
+            ForwardWeight<T>(s, w), Windows(f.pool), result, Divisor(s.group_K()), static_cast<int>(s.taps()));
 }
 
 // ---- backward_data -------------------------------------------------------------------------------------------------
@@ -64,10 +62,10 @@ void launch_thin_forward(const FusedShape& f, const T* x, bool x_channels_last, 
 template <class T, class Gradient>
 __global__ void __launch_bounds__(thin_threads, 2)
     thin_backward_data(GradientPatches<T, Gradient> g, BackwardWeight<T> w, DataResult<T> to, Divisor by_group_C,
-                       int taps, bool channels_adjacent) {
+                       int taps) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= g.pixels * to.C) return;
-  const PixelAndChannel at(i, to.by_image, to.by_C, channels_adjacent);
+  const PixelAndChannel at(i, to.by_image, to.by_C, to.channels_adjacent);
   const int group = by_group_C.divide(at.channel);
   g.enter_group(group);
   w.enter_group(group);

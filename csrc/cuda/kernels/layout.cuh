@@ -15,6 +15,15 @@ struct Layout {
   }
 };
 
+// A dense tensor: NHWC (channels_last) or NCHW; of a weight, (K, C, R, S) stand for these.
+template <class T>
+struct Dense {
+  T* data;
+  bool channels_last;
+
+  bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+};
+
 // V neighbours, read and written by one instruction.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Vector {

@@ -20,22 +20,29 @@ struct Fragments {
   HalfPair<T> a[4], b[2];
 };
 
-// Each lane's fragments, for its warp to read.
+constexpr int mma_threads = 128;
+
+// The lane's fragments as floats, for its warp to read.
+struct ShownFragments {
+  float a[4][2], b[2][2];
+};
+
 template <class T>
 __device__ void mma_through_shared_memory(float (&c)[4], const Fragments<T>& mine) {
-  using Warp = Fragments<T>[32];
-  FC_SHARED(Warp, fragments, [8]);
+  FC_SHARED(ShownFragments, fragments, [mma_threads]);
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  Warp& warp = fragments[threadIdx.x / 32];
-  warp[lane] = mine;
+  ShownFragments* warp = fragments + threadIdx.x / 32 * 32;
+  for (int d = 0; d < 2; ++d) {
+    for (int i = 0; i < 4; ++i) warp[lane].a[i][d] = static_cast<float>(mine.a[i].values[d]);
+    for (int i = 0; i < 2; ++i) warp[lane].b[i][d] = static_cast<float>(mine.b[i].values[d]);
+  }
   __syncwarp();
   for (int i = 0; i < 2; ++i) {
     for (int j = 0; j < 2; ++j) {
       for (int d = 0; d < 16; ++d) {
         const int quarter = d % 8 / 2, high = d / 8;
-        const T a = warp[g * 4 + quarter].a[2 * high + i].values[d % 2];
-        const T b = warp[(2 * t + j) * 4 + quarter].b[high].values[d % 2];
-        c[2 * i + j] = fma(static_cast<float>(a), static_cast<float>(b), c[2 * i + j]);
+        c[2 * i + j] = fma(warp[g * 4 + quarter].a[2 * high + i][d % 2], warp[(2 * t + j) * 4 + quarter].b[high][d % 2],
+                           c[2 * i + j]);
       }
     }
   }
@@ -83,7 +90,7 @@ struct MmaTile {
   using T = Scalar;
   using Acc = float;
   static constexpr int warp_columns = 2;
-  static constexpr int rows = 2 * row_block, columns = warp_columns * column_block, depth = 32, threads = 128;
+  static constexpr int rows = 2 * row_block, columns = warp_columns * column_block, depth = 32, threads = mma_threads;
   static constexpr int vector = widest_vector<T>;
   static constexpr bool depth_adjacent = true;
 

@@ -1,0 +1,83 @@
+"""The convolution operators' own arguments, from the cases of tests/cases.py, and what PyTorch gives for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from cases import Conv2dCase, FusedCase
+from devices import Device
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastconv.functional import _pad_same
+
+Pair = tuple[int, int]
+Tensors = tuple[Tensor, Tensor, Tensor | None]
+
+WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def pair(value: Any) -> Pair:
+    return (value, value) if isinstance(value, int) else tuple(value)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Call:
+    """Stride, padding, dilation, groups; and those of the pool, or None."""
+
+    geometry: tuple[Pair, Pair, Pair, int]
+    pool: tuple[Pair, Pair, Pair, Pair, bool] | None = None
+
+    def forward(self, device: Device, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Of the fused operators: output and argmax."""
+        if self.pool is None:
+            return device.ops.conv2d_relu(x, w, b, *self.geometry)
+        return device.ops.conv2d_relu_max_pool2d(x, w, b, *self.geometry, *self.pool)
+
+    def backward(
+        self, device: Device, g: Tensor, argmax: Tensor, x: Tensor, w: Tensor, nhwc: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        pool = ((1, 1), (1, 1), (0, 0), (1, 1)) if self.pool is None else self.pool[:4]
+        dx = device.ops.conv2d_relu_max_pool2d_backward_data(g, argmax, w, x.shape, *self.geometry, *pool, nhwc)
+        dw, db = device.ops.conv2d_relu_max_pool2d_backward_weight(
+            g, argmax, x, w.shape[2:], *self.geometry, *pool, nhwc
+        )
+        return dx, dw, db
+
+    def composed(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        stride, padding, dilation, groups = self.geometry
+        y = F.relu(F.conv2d(x, w, b, stride, padding, dilation, groups))
+        return y if self.pool is None else F.max_pool2d(y, *self.pool)
+
+
+def arrange(case: Conv2dCase | FusedCase, tensors: Tensors) -> tuple[Tensors, Call]:
+    """The operators know 'same' and 'valid' only as numbers."""
+    conv, pool = (case, None) if isinstance(case, Conv2dCase) else (case.conv, case.pool)
+    (x, w, b), given = tensors, conv.arguments
+    padding = given.get("padding", 0)
+    if padding == "same":
+        x, padding = _pad_same(x, w, pair(given.get("dilation", 1)))
+    geometry = (
+        pair(given.get("stride", 1)),
+        pair(0 if padding == "valid" else padding),
+        pair(given.get("dilation", 1)),
+        given.get("groups", 1),
+    )
+    if pool is None:
+        return (x, w, b), Call(geometry)
+    kernel = pair(pool["kernel_size"])
+    sizes = (kernel, pair(pool.get("stride", kernel)), pair(pool.get("padding", 0)), pair(pool.get("dilation", 1)))
+    return (x, w, b), Call(geometry, (*sizes, pool.get("ceil_mode", False)))
+
+
+def doubles(tensors: Tensors) -> Tensors:
+    x, w, b = (None if t is None else t.detach().double().requires_grad_() for t in tensors)
+    assert x is not None
+    assert w is not None
+    return x, w, b
+
+
+def gradients(y: Tensor, g: Tensor, tensors: Tensors) -> list[Tensor]:
+    return list(torch.autograd.grad(y, [t for t in tensors if t is not None], g.to(y.dtype)))
