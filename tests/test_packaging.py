@@ -67,7 +67,7 @@ def test_the_sdist_has_all_that_a_build_needs(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")}
+    needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix != ".pyc" and path.is_file()}
     needed |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "fastconv/py.typed", "fastconv/mnist/cli.py"}
     assert needed <= names
     assert not any(name.endswith(".so") for name in names)
