@@ -16,7 +16,7 @@ from fastconv.functional import _pad_same
 Pair = tuple[int, int]
 Tensors = tuple[Tensor, Tensor, Tensor | None]
 
-WIDE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+DEAD = 255
 
 
 def pair(value: Any) -> Pair:
@@ -45,6 +45,28 @@ class Call:
             g, argmax, x, w.shape[2:], *self.geometry, *pool, nhwc
         )
         return dx, dw, db
+
+    def argmax(self, y: Tensor) -> Tensor:
+        """What the fused operators write beside their output, from the convolution's results."""
+        if self.pool is None:
+            return torch.where(y <= 0, DEAD, 0).to(torch.uint8)
+        (_, S), (u_h, u_w), (z_h, z_w), (d_h, d_w), _ = self.pool
+        values, at = F.max_pool2d(y, *self.pool, return_indices=True)
+        rows = at // y.shape[3] + z_h - torch.arange(at.shape[2]).view(-1, 1) * u_h
+        columns = at % y.shape[3] + z_w - torch.arange(at.shape[3]) * u_w
+        return torch.where(values <= 0, DEAD, rows // d_h * S + columns // d_w).to(torch.uint8)
+
+    def by_decisions(self, argmax: Tensor, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """The fused function whose maxima somebody has found already: linear in the convolution."""
+        stride, padding, dilation, groups = self.geometry
+        y = F.conv2d(x, w, b, stride, padding, dilation, groups)
+        one = (1, 1)
+        (_, S), (u_h, u_w), (z_h, z_w), (d_h, d_w) = (one, one, (0, 0), one) if self.pool is None else self.pool[:4]
+        position, dead = argmax.long(), argmax == DEAD
+        rows = torch.arange(argmax.shape[2]).view(-1, 1) * u_h - z_h + position // S * d_h
+        columns = torch.arange(argmax.shape[3]) * u_w - z_w + position % S * d_w
+        pixels = torch.where(dead, 0, rows * y.shape[3] + columns)
+        return torch.where(dead, 0, y.flatten(2).gather(2, pixels.flatten(2)).view(argmax.shape))
 
     def composed(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         stride, padding, dilation, groups = self.geometry

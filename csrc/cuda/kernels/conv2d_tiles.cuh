@@ -29,7 +29,7 @@ void with_tile(int64_t rows, int64_t columns, int64_t groups, bool vectors, cons
   };
   if constexpr (std::is_same_v<T, float>) {
     const int64_t large = ceil_div(rows, 128) * ceil_div(columns, 64) * groups;
-    if (large >= wanted_blocks && columns > 32) return with_width(FmaTile<float, 128, 64, 8, 8>{});
+    if (2 * large >= wanted_blocks && columns > 32) return with_width(FmaTile<float, 128, 64, 8, 8>{});
     with_width(FmaTile<float, 64, 32, 4, 4>{});
   } else if constexpr (std::is_same_v<T, double>) {
     with_width(FmaTile<double, 64, 32, 4, 4>{});
