@@ -119,6 +119,12 @@ struct Share {
   __device__ static Place place(int i, bool rows_adjacent) {
     const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
     const bool by_rows = V > 1 ? !Operand::vectors_along_depth : rows_adjacent;
+    if (V > 1 && by_rows && Tile::depth_adjacent) {
+      // Vectors of rows are taken apart. Lanes that differ in depth store side by side, those that differ in rows into
+      // the same bank: so two vectors, which fill a sector of global memory, and then along depth.
+      const int two = index / (2 * Tile::depth);
+      return {(2 * two + index % 2) * V, index / 2 % Tile::depth};
+    }
     if (by_rows) return {index % (row_count / V) * V, index / (row_count / V)};
     return {index / (Tile::depth / V), index % (Tile::depth / V) * V};
   }
