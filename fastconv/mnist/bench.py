@@ -70,8 +70,8 @@ class Row:
         return lower, upper
 
 
-def measure(rounds: int, threads: int) -> list[Row]:
-    """Time everything, ``rounds`` times, on ``threads`` threads.
+def measure(rounds: int, threads: int, device: str = "cpu") -> list[Row]:
+    """Time everything, ``rounds`` times, on ``threads`` threads, or on a GPU.
 
     Raises:
         BenchError: if a process with a variant ended.
@@ -82,7 +82,7 @@ def measure(rounds: int, threads: int) -> list[Row]:
     with _interrupts_held_back():
         for variant in VARIANTS:
             pipe, other_end = context.Pipe()
-            context.Process(target=_serve, args=(other_end, variant, state, threads), daemon=True).start()
+            context.Process(target=_serve, args=(other_end, variant, state, threads, device), daemon=True).start()
             other_end.close()
             pipes.append(pipe)
     try:
@@ -121,10 +121,11 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(pipe: Connection, variant: str, state: bytes, threads: int) -> None:
+def _serve(pipe: Connection, variant: str, state: bytes, threads: int, device: str) -> None:
     """In a process of its own: send what can be timed, then time what is asked for, until nobody asks."""
     torch.set_num_threads(threads)
-    calls = _calls(variant, torch.load(io.BytesIO(state), weights_only=True))
+    calls = _calls(variant, torch.load(io.BytesIO(state), weights_only=True), device)
+    finish = torch.cuda.synchronize if device == "cuda" else _nothing
     try:
         pipe.send(list(calls))
         while True:
@@ -132,12 +133,18 @@ def _serve(pipe: Connection, variant: str, state: bytes, threads: int) -> None:
             for _ in range(_IDLE_CALLS):
                 call()
             for _ in range(_CALLS):
+                finish()
                 start = time.perf_counter()
                 call()
+                finish()
                 seconds.append(time.perf_counter() - start)
             pipe.send(statistics.median(seconds))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+def _nothing() -> None:
+    """A call on the CPU is done when it returns."""
 
 
 def _trained_state() -> bytes:
@@ -150,15 +157,15 @@ def _trained_state() -> bytes:
     return serialized(network.state_dict())
 
 
-def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], object]]:
+def _calls(variant: str, state: dict[str, Tensor], device: str = "cpu") -> dict[str, Callable[[], object]]:
     """What is timed of a variant. The images have no gradient, and so conv1 has none to its input."""
     backend, layout = variant.split()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     network = build_model("mnist-cnn", backend)
     network.load_state_dict(state)
-    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     images = data.load("mnist5k").train_images
-    x = images.index_select(0, batches(images)[0]).contiguous(memory_format=memory_format)
+    x = images.index_select(0, batches(images)[0]).to(device).contiguous(memory_format=memory_format)
     calls: dict[str, Callable[[], object]] = {}
     for name, what in _BLOCKS.items():
         block = network.get_submodule(name)
@@ -170,7 +177,7 @@ def _calls(variant: str, state: dict[str, Tensor]) -> dict[str, Callable[[], obj
     # A network of its own: this one's weights are to stay.
     trained = build_model("mnist-cnn", backend)
     trained.load_state_dict(state)
-    calls[f"training step, batch {BATCH}"] = _digits_step(trained, memory_format)
+    calls[f"training step, batch {BATCH}"] = _digits_step(trained, memory_format, device)
     return calls
 
 
@@ -188,8 +195,8 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
 
     Args:
         network: gives logits (N, classes).
-        images: (N, C, H, W).
-        labels: (N,), int64.
+        images: (N, C, H, W), on the network's device.
+        labels: (N,), int64, there too.
 
     Example::
 
@@ -198,7 +205,7 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
         True
     """
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    order = batches(images)
+    order = [batch.to(images.device) for batch in batches(images)]
     steps = 0
 
     def step() -> float:
@@ -214,10 +221,11 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
     return step
 
 
-def _digits_step(network: nn.Module, memory_format: torch.memory_format) -> Callable[[], float]:
+def _digits_step(network: nn.Module, memory_format: torch.memory_format, device: str = "cpu") -> Callable[[], float]:
     digits = data.load("mnist5k")
-    network.to(memory_format=memory_format).train()  # type: ignore[call-overload]
-    return training_step(network, digits.train_images.to(memory_format=memory_format), digits.train_labels)
+    network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+    images = digits.train_images.to(device).contiguous(memory_format=memory_format)
+    return training_step(network, images, digits.train_labels.to(device))
 
 
 def cpu_name() -> str:
@@ -230,10 +238,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def caption(rounds: int, threads: int) -> str:
+def caption(rounds: int, threads: int, device: str = "cpu") -> str:
     """Where and how the figures came about, in a line."""
+    where = f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {fastconv._C.cpu_capability()}"
+    if device == "cuda":
+        where = f"{torch.cuda.get_device_name()}, CUDA {fastconv._C.build_info()['cuda']}"
     return (
-        f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {fastconv._C.cpu_capability()};"
+        f"{where};"
         f" torch {torch.__version__}, fastconv {fastconv.__version__};"
         f" medians of {rounds} round{'s' * (rounds > 1)}"
     )
@@ -262,10 +273,10 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def as_json(rows: Sequence[Row], rounds: int, threads: int) -> dict[str, Any]:
+def as_json(rows: Sequence[Row], rounds: int, threads: int, device: str = "cpu") -> dict[str, Any]:
     """All that was measured, as plain types."""
     return {
-        "machine": caption(rounds, threads),
+        "machine": caption(rounds, threads, device),
         "rounds": rounds,
         "threads": threads,
         "rows": [

@@ -25,6 +25,8 @@ from fastconv.mnist.options import (
     DataDirOption,
     DataSetName,
     DataSetOption,
+    Device,
+    DeviceOption,
     Downloadable,
     DType,
     Format,
@@ -129,6 +131,7 @@ def train(
         DType, typer.Option("--dtype", help="What is computed in; bfloat16 is torch.autocast's.")
     ] = DType.float32,
     seed: Annotated[int, typer.Option("--seed", help="The same seed gives the same weights.")] = 0,
+    device: DeviceOption = Device.cpu,
     threads: ThreadsOption = None,
     backend: BackendOption = Backend.fastconv,
     limit: Annotated[
@@ -164,8 +167,9 @@ def train(
     (Ctrl-C), training.pt keeps where training stands: see --resume. Several processes share the work, each batch split
     among them: torchrun --nproc-per-node 2 -m fastconv train ...
     """
+    from fastconv.mnist import device as devices
     from fastconv.mnist import train as training
-    from fastconv.mnist.config import RECIPES, TrainingConfig
+    from fastconv.mnist.config import BACKENDS, RECIPES, TrainingConfig
 
     given = {
         "model": model,
@@ -180,10 +184,18 @@ def train(
         "loss": loss and loss.value,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
-    others = {"seed": seed, "backend": backend.value, "dtype": dtype.value, "patience": patience}
+    others = {
+        "seed": seed,
+        "backend": backend.value,
+        "dtype": dtype.value,
+        "device": device.value,
+        "patience": patience,
+    }
     config = TrainingConfig(**{**RECIPES[recipe.value], **chosen, **others})
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
+    for name in BACKENDS if compare else (backend.value,):
+        devices.find(device.value, name)
     _set_threads(threads)
     data = _load_data(dataset, data_dir, image_size)
     # That a package is missing is said now, not at the end of training.
@@ -400,6 +412,7 @@ def export(
 
 @app.command(epilog="Example: fastconv bench --threads 2 --png bench.png")
 def bench(
+    device: DeviceOption = Device.cpu,
     threads: ThreadsOption = None,
     rounds: Annotated[int, typer.Option("--rounds", help="How often each is timed, in turn.")] = 20,
     json: Annotated[
@@ -419,6 +432,7 @@ def bench(
     import torch
 
     from fastconv.mnist import bench as benchmark
+    from fastconv.mnist import device as devices
     from fastconv.mnist import files
 
     for path, suffix in ((json, ".json"), (png, ".png")):
@@ -426,17 +440,18 @@ def bench(
             raise UserError(f"--{suffix[1:]} must end in {suffix}: {path}")
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {rounds}")
+    devices.find(device.value)
     _set_threads(threads)
     for path in filter(None, (json, png)):
         files.check_output_folder(path.parent)
     count = torch.get_num_threads()
     with Console(stderr=True).status("measuring", refresh_per_second=1):
-        rows = benchmark.measure(rounds, count)
-    caption = benchmark.caption(rounds, count)
+        rows = benchmark.measure(rounds, count, device.value)
+    caption = benchmark.caption(rounds, count, device.value)
     _print_table(*benchmark.table(rows))
     print(f"{benchmark.summary(rows)}\n{caption}")
     if json is not None:
-        files.write_atomically(json, dumps(benchmark.as_json(rows, rounds, count), indent=1).encode())
+        files.write_atomically(json, dumps(benchmark.as_json(rows, rounds, count, device.value), indent=1).encode())
         print(f"wrote {json}")
     if png is not None:
         files.write_atomically(png, benchmark.picture(rows, caption))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv import _C
+from fastconv.ops import has_cuda
 
 FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -26,6 +26,6 @@ class Device:
 
 def no_gpu() -> str | None:
     """Why nothing can run on a GPU; None if it can."""
-    if _C.build_info()["cuda"] == "no":
+    if not has_cuda():
         return "the extension was built without CUDA"
     return None if torch.cuda.is_available() else "no GPU"
