@@ -24,7 +24,9 @@ template <class T, class F>
 void with_tile(int64_t rows, int64_t columns, int64_t groups, bool vectors, const F& f) {
   const auto with_width = [&](auto tile) {
     using Tile = decltype(tile);
-    if (vectors) return f(tile, std::integral_constant<int, Tile::vector>{});
+    if constexpr (Tile::vector > 1) {
+      if (vectors) return f(tile, std::integral_constant<int, Tile::vector>{});
+    }
     f(tile, std::integral_constant<int, 1>{});
   };
   if constexpr (std::is_same_v<T, float>) {

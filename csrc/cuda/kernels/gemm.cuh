@@ -53,7 +53,8 @@ struct FmaTile {
   static constexpr int rows = row_count, columns = column_count, depth = 16;
   static constexpr int thread_rows = rows / row_block, thread_columns = columns / column_block;
   static constexpr int threads = thread_rows * thread_columns;
-  static constexpr int vector = widest_vector<T>;
+  // double is for checking gradients, more than for speed: half as many kernels to compile.
+  static constexpr int vector = sizeof(T) == 4 ? widest_vector<T> : 1;
   static constexpr bool depth_adjacent = false;
 
   // Depth by depth; a quad more to a line keeps stores of a column apart in the banks.
