@@ -190,7 +190,7 @@ template <class Tile, int V, class A, class B, class Epilogue>
 __global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epilogue, Tiling tiling) {
   using Acc = typename Tile::Acc;
   constexpr int rows = Tile::rows, columns = Tile::columns, depth = Tile::depth;
-  static_assert(Tile::threads >= 64 && depth <= 32);
+  static_assert(Tile::threads >= 64 && depth <= 32 && rows <= Tile::threads);
   union Memory {
     typename Tile::Buffer buffers[2];
     Acc sums[rows][columns + 1];
