@@ -20,7 +20,7 @@ struct StoreBackwardData {
 
   template <class Sums, class Row>
   __device__ void store(const Part& part, const Sums& sums, const Row*) const {
-    constexpr int columns = sizeof(sums[0]) / sizeof(sums[0][0]) - 1;
+    constexpr int columns = std::extent_v<Sums, 1> - 1;
     for (int i = threadIdx.x; i < rows_per_tile * columns; i += blockDim.x) {
       const int column = to.channels_adjacent ? i % columns : i / rows_per_tile;
       const int row = to.channels_adjacent ? i / columns : i % rows_per_tile;

@@ -40,7 +40,7 @@ struct StoreBackwardWeight {
 
   template <class Sums, class Row>
   __device__ void store(const Part& part, const Sums& sums, const Row*) const {
-    constexpr int columns = sizeof(sums[0]) / sizeof(sums[0][0]) - 1;
+    constexpr int columns = std::extent_v<Sums, 1> - 1;
     for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) {
       const int row = i / columns, tap = part.first_column + i % columns;
       const int64_t k = part.first_row + row;

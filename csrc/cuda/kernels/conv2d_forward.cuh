@@ -23,35 +23,50 @@ struct StoreForward {
   ForwardResult<T> to;
   int group_K, windows;  // of a tile
 
+  // Neighbouring threads write neighbours: argmax by channels always, y by channels or by windows.
   template <class Sums, class Row>
-  __device__ void store(const Part& part, const Sums& sums, const Row* rows) const {
-    constexpr int columns = sizeof(sums[0]) / sizeof(sums[0][0]) - 1;
-    const int64_t first_window = part.first_row / to.positions;
-    for (int i = threadIdx.x; i < windows * columns; i += blockDim.x) {
-      const int column = to.channels_adjacent ? i % columns : i / windows;
-      const int window = to.channels_adjacent ? i / columns : i % windows;
-      const int k = part.first_column + column;
-      if (first_window + window >= to.windows || k >= group_K) continue;
-      store(first_window + window, part.group * group_K + k, &sums[window * to.positions], column,
-            rows + window * to.positions);
-    }
-  }
-
-  template <class Line, class Row>
-  __device__ void store(int64_t window, int k, const Line* sums, int column, const Row* rows) const {
-    if (to.argmax == nullptr) {
-      *to.output(window, k) = to.with_bias(sums[0][column], k);
-      return;
-    }
-    WindowMax<T> max;
-    for (int position = 0; position < to.positions; ++position) {
-      if (rows[position].exists()) max.take(to.with_bias(sums[position][column], k), position);
-    }
-    to.store(window, k, max);
+  __device__ void store(const Part& part, Sums& sums, const Row* rows) const {
+    const bool alone = to.argmax == nullptr;
+    for_each<Sums>(part, !alone || to.channels_adjacent, [&](int64_t window, int k, int row, int column) {
+      auto& sum = sums[row][column];
+      if (alone) {
+        *to.output(window, k) = to.with_bias(sum, k);
+        return;
+      }
+      WindowMax<T> max;
+      for (int position = 0; position < to.positions; ++position) {
+        if (rows[row + position].exists()) max.take(to.with_bias(sums[row + position][column], k), position);
+      }
+      *to.place(window, k) = max.place();
+      if (to.channels_adjacent) {
+        *to.output(window, k) = max.above_zero();
+      } else {
+        sum = static_cast<Accumulator<T>>(max.above_zero());
+      }
+    });
+    if (alone || to.channels_adjacent) return;
+    __syncthreads();
+    for_each<Sums>(part, false, [&](int64_t window, int k, int row, int column) {
+      *to.output(window, k) = static_cast<T>(sums[row][column]);
+    });
   }
 
   template <class Acc>
   __device__ void store_row_sum(const Part&, int, Acc) const {}
+
+ private:
+  // Runs f(window, k, the window's first row in the tile, column) for the thread's share of the tile.
+  template <class Sums, class F>
+  __device__ void for_each(const Part& part, bool by_channels, const F& f) const {
+    constexpr int columns = std::extent_v<Sums, 1> - 1;
+    const int64_t first_window = part.first_row / to.positions;
+    for (int i = threadIdx.x; i < windows * columns; i += blockDim.x) {
+      const int column = by_channels ? i % columns : i / windows;
+      const int window = by_channels ? i / columns : i % windows;
+      if (first_window + window >= to.windows || part.first_column + column >= group_K) continue;
+      f(first_window + window, part.group * group_K + part.first_column + column, window * to.positions, column);
+    }
+  }
 };
 
 template <class T, class Tile, int V>

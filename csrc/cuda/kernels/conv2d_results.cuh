@@ -58,8 +58,11 @@ struct ForwardResult {
     return y + n * layout.outer + by_image.remainder(window, n) * layout.pixel + k * layout.channel;
   }
 
+  __device__ uint8_t* place(int64_t window, int k) const { return argmax + window * K + k; }
+
   __device__ void store(int64_t window, int k, const WindowMax<T>& max) const {
-    max.store(output(window, k), argmax + window * K + k);
+    *output(window, k) = max.above_zero();
+    *place(window, k) = max.place();
   }
 };
 

@@ -66,6 +66,7 @@ struct Taps {
     const int64_t inside = limit > start ? (limit - start + dilation - 1) / dilation : 0;
     end = inside < count ? inside : count;
   }
+  __device__ int count() const { return static_cast<int>(end - begin); }
 };
 
 template <class T, int V>
@@ -76,30 +77,35 @@ __global__ void __launch_bounds__(pool_threads)
   const Plane::Place at = output.place(i, V);
   const int64_t h0 = at.h * s.stride_h - s.pad_h, w0 = at.w * s.stride_w - s.pad_w;
   const Taps taps_r(h0, s.H, s.dilation_h, s.R), taps_s(w0, s.W, s.dilation_w, s.S);
-  const T* plane = x + input.offset(at);
-  Vector<T, V> best;
-  Vector<int64_t, V> best_at;
   // A window that lies wholly in the padding has this index, outside of the image, as in PyTorch.
   const int64_t first = (h0 + taps_r.begin * s.dilation_h) * s.W + w0 + taps_s.begin * s.dilation_w;
+  // From there on, 32 bits are enough for what lies within a window (checks.cpp).
+  const auto right = static_cast<int>(s.dilation_w), down = static_cast<int>(s.dilation_h * s.W);
+  const T* row = x + input.offset(at) + first * input.layout.pixel;
+  Vector<T, V> best;
+  int best_at[V];
 #pragma unroll
-  for (int v = 0; v < V; ++v) best.values[v] = T(-INFINITY), best_at.values[v] = first;
-  for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
-    for (int64_t tap = taps_s.begin; tap < taps_s.end; ++tap) {
-      const int64_t here = (h0 + r * s.dilation_h) * s.W + w0 + tap * s.dilation_w;
-      const Vector<T, V> next = load_vector<V>(plane + here * input.layout.pixel);
+  for (int v = 0; v < V; ++v) best.values[v] = T(-INFINITY), best_at[v] = 0;
+  for (int r = 0; r < taps_r.count(); ++r) {
+    for (int tap = 0; tap < taps_s.count(); ++tap) {
+      const Vector<T, V> next = load_vector<V>(row + tap * right * input.layout.pixel);
 #pragma unroll
       for (int v = 0; v < V; ++v) {
         const auto number = static_cast<Accumulator<T>>(next.values[v]);
         if (number > static_cast<Accumulator<T>>(best.values[v]) || number != number) {
           best.values[v] = next.values[v];
-          best_at.values[v] = here;
+          best_at[v] = r * down + tap * right;
         }
       }
     }
+    row += down * input.layout.pixel;
   }
   const int64_t to = output.offset(at) + (at.h * s.Q + at.w) * output.layout.pixel;
+  Vector<int64_t, V> found;
+#pragma unroll
+  for (int v = 0; v < V; ++v) found.values[v] = first + best_at[v];
   *reinterpret_cast<Vector<T, V>*>(y + to) = best;
-  *reinterpret_cast<Vector<int64_t, V>*>(indices + to) = best_at;
+  *reinterpret_cast<Vector<int64_t, V>*>(indices + to) = found;
 }
 
 // The windows, of `count`, that cover a pixel: those with position * stride - pad in [pixel - reach, pixel].

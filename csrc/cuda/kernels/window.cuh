@@ -20,12 +20,13 @@ struct WindowMax {
     empty = false;
   }
 
-  __device__ void store(T* y, uint8_t* argmax) const {
-    const bool below = static_cast<Accumulator<T>>(value) <= Accumulator<T>(0);
-    // A window wholly in the padding saw nothing, not even ReLU.
-    *y = below && !empty ? T(0.0f) : value;
-    *argmax = below ? dead : static_cast<uint8_t>(at);
-  }
+  // A window wholly in the padding saw nothing, not even ReLU.
+  __device__ T above_zero() const { return is_dead() && !empty ? T(0.0f) : value; }
+
+  __device__ uint8_t place() const { return is_dead() ? dead : static_cast<uint8_t>(at); }
+
+ private:
+  __device__ bool is_dead() const { return static_cast<Accumulator<T>>(value) <= Accumulator<T>(0); }
 };
 
 }  // namespace fastconv::cuda
