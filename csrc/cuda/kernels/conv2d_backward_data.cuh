@@ -43,7 +43,7 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
   const BackwardWeight<T> b(s, w);
   if (has_thin_groups(s)) {
     FC_LAUNCH((thin_backward_data<T, Gradient>), thin_grid(pixels * s.C), dim3(thin_threads), stream, a, b, to,
-              Divisor(s.group_C()), static_cast<int>(s.R * s.S * s.group_K()));
+              Divisor(s.group_C()), static_cast<int>(s.R));
     return;
   }
   constexpr int64_t width = widest_vector<T>;

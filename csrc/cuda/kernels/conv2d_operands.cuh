@@ -101,7 +101,11 @@ struct Patches {
 
   __device__ Tap tap(int tap) const {
     const int rs = by_group_C.divide(tap), c = by_group_C.remainder(tap, rs), r = by_S.divide(rs);
-    const int h = r * dilation_h, w = by_S.remainder(rs, r) * dilation_w;
+    return this->tap(r, by_S.remainder(rs, r), c);
+  }
+
+  __device__ Tap tap(int r, int s, int c) const {
+    const int h = r * dilation_h, w = s * dilation_w;
     return {(static_cast<int64_t>(h) * W + w) * layout.pixel + c * layout.channel, h, w};
   }
 
@@ -186,8 +190,10 @@ struct ForwardWeight : WeightView<T> {
 
   __device__ int64_t column(int64_t tap) const {
     const auto rs = this->by_channels.divide(tap);
-    return rs * this->layout.pixel + this->by_channels.remainder(tap, rs) * this->layout.channel;
+    return column(rs, this->by_channels.remainder(tap, rs));
   }
+
+  __device__ int64_t column(int64_t rs, int64_t c) const { return rs * this->layout.pixel + c * this->layout.channel; }
 };
 
 // ---- backward_data: input pixels x input channels, over taps and output channels -----------------------------------
@@ -241,8 +247,10 @@ struct GradientPatches {
 
   __device__ Column column(int64_t i) const {
     const int tap = static_cast<int>(i), rs = by_group_K.divide(tap), r = by_S.divide(rs);
-    return {first_channel + by_group_K.remainder(tap, rs), r * dilation_h, by_S.remainder(rs, r) * dilation_w};
+    return column(r, by_S.remainder(rs, r), by_group_K.remainder(tap, rs));
   }
+
+  __device__ Column column(int r, int s, int k) const { return {first_channel + k, r * dilation_h, s * dilation_w}; }
 
   template <int V>
   __device__ Vector<T, V> load(const Row& row, const Column& column) const {
@@ -266,8 +274,10 @@ struct BackwardWeight : WeightView<T> {
 
   __device__ int64_t column(int64_t i) const {
     const auto rs = this->by_channels.divide(i);
-    return rs * this->layout.pixel + this->by_channels.remainder(i, rs) * this->layout.outer;
+    return column(rs, this->by_channels.remainder(i, rs));
   }
+
+  __device__ int64_t column(int64_t rs, int64_t k) const { return rs * this->layout.pixel + k * this->layout.outer; }
 };
 
 // ---- backward_weight: output channels x taps, over pixels ----------------------------------------------------------

@@ -14,12 +14,27 @@ constexpr int thin_threads = 256;
 
 inline dim3 thin_grid(int64_t results) { return dim3(static_cast<unsigned>(ceil_div(results, thin_threads))); }
 
+// The sum behind one result: of f(r, s, channel) * w at the same tap, `channels` each.
+template <class T, class Weight, class F>
+__device__ Accumulator<T> sum_of_taps(const Weight& w, int64_t row, int R, int S, int channels, const F& f) {
+  Accumulator<T> sum = 0;
+  for (int r = 0; r < R; ++r) {
+    for (int s = 0; s < S; ++s) {
+      for (int c = 0; c < channels; ++c) {
+        const T weight = w.template load<1>(row, w.column(r * S + s, c)).values[0];
+        sum = fma(static_cast<Accumulator<T>>(f(r, s, c)), static_cast<Accumulator<T>>(weight), sum);
+      }
+    }
+  }
+  return sum;
+}
+
 // ---- forward -------------------------------------------------------------------------------------------------------
 
 // One window of one output channel a thread.
 template <class T>
 __global__ void __launch_bounds__(thin_threads, 2)
-    thin_forward(Patches<T> x, ForwardWeight<T> w, Windows windows, ForwardResult<T> to, Divisor by_group_K, int taps) {
+    thin_forward(Patches<T> x, ForwardWeight<T> w, Windows windows, ForwardResult<T> to, Divisor by_group_K, int R) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= to.windows * to.K) return;
   const PixelAndChannel at(i, to.by_image, to.by_K, to.channels_adjacent);
@@ -32,12 +47,9 @@ __global__ void __launch_bounds__(thin_threads, 2)
     const Windows::Pixel place = windows.pixel(at.pixel, position);
     if (place.p < 0) continue;
     const auto pixel = x.pixel(place.n, place.p, place.q);
-    Accumulator<T> sum = 0;
-    for (int tap = 0; tap < taps; ++tap) {
-      const T value = x.template load<1>(pixel, x.tap(tap)).values[0];
-      const T weight = w.template load<1>(row, w.column(tap)).values[0];
-      sum = fma(static_cast<Accumulator<T>>(value), static_cast<Accumulator<T>>(weight), sum);
-    }
+    const auto sum = sum_of_taps<T>(w, row, R, x.S, x.group_C, [&](int r, int s, int c) {
+      return x.template load<1>(pixel, x.tap(r, s, c)).values[0];
+    });
     const T result = to.with_bias(sum, at.channel);
     if (to.argmax == nullptr) {
       *to.output(at.pixel, at.channel) = result;
@@ -53,7 +65,7 @@ void launch_thin_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w
                          Stream stream) {
   const Conv2dShape& s = f.conv;
   FC_LAUNCH(thin_forward<T>, thin_grid(f.windows() * s.K), dim3(thin_threads), stream, Patches<T>(s, x),
-            ForwardWeight<T>(s, w), Windows(f.pool), result, Divisor(s.group_K()), static_cast<int>(s.taps()));
+            ForwardWeight<T>(s, w), Windows(f.pool), result, Divisor(s.group_K()), static_cast<int>(s.R));
 }
 
 // ---- backward_data -------------------------------------------------------------------------------------------------
@@ -62,7 +74,7 @@ void launch_thin_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w
 template <class T, class Gradient>
 __global__ void __launch_bounds__(thin_threads, 2)
     thin_backward_data(GradientPatches<T, Gradient> g, BackwardWeight<T> w, DataResult<T> to, Divisor by_group_C,
-                       int taps) {
+                       int R) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= g.pixels * to.C) return;
   const PixelAndChannel at(i, to.by_image, to.by_C, to.channels_adjacent);
@@ -71,12 +83,9 @@ __global__ void __launch_bounds__(thin_threads, 2)
   w.enter_group(group);
   const int64_t weight_row = w.row(by_group_C.remainder(at.channel, group));
   const auto pixel = g.row(at.pixel);
-  Accumulator<T> sum = 0;
-  for (int tap = 0; tap < taps; ++tap) {
-    const T value = g.template load<1>(pixel, g.column(tap)).values[0];
-    const T weight = w.template load<1>(weight_row, w.column(tap)).values[0];
-    sum = fma(static_cast<Accumulator<T>>(value), static_cast<Accumulator<T>>(weight), sum);
-  }
+  const auto sum = sum_of_taps<T>(w, weight_row, R, g.S, g.group_K, [&](int r, int s, int k) {
+    return g.template load<1>(pixel, g.column(r, s, k)).values[0];
+  });
   *to.at(at.pixel, at.channel) = static_cast<T>(sum);
 }
 
