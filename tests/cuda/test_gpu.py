@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, graphs, several devices, autograd, training. Skipped without one, with the reason."""
+"""What only a GPU can show: streams, graphs, several devices, autograd, training. Without one, all is skipped."""
 
 from __future__ import annotations
 
