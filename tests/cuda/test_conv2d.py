@@ -13,6 +13,9 @@ from torch.nn import functional as F
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
+# float's large tile serves them: forward the one, both gradients of the other.
+MANY_GROUPS = [conv(1, 2048, 4, 4, 10240, 1, 1, groups=256), conv(1, 10240, 4, 4, 2048, 1, 1, groups=256)]
+
 # Edges of tiles: of 64 and 128 pixels, 32 and 64 channels, 16 and 32 taps, pieces of 256 pixels; vectors of 2, 4, 8.
 TILES = [
     conv(1, 4, 8, 8, 8, 1, 1),
@@ -23,9 +26,7 @@ TILES = [
     conv(2, 24, 16, 16, 16, 2, 2, groups=2),
     conv(1, 8, 16, 16, 8, 3, 3, padding=1),
     conv(1, 8, 17, 16, 8, 3, 3, padding=1),
-    # many groups: float's large tile, forward, and in both gradients
-    conv(1, 2048, 4, 4, 10240, 1, 1, groups=256),
-    conv(1, 10240, 4, 4, 2048, 1, 1, groups=256),
+    *MANY_GROUPS,
     # thin groups, of one channel or several, on either side
     conv(2, 33, 9, 9, 33, 3, 3, groups=33, padding=1, stride=2),
     conv(2, 12, 7, 9, 8, 3, 3, groups=4, padding=1),
@@ -185,6 +186,21 @@ def test_results_are_the_same_bits_in_every_order_of_threads(
             results.append(three_passes(device, case, placed, place(g), False))
         assert_identical(results[0], results[1])
         assert_identical(results[0], results[2])
+
+
+@both_layouts
+def test_results_do_not_depend_on_the_tile_that_serves(layout: str, device: Device) -> None:
+    """Of many groups the large one, of one alone the small one."""
+    place = LAYOUTS[layout]
+    for many, one in zip(MANY_GROUPS, (conv(1, 8, 4, 4, 40, 1, 1), conv(1, 40, 4, 4, 8, 1, 1)), strict=True):
+        x, w, b = many.tensors()
+        g = torch.randn(1, many.K, 4, 4)
+        y, dx, dw, db = three_passes(device, many, (place(x), place(w), b), place(g), False)
+        for group in (0, 100, 255):
+            inputs, outputs = (slice(group * size, (group + 1) * size) for size in (one.C, one.K))
+            alone = (place(x[:, inputs]), place(w[outputs]), b[outputs])
+            mine = three_passes(device, one, alone, place(g[:, outputs]), False)
+            assert_identical(mine, [y[:, outputs], dx[:, inputs], dw[outputs], db[outputs]])
 
 
 def test_without_images_gradients_of_weight_and_bias_are_zero(device: Device) -> None:
