@@ -214,6 +214,22 @@ def test_without_images_gradients_of_weight_and_bias_are_zero(device: Device) ->
         assert_identical([dw.cpu(), db.cpu()], [torch.zeros(w.shape), torch.zeros(8)])
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_without_input_channels_or_taps_the_bias_is_left(groups: int, device: Device) -> None:
+    for C, R in ((0, 3), (4, 0)):
+        x, w = device.put(torch.randn(2, C, 5, 5)), device.put(torch.randn(8, C // groups, R, R))
+        b = device.put(torch.randn(8))
+        geometry = ((1, 1), (0, 0), (1, 1), groups)
+        y = device.ops.conv2d(x, w, b, *geometry)
+        assert_identical([y.cpu()], [b.cpu().view(-1, 1, 1).expand(y.shape)])
+        g = torch.randn(y.shape)
+        dx = device.ops.conv2d_backward_data(device.put(g), w, x.shape, *geometry, False)
+        assert_identical([dx.cpu()], [torch.zeros(x.shape)])
+        dw, db = device.ops.conv2d_backward_weight(device.put(g), x, (R, R), *geometry, False)
+        assert dw.shape == w.shape
+        torch.testing.assert_close(db.cpu(), g.sum((0, 2, 3)))
+
+
 def test_what_does_not_fit_is_refused_in_pytorchs_words(device: Device) -> None:
     x, w = device.put(torch.randn(2, 3, 8, 8)), device.put(torch.randn(4, 3, 3, 3))
     one, zero = (1, 1), (0, 0)

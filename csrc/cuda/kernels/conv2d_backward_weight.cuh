@@ -62,11 +62,12 @@ __global__ void __launch_bounds__(256)
   if (i >= sums.piece_size()) return;
   Accumulator<T> sum = 0;
   for (int64_t piece = 0; piece < pieces; ++piece) sum += sums.data[piece * sums.piece_size() + i];
-  const int64_t k = by_taps.divide(i), tap = by_taps.remainder(i, k);
-  if (k >= sums.K) {
-    db[i - static_cast<int64_t>(sums.K) * sums.taps] = static_cast<T>(sum);
+  const int64_t in_bias = i - static_cast<int64_t>(sums.K) * sums.taps;
+  if (in_bias >= 0) {
+    db[in_bias] = static_cast<T>(sum);
     return;
   }
+  const int64_t k = by_taps.divide(i), tap = by_taps.remainder(i, k);
   const int64_t rs = by_group_C.divide(tap), c = by_group_C.remainder(tap, rs);
   dw[k * layout.outer + rs * layout.pixel + c * layout.channel] = static_cast<T>(sum);
 }
@@ -95,7 +96,7 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
       Tiling tiling{};
       tiling.rows_per_tile = Tile::rows;
       tiling.row_tiles = ceil_div(s.group_K(), Tile::rows);
-      tiling.column_tiles = static_cast<int>(ceil_div(taps, Tile::columns));
+      tiling.column_tiles = taps == 0 ? 1 : static_cast<int>(ceil_div(taps, Tile::columns));  // the bias has a row
       tiling.groups = static_cast<int>(s.groups);
       tiling.pieces = static_cast<int>(pieces.count);
       tiling.depth = pixels;

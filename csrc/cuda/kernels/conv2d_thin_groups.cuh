@@ -8,7 +8,9 @@
 
 namespace fastconv::cuda {
 
-inline bool has_thin_groups(const Conv2dShape& s) { return s.groups > 1 && s.group_C() < 8 && s.group_K() < 8; }
+inline bool has_thin_groups(const Conv2dShape& s) {
+  return s.groups > 1 && s.taps() > 0 && s.group_C() < 8 && s.group_K() < 8;
+}
 
 constexpr int thin_threads = 256;
 

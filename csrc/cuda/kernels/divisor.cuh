@@ -9,7 +9,9 @@ namespace fastconv::cuda {
 class Divisor {
  public:
   Divisor() = default;
-  explicit Divisor(int64_t divisor) : divisor_(divisor) {
+  // Of an empty dimension nothing is ever divided; 1 serves.
+  explicit Divisor(int64_t size) : divisor_(size > 0 ? size : 1) {
+    const int64_t divisor = divisor_;
     while (shift_ < 31 && (int64_t{1} << shift_) < divisor) ++shift_;
     // Above 2^31, every 32-bit quotient is 0: no multiplier, and a shift that leaves nothing.
     if (divisor > most) return;
