@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from cases import Conv2dCase, FusedCase
-from devices import Device
+from devices import FLOATING, Device
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +19,22 @@ Pair = tuple[int, int]
 Tensors = tuple[Tensor, Tensor, Tensor | None]
 
 DEAD = 255
+
+
+def in_types_and_layouts(cases: Sequence[Any], thorough: Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrises case, dtype and layout: with all that there are.
+
+    Of the two 16-bit types, which share their kernels and are slow to emulate, each has one layout but for `thorough`.
+    """
+    alone = {torch.float16: "channels_last", torch.bfloat16: "contiguous"}
+    chosen = [
+        pytest.param(case, dtype, layout, id=f"{case}-{layout}-{dtype}")
+        for dtype in FLOATING
+        for layout in ("contiguous", "channels_last")
+        for case in cases
+        if case in thorough or layout == alone.get(dtype, layout)
+    ]
+    return pytest.mark.parametrize(("case", "dtype", "layout"), chosen)
 
 
 def pair(value: Any) -> Pair:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CONV2D, LAYOUTS, Conv2dCase, assert_as_accurate, assert_identical, conv
-from convolutions import arrange, doubles, gradients
+from convolutions import arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,8 +34,6 @@ TILES = [
     conv(1, 6, 40, 20, 42, 2, 3, groups=6, dilation=2),
 ]
 EVERY = [*CONV2D, *TILES]
-every_case = pytest.mark.parametrize("case", EVERY, ids=str)
-every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 
 
@@ -57,9 +55,7 @@ def three_passes(
     return [t.cpu() for t in (y, dx, dw, db)[: 3 if b is None else 4]]
 
 
-@every_case
-@every_dtype
-@both_layouts
+@in_types_and_layouts(EVERY, TILES)
 def test_three_passes_over_small_integers_are_exact(
     case: Conv2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:

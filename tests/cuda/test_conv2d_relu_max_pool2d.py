@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from cases import FUSED, LAYOUTS, FusedCase, assert_as_accurate, assert_identical, conv, fused
-from convolutions import DEAD, Call, Tensors, arrange, doubles, gradients
+from convolutions import DEAD, Call, Tensors, arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +31,6 @@ TILES = [
 ]
 EVERY = [*SERVED, *TILES]
 NETWORK = FUSED[:3]
-every_case = pytest.mark.parametrize("case", EVERY, ids=str)
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 
@@ -62,9 +61,7 @@ def assert_exact(device: Device, call: Call, tensors: Tensors, layout: str) -> N
     assert_identical(results, [t.to(dtype) for t in gradients(decided, g, exact)])
 
 
-@every_case
-@every_dtype
-@both_layouts
+@in_types_and_layouts(EVERY, [*NETWORK, *TILES])
 def test_values_places_and_gradients_of_small_integers_are_exact(
     case: FusedCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
