@@ -121,8 +121,8 @@ def link(folder: Path) -> None:
     """The extension with CUDA, below build/, and an import of it."""
     library = BUILD.resolve() / "lib"
     environment = {**os.environ, "FASTCONV_CUDA": "1", "CUDA_HOME": str(folder)}
-    command = [sys.executable, "setup.py", "--quiet", "build", "--build-base", str(BUILD / "link")]
-    command += ["build_ext", "--build-lib", str(library)]
+    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
+    command += ["--build-temp", str(BUILD.resolve() / "temp"), "--build-lib", str(library)]
     subprocess.run(command, check=True, env=environment)
     (extension,) = library.glob("fastconv/_C*.so")
     code = f"import torch; torch.ops.load_library({str(extension)!r}); print(torch.ops.fastconv.conv2d.default)"
