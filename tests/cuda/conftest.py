@@ -39,14 +39,16 @@ def emulation() -> Any:
 
 @pytest.fixture(params=["emulated", "cuda"])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    torch.use_deterministic_algorithms(True)  # what an operator leaves unwritten is NaN
     if request.param == "cuda":
         reason = no_gpu()
         if reason is not None:
             pytest.skip(reason)
-        yield Device("cuda", torch.ops.fastconv)
+        device = Device("cuda", torch.ops.fastconv)
     else:
         emulation = request.getfixturevalue("emulation")
         emulation.fastconv_emulation_set_seed(int(os.environ.get("FASTCONV_EMULATION_SEED", "1")))
-        yield Device("cpu", torch.ops.fastconv_emulated)
-    torch.use_deterministic_algorithms(False)
+        device = Device("cpu", torch.ops.fastconv_emulated)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # what an operator leaves unwritten is NaN
+    yield device
+    torch.use_deterministic_algorithms(before)
