@@ -7,6 +7,8 @@ import torch
 from cases import FUSED, LAYOUTS, FusedCase, assert_as_accurate, assert_identical, conv, fused
 from convolutions import DEAD, Call, Tensors, arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -125,6 +127,41 @@ def test_nan_and_infinity_win_or_die_as_in_pytorch(
     g = torch.randint(1, 4, expected.shape).to(dtype)
     y, argmax, _ = run(device, call, (x, w, b), g, layout)
     assert_identical([y, argmax], [expected.detach().to(dtype), at])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
+    draw = data.draw
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw(st.integers(low, high)), draw(st.integers(low, high))
+
+    groups, group_C, group_K = (
+        draw(st.sampled_from([1, 1, 2, 3, 8])),
+        draw(st.integers(1, 18)),
+        draw(st.integers(1, 18)),
+    )
+    if draw(st.booleans()):  # as many as vectors have
+        group_C, group_K = 8 * (1 + group_C // 8), 8 * (1 + group_K // 8)
+    (R, S), stride, dilation, padding = pair(1, 5), pair(1, 3), pair(1, 3), pair(0, 3)
+    (H, W), kernel, steps, gaps = pair(1, 16), pair(1, 5), pair(1, 5), pair(1, 2)
+    P, Q = (
+        (size + 2 * z - d * (k - 1) - 1) // u + 1
+        for size, z, d, k, u in zip((H, W), padding, dilation, (R, S), stride, strict=True)
+    )
+    margin = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
+    # Windows wholly in the padding: the next test.
+    assume(gaps[0] * (kernel[0] - 1) < P and gaps[1] * (kernel[1] - 1) < Q)
+    bias, ceil_mode = draw(st.booleans()), draw(st.booleans())
+    case = fused(
+        conv(draw(st.integers(1, 3)), groups * group_C, H, W, groups * group_K, R, S, bias,
+             stride=stride, padding=padding, dilation=dilation, groups=groups),
+        kernel_size=kernel, stride=steps, padding=margin, dilation=gaps, ceil_mode=ceil_mode,
+    )  # fmt: skip
+    torch.manual_seed(draw(st.integers(0, 2**16)))
+    tensors, call = arrange(case, case.conv.integers(draw(st.sampled_from(FLOATING))))
+    assert_exact(device, call, tensors, draw(st.sampled_from(["contiguous", "channels_last"])))
 
 
 def test_a_window_wholly_in_the_padding_is_minus_infinity_and_dead(device: Device) -> None:
