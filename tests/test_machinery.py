@@ -120,8 +120,8 @@ def test_eight_threads_at_once_get_what_one_gets(model: nn.Sequential) -> None:
         assert_equal(found[seed], expected[seed])
 
 
-def child(state: dict[str, Tensor], results: Any) -> None:
-    torch.set_num_threads(2)
+def child(threads: int, state: dict[str, Tensor], results: Any) -> None:
+    torch.set_num_threads(threads)
     model = network()
     model(images())
     model.load_state_dict(state)
@@ -132,24 +132,17 @@ def child(state: dict[str, Tensor], results: Any) -> None:
 def test_another_process_gets_the_same(model: nn.Sequential, method: str) -> None:
     expected = gradients(model, images(1))  # and this process's threads have run
     context = torch.multiprocessing.get_context(method)
+    threads = 1 if method == "fork" else 2  # PyTorch's own rule: no fork behind a parallel region of OpenMP
     if method == "fork":
-        torch.set_num_threads(1)  # PyTorch's own rule: no fork behind a parallel region of OpenMP
+        torch.set_num_threads(threads)
     results = context.SimpleQueue()
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    process = context.Process(target=child_of_one_thread if method == "fork" else child, args=(state, results))
+    process = context.Process(target=child, args=(threads, state, results))
     process.start()
     found = [torch.from_numpy(g) for g in results.get()]
     process.join(60)
     assert process.exitcode == 0
     assert_equal(found, expected)
-
-
-def child_of_one_thread(state: dict[str, Tensor], results: Any) -> None:
-    torch.set_num_threads(1)
-    model = network()
-    model(images())
-    model.load_state_dict(state)
-    results.put([g.numpy() for g in gradients(model, images(1))])
 
 
 class Features(Dataset[Tensor]):
