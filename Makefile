@@ -13,15 +13,16 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
-CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h')
+CXX_FILES := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 
-.PHONY: help train test bench lint check asan format clean
+.PHONY: help train test bench lint check cuda asan format clean
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
 	@echo 'make test    prove the kernels against PyTorch'
 	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
 	@echo 'make check   style, types and tests: all that CI asks for'
+	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
 	@echo 'make asan    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make format  let ruff and clang-format have their way'
 	@echo 'make clean   remove what was built, .venv too'
@@ -77,6 +78,9 @@ lint: $(VENV)/dev
 
 check: lint test
 
+cuda: $(VENV)/packages
+	$(BIN)/python csrc/cuda/compile.py $(ARGS)
+
 format: $(VENV)/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
@@ -88,8 +92,8 @@ asan: $(VENV)/packages
 	@mkdir -p $(ASAN)
 	cp -r fastconv $(ASAN)/ && rm -f $(ASAN)/fastconv/_C*.so
 	FASTCONV_SANITIZE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
-	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py -k 'not gradcheck' $(ARGS)
+	FASTCONV_SANITIZE=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py tests/cuda -k 'not gradcheck' $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info fastconv/*.so

@@ -1,5 +1,7 @@
 """Builds fastconv's extension, fastconv._C, with torch's cpp_extension. Everything else is in pyproject.toml.
 
+FASTCONV_CUDA=1|0    with CUDA or an error, or without; else with it where torch and a toolkit have it
+TORCH_CUDA_ARCH_LIST the GPUs to compile for, such as '8.6;9.0': else those that are there, or all that torch serves
 FASTCONV_DEBUG=1     -O1 -g and the standard library's bounds checks
 FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan)
 FASTCONV_COMPILE=0   no extension, only the metadata: the Makefile lets ninja compile afterwards, in a folder that stays
@@ -17,6 +19,7 @@ from pathlib import Path
 import setuptools
 
 OLDEST_TORCH = (2, 10)
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 OLDEST_SETUPTOOLS = 77  # reads the license and the packages as pyproject.toml writes them
 
 
@@ -53,6 +56,41 @@ try:
 except ImportError:
     stop("pybind11 is not there to build with", "Type: pip install pybind11 ninja")
 
+sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
+import toolkit  # noqa: E402
+
+
+def choose_cuda() -> Path | None:
+    """The folder of the toolkit to build with; None: for the CPU alone. Says which, and why."""
+    wanted = os.environ.get("FASTCONV_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        stop(f"FASTCONV_CUDA={wanted} is neither 0 nor 1", "Leave it out for CUDA where torch and a toolkit have it")
+    if wanted == "0":
+        say("building for the CPU alone: FASTCONV_CUDA=0")
+        return None
+    try:
+        home = toolkit.matching_home(torch.__version__, torch.version.cuda)
+    except toolkit.NoCuda as problem:
+        if wanted == "1":
+            stop(str(problem), problem.remedy)
+        say(f"building for the CPU alone: {problem}")
+        return None
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
+        # cpp_extension would ask the GPUs, of which there are none.
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.served_by(torch.cuda.get_arch_list()))
+    targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or "the GPUs that are here"
+    say(f"building with CUDA {toolkit.version(home)} from {home} for {targets}")
+    return home
+
+
+def say(line: str) -> None:
+    print(f"fastconv: {line}", file=sys.stderr)  # pip shows it with -v
+
+
+cuda_home = None if os.environ.get("FASTCONV_COMPILE") == "0" else choose_cuda()
+if cuda_home is not None:
+    os.environ["CUDA_HOME"] = str(cuda_home)  # which cpp_extension reads as it is imported
+
 from torch.utils import cpp_extension  # noqa: E402
 
 
@@ -62,7 +100,9 @@ def compile_arguments() -> list[str]:
     arguments = [argument for path in system_headers for argument in ("-isystem", path)]
     arguments += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     # The stable ABI of torch 2.10 and later, and nothing else of torch: see docs/architecture.md.
-    arguments += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    arguments += [TARGET]
+    if cuda_home is not None:
+        arguments += [f"-DFASTCONV_CUDA={toolkit.version(cuda_home)}"]
     if os.environ.get("FASTCONV_SANITIZE") == "1":
         return [*arguments, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     if os.environ.get("FASTCONV_DEBUG") == "1":
@@ -70,30 +110,48 @@ def compile_arguments() -> list[str]:
     return [*arguments, "-O3", "-g0"]
 
 
+def nvcc_arguments() -> list[str]:
+    arguments = [argument for path in cpp_extension.include_paths() for argument in ("-isystem", path)]
+    # cpp_extension takes away the conversions of 16-bit types, lest PyTorch's own operators use them unawares.
+    names = ["HALF_CONVERSIONS", "HALF_OPERATORS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
+    arguments += [f"-U__CUDA_NO_{name}__" for name in names]
+    arguments += ["-DUSE_CUDA", TARGET, "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
+    # Said here, since cpp_extension adds none where any flag, a path for example, has "arch" in it.
+    arguments += cpp_extension._get_cuda_arch_flags()
+    return [*arguments, "-O1", "-lineinfo"] if os.environ.get("FASTCONV_DEBUG") == "1" else [*arguments, "-O3"]
+
+
 def link_arguments() -> list[str]:
     return ["-fsanitize=address,undefined"] if os.environ.get("FASTCONV_SANITIZE") == "1" else []
 
 
 class Extension(cpp_extension.BuildExtension):
-    """torch's, without torch_python: the extension uses no Python binding of torch, so it need not match one."""
+    """torch's, without the libraries that are outside of the stable ABI: the extension uses none of them."""
 
     def build_extensions(self) -> None:
         for extension in self.extensions:
             extension.include_dirs = []
-            extension.libraries = [library for library in extension.libraries if library != "torch_python"]
+            extension.libraries = [name for name in extension.libraries if name not in ("torch_python", "c10_cuda")]
         super().build_extensions()
 
 
 def sources() -> list[str]:
     folders = ("csrc", "csrc/cpu", "csrc/cpu/kernels")
-    return sorted(str(path) for folder in folders for path in Path(folder).glob("*.cpp"))
+    found = [path for folder in folders for path in Path(folder).glob("*.cpp")]
+    return sorted(map(str, found if cuda_home is None else [*found, *Path("csrc/cuda").glob("*.cu")]))
 
 
-extension = cpp_extension.CppExtension(
+def compile_flags() -> dict[str, list[str]]:
+    if cuda_home is None:
+        return {"cxx": compile_arguments()}
+    return {"cxx": compile_arguments(), "nvcc": nvcc_arguments()}
+
+
+extension = (cpp_extension.CppExtension if cuda_home is None else cpp_extension.CUDAExtension)(
     "fastconv._C",
     sources(),
-    depends=sorted(str(path) for path in Path("csrc").rglob("*.h")),
-    extra_compile_args=compile_arguments(),
+    depends=sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in (".h", ".cuh")),
+    extra_compile_args=compile_flags(),
     extra_link_args=link_arguments(),
 )
 setuptools.setup(

@@ -1,6 +1,7 @@
 #include "checks.h"
 
 #include <limits>
+#include <string>
 
 namespace fastconv {
 namespace {
@@ -33,7 +34,19 @@ void check_pairs(const Ints& stride, const Ints& padding, const Ints& dilation) 
   check_pair(dilation, "dilation", "convolution");
 }
 
+std::string device_name(const Tensor& tensor) {
+  return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
+}
+
+// The dispatcher asks for one tensor on a GPU, not for all.
+void check_same_device(const Tensor& a, const Tensor& b) {
+  check(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
+        "Expected all tensors to be on the same device, but found at least two devices, ", device_name(a), " and ",
+        device_name(b), "!");
+}
+
 void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
+  check_same_device(a, b);
   check(a.scalar_type() == b.scalar_type(), "expected ", what, " of type ",
         torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
 }
@@ -199,6 +212,7 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
                                       const Ints& dilation) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
   check(input_size.size() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
+  check_same_device(grad_output, indices);
   check(indices.scalar_type() == ScalarType::Long, "expected indices of type Long, but got ",
         torch::headeronly::toString(indices.scalar_type()));
   Pool2dShape s = pool2d_shape(input_size, kernel_size, stride, padding, dilation);
@@ -208,6 +222,20 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
         Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(indices));
   check_window(s);
   return s;
+}
+
+void check_no_overlap(const Tensor& input) {
+  for (int64_t d = 0; d < input.dim(); ++d) {
+    check(input.stride(d) != 0 || input.size(d) < 2,
+          "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+          "Please clone() the tensor before performing the operation.");
+  }
+}
+
+void check_relu_backward(const Tensor& grad_output, const Tensor& output) {
+  check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
+        Sizes(grad_output));
+  check_same_type(grad_output, output, "output");
 }
 
 FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -228,6 +256,7 @@ FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, cons
   check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   check_positions(pool_kernel_size);
   check(grad_output.dim() == 4, "expected a 4-dimensional grad_output");
+  check_same_device(grad_output, argmax);
   check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
         torch::headeronly::toString(argmax.scalar_type()));
   check(conv.P >= 1 && conv.Q >= 1, "expected an input that the kernel fits into");

@@ -21,6 +21,10 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
 
+// What relu_ writes to.
+void check_no_overlap(const Tensor& input);
+void check_relu_backward(const Tensor& grad_output, const Tensor& output);
+
 // The arguments of conv2d, then those of max_pool2d.
 FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,

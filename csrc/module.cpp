@@ -9,6 +9,12 @@
 #include "cpu/capability.h"
 #include "cpu/packed_weights.h"
 
+#if !defined(FASTCONV_CUDA)
+#define FASTCONV_CUDA no
+#endif
+#define FASTCONV_STRING_OF(text) #text
+#define FASTCONV_STRING(macro) FASTCONV_STRING_OF(macro)
+
 namespace {
 
 std::map<std::string, std::string> build_info() {
@@ -23,7 +29,7 @@ std::map<std::string, std::string> build_info() {
 #endif
           },
           {"torch_target_version", target.str()},
-          {"cuda", "no"}};
+          {"cuda", FASTCONV_STRING(FASTCONV_CUDA)}};
 }
 
 }  // namespace

@@ -9,6 +9,9 @@
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/relu.h"
+#if defined(FASTCONV_CUDA)
+#include "cuda/ops.h"
+#endif
 
 STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def(
@@ -68,3 +71,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("conv2d_relu_max_pool2d_backward_data", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward_data));
   m.impl("conv2d_relu_max_pool2d_backward_weight", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward_weight));
 }
+
+#if defined(FASTCONV_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) { fastconv::cuda::implement(m); }
+#endif

@@ -58,6 +58,15 @@ struct FusedShape {
   }
 };
 
+// The convolution alone: windows of one pixel.
+inline FusedShape without_pool(const Conv2dShape& s) {
+  FusedShape f{s, {}};
+  f.pool.N = s.N, f.pool.C = s.K, f.pool.H = f.pool.P = s.P, f.pool.W = f.pool.Q = s.Q;
+  f.pool.R = f.pool.S = 1;
+  f.pool.stride_h = f.pool.stride_w = f.pool.dilation_h = f.pool.dilation_w = 1;
+  return f;
+}
+
 // Says of a window, in place of its maximum's position, that no gradient passes.
 constexpr uint8_t dead = 255;
 

@@ -3,6 +3,8 @@
 namespace fastconv {
 namespace {
 
+using torch::headeronly::MemoryFormat;
+
 // Whether walking the dimensions in `order`, innermost first, walks memory without gaps.
 bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
   const auto sizes = tensor.sizes();
@@ -99,9 +101,28 @@ Tensor empty_at_strides(const Tensor& tensor, ScalarType type) {
 bool is_nhwc(const Tensor& tensor) { return is_dense_in_order(tensor, {1, 3, 2, 0}); }
 bool is_nchw(const Tensor& tensor) { return is_dense_in_order(tensor, {3, 2, 1, 0}); }
 
+bool same_strides(const Tensor& a, const Tensor& b) {
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
+  }
+  return true;
+}
+
 Tensor dense(const Tensor& tensor) {
   if (is_nchw(tensor) || is_nhwc(tensor)) return tensor;
-  return torch::stable::contiguous(tensor, torch::headeronly::MemoryFormat::ChannelsLast);
+  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
+}
+
+Tensor ordered(const Tensor& tensor, bool channels_last) {
+  if (channels_last ? is_nhwc(tensor) : is_nchw(tensor)) return tensor;
+  return torch::stable::contiguous(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
+  if (same_strides(tensor, like)) return tensor;
+  Tensor copy = empty_as(like);
+  torch::stable::copy_(copy, tensor);
+  return copy;
 }
 
 }  // namespace fastconv

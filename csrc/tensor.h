@@ -56,8 +56,17 @@ bool fills_memory(const Tensor& tensor);
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);
 
+// Whether the elements of two tensors of one size lie in the same order.
+bool same_strides(const Tensor& a, const Tensor& b);
+
 // The tensor itself where its elements lie in either order, else a copy in NHWC.
 Tensor dense(const Tensor& tensor);
+
+// The tensor in the one order or the other, as it is or as a copy.
+Tensor ordered(const Tensor& tensor, bool channels_last);
+
+// `tensor` with the strides of `like`, which fills its memory.
+Tensor ordered_as(const Tensor& tensor, const Tensor& like);
 
 // One image of a batch, as a batch of one.
 inline Tensor image(Tensor tensor, int64_t n) { return torch::stable::narrow(tensor, 0, n, 1); }

@@ -53,6 +53,12 @@ def show_config() -> str:
             f"CPU level {_C.cpu_capability()} (available: {levels}; FASTCONV_CPU_CAPABILITY chooses)",
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
-            f"CUDA {build['cuda']}",
+            f"CUDA {build['cuda']}{f' ({_gpus()})' if ops.has_cuda() else ''}",
         ]
     )
+
+
+def _gpus() -> str:
+    if not torch.cuda.is_available():
+        return "no GPU here"
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -3,7 +3,7 @@ r"""Convolution, max-pooling and ReLU: drop-in replacements for the functions of
 The former take the arguments of PyTorch's functions of the same names, in the same order and with the same defaults,
 and return the same values, dtypes, shapes, memory formats and errors; conv2d_relu and conv2d_relu_max_pool2d are their
 compositions in one operator. Tensors that fastconv's operators do not serve (another device, another dtype, a sparse or
-quantised layout) are passed on to PyTorch.
+quantised layout) are passed on to PyTorch: GPUs are served by an extension that is built with CUDA, see docs/cuda.md.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fastconv import autograd
+from fastconv.ops import has_cuda
 
 __all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
@@ -30,14 +31,18 @@ _FLOATING = frozenset({torch.float32, torch.float64}) | _REDUCED
 #: A byte says where in its window a maximum was, or, by one more value, that no gradient passes.
 _MOST_POSITIONS = 255
 _REAL = _FLOATING | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}
+#: What the operators take on a GPU; nothing where the extension is built without CUDA.
+_ON_CUDA = _FLOATING if has_cuda() else frozenset()
 
 
 def _is_served(tensor: Any, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether an operator of fastconv takes this tensor. Meta tensors count: the operators have fake kernels."""
+    """Whether an operator of fastconv takes this tensor: of these dtypes on the CPU, of its own on a GPU.
+
+    Meta tensors count: the operators have fake kernels.
+    """
     return (
         isinstance(tensor, Tensor)
-        and tensor.dtype in dtypes
-        and (tensor.is_cpu or tensor.is_meta)
+        and (tensor.dtype in dtypes if tensor.is_cpu or tensor.is_meta else tensor.is_cuda and tensor.dtype in _ON_CUDA)
         and tensor.layout is torch.strided
         and not tensor.is_nested
     )
@@ -84,8 +89,8 @@ def conv2d(
     with stride :math:`u`, zero padding :math:`z`, dilation :math:`d`, and c over the channels of k's group.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). float32, float64, and bfloat16 and float16 with sums in float32, on the
-            CPU, are served by fastconv, the rest by PyTorch.
+        input: (N, C, H, W), or (C, H, W). float32, float64, and bfloat16 and float16 with sums in float32, are served
+            by fastconv, on the CPU and, where the extension has CUDA, on a GPU; the rest by PyTorch.
         weight: (K, C / groups, R, S), of the input's dtype.
         bias: (K,), or None.
         stride: one int or two, > 0.
@@ -125,9 +130,10 @@ def _served_convolution(
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if _is_recorded() or not all(_is_served(t, _FLOATING) and t.device == input.device for t in tensors):
         return None
-    if torch.is_autocast_enabled("cpu") and torch.float64 not in {t.dtype for t in tensors}:
+    device = "cuda" if input.is_cuda else "cpu"
+    if torch.is_autocast_enabled(device) and torch.float64 not in {t.dtype for t in tensors}:
         # PyTorch's rule for convolution, which leaves float64 as it is.
-        dtype = torch.get_autocast_dtype("cpu")
+        dtype = torch.get_autocast_dtype(device)
         input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     elif any(t.dtype != input.dtype for t in tensors):
         return None
@@ -307,7 +313,8 @@ def max_pool2d(
     every number.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). Floating types and integers on the CPU are served by fastconv.
+        input: (N, C, H, W), or (C, H, W). Floating types and integers on the CPU, and floating types on a GPU where the
+            extension has CUDA, are served by fastconv.
         kernel_size: one int or two, > 0.
         stride: one int or two, > 0; ``kernel_size`` by default.
         padding: one int or two, at most half of the kernel.
@@ -347,7 +354,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     r"""The rectifier :math:`\max(0, x)`, as :func:`torch.nn.functional.relu`.
 
     Args:
-        input: any shape. Floating types and integers on the CPU are served by fastconv.
+        input: any shape. Floating types and integers on the CPU, and floating types on a GPU where the extension has
+            CUDA, are served by fastconv.
         inplace: change the input instead of making a new tensor.
 
     Returns:

@@ -1,6 +1,6 @@
 """The operators, ``torch.ops.fastconv``: loads the extension that has them, and tells the compiler their shapes.
 
-Schemas and CPU kernels stand in ``csrc/ops.cpp``; gradients in :mod:`fastconv.autograd`.
+Schemas and kernels stand in ``csrc/ops.cpp``; gradients in :mod:`fastconv.autograd`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,14 @@ except ImportError as error:
 
 _C.cpu_capability()  # refuses a FASTCONV_CPU_CAPABILITY that this machine lacks now, not in the first call
 
-__all__ = ["_C", "suggests_channels_last"]
+__all__ = ["_C", "has_cuda", "suggests_channels_last"]
 
 Ints = Sequence[int]
+
+
+def has_cuda() -> bool:
+    """Whether the extension is built with CUDA, so that the operators take a GPU's tensors."""
+    return _C.build_info()["cuda"] != "no"
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:

@@ -341,6 +341,7 @@ def test_the_commands_choices_are_those_of_the_tables() -> None:
         options.Optimizer: config.OPTIMIZERS,
         options.Loss: config.LOSSES,
         options.DType: config.DTYPES,
+        options.Device: config.DEVICES,
         options.Augment: AUGMENTATIONS,
         options.Format: SUFFIXES,
     }

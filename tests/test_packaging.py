@@ -17,10 +17,9 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="tests run outside of the source tree")
 
 
-def setup(prelude: str, **environment: str) -> str:
-    """What setup.py says last, when something is missing."""
+def run_setup(prelude: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = f"import runpy, sys; {prelude}; sys.argv = ['setup.py', '--name']; runpy.run_path('setup.py')"
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         env={**os.environ, **environment},
@@ -28,6 +27,11 @@ def setup(prelude: str, **environment: str) -> str:
         text=True,
         check=False,
     )
+
+
+def setup(prelude: str, **environment: str) -> str:
+    """What setup.py says last, when something is missing."""
+    result = run_setup(prelude, **environment)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     return result.stderr.strip()
@@ -59,6 +63,67 @@ def test_a_build_without_a_compiler_says_what_to_install() -> None:
     assert len(message.splitlines()) == 1
 
 
+@pytest.fixture
+def toolkit(tmp_path: Path) -> Path:
+    """What setup.py takes for a CUDA toolkit 13.0."""
+    for file, content in {"include/cuda_runtime.h": "", "bin/nvcc": "#!/bin/sh\necho release 13.0, V13.0.88\n"}.items():
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(content)
+        (tmp_path / file).chmod(0o755)
+    return tmp_path
+
+
+def cuda_torch(version: str | None) -> str:
+    """This torch as one that is built with another CUDA, or without."""
+    compiled = f"torch.cuda._is_compiled = lambda: {version is not None}"
+    return f"import torch; torch.version.cuda = {version!r}; torch.__version__ = '2.13.0'; {compiled}"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "environment", "line"),
+    [
+        ("13.0", {"FASTCONV_CUDA": "0"}, "building for the CPU alone: FASTCONV_CUDA=0"),
+        (None, {}, "building for the CPU alone: torch 2.13.0 is built without CUDA"),
+        ("13.0", {"CUDA_HOME": "/nowhere"}, "building for the CPU alone: no CUDA toolkit in /nowhere (CUDA_HOME)"),
+        (
+            "12.8",
+            {},
+            "building for the CPU alone: torch 2.13.0 is built with CUDA 12.8, and the toolkit in TOOLKIT is 13.0",
+        ),
+        ("13.2", {"TORCH_CUDA_ARCH_LIST": "8.6 9.0+PTX"}, "building with CUDA 13.0 from TOOLKIT for 8.6 9.0+PTX"),
+        ("13.0", {"TORCH_CUDA_ARCH_LIST": ""}, "building with CUDA 13.0 from TOOLKIT for 7.5;8.0;8.6;9.0;10.0;12.0"),
+    ],
+)
+def test_a_build_says_in_a_line_whether_it_has_cuda_and_why(
+    cuda: str | None, environment: dict[str, str], line: str, toolkit: Path
+) -> None:
+    no_gpu = "torch.cuda.is_available = lambda: False; torch.cuda.get_arch_list = lambda: []"
+    result = run_setup(
+        f"{cuda_torch(cuda)}; {no_gpu}", **{"FASTCONV_CUDA": "", "CUDA_HOME": str(toolkit), **environment}
+    )
+    assert result.returncode == 0
+    said = [said for said in result.stderr.splitlines() if said.startswith("fastconv: ")]
+    assert said == [f"fastconv: {line.replace('TOOLKIT', str(toolkit))}"]
+
+
+@pytest.mark.parametrize(
+    ("cuda", "environment", "problem", "remedy"),
+    [
+        (None, {}, "torch 2.13.0 is built without CUDA", "Install a CUDA build of torch"),
+        ("13.0", {"CUDA_HOME": "/nowhere"}, "no CUDA toolkit in /nowhere (CUDA_HOME)", "CUDA_HOME=/usr/local/cuda"),
+        ("12.8", {}, "is built with CUDA 12.8, and the toolkit in", "Install toolkit 12.8 and name its folder"),
+        ("13.0", {"FASTCONV_CUDA": "yes"}, "FASTCONV_CUDA=yes is neither 0 nor 1", "Leave it out"),
+    ],
+)
+def test_a_build_that_must_have_cuda_and_cannot_says_what_to_do(
+    cuda: str | None, environment: dict[str, str], problem: str, remedy: str, toolkit: Path
+) -> None:
+    message = setup(cuda_torch(cuda), **{"FASTCONV_CUDA": "1", "CUDA_HOME": str(toolkit), **environment})
+    assert problem in message
+    assert remedy in message
+    assert len(message.splitlines()) == 1
+
+
 def test_the_sdist_has_all_that_a_build_needs(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path)],
@@ -67,7 +132,9 @@ def test_the_sdist_has_all_that_a_build_needs(tmp_path: Path) -> None:
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
-    needed = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h")}
+    needed = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix != ".pyc" and path.is_file()
+    }
     needed |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "fastconv/py.typed", "fastconv/mnist/cli.py"}
     assert needed <= names
     assert not any(name.endswith(".so") for name in names)

@@ -11,15 +11,6 @@
 
 namespace fastconv::cpu {
 
-// The convolution alone: windows of one pixel.
-inline FusedShape without_pool(const Conv2dShape& s) {
-  FusedShape f{s, {}};
-  f.pool.N = s.N, f.pool.C = s.K, f.pool.H = f.pool.P = s.P, f.pool.W = f.pool.Q = s.Q;
-  f.pool.R = f.pool.S = 1;
-  f.pool.stride_h = f.pool.stride_w = f.pool.dilation_h = f.pool.dilation_w = 1;
-  return f;
-}
-
 // ---- forward -----------------------------------------------------------------------------------------------------
 
 // Of a channel pair and image, for Winograd's F(2, 3), with F(1, 3) at odd edges.

@@ -10,14 +10,6 @@
 namespace fastconv::cpu {
 namespace {
 
-using torch::headeronly::MemoryFormat;
-
-// The tensor in the one order or the other, as it is or as a copy.
-Tensor ordered(const Tensor& tensor, bool channels_last) {
-  if (channels_last ? is_nhwc(tensor) : is_nchw(tensor)) return tensor;
-  return torch::stable::contiguous(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
 template <class T>
 void forward(const Pool2dShape& s, const Tensor& input, const Tensor& output, const Tensor& indices, bool nhwc) {
   const MaxPool2dKernels<T>& kernel = kernels().max_pool2d<T>();

@@ -11,14 +11,6 @@ namespace {
 // Elements that are worth a thread of their own; PyTorch's grain.
 constexpr int64_t grain = 32768;
 
-// `tensor` with the strides of `like`, which fills its memory.
-Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
-  if (same_strides(tensor, like)) return tensor;
-  Tensor copy = empty_as(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
 template <class T>
 void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tensor& to) {
   const T* x = data<T>(from);
@@ -76,19 +68,13 @@ Tensor relu(const Tensor& input) {
 
 void relu_(const Tensor& input) {
   if (fills_memory(input)) return apply(input, input);
-  for (int64_t d = 0; d < input.dim(); ++d) {
-    check(input.stride(d) != 0 || input.size(d) < 2,
-          "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
-          "Please clone() the tensor before performing the operation.");
-  }
+  check_no_overlap(input);
   Tensor target = input;
   torch::stable::copy_(target, relu(input));
 }
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
-  check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
-        Sizes(grad_output));
-  check(grad_output.scalar_type() == output.scalar_type(), "expected grad_output of the output's type");
+  check_relu_backward(grad_output, output);
   // In the order of the output, which the layer before it made, and which it wants its gradient in.
   const Tensor grad_input = empty_as(output);
   const Tensor y = ordered_as(output, grad_input);

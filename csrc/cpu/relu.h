@@ -1,7 +1,7 @@
 // The CPU's ReLU. Schemas: ops.cpp.
 #pragma once
 
-#include "../tensor.h"
+#include "../checks.h"
 
 namespace fastconv::cpu {
 

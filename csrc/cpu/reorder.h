@@ -10,13 +10,6 @@
 
 namespace fastconv::cpu {
 
-inline bool same_strides(const Tensor& a, const Tensor& b) {
-  for (int64_t d = 0; d < a.dim(); ++d) {
-    if (a.size(d) != 1 && a.stride(d) != b.stride(d)) return false;
-  }
-  return true;
-}
-
 // `batches` matrices of rows x columns, dense in the one tensor, and dense and transposed in the other.
 struct Transposition {
   int64_t batches, rows, columns;

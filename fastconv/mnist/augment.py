@@ -60,7 +60,7 @@ def affine(images: Tensor, generator: Generator) -> Tensor:
     rows = torch.stack(
         [cos, -sin * (H / W), right * (2 * _PIXELS / W), sin * (W / H), cos, down * (2 * _PIXELS / H)], 1
     )
-    grid = F.affine_grid(rows.view(N, 2, 3), list(images.shape), align_corners=False)
+    grid = F.affine_grid(rows.view(N, 2, 3).to(images.device), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, align_corners=False)
 
 

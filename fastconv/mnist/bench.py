@@ -51,14 +51,14 @@ class Row:
         return alternate.quartiles(alternate.torch_over_ours(self.seconds))
 
 
-def measure(rounds: int, threads: int) -> list[Row]:
-    """Time everything, ``rounds`` times, on ``threads`` threads.
+def measure(rounds: int, threads: int, device: str = "cpu") -> list[Row]:
+    """Time everything, ``rounds`` times, on ``threads`` threads, or on a GPU.
 
     Raises:
         BenchError: if a process with a variant ended.
     """
     state = _trained_state()
-    variants = {variant: functools.partial(_calls, variant, state) for variant in VARIANTS}
+    variants = {variant: functools.partial(_calls, variant, state, device) for variant in VARIANTS}
     seconds = alternate.alternate_processes(variants, rounds, _CALLS, threads)
     return [Row(what, of_what) for what, of_what in seconds.items()]
 
@@ -73,16 +73,16 @@ def _trained_state() -> bytes:
     return serialized(network.state_dict())
 
 
-def _calls(variant: str, trained: bytes) -> dict[str, Callable[[], object]]:
+def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Callable[[], object]]:
     """What is timed of a variant. The images have no gradient, and so conv1 has none to its input."""
     state = torch.load(io.BytesIO(trained), weights_only=True)
     backend, layout = variant.split()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
     network = build_model("mnist-cnn", backend)
     network.load_state_dict(state)
-    network.to(memory_format=memory_format)  # type: ignore[call-overload]
+    network.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     images = data.load("mnist5k").train_images
-    x = images.index_select(0, batches(images)[0]).contiguous(memory_format=memory_format)
+    x = images.index_select(0, batches(images)[0]).to(device).contiguous(memory_format=memory_format)
     calls: dict[str, Callable[[], object]] = {}
     for name, what in _BLOCKS.items():
         block = network.get_submodule(name)
@@ -94,8 +94,16 @@ def _calls(variant: str, trained: bytes) -> dict[str, Callable[[], object]]:
     # A network of its own: this one's weights are to stay.
     in_training = build_model("mnist-cnn", backend)
     in_training.load_state_dict(state)
-    calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format)
+    calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format, device)
+    if device == "cuda":
+        return {name: functools.partial(_finished, call) for name, call in calls.items()}
     return calls
+
+
+def _finished(call: Callable[[], object]) -> None:
+    """The call, and what it asked of the GPU."""
+    call()
+    torch.cuda.synchronize()
 
 
 def batches(images: Tensor) -> Sequence[Tensor]:
@@ -112,8 +120,8 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
 
     Args:
         network: gives logits (N, classes).
-        images: (N, C, H, W).
-        labels: (N,), int64.
+        images: (N, C, H, W), on the network's device.
+        labels: (N,), int64, there too.
 
     Example::
 
@@ -122,7 +130,7 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
         True
     """
     optimizer = torch.optim.Adam(network.parameters(), fused=True)
-    order = batches(images)
+    order = [batch.to(images.device) for batch in batches(images)]
     steps = 0
 
     def step() -> float:
@@ -138,10 +146,11 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
     return step
 
 
-def _digits_step(network: nn.Module, memory_format: torch.memory_format) -> Callable[[], float]:
+def _digits_step(network: nn.Module, memory_format: torch.memory_format, device: str = "cpu") -> Callable[[], float]:
     digits = data.load("mnist5k")
-    network.to(memory_format=memory_format).train()  # type: ignore[call-overload]
-    return training_step(network, digits.train_images.to(memory_format=memory_format), digits.train_labels)
+    network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
+    images = digits.train_images.to(device).contiguous(memory_format=memory_format)
+    return training_step(network, images, digits.train_labels.to(device))
 
 
 def cpu_name() -> str:
@@ -154,10 +163,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def caption(rounds: int, threads: int) -> str:
+def caption(rounds: int, threads: int, device: str = "cpu") -> str:
     """Where and how the figures came about, in a line."""
+    where = f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {fastconv._C.cpu_capability()}"
+    if device == "cuda":
+        where = f"{torch.cuda.get_device_name()}, CUDA {fastconv._C.build_info()['cuda']}"
     return (
-        f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {fastconv._C.cpu_capability()};"
+        f"{where};"
         f" torch {torch.__version__}, fastconv {fastconv.__version__};"
         f" medians of {rounds} round{'s' * (rounds > 1)}"
     )
@@ -186,10 +198,10 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def as_json(rows: Sequence[Row], rounds: int, threads: int) -> dict[str, Any]:
+def as_json(rows: Sequence[Row], rounds: int, threads: int, device: str = "cpu") -> dict[str, Any]:
     """All that was measured, as plain types."""
     return {
-        "machine": caption(rounds, threads),
+        "machine": caption(rounds, threads, device),
         "rounds": rounds,
         "threads": threads,
         "rows": [

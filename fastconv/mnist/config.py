@@ -16,6 +16,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 LOSSES = ("cross-entropy", "mse")
 #: bfloat16 is torch.autocast's: weights stay in float32.
 DTYPES = ("float32", "float64", "bfloat16")
+DEVICES = ("cpu", "cuda")
 
 #: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
 MODELS = {
@@ -82,6 +83,7 @@ class TrainingConfig:
         loss: one of :data:`LOSSES`; mse is of the probabilities, against 1 for the right class and 0 for the others.
         patience: training ends when the loss of the held-out images has not fallen for so many epochs; ``None``: never.
         dtype: what is computed in, one of :data:`DTYPES`.
+        device: where, one of :data:`DEVICES`.
 
     Raises:
         TrainingError: if a value is out of its range.
@@ -101,6 +103,7 @@ class TrainingConfig:
     loss: str = "cross-entropy"
     patience: int | None = None
     dtype: str = "float32"
+    device: str = "cpu"
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
@@ -119,6 +122,7 @@ class TrainingConfig:
         _check_choice("optimizer", self.optimizer, OPTIMIZERS)
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("device", self.device, DEVICES)
         _check(self.patience is None or self.patience >= 1, f"patience must be at least 1, not {self.patience}")
         _check(
             0 <= self.label_smoothing < 1,

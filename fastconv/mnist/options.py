@@ -59,6 +59,11 @@ class DType(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Device(str, Enum):
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class Augment(str, Enum):
     none = "none"
     shift = "shift"
@@ -90,6 +95,7 @@ SavedDataSetOption = Annotated[
 BackendOption = Annotated[
     Backend, typer.Option("--backend", help="Whose operators run the network: fastconv's or PyTorch's own.")
 ]
+DeviceOption = Annotated[Device, typer.Option("--device", help="Where: on the CPU, or on the GPU, by CUDA.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", help="Number of threads. Default: what PyTorch chooses.", show_default=False)
 ]

@@ -11,11 +11,12 @@ from rich.console import Console
 import fastconv
 from fastconv.mnist import UserError, files
 from fastconv.mnist import bench as benchmark
+from fastconv.mnist import device as devices
 from fastconv.mnist.checkpoint import load
 from fastconv.mnist.commands.shared import set_threads
 from fastconv.mnist.data import download as downloads
 from fastconv.mnist.export import SUFFIXES, write
-from fastconv.mnist.options import CheckpointArgument, Downloadable, Format, ThreadsOption
+from fastconv.mnist.options import CheckpointArgument, Device, DeviceOption, Downloadable, Format, ThreadsOption
 from fastconv.mnist.table import print_table
 
 
@@ -74,6 +75,7 @@ def export(
 
 
 def bench(
+    device: DeviceOption = Device.cpu,
     threads: ThreadsOption = None,
     rounds: Annotated[int, typer.Option("--rounds", help="How often each is timed, in turn.")] = 20,
     json: Annotated[
@@ -93,17 +95,19 @@ def bench(
             raise UserError(f"--{suffix[1:]} must end in {suffix}: {path}")
     if rounds < 1:
         raise UserError(f"--rounds must be at least 1, not {rounds}")
+    devices.find(device.value)
     set_threads(threads)
     for path in filter(None, (json, png)):
         files.check_output_folder(path.parent)
     count = torch.get_num_threads()
     with Console(stderr=True).status("measuring", refresh_per_second=1):
-        rows = benchmark.measure(rounds, count)
-    caption = benchmark.caption(rounds, count)
+        rows = benchmark.measure(rounds, count, device.value)
+    caption = benchmark.caption(rounds, count, device.value)
     print_table(*benchmark.table(rows))
     print(f"{benchmark.summary(rows)}\n{caption}")
     if json is not None:
-        files.write_atomically(json, dumps(benchmark.as_json(rows, rounds, count), indent=1).encode())
+        figures = benchmark.as_json(rows, rounds, count, device.value)
+        files.write_atomically(json, dumps(figures, indent=1).encode())
         print(f"wrote {json}")
     if png is not None:
         files.write_atomically(png, benchmark.picture(rows, caption))

@@ -8,14 +8,16 @@ import typer
 from rich.console import Console
 
 from fastconv.mnist import UserError, data
+from fastconv.mnist import device as devices
 from fastconv.mnist import train as training
 from fastconv.mnist.commands.shared import set_threads
-from fastconv.mnist.config import settle
+from fastconv.mnist.config import BACKENDS, settle
 from fastconv.mnist.options import (
     Augment,
     Backend,
     DataDirOption,
     DataSetName,
+    Device,
     DType,
     Loss,
     Optimizer,
@@ -97,6 +99,7 @@ def train(
         DType | None, _setting("--dtype", "What is computed in; bfloat16 is torch.autocast's.", "float32")
     ] = None,
     seed: Annotated[int | None, _setting("--seed", "The same seed gives the same weights.", "0")] = None,
+    device: Annotated[Device | None, _setting("--device", "Where: on the CPU, or on a GPU, by CUDA.", "cpu")] = None,
     threads: ThreadsOption = None,
     backend: Annotated[
         Backend | None, _setting("--backend", "Whose operators run the network: fastconv's or PyTorch's.", "fastconv")
@@ -153,6 +156,7 @@ def train(
         "patience": patience,
         "dtype": dtype,
         "seed": seed,
+        "device": device,
         "backend": backend,
     }
     given = {
@@ -169,6 +173,8 @@ def train(
     if resume:
         settings, state = folder.interrupted(given)
         data_dir = data_dir or (settings["data_dir"] and Path(settings["data_dir"]))
+    for name in BACKENDS if compare else (settings["backend"],):
+        devices.find(settings["device"], name)
     images = data.load(settings["dataset"], data_dir, settings["image_size"])
     # That a package is missing is said now, not at the end of training.
     if report:

@@ -1,0 +1,167 @@
+// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c], alone or with ReLU and a
+// max-pool behind it, by tiles of pixels x output channels (gemm.cuh).
+//
+// With a pool, a tile's pixels are those of whole windows, one after another: 16 windows of 2 x 2 to 64 rows. The block
+// finds them in shared memory and writes the largest of each, and its place in the window. Where windows overlap, the
+// pixels that they share are computed for each; where that is too often, or a window too large, the convolution is
+// written down after all and pooled by a second kernel.
+//
+// Figures, on paper: docs/cuda.md.
+#pragma once
+
+#include "conv2d_operands.cuh"
+#include "conv2d_results.cuh"
+#include "conv2d_thin_groups.cuh"
+#include "conv2d_tiles.cuh"
+
+namespace fastconv::cuda {
+
+template <class T>
+struct StoreForward {
+  static constexpr bool wants_row_sums = false;
+
+  ForwardResult<T> to;
+  int group_K, windows;  // of a tile
+
+  // Neighbouring threads write neighbours: argmax by channels always, y by channels or by windows.
+  template <class Sums, class Row>
+  __device__ void store(const Part& part, Sums& sums, const Row* rows) const {
+    const bool alone = to.argmax == nullptr;
+    for_each<Sums>(part, !alone || to.channels_adjacent, [&](int64_t window, int k, int row, int column) {
+      auto& sum = sums[row][column];
+      if (alone) {
+        *to.output(window, k) = to.with_bias(sum, k);
+        return;
+      }
+      WindowMax<T> max;
+      for (int position = 0; position < to.positions; ++position) {
+        if (rows[row + position].exists()) max.take(to.with_bias(sums[row + position][column], k), position);
+      }
+      *to.place(window, k) = max.place();
+      if (to.channels_adjacent) {
+        *to.output(window, k) = max.above_zero();
+      } else {
+        sum = static_cast<Accumulator<T>>(max.above_zero());
+      }
+    });
+    if (alone || to.channels_adjacent) return;
+    __syncthreads();
+    for_each<Sums>(part, false, [&](int64_t window, int k, int row, int column) {
+      *to.output(window, k) = static_cast<T>(sums[row][column]);
+    });
+  }
+
+  template <class Acc>
+  __device__ void store_row_sum(const Part&, int, Acc) const {}
+
+ private:
+  // Runs f(window, k, the window's first row in the tile, column) for the thread's share of the tile.
+  template <class Sums, class F>
+  __device__ void for_each(const Part& part, bool by_channels, const F& f) const {
+    constexpr int columns = std::extent_v<Sums, 1> - 1;
+    const int64_t first_window = part.first_row / to.positions;
+    for (int i = threadIdx.x; i < windows * columns; i += blockDim.x) {
+      const int column = by_channels ? i % columns : i / windows;
+      const int window = by_channels ? i / columns : i % windows;
+      if (first_window + window >= to.windows || part.first_column + column >= group_K) continue;
+      f(first_window + window, part.group * group_K + part.first_column + column, window * to.positions, column);
+    }
+  }
+};
+
+template <class T, class Tile, int V>
+void launch_forward_tiles(const FusedShape& f, Dense<const T> x, Dense<const T> w, const ForwardResult<T>& result,
+                          Stream stream) {
+  const Conv2dShape& s = f.conv;
+  const int positions = static_cast<int>(f.window());
+  Tiling tiling{};
+  tiling.rows_per_tile = Tile::rows / positions * positions;
+  tiling.row_tiles = ceil_div(f.windows() * positions, tiling.rows_per_tile);
+  tiling.column_tiles = static_cast<int>(ceil_div(s.group_K(), Tile::columns));
+  tiling.groups = static_cast<int>(s.groups);
+  tiling.pieces = 1;
+  tiling.depth = tiling.piece_depth = s.taps();
+  tiling.a_rows_adjacent = !x.channels_last || s.group_C() < Tile::depth;
+  tiling.b_rows_adjacent = false;
+  const ForwardPatches<T> a{Patches<T>(s, x), Windows(f.pool)};
+  const ForwardWeight<T> b(s, w);
+  const StoreForward<T> epilogue{result, static_cast<int>(s.group_K()), Tile::rows / positions};
+  launch_gemm<Tile, V>(a, b, epilogue, tiling, stream);
+}
+
+// Whether a window's pixels are computed in the tile that pools them.
+inline bool pools_in_tile(const FusedShape& f) {
+  return f.window() <= 16 && f.window() <= 3 * f.pool.stride_h * f.pool.stride_w;
+}
+
+// The elements that launch_conv2d_relu_max_pool2d needs for the convolution's own results.
+inline int64_t forward_workspace(const FusedShape& f) {
+  if (pools_in_tile(f) || has_thin_groups(f.conv)) return 0;
+  return f.conv.N * f.conv.K * f.conv.P * f.conv.Q;
+}
+
+template <class T>
+void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, const ForwardResult<T>& result,
+                    Stream stream) {
+  const Conv2dShape& s = f.conv;
+  if (f.windows() == 0 || s.K == 0) return;
+  if (has_thin_groups(s)) {
+    launch_thin_forward<T>(f, x, w, result, stream);
+    return;
+  }
+  const bool vectors =
+      x.channels_last && w.channels_last && s.group_C() % widest_vector<T> == 0 && x.is_aligned() && w.is_aligned();
+  with_tile<T>(f.windows() * f.window(), s.group_K(), s.groups, vectors, [&](auto tile, auto width) {
+    launch_forward_tiles<T, decltype(tile), decltype(width)::value>(f, x, w, result, stream);
+  });
+}
+
+// The kernels, which conv2d.cu compiles once for itself and for conv2d_relu_max_pool2d.cu.
+#define FC_FORWARD_KERNELS(instantiate)      \
+  FC_FORWARD_KERNELS_OF(instantiate, float)  \
+  FC_FORWARD_KERNELS_OF(instantiate, double) \
+  FC_FORWARD_KERNELS_OF(instantiate, half)   \
+  FC_FORWARD_KERNELS_OF(instantiate, bf16)
+#define FC_FORWARD_KERNELS_OF(instantiate, T)                                                                    \
+  instantiate void launch_forward<T>(const FusedShape&, Dense<const T>, Dense<const T>, const ForwardResult<T>&, \
+                                     Stream);
+
+// x: (N, C, H, W), w: (K, C / groups, R, S), bias: K values or null, y: (N, K, P, Q).
+template <class T>
+void launch_conv2d(const Conv2dShape& s, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y, Stream stream) {
+  const FusedShape f = without_pool(s);
+  launch_forward<T>(f, x, w, ForwardResult<T>(f, bias, y, nullptr), stream);
+}
+
+// One thread a window and channel, from the convolution's results, NHWC.
+template <class T>
+__global__ void __launch_bounds__(256) relu_max_pool2d(const T* conv, Windows windows, ForwardResult<T> to) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= to.windows * to.K) return;
+  const PixelAndChannel at(i, to.by_image, to.by_K, to.channels_adjacent);
+  WindowMax<T> max;
+  for (int position = 0; position < to.positions; ++position) {
+    const Windows::Pixel pixel = windows.pixel(at.pixel, position);
+    if (pixel.p < 0) continue;
+    const int64_t row = static_cast<int64_t>(pixel.n) * windows.P + pixel.p;
+    max.take(conv[(row * windows.Q + pixel.q) * to.K + at.channel], position);
+  }
+  to.store(at.pixel, at.channel, max);
+}
+
+// y, and argmax as an NHWC tensor: (N, K, P', Q'). workspace: forward_workspace(f) elements.
+template <class T>
+void launch_conv2d_relu_max_pool2d(const FusedShape& f, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y,
+                                   uint8_t* argmax, T* workspace, Stream stream) {
+  const ForwardResult<T> result(f, bias, y, argmax);
+  if (forward_workspace(f) == 0) {
+    launch_forward<T>(f, x, w, result, stream);
+    return;
+  }
+  if (f.windows() == 0) return;
+  launch_conv2d<T>(f.conv, x, w, bias, Dense<T>{workspace, true}, stream);
+  FC_LAUNCH(relu_max_pool2d<T>, dim3(static_cast<unsigned>(ceil_div(f.windows() * f.conv.K, 256))), dim3(256), stream,
+            workspace, Windows(f.pool), result);
+}
+
+}  // namespace fastconv::cuda

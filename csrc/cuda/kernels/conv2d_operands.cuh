@@ -1,0 +1,356 @@
+// What the tile kernel (gemm.cuh) multiplies, read from the tensors where they lie: no matrix is ever written down.
+//
+//   pass              rows of A            depth                rows of B             A                  B
+//   forward           pixels (n, p, q)     taps (r, s, c)       output channels k     ForwardPatches     ForwardWeight
+//   backward_data     pixels (n, h, w)     taps (r, s, k)       input channels c      GradientPatches    BackwardWeight
+//   backward_weight   output channels k    pixels (n, p, q)     taps (r, s, c)        GradientChannels   WeightPatches
+//
+// An operand tells what a row and what a step of depth mean, once for each, and then reads the element where they meet.
+// Channels are the innermost of the taps, so that V neighbours of a channels_last tensor are read at once. no_row and
+// no_column lie beyond the edges: whatever meets them is zero.
+#pragma once
+
+#include "../../shapes.h"
+#include "conv2d_gradient.cuh"
+#include "divisor.cuh"
+#include "layout.cuh"
+
+namespace fastconv::cuda {
+
+// Added to a coordinate of an image, leaves it negative. Coordinates are below 2^30 (checked by the torch-facing side).
+constexpr int nowhere = -(1 << 30);
+
+// Output pixels of a convolution, window by window of the pool that follows; without one, windows have one pixel.
+struct Windows {
+  int P, Q, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int positions;
+  int64_t count;
+  Divisor by_positions, by_S, by_image, by_row;
+
+  explicit Windows(const Pool2dShape& s)
+      : P(s.H),
+        Q(s.W),
+        S(s.S),
+        stride_h(s.stride_h),
+        stride_w(s.stride_w),
+        pad_h(s.pad_h),
+        pad_w(s.pad_w),
+        dilation_h(s.dilation_h),
+        dilation_w(s.dilation_w),
+        positions(s.R * s.S),
+        count(s.N * s.P * s.Q),
+        by_positions(s.R * s.S),
+        by_S(s.S),
+        by_image(s.P * s.Q),
+        by_row(s.Q) {}
+
+  // p is negative where the window hangs over an edge.
+  struct Pixel {
+    int n, p, q;
+  };
+
+  __device__ Pixel pixel(int64_t window, int position) const {
+    const auto n = by_image.divide(window);
+    const auto in_image = by_image.remainder(window, n);
+    const auto row = by_row.divide(in_image);
+    const int column = by_row.remainder(in_image, row), i = by_S.divide(position);
+    const int p = row * stride_h - pad_h + i * dilation_h;
+    const int q = column * stride_w - pad_w + by_S.remainder(position, i) * dilation_w;
+    const bool inside = p >= 0 && p < P && q >= 0 && q < Q;
+    return {static_cast<int>(n), inside ? p : -1, q};
+  }
+};
+
+// x as a convolution sees it: the value at an output pixel and a tap, zero in the padding.
+template <class T>
+struct Patches {
+  const T* x;
+  Layout layout;
+  int H, W, group_C, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  Divisor by_group_C, by_S;
+
+  Patches(const Conv2dShape& s, Dense<const T> input)
+      : x(input.data),
+        layout(Layout::of(s.C, s.H * s.W, input.channels_last)),
+        H(s.H),
+        W(s.W),
+        group_C(s.group_C()),
+        S(s.S),
+        stride_h(s.stride_h),
+        stride_w(s.stride_w),
+        pad_h(s.pad_h),
+        pad_w(s.pad_w),
+        dilation_h(s.dilation_h),
+        dilation_w(s.dilation_w),
+        by_group_C(s.group_C()),
+        by_S(s.S) {}
+
+  struct Pixel {
+    int64_t offset;
+    int h, w;
+    __device__ bool exists() const { return h != nowhere; }
+  };
+  using Tap = Pixel;
+
+  __device__ static Pixel none() { return {0, nowhere, nowhere}; }
+
+  __device__ Pixel pixel(int n, int p, int q) const {
+    const int h = p * stride_h - pad_h, w = q * stride_w - pad_w;
+    return {n * layout.outer + (static_cast<int64_t>(h) * W + w) * layout.pixel, h, w};
+  }
+
+  __device__ Tap tap(int tap) const {
+    const int rs = by_group_C.divide(tap), c = by_group_C.remainder(tap, rs), r = by_S.divide(rs);
+    return this->tap(r, by_S.remainder(rs, r), c);
+  }
+
+  __device__ Tap tap(int r, int s, int c) const {
+    const int h = r * dilation_h, w = s * dilation_w;
+    return {(static_cast<int64_t>(h) * W + w) * layout.pixel + c * layout.channel, h, w};
+  }
+
+  template <int V>
+  __device__ Vector<T, V> load(const Pixel& pixel, const Tap& tap) const {
+    const int h = pixel.h + tap.h, w = pixel.w + tap.w;
+    const bool inside = h >= 0 && h < H && w >= 0 && w < W;
+    return inside ? load_vector<V>(x + pixel.offset + tap.offset) : Vector<T, V>::zero();
+  }
+
+  __device__ void enter_group(int group) { x += group * group_C * layout.channel; }
+};
+
+// ---- forward: pixels x output channels, over taps ------------------------------------------------------------------
+
+template <class T>
+struct ForwardPatches {
+  static constexpr bool vectors_along_depth = true;
+  using Row = typename Patches<T>::Pixel;
+  using Column = typename Patches<T>::Tap;
+
+  Patches<T> x;
+  Windows windows;
+
+  __device__ static Row no_row() { return Patches<T>::none(); }
+  __device__ static Column no_column() { return Patches<T>::none(); }
+
+  __device__ Row row(int64_t i) const {
+    const auto window = windows.by_positions.divide(i);
+    if (window >= windows.count) return no_row();
+    const int position = windows.by_positions.remainder(i, window);
+    const Windows::Pixel at = windows.pixel(window, position);
+    return at.p < 0 ? no_row() : x.pixel(at.n, at.p, at.q);
+  }
+
+  __device__ Column column(int64_t tap) const { return x.tap(static_cast<int>(tap)); }
+
+  template <int V>
+  __device__ Vector<T, V> load(const Row& row, const Column& column) const {
+    return x.template load<V>(row, column);
+  }
+
+  __device__ void enter_group(int group) { x.enter_group(group); }
+};
+
+// A weight, offsets of a row and a column apart; negative: none.
+template <class T>
+struct WeightView {
+  using Row = int64_t;
+  using Column = int64_t;
+
+  const T* w;
+  Layout layout;
+  int group_C, group_K;
+  Divisor by_channels;
+
+  WeightView(const Conv2dShape& s, Dense<const T> weight, int64_t inner_channels)
+      : w(weight.data),
+        layout(Layout::of(s.group_C(), s.R * s.S, weight.channels_last)),
+        group_C(s.group_C()),
+        group_K(s.group_K()),
+        by_channels(inner_channels) {}
+
+  __device__ static Row no_row() { return -1; }
+  __device__ static Column no_column() { return -1; }
+
+  template <int V>
+  __device__ Vector<T, V> load(Row row, Column column) const {
+    return row >= 0 && column >= 0 ? load_vector<V>(w + row + column) : Vector<T, V>::zero();
+  }
+
+  __device__ void enter_group(int group) { w += group * group_K * layout.outer; }
+};
+
+template <class T>
+struct ForwardWeight : WeightView<T> {
+  static constexpr bool vectors_along_depth = true;
+
+  ForwardWeight(const Conv2dShape& s, Dense<const T> weight) : WeightView<T>(s, weight, s.group_C()) {}
+
+  __device__ int64_t row(int64_t k) const { return k < this->group_K ? k * this->layout.outer : -1; }
+
+  __device__ int64_t column(int64_t tap) const {
+    const auto rs = this->by_channels.divide(tap);
+    return column(rs, this->by_channels.remainder(tap, rs));
+  }
+
+  __device__ int64_t column(int64_t rs, int64_t c) const { return rs * this->layout.pixel + c * this->layout.channel; }
+};
+
+// ---- backward_data: input pixels x input channels, over taps and output channels -----------------------------------
+
+// The gradient that each tap of the kernel, turned around, finds over an input pixel. Where the stride has no output
+// for it, or where that lies outside, it finds zero.
+template <class T, class Gradient>
+struct GradientPatches {
+  static constexpr bool vectors_along_depth = true;
+
+  Gradient gradient;
+  int64_t pixels;
+  int P, Q, group_K, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, first_channel = 0;
+  Divisor by_image, by_row, by_group_K, by_S, by_stride_h, by_stride_w;
+
+  GradientPatches(const Conv2dShape& s, const Gradient& g)
+      : gradient(g),
+        pixels(s.N * s.H * s.W),
+        P(s.P),
+        Q(s.Q),
+        group_K(s.group_K()),
+        S(s.S),
+        stride_h(s.stride_h),
+        stride_w(s.stride_w),
+        pad_h(s.pad_h),
+        pad_w(s.pad_w),
+        dilation_h(s.dilation_h),
+        dilation_w(s.dilation_w),
+        by_image(s.H * s.W),
+        by_row(s.W),
+        by_group_K(s.group_K()),
+        by_S(s.S),
+        by_stride_h(s.stride_h),
+        by_stride_w(s.stride_w) {}
+
+  struct Row {
+    int n, h, w;
+  };
+  struct Column {
+    int k, h, w;
+  };
+
+  __device__ static Row no_row() { return {0, nowhere, nowhere}; }
+  __device__ static Column no_column() { return {0, -nowhere, -nowhere}; }
+
+  __device__ Row row(int64_t i) const {
+    if (i >= pixels) return no_row();
+    const auto n = by_image.divide(i), in_image = by_image.remainder(i, n), h = by_row.divide(in_image);
+    return {static_cast<int>(n), static_cast<int>(h) + pad_h, static_cast<int>(by_row.remainder(in_image, h)) + pad_w};
+  }
+
+  __device__ Column column(int64_t i) const {
+    const int tap = static_cast<int>(i), rs = by_group_K.divide(tap), r = by_S.divide(rs);
+    return column(r, by_S.remainder(rs, r), by_group_K.remainder(tap, rs));
+  }
+
+  __device__ Column column(int r, int s, int k) const { return {first_channel + k, r * dilation_h, s * dilation_w}; }
+
+  template <int V>
+  __device__ Vector<T, V> load(const Row& row, const Column& column) const {
+    const int h = row.h - column.h, w = row.w - column.w;
+    if (h < 0 || w < 0) return Vector<T, V>::zero();
+    const int p = by_stride_h.divide(h), q = by_stride_w.divide(w);
+    const bool meets = p < P && q < Q && p * stride_h == h && q * stride_w == w;
+    return meets ? gradient.template load<V>(gradient.pixel(row.n, p, q), column.k) : Vector<T, V>::zero();
+  }
+
+  __device__ void enter_group(int group) { first_channel = group * group_K; }
+};
+
+template <class T>
+struct BackwardWeight : WeightView<T> {
+  static constexpr bool vectors_along_depth = false;
+
+  BackwardWeight(const Conv2dShape& s, Dense<const T> weight) : WeightView<T>(s, weight, s.group_K()) {}
+
+  __device__ int64_t row(int64_t c) const { return c < this->group_C ? c * this->layout.channel : -1; }
+
+  __device__ int64_t column(int64_t i) const {
+    const auto rs = this->by_channels.divide(i);
+    return column(rs, this->by_channels.remainder(i, rs));
+  }
+
+  __device__ int64_t column(int64_t rs, int64_t k) const { return rs * this->layout.pixel + k * this->layout.outer; }
+};
+
+// ---- backward_weight: output channels x taps, over pixels ----------------------------------------------------------
+
+struct OutputPixels {
+  Divisor by_image, by_row;
+
+  explicit OutputPixels(const Conv2dShape& s) : by_image(s.P * s.Q), by_row(s.Q) {}
+
+  // Runs f(n, p, q).
+  template <class F>
+  __device__ auto at(int64_t i, const F& f) const {
+    const auto n = by_image.divide(i), in_image = by_image.remainder(i, n), p = by_row.divide(in_image);
+    return f(static_cast<int>(n), static_cast<int>(p), static_cast<int>(by_row.remainder(in_image, p)));
+  }
+};
+
+template <class T, class Gradient>
+struct GradientChannels {
+  static constexpr bool vectors_along_depth = false;
+  using Row = int;
+  using Column = typename Gradient::Pixel;
+
+  Gradient gradient;
+  OutputPixels pixels;
+  int group_K, first_channel = 0;
+
+  GradientChannels(const Conv2dShape& s, const Gradient& g) : gradient(g), pixels(s), group_K(s.group_K()) {}
+
+  __device__ static Row no_row() { return -1; }
+  __device__ static Column no_column() { return Gradient::none(); }
+
+  __device__ Row row(int64_t k) const { return k < group_K ? first_channel + static_cast<int>(k) : -1; }
+
+  __device__ Column column(int64_t i) const {
+    return pixels.at(i, [&](int n, int p, int q) { return gradient.pixel(n, p, q); });
+  }
+
+  template <int V>
+  __device__ Vector<T, V> load(Row k, const Column& pixel) const {
+    return k >= 0 && pixel.exists() ? gradient.template load<V>(pixel, k) : Vector<T, V>::zero();
+  }
+
+  __device__ void enter_group(int group) { first_channel = group * group_K; }
+};
+
+template <class T>
+struct WeightPatches {
+  static constexpr bool vectors_along_depth = false;
+  using Row = typename Patches<T>::Tap;
+  using Column = typename Patches<T>::Pixel;
+
+  Patches<T> x;
+  OutputPixels pixels;
+  int taps;
+
+  WeightPatches(const Conv2dShape& s, Dense<const T> input) : x(s, input), pixels(s), taps(s.taps()) {}
+
+  __device__ static Row no_row() { return Patches<T>::none(); }
+  __device__ static Column no_column() { return Patches<T>::none(); }
+
+  __device__ Row row(int64_t tap) const { return tap < taps ? x.tap(static_cast<int>(tap)) : no_row(); }
+
+  __device__ Column column(int64_t i) const {
+    return pixels.at(i, [&](int n, int p, int q) { return x.pixel(n, p, q); });
+  }
+
+  template <int V>
+  __device__ Vector<T, V> load(const Row& tap, const Column& pixel) const {
+    return x.template load<V>(pixel, tap);
+  }
+
+  __device__ void enter_group(int group) { x.enter_group(group); }
+};
+
+}  // namespace fastconv::cuda

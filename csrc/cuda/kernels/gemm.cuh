@@ -1,0 +1,271 @@
+// One tile of a matrix product a block: C[i, j] = sum over d of A[i, d] * B[j, d], for operands that are read from
+// tensors where they lie (conv2d_operands.cuh), and results that an epilogue puts where they belong.
+//
+// A block keeps a chunk of both operands in shared memory, twice: while one is multiplied, the next is on its way from
+// global memory to registers, and then to the other half, so that one barrier a chunk is enough. What a row or a step
+// of depth means is decoded once a block, not once a thread, into tables in shared memory. The sums lie in registers;
+// at the end they go to shared memory, over the operands, where the epilogue finds them in whatever order it writes.
+//
+// Each sum runs over its depth in order, whatever the tile: results do not depend on the tile that was chosen. Depth is
+// cut into pieces only where the caller says so, and each piece has its own results.
+#pragma once
+
+#include "layout.cuh"
+
+namespace fastconv::cuda {
+
+// How the product is cut into blocks: row tiles x groups x pieces of depth x column tiles, these adjacent, so that
+// neighbours read the same rows.
+struct Tiling {
+  int64_t row_tiles, depth, piece_depth;
+  int rows_per_tile;  // at most the block's rows: whole windows
+  int column_tiles, groups, pieces;
+  // Which neighbours in memory the scalar path reads side by side: rows, or steps of depth.
+  bool a_rows_adjacent, b_rows_adjacent;
+
+  int64_t blocks() const { return row_tiles * column_tiles * groups * pieces; }
+};
+
+// Which part of the product a block computes.
+struct Part {
+  int64_t first_row, first_depth, last_depth;
+  int first_column, column_tile, group, piece;
+
+  __device__ Part(const Tiling& t, int columns) {
+    int64_t rest = blockIdx.x;
+    column_tile = static_cast<int>(rest % t.column_tiles);
+    rest /= t.column_tiles;
+    piece = static_cast<int>(rest % t.pieces);
+    rest /= t.pieces;
+    group = static_cast<int>(rest % t.groups);
+    first_row = rest / t.groups * t.rows_per_tile;
+    first_column = column_tile * columns;
+    first_depth = piece * t.piece_depth;
+    last_depth = first_depth + t.piece_depth < t.depth ? first_depth + t.piece_depth : t.depth;
+  }
+};
+
+// Rows x columns by fused multiply-adds: each thread sums row_block x column_block of them, in quads of neighbours.
+template <class Scalar, int row_count, int column_count, int row_block, int column_block>
+struct FmaTile {
+  using T = Scalar;
+  using Acc = Accumulator<T>;
+  static constexpr int rows = row_count, columns = column_count, depth = 16;
+  static constexpr int thread_rows = rows / row_block, thread_columns = columns / column_block;
+  static constexpr int threads = thread_rows * thread_columns;
+  // double is for checking gradients, more than for speed: half as many kernels to compile.
+  static constexpr int vector = sizeof(T) == 4 ? widest_vector<T> : 1;
+  static constexpr bool depth_adjacent = false;
+
+  // Depth by depth; a quad more to a line keeps stores of a column apart in the banks.
+  struct Buffer {
+    alignas(16) Acc a[depth][rows + 4], b[depth][columns + 4];
+
+    __device__ Acc& at_a(int row, int d) { return a[d][row]; }
+    __device__ Acc& at_b(int column, int d) { return b[d][column]; }
+  };
+
+  Acc sums[row_block][column_block] = {};
+
+  __device__ static int row(int i) {
+    return i / 4 * (rows / (row_block / 4)) + threadIdx.x / thread_columns * 4 + i % 4;
+  }
+  __device__ static int column(int j) {
+    return j / 4 * (columns / (column_block / 4)) + threadIdx.x % thread_columns * 4 + j % 4;
+  }
+
+  __device__ void multiply(Buffer& buffer) {
+#pragma unroll
+    for (int d = 0; d < depth; ++d) {
+      Vector<Acc, 4> a[row_block / 4], b[column_block / 4];
+#pragma unroll
+      for (int i = 0; i < row_block / 4; ++i) a[i] = load_vector<4>(&buffer.a[d][row(4 * i)]);
+#pragma unroll
+      for (int j = 0; j < column_block / 4; ++j) b[j] = load_vector<4>(&buffer.b[d][column(4 * j)]);
+#pragma unroll
+      for (int i = 0; i < row_block; ++i) {
+#pragma unroll
+        for (int j = 0; j < column_block; ++j) {
+          sums[i][j] = fma(a[i / 4].values[i % 4], b[j / 4].values[j % 4], sums[i][j]);
+        }
+      }
+    }
+  }
+
+  template <class F>
+  __device__ void for_each_sum(const F& f) const {
+#pragma unroll
+    for (int i = 0; i < row_block; ++i) {
+#pragma unroll
+      for (int j = 0; j < column_block; ++j) f(row(i), column(j), sums[i][j]);
+    }
+  }
+};
+
+// A thread's share of a chunk of one operand, on its way from global to shared memory: V neighbours at a time, rows or
+// steps of depth. Vectors wait in registers while the chunk before is multiplied. Single elements would need too many
+// registers, and go straight on; other warps multiply meanwhile.
+template <class Tile, class Operand, int row_count, int V>
+struct Share {
+  using T = typename Tile::T;
+  static constexpr int count = row_count * Tile::depth / (Tile::threads * V);
+  static_assert(count * Tile::threads * V == row_count * Tile::depth);
+
+  Vector<T, V> waiting[V > 1 ? count : 1];
+
+  struct Place {
+    int row, d;
+  };
+
+  __device__ static Place place(int i, bool rows_adjacent) {
+    const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
+    const bool by_rows = V > 1 ? !Operand::vectors_along_depth : rows_adjacent;
+    if (V > 1 && by_rows && Tile::depth_adjacent) {
+      // Vectors of rows are taken apart. Lanes that differ in depth store side by side, those that differ in rows into
+      // the same bank: so two vectors, which fill a sector of global memory, and then along depth.
+      const int two = index / (2 * Tile::depth);
+      return {(2 * two + index % 2) * V, index / 2 % Tile::depth};
+    }
+    if (by_rows) return {index % (row_count / V) * V, index / (row_count / V)};
+    return {index / (Tile::depth / V), index % (Tile::depth / V) * V};
+  }
+
+  // `to(row, d)` is where an element belongs.
+  template <class To>
+  __device__ void begin(const Operand& operand, const typename Operand::Row* rows,
+                        const typename Operand::Column* columns, bool rows_adjacent, const To& to) {
+    if constexpr (V == 1) {
+#pragma unroll 4
+      for (int i = 0; i < count; ++i) {
+        const Place at = place(i, rows_adjacent);
+        to(at.row, at.d) = operand.template load<1>(rows[at.row], columns[at.d]).values[0];
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const Place at = place(i, rows_adjacent);
+        waiting[i] = operand.template load<V>(rows[at.row], columns[at.d]);
+      }
+    }
+  }
+
+  template <class To>
+  __device__ void finish(const To& to) const {
+    if constexpr (V == 1) return;
+#pragma unroll
+    for (int i = 0; i < (V > 1 ? count : 0); ++i) {
+      const Place at = place(i, false);
+      if constexpr (Operand::vectors_along_depth == Tile::depth_adjacent) {
+        *reinterpret_cast<Vector<T, V>*>(&to(at.row, at.d)) = waiting[i];
+      } else {
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          if constexpr (Operand::vectors_along_depth) {
+            to(at.row, at.d + v) = waiting[i].values[v];
+          } else {
+            to(at.row + v, at.d) = waiting[i].values[v];
+          }
+        }
+      }
+    }
+  }
+};
+
+template <class Operand>
+__device__ void decode_rows(const Operand& operand, int64_t first, int count, typename Operand::Row* rows, int size) {
+  for (int i = threadIdx.x; i < size; i += blockDim.x) {
+    rows[i] = i < count ? operand.row(first + i) : Operand::no_row();
+  }
+}
+
+// By `size` threads from `first_thread` on.
+template <class Operand>
+__device__ void decode_columns(const Operand& operand, int64_t first, int64_t last, typename Operand::Column* columns,
+                               int size, int first_thread) {
+  const int i = static_cast<int>(threadIdx.x) - first_thread;
+  if (i >= 0 && i < size) columns[i] = first + i < last ? operand.column(first + i) : Operand::no_column();
+}
+
+template <class Tile, int V, class A, class B, class Epilogue>
+__global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epilogue, Tiling tiling) {
+  using Acc = typename Tile::Acc;
+  constexpr int rows = Tile::rows, columns = Tile::columns, depth = Tile::depth;
+  static_assert(Tile::threads >= 64 && depth <= 32 && rows <= Tile::threads);
+  union Memory {
+    typename Tile::Buffer buffers[2];
+    Acc sums[rows][columns + 1];
+  };
+  using RowA = typename A::Row;
+  using RowB = typename B::Row;
+  using ColumnA = typename A::Column;
+  using ColumnB = typename B::Column;
+  FC_SHARED(Memory, memory, [1]);
+  FC_SHARED(RowA, rows_a, [rows]);
+  FC_SHARED(RowB, rows_b, [columns]);
+  FC_SHARED(ColumnA, columns_a, [2][depth]);
+  FC_SHARED(ColumnB, columns_b, [2][depth]);
+  typename Tile::Buffer* buffers = memory[0].buffers;
+
+  const Part part(tiling, columns);
+  a.enter_group(part.group);
+  b.enter_group(part.group);
+  decode_rows(a, part.first_row, tiling.rows_per_tile, rows_a, rows);
+  decode_rows(b, part.first_column, columns, rows_b, columns);
+
+  const int chunks = static_cast<int>((part.last_depth - part.first_depth + depth - 1) / depth);
+  const auto decode = [&](int chunk) {
+    const int64_t first = part.first_depth + static_cast<int64_t>(chunk) * depth;
+    decode_columns(a, first, part.last_depth, columns_a[chunk % 2], depth, 0);
+    decode_columns(b, first, part.last_depth, columns_b[chunk % 2], depth, 32);
+  };
+  Share<Tile, A, rows, V> share_a;
+  Share<Tile, B, columns, V> share_b;
+  const auto to_a = [&](int chunk) {
+    return [&buffer = buffers[chunk % 2]](int row, int d) -> auto& { return buffer.at_a(row, d); };
+  };
+  const auto to_b = [&](int chunk) {
+    return [&buffer = buffers[chunk % 2]](int column, int d) -> auto& { return buffer.at_b(column, d); };
+  };
+  const auto begin = [&](int chunk) {
+    share_a.begin(a, rows_a, columns_a[chunk % 2], tiling.a_rows_adjacent, to_a(chunk));
+    share_b.begin(b, rows_b, columns_b[chunk % 2], tiling.b_rows_adjacent, to_b(chunk));
+  };
+  const auto finish = [&](int chunk) {
+    share_a.finish(to_a(chunk));
+    share_b.finish(to_b(chunk));
+  };
+
+  Tile tile;
+  Acc row_sum = 0;
+  decode(0);
+  __syncthreads();
+  begin(0);
+  decode(1);
+  finish(0);
+  __syncthreads();
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const bool more = chunk + 1 < chunks;
+    if (more) {
+      begin(chunk + 1);
+      decode(chunk + 2);
+    }
+    tile.multiply(buffers[chunk % 2]);
+    if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
+      // Four short sums, for the sake of rounding.
+      Acc sums[4] = {};
+      for (int d = 0; d < depth; ++d) sums[d % 4] += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, d));
+      row_sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+    if (more) finish(chunk + 1);
+    __syncthreads();
+  }
+
+  tile.for_each_sum([&](int row, int column, Acc sum) { memory[0].sums[row][column] = sum; });
+  __syncthreads();
+  epilogue.store(part, memory[0].sums, rows_a);
+  if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
+    epilogue.store_row_sum(part, threadIdx.x, row_sum);
+  }
+}
+
+}  // namespace fastconv::cuda

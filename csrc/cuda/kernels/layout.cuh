@@ -1,0 +1,62 @@
+// Where the elements of a dense tensor lie, and how threads read several of them at once.
+#pragma once
+
+#include "platform.cuh"
+
+namespace fastconv::cuda {
+
+// Element strides. Of an activation: image n, pixel h * W + w, channel c. Of a weight: output channel k, tap r * S + s,
+// input channel c.
+struct Layout {
+  int64_t outer, pixel, channel;
+
+  static Layout of(int64_t channels, int64_t pixels, bool channels_last) {
+    return channels_last ? Layout{channels * pixels, channels, 1} : Layout{channels * pixels, 1, pixels};
+  }
+};
+
+// A dense tensor: NHWC (channels_last) or NCHW; of a weight, (K, C, R, S) stand for these.
+template <class T>
+struct Dense {
+  T* data;
+  bool channels_last;
+
+  bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+};
+
+// V neighbours, read and written by one instruction.
+template <class T, int V>
+struct alignas(sizeof(T) * V) Vector {
+  T values[V];
+
+  __device__ static Vector zero() {
+    Vector result;
+    for (int v = 0; v < V; ++v) result.values[v] = T(0.0f);
+    return result;
+  }
+};
+
+template <int V, class T>
+__device__ Vector<T, V> load_vector(const T* from) {
+  return *reinterpret_cast<const Vector<T, V>*>(from);
+}
+
+// 16 bytes, the most that a thread reads at once.
+template <class T>
+constexpr int widest_vector = 16 / sizeof(T);
+
+// What sums are kept in.
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+}  // namespace fastconv::cuda

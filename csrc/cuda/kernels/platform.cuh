@@ -1,0 +1,56 @@
+// What every kernel file includes first, and all that it includes of a platform: CUDA under nvcc; under any other
+// compiler the emulation (tests/cuda/emulation), which runs the same source on the CPU, thread by thread.
+//
+//   FC_SHARED(T, name, [2][32]);            a block's shared memory: a variable `name` of type T[2][32]
+//   FC_LAUNCH(kernel, grid, block, stream, arguments...);
+//   half, bf16, Stream
+//
+// Launch functions neither allocate nor wait, so that a CUDA graph can capture them. They leave the launch's error to
+// their caller (device.h).
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__CUDACC__)
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#define FC_HOST_DEVICE __host__ __device__
+#define FC_SHARED(T, name, dimensions) __shared__ T name dimensions
+#define FC_LAUNCH(kernel, grid, block, stream, ...) (kernel)<<<(grid), (block), 0, (stream)>>>(__VA_ARGS__)
+
+namespace fastconv::cuda {
+using half = __half;
+using bf16 = __nv_bfloat16;
+using Stream = cudaStream_t;
+}  // namespace fastconv::cuda
+
+#else
+
+#include "emulation.h"
+
+#define FC_HOST_DEVICE
+#define FC_SHARED(T, name, dimensions)        \
+  static char name##_key;                     \
+  T(&name)                                    \
+  dimensions = *static_cast<T(*) dimensions>( \
+      ::fastconv::emulation::shared_memory(&name##_key, sizeof(T dimensions), alignof(T)))
+#define FC_LAUNCH(kernel, grid, block, stream, ...) \
+  (static_cast<void>(stream), ::fastconv::emulation::launch((grid), (block), [&] { (kernel)(__VA_ARGS__); }))
+
+namespace fastconv::cuda {
+using half = emulation::Half;
+using bf16 = emulation::BFloat16;
+using Stream = void*;
+}  // namespace fastconv::cuda
+
+#endif
+
+namespace fastconv::cuda {
+
+FC_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace fastconv::cuda

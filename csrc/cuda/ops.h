@@ -1,0 +1,64 @@
+// The operators' CUDA functions, and their registration. Schemas: ../ops.cpp.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "../checks.h"
+
+namespace fastconv::cuda {
+
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups);
+Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
+                            const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last);
+std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
+                                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                                  const Ints& dilation, int64_t groups, bool channels_last);
+
+std::tuple<Tensor, Tensor> conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
+                                                  const std::optional<Tensor>& bias, const Ints& stride,
+                                                  const Ints& padding, const Ints& dilation, int64_t groups,
+                                                  const Ints& pool_kernel_size, const Ints& pool_stride,
+                                                  const Ints& pool_padding, const Ints& pool_dilation,
+                                                  bool pool_ceil_mode);
+Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
+                                            const Ints& input_size, const Ints& stride, const Ints& padding,
+                                            const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
+                                            const Ints& pool_stride, const Ints& pool_padding,
+                                            const Ints& pool_dilation, bool channels_last);
+std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
+    const Tensor& grad_output, const Tensor& argmax, const Tensor& input, const Ints& kernel_size, const Ints& stride,
+    const Ints& padding, const Ints& dilation, int64_t groups, const Ints& pool_kernel_size, const Ints& pool_stride,
+    const Ints& pool_padding, const Ints& pool_dilation, bool channels_last);
+
+std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
+                                      const Ints& padding, const Ints& dilation, bool ceil_mode);
+Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
+                           const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation,
+                           bool channels_last);
+
+Tensor relu(const Tensor& input);
+void relu_(const Tensor& input);
+Tensor relu_backward(const Tensor& grad_output, const Tensor& output);
+
+// To whatever library these are to serve: the dispatcher's, or that of the emulation.
+inline void implement(torch::stable::detail::StableLibrary& m) {
+  m.impl("conv2d", TORCH_BOX(&conv2d));
+  m.impl("conv2d_backward_data", TORCH_BOX(&conv2d_backward_data));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight));
+  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu));
+  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d));
+  m.impl("conv2d_relu_max_pool2d_backward_data", TORCH_BOX(&conv2d_relu_max_pool2d_backward_data));
+  m.impl("conv2d_relu_max_pool2d_backward_weight", TORCH_BOX(&conv2d_relu_max_pool2d_backward_weight));
+  m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
+  m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
+  m.impl("relu", TORCH_BOX(&relu));
+  m.impl("relu_", TORCH_BOX(&relu_));
+  m.impl("relu_backward", TORCH_BOX(&relu_backward));
+}
+
+}  // namespace fastconv::cuda

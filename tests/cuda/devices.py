@@ -1,0 +1,31 @@
+"""Where the tests' operators run, and why some of them cannot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconv.ops import has_cuda
+
+FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@dataclass(frozen=True)
+class Device:
+    name: str
+    #: torch.ops.fastconv or its like.
+    ops: Any
+
+    def put(self, tensor: Tensor) -> Tensor:
+        """The tensor there, in the same memory format."""
+        return tensor.to(self.name)
+
+
+def no_gpu() -> str | None:
+    """Why nothing can run on a GPU; None if it can."""
+    if not has_cuda():
+        return "the extension was built without CUDA"
+    return None if torch.cuda.is_available() else "no GPU"

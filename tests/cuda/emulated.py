@@ -1,0 +1,86 @@
+"""Compiles the CUDA sources, unchanged, for the CPU: C++ over the emulation in tests/cuda/emulation.
+
+FASTCONV_SANITIZE=1 puts the libraries under AddressSanitizer, whose runtime must then be preloaded (make asan).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+HERE = ROOT / "tests" / "cuda"
+CXX = os.environ.get("CXX") or "c++"
+
+
+EMULATION = HERE / "emulation" / "emulation.cpp"
+
+
+def is_sanitized() -> bool:
+    return os.environ.get("FASTCONV_SANITIZE") == "1"
+
+
+def _sanitizer(sanitize: bool) -> list[str]:
+    return ["-fsanitize=address"] if sanitize else []
+
+
+def compile_flags(sanitize: bool) -> list[str]:
+    arguments = ["-std=c++20", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-O1"]
+    arguments += ["-isystem", str(Path(torch.__file__).parent / "include"), "-I", str(HERE / "emulation")]
+    arguments += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    return arguments + (["-g", "-fno-omit-frame-pointer"] if sanitize else []) + _sanitizer(sanitize)
+
+
+def torch_libraries() -> list[str]:
+    folder = Path(torch.__file__).parent / "lib"
+    return [f"-L{folder}", f"-Wl,-rpath,{folder}", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def build(name: str, sources: list[Path], link: list[str], sanitize: bool) -> Path:
+    """Below build/, compiled again where the sources or what they include changed."""
+    folder = ROOT / "build" / "emulation" / ("asan" if sanitize else "plain") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
+    objects = [folder / f"{source.parent.name}_{source.name}.o" for source in sources]
+    lines = [
+        "rule compile",
+        f"  command = {CXX} {' '.join(compile_flags(sanitize))} -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {CXX} $in {' '.join([*link, *_sanitizer(sanitize)])} -o $out",
+        *(f"build {to}: compile {source}" for source, to in zip(sources, objects, strict=True)),
+        f"build {target}: link {' '.join(map(str, objects))}",
+    ]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    command = [sys.executable, "-m", "ninja", "-C", str(folder)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        raise RuntimeError(f"{name} does not compile:\n{finished.stdout}{finished.stderr}")
+    return target
+
+
+@functools.cache
+def operators() -> Path:
+    """The library of all CUDA operators, for torch.ops.load_library."""
+    csrc = ROOT / "csrc"
+    sources = [csrc / "checks.cpp", csrc / "tensor.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
+    sources += [EMULATION, HERE / "emulation" / "ops.cpp"]
+    return build("operators.so", sources, ["-shared", *torch_libraries()], is_sanitized())
+
+
+@functools.cache
+def names() -> Path:
+    """A library of kernels that try the emulation itself, for ctypes."""
+    return build("names.so", [HERE / "faults" / "names.cpp", EMULATION], ["-shared"], is_sanitized())
+
+
+@functools.cache
+def faults(sanitize: bool) -> Path:
+    """The program of the planted faults."""
+    return build("faults", [HERE / "faults" / "faults.cpp", EMULATION], [], sanitize)

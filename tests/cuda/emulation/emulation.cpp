@@ -1,0 +1,237 @@
+// One block at a time: its threads' fibers take turns, each until it waits at a barrier or is done.
+#include "emulation.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <vector>
+
+#include "fiber.h"
+
+namespace fastconv::emulation {
+
+Index thread_index, block_index;
+Size block_size, grid_size;
+int lane;
+
+namespace {
+
+constexpr size_t stack_bytes = 256 << 10;
+// What every architecture grants without being asked.
+constexpr size_t most_shared_bytes = 48 << 10;
+
+enum class State { ready, at_block_barrier, at_warp_barrier, done };
+
+struct Thread {
+  Fiber fiber;
+  Index index;
+  int number;  // in its block
+  State state;
+  int line;  // of the barrier
+};
+
+struct Warp {
+  unsigned arrived = 0, alive = 0;
+  alignas(16) char slots[32 * 64];
+};
+
+struct SharedVariable {
+  const void* key;
+  std::unique_ptr<void, void (*)(void*)> memory;
+};
+
+void run_body();
+
+// All that there is between calls: one block, on one thread of the machine.
+struct Emulator {
+  std::mt19937 random;
+  bool shuffled = false;
+
+  void (*body)(void*) = nullptr;
+  void* context = nullptr;
+  Fiber scheduler;
+  std::vector<std::unique_ptr<Thread>> threads;  // reused from block to block
+  Thread* running = nullptr;
+  Warp warps[32];
+  std::vector<SharedVariable> shared;
+  size_t shared_bytes = 0;
+  std::string error;
+
+  int count() const { return static_cast<int>(block_size.x * block_size.y * block_size.z); }
+  Warp& warp() { return warps[running->number / 32]; }
+
+  void wait() { running->fiber.go_to(scheduler); }
+  [[noreturn]] void fail(const std::string& problem) {
+    error = problem;
+    for (;;) wait();
+  }
+
+  void start_block() {
+    shared.clear();
+    shared_bytes = 0;
+    for (Warp& warp : warps) warp = Warp{};
+    for (int i = 0; i < count(); ++i) {
+      if (i == static_cast<int>(threads.size())) {
+        threads.push_back(std::make_unique<Thread>(Thread{Fiber(stack_bytes, run_body), {}, 0, State::done, 0}));
+      }
+      const unsigned n = static_cast<unsigned>(i);
+      threads[i]->index = {n % block_size.x, n / block_size.x % block_size.y, n / block_size.x / block_size.y};
+      threads[i]->number = i;
+      threads[i]->state = State::ready;
+      warps[i / 32].alive |= 1u << i % 32;
+    }
+  }
+
+  // Every thread that can run, once. Whether there was one.
+  bool run_ready_threads(std::vector<int>& order) {
+    if (shuffled) std::shuffle(order.begin(), order.end(), random);
+    bool any = false;
+    for (const int i : order) {
+      if (threads[i]->state != State::ready) continue;
+      any = true;
+      running = threads[i].get();
+      thread_index = running->index;
+      lane = i % 32;
+      scheduler.go_to(running->fiber);
+      if (!error.empty()) return false;
+    }
+    return any;
+  }
+
+  // Nobody can run. Opens the block's barrier if everybody stands there; false at the block's end, or in error.
+  bool open_barrier() {
+    int waiting = 0, done = 0, line = 0;
+    for (int i = 0; i < count(); ++i) {
+      const Thread& thread = *threads[i];
+      done += thread.state == State::done;
+      if (thread.state == State::at_warp_barrier) {
+        error = "a warp waits for a lane that its mask names and that does not come";
+      } else if (thread.state == State::at_block_barrier) {
+        if (waiting++ && line != thread.line) {
+          std::ostringstream text;
+          text << "threads of a block wait at different barriers, lines " << std::min(line, thread.line) << " and "
+               << std::max(line, thread.line);
+          error = text.str();
+        }
+        line = thread.line;
+      }
+    }
+    if (!error.empty() || done == count()) return false;
+    if (waiting != count()) {
+      std::ostringstream text;
+      text << "deadlock: the barrier in line " << line << " is reached by " << waiting << " of " << count()
+           << " threads";
+      error = text.str();
+      return false;
+    }
+    for (int i = 0; i < count(); ++i) threads[i]->state = State::ready;
+    return true;
+  }
+
+  void run_block() {
+    start_block();
+    std::vector<int> order(count());
+    for (int i = 0; i < count(); ++i) order[i] = i;
+    do {
+      while (run_ready_threads(order)) {
+      }
+    } while (error.empty() && open_barrier());
+    if (error.empty()) return;
+    std::ostringstream text;
+    text << "emulation: " << error << " (block " << block_index.x << ", " << block_index.y << ", " << block_index.z
+         << ")";
+    threads.clear();
+    error.clear();
+    throw std::runtime_error(text.str());
+  }
+};
+
+Emulator emulator;
+
+void run_body() {
+  Fiber::arrive();
+  for (;;) {
+    emulator.body(emulator.context);
+    emulator.running->state = State::done;
+    emulator.warp().alive &= ~(1u << lane);
+    emulator.wait();
+  }
+}
+
+}  // namespace
+
+void set_seed(unsigned seed) {
+  emulator.shuffled = seed != 0;
+  emulator.random.seed(seed);
+}
+
+void launch(Size grid, Size block, void (*body)(void*), void* context) {
+  const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
+  if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 ||
+      grid.z > 65535) {
+    std::ostringstream text;
+    text << "emulation: invalid configuration: grid " << grid.x << " x " << grid.y << " x " << grid.z << ", block "
+         << block.x << " x " << block.y << " x " << block.z;
+    throw std::runtime_error(text.str());
+  }
+  grid_size = grid, block_size = block;
+  emulator.body = body, emulator.context = context;
+  std::vector<uint64_t> order(blocks);
+  for (uint64_t i = 0; i < blocks; ++i) order[i] = i;
+  if (emulator.shuffled) std::shuffle(order.begin(), order.end(), emulator.random);
+  for (const uint64_t i : order) {
+    block_index = {static_cast<unsigned>(i % grid.x), static_cast<unsigned>(i / grid.x % grid.y),
+                   static_cast<unsigned>(i / grid.x / grid.y)};
+    emulator.run_block();
+  }
+}
+
+void block_barrier(int line) {
+  emulator.running->state = State::at_block_barrier;
+  emulator.running->line = line;
+  emulator.wait();
+}
+
+void warp_barrier(unsigned mask) {
+  Thread& self = *emulator.running;
+  Warp& warp = emulator.warp();
+  if (!(mask >> lane & 1)) emulator.fail("a lane takes part in a warp's operation whose mask does not name it");
+  mask &= warp.alive;
+  warp.arrived |= 1u << lane;
+  if ((warp.arrived & mask) != mask) {
+    self.state = State::at_warp_barrier;
+    return emulator.wait();
+  }
+  warp.arrived &= ~mask;
+  for (int i = 0; i < 32; ++i) {
+    if (mask >> i & 1) emulator.threads[self.number / 32 * 32 + i]->state = State::ready;
+  }
+}
+
+void* warp_slots(size_t bytes) {
+  if (bytes > sizeof(Warp::slots) / 32) emulator.fail("a warp's operation on more than 64 bytes");
+  return emulator.warp().slots;
+}
+
+void check_lane(unsigned mask, int source) {
+  if (!(mask & emulator.warp().alive) >> source & 1) emulator.fail("a shuffle reads a lane that takes no part in it");
+}
+
+void* shared_memory(const void* key, size_t bytes, size_t alignment) {
+  for (const SharedVariable& variable : emulator.shared) {
+    if (variable.key == key) return variable.memory.get();
+  }
+  emulator.shared_bytes += bytes;
+  if (emulator.shared_bytes > most_shared_bytes) emulator.fail("a block uses more than 48 KiB of shared memory");
+  // Its exact size, so that AddressSanitizer sees a step beyond.
+  void* memory = nullptr;
+  if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), bytes) != 0) emulator.fail("out of memory");
+  std::memset(memory, 0xff, bytes);
+  emulator.shared.push_back({key, {memory, std::free}});
+  return memory;
+}
+
+}  // namespace fastconv::emulation

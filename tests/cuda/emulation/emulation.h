@@ -1,0 +1,162 @@
+// CUDA on the CPU, for tests: the names that kernels use, over one fiber a CUDA thread. Blocks run one after another.
+//
+// What it sees that a GPU may not: threads of a block, and blocks, run in an order shuffled by a seed, each thread
+// until it waits, so a missing barrier gives wrong results. A barrier that not all threads reach is an error that names
+// its line. Shared memory has its exact size, is NaN at first (bytes of 0xff), and with the tensors lies under
+// AddressSanitizer in a build that has it. What it does not see: speed, memory coalescing, bank conflicts, a GPU's own
+// rounding of expf and the like.
+//
+// The barriers and fibers themselves: emulation.cpp.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace fastconv::emulation {
+
+struct Index {
+  unsigned x, y, z;
+};
+
+struct Size {
+  unsigned x, y, z;
+  constexpr Size(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+// ---- launch, threads, barriers -----------------------------------------------------------------------------------
+
+// The running thread's, set whenever one goes on.
+extern Index thread_index, block_index;
+extern Size block_size, grid_size;
+extern int lane;
+
+// 0: ascending order of threads and blocks; else shuffled.
+void set_seed(unsigned seed);
+
+// Runs body once for each thread. std::runtime_error: an impossible launch, or threads that wait forever.
+void launch(Size grid, Size block, void (*body)(void*), void* context);
+
+template <class Body>
+void launch(Size grid, Size block, Body&& body) {
+  launch(grid, block, [](void* context) { (*static_cast<std::remove_reference_t<Body>*>(context))(); }, &body);
+}
+
+void block_barrier(int line);
+void warp_barrier(unsigned mask);
+
+// The block's memory behind a FC_SHARED variable.
+void* shared_memory(const void* key, size_t bytes, size_t alignment);
+
+// Every lane of the mask shows the others a value: f(lanes) sees those of all 32.
+void* warp_slots(size_t bytes);
+void check_lane(unsigned mask, int source);
+
+template <class T, class F>
+auto collective(unsigned mask, const T& value, const F& f) {
+  T* lanes = static_cast<T*>(warp_slots(sizeof(T)));
+  std::memcpy(static_cast<void*>(lanes + lane), &value, sizeof(T));
+  warp_barrier(mask);
+  auto result = f(static_cast<const T*>(lanes));
+  warp_barrier(mask);
+  return result;
+}
+
+template <class T>
+T shuffle(unsigned mask, const T& value, int source) {
+  check_lane(mask, source);
+  return collective(mask, value, [&](const T* lanes) { return lanes[source]; });
+}
+
+// ---- 16-bit types: as CUDA's, without implicit conversions -------------------------------------------------------
+
+struct Half {
+  Half() = default;
+  explicit Half(float value) : value_(static_cast<_Float16>(value)) {}
+  explicit operator float() const { return static_cast<float>(value_); }
+
+ private:
+  _Float16 value_;
+};
+
+struct BFloat16 {
+  BFloat16() = default;
+  explicit BFloat16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    // Round to the nearest, ties to even; a NaN stays one.
+    bits_ = value != value ? 0x7fff : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  }
+  explicit operator float() const {
+    const uint32_t bits = static_cast<uint32_t>(bits_) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+  }
+
+ private:
+  uint16_t bits_;
+};
+
+}  // namespace fastconv::emulation
+
+// ---- CUDA's own names ----------------------------------------------------------------------------------------------
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+#define threadIdx (::fastconv::emulation::thread_index)
+#define blockIdx (::fastconv::emulation::block_index)
+#define blockDim (::fastconv::emulation::block_size)
+#define gridDim (::fastconv::emulation::grid_size)
+
+using dim3 = fastconv::emulation::Size;
+
+#define __syncthreads() ::fastconv::emulation::block_barrier(__LINE__)
+inline void __syncwarp(unsigned mask = ~0u) { fastconv::emulation::warp_barrier(mask); }
+
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
+  const int first = fastconv::emulation::lane & ~(width - 1);
+  return fastconv::emulation::shuffle(mask, value, first + (source & (width - 1)));
+}
+
+// Of the other three, a lane without a partner in its group of `width` keeps its own value.
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  const int lane = fastconv::emulation::lane, source = lane - static_cast<int>(delta);
+  return fastconv::emulation::shuffle(mask, value, source >= (lane & ~(width - 1)) ? source : lane);
+}
+
+template <class T>
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32) {
+  const int lane = fastconv::emulation::lane, source = lane + static_cast<int>(delta);
+  return fastconv::emulation::shuffle(mask, value, source < (lane & ~(width - 1)) + width ? source : lane);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
+  const int lane = fastconv::emulation::lane, source = lane ^ bits;
+  return fastconv::emulation::shuffle(mask, value, source < (lane & ~(width - 1)) + width ? source : lane);
+}
+
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return fastconv::emulation::collective(mask, predicate, [&](const int* lanes) {
+    unsigned votes = 0;
+    for (int i = 0; i < 32; ++i) votes |= (mask >> i & 1) && lanes[i] ? 1u << i : 0;
+    return votes;
+  });
+}
+
+// Threads take turns only where they wait: nothing comes between.
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address = before + value;
+  return before;
+}

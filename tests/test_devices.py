@@ -1,0 +1,94 @@
+"""--device: what is said where it cannot be, and the step that is recorded as a graph, without a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+import fastconv
+from fastconv.mnist import UserError, cuda_graph, device
+from fastconv.mnist.cli import main
+
+
+def test_the_cpu_is_there() -> None:
+    assert device.find("cpu") == torch.device("cpu")
+
+
+def test_what_is_missing_for_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match="is built without CUDA"):
+        device.find("cuda")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds none"):
+        device.find("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(device, "has_cuda", lambda: False)
+    with pytest.raises(UserError, match="FASTCONV_CUDA=1, or take --backend torch"):
+        device.find("cuda")
+    assert device.find("cuda", "torch") == torch.device("cuda:1")
+    monkeypatch.setattr(device, "has_cuda", lambda: True)
+    assert device.find("cuda") == torch.device("cuda:1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="in one process"):
+        device.find("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", ["train", "bench"])
+def test_a_command_without_a_gpu_says_so_in_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--device", "cuda"]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("fastconv: no GPU to train on: torch ")
+    assert (output.out, output.err.count("\n")) == ("", 1)
+
+
+def test_show_config_says_whether_there_is_cuda() -> None:
+    (line,) = [line for line in fastconv.show_config().splitlines() if line.startswith("CUDA ")]
+    assert line.startswith("CUDA no") != fastconv.ops.has_cuda()
+
+
+def test_a_step_is_recorded_after_a_few_and_other_shapes_go_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: streams that are none, and a graph that does the step again in the memory it was recorded with."""
+    calls: list[str] = []
+    doing = "alone"
+
+    def step(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(f"{doing} {len(images)}")
+        return images.sum(), images * target.view(-1, 1)
+
+    graphed = cuda_graph.GraphedStep(step)
+
+    @contextmanager
+    def record(graph: Graph) -> Iterator[None]:
+        nonlocal doing
+        doing = "recorded"
+        yield
+        doing = "alone"
+
+    class Graph:
+        def replay(self) -> None:
+            nonlocal doing
+            doing = "replayed"
+            for old, new in zip(graphed._results, step(graphed._images, graphed._target), strict=True):
+                old.copy_(new)
+            doing = "alone"
+
+    class Stream:
+        def wait_stream(self, other: Stream) -> None: ...
+
+    fakes = {"Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": record, "CUDAGraph": Graph}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    for count in [4, 4, 2, 4, 4, 2, 4]:
+        images, target = torch.randn(count, 3), torch.arange(float(count))
+        total, product = graphed(images, target)
+        assert torch.equal(total, images.sum())
+        assert torch.equal(product, images * target.view(-1, 1))
+    alone = ["alone 4", "alone 4", "alone 2", "alone 4"]
+    assert calls == [*alone, "recorded 4", "replayed 4", "alone 2", "replayed 4"]
