@@ -114,6 +114,7 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
         "loss": "cross-entropy",
         "patience": None,
         "dtype": "float32",
+        "device": "cpu",
         "recipe": "reference",
         "dataset": "mnist5k",
         "data_dir": None,
@@ -476,8 +477,8 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
     torch.save({"weights": 3}, state)
     assert "run/training.pt is not a training of fastconv" in complaint(resume, capsys)
     content = torch.load(io.BytesIO(whole), weights_only=True)
-    torch.save(content | {"version": 3}, state)
-    assert "has format 3: this fastconv goes on with 2 only" in complaint(resume, capsys)
+    torch.save(content | {"version": 2}, state)
+    assert "has format 2: this fastconv goes on with 3 only" in complaint(resume, capsys)
     torch.save(content | {"settings": {"lr": 1}}, state)
     assert "run/training.pt is damaged" in complaint(resume, capsys)
 

@@ -32,7 +32,7 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _FORMAT = "fastconv-training"
-_VERSION = 2
+_VERSION = 3
 
 
 class RunFolder:

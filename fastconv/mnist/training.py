@@ -3,6 +3,7 @@
 The same seed, backend and machine give the same weights, bit for bit.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -243,8 +244,8 @@ class Training:
             self._totals = Totals(
                 self._totals.images + len(batches[self._steps]),
                 self._totals.own + own,
-                self._totals.loss + loss * own,
-                self._totals.correct + (correct if own else 0),
+                self._totals.loss.add(loss, alpha=own),
+                self._totals.correct + correct if own else self._totals.correct,
             )
             self._steps += 1
             self._seconds += time.perf_counter() - start
@@ -255,15 +256,17 @@ class Training:
     def _one_step(self, images: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Move the weights once. The mean loss before, and how many predictions were right."""
         config = self._config
-        # What autocast keeps from one use of a weight to the next would be outdated in a graph.
-        keep = self._device.type != "cuda"
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=config.dtype == "bfloat16", cache_enabled=keep):
+        with self._autocast() if config.dtype == "bfloat16" else contextlib.nullcontext():
             logits = self._distributed.model(images)
         loss = _LOSSES[config.loss](logits.to(self._images.dtype), target, config.label_smoothing)
         self._optimizer.zero_grad()
         (loss if weight == 1 else loss * weight).backward()
         self._optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) == target).sum()
+
+    def _autocast(self) -> torch.autocast:
+        # What it keeps from one use of a weight to the next would be outdated in a graph.
+        return torch.autocast(self._device.type, torch.bfloat16, cache_enabled=self._device.type != "cuda")
 
     def _set_lr(self, lr: float) -> None:
         group = self._optimizer.param_groups[0]
