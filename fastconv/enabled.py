@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
+from fastconv.deferred import Deferring
 
 __all__ = ["enabled"]
 
@@ -70,7 +71,20 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
 
     By PyTorch's own override protocol (:class:`torch.overrides.TorchFunctionMode`): nothing is patched, other threads
     see nothing of it, and it may be nested, or used as a decorator. Each call of any function of PyTorch costs about a
-    microsecond more in it; :func:`fastconv.convert` has no such cost, and fuses.
+    microsecond more in it; :func:`fastconv.convert` has no such cost.
+
+    Args:
+        fuse: let convolutions wait for a ReLU and a max-pool to be fused with, see :mod:`fastconv.deferred`. Their
+            results are computed when something else looks at them, at the latest on leaving.
+
+    Raises:
+        RuntimeError: with ``fuse``, where the input or the weight of a convolution was changed before its result was
+            looked at, in a way that PyTorch's functions do not show, as by C++ code; where the gradient with respect to
+            a result that was fused away is asked for after it was.
+
+    Two things know nothing of it. A function that is compiled with ``fullgraph=True`` does not take a result of conv2d
+    that still waits. And ``torch.utils.checkpoint`` computes again outside of it, unless it has
+    ``context_fn=lambda: (contextlib.nullcontext(), fastconv.enabled())``.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
@@ -79,7 +93,19 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
         torch.Size([4, 8, 13, 13])
     """
 
+    def __init__(self, fuse: bool = True) -> None:
+        super().__init__()
+        self._deferring = Deferring(ROUTES) if fuse else None
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        # With an exception on its way, nothing is begun: checkpoint ends so in the midst of computing again.
+        if self._deferring is not None and exception[0] is None:
+            self._deferring.finish()
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        return ROUTES.get(func, func)(*args, **(kwargs or {}))
+        if self._deferring is None or torch.compiler.is_compiling():
+            return ROUTES.get(func, func)(*args, **(kwargs or {}))
+        return self._deferring.call(func, types, args, kwargs or {})

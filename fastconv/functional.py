@@ -247,14 +247,21 @@ def conv2d_relu_max_pool2d(
             pool_dilation=pool_dilation, pool_ceil_mode=pool_ceil_mode,
         )  # fmt: skip
     served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
-    sizes = (pool_kernel_size, pool_kernel_size if pool_stride is None else pool_stride, pool_padding, pool_dilation)
-    pairs = tuple(_pair(size) for size in sizes)
-    regular = None not in pairs and type(pool_ceil_mode) is bool
-    if served is None or not regular or not 0 < pairs[0][0] * pairs[0][1] <= _MOST_POSITIONS:  # type: ignore[index]
+    pool = _served_pool(pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    if served is None or pool is None:
         conv = conv2d(input, weight, bias, stride, padding, dilation, groups)
-        pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
-        return max_pool2d(relu(conv), *pool)
-    return _fused(served, (*cast("tuple[Pair, Pair, Pair, Pair]", pairs), pool_ceil_mode))
+        return max_pool2d(relu(conv), pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    return _fused(served, pool)
+
+
+def _served_pool(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> autograd.Pool | None:
+    """The fused operator's own arguments. None: not for it."""
+    sizes = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
+    pairs = tuple(_pair(size) for size in sizes)
+    if None in pairs or type(ceil_mode) is not bool:
+        return None
+    pool = (*cast("tuple[Pair, Pair, Pair, Pair]", pairs), ceil_mode)
+    return pool if 0 < pool[0][0] * pool[0][1] <= _MOST_POSITIONS else None
 
 
 def _fused(served: Convolution, pool: autograd.Pool | None) -> Tensor:

@@ -1,0 +1,514 @@
+"""fastconv.enabled() fuses what it sees one by one, and nobody can tell but by the operators that run."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import fastconv
+from fastconv.deferred import Deferred
+
+NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+Program = Callable[[Tensor, Tensor, Tensor], Any]
+
+
+def keras_block(x: Tensor, w: Tensor, b: Tensor, pool: bool = True) -> Tensor:
+    """As Keras 3 writes it on its torch backend."""
+    x = torch.permute(x, NHWC)
+    x = torch.permute(x, NCHW).contiguous()
+    x = x.contiguous(memory_format=torch.channels_last)
+    w = w.contiguous(memory_format=torch.channels_last)
+    y = torch.permute(F.conv2d(x, w, stride=(1, 1), padding=0, dilation=(1, 1), groups=1), NHWC)
+    y = torch.add(y.to("cpu"), torch.reshape(b, (1, 1, 1, -1)))
+    y = F.relu(y.to("cpu"), inplace=False)
+    if not pool:
+        return y
+    y = torch.permute(y, NCHW).contiguous()
+    y = F.max_pool2d(y, (2, 2), stride=(2, 2), padding=0, dilation=1, ceil_mode=False, return_indices=False)
+    return torch.permute(y, NHWC)
+
+
+def keras_next(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    y = torch.permute(keras_block(x, w, b), NCHW).contiguous()
+    assert y.is_contiguous()
+    assert not y.is_contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def given_twice(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    y = keras_block(x, w, b).permute(NCHW)
+    one, other = (y.contiguous(memory_format=torch.channels_last) for _ in range(2))
+    return [one.mul_(2), other, y]
+
+
+def in_place_on_the_result(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    y = F.conv2d(x, w, b)
+    turned = y.permute(NHWC)
+    y.mul_(2)
+    return [turned, y, F.relu(turned)]
+
+
+def in_place_on_a_view(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    y = F.conv2d(x, w, b)
+    turned = y.permute(NHWC)
+    turned += 1
+    return [F.relu(y), turned]
+
+
+def in_place_relu(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    y = F.conv2d(x, w, b)
+    z = F.relu(y, inplace=True)
+    return [y, F.max_pool2d(z, 2)]
+
+
+def operand_changed(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    x, w = x.detach().clone(), w.detach().clone()
+    y = F.relu(F.conv2d(x, w, b))
+    x.zero_()
+    z = F.relu(F.conv2d(x, w, b))
+    w[0] = 3
+    return [y.detach(), z.detach(), F.conv2d(x, w, b).detach()]
+
+
+def operand_set(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    x = x.detach().clone()
+    y = F.conv2d(x, w, b)
+    x.data = torch.ones(1)
+    return y.detach()
+
+
+def written_into(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    x = x.detach().clone()
+    y = F.conv2d(x, w, b).detach()
+    torch.add(x, 1, out=x)
+    return y + F.conv2d(x, w, b).detach()
+
+
+def without_then_with_gradient(x: Tensor, w: Tensor, b: Tensor) -> list[Any]:
+    with torch.no_grad():
+        y = F.conv2d(x, w)
+    z = F.relu(y)
+    shifted = y + b.view(-1, 1, 1)
+    return [z.requires_grad, y.requires_grad, z, shifted]
+
+
+def with_then_without_gradient(x: Tensor, w: Tensor, b: Tensor) -> list[Any]:
+    y = F.conv2d(x, w, b)
+    with torch.no_grad():
+        z = F.max_pool2d(F.relu(y), 2)
+        turned = y.permute(NHWC)
+    return [z.requires_grad, y.requires_grad, z, y, turned.clone()]
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3
+
+
+class Inside(torch.autograd.Function):
+    """Returns a result of conv2d, and is its gradient function."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return F.conv2d(x, w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        return torch.zeros_like(x), torch.ones_like(w) * grad.sum()
+
+
+def hooked(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    y = F.conv2d(x, w, b)
+    y.register_hook(lambda grad: grad * 5)
+    return F.relu(y)
+
+
+def retained(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    y = F.conv2d(x, w, b)
+    y.retain_grad()
+    F.relu(y).square().sum().backward(retain_graph=True)
+    assert y.grad is not None
+    return y.grad
+
+
+def backward_to_it(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    y = F.conv2d(x, w, b)
+    (y * y).sum().backward(inputs=[y], retain_graph=True)
+    assert y.grad is not None
+    return y.grad
+
+
+def module_hooks(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+    conv = nn.Conv2d(2, 4, 3)
+    conv.weight, conv.bias = nn.Parameter(w.detach()), nn.Parameter(b.detach())
+    conv.register_forward_hook(lambda module, inputs, output: output * 2)
+    seen: list[Tensor] = []
+    conv.register_full_backward_hook(lambda module, inputs, outputs: seen.extend(outputs))
+    y = nn.Sequential(conv, nn.ReLU(), nn.MaxPool2d(2))(x)
+    y.sum().backward(retain_graph=True)
+    assert conv.weight.grad is not None
+    return [y, conv.weight.grad, *seen]
+
+
+PROGRAMS: dict[str, Program] = {
+    "conv": F.conv2d,
+    "conv, relu": lambda x, w, b: F.relu(F.conv2d(x, w, b)),
+    "conv, Tensor.relu": lambda x, w, b: F.conv2d(x, w, b, padding="same").relu(),
+    "conv, relu, pool": lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2),
+    "conv, relu, overlapping pool": lambda x, w, b: F.max_pool2d(torch.relu(F.conv2d(x, w)), 3, 2, 1, ceil_mode=True),
+    "conv, relu, pool with indices": lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2, return_indices=True),
+    "conv, relu, pool that fits nothing": lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 17, 1, 8),
+    "conv, pool": lambda x, w, b: F.max_pool2d(F.conv2d(x, w, b), 2),
+    "conv, pool, relu": lambda x, w, b: F.relu(F.max_pool2d(F.conv2d(x, w, b), 2)),
+    "conv, relu, relu": lambda x, w, b: F.relu(F.relu(F.conv2d(x, w, b))),
+    "conv, conv": lambda x, w, b: F.conv2d(F.conv2d(x, w, b), w.transpose(0, 1), padding=2),
+    "two uses": lambda x, w, b: (y := F.conv2d(x, w, b)) + F.relu(y),
+    "to and fro": lambda x, w, b: F.relu(F.conv2d(x, w, b).permute(0, 2, 3, 1).permute([0, 3, 1, 2])),
+    "another permutation": lambda x, w, b: F.relu(F.conv2d(x, w, b).permute(3, 2, 1, 0)),
+    "transposed": lambda x, w, b: F.conv2d(x, w, b).transpose(1, 3),
+    "bias on the second axis": lambda x, w, b: F.relu(F.conv2d(x, w) + b.view(1, -1, 1, 1)),
+    "bias on the left": lambda x, w, b: F.relu(b.view(-1, 1, 1) + F.conv2d(x, w)),
+    "bias on the wrong axis": lambda x, w, b: F.relu(F.conv2d(x[..., :6], w) + b),
+    "two biases": lambda x, w, b: F.relu(F.conv2d(x, w, b) + b.view(-1, 1, 1)),
+    "bias after relu": lambda x, w, b: F.relu(F.conv2d(x, w)) + b.view(-1, 1, 1),
+    "a multiple of a bias": lambda x, w, b: torch.add(F.conv2d(x, w), b.view(-1, 1, 1), alpha=2),
+    "a number": lambda x, w, b: F.relu(F.conv2d(x, w) + 1),
+    "another dtype": lambda x, w, b: F.relu(F.conv2d(x, w) + b.float().view(-1, 1, 1)),
+    "cast": lambda x, w, b: F.relu(F.conv2d(x, w, b).to(torch.float32)),
+    "cast to itself": lambda x, w, b: F.relu(F.conv2d(x, w, b).to(w.dtype).to("cpu")),
+    "copied": lambda x, w, b: F.relu(F.conv2d(x, w, b).to("cpu", copy=True)),
+    "contiguous": lambda x, w, b: F.relu(F.conv2d(x, w, b).contiguous()),
+    "channels_last": lambda x, w, b: F.relu(F.conv2d(x, w, b)).contiguous(memory_format=torch.channels_last),
+    "flattened": lambda x, w, b: F.max_pool2d(F.relu(F.conv2d(x, w, b)).contiguous(), 2).view(len(x), -1),
+    "Keras": keras_block,
+    "Keras without pool": lambda x, w, b: keras_block(x, w, b, pool=False).reshape(len(x), -1),
+    "Keras twice": keras_next,
+    "Keras, and changed": lambda x, w, b: keras_next(x, w, b).mul_(2),
+    "Keras, given twice": given_twice,
+    "in place on the result": in_place_on_the_result,
+    "in place on a view": in_place_on_a_view,
+    "in place relu": in_place_relu,
+    "operand changed": operand_changed,
+    "operand set": operand_set,
+    "written into": written_into,
+    "without, then with gradient": without_then_with_gradient,
+    "with, then without gradient": with_then_without_gradient,
+    "a Function of the user's": lambda x, w, b: F.relu(Double.apply(F.conv2d(x, w, b))),
+    "a Function that gives its argument": lambda x, w, b: F.relu(Same.apply(F.conv2d(x, w, b))),
+    "a Function that convolves": lambda x, w, b: F.relu(Inside.apply(x, w)),
+    "hooked": hooked,
+    "retained": retained,
+    "backward to it": backward_to_it,
+    "hooks of the module": module_hooks,
+    "grad of it": lambda x, w, b: torch.autograd.grad(torch.flatten(y := F.relu(F.conv2d(x, w, b))).square().sum(), y),
+    "grad from it": lambda x, w, b: torch.autograd.grad(
+        F.conv2d(x, w, b), [x, w, b], torch.ones(3, 4, 7, 6, dtype=w.dtype), create_graph=True
+    ),
+    "indexed": lambda x, w, b: F.conv2d(x, w, b)[0, ..., 1],
+    "unpacked": lambda x, w, b: [F.relu(y) for y in F.conv2d(x, w, b)],
+    "stacked": lambda x, w, b: torch.cat([F.conv2d(x, w, b), F.relu(F.conv2d(x, w, b))]),
+    "einsum": lambda x, w, b: torch.einsum("nkpq,k->npq", F.conv2d(x, w, b), b),
+    "batch norm": lambda x, w, b: F.relu(F.batch_norm(F.conv2d(x, w, b), None, None, training=True)),
+    "interpolated": lambda x, w, b: F.interpolate(F.relu(F.conv2d(x, w, b)), scale_factor=2),
+    "copied deep": lambda x, w, b: copy.deepcopy(F.conv2d(x, w, b).detach()),
+    "pickled": lambda x, w, b: pickle.loads(pickle.dumps(F.conv2d(x, w, b).detach())),
+    "numpy": lambda x, w, b: torch.from_numpy(np.asarray(F.conv2d(x, w, b).detach()) + 1),
+    "metadata": lambda x, w, b: [
+        *((y := F.conv2d(x, w, b)).shape, y.stride(), y.dtype, y.device, y.ndim, y.requires_grad, y.is_leaf),
+        *(y.is_contiguous(), y.numel(), y.size(1), len(y), y.element_size(), y.storage_offset(), y.is_cuda),
+    ],
+}  # fmt: skip
+
+
+def as_list(result: Any) -> list[Any]:
+    return list(result) if isinstance(result, list | tuple) else [result]
+
+
+def operands(channels_last: bool) -> list[Tensor]:
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    x, w, b = (torch.randn(size, dtype=torch.float64) for size in ((3, 2, 9, 8), (4, 2, 3, 3), (4,)))
+    return [t.requires_grad_() for t in (x.contiguous(memory_format=order), w.contiguous(memory_format=order), b)]
+
+
+def run(program: Program, tensors: list[Tensor]) -> tuple[list[Any], list[Any]]:
+    """Results, and gradients of the first and second order."""
+    results = as_list(program(*tensors))
+    differentiable = [y for y in results if isinstance(y, Tensor) and y.requires_grad]
+    if not differentiable:
+        return results, []
+    torch.manual_seed(1)
+    loss = sum((y * torch.randn(y.shape, dtype=y.dtype)).sum() + y.square().sum() for y in differentiable)
+    assert isinstance(loss, Tensor)
+    grads = torch.autograd.grad(loss, tensors, create_graph=True, allow_unused=True)
+    smooth = [g for g in grads if g is not None and g.requires_grad]
+    second = torch.autograd.grad(sum(g.square().sum() for g in smooth), tensors, allow_unused=True) if smooth else []
+    return results, [*grads, *second]
+
+
+def compare(program: Program, channels_last: bool) -> None:
+    torchs = operands(channels_last)
+    ours = [t.detach().clone().requires_grad_() for t in torchs]
+    assert [t.stride() for t in ours] == [t.stride() for t in torchs]
+    expected, expected_grads = run(program, torchs)
+    with fastconv.enabled():
+        found = as_list(program(*ours))
+    with fastconv.enabled():
+        found_inside, found_grads = run(program, ours)
+    for results in (found, found_inside):
+        for ours_, torchs_ in zip(results, expected, strict=True):
+            if isinstance(torchs_, Tensor):
+                torch.testing.assert_close(ours_, torchs_, check_stride=True)
+                assert ours_.requires_grad == torchs_.requires_grad
+            else:
+                assert ours_ == torchs_
+    torch.testing.assert_close(found_grads, expected_grads)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nobody_can_tell(name: str, channels_last: bool) -> None:
+    compare(PROGRAMS[name], channels_last)
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [
+        ("conv, relu, pool", ["conv2d_relu_max_pool2d"]),
+        ("conv, relu, overlapping pool", ["conv2d_relu_max_pool2d"]),
+        ("conv, relu", ["conv2d_relu"]),
+        ("to and fro", ["conv2d_relu"]),
+        ("bias on the second axis", ["conv2d_relu"]),
+        ("Keras", ["conv2d_relu_max_pool2d"]),
+        ("Keras without pool", ["conv2d_relu"]),
+        ("Keras twice", ["conv2d_relu_max_pool2d"]),
+        ("conv, pool", ["conv2d", "max_pool2d"]),
+        ("two uses", ["conv2d", "conv2d_relu"]),
+    ],
+)
+def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
+    tensors = operands(channels_last)
+    with torch.profiler.profile() as profile, fastconv.enabled():
+        result = PROGRAMS[name](*tensors)
+        result.sum()
+    ran = [event.name for event in profile.events() if event.name.startswith("fastconv::")]
+    assert sorted(ran) == [f"fastconv::{name}" for name in operators]
+
+
+def test_a_pools_result_is_not_copied_to_be_copied_back() -> None:
+    tensors = operands(channels_last=True)
+    with torch.profiler.profile() as profile, fastconv.enabled():
+        assert type(keras_next(*tensors)) is Tensor
+    assert sum(event.name == "aten::copy_" for event in profile.events()) <= 2  # of input and weight
+
+
+def test_fuse_false_computes_at_once() -> None:
+    x, w, _ = operands(False)
+    with fastconv.enabled(fuse=False):
+        assert type(F.conv2d(x, w)) is Tensor
+    with fastconv.enabled():
+        assert type(F.conv2d(x, w)) is Deferred
+
+
+def test_is_settled_on_leaving() -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    expected = F.conv2d(x, w, b)
+    with fastconv.enabled():
+        y = F.conv2d(x, w, b)
+    x.zero_()
+    torch.testing.assert_close(y, expected)
+
+
+def test_who_kept_one_has_a_plain_tensor() -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled():
+        y = F.conv2d(x, w, b)
+        turned = F.conv2d(x, w, b).permute(NHWC)
+        used = F.conv2d(x, w, b)
+        total = used.sum()
+        z = F.relu(F.conv2d(x, w, b))
+    assert {type(t) for t in (y, turned, used, z)} == {Tensor}
+    (total + y.sum() + turned.sum() + z.sum()).backward()
+    found, x.grad = x.grad, None
+    (3 * F.conv2d(x, w, b).sum() + F.relu(F.conv2d(x, w, b)).sum()).backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_a_change_that_nobody_saw_is_an_error() -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    with fastconv.enabled():
+        y = F.conv2d(x, w, b)
+        with torch._C.DisableTorchFunction():
+            x.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum()
+        del y
+
+
+def test_a_gradient_that_passes_by_is_an_error() -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled():
+        y = F.conv2d(x, w, b)
+        turned = y.permute(NHWC)
+        z = F.relu(turned).sum()
+        for ask in (
+            lambda: torch.autograd.grad(z, y),
+            lambda: torch.autograd.grad(z, [x, turned]),
+            lambda: z.backward(inputs=[y]),
+            lambda: torch.autograd.backward(z, inputs=[x, y]),
+            lambda: y.register_hook(print),
+            lambda: turned.retain_grad(),
+        ):
+            with pytest.raises(RuntimeError, match="was fused with what follows"):
+                ask()
+        (dx,) = torch.autograd.grad(y.sum() + z, x)
+    with pytest.raises(RuntimeError, match="was fused with what follows"):
+        y.retain_grad()
+    y = F.conv2d(x, w, b)
+    torch.testing.assert_close(dx, *torch.autograd.grad(y.sum() + F.relu(y).sum(), x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints(reentrant: bool) -> None:
+    # What is computed again, is computed outside of the context, unless it is told so.
+    again = {} if reentrant else {"context_fn": lambda: (nullcontext(), fastconv.enabled())}
+
+    def grads(enabled: bool) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        x, w, b = operands(False)
+        more: dict[str, Any] = {"use_reentrant": reentrant, **(again if enabled else {})}
+        with fastconv.enabled() if enabled else nullcontext():
+            y = checkpoint(lambda x: F.conv2d(x, w, b), x, **more)
+            z = checkpoint(lambda x: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2), x, **more)
+            (F.relu(y).sum() + z.sum()).backward()
+        return [x.grad, w.grad, b.grad]
+
+    torch.testing.assert_close(grads(True), grads(False))
+
+
+def test_errors_come_from_the_call_that_makes_them() -> None:
+    x, w, b = operands(False)
+    wrong: list[tuple[Any, ...]] = [
+        (x, w, b[:3]), (x[:, :1], w), (x, w, b, 0), (x, w, b, 1, -1), (x[..., :2], w), (x, w, b, 1, 0, 1, 3),
+        (x, w, b, 1, 0, 0), (x, w.float()), (x, w, b, 1, "same-ish"), (x, w[0]), (x[0, 0], w), (x, w, b, (1, 2, 3)),
+    ]  # fmt: skip
+    for arguments in wrong:
+        with pytest.raises((RuntimeError, ValueError, TypeError)) as expected:
+            F.conv2d(*arguments)
+        with fastconv.enabled(), pytest.raises(expected.type) as found:
+            F.conv2d(*arguments)
+        assert str(found.value) == str(expected.value)
+
+
+def test_another_thread_may_use_it() -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    found: list[Tensor] = []
+    with fastconv.enabled():
+        y = F.conv2d(x, w, b)
+        thread = threading.Thread(target=lambda: found.append(F.relu(y)))
+        thread.start()
+        thread.join()
+    torch.testing.assert_close(found[0], F.relu(F.conv2d(x, w, b)))
+
+
+@pytest.mark.filterwarnings("ignore")  # of Dynamo, which leaves such a function to Python
+def test_a_compiled_function_takes_it() -> None:
+    x, w, b = operands(False)
+    compiled = torch.compile(lambda y: F.relu(y) * 2, backend="eager")
+    with fastconv.enabled():
+        found = compiled(F.conv2d(x, w, b))
+    torch.testing.assert_close(found, F.relu(F.conv2d(x, w, b)) * 2)
+    found.sum().backward()
+    assert w.grad is not None
+
+
+def test_transforms_and_inference_mode_are_left_alone() -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    with fastconv.enabled():
+        batched = torch.func.vmap(lambda x: F.relu(F.conv2d(x[None], w, b)))(x)
+        gradient = torch.func.grad(lambda w: F.relu(F.conv2d(x, w, b)).sum())(w)
+        with torch.inference_mode():
+            assert type(F.conv2d(x, w, b)) is Tensor
+    torch.testing.assert_close(batched[:, 0], F.relu(F.conv2d(x, w, b)))
+    torch.testing.assert_close(gradient, torch.func.grad(lambda w: F.relu(F.conv2d(x, w, b)).sum())(w))
+
+
+def test_training_is_that_of_pytorch() -> None:
+    def train(enabled: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(150, 3)),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        x, labels = torch.randn(8, 1, 16, 16), torch.arange(8) % 3
+        for _ in range(5):
+            optimizer.zero_grad()
+            with fastconv.enabled() if enabled else nullcontext():
+                F.cross_entropy(model(x), labels).backward()
+                optimizer.step()
+        return [p.detach() for p in model.parameters()]
+
+    torch.testing.assert_close(train(True), train(False), atol=1e-4, rtol=1e-3)
+
+
+_STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda y, b: F.relu(y),
+    "permute": lambda y, b: y.permute(NHWC),
+    "permute back": lambda y, b: y.permute(NCHW),
+    "contiguous": lambda y, b: y.contiguous(),
+    "channels_last": lambda y, b: y.contiguous(memory_format=torch.channels_last),
+    "to": lambda y, b: y.to("cpu"),
+    "bias": lambda y, b: y + b[: y.shape[1]].view(-1, 1, 1),
+    "bias last": lambda y, b: y + b[: y.shape[-1]],
+    "pool": lambda y, b: F.max_pool2d(y, 2),
+    "relu_": lambda y, b: y.relu_(),
+    "double": lambda y, b: y * 2,
+}
+
+
+@given(st.lists(st.sampled_from(sorted(_STEPS)), max_size=7), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_any_order_of_steps(steps: list[str], channels_last: bool) -> None:
+    def program(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+        y = F.conv2d(x, w, padding=1)
+        seen = [y]
+        for step in steps:
+            if min(y.shape[2:]) < 2 and step == "pool":
+                continue
+            y = _STEPS[step](y, torch.cat([b] * 4))
+            seen.append(y)
+        return [y.detach()] if "relu_" in steps else [y, *seen]  # autograd refuses some of these
+
+    torch.manual_seed(0)
+    compare(program, channels_last)
