@@ -93,6 +93,11 @@ CONV2D = [
     conv(2, 37, 9, 8, 37, 3, 3, groups=37, padding=1, stride=2),
     conv(2, 16, 10, 10, 16, 5, 3, groups=16, dilation=2, bias=False),
     conv(2, 5, 8, 8, 15, 3, 3, groups=5),
+    # few outputs of many channels: the weight as it lies
+    conv(1, 32, 4, 5, 33, 3, 3, padding=1),
+    conv(2, 48, 5, 6, 7, 3, 3, stride=2, bias=False),
+    conv(1, 32, 6, 6, 5, 3, 2, dilation=(1, 2), padding=1),
+    conv(1, 256, 8, 8, 120, 3, 3, padding=1),
     # batch of none, of one, of more than any cut; a large image
     conv(0, 3, 8, 8, 4, 3, 3),
     conv(1, 16, 9, 9, 32, 3, 3, padding=1),
@@ -202,6 +207,10 @@ FUSED = [
     fused(conv(2, 16, 12, 11, 20, 5, 5, padding=2), kernel_size=2),
     fused(conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0), bias=False), kernel_size=(3, 2)),
     fused(conv(1, 3, 1, 1, 40, 3, 3, padding=8), kernel_size=2),
+    # few outputs of many channels: the weight as it lies
+    fused(conv(1, 64, 4, 4, 48, 3, 3, padding=1), kernel_size=2),
+    fused(conv(1, 32, 5, 4, 17, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
+    fused(conv(2, 48, 4, 5, 19, 3, 3, padding=(1, 0), bias=False)),
     # pools: touching, overlapping, with gaps, one by one, padded, dilated, hanging over, many pixels
     fused(conv(2, 18, 11, 11, 20, 3, 3), kernel_size=3),
     fused(conv(2, 16, 12, 13, 35, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),

@@ -56,6 +56,23 @@ inline bool winograd_pays(const FusedShape& f, int64_t direct) {
 
 inline bool winograd_serves(const FusedShape& f) { return winograd_pays(f, f.pool.P * f.pool.Q * f.window() * 9); }
 
+// Whether the weight is read as it lies (dot.h), not packed. Microseconds of PyTorch / with the weight packed before,
+// and found again by its contents / as it lies; 3 x 3, one image, 2 threads, weights from memory:
+//   64->128   5x5 (9 outputs)    34 /   70 /   30
+//   64->64    4x4 (16)           18 /   51 /   33
+//   512->512  4x4 (16)          898 / 1633 /  856
+//   512->512  2x2 (4)          1057 / 1173 /  552
+//   64->128   8x8 (64)           76 /  108 /  145
+//   128->256  8x8 (64)          243 /  370 /  332
+//   256->256  8x8 (64)          489 /  675 /  601
+//   256->256  14x14 (196)      1336 / 1291 / 2075
+inline bool dot_serves(const Conv2dShape& s, const Tensor& weight) {
+  if (s.groups != 1 || s.C % 16 != 0 || s.C < 32 || !is_nhwc(weight)) return false;
+  const int64_t outputs = s.N * s.P * s.Q;
+  constexpr int64_t large_weight = 256 * 1024;  // elements
+  return outputs <= 24 || (outputs <= 64 && s.K * s.taps() >= large_weight);
+}
+
 // dx as the convolution of g, padded to the full overlap, with the kernel turned around and its channels exchanged.
 inline Conv2dShape turned_around(const Conv2dShape& s) {
   Conv2dShape turned = s;

@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "dot.h"
 #include "packed_weights.h"
 #include "reduced.h"
 #include "winograd.h"
@@ -38,6 +39,11 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
              const Tensor& output) {
   const Bias<T> b(bias, weight);
   const FusedShape f = without_pool(s);
+  if (dot_serves(s, weight)) {
+    const WholeResult<T> y(output);
+    dot_forward<T>(s, input, weight, b.data, y.data());
+    return y.finish();
+  }
   if (!winograd_serves(f)) return direct_forward<T>(s, input, direct_weight<T>(s, weight).get(), b.data, output);
   const WholeResult<T> y(output);
   const WinogradPlan plan = winograd_plan<T>(f);

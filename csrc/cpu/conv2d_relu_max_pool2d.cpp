@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "dot.h"
 #include "packed_weights.h"
 #include "reduced.h"
 #include "winograd.h"
@@ -76,6 +77,13 @@ template <class T>
 void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
              const Tensor& output, uint8_t* argmax) {
   const Bias<T> b(bias, weight);
+  if (dot_serves(f.conv, weight)) {
+    const WholeResult<T> y(output);
+    T* conv = scratch<T>(Scratch::whole_grad, f.conv.N * f.conv.P * f.conv.Q * f.conv.K);
+    dot_forward<T>(f.conv, input, weight, b.data, conv);
+    kernels().conv2d<T>().fused.relu_max_pool2d(f.pool, conv, 0, f.conv.P, y.data(), argmax, f.conv.N, 0, f.pool.P);
+    return y.finish();
+  }
   if (!winograd_serves(f)) {
     const auto run = window_kernel_serves(f) ? direct_forward<T> : tiled_forward<T>;
     return run(f, input, direct_weight<T>(f.conv, weight).get(), b.data, output, argmax);

@@ -102,6 +102,8 @@ struct Conv2dFamily {
   LiveKernels<T> live;
   PatchKernels<T> patch;
   NarrowKernels<T> narrow;
+  void (*dot_forward)(const Conv2dShape&, const T* x, const Strides&, const int64_t* at, int64_t pixels,
+                      const T* weight, const T* bias, T* y, int64_t k0, int64_t k1);  // dot.h
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };
 

@@ -4,6 +4,7 @@
 #include "conv2d.h"
 #include "conv2d_forward.h"
 #include "depthwise.h"
+#include "dot.h"
 #include "kernels.h"
 #include "live.h"
 #include "live_patch.h"
@@ -30,6 +31,7 @@ constexpr Conv2dFamily<T> conv2d_family() {
            live_backward_data<T>},
           {patch::serves, patch::packed_size<T>, patch::pack_weight<T>, patch::list_size<T>, patch::backward_data<T>},
           {narrow::serves<T>, narrow::scratch_size<T>, narrow::backward_weight<T>},
+          dot_forward<T>,
           transpose<T>};
 }
 

@@ -1,0 +1,67 @@
+// The forward pass of the convolution for few output pixels and many channels, from the weight as it lies (KRSC):
+//
+//   y[i, k] = b[k] + sum over (r, s, c) of x[at[i] + offset(r, s) + c] * w[k, r, s, c]
+//
+// Lanes are input channels, on both sides, so nothing is packed, and each weight is read once. That is what counts when
+// the weight comes from memory and serves a few pixels only, as in inference of one image.
+#pragma once
+
+#include "conv2d.h"
+
+namespace fastconv::FC_LEVEL {
+
+// The sum of the lanes of each of a block's vectors, row by row. (Turned, they are added as vectors: lane by lane it
+// would cost as much as all multiplications of 512 channels.)
+template <class T>
+FC_INLINE void sum_lanes(const Block<T, 2>& acc, T* sums) {
+  constexpr int64_t count = 2 * block_rows;
+  T turned[lanes<T> * count];
+  transpose(reinterpret_cast<const T*>(acc.value), lanes<T>, count, lanes<T>, turned, count);
+  for (int64_t i = 0; i < count; ++i) sums[i] = turned[i];
+  for (int64_t lane = 1; lane < lanes<T>; ++lane) {
+    for (int64_t i = 0; i < count; ++i) sums[i] += turned[lane * count + i];
+  }
+}
+
+// Channels [k0, k1) of `pixels` pixels, whose windows begin at x + at[i]; y: (pixels, K). C is a multiple of the lanes,
+// and there is one group.
+template <class T>
+void dot_forward(const Conv2dShape& s, const T* x, const Strides& strides, const int64_t* at, int64_t pixels,
+                 const T* weight, const T* bias, T* y, int64_t k0, int64_t k1) {
+  const bool runs = s.dilation_w == 1 && strides.pixel == s.C;  // a row of taps is one run
+  const int64_t runs_in_row = runs ? 1 : s.S, length = runs ? s.S * s.C : s.C;
+  for (int64_t k = k0; k < k1; k += 2) {
+    const bool both = k + 1 < k1;
+    for (int64_t first = 0; first < pixels; first += block_rows) {
+      const T* a[block_rows];
+      for (int row = 0; row < block_rows; ++row) a[row] = x + at[first + row < pixels ? first + row : first];
+      const T *w0 = weight + k * s.taps(), *w1 = both ? w0 + s.taps() : w0;
+      Block<T, 2> acc = {};
+      for (int64_t r = 0; r < s.R; ++r) {
+        for (int64_t run = 0; run < runs_in_row; ++run) {
+          const int64_t begin = r * s.dilation_h * strides.row + run * s.dilation_w * strides.pixel;
+          for (int64_t offset = begin; offset < begin + length; offset += lanes<T>) {
+            const Vec<T> b0 = load(w0), b1 = load(w1);
+#pragma GCC unroll 12
+            for (int row = 0; row < block_rows; ++row) {
+              const Vec<T> value = load(a[row] + offset);
+              acc.value[row][0] += value * b0;
+              acc.value[row][1] += value * b1;
+            }
+            w0 += lanes<T>;
+            w1 += lanes<T>;
+          }
+        }
+      }
+      T sums[2 * block_rows];
+      sum_lanes(acc, sums);
+      for (int row = 0; row < block_rows && first + row < pixels; ++row) {
+        T* to = y + (first + row) * s.K + k;
+        to[0] = sums[2 * row] + (bias ? bias[k] : 0);
+        if (both) to[1] = sums[2 * row + 1] + (bias ? bias[k + 1] : 0);
+      }
+    }
+  }
+}
+
+}  // namespace fastconv::FC_LEVEL
