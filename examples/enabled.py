@@ -1,4 +1,4 @@
-"""Runs a program with fastconv in place of PyTorch's conv2d, max_pool2d and relu; the program stays as it is.
+"""Runs a program with fastconv in place of PyTorch's conv2d, max_pool2d and relu, fused where it can; the program stays as it is.
 
 python examples/enabled.py program.py [its arguments]
 """
@@ -9,5 +9,5 @@ import sys
 import fastconv
 
 del sys.argv[0]  # the program is to find its own name and arguments
-with fastconv.enabled():
+with fastconv.enabled(fuse=True):
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,19 +1,19 @@
-"""Convolutions that wait for what is done with them, so that :func:`fastconv.enabled` fuses.
+"""Convolutions that wait for what is done with them, so that ``fastconv.enabled(fuse=True)`` fuses.
 
-In ``relu(conv2d(x, w))``, conv2d does not know of relu. Within ``enabled()`` it therefore answers with a ``Deferred``:
-a tensor of the right size, dtype, strides and gradient function, that is not computed yet. What can be folded into the
-convolution is, and again is a Deferred: a change of layout, a bias that is added afterwards, ReLU. A max-pool ends it:
-the fused operator runs. Anything else that looks at a Deferred gets it computed, once (it is *settled*), by the
-operator for what has come together so far. So values, gradients, aliases and errors are those of PyTorch's functions
-one by one, and only the operators differ.
+In ``relu(conv2d(x, w))``, conv2d does not know of relu. Within ``enabled(fuse=True)`` it therefore answers with a
+``Deferred``: a tensor of the right size, dtype, strides and gradient function, that is not computed yet. What can be
+folded into the convolution is, and again is a Deferred: a change of layout, a bias that is added afterwards, ReLU. A
+max-pool ends it: the fused operator runs. Anything else that looks at a Deferred gets it computed, once (it is
+*settled*), by the operator for what has come together so far.
 
 Keras needs the changes of layout: its convolution permutes NHWC images to NCHW and the results back, adds the bias as
 an operation of its own, and copies before every pool, and back behind it. So what a pool gives may still wait for its
 layout. The textbook's network takes 18 ms a step without all this, 12 with it, and 11 with the latter.
 
 A Deferred is a tensor subclass. PyTorch's functions settle it through ``__torch_function__``; what reaches it below
-those, a user's autograd.Function or C++ code, through ``__torch_dispatch__``. What changes a tensor in place settles
-all that wait; that an operand was changed unseen is an error.
+those, a user's autograd.Function or C++ code that calls operators, through ``__torch_dispatch__``. What may change a
+tensor in place settles all that wait; that an operand was changed unseen is an error. What remains to be told apart by
+a program is listed with :class:`fastconv.enabled`, and is why that fuses only when asked.
 """
 
 from __future__ import annotations
@@ -142,18 +142,12 @@ class Deferred(Tensor):
         if not self._is_adopted():
             return self._value()
         if self._linked is None:
-            with torch._C.DisableTorchFunctionSubclass():
+            with torch._C.DisableTorchFunction():
                 self._linked = torch.ops.aten.alias(self)  # of the value, by __torch_dispatch__, with the new gradient
         return self._linked
 
-    def become_plain(self) -> None:
-        """Make this very object the tensor that it stands for, if nobody else holds that."""
-        with torch._C.DisableTorchFunctionSubclass():
-            plain, self._settled = self._settled, None
-            try:
-                torch.utils.swap_tensors(self, plain)
-            except RuntimeError:
-                self._settled = plain
+    def is_outdated(self) -> bool:
+        return self._versions != _versions(self._operands)
 
     def base(self) -> Deferred:
         """The one of which it is a view, or a view of a view; else itself."""
@@ -161,23 +155,25 @@ class Deferred(Tensor):
 
     def _is_adopted(self) -> bool:
         """Whether a user's autograd.Function returned it, and so gave it another gradient function."""
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunction():
             return self.grad_fn is not self._node
 
     def _value(self) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunction():
             if self._settled is None:
-                if self._versions != _versions(self._operands):
+                if self.is_outdated():
                     raise RuntimeError(
                         "an input of a convolution has been modified by an inplace operation before its result was"
-                        " used: fastconv.enabled(fuse=False) computes each result at once"
+                        " used: fastconv.enabled() without fuse computes each result at once"
                     )
-                with torch.set_grad_enabled(self._grad_enabled):
+                # As it was when the convolution was called, whatever mode it is looked at in.
+                with torch.inference_mode(False), torch.set_grad_enabled(self._grad_enabled):
                     if self._viewed is not None:
                         y = self._viewed._value()
                         self._settled = y.permute(_TO_NHWC if self._recipe.axes_last else _TO_NCHW)
                     else:
                         self._settled = self._recipe.compute(*self._operands)
+                    self._operands, self._versions = (self._settled, None, None), ()
             return self._settled
 
 
@@ -225,11 +221,10 @@ class Deferring:
     def __init__(self, routes: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
         self._routes = routes
         self._waiting: list[weakref.ref[Deferred]] = []
-        self._settled: list[weakref.ref[Deferred]] = []
 
     def call(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``func(*args, **kwargs)``, or what will come to the same."""
-        if self._waiting and _changes_something(func, kwargs):
+        if self._waiting and _changes_something(func, args, kwargs):
             self.settle_all()
         if func in _GRADIENTS_OF:
             _check_gradients_of(_GRADIENTS_OF[func](*args, **kwargs))
@@ -245,27 +240,11 @@ class Deferring:
                 return result
         return self._routes.get(func, func)(*args, **kwargs)
 
-    def settle_all(self) -> list[Deferred]:
-        """Those that somebody still has."""
-        found = [deferred for reference in self._waiting if (deferred := reference()) is not None]
-        self._waiting.clear()
-        for deferred in found:
-            deferred.settle()
-        self._settled = [reference for reference in self._settled if reference() is not None]
-        self._settled += map(weakref.ref, found)
-        return found
-
-    def finish(self) -> None:
-        """On leaving: who kept a Deferred, has a Tensor."""
-        self.settle_all()
-        found = [deferred for reference in self._settled if (deferred := reference()) is not None]
-        self._settled.clear()  # what has weak references cannot be exchanged
-        for deferred in found:
-            if not (deferred.base()._is_passed_by or deferred._is_adopted()):
-                deferred._viewed = None
-        for deferred in found:
-            if not (deferred.base()._is_passed_by or deferred._is_adopted()):
-                deferred.become_plain()
+    def settle_all(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for reference in waiting:
+            if (deferred := reference()) is not None:
+                deferred.settle()
 
     def _new(
         self,
@@ -281,13 +260,15 @@ class Deferring:
         deferred._recipe, deferred._size, deferred._operands = recipe, size, operands
         deferred._versions = _versions(operands)
         deferred._grad_enabled = torch.is_grad_enabled()
-        with torch._C.DisableTorchFunctionSubclass():
+        with torch._C.DisableTorchFunction():
             deferred._node = deferred.grad_fn
         deferred._viewed = view_of
         deferred._settled = deferred._linked = None
         deferred._is_passed_by = deferred._is_given = False
         if len(self._waiting) > _MOST_WAITING:
             self._waiting = [reference for reference in self._waiting if reference() is not None]
+            if len(self._waiting) > _MOST_WAITING // 2:  # they hold their inputs
+                self.settle_all()
         self._waiting.append(weakref.ref(deferred))
         return deferred  # type: ignore[no-any-return]
 
@@ -301,7 +282,7 @@ class Deferring:
             (size + 2 * z - d * (k - 1) - 1) // u + 1
             for size, k, u, z, d in zip((H, W), (R, S), *served[3:6], strict=True)
         )
-        if min(N, P, Q) < 1 or K == 1 or P * Q == 1:  # an error; or strides that say nothing of the order
+        if N < 1 or min(K, P, Q) < 2:  # an error; or strides that say nothing of the order
             return NotImplemented
         last = suggests_channels_last(input) or suggests_channels_last(weight)
         recipe = Recipe(tuple(geometry), False, False, last)  # type: ignore[arg-type]
@@ -310,13 +291,17 @@ class Deferring:
     def _folded(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What a function of a Deferred gives, if that can go on waiting or be fused."""
         first = args[0] if args else None
-        if type(first) is not Deferred or first._settled is not None or first._is_adopted():
+        if type(first) is not Deferred or first.base()._settled is not None or first._settled is not None:
+            return NotImplemented
+        if first._is_adopted():
             return NotImplemented
         if func in _METADATA:
-            with torch._C.DisableTorchFunctionSubclass():
+            with torch._C.DisableTorchFunction():
                 return func(*args, **kwargs)
         if torch.is_grad_enabled() and not first._grad_enabled:
             return NotImplemented  # what was computed without gradients stays without
+        if torch.is_inference_mode_enabled() or first.is_outdated():  # settling says so
+            return NotImplemented
         if func in _PERMUTE:
             return self._permuted(first, *args[1:], **kwargs)
         if func is Tensor.to:
@@ -324,7 +309,7 @@ class Deferring:
         if func is Tensor.contiguous:
             return self._contiguous(first, *args[1:], **kwargs)
         result = self._fused(func, first, *args[1:], **kwargs)
-        if result is not NotImplemented:
+        if result is not NotImplemented and torch.is_grad_enabled():
             first.base()._is_passed_by = True
         return result
 
@@ -362,7 +347,8 @@ class Deferring:
             return deferred
         if recipe.geometry is None:
             return _given(deferred) if memory_last else NotImplemented
-        deferred.base()._is_passed_by = True
+        if torch.is_grad_enabled():
+            deferred.base()._is_passed_by = True
         return self._new(replace(recipe, memory_last=memory_last), deferred._size, deferred._operands)
 
     def _biased(self, deferred: Deferred, other: Any) -> Any:
@@ -378,13 +364,13 @@ class Deferring:
 
     def _pooled(self, deferred: Deferred, *args: Any, **kwargs: Any) -> Any:
         pool, recipe = _pool(*args, **kwargs), deferred._recipe
-        if pool is None or deferred._versions != _versions(deferred._operands):  # settling raises
+        if pool is None:
             return NotImplemented
         assert recipe.geometry is not None
         y = autograd.conv2d_relu_max_pool2d(*deferred._operands, *recipe.geometry, pool)
         if autograd.is_channels_last(y) and not recipe.memory_last:
             N, K, P, Q = y.shape
-            if K > 1 and P * Q > 1:
+            if min(K, P, Q) > 1:
                 return self._new(replace(recipe, geometry=None, rectified=False), (N, K, P, Q), (y, None, None))
         return y.contiguous(memory_format=torch.channels_last if recipe.memory_last else torch.contiguous_format)
 
@@ -413,16 +399,16 @@ def _check_gradients_of(tensors: Any) -> None:
         if type(tensor) is Deferred and tensor.base()._is_passed_by:
             raise RuntimeError(
                 "the gradient with respect to the result of a convolution that was fused with what follows is not"
-                " computed: ask for it before the result is used, or take fastconv.enabled(fuse=False)"
+                " computed: ask for it before the result is used, or take fastconv.enabled() without fuse"
             )
 
 
-def _changes_something(func: Callable[..., Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether, by its name, a function may change a tensor: ``add_``, ``__iadd__``, ``x.data = ``, ``out=``."""
-    name = getattr(func, "__name__", "_")
+def _changes_something(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a function may change a tensor: ``add_``, ``__iadd__``, ``x.data = ``, ``out=``, ``inplace=True``."""
+    name = getattr(func, "__name__", "_").partition(".")[0]
     if name.startswith("__"):
         return name.startswith(("__i", "__set"))
-    return name.endswith("_") or "out" in kwargs
+    return name.endswith("_") or "out" in kwargs or bool(kwargs.get("inplace")) or any(a is True for a in args)
 
 
 def _deferrable(
@@ -467,7 +453,7 @@ def _is_no_change(deferred: Deferred, *args: Any, **kwargs: Any) -> bool:
     if kwargs or len(args) != 1:
         return False
     (to,) = args
-    with torch._C.DisableTorchFunctionSubclass():
+    with torch._C.DisableTorchFunction():
         if isinstance(to, torch.dtype):
             return to == deferred.dtype
         return isinstance(to, str | torch.device) and torch.device(to) == deferred.device

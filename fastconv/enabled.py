@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ContextDecorator
+from contextlib import ContextDecorator, suppress
 from typing import Any
 
 import torch
@@ -74,17 +74,20 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
     microsecond more in it; :func:`fastconv.convert` has no such cost.
 
     Args:
-        fuse: let convolutions wait for a ReLU and a max-pool to be fused with, see :mod:`fastconv.deferred`. Their
-            results are computed when something else looks at them, at the latest on leaving.
+        fuse: let convolutions wait for a bias, a ReLU and a max-pool to be fused with, see :mod:`fastconv.deferred`.
+            Their results are tensors of a subclass, that are computed when something looks at them, at the latest on
+            leaving. Values and gradients then are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`.
 
     Raises:
         RuntimeError: with ``fuse``, where the input or the weight of a convolution was changed before its result was
             looked at, in a way that PyTorch's functions do not show, as by C++ code; where the gradient with respect to
             a result that was fused away is asked for after it was.
 
-    Two things know nothing of it. A function that is compiled with ``fullgraph=True`` does not take a result of conv2d
-    that still waits. And ``torch.utils.checkpoint`` computes again outside of it, unless it has
-    ``context_fn=lambda: (contextlib.nullcontext(), fastconv.enabled())``.
+    What fusing does not see: an input that changes meanwhile through memory that it shares with a NumPy array. Who does
+    not take its results: C code that reads a tensor's memory (``to_dlpack``, not ``from_dlpack``),
+    :class:`torch.nn.Parameter` (detach and clone first), and a function that is compiled with ``fullgraph=True``, as an
+    argument. ``torch.utils.checkpoint`` computes again outside of any such context, unless it has ``context_fn=lambda:
+    (contextlib.nullcontext(), fastconv.enabled(fuse=True))``.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
@@ -93,15 +96,19 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
         torch.Size([4, 8, 13, 13])
     """
 
-    def __init__(self, fuse: bool = True) -> None:
+    def __init__(self, fuse: bool = False) -> None:
         super().__init__()
         self._deferring = Deferring(ROUTES) if fuse else None
 
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        # With an exception on its way, nothing is begun: checkpoint ends so in the midst of computing again.
-        if self._deferring is not None and exception[0] is None:
-            self._deferring.finish()
+    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        super().__exit__(kind, *exception)
+        if self._deferring is None:
+            return
+        if kind is None:
+            self._deferring.settle_all()
+        elif not kind.__module__.startswith("torch."):  # checkpoint so ends computing again, and counts what is saved
+            with suppress(Exception):  # that one counts
+                self._deferring.settle_all()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

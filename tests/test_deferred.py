@@ -1,12 +1,13 @@
-"""fastconv.enabled() fuses what it sees one by one, and nobody can tell but by the operators that run."""
+"""fastconv.enabled(fuse=True) fuses what it sees one by one, and nobody can tell but by the operators that run."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -280,9 +281,9 @@ def compare(program: Program, channels_last: bool) -> None:
     ours = [t.detach().clone().requires_grad_() for t in torchs]
     assert [t.stride() for t in ours] == [t.stride() for t in torchs]
     expected, expected_grads = run(program, torchs)
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         found = as_list(program(*ours))
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         found_inside, found_grads = run(program, ours)
     for results in (found, found_inside):
         for ours_, torchs_ in zip(results, expected, strict=True):
@@ -318,7 +319,7 @@ def test_nobody_can_tell(name: str, channels_last: bool) -> None:
 )
 def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
     tensors = operands(channels_last)
-    with torch.profiler.profile() as profile, fastconv.enabled():
+    with torch.profiler.profile() as profile, fastconv.enabled(fuse=True):
         result = PROGRAMS[name](*tensors)
         result.sum()
     ran = [event.name for event in profile.events() if event.name.startswith("fastconv::")]
@@ -327,57 +328,129 @@ def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
 
 def test_a_pools_result_is_not_copied_to_be_copied_back() -> None:
     tensors = operands(channels_last=True)
-    with torch.profiler.profile() as profile, fastconv.enabled():
+    with torch.profiler.profile() as profile, fastconv.enabled(fuse=True):
         assert type(keras_next(*tensors)) is Tensor
     assert sum(event.name == "aten::copy_" for event in profile.events()) <= 2  # of input and weight
 
 
-def test_fuse_false_computes_at_once() -> None:
+def test_nothing_waits_unless_told_to() -> None:
     x, w, _ = operands(False)
-    with fastconv.enabled(fuse=False):
-        assert type(F.conv2d(x, w)) is Tensor
     with fastconv.enabled():
+        assert type(F.conv2d(x, w)) is Tensor
+    with fastconv.enabled(fuse=True):
         assert type(F.conv2d(x, w)) is Deferred
+        with fastconv.enabled():
+            assert type(F.conv2d(x, w)) is Tensor
+
+
+def test_nests() -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled(fuse=True), fastconv.enabled(fuse=True):
+        y = F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2)
+        z = F.conv2d(x, w, b).permute(NHWC).square()
+    torch.testing.assert_close(y, F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2))
+    torch.testing.assert_close(z, F.conv2d(x, w, b).permute(NHWC).square())
 
 
 def test_is_settled_on_leaving() -> None:
     x, w, b = (t.detach() for t in operands(False))
     expected = F.conv2d(x, w, b)
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
     x.zero_()
     torch.testing.assert_close(y, expected)
 
 
-def test_who_kept_one_has_a_plain_tensor() -> None:
+def test_who_keeps_one_may_use_it_later() -> None:
     x, w, b = operands(False)
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
         turned = F.conv2d(x, w, b).permute(NHWC)
-        used = F.conv2d(x, w, b)
-        total = used.sum()
-        z = F.relu(F.conv2d(x, w, b))
-    assert {type(t) for t in (y, turned, used, z)} == {Tensor}
-    (total + y.sum() + turned.sum() + z.sum()).backward()
+        y.retain_grad()
+        k = F.relu(y).sum()
+        rectified = F.conv2d(x, w, b).relu_()
+    (k + turned.sum() + rectified.sum()).backward()
+    assert y.grad is not None
+    torch.testing.assert_close(y.grad, (y > 0).to(y.dtype))
     found, x.grad = x.grad, None
-    (3 * F.conv2d(x, w, b).sum() + F.relu(F.conv2d(x, w, b)).sum()).backward()
+    (F.conv2d(x, w, b).sum() + 2 * F.relu(F.conv2d(x, w, b)).sum()).backward()
     torch.testing.assert_close(found, x.grad)
+
+
+def test_an_exception_leaves_nothing_waiting() -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    expected = F.conv2d(x, w, b)
+    with suppress(KeyError), fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w, b)
+        raise KeyError
+    w.zero_()
+    torch.testing.assert_close(y.clone(), expected)
+
+
+def test_inference_mode_looks_and_leaves_no_trace() -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w, b)
+        with torch.inference_mode():
+            assert (y.permute(NHWC) > 0).any()
+            F.relu(y)
+        y.square().mean().backward()
+    assert w.grad is not None
+
+
+@pytest.mark.parametrize(
+    "act",
+    [nn.ReLU(True), nn.LeakyReLU(inplace=True), nn.Dropout(1, inplace=True), lambda x: F.leaky_relu(x, 0.1, True)],
+)
+def test_functions_that_change_their_input_are_seen(act: Callable[[Tensor], Tensor]) -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    expected = F.relu(F.conv2d(x, w, b))
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w, b)
+        act(x)
+        torch.testing.assert_close(F.relu(y), expected)
+
+
+def test_a_hook_is_kept_though_a_view_was_made_before() -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w, b)
+        turned = y.permute(NHWC)
+        y.register_hook(lambda grad: grad * 2)
+        F.relu(turned).sum().backward()
+    found, x.grad = x.grad, None
+    (2 * F.relu(F.conv2d(x, w, b))).sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_what_waits_does_not_pile_up() -> None:
+    x, w, b = (t.detach() for t in operands(False))
+    with torch.no_grad(), fastconv.enabled(fuse=True):
+        inputs = [weakref.ref(copied := x.clone())]
+        kept = [F.conv2d(copied, w, b)]
+        for _ in range(200):
+            copied = x.clone()
+            kept.append(F.conv2d(copied, w, b))
+            inputs.append(weakref.ref(copied))
+        assert sum(reference() is not None for reference in inputs) < 70
+    assert len({y.sum().item() for y in kept}) == 1
 
 
 def test_a_change_that_nobody_saw_is_an_error() -> None:
     x, w, b = (t.detach() for t in operands(False))
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
         with torch._C.DisableTorchFunction():
             x.zero_()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            y.sum()
+        for look in (torch.sum, F.relu):
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                look(y)
         del y
 
 
 def test_a_gradient_that_passes_by_is_an_error() -> None:
     x, w, b = operands(False)
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
         turned = y.permute(NHWC)
         z = F.relu(turned).sum()
@@ -401,13 +474,13 @@ def test_a_gradient_that_passes_by_is_an_error() -> None:
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints(reentrant: bool) -> None:
     # What is computed again, is computed outside of the context, unless it is told so.
-    again = {} if reentrant else {"context_fn": lambda: (nullcontext(), fastconv.enabled())}
+    again = {} if reentrant else {"context_fn": lambda: (nullcontext(), fastconv.enabled(fuse=True))}
 
     def grads(enabled: bool) -> list[Tensor | None]:
         torch.manual_seed(0)
         x, w, b = operands(False)
         more: dict[str, Any] = {"use_reentrant": reentrant, **(again if enabled else {})}
-        with fastconv.enabled() if enabled else nullcontext():
+        with fastconv.enabled(fuse=True) if enabled else nullcontext():
             y = checkpoint(lambda x: F.conv2d(x, w, b), x, **more)
             z = checkpoint(lambda x: F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2), x, **more)
             (F.relu(y).sum() + z.sum()).backward()
@@ -425,7 +498,7 @@ def test_errors_come_from_the_call_that_makes_them() -> None:
     for arguments in wrong:
         with pytest.raises((RuntimeError, ValueError, TypeError)) as expected:
             F.conv2d(*arguments)
-        with fastconv.enabled(), pytest.raises(expected.type) as found:
+        with fastconv.enabled(fuse=True), pytest.raises(expected.type) as found:
             F.conv2d(*arguments)
         assert str(found.value) == str(expected.value)
 
@@ -433,7 +506,7 @@ def test_errors_come_from_the_call_that_makes_them() -> None:
 def test_another_thread_may_use_it() -> None:
     x, w, b = (t.detach() for t in operands(False))
     found: list[Tensor] = []
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
         thread = threading.Thread(target=lambda: found.append(F.relu(y)))
         thread.start()
@@ -445,7 +518,7 @@ def test_another_thread_may_use_it() -> None:
 def test_a_compiled_function_takes_it() -> None:
     x, w, b = operands(False)
     compiled = torch.compile(lambda y: F.relu(y) * 2, backend="eager")
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         found = compiled(F.conv2d(x, w, b))
     torch.testing.assert_close(found, F.relu(F.conv2d(x, w, b)) * 2)
     found.sum().backward()
@@ -454,7 +527,7 @@ def test_a_compiled_function_takes_it() -> None:
 
 def test_transforms_and_inference_mode_are_left_alone() -> None:
     x, w, b = (t.detach() for t in operands(False))
-    with fastconv.enabled():
+    with fastconv.enabled(fuse=True):
         batched = torch.func.vmap(lambda x: F.relu(F.conv2d(x[None], w, b)))(x)
         gradient = torch.func.grad(lambda w: F.relu(F.conv2d(x, w, b)).sum())(w)
         with torch.inference_mode():
@@ -474,7 +547,7 @@ def test_training_is_that_of_pytorch() -> None:
         x, labels = torch.randn(8, 1, 16, 16), torch.arange(8) % 3
         for _ in range(5):
             optimizer.zero_grad()
-            with fastconv.enabled() if enabled else nullcontext():
+            with fastconv.enabled(fuse=True) if enabled else nullcontext():
                 F.cross_entropy(model(x), labels).backward()
                 optimizer.step()
         return [p.detach() for p in model.parameters()]
