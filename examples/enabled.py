@@ -1,4 +1,4 @@
-"""Runs a program with fastconv in place of PyTorch's conv2d, max_pool2d and relu, fused where it can; the program stays as it is.
+"""Runs a program with fastconv's conv2d, max_pool2d and relu, fused where they can be; the program stays as it is.
 
 python examples/enabled.py program.py [its arguments]
 """
