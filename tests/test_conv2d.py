@@ -6,6 +6,7 @@ import pytest
 import torch
 from cases import (
     CONV2D,
+    LARGE_WEIGHT,
     LAYOUTS,
     THREADS,
     Conv2dCase,
@@ -24,7 +25,7 @@ import fastconv.functional as FF
 ours = torch.ops.fastconv
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
-every_case = pytest.mark.parametrize("case", CONV2D, ids=str)
+every_case = pytest.mark.parametrize("case", [*CONV2D, LARGE_WEIGHT], ids=str)
 SPARSE = [
     conv(3, 32, 13, 13, 64, 3, 3),
     conv(3, 64, 5, 5, 70, 3, 3),
