@@ -170,8 +170,8 @@ def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     exact_tensors = (x.double(), w.double(), b.double())
     # Never in float32: oneDNN, under torch 2.13, ends the process where channels_last meets a kernel of one column,
-    # padding beyond the image, stride and dilation, as in (3, 21, 8, 2), weight (33, 7, 5, 1), 3 groups, strides (1, 3),
-    # padding (1, 4), dilation (2, 3).
+    # padding beyond the image, stride and dilation, as in (3, 21, 8, 2), weight (33, 7, 5, 1), 3 groups, stride
+    # (1, 3), padding (1, 4), dilation (2, 3).
     g = torch.randn(F.conv2d(*exact_tensors, **arguments).shape)
     g *= torch.rand_like(g) < live
     exact = with_gradients(F.conv2d, exact_tensors, g.double(), **arguments)
