@@ -28,6 +28,7 @@ def process_group() -> Iterator[int]:
     dist.init_process_group("gloo")
     try:
         yield dist.get_rank()
+        dist.barrier()  # gloo aborts where one takes its connections apart while another is not done with them
     finally:
         dist.destroy_process_group()
 
