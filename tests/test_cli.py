@@ -562,7 +562,7 @@ def test_the_results_are_there_before_the_comparison_begins(monkeypatch: pytest.
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Run, "_compare", interrupt)
+    monkeypatch.setattr(train.Run, "_compare", interrupt)
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 130
     assert sorted(path.name for path in Path("run").iterdir()) == [
         *("best.pt", "checkpoint.pt", "history.csv", "history.json")

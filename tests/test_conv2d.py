@@ -73,8 +73,8 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
     x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)
     y = FF.conv2d(x, w, b, **case.arguments)
     assert y.stride() == F.conv2d(x, w, b, **case.arguments).stride()
-    # An algorithm may take one layout and not the other, and add in another order.
-    torch.testing.assert_close(y, expected, rtol=1e-5, atol=max(1e-5, 1e-7 * w[0].numel()))
+    # The large weight is served by another algorithm in each order, and its sums have 2,304 terms.
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=2e-4 if case is LARGE_WEIGHT else 1e-5)
     g = torch.randn_like(y)
     for grad_layout in ("contiguous", "channels_last", "sliced"):
         for mine, other in zip(

@@ -471,6 +471,17 @@ def test_a_gradient_that_passes_by_is_an_error() -> None:
     torch.testing.assert_close(dx, *torch.autograd.grad(y.sum() + F.relu(y).sum(), x))
 
 
+def test_a_gradient_that_passes_by_a_copy_is_an_error() -> None:
+    x, w, b = operands(True)
+    with fastconv.enabled(fuse=True):
+        y = F.max_pool2d(F.relu(F.conv2d(x, w, b)).contiguous(), 2)
+        assert type(y) is Deferred
+        z = y.contiguous(memory_format=torch.channels_last)
+        assert type(z) is Tensor
+        with pytest.raises(RuntimeError, match="was fused with what follows"):
+            y.retain_grad()
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpoints(reentrant: bool) -> None:
     # What is computed again, is computed outside of the context, unless it is told so.

@@ -112,6 +112,27 @@ def test_threads_may_want_the_same_weight_at_once() -> None:
     assert found == [True] * 160
 
 
+FRESH = """
+import torch, fastconv, fastconv.functional as FF
+kept = fastconv._C.packed_weights
+x, w = torch.randn(1, 16, 20, 20), torch.randn(24, 16, 3, 3, requires_grad=True)
+for _ in range(3):  # in training, each is another
+    FF.conv2d_relu(x, w).sum().backward()
+    with torch.no_grad():
+        w -= 0.01 * torch.randn_like(w)
+print(kept())
+FF.conv2d_relu(x, w)
+print(kept())
+FF.conv2d_relu(x, w)
+print(kept()["bytes"] >= w.numel() * 4, kept()["hits"])
+"""
+
+
+def test_a_fresh_process_keeps_what_it_has_seen_twice_and_nothing_else() -> None:
+    result = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["{'bytes': 0, 'hits': 0}", "{'bytes': 0, 'hits': 0}", "True 0"]
+
+
 BOUND = """
 import torch, fastconv, fastconv.functional as FF
 x = torch.randn(1, 64, 20, 20)

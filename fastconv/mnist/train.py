@@ -30,38 +30,19 @@ class Options:
     report: bool = False
 
 
-def run(
-    folder: runs.RunFolder,
-    settings: dict[str, Any],
-    state: dict[str, Any] | None,
-    data: DataSet,
-    options: Options,
-    console: Console,
-) -> None:
-    """Train, tell of it on ``console``, and write the results.
-
-    Of several processes (torchrun) the first tells and writes.
+class Run:
+    """One training, that tells of itself on ``console``. Of several processes (torchrun) the first tells and writes.
 
     Args:
         folder: where the results go.
         settings: as :func:`~fastconv.mnist.config.settle` gives them.
         state: of the interrupted training to go on with, as :meth:`~fastconv.mnist.runs.RunFolder.interrupted` gives
             it; ``None`` for a new one.
-
-    Raises:
-        UserError: where something cannot be written, or the training diverged.
-        UserInterrupt: if the user stopped it; ``training.pt`` then says where it stands.
+        data: with the images to train on and to test with.
+        options: what is to be done besides.
+        console: written on.
     """
-    run = _Run(folder, settings, state, data, options, console)
-    with process_group() as rank:
-        if rank == 0:
-            with folder.locked():
-                run.first()
-        else:
-            run.other()
 
-
-class _Run:
     def __init__(
         self,
         folder: runs.RunFolder,
@@ -77,7 +58,21 @@ class _Run:
         self._images = len(data.train_images[: settings["limit"]])
         self._count = split_for_validation(self._images, self._config.validation_split)
 
-    def other(self) -> None:
+    def run(self) -> None:
+        """Train, and write the results.
+
+        Raises:
+            UserError: where something cannot be written, or the training diverged.
+            UserInterrupt: if the user stopped it; ``training.pt`` then says where it stands.
+        """
+        with process_group() as rank:
+            if rank == 0:
+                with self._folder.locked():
+                    self._first()
+            else:
+                self._other()
+
+    def _other(self) -> None:
         """What the processes besides the first do: as much of the training, and not a word."""
         training = self._training()
         if self._state is not None:
@@ -87,7 +82,7 @@ class _Run:
             if self._options.compare:
                 self._training(self._other_backend).run()
 
-    def first(self) -> None:
+    def _first(self) -> None:
         # All that could fail for the user's fault fails before the long part begins.
         if self._state is None:
             self._folder.begin(self._settings)

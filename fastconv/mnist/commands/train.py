@@ -181,7 +181,8 @@ def train(
         import matplotlib  # noqa: F401
     if tensorboard:
         import tensorboard as _  # noqa: F401
-    training.run(folder, settings, state, images, training.Options(compare, tensorboard, report), Console())
+    besides = training.Options(compare, tensorboard, report)
+    training.Run(folder, settings, state, images, besides, Console()).run()
 
 
 def _folder_name(words: str) -> str:
