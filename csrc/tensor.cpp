@@ -94,10 +94,6 @@ Tensor empty_as(const Tensor& tensor) {
   return empty_strided(sizes.data(), tensor.strides().data(), tensor.dim(), tensor, tensor.scalar_type());
 }
 
-Tensor empty_at_strides(const Tensor& tensor, ScalarType type) {
-  return empty_strided(tensor.sizes().data(), tensor.strides().data(), tensor.dim(), tensor, type);
-}
-
 bool is_nhwc(const Tensor& tensor) { return is_dense_in_order(tensor, {1, 3, 2, 0}); }
 bool is_nchw(const Tensor& tensor) { return is_dense_in_order(tensor, {3, 2, 1, 0}); }
 

@@ -46,9 +46,6 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarTy
 // Uninitialised, with the strides that PyTorch's elementwise operators give their result.
 Tensor empty_as(const Tensor& tensor);
 
-// Uninitialised, with the very strides of a tensor that fills its memory.
-Tensor empty_at_strides(const Tensor& tensor, ScalarType type);
-
 // Whether the elements fill their memory without gaps or overlaps, in whatever order.
 bool fills_memory(const Tensor& tensor);
 

@@ -57,20 +57,27 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
   for (const int64_t n : spoilt) direct_forward<T>(one, image(input, n), packed.get(), b.data, image(output, n));
 }
 
+void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+             const Tensor& output) {
+  dispatch_floating(input, "conv2d", [&](auto type) { forward<decltype(type)>(s, input, weight, bias, output); });
+}
+
 }  // namespace
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  if (is_reduced(input)) {
-    return rounded(conv2d(widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
-                          widened(bias, Scratch::wide_bias), stride, padding, dilation, groups),
-                   input.scalar_type());
-  }
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
   if (output.numel() == 0) return output;
-  dispatch_floating(input, "conv2d", [&](auto type) { forward<decltype(type)>(s, input, weight, bias, output); });
+  if (is_reduced(input)) {
+    compute_wide(output, Scratch::wide_result, [&](const Tensor& wide) {
+      forward(s, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
+              widened(bias, Scratch::wide_bias), wide);
+    });
+  } else {
+    forward(s, input, weight, bias, output);
+  }
   return output;
 }
 

@@ -23,6 +23,11 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
 
 // ---- what the three passes share ----
 
+// The gradients of any element type but the reduced ones, into tensors that are there.
+void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input);
+void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight,
+                     const Tensor& grad_bias);
+
 template <class T>
 const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
   const Conv2dFamily<T>& family = kernels().conv2d<T>();

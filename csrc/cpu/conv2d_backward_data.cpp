@@ -80,20 +80,24 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
 
 }  // namespace
 
+void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
+  dispatch_floating(grad_output, "conv2d_backward_data",
+                    [&](auto type) { backward_data<decltype(type)>(s, grad_output, weight, grad_input); });
+}
+
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
-  if (is_reduced(grad_output)) {
-    return rounded(
-        conv2d_backward_data(widened(grad_output, Scratch::wide_other), widened(weight, Scratch::wide_weight),
-                             input_size, stride, padding, dilation, groups, channels_last),
-        grad_output.scalar_type());
-  }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
-  dispatch_floating(grad_output, "conv2d_backward_data",
-                    [&](auto type) { backward_data<decltype(type)>(s, grad_output, weight, grad_input); });
+  if (is_reduced(grad_output)) {
+    compute_wide(grad_input, Scratch::wide_result, [&](const Tensor& wide) {
+      backward_data(s, widened(grad_output, Scratch::wide_other), widened(weight, Scratch::wide_weight), wide);
+    });
+  } else {
+    backward_data(s, grad_output, weight, grad_input);
+  }
   return grad_input;
 }
 

@@ -72,22 +72,30 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
 
 }  // namespace
 
+void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input, const Tensor& grad_weight,
+                     const Tensor& grad_bias) {
+  dispatch_floating(input, "conv2d_backward_weight",
+                    [&](auto type) { backward_weight<decltype(type)>(s, grad_output, input, grad_weight, grad_bias); });
+}
+
 std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
                                                   const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                                   const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
-  if (is_reduced(input)) {
-    const auto [dw, db] =
-        conv2d_backward_weight(widened(grad_output, Scratch::wide_other), widened(input, Scratch::wide_input),
-                               kernel_size, stride, padding, dilation, groups, channels_last);
-    return {rounded(dw, input.scalar_type()), rounded(db, input.scalar_type())};
-  }
   const Tensor grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
   const Tensor grad_bias = empty({s.K}, input, false);
-  dispatch_floating(input, "conv2d_backward_weight",
-                    [&](auto type) { backward_weight<decltype(type)>(s, grad_output, input, grad_weight, grad_bias); });
+  if (is_reduced(input)) {
+    compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
+      compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
+        backward_weight(s, widened(grad_output, Scratch::wide_other), widened(input, Scratch::wide_input), wide_weight,
+                        wide_bias);
+      });
+    });
+  } else {
+    backward_weight(s, grad_output, input, grad_weight, grad_bias);
+  }
   return {grad_weight, grad_bias};
 }
 

@@ -103,22 +103,28 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
   }
 }
 
+void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+             const Tensor& output, const Tensor& argmax) {
+  dispatch_floating(input, "conv2d_relu_max_pool2d", [&](auto type) {
+    forward<decltype(type)>(f, input, weight, bias, output, mutable_data<uint8_t>(argmax));
+  });
+}
+
 std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,
                                          const std::optional<Tensor>& bias) {
-  if (is_reduced(input)) {
-    const auto [output, argmax] =
-        fused_forward(f, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
-                      widened(bias, Scratch::wide_bias));
-    return {rounded(output, input.scalar_type()), argmax};
-  }
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, channels_last);
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
   if (output.numel() == 0) return {output, argmax};
-  dispatch_floating(input, "conv2d_relu_max_pool2d", [&](auto type) {
-    forward<decltype(type)>(f, input, weight, bias, output, mutable_data<uint8_t>(argmax));
-  });
+  if (is_reduced(input)) {
+    compute_wide(output, Scratch::wide_result, [&](const Tensor& wide) {
+      forward(f, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
+              widened(bias, Scratch::wide_bias), wide, argmax);
+    });
+  } else {
+    forward(f, input, weight, bias, output, argmax);
+  }
   return {output, argmax};
 }
 

@@ -36,6 +36,34 @@ bool live_pays(const FusedShape& f, const Tensor& argmax, const Tensor& other, d
   return live_share_below<T>(f, argmax, below) && all_finite<T>(other);
 }
 
+void fused_backward_data(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
+                         const Tensor& grad_input) {
+  dispatch_floating(grad_output, "conv2d_relu_max_pool2d_backward_data", [&](auto type) {
+    using T = decltype(type);
+    const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), w = dense(weight);
+    if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(f.conv))) {
+      live_backward_data<T>(f, data<T>(g), data<uint8_t>(at), w, grad_input);
+    } else {
+      backward_data(f.conv, unpool<T>(f, g, at), w, grad_input);
+    }
+  });
+}
+
+void fused_backward_weight(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                           const Tensor& grad_weight, const Tensor& grad_bias) {
+  dispatch_floating(input, "conv2d_relu_max_pool2d_backward_weight", [&](auto type) {
+    using T = decltype(type);
+    const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), x = dense(input);
+    if (narrow_serves<T>(f) && all_finite<T>(x)) {
+      narrow_backward_weight<T>(f, data<T>(g), data<uint8_t>(at), x, grad_weight, grad_bias);
+    } else if (live_serves_weight<T>(f) && live_pays<T>(f, at, x, live_weight_below)) {
+      live_backward_weight<T>(f, data<T>(g), data<uint8_t>(at), x, grad_weight, grad_bias);
+    } else {
+      backward_weight(f.conv, unpool<T>(f, g, at), x, grad_weight, grad_bias);
+    }
+  });
+}
+
 }  // namespace
 
 Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
@@ -47,27 +75,17 @@ Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Ten
       check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
                                                              pool_padding, pool_dilation);
-  if (is_reduced(grad_output)) {
-    return rounded(conv2d_relu_max_pool2d_backward_data(widened(grad_output, Scratch::wide_other), argmax,
-                                                        widened(weight, Scratch::wide_weight), input_size, stride,
-                                                        padding, dilation, groups, pool_kernel_size, pool_stride,
-                                                        pool_padding, pool_dilation, channels_last),
-                   grad_output.scalar_type());
-  }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
-  Tensor result = grad_input;
-  dispatch_floating(grad_output, "conv2d_relu_max_pool2d_backward_data", [&](auto type) {
-    using T = decltype(type);
-    const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), w = dense(weight);
-    if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(conv))) {
-      live_backward_data<T>(f, data<T>(g), data<uint8_t>(at), w, grad_input);
-    } else {
-      result =
-          conv2d_backward_data(unpool<T>(f, g, at), w, input_size, stride, padding, dilation, groups, channels_last);
-    }
-  });
-  return result;
+  if (is_reduced(grad_output)) {
+    compute_wide(grad_input, Scratch::wide_result, [&](const Tensor& wide) {
+      fused_backward_data(f, widened(grad_output, Scratch::wide_other), argmax, widened(weight, Scratch::wide_weight),
+                          wide);
+    });
+  } else {
+    fused_backward_data(f, grad_output, argmax, weight, grad_input);
+  }
+  return grad_input;
 }
 
 std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
@@ -78,27 +96,19 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
                                                              pool_padding, pool_dilation);
+  const Tensor grad_weight = empty({conv.K, conv.group_C(), conv.R, conv.S}, input, channels_last);
+  const Tensor grad_bias = empty({conv.K}, input, false);
   if (is_reduced(input)) {
-    const auto [dw, db] = conv2d_relu_max_pool2d_backward_weight(
-        widened(grad_output, Scratch::wide_other), argmax, widened(input, Scratch::wide_input), kernel_size, stride,
-        padding, dilation, groups, pool_kernel_size, pool_stride, pool_padding, pool_dilation, channels_last);
-    return {rounded(dw, input.scalar_type()), rounded(db, input.scalar_type())};
+    compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
+      compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
+        fused_backward_weight(f, widened(grad_output, Scratch::wide_other), argmax, widened(input, Scratch::wide_input),
+                              wide_weight, wide_bias);
+      });
+    });
+  } else {
+    fused_backward_weight(f, grad_output, argmax, input, grad_weight, grad_bias);
   }
-  std::tuple<Tensor, Tensor> result;
-  dispatch_floating(input, "conv2d_relu_max_pool2d_backward_weight", [&](auto type) {
-    using T = decltype(type);
-    const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), x = dense(input);
-    const bool narrow = narrow_serves<T>(f) && all_finite<T>(x);
-    if (!narrow && !(live_serves_weight<T>(f) && live_pays<T>(f, at, x, live_weight_below))) {
-      result =
-          conv2d_backward_weight(unpool<T>(f, g, at), x, kernel_size, stride, padding, dilation, groups, channels_last);
-      return;
-    }
-    result = {empty({conv.K, conv.group_C(), conv.R, conv.S}, input, channels_last), empty({conv.K}, input, false)};
-    const auto run = narrow ? narrow_backward_weight<T> : live_backward_weight<T>;
-    run(f, data<T>(g), data<uint8_t>(at), x, std::get<0>(result), std::get<1>(result));
-  });
-  return result;
+  return {grad_weight, grad_bias};
 }
 
 }  // namespace fastconv::cpu

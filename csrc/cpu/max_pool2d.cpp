@@ -69,21 +69,32 @@ void backward(const Pool2dShape& s, const Tensor& grad_output, const Tensor& ind
   }
 }
 
+void forward(const Pool2dShape& s, const Tensor& input, const Tensor& output, const Tensor& indices, bool nhwc) {
+  const Tensor x = ordered(input, nhwc);
+  dispatch_real(input, "max_pool2d", [&](auto type) { forward<decltype(type)>(s, x, output, indices, nhwc); });
+}
+
+void backward(const Pool2dShape& s, const Tensor& grad_output, const Tensor& indices, const Tensor& grad_input,
+              bool nhwc) {
+  const Tensor g = ordered(grad_output, nhwc), at = ordered(indices, nhwc);
+  dispatch_floating(grad_output, "max_pool2d_backward",
+                    [&](auto type) { backward<decltype(type)>(s, g, at, grad_input, nhwc); });
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
                                       const Ints& padding, const Ints& dilation, bool ceil_mode) {
   const Pool2dShape s = check_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
-  if (is_reduced(input)) {  // exact: a maximum is one of the values
-    const auto [values, indices] =
-        max_pool2d(widened(input, Scratch::wide_input), kernel_size, stride, padding, dilation, ceil_mode);
-    return {rounded(values, input.scalar_type()), indices};
-  }
   const bool nhwc = suggests_channels_last(input);
-  const Tensor x = ordered(input, nhwc);
   const Tensor output = empty({s.N, s.C, s.P, s.Q}, input, nhwc);
   const Tensor indices = empty({s.N, s.C, s.P, s.Q}, input, nhwc, ScalarType::Long);
-  dispatch_real(input, "max_pool2d", [&](auto type) { forward<decltype(type)>(s, x, output, indices, nhwc); });
+  if (is_reduced(input)) {  // exact: a maximum is one of the values
+    compute_wide(output, Scratch::wide_result,
+                 [&](const Tensor& wide) { forward(s, widened(input, Scratch::wide_input), wide, indices, nhwc); });
+  } else {
+    forward(s, input, output, indices, nhwc);
+  }
   return {output, indices};
 }
 
@@ -92,16 +103,15 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
                            bool channels_last) {
   const Pool2dShape s =
       check_max_pool2d_backward(grad_output, indices, input_size, kernel_size, stride, padding, dilation);
-  if (is_reduced(grad_output)) {
-    return rounded(max_pool2d_backward(widened(grad_output, Scratch::wide_other), indices, input_size, kernel_size,
-                                       stride, padding, dilation, channels_last),
-                   grad_output.scalar_type());
-  }
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
-  const Tensor g = ordered(grad_output, channels_last), at = ordered(indices, channels_last);
-  dispatch_floating(grad_output, "max_pool2d_backward",
-                    [&](auto type) { backward<decltype(type)>(s, g, at, grad_input, channels_last); });
+  if (is_reduced(grad_output)) {
+    compute_wide(grad_input, Scratch::wide_result, [&](const Tensor& wide) {
+      backward(s, widened(grad_output, Scratch::wide_other), indices, wide, channels_last);
+    });
+  } else {
+    backward(s, grad_output, indices, grad_input, channels_last);
+  }
   return grad_input;
 }
 

@@ -18,28 +18,31 @@ const ReducedKernels& reduced_kernels(ScalarType type) {
   return type == ScalarType::BFloat16 ? kernels().bfloat16 : kernels().half;
 }
 
+Tensor wide_like(const Tensor& tensor, Scratch use) {
+  float* values = scratch<float>(use, tensor.numel());
+  return torch::stable::from_blob(values, tensor.sizes(), tensor.strides(), tensor.device(), ScalarType::Float);
+}
+
 Tensor widened(const Tensor& tensor, Scratch use) {
-  const Tensor from = without_gaps(tensor);
+  const Tensor from = without_gaps(tensor), wide = wide_like(from, use);
   const auto widen = reduced_kernels(tensor.scalar_type()).widen;
   const uint16_t* values = data<uint16_t>(from);
-  float* results = scratch<float>(use, from.numel());
+  float* results = mutable_data<float>(wide);
   torch::stable::parallel_for(0, from.numel(), grain,
                               [&](int64_t begin, int64_t end) { widen(values + begin, results + begin, end - begin); });
-  return torch::stable::from_blob(results, from.sizes(), from.strides(), tensor.device(), ScalarType::Float);
+  return wide;
 }
 
 std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Scratch use) {
   return tensor ? std::optional<Tensor>(widened(*tensor, use)) : std::nullopt;
 }
 
-Tensor rounded(const Tensor& tensor, ScalarType type) {
-  const Tensor to = empty_at_strides(tensor, type);
-  const auto round = reduced_kernels(type).round;
-  const float* values = data<float>(tensor);
-  uint16_t* results = mutable_data<uint16_t>(to);
-  torch::stable::parallel_for(0, tensor.numel(), grain,
+void round_into(const Tensor& result, const Tensor& wide) {
+  const auto round = reduced_kernels(result.scalar_type()).round;
+  const float* values = data<float>(wide);
+  uint16_t* results = mutable_data<uint16_t>(result);
+  torch::stable::parallel_for(0, wide.numel(), grain,
                               [&](int64_t begin, int64_t end) { round(values + begin, results + begin, end - begin); });
-  return to;
 }
 
 }  // namespace fastconv::cpu

@@ -78,6 +78,7 @@ enum class Scratch {
   wide_other,
   wide_weight,
   wide_bias,
+  wide_result,
   count
 };
 
