@@ -1,4 +1,5 @@
-"""Whole training steps of MnistCNN, batch 64: gather, forward, loss, backward, Adam. Each variant has its own process.
+"""Whole training steps of MnistCNN, batch 64: gather, forward, loss, backward, Adam. Each variant has its own process,
+and its own Adam: torch.optim's, fused, or fastconv.optim's.
 
 On real images, and from the state that an epoch of training gives: how many zeros the gradients have decides how long
 backward takes, and it is the network that decides that. The images are all of MNIST where they are found
@@ -21,7 +22,7 @@ from ratios import VARIANTS, speed_up_claim, time_claim
 import fastconv
 from fastconv.mnist import data
 from fastconv.mnist.alternate import Make
-from fastconv.mnist.bench import training_step
+from fastconv.mnist.bench import adam, training_step
 from fastconv.models import MnistCNN
 
 STEPS_BEFORE = 750
@@ -70,7 +71,7 @@ def trained_model(variant: str, path: Path) -> tuple[MnistCNN, data.DataSet, tor
 def step_of(variant: str, path: Path) -> dict[str, Callable[[], float]]:
     model, digits, memory_format = trained_model(variant, path)
     images = digits.train_images.to(memory_format=memory_format)
-    return {"step": training_step(model, images, digits.train_labels)}
+    return {"step": training_step(model, images, digits.train_labels, adam(variant.partition(" ")[0]))}
 
 
 def find_tcmalloc() -> str | None:

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastconv.mnist.bench import batches
+from fastconv.mnist.bench import adam, batches
 
 VARIANTS = {"torch channels_last": "PyTorch", "fastconv channels_last": "fastconv"}
 TURNS, STEPS = max(2, int(os.environ.get("FASTCONV_BENCH_ROUNDS", "60")) // 6), 20
@@ -51,7 +51,7 @@ class Step:
     def __init__(self, variant: str, path: Path) -> None:
         self.model, digits, memory_format = trained_model(variant, path)
         self.images, self.labels = digits.train_images.to(memory_format=memory_format), digits.train_labels
-        self.optimizer = torch.optim.Adam(self.model.parameters(), fused=True)
+        self.optimizer = adam(variant.partition(" ")[0])(self.model.parameters(), fused=True)
         self.order = batches(self.images)
         self.steps = 0
         self.seconds: Seconds = {}

@@ -2,6 +2,7 @@
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
+fastconv.optim.Adam(...)           # torch.optim's, with less Python around it
 fastconv.convert(model)            # the layers of any model made fastconv's
 with fastconv.enabled(): ...       # PyTorch's own functions and layers, served by fastconv
 """
@@ -14,7 +15,7 @@ from fastconv import ops
 from fastconv.ops import _C
 from fastconv.version import __version__
 
-from fastconv import autograd, functional, models, nn  # isort: skip  after the operators
+from fastconv import autograd, functional, models, nn, optim  # isort: skip  after the operators
 from fastconv.convert import conversion_report, convert, revert  # isort: skip
 from fastconv.enabled import enabled  # isort: skip
 
@@ -29,6 +30,7 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "optim",
     "revert",
     "show_config",
 ]

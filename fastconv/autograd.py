@@ -73,7 +73,11 @@ def apply(function: Any, operator: Callable[..., Any], *args: Any) -> Any:
 
 
 def needs_gradient(args: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    if torch.is_grad_enabled():
+        for argument in args:  # any() takes twice as long
+            if isinstance(argument, Tensor) and argument.requires_grad:
+                return True
+    return False
 
 
 def is_channels_last(tensor: Tensor) -> bool:

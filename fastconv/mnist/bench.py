@@ -94,7 +94,7 @@ def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Calla
     # A network of its own: this one's weights are to stay.
     in_training = build_model("mnist-cnn", backend)
     in_training.load_state_dict(state)
-    calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format, device)
+    calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format, device, backend)
     if device == "cuda":
         return {name: functools.partial(_finished, call) for name, call in calls.items()}
     return calls
@@ -115,13 +115,21 @@ def _backward(block: nn.Module, x: Tensor, inputs: list[Tensor], grad: Tensor) -
     return torch.autograd.grad(block(x), inputs, grad)
 
 
-def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], float]:
+def adam(backend: str) -> type[torch.optim.Adam]:
+    """fastconv's for its layers, and PyTorch's for PyTorch's."""
+    return torch.optim.Adam if backend == "torch" else fastconv.optim.Adam
+
+
+def training_step(
+    network: nn.Module, images: Tensor, labels: Tensor, kind: type[torch.optim.Adam] = torch.optim.Adam
+) -> Callable[[], float]:
     """A function that gathers the next batch, does a step of Adam on it, and gives the loss.
 
     Args:
         network: gives logits (N, classes).
         images: (N, C, H, W), on the network's device.
         labels: (N,), int64, there too.
+        kind: whose Adam.
 
     Example::
 
@@ -129,7 +137,7 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
         >>> step() > 0
         True
     """
-    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    optimizer = kind(network.parameters(), fused=True)
     order = [batch.to(images.device) for batch in batches(images)]
     steps = 0
 
@@ -146,11 +154,13 @@ def training_step(network: nn.Module, images: Tensor, labels: Tensor) -> Callabl
     return step
 
 
-def _digits_step(network: nn.Module, memory_format: torch.memory_format, device: str = "cpu") -> Callable[[], float]:
+def _digits_step(
+    network: nn.Module, memory_format: torch.memory_format, device: str = "cpu", backend: str = "fastconv"
+) -> Callable[[], float]:
     digits = data.load("mnist5k")
     network.to(device, memory_format=memory_format).train()  # type: ignore[call-overload]
     images = digits.train_images.to(device).contiguous(memory_format=memory_format)
-    return training_step(network, images, digits.train_labels.to(device))
+    return training_step(network, images, digits.train_labels.to(device), adam(backend))
 
 
 def cpu_name() -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv.nn
+import fastconv.optim
 from fastconv.builder import build_cnn
 from fastconv.mnist import device as devices
 from fastconv.mnist.augment import AUGMENTATIONS
@@ -346,7 +347,8 @@ def _optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -
     lr = torch.tensor(config.lr, device=device) if on_cuda else config.lr
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, fused=True)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    optim = torch.optim if config.backend == "torch" else fastconv.optim
+    kind = optim.AdamW if config.optimizer == "adamw" else optim.Adam
     return kind(parameters, lr=lr, fused=True, capturable=on_cuda)
 
 
