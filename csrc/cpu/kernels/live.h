@@ -25,12 +25,17 @@
 
 namespace fastconv::FC_LEVEL {
 
-// 0 * x is 0 for finite x only.
+// 0 * x is 0 for finite x only. Four sums, since an FMA waits for the one before it.
 template <class T>
 bool all_finite(const T* values, int64_t count) {
-  Vec<T> sum = {};
-  for (int64_t i = 0; i < count; i += lanes<T>) sum += load_upto(values + i, count - i) * T(0);
-  return nonzero_lanes<T>(sum) == 0;
+  Vec<T> sum[4] = {};
+  int64_t i = 0;
+  for (; i + 4 * lanes<T> <= count; i += 4 * lanes<T>) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sum[j] += load(values + i + j * lanes<T>) * T(0);
+  }
+  for (; i < count; i += lanes<T>) sum[0] += load_upto(values + i, count - i) * T(0);
+  return nonzero_lanes<T>(sum[0] + sum[1] + sum[2] + sum[3]) == 0;
 }
 
 // The argmax of a gradient without windows. Returns how many are live.
@@ -45,8 +50,17 @@ int64_t mark_zeros(const T* values, uint8_t* argmax, int64_t count) {
 }
 
 inline int64_t count_live(const uint8_t* argmax, int64_t count) {
-  int64_t live = 0;
-  for (int64_t i = 0; i < count; ++i) live += argmax[i] != dead;
+  typedef uint8_t Bytes __attribute__((vector_size(FC_VECTOR_BYTES)));
+  typedef uint8_t Unaligned __attribute__((vector_size(FC_VECTOR_BYTES), aligned(1), may_alias));
+  int64_t live = 0, i = 0;
+  while (i + FC_VECTOR_BYTES <= count) {
+    Bytes found = {};
+    for (int turn = 0; turn < 255 && i + FC_VECTOR_BYTES <= count; ++turn, i += FC_VECTOR_BYTES) {
+      found -= (Bytes)(*reinterpret_cast<const Unaligned*>(argmax + i) != dead);  // true is -1
+    }
+    for (int lane = 0; lane < FC_VECTOR_BYTES; ++lane) live += found[lane];
+  }
+  for (; i < count; ++i) live += argmax[i] != dead;
   return live;
 }
 
@@ -161,7 +175,9 @@ struct LivePixels {
     using I = Offset<T>;
     const Pool2dShape& pool = f.pool;
     const int64_t K = f.conv.K, x_row = f.conv.stride_h * x.row, x_pixel = f.conv.stride_w * x.pixel;
-    I in_window[256] = {};
+    const bool by_permutation = f.window() <= lanes<T>;
+    I in_window[256];
+    for (int64_t i = 0; i < (by_permutation ? lanes<T> : 256); ++i) in_window[i] = 0;
     for (int64_t i = 0; i < f.window(); ++i) {
       in_window[i] = static_cast<I>(i / pool.S * pool.dilation_h * x_row + i % pool.S * pool.dilation_w * x_pixel);
     }
@@ -172,19 +188,21 @@ struct LivePixels {
       const int64_t image = n * pool.P * pool.Q * K;
       for (int64_t p = 0; p < rows; ++p) {
         const int64_t h = (p0 + p) * pool.stride_h - pool.pad_h - row0;
+        I first = static_cast<I>(n * x.image + h * x_row - pool.pad_w * x_pixel);
+        int64_t from = image + p * pool.Q * K;
         for (int64_t q = 0; q < pool.Q; ++q, ++i) {
-          const int64_t from = image + (p * pool.Q + q) * K, w = q * pool.stride_w - pool.pad_w;
           const Vec<I> position = load_bytes<T>(argmax + from, channels, dead);
           const LaneMask<I> is_dead = equal<I>(position, static_cast<I>(dead) - Vec<I>{});
           Vec<I> place = permute<I>(first_places, position);
-          if (f.window() > lanes<T>) {
+          if (!by_permutation) {
             for (int64_t k = 0; k < lanes<T>; ++k) place[k] = in_window[position[k]];
           }
           const Vec<T> live = select<T>(is_dead, Vec<T>{}, load_upto(g + from, channels));
           total += live;
-          store(at + i * lanes<T>,
-                select<I>(is_dead, none, place + static_cast<I>(n * x.image + h * x_row + w * x_pixel)));
+          store(at + i * lanes<T>, select<I>(is_dead, none, place + first));
           store(value + i * lanes<T>, live);
+          first += static_cast<I>(pool.stride_w * x_pixel);
+          from += K;
         }
       }
     }

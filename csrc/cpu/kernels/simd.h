@@ -219,9 +219,27 @@ struct BytesOf {
   typedef uint8_t unaligned __attribute__((vector_size(lanes<T>), aligned(1), may_alias));
 };
 
+// Each lane's lowest byte, of lanes from 0 to 255.
+template <class T>
+FC_INLINE typename BytesOf<T>::type narrowed(Vec<IntLike<T>> values) {
+#if FC_VECTOR_BYTES == 32
+  // g++ 12 takes the lanes out one by one: a third of the time of conv1's forward of MnistCNN.
+  __m256i lanes_32 = (__m256i)values;
+  if constexpr (sizeof(T) == 8)
+    lanes_32 = _mm256_permutevar8x32_epi32(lanes_32, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0));
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(lanes_32), _mm256_extracti128_si256(lanes_32, 1));
+  const auto bytes = (uint64_t)_mm_cvtsi128_si64(_mm_packus_epi16(words, words));
+  typename BytesOf<T>::type result;
+  __builtin_memcpy(&result, &bytes, sizeof(result));
+  return result;
+#else
+  return __builtin_convertvector(values, typename BytesOf<T>::type);
+#endif
+}
+
 template <class T>
 FC_INLINE void store_bytes(uint8_t* to, Vec<IntLike<T>> values, int64_t count) {
-  const auto bytes = __builtin_convertvector(values, typename BytesOf<T>::type);
+  const auto bytes = narrowed<T>(values);
   if (count >= lanes<T>) {
     *reinterpret_cast<typename BytesOf<T>::unaligned*>(to) = bytes;
   } else {
