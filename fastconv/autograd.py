@@ -585,12 +585,11 @@ def relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
 
 
 def conv2d_relu_max_pool2d(*args: Any) -> Tensor:
-    plain = not (
-        torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling() or forward_ad._current_level >= 0
-    )
-    if plain and needs_gradient(args):
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return _conv2d_relu_max_pool2d_and_argmax(*args)[0]
+    if needs_gradient(args):
         return super(Function, EagerConv2dReLUMaxPool2d).apply(*args)
-    return _conv2d_relu_max_pool2d_and_argmax(*args)[0]
+    return _fused(*args)[0]
 
 
 def _conv2d_relu_max_pool2d_and_argmax(*args: Any) -> tuple[Tensor, Tensor]:

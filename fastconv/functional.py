@@ -9,7 +9,7 @@ quantised layout) are passed on to PyTorch: GPUs are served by an extension that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -143,18 +143,20 @@ def _served_convolution(
         input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     elif weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
         return None
-    pairs = _pair(stride), _pair(0 if isinstance(padding, str) else padding), _pair(dilation)
-    regular = None not in pairs and type(groups) is not bool and isinstance(groups, int | torch.SymInt)
+    strides, dilations = _pair(stride), _pair(dilation)
+    paddings = _pair(0 if isinstance(padding, str) else padding)
+    if strides is None or paddings is None or dilations is None:
+        return None
+    regular = type(groups) is not bool and isinstance(groups, int | torch.SymInt)
     regular = regular and weight.dim() == 4 and input.dim() in (3, 4)
     # Of empty images, channels or kernels, PyTorch takes some and refuses others.
     regular = regular and 0 not in input.shape[-3:] and 0 not in weight.shape
     if padding == "same":
-        regular = regular and pairs[0] == (1, 1)
+        regular = regular and strides == (1, 1)
     elif isinstance(padding, str):
         regular = regular and padding == "valid"
     if not regular:
         return None
-    strides, paddings, dilations = cast("tuple[Pair, Pair, Pair]", pairs)
     if dilations[0] <= 0 or dilations[1] <= 0:  # which PyTorch words in two ways
         return None
     if padding == "same":
@@ -262,12 +264,11 @@ def conv2d_relu_max_pool2d(
 
 def _served_pool(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> autograd.Pool | None:
     """The fused operator's own arguments. None: not for it."""
-    sizes = (kernel_size, kernel_size if stride is None else stride, padding, dilation)
-    pairs = tuple(_pair(size) for size in sizes)
-    if None in pairs or type(ceil_mode) is not bool:
+    kernel, paddings, dilations = _pair(kernel_size), _pair(padding), _pair(dilation)
+    strides = kernel if stride is None else _pair(stride)
+    if kernel is None or strides is None or paddings is None or dilations is None or type(ceil_mode) is not bool:
         return None
-    pool = (*cast("tuple[Pair, Pair, Pair, Pair]", pairs), ceil_mode)
-    return pool if 0 < pool[0][0] * pool[0][1] <= _MOST_POSITIONS else None
+    return (kernel, strides, paddings, dilations, ceil_mode) if 0 < kernel[0] * kernel[1] <= _MOST_POSITIONS else None
 
 
 def _fused(served: Convolution, pool: autograd.Pool | None) -> Tensor:
