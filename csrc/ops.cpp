@@ -39,12 +39,13 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   // Fused. `argmax`, uint8, is all that backward needs to know of the results: for each, which pixel of its window was
   // the largest, or 255 where ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
-      "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
-      "SymInt groups) -> (Tensor output, Tensor argmax)");
+      "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride=1, SymInt[2] padding=0, "
+      "SymInt[2] dilation=1, SymInt groups=1) -> (Tensor output, Tensor argmax)");
   m.def(
-      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, "
-      "SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, SymInt[2] pool_stride, SymInt[2] pool_padding, "
-      "SymInt[2] pool_dilation, bool pool_ceil_mode) -> (Tensor output, Tensor argmax)");
+      "conv2d_relu_max_pool2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride=1, SymInt[2] padding=0, "
+      "SymInt[2] dilation=1, SymInt groups=1, SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, "
+      "SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, bool pool_ceil_mode=False) "
+      "-> (Tensor output, Tensor argmax)");
   m.def(
       "conv2d_relu_max_pool2d_backward_data(Tensor grad_output, Tensor argmax, Tensor weight, SymInt[4] input_size, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, "
