@@ -55,7 +55,8 @@ def suggests_channels_last(tensor: Tensor) -> bool:
 
 
 # Fake kernels: the result's shape and strides from the arguments' alone. PyTorch's own operator, on the same fake
-# tensors, gives the shape and refuses what is wrong.
+# tensors, gives the shape and refuses what is wrong. Defaults are the schemas' own (csrc/ops.cpp): arguments that have
+# them do not come here.
 
 
 def _empty(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
@@ -124,16 +125,18 @@ def _relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastconv::conv2d_relu")
 def _conv2d_relu(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> tuple[Tensor, Tensor]:
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints = (1, 1), padding: Ints = (0, 0),
+    dilation: Ints = (1, 1), groups: int = 1,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     output = _conv2d(input, weight, bias, stride, padding, dilation, groups)
     return output, _argmax(output)
 
 
 @torch.library.register_fake("fastconv::conv2d_relu_max_pool2d")
 def _conv2d_relu_max_pool2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int,
-    pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints, pool_ceil_mode: bool,
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints = (1, 1), padding: Ints = (0, 0),
+    dilation: Ints = (1, 1), groups: int = 1, pool_kernel_size: Ints = (2, 2), pool_stride: Ints = (2, 2),
+    pool_padding: Ints = (0, 0), pool_dilation: Ints = (1, 1), pool_ceil_mode: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     conv = _conv2d(input, weight, bias, stride, padding, dilation, groups)
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
