@@ -2,10 +2,12 @@
 // Times of one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels, unless said otherwise.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
+#include <vector>
 
 #include "conv2d.h"
 
@@ -13,48 +15,106 @@ namespace fastconv::cpu {
 
 // ---- forward -----------------------------------------------------------------------------------------------------
 
-// Of a channel pair and image, for Winograd's F(2, 3), with F(1, 3) at odd edges.
-inline int64_t winograd_multiplications(const FusedShape& f) {
-  const auto along = [](int64_t outputs) { return outputs / 2 * 4 + outputs % 2 * 3; };
-  return f.window() == 4 ? f.pool.P * f.pool.Q * 16 : along(f.conv.P) * along(f.conv.Q);
+// How Winograd's algorithm cuts images into tiles: kinds of them, and what they cost in multiplications for each pair
+// of channels.
+struct WinogradCut {
+  std::array<WinogradTiles, 4> kinds;
+  int64_t cost;
+};
+
+// One side of an image: `count` tiles of m outputs and, unless rest is 0, one more of `rest`.
+struct CutSide {
+  int m;
+  int64_t count;
+  int rest;
+};
+
+// A transformed weight costs as much as so many tiles.
+constexpr int64_t weight_in_tiles = 40;
+
+// The cheapest. What is left over at the edge has tiles of its own, which save multiplications and cost a transformed
+// weight, or is part of a tile that hangs over.
+inline WinogradCut winograd_cut(const FusedShape& f, int largest) {
+  const int window = static_cast<int>(f.pool.R);
+  const auto sides = [&](int64_t outputs) {
+    std::vector<CutSide> result;
+    for (int m = largest; m > 0; --m) {
+      if (m % window != 0) continue;
+      if (outputs >= m) result.push_back({m, outputs / m, static_cast<int>(outputs % m)});
+      if (outputs % m != 0) result.push_back({m, ceil_div(outputs, m), 0});
+    }
+    return result;
+  };
+  WinogradCut best{{}, std::numeric_limits<int64_t>::max()};
+  for (const CutSide& h : sides(f.pool.P * window)) {
+    for (const CutSide& w : sides(f.pool.Q * window)) {
+      const int64_t last_row = h.m * h.count, last_column = w.m * w.count;
+      WinogradCut cut{{{{h.m, w.m, 0, 0, h.count, w.count},
+                        {h.m, w.rest, 0, last_column, h.count, w.rest > 0},
+                        {h.rest, w.m, last_row, 0, h.rest > 0, w.count},
+                        {h.rest, w.rest, last_row, last_column, h.rest > 0, w.rest > 0}}},
+                      0};
+      for (const WinogradTiles& kind : cut.kinds) {
+        const int64_t tiles = f.conv.N * kind.rows * kind.columns;
+        if (tiles > 0) cut.cost += (tiles + weight_in_tiles) * kind.frequencies();
+      }
+      if (cut.cost < best.cost) best = cut;
+    }
+  }
+  return best;
 }
 
-// FASTCONV_WINOGRAD=0 does without, for those who need each result to be as exact as its own terms: Winograd's error is
-// small against the largest results of a tile, so that what is exactly zero may come out as 1e-7 of them.
-inline bool winograd_allowed() {
-  static const bool allowed = [] {
+// The largest side of a tile. FASTCONV_WINOGRAD sets it, for those who need each result to be as exact as its own
+// terms: 2 takes the smaller error below, 0 does without. (Winograd's error is small against the largest results of a
+// tile, so that what is exactly zero may come out as 1e-7 of them.)
+//
+// Error against float64 over PyTorch's, root mean square, with tiles of up to 4 x 4 / of up to 2 x 2 (padding 1 but for
+// 64->128, AVX2):
+//                      forward        data, channels_last   data, contiguous
+//   16->64   9x300     2.1  / 0.7
+//   32->32   14x14     1.45 / 0.68    1.48 / 0.70           1.47 / 0.68
+//   64->64   16x16     1.29 / 0.63    1.31 / 0.64           2.56 / 1.24
+//   64->128  5x5       1.07 / 0.52
+//   128->128 8x8       0.61 / 0.65    0.61 / 0.64           1.21 / 1.27
+//   512->512 8x8       0.65 / 0.62    0.66 / 0.62           2.54 / 0.97
+// It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels, and in its data pass where
+// memory is contiguous. So: small tiles there, and with a pool (kernels/winograd.h says why).
+inline int winograd_largest(const FusedShape& f, bool backward) {
+  static const int allowed = [] {
     const char* value = std::getenv("FASTCONV_WINOGRAD");
-    return value == nullptr || std::strcmp(value, "0") != 0;
+    const int side = value == nullptr ? 4 : std::clamp(std::atoi(value), 0, 4);
+    return side == 1 ? 4 : side;  // "on"
   }();
-  return allowed;
+  return std::min(allowed, backward || f.window() > 1 || f.conv.C < 32 ? 2 : 4);
 }
 
-// Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair and image.
-// Time of the direct kernel / Winograd's (padding 1, but 64->128 without):
-//                  batch    1     2     4     8    16    64       AVX2:  1     2     4     8    16    64
-//   8->8     28x28                          1.1                                      1.0
-//   16->16   28x28        1.3               1.4                        1.2           1.3
-//   32->32   14x14        1.3         1.7         1.8                  1.4         1.6         1.6
-//   64->64   14x14        1.4         1.8         1.9                  1.4         1.8         1.9
-//   128->128 14x14        1.5   1.8   1.9   2.0                        1.1   1.4   1.6   1.8
-//   256->256 7x7          0.5   0.8   1.3   1.6   1.8                  0.4   0.6   0.9   1.1   1.4
-//   512->512 7x7          0.5         1.2         1.7                  0.3         0.7         1.0
-//   64->128  5x5                      0.5         1.0   1.2                        0.3         0.7   1.1
-// So: enough channels for the transforms of x and y, and enough outputs for those of the weight, of which odd edges
-// have three more.
-inline bool winograd_pays(const FusedShape& f, int64_t direct) {
+// Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair.
+// Time of the direct kernel / Winograd's (padding 1, but 64->128 5x5 without; one thread of Zen 3, AVX2):
+//                  batch    1     2     4     8    16    64      with tiles of 2 x 2 alone:  16    64
+//   16->16   28x28         1.0   1.0   1.1   1.1   1.1   1.1                              1.1   1.2
+//   32->32   14x14         1.1   1.2   1.4   1.5   1.6   1.9                              1.5   1.6
+//   64->64   14x14         1.2   1.4   1.7   1.8   1.9   2.1                              1.7   1.7
+//   64->64   16x16         1.3   1.6   1.9   2.2   2.4   2.5                              1.7   1.7
+//   128->128 14x14         1.2   1.5   1.8   1.9   1.9   2.2                              1.8   1.7
+//   128->128 8x8           0.8   1.0   1.2   1.6   2.0   2.5                              1.7   1.7
+//   256->256 8x8           0.9   1.1   1.4   1.7   2.1   2.4                              1.7   1.7
+//   256->256 7x7           0.8   0.9   1.2   1.4   1.7   1.9                              1.4   1.3
+//   512->512 7x7           0.8   0.8   1.0   1.1   1.3                                    1.1
+//   512->512 4x4           0.6   0.6   0.8   1.0   1.2   1.6                              1.2   1.4
+//   64->128  5x5           0.8   0.8   0.8   0.9   1.1   1.8                              0.9   1.0
+// So: enough channels for the transforms of x and y, and enough tiles for those of the weight.
+inline bool winograd_pays(const FusedShape& f, int largest, int64_t direct) {
   const Conv2dShape& s = f.conv;
   const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
                      s.dilation_w == 1 && s.groups == 1;
-  if (!winograd_allowed()) return false;
   const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
-  if (!shape || !tiles || s.C < 16 || s.K < 16) return false;
-  const bool odd = f.window() == 1 && (s.P % 2 == 1 || s.Q % 2 == 1);
-  const int64_t outputs = f.windows() * f.window();
-  return outputs >= (odd ? 392 : 192) && winograd_multiplications(f) * 6 < direct * 5;
+  if (!shape || !tiles || s.C < 16 || s.K < 16 || largest < 2) return false;
+  return winograd_cut(f, largest).cost < direct;
 }
 
-inline bool winograd_serves(const FusedShape& f) { return winograd_pays(f, f.pool.P * f.pool.Q * f.window() * 9); }
+inline bool winograd_serves(const FusedShape& f) {
+  return winograd_pays(f, winograd_largest(f, false), f.windows() * f.window() * 9);
+}
 
 // Whether the weight is read as it lies (dot.h), not packed. Microseconds of PyTorch / with the weight packed before,
 // and found again by its contents / as it lies; 3 x 3, one image, 2 threads, weights from memory:
@@ -83,7 +143,9 @@ inline Conv2dShape turned_around(const Conv2dShape& s) {
 
 // The direct kernel of backward_data multiplies nothing that padding throws away.
 inline bool winograd_serves_data(const Conv2dShape& s) {
-  return s.pad_h < s.R && s.pad_w < s.S && winograd_pays(without_pool(turned_around(s)), s.P * s.Q * 9);
+  if (s.pad_h >= s.R || s.pad_w >= s.S) return false;
+  const FusedShape turned = without_pool(turned_around(s));
+  return winograd_pays(turned, winograd_largest(turned, true), s.N * s.P * s.Q * 9);
 }
 
 // The direct kernels that pool in registers hold windows of 1, 4 or 9 pixels; other pools take the convolution's
@@ -139,8 +201,9 @@ constexpr double live_weight_below = 0.6;
 // For data, Winograd's advantage counts: its multiplications over the direct kernel's.
 inline double live_data_below(const Conv2dShape& s) {
   if (!winograd_serves_data(s)) return 0.55;
-  const int64_t multiplications = winograd_multiplications(without_pool(turned_around(s)));
-  return 0.6 * static_cast<double>(multiplications) / static_cast<double>(s.P * s.Q * 9);
+  const FusedShape turned = without_pool(turned_around(s));
+  const int64_t cost = winograd_cut(turned, winograd_largest(turned, true)).cost;
+  return 0.6 * static_cast<double>(cost) / static_cast<double>(s.N * s.P * s.Q * 9);
 }
 
 // For the weight, lists have to be long.

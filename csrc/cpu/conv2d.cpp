@@ -46,7 +46,7 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
   }
   if (!winograd_serves(f)) return direct_forward<T>(s, input, direct_weight<T>(s, weight).get(), b.data, output);
   const WholeResult<T> y(output);
-  const WinogradPlan plan = winograd_plan<T>(f);
+  const WinogradPlan plan = winograd_plan<T>(f, winograd_largest(f, false));
   const auto transformed = winograd_weight<T>(f, plan, weight);
   const auto spoilt = winograd_forward<T>(f, plan, input, transformed.get(), b.data, y.data(), nullptr);
   y.finish();

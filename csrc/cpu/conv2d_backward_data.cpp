@@ -56,7 +56,7 @@ void winograd_backward_data(const Conv2dShape& s, const Tensor& grad_output, con
   const WholeResult<T> dx(grad_input);
   const T* packed = pack_weight<T>(s, weight);
   const FusedShape turned = without_pool(turned_around(s));
-  const WinogradPlan plan = winograd_plan<T>(turned);
+  const WinogradPlan plan = winograd_plan<T>(turned, winograd_largest(turned, true));
   T* transformed = scratch<T>(Scratch::winograd_weight, plan.packed_size);
   pack_winograd<T>(turned, plan, packed, true, transformed);
   const auto spoilt = winograd_forward<T>(turned, plan, grad_output, transformed, nullptr, dx.data(), nullptr);

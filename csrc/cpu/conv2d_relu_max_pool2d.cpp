@@ -89,7 +89,7 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
     return run(f, input, direct_weight<T>(f.conv, weight).get(), b.data, output, argmax);
   }
   const WholeResult<T> y(output);
-  const WinogradPlan plan = winograd_plan<T>(f);
+  const WinogradPlan plan = winograd_plan<T>(f, winograd_largest(f, false));
   const auto transformed = winograd_weight<T>(f, plan, weight);
   const auto spoilt = winograd_forward<T>(f, plan, input, transformed.get(), b.data, y.data(), argmax);
   y.finish();

@@ -9,29 +9,27 @@
 
 namespace fastconv::cpu {
 
-// The kinds of tiles that a shape is cut into.
+// The kinds of tiles that a shape is cut into, and where their weights lie.
 struct WinogradPlan {
-  // One kind: how many tiles, and where its weights lie.
   struct Kind {
-    int index;
-    int64_t tiles, weight;
+    WinogradTiles tiles;
+    int64_t units, weight;
   };
   std::vector<Kind> kinds;
-  int64_t packed_size = 0, rounds = 0;
-  int64_t bits = 0;  // which kinds
+  int64_t packed_size = 0;
+  int64_t layout = 0;  // tells plans with different weights apart
 };
 
 template <class T>
-WinogradPlan winograd_plan(const FusedShape& f) {
+WinogradPlan winograd_plan(const FusedShape& f, int largest) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   WinogradPlan plan;
-  for (int kind = 0; kind < kernel.kinds; ++kind) {
-    const int64_t tiles = kernel.tile_count(f, kind);
-    if (tiles == 0) continue;
-    plan.kinds.push_back({kind, tiles, plan.packed_size});
-    plan.packed_size += kernel.packed_size(f.conv, kind);
-    plan.rounds = std::max(plan.rounds, ceil_div(tiles, kernel.unit_tiles));
-    plan.bits |= int64_t{1} << kind;
+  for (const WinogradTiles& tiles : winograd_cut(f, largest).kinds) {
+    const int64_t count = f.conv.N * tiles.rows * tiles.columns;
+    if (count == 0) continue;
+    plan.kinds.push_back({tiles, ceil_div(count, kernel.unit_tiles), plan.packed_size});
+    plan.packed_size += kernel.packed_size(f.conv, tiles);
+    plan.layout = plan.layout * 25 + tiles.mh * 5 + tiles.mw;
   }
   return plan;
 }
@@ -45,7 +43,7 @@ void pack_winograd(const FusedShape& f, const WinogradPlan& plan, const T* packe
   torch::stable::parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const WinogradPlan::Kind& kind = plan.kinds[i % count];
-      kernel.pack_weight(f.conv, packed, rotated, kind.index, i / count, weight + kind.weight);
+      kernel.pack_weight(f.conv, packed, rotated, kind.tiles, i / count, weight + kind.weight);
     }
   });
 }
@@ -59,7 +57,7 @@ std::shared_ptr<const T> winograd_weight(const FusedShape& f, const WinogradPlan
     pack_weight_forward<T>(f.conv, from, packed);
     pack_winograd<T>(f, plan, packed, false, static_cast<T*>(to));
   };
-  return std::static_pointer_cast<const T>(packed_weight(f.conv, from, {Packing::winograd, plan.bits},
+  return std::static_pointer_cast<const T>(packed_weight(f.conv, from, {Packing::winograd, plan.layout},
                                                          plan.packed_size * static_cast<int64_t>(sizeof(T)),
                                                          Scratch::winograd_weight, pack));
 }
@@ -75,14 +73,20 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& p
   const Tensor nhwc = to_nhwc<T>(input);
   const T* x = data<T>(nhwc);
   std::vector<uint8_t> spoilt(static_cast<size_t>(f.conv.N));
-  // Kinds take turns, since they cost different times.
-  torch::stable::parallel_for(0, plan.rounds * count, 1, [&](int64_t begin, int64_t end) {
+  // A thread takes parts of all kinds, since they cost different times, and a part of one kind after the other, since
+  // the weights of one fill the second-level cache.
+  constexpr int64_t parts = 8;
+  torch::stable::parallel_for(0, parts * count, 1, [&](int64_t begin, int64_t end) {
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
       const WinogradPlan::Kind& kind = plan.kinds[i % count];
-      const int64_t first = i / count * kernel.unit_tiles, last = std::min(kind.tiles, first + kernel.unit_tiles);
-      if (first >= last) continue;
-      kernel.forward(f, kind.index, x, weight + kind.weight, bias, y, argmax, first, last, unit, spoilt.data());
+      const int64_t tiles = f.conv.N * kind.tiles.rows * kind.tiles.columns, part = i / count;
+      const int64_t uneven = i % count * parts / count;  // so that not all kinds round alike
+      const auto units_before = [&](int64_t p) { return (kind.units * p + uneven) / parts; };
+      for (int64_t u = units_before(part); u < units_before(part + 1); ++u) {
+        const int64_t first = u * kernel.unit_tiles, last = std::min(tiles, first + kernel.unit_tiles);
+        kernel.forward(f, kind.tiles, x, weight + kind.weight, bias, y, argmax, first, last, unit, spoilt.data());
+      }
     }
   });
   std::vector<int64_t> images;

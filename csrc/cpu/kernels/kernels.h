@@ -46,17 +46,24 @@ struct FusedKernels {
   void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
 };
 
-// Winograd's convolution, by kinds of tiles (winograd.h).
+// One kind of Winograd's tiles: each of mh x mw outputs, 1 to 4; `rows` x `columns` of them in an image, from output
+// (row0, column0) on. The last ones may hang over the edge.
+struct WinogradTiles {
+  int mh, mw;
+  int64_t row0, column0, rows, columns;
+
+  int64_t frequencies() const { return (mh + 2) * (mw + 2); }
+};
+
+// Winograd's convolution (winograd.h).
 template <class T>
 struct WinogradKernels {
-  int kinds;
   int64_t unit_tiles;
-  int64_t (*tile_count)(const FusedShape&, int kind);
-  int64_t (*packed_size)(const Conv2dShape&, int kind);
+  int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
   int64_t (*scratch_size)(const Conv2dShape&);
-  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, int kind, int64_t block, T* to);
-  void (*forward)(const FusedShape&, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
-                  int64_t first, int64_t last, T* scratch, uint8_t* spoilt);
+  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTiles&, int64_t block, T* to);
+  void (*forward)(const FusedShape&, const WinogradTiles&, const T* x, const T* packed, const T* bias, T* y,
+                  uint8_t* argmax, int64_t first, int64_t last, T* scratch, uint8_t* spoilt);
 };
 
 // For gradients that are mostly zeros (live.h). `at` and `value`: scratch of list_size elements each.

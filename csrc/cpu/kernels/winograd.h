@@ -3,213 +3,317 @@
 //
 //   Y = A' [ sum over c of (G w[k, c] G') * (B' x[c] B) ] A       x: the pixels behind one tile of outputs
 //
-// F(2, 3) makes 2 outputs of 4 pixels with 4 multiplications instead of 6. In two dimensions a tile of 2 x 2 outputs
-// takes 16 instead of 36. At an odd edge one dimension or both are F(1, 3), which is the plain sum of 3: tiles of 2 x 1
-// and 1 x 2 take 12, of 1 x 1 take 9. So there are four kinds of tiles (conv3 of MnistCNN, 3 x 3 outputs: one of each,
-// 49 multiplications; padded to whole tiles 64, direct 81).
+// F(m, 3) makes m outputs of m + 2 pixels with m + 2 multiplications instead of 3 m. In two dimensions a tile of 4 x 4
+// outputs takes 36 instead of 144, of 3 x 3 25 instead of 81, of 2 x 2 16 instead of 36. What of an image is left over
+// has tiles of its own, down to F(1, 3), the plain sum of 3 (csrc/cpu/winograd.h cuts images into kinds of tiles).
 //
-// The sum over c is 16 (12, 9) small matrix products, [tiles][C] x [C][K], one for each element ("frequency") of the
+// The sum over c is 36 (25, 16) small matrix products, [tiles][C] x [C][K], one for each element ("frequency") of the
 // transformed tile, done by the same micro-kernel as the direct convolution. A tile of 2 x 2 is one window of a 2 x 2
-// pool, so ReLU, maximum and argmax happen in the output transform.
+// pool, so ReLU, maximum and argmax happen in the output transform. (Larger tiles have no pool: where the pixels behind
+// a window are all alike, as in the background of a digit, F(2, 3) gives results that are exactly alike, of which the
+// first takes the gradient, as it should; F(4, 3) gives results that rounding tells apart.)
+//
+// Accuracy: F(4, 3) and F(3, 3) evaluate polynomials at the points +-5/8, +-3/2 and infinity (and 0), where the usual
+// 0, +-1, +-2 have twice the error; and the sum over c, which is where rounding errors arise that the output transform
+// then enlarges, is made of sums of 16. Together: 0.7 to 1.3 of PyTorch's error where C is 64, and less with more
+// channels; without both 3. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd
+// Convolution for Deep Neural Networks", arXiv 1803.10986.) An infinity or NaN in x or w spoils the whole tile, so
+// results that are not finite are reported.
 //
 // Tiles of a kind are numbered through all images, so only the last unit of a kind is not full. A unit's V and M
 // (transformed inputs, products) stay in the second-level cache. x and y are NHWC and dense, padding is not in place.
-//
-// conv2 of MnistCNN with pool, batch 64, one thread of Zen 4: 1.19 ms, of which the products take 1.01, at the peak of
-// the FMA units; direct 2.4. Its error against float64 is 0.86 of PyTorch's. An infinity or NaN in x or w spoils the
-// whole tile, so results that are not finite are reported.
 #pragma once
 
 #include "conv2d_forward.h"
 
 namespace fastconv::FC_LEVEL::winograd {
 
-// Outputs and pixels of a tile along one dimension.
+constexpr int largest = 4;
+constexpr int64_t unit_tiles = 2 * block_rows;
+
+// How long the sums are that a sum over c is made of: the larger the tile, the more its output transform enlarges their
+// rounding errors. (conv2 of MnistCNN takes 4 % longer by sums of 16 than by one.)
+inline int longest_sum(const WinogradTiles& kind) {
+  const int side = kind.mh > kind.mw ? kind.mh : kind.mw;
+  return side > 3 ? 16 : side > 2 ? 32 : 64;
+}
+
+// Pixels, and multiplications, along one side of a tile of m outputs.
 template <int m>
 constexpr int pixels = m + 2;
-constexpr int64_t unit_tiles = 2 * block_rows;
-constexpr int kinds = 4;
 
-// Where the tiles of one kind lie: `rows` x `columns` of them in each image, at outputs (row0 + 2 i, column0 + 2 j).
-// Kind 0 is of 2 x 2 outputs, 1 of 2 x 1 (the last column), 2 of 1 x 2 (the last row), 3 of 1 x 1.
-struct Tiling {
-  int64_t rows, columns, row0, column0;
+// The smaller one.
+inline int upto(int most, int64_t count) { return count < most ? static_cast<int>(count) : most; }
 
-  Tiling(const FusedShape& f, int kind) {
-    const bool pooled = f.window() == 4;
-    const int64_t P = pooled ? 2 * f.pool.P : f.conv.P, Q = pooled ? 2 * f.pool.Q : f.conv.Q;
-    const bool last_row = kind >= 2, last_column = kind % 2 == 1;
-    rows = last_row ? P % 2 : P / 2;
-    columns = last_column ? Q % 2 : Q / 2;
-    row0 = last_row ? P - 1 : 0;
-    column0 = last_column ? Q - 1 : 0;
+// `run` with m as a constant.
+template <class Run>
+FC_INLINE void with_outputs(int m, Run run) {
+  switch (m) {
+    case 4:
+      return run(Constant<4>{});
+    case 3:
+      return run(Constant<3>{});
+    case 2:
+      return run(Constant<2>{});
+    default:
+      return run(Constant<1>{});
   }
-};
-
-inline int64_t tile_count(const FusedShape& f, int kind) {
-  const Tiling tiling(f, kind);
-  return f.conv.N * tiling.rows * tiling.columns;
 }
-
-constexpr int frequency_count(int kind) { return (kind < 2 ? 4 : 3) * (kind % 2 == 0 ? 4 : 3); }
 
 // ---- transforms, one dimension -----------------------------------------------------------------------------------
+//
+// The points of F(4, 3) are 0, a, -a, b, -b and infinity, in this order; F(3, 3) has no 0. All are exact in binary.
 
-// B' d
 template <class T>
-FC_INLINE void transform_input(Vec<T>& d0, Vec<T>& d1, Vec<T>& d2, Vec<T>& d3) {
-  const Vec<T> sum = d1 + d2, difference = d2 - d1;
-  d0 = d0 - d2;
-  d3 = d1 - d3;
-  d1 = sum;
-  d2 = difference;
+struct Points {
+  static constexpr T a = T(0.625), b = T(1.5), a2 = a * a, b2 = b * b;
+};
+
+// The rows of a, -a, b and -b, of four neighbouring pixels.
+template <class T>
+FC_INLINE void transform_middle(Vec<T> (&d)[4]) {
+  const Vec<T> even_a = d[2] - Points<T>::b2 * d[0], odd_a = d[3] - Points<T>::b2 * d[1];
+  const Vec<T> even_b = d[2] - Points<T>::a2 * d[0], odd_b = d[3] - Points<T>::a2 * d[1];
+  d[0] = odd_a + Points<T>::a * even_a;
+  d[1] = odd_a - Points<T>::a * even_a;
+  d[2] = odd_b + Points<T>::b * even_b;
+  d[3] = odd_b - Points<T>::b * even_b;
 }
 
-// G g; turned around, for backward_data, the first and the last exchange their places.
+// The rows of 0 and infinity: (x^2 - a^2) (x^2 - b^2).
+template <class T>
+FC_INLINE Vec<T> transform_end(Vec<T> d0, Vec<T> d2, Vec<T> d4) {
+  return d4 - (Points<T>::a2 + Points<T>::b2) * d2 + (Points<T>::a2 * Points<T>::b2) * d0;
+}
+
+// B' d
 template <class T, int m>
-FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, bool rotated, Vec<T> (&u)[pixels<m>]) {
-  u[0] = rotated ? g2 : g0;
-  u[m + 1] = rotated ? g0 : g2;
+FC_INLINE void transform_input(Vec<T> (&d)[m + 2]) {
   if constexpr (m == 2) {
+    const Vec<T> sum = d[1] + d[2], difference = d[2] - d[1];
+    d[0] = d[0] - d[2];
+    d[3] = d[1] - d[3];
+    d[1] = sum;
+    d[2] = difference;
+  } else if constexpr (m > 2) {
+    constexpr int first = m - 3;
+    const Vec<T> zero = transform_end<T>(d[0], d[2], d[4]);
+    const Vec<T> infinity = transform_end<T>(d[first], d[first + 2], d[first + 4]);
+    Vec<T> middle[4] = {d[first], d[first + 1], d[first + 2], d[first + 3]};
+    transform_middle<T>(middle);
+    if constexpr (m == 4) d[0] = zero;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) d[first + i] = middle[i];
+    d[m + 1] = infinity;
+  }
+}
+
+// G g
+template <class T, int m>
+FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m + 2]) {
+  u[0] = g0;
+  u[m + 1] = g2;
+  if constexpr (m == 1) {
+    u[1] = g1;
+  } else if constexpr (m == 2) {
     const Vec<T> outer = g0 + g2;
     u[1] = (outer + g1) * T(0.5);
     u[2] = (outer - g1) * T(0.5);
   } else {
-    u[1] = g1;
+    constexpr int first = m - 3;
+    constexpr T scale = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
+    // Over 2 p^2 (a^2 - b^2), or the negative of that, at the point p of F(4, 3); of F(3, 3), over 2 p (a^2 - b^2).
+    constexpr T scale_a = m == 4 ? scale / Points<T>::a2 : scale / Points<T>::a,
+                scale_b = m == 4 ? -scale / Points<T>::b2 : -scale / Points<T>::b;
+    constexpr T sign = m == 4 ? 1 : -1;
+    const Vec<T> outer_a = (g0 + Points<T>::a2 * g2) * scale_a, outer_b = (g0 + Points<T>::b2 * g2) * scale_b;
+    if constexpr (m == 4) u[0] = g0 * (1 / (Points<T>::a2 * Points<T>::b2));
+    u[first] = outer_a + (Points<T>::a * scale_a) * g1;
+    u[first + 1] = sign * (outer_a - (Points<T>::a * scale_a) * g1);
+    u[first + 2] = outer_b + (Points<T>::b * scale_b) * g1;
+    u[first + 3] = sign * (outer_b - (Points<T>::b * scale_b) * g1);
   }
 }
 
 // A' m; `at(i)` gives m[i].
 template <class T, int m, class At>
 FC_INLINE void transform_output(Vec<T> (&y)[m], At at) {
-  if constexpr (m == 2) {
+  if constexpr (m == 1) {
+    y[0] = at(0) + at(1) + at(2);
+  } else if constexpr (m == 2) {
     const Vec<T> m1 = at(1), m2 = at(2);
     y[0] = at(0) + m1 + m2;
     y[1] = m1 - m2 - at(3);
   } else {
-    y[0] = at(0) + at(1) + at(2);
+    constexpr int first = m - 3;
+    const Vec<T> m0 = at(first), m1 = at(first + 1), m2 = at(first + 2), m3 = at(first + 3);
+    const Vec<T> even_a = m0 + m1, odd_a = m0 - m1, even_b = m2 + m3, odd_b = m2 - m3;
+    y[0] = even_a + even_b;
+    if constexpr (m == 4) y[0] += at(0);
+    y[1] = Points<T>::a * odd_a + Points<T>::b * odd_b;
+    y[2] = Points<T>::a2 * even_a + Points<T>::b2 * even_b;
+    if constexpr (m == 4) y[3] = (Points<T>::a * Points<T>::a2) * odd_a + (Points<T>::b * Points<T>::b2) * odd_b;
+    y[m - 1] += at(m + 1);
   }
 }
 
 // ---- weights of one kind: [block of K][frequency][c][block_lanes of k] ----
 
 template <class T>
-int64_t packed_size(const Conv2dShape& s, int kind) {
-  return frequency_count(kind) * s.C * round_up_to_lanes<T>(s.K);
+int64_t packed_size(const Conv2dShape& s, const WinogradTiles& kind) {
+  return kind.frequencies() * s.C * round_up_to_lanes<T>(s.K);
 }
 
-template <class T, int mh, int mw>
-void pack_block(const Conv2dShape& s, const T* packed, bool rotated, int64_t index, T* to) {
-  const ChannelBlock<T> block(index, s.K);
-  const int64_t width = block.vectors * lanes<T>;
-  packed += block.first * 9 * s.C;
-  to += block.first * pixels<mh> * pixels<mw> * s.C;
-  for (int64_t i = 0; i < s.C * width; i += lanes<T>) {
-    Vec<T> column[3][pixels<mh>];
-    for (int64_t tap = 0; tap < 3; ++tap) {
-      const T* from = packed + tap * s.C * width + i;
-      transform_weight<T, mh>(load(from), load(from + 3 * s.C * width), load(from + 6 * s.C * width), rotated,
-                              column[tap]);
-    }
-    for (int row = 0; row < pixels<mh>; ++row) {
-      Vec<T> u[pixels<mw>];
-      transform_weight<T, mw>(column[0][row], column[1][row], column[2][row], rotated, u);
-      for (int j = 0; j < pixels<mw>; ++j) store(to + (row * pixels<mw> + j) * s.C * width + i, u[j]);
-    }
-  }
-}
-
-// One block, out of what pack_weight_forward (or pack_weight_backward, with `rotated`) made of it.
+// One block, out of what pack_weight_forward (or pack_weight_backward, with `rotated`: turned around) made of it.
 template <class T>
-void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, int kind, int64_t index, T* to) {
-  const auto run = kind == 0   ? pack_block<T, 2, 2>
-                   : kind == 1 ? pack_block<T, 2, 1>
-                   : kind == 2 ? pack_block<T, 1, 2>
-                               : pack_block<T, 1, 1>;
-  run(s, packed, rotated, index, to);
+void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const WinogradTiles& kind, int64_t index, T* to) {
+  const ChannelBlock<T> block(index, s.K);
+  const int64_t size = s.C * block.vectors * lanes<T>;
+  const int columns = (kind.mw + 2);
+  packed += block.first * 9 * s.C;
+  to += block.first * kind.frequencies() * s.C;
+  const T* origin = rotated ? packed + 8 * size : packed;
+  const int64_t tap = rotated ? -size : size;
+  for (int64_t i = 0; i < size; i += lanes<T>) {
+    Vec<T> column[3][pixels<largest>];
+    with_outputs(kind.mh, [&](auto outputs) {
+      constexpr int m = decltype(outputs)::value;
+#pragma GCC unroll 3
+      for (int side = 0; side < 3; ++side) {
+        const T* from = origin + side * tap + i;
+        Vec<T> u[m + 2];
+        transform_weight<T, m>(load(from), load(from + 3 * tap), load(from + 6 * tap), u);
+#pragma GCC unroll 6
+        for (int row = 0; row < m + 2; ++row) column[side][row] = u[row];
+      }
+    });
+    with_outputs(kind.mw, [&](auto outputs) {
+      constexpr int m = decltype(outputs)::value;
+      for (int row = 0; row < (kind.mh + 2); ++row) {
+        Vec<T> u[m + 2];
+        transform_weight<T, m>(column[0][row], column[1][row], column[2][row], u);
+#pragma GCC unroll 6
+        for (int j = 0; j < m + 2; ++j) store(to + (row * columns + j) * size + i, u[j]);
+      }
+    });
+  }
 }
 
 // ---- one unit ----------------------------------------------------------------------------------------------------
 
-// V[frequency][unit_tiles][C, rounded up], M[frequency][unit_tiles][block_lanes]
+// Tiles [first, last) of one kind, at most unit_tiles.
+struct Unit {
+  const WinogradTiles& kind;
+  int64_t first, last;
+
+  // The number within the unit, the image, and the first output of each.
+  template <class Visit>
+  FC_INLINE void each_tile(Visit visit) const {
+    int64_t n = first / (kind.rows * kind.columns), row = first / kind.columns % kind.rows,
+            column = first % kind.columns;
+    for (int64_t tile = 0; tile < last - first; ++tile) {
+      visit(tile, n, kind.row0 + kind.mh * row, kind.column0 + kind.mw * column);
+      if (++column < kind.columns) continue;
+      column = 0;
+      if (++row == kind.rows) row = 0, ++n;
+    }
+  }
+};
+
+// V[frequency][unit_tiles][C, rounded up], M[frequency][unit_tiles][block_lanes]. Frequencies of V are a vector more
+// apart: at a distance of a power of two they would share the same few lines of the first-level cache.
+template <class T>
+int64_t v_step(const Conv2dShape& s) {
+  return unit_tiles * round_up_to_lanes<T>(s.C) + 64 / sizeof(T);
+}
+template <class T>
+constexpr int64_t m_step = unit_tiles * block_lanes<T>;
+
 template <class T>
 int64_t scratch_size(const Conv2dShape& s) {
-  return frequency_count(0) * unit_tiles * (round_up_to_lanes<T>(s.C) + block_lanes<T>);
+  return pixels<largest> * pixels<largest> * (v_step<T>(s) + m_step<T>);
 }
 
 // The pixels of a tile, from (h0, w0) of one image on. `edge`: some may lie outside of it, and are zero.
 template <class T, int mh, int mw, bool edge>
-void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v, int64_t v_step) {
-  const T* origin = image + (h0 * s.W + w0) * s.C;
-  for (int64_t c = 0; c < s.C; c += lanes<T>) {
-    Vec<T> d[pixels<mh>][pixels<mw>];
-#pragma GCC unroll 4
-    for (int i = 0; i < pixels<mh>; ++i) {
-#pragma GCC unroll 4
-      for (int j = 0; j < pixels<mw>; ++j) {
-        const bool inside = !edge || (h0 + i >= 0 && h0 + i < s.H && w0 + j >= 0 && w0 + j < s.W);
-        d[i][j] = inside ? load_upto(origin + (i * s.W + j) * s.C + c, s.C - c) : Vec<T>{};
+void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v) {
+  const int64_t step = v_step<T>(s), C = s.C, W = s.W;
+  const T* origin = image + (h0 * W + w0) * C;
+  for (int64_t c = 0; c < C; c += lanes<T>) {
+    Vec<T> half[pixels<mh>][pixels<mw>];
+#pragma GCC unroll 6
+    for (int j = 0; j < pixels<mw>; ++j) {
+      Vec<T> d[pixels<mh>];
+#pragma GCC unroll 6
+      for (int i = 0; i < pixels<mh>; ++i) {
+        const bool inside = !edge || (h0 + i >= 0 && h0 + i < s.H && w0 + j >= 0 && w0 + j < W);
+        d[i] = inside ? load_upto(origin + (i * W + j) * C + c, C - c) : Vec<T>{};
       }
+      transform_input<T, mh>(d);
+#pragma GCC unroll 6
+      for (int i = 0; i < pixels<mh>; ++i) half[i][j] = d[i];
     }
-    if constexpr (mh == 2) {
-#pragma GCC unroll 4
-      for (int j = 0; j < pixels<mw>; ++j) transform_input<T>(d[0][j], d[1][j], d[2][j], d[3][j]);
-    }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < pixels<mh>; ++i) {
-      if constexpr (mw == 2) transform_input<T>(d[i][0], d[i][1], d[i][2], d[i][3]);
-#pragma GCC unroll 4
-      for (int j = 0; j < pixels<mw>; ++j) store(v + (i * pixels<mw> + j) * v_step + c, d[i][j]);
+      transform_input<T, mw>(half[i]);
+#pragma GCC unroll 6
+      for (int j = 0; j < pixels<mw>; ++j) store(v + (i * pixels<mw> + j) * step + c, half[i][j]);
     }
   }
 }
 
 enum class Epilogue { none, relu, relu_max_pool };
 
-// One tile, one block of channels: M -> y and argmax of the tile's window, or of its outputs from (p, q) on. Returns
-// whether all sums are finite.
+// One tile, one block of channels: M -> y and argmax of the tile's outputs from (p, q) on, or of their window; what
+// hangs over the edge is dropped. Returns whether all sums are finite.
 template <class T, int mh, int mw, Epilogue epilogue>
-FC_INLINE bool output_tile(const FusedShape& f, const T* m, int64_t m_step, const ChannelBlock<T>& block, const T* bias,
-                           T* y, uint8_t* argmax, int64_t n, int64_t p, int64_t q) {
+FC_INLINE bool output_tile(const FusedShape& f, const T* product, const ChannelBlock<T>& block, const T* bias, T* y,
+                           uint8_t* argmax, int64_t n, int64_t p, int64_t q) {
   const Conv2dShape& s = f.conv;
+  const int rows = upto(mh, s.P - p), columns = upto(mw, s.Q - q);
   Vec<T> spoilt = {};  // zero as long as they are
   for (int v = 0; v < block.vectors; ++v) {
     const int64_t k = block.first + v * lanes<T>;
     const int64_t count = v < block.vectors - 1 ? lanes<T> : block.last_lanes;
-    Vec<T> half[pixels<mw>][mh];
-#pragma GCC unroll 4
+    Vec<T> half[mh][pixels<mw>], out[mh][mw];
+#pragma GCC unroll 6
     for (int j = 0; j < pixels<mw>; ++j) {
-      transform_output<T, mh>(half[j], [&](int i) { return load(m + (i * pixels<mw> + j) * m_step + v * lanes<T>); });
+      Vec<T> column[mh];
+      transform_output<T, mh>(column,
+                              [&](int i) { return load(product + (i * pixels<mw> + j) * m_step<T> + v * lanes<T>); });
+#pragma GCC unroll 4
+      for (int i = 0; i < mh; ++i) half[i][j] = column[i];
     }
-    const Vec<T> b = bias ? load_upto(bias + k, count) : Vec<T>{};
-    Vec<T> out[mh][mw];
-#pragma GCC unroll 2
+    const Vec<T> offset = bias ? load_upto(bias + k, count) : Vec<T>{};
+#pragma GCC unroll 4
     for (int i = 0; i < mh; ++i) {
-      transform_output<T, mw>(out[i], [&](int j) { return half[j][i]; });
-#pragma GCC unroll 2
+      transform_output<T, mw>(out[i], [&](int j) { return half[i][j]; });
+#pragma GCC unroll 4
       for (int j = 0; j < mw; ++j) {
-        out[i][j] += b;
+        out[i][j] += offset;
         spoilt += out[i][j] * T(0);
       }
     }
     if constexpr (epilogue == Epilogue::relu_max_pool) {
+      static_assert(mh == 2 && mw == 2);
       WindowMax<T> max(out[0][0]);
       max.take(out[0][1], 1);
       max.take(out[1][0], 2);
       max.take(out[1][1], 3);
       const int64_t at = ((n * f.pool.P + p / 2) * f.pool.Q + q / 2) * s.K + k;
       max.store(y + at, argmax + at, count);
-    } else {
-#pragma GCC unroll 2
-      for (int i = 0; i < mh; ++i) {
-#pragma GCC unroll 2
-        for (int j = 0; j < mw; ++j) {
-          const int64_t at = ((n * s.P + p + i) * s.Q + q + j) * s.K + k;
-          if constexpr (epilogue == Epilogue::relu) {
-            WindowMax<T>(out[i][j]).store(y + at, argmax + at, count);
-          } else {
-            store_upto(y + at, out[i][j], count);
-          }
+      continue;
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < mh; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < mw; ++j) {
+        if (i >= rows || j >= columns) continue;
+        const int64_t at = ((n * s.P + p + i) * s.Q + q + j) * s.K + k;
+        if constexpr (epilogue == Epilogue::relu) {
+          WindowMax<T>(out[i][j]).store(y + at, argmax + at, count);
+        } else {
+          store_upto(y + at, out[i][j], count);
         }
       }
     }
@@ -217,73 +321,106 @@ FC_INLINE bool output_tile(const FusedShape& f, const T* m, int64_t m_step, cons
   return nonzero_lanes<T>(spoilt) == 0;
 }
 
+template <class T, int mh, int mw>
+void input_tiles(const Conv2dShape& s, const Unit& unit, const T* x, T* v) {
+  unit.each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
+    const int64_t h0 = p - s.pad_h, w0 = q - s.pad_w;
+    const bool inside = h0 >= 0 && h0 + pixels<mh> <= s.H && w0 >= 0 && w0 + pixels<mw> <= s.W;
+    const auto run = inside ? input_tile<T, mh, mw, false> : input_tile<T, mh, mw, true>;
+    run(s, x + n * s.H * s.W * s.C, h0, w0, v + tile * round_up_to_lanes<T>(s.C));
+  });
+}
+
+// spoilt[n] is set where a sum of image n is not finite.
+template <class T, int mh, int mw, Epilogue epilogue>
+void output_tiles(const FusedShape& f, const Unit& unit, const T* product, const ChannelBlock<T>& block, const T* bias,
+                  T* y, uint8_t* argmax, uint8_t* spoilt) {
+  unit.each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
+    const T* from = product + tile * block_lanes<T>;
+    if (!output_tile<T, mh, mw, epilogue>(f, from, block, bias, y, argmax, n, p, q)) {
+      __atomic_store_n(spoilt + n, 1, __ATOMIC_RELAXED);
+    }
+  });
+}
+
+// The transforms of one kind of tiles.
+template <class T>
+struct Transforms {
+  decltype(&input_tiles<T, 1, 1>) input;
+  decltype(&output_tiles<T, 1, 1, Epilogue::none>) output;
+};
+
+template <class T, int mh, int mw>
+Transforms<T> transforms_of(Epilogue epilogue) {
+  if constexpr (mh == 2 && mw == 2) {
+    if (epilogue == Epilogue::relu_max_pool) {
+      return {input_tiles<T, mh, mw>, output_tiles<T, mh, mw, Epilogue::relu_max_pool>};
+    }
+  }
+  const bool relu = epilogue == Epilogue::relu;
+  return {input_tiles<T, mh, mw>,
+          relu ? output_tiles<T, mh, mw, Epilogue::relu> : output_tiles<T, mh, mw, Epilogue::none>};
+}
+
+template <class T>
+Transforms<T> transforms_of(const WinogradTiles& kind, Epilogue epilogue) {
+  Transforms<T> transforms;
+  with_outputs(kind.mh, [&](auto mh) {
+    with_outputs(kind.mw,
+                 [&](auto mw) { transforms = transforms_of<T, decltype(mh)::value, decltype(mw)::value>(epilogue); });
+  });
+  return transforms;
+}
+
+// One frequency: M = V * weight, added up from sums of `longest`. Behind the last tile, whatever lies there is
+// multiplied.
 template <class T, int vectors>
-void multiply(const T* v, int64_t v_step, int64_t C, const T* weight, T* m, int64_t tiles) {
-  for (int64_t first = 0; first < tiles; first += block_rows) {
-    const T* a[block_rows];
-    for (int row = 0; row < block_rows; ++row) a[row] = v + (first + row < tiles ? first + row : first) * v_step;
-    Block<T, vectors> acc = {};
-    accumulate<T, vectors, false>(acc, a, {1, 0, 1, 0, C, 1}, weight, vectors * lanes<T>, 0);
+void multiply(const T* v, int64_t v_row, int64_t C, int longest, const T* weight, T* product, int64_t tiles) {
+  const T* const end = product + tiles * block_lanes<T>;
+  for (; product < end; product += block_rows * block_lanes<T>, v += block_rows * v_row) {
+    for (int64_t c = 0; c < C; c += longest) {
+      const T* rows[block_rows];
 #pragma GCC unroll 12
-    for (int row = 0; row < block_rows; ++row) {
+      for (int row = 0; row < block_rows; ++row) rows[row] = v + row * v_row + c;
+      Block<T, vectors> acc = {};
+      accumulate<T, vectors, false>(acc, rows, {1, 0, 1, 0, upto(longest, C - c), 1}, weight + c * vectors * lanes<T>,
+                                    vectors * lanes<T>, 0);
+#pragma GCC unroll 12
+      for (int row = 0; row < block_rows; ++row) {
 #pragma GCC unroll 2
-      for (int i = 0; i < vectors; ++i) store(m + (first + row) * block_lanes<T> + i * lanes<T>, acc.value[row][i]);
+        for (int i = 0; i < vectors; ++i) {
+          T* at = product + row * block_lanes<T> + i * lanes<T>;
+          store(at, c == 0 ? acc.value[row][i] : load(at) + acc.value[row][i]);
+        }
+      }
     }
   }
 }
 
-// Tiles [first, last) of one kind, at most unit_tiles. spoilt[n] is set where a sum of image n is not finite: its
-// results are to be computed directly.
-template <class T, int mh, int mw, Epilogue epilogue>
-void unit(const FusedShape& f, const Tiling& tiling, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
-          int64_t first, int64_t last, T* scratch, uint8_t* spoilt) {
+// Tiles [first, last) of one kind, at most unit_tiles; packed: of this kind. argmax is null where there is no ReLU.
+// spoilt[n] is set where a sum of image n is not finite: its results are to be computed directly.
+template <class T>
+void forward(const FusedShape& f, const WinogradTiles& kind, const T* x, const T* packed, const T* bias, T* y,
+             uint8_t* argmax, int64_t first, int64_t last, T* scratch, uint8_t* spoilt) {
   const Conv2dShape& s = f.conv;
-  constexpr int frequencies = pixels<mh> * pixels<mw>;
-  const int64_t v_row = round_up_to_lanes<T>(s.C), v_step = unit_tiles * v_row, m_step = unit_tiles * block_lanes<T>;
+  const Unit unit{kind, first, last};
+  const auto transforms = transforms_of<T>(kind, f.window() == 4 ? Epilogue::relu_max_pool
+                                                 : argmax        ? Epilogue::relu
+                                                                 : Epilogue::none);
+  const int64_t frequencies = kind.frequencies();
   T* v = scratch;
-  T* m = scratch + frequencies * v_step;
-  const auto each_tile = [&](auto visit) {
-    const int64_t rows = tiling.rows, columns = tiling.columns;
-    int64_t n = first / (rows * columns), row = first / columns % rows, column = first % columns;
-    for (int64_t tile = 0; tile < last - first; ++tile) {
-      visit(tile, n, tiling.row0 + 2 * row, tiling.column0 + 2 * column);
-      if (++column < columns) continue;
-      column = 0;
-      if (++row == rows) row = 0, ++n;
-    }
-  };
-  each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
-    const int64_t h0 = p - s.pad_h, w0 = q - s.pad_w;
-    const bool inside = h0 >= 0 && h0 + pixels<mh> <= s.H && w0 >= 0 && w0 + pixels<mw> <= s.W;
-    const auto run = inside ? input_tile<T, mh, mw, false> : input_tile<T, mh, mw, true>;
-    run(s, x + n * s.H * s.W * s.C, h0, w0, v + tile * v_row, v_step);
-  });
+  T* product = scratch + frequencies * v_step<T>(s);
+  transforms.input(s, unit, x, v);
   for (int64_t index = 0; index < ceil_div(s.K, block_lanes<T>); ++index) {
     const ChannelBlock<T> block(index, s.K);
     const T* weight = packed + block.first * frequencies * s.C;
     const auto run = block.vectors == 2 ? multiply<T, 2> : multiply<T, 1>;
-    for (int i = 0; i < frequencies; ++i) {
-      run(v + i * v_step, v_row, s.C, weight + i * s.C * block.vectors * lanes<T>, m + i * m_step, last - first);
+    for (int64_t i = 0; i < frequencies; ++i) {
+      run(v + i * v_step<T>(s), round_up_to_lanes<T>(s.C), s.C, longest_sum(kind),
+          weight + i * s.C * block.vectors * lanes<T>, product + i * m_step<T>, last - first);
     }
-    each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
-      if (!output_tile<T, mh, mw, epilogue>(f, m + tile * block_lanes<T>, m_step, block, bias, y, argmax, n, p, q)) {
-        __atomic_store_n(spoilt + n, 1, __ATOMIC_RELAXED);
-      }
-    });
+    transforms.output(f, unit, product, block, bias, y, argmax, spoilt);
   }
-}
-
-// packed: of this kind. argmax is null where there is no ReLU.
-template <class T>
-void forward(const FusedShape& f, int kind, const T* x, const T* packed, const T* bias, T* y, uint8_t* argmax,
-             int64_t first, int64_t last, T* scratch, uint8_t* spoilt) {
-  using Unit = decltype(&unit<T, 2, 2, Epilogue::none>);
-  constexpr Unit none[] = {unit<T, 2, 2, Epilogue::none>, unit<T, 2, 1, Epilogue::none>, unit<T, 1, 2, Epilogue::none>,
-                           unit<T, 1, 1, Epilogue::none>};
-  constexpr Unit relu[] = {unit<T, 2, 2, Epilogue::relu>, unit<T, 2, 1, Epilogue::relu>, unit<T, 1, 2, Epilogue::relu>,
-                           unit<T, 1, 1, Epilogue::relu>};
-  const Unit run = f.window() == 4 ? unit<T, 2, 2, Epilogue::relu_max_pool> : argmax ? relu[kind] : none[kind];
-  run(f, Tiling(f, kind), x, packed, bias, y, argmax, first, last, scratch, spoilt);
 }
 
 }  // namespace fastconv::FC_LEVEL::winograd
