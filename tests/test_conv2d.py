@@ -85,6 +85,18 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("P", range(1, 10))
+def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
+    """Into tiles of 4, 3, 2 and 1 outputs on a side, whole or hanging over the edge: enough images that it pays."""
+    for Q in range(1, 10):
+        padding = (P % 3 if P > 2 else 0, Q % 2)
+        x = torch.randn(130, 33, P + 2 - 2 * padding[0], Q + 2 - 2 * padding[1], dtype=torch.float64)
+        w, b = torch.randn(18, 33, 3, 3, dtype=torch.float64), torch.randn(18, dtype=torch.float64)
+        y = FF.conv2d(x, w, b, padding=padding)
+        assert y.shape[2:] == (P, Q)
+        torch.testing.assert_close(y, F.conv2d(x, w, b, padding=padding), rtol=1e-12, atol=1e-11)
+
+
 def test_gradients_have_the_layout_of_what_they_belong_to() -> None:
     x, w, b = CONV2D[1].tensors()
     for format_x in (torch.contiguous_format, torch.channels_last):

@@ -744,6 +744,15 @@ def test_nan_in_one_image_leaves_the_others_as_they_are(level: str) -> None:
         assert not b[4].isnan().all()
 
 
+def test_windows_of_equal_pixels_stay_ties(level: str) -> None:
+    """As in the background of a digit: the first pixel takes the gradient, whatever the algorithm."""
+    x, w, b = torch.rand(9, 32, 1, 1).expand(9, 32, 13, 13).contiguous(), torch.randn(64, 32, 3, 3), torch.randn(64)
+    y = FF.conv2d_relu_max_pool2d(x, w, b)
+    _, argmax = ours.conv2d_relu_max_pool2d(x, w, b)
+    assert (y > 0).any()
+    assert set(argmax.unique().tolist()) == {0, 255}
+
+
 def test_winograd_can_be_switched_off_where_each_result_shall_be_exact() -> None:
     program = """
 import torch, fastconv.functional as FF
