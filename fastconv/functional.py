@@ -60,7 +60,7 @@ def _pair(value: Any) -> tuple[int, int] | None:
         return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
         return value
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
     # bool is an int to Python, but not to PyTorch.
     if len(values) not in (1, 2) or not all(isinstance(v, int | torch.SymInt) and type(v) is not bool for v in values):
         return None

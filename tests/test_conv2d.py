@@ -13,6 +13,7 @@ from cases import (
     assert_as_accurate,
     assert_identical,
     conv,
+    root_mean_square,
     with_gradients,
 )
 from hypothesis import given, settings
@@ -95,6 +96,18 @@ def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
         y = FF.conv2d(x, w, b, padding=padding)
         assert y.shape[2:] == (P, Q)
         torch.testing.assert_close(y, F.conv2d(x, w, b, padding=padding), rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "size", [(33, 33, 3, 1, 17, (3, 2)), (8, 48, 1, 7, 64, (2, 2)), (16, 64, 16, 16, 64, (1, 1))], ids=str
+)
+def test_winograd_errs_at_most_twice_as_much_as_pytorch(size: Any, level: str) -> None:
+    """Over much padding, too, where PyTorch's sums are short."""
+    N, C, H, W, K, padding = size
+    x, w = torch.randn(N, C, H, W), torch.randn(K, C, 3, 3)
+    exact = F.conv2d(x.double(), w.double(), padding=padding)
+    error = root_mean_square(FF.conv2d(x, w, padding=padding) - exact)
+    assert error <= 2 * root_mean_square(F.conv2d(x, w, padding=padding) - exact)
 
 
 def test_gradients_have_the_layout_of_what_they_belong_to() -> None:

@@ -6,7 +6,10 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
+#include <optional>
+#include <string>
 #include <vector>
 
 #include "conv2d.h"
@@ -32,9 +35,9 @@ struct CutSide {
 // A transformed weight costs as much as so many tiles.
 constexpr int64_t weight_in_tiles = 40;
 
-// The cheapest. What is left over at the edge has tiles of its own, which save multiplications and cost a transformed
+// What is left over at the edge has tiles of its own, which save multiplications and cost a transformed
 // weight, or is part of a tile that hangs over.
-inline WinogradCut winograd_cut(const FusedShape& f, int largest) {
+inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
   const int window = static_cast<int>(f.pool.R);
   const auto sides = [&](int64_t outputs) {
     std::vector<CutSide> result;
@@ -64,31 +67,38 @@ inline WinogradCut winograd_cut(const FusedShape& f, int largest) {
   return best;
 }
 
-// The largest side of a tile. FASTCONV_WINOGRAD sets it, for those who need each result to be as exact as its own
-// terms: 2 takes the smaller error below, 0 does without. (Winograd's error is small against the largest results of a
-// tile, so that what is exactly zero may come out as 1e-7 of them.)
-//
-// Error against float64 over PyTorch's, root mean square, with tiles of up to 4 x 4 / of up to 2 x 2 (padding 1 but for
-// 64->128, AVX2):
+// FASTCONV_WINOGRAD limits the side of a tile, for those who need each result to be as exact as its own terms: 2 and 3
+// to that many outputs, 0 does without. (Winograd's error is small against the largest results of a tile, so that what
+// is exactly zero may come out as 1e-7 of them.)
+inline int winograd_allowed() {
+  static const int allowed = [] {
+    const char* value = std::getenv("FASTCONV_WINOGRAD");
+    for (int side = 0; side < 4; ++side) {
+      if (side != 1 && value && std::strcmp(value, std::to_string(side).c_str()) == 0) return side;
+    }
+    return 4;
+  }();
+  return allowed;
+}
+
+// The largest side of a tile. Error against float64 over PyTorch's, root mean square, with tiles of up to 4 x 4 / of up
+// to 2 x 2 (normal x, padding 1 but for 64->128, Zen 3, AVX2):
 //                      forward        data, channels_last   data, contiguous
 //   16->64   9x300     2.1  / 0.7
 //   32->32   14x14     1.45 / 0.68    1.48 / 0.70           1.47 / 0.68
 //   64->64   16x16     1.29 / 0.63    1.31 / 0.64           2.56 / 1.24
-//   64->128  5x5       1.07 / 0.52
+//   64->128  5x5       0.95 / 0.52
 //   128->128 8x8       0.61 / 0.65    0.61 / 0.64           1.21 / 1.27
 //   512->512 8x8       0.65 / 0.62    0.66 / 0.62           2.54 / 0.97
-// It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels, and in its data pass where
-// memory is contiguous. So: small tiles there, and with a pool (kernels/winograd.h says why).
+// It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels, in the data pass where memory is
+// contiguous, and over much padding (4.7 where it is 3). So: small tiles there, and with a pool (kernels/winograd.h
+// says why). Of an x that is 5 % live PyTorch's sums are shorter, too; that is not looked at.
 inline int winograd_largest(const FusedShape& f, bool backward) {
-  static const int allowed = [] {
-    const char* value = std::getenv("FASTCONV_WINOGRAD");
-    const int side = value == nullptr ? 4 : std::clamp(std::atoi(value), 0, 4);
-    return side == 1 ? 4 : side;  // "on"
-  }();
-  return std::min(allowed, backward || f.window() > 1 || f.conv.C < 32 ? 2 : 4);
+  const bool small = backward || f.window() > 1 || f.conv.C < 32 || f.conv.pad_h > 1 || f.conv.pad_w > 1;
+  return std::min(winograd_allowed(), small ? 2 : 4);
 }
 
-// Whether it takes a forward convolution whose direct kernel has `direct` multiplications a channel pair.
+// How it cuts a convolution whose direct kernel has `direct` multiplications a channel pair, if it takes it.
 // Time of the direct kernel / Winograd's (padding 1, but 64->128 5x5 without; one thread of Zen 3, AVX2):
 //                  batch    1     2     4     8    16    64      with tiles of 2 x 2 alone:  16    64
 //   16->16   28x28         1.0   1.0   1.1   1.1   1.1   1.1                              1.1   1.2
@@ -103,17 +113,19 @@ inline int winograd_largest(const FusedShape& f, bool backward) {
 //   512->512 4x4           0.6   0.6   0.8   1.0   1.2   1.6                              1.2   1.4
 //   64->128  5x5           0.8   0.8   0.8   0.9   1.1   1.8                              0.9   1.0
 // So: enough channels for the transforms of x and y, and enough tiles for those of the weight.
-inline bool winograd_pays(const FusedShape& f, int largest, int64_t direct) {
+inline std::optional<WinogradCut> winograd_cut(const FusedShape& f, int largest, int64_t direct) {
   const Conv2dShape& s = f.conv;
   const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
                      s.dilation_w == 1 && s.groups == 1;
   const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
-  if (!shape || !tiles || s.C < 16 || s.K < 16 || largest < 2) return false;
-  return winograd_cut(f, largest).cost < direct;
+  if (!shape || !tiles || s.C < 16 || s.K < 16 || largest < 2) return {};
+  const WinogradCut cut = cheapest_cut(f, largest);
+  if (cut.cost >= direct) return {};
+  return cut;
 }
 
-inline bool winograd_serves(const FusedShape& f) {
-  return winograd_pays(f, winograd_largest(f, false), f.windows() * f.window() * 9);
+inline std::optional<WinogradCut> winograd_serves(const FusedShape& f) {
+  return winograd_cut(f, winograd_largest(f, false), f.windows() * f.window() * 9);
 }
 
 // Whether the weight is read as it lies (dot.h), not packed. Microseconds of PyTorch / with the weight packed before,
@@ -142,10 +154,10 @@ inline Conv2dShape turned_around(const Conv2dShape& s) {
 }
 
 // The direct kernel of backward_data multiplies nothing that padding throws away.
-inline bool winograd_serves_data(const Conv2dShape& s) {
-  if (s.pad_h >= s.R || s.pad_w >= s.S) return false;
+inline std::optional<WinogradCut> winograd_serves_data(const Conv2dShape& s) {
+  if (s.pad_h >= s.R || s.pad_w >= s.S) return {};
   const FusedShape turned = without_pool(turned_around(s));
-  return winograd_pays(turned, winograd_largest(turned, true), s.N * s.P * s.Q * 9);
+  return winograd_cut(turned, winograd_largest(turned, true), s.N * s.P * s.Q * 9);
 }
 
 // The direct kernels that pool in registers hold windows of 1, 4 or 9 pixels; other pools take the convolution's
@@ -200,10 +212,8 @@ constexpr double live_weight_below = 0.6;
 
 // For data, Winograd's advantage counts: its multiplications over the direct kernel's.
 inline double live_data_below(const Conv2dShape& s) {
-  if (!winograd_serves_data(s)) return 0.55;
-  const FusedShape turned = without_pool(turned_around(s));
-  const int64_t cost = winograd_cut(turned, winograd_largest(turned, true)).cost;
-  return 0.6 * static_cast<double>(cost) / static_cast<double>(s.N * s.P * s.Q * 9);
+  const auto cut = winograd_serves_data(s);
+  return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
 }
 
 // For the weight, lists have to be long.

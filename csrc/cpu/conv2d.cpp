@@ -44,9 +44,10 @@ void forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, co
     dot_forward<T>(s, input, weight, b.data, y.data());
     return y.finish();
   }
-  if (!winograd_serves(f)) return direct_forward<T>(s, input, direct_weight<T>(s, weight).get(), b.data, output);
+  const auto cut = winograd_serves(f);
+  if (!cut) return direct_forward<T>(s, input, direct_weight<T>(s, weight).get(), b.data, output);
   const WholeResult<T> y(output);
-  const WinogradPlan plan = winograd_plan<T>(f, winograd_largest(f, false));
+  const WinogradPlan plan = winograd_plan<T>(f, *cut);
   const auto transformed = winograd_weight<T>(f, plan, weight);
   const auto spoilt = winograd_forward<T>(f, plan, input, transformed.get(), b.data, y.data(), nullptr);
   y.finish();

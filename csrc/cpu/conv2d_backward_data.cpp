@@ -51,12 +51,12 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
 }
 
 template <class T>
-void winograd_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                            const Tensor& grad_input) {
+void winograd_backward_data(const Conv2dShape& s, const WinogradCut& cut, const Tensor& grad_output,
+                            const Tensor& weight, const Tensor& grad_input) {
   const WholeResult<T> dx(grad_input);
   const T* packed = pack_weight<T>(s, weight);
   const FusedShape turned = without_pool(turned_around(s));
-  const WinogradPlan plan = winograd_plan<T>(turned, winograd_largest(turned, true));
+  const WinogradPlan plan = winograd_plan<T>(turned, cut);
   T* transformed = scratch<T>(Scratch::winograd_weight, plan.packed_size);
   pack_winograd<T>(turned, plan, packed, true, transformed);
   const auto spoilt = winograd_forward<T>(turned, plan, grad_output, transformed, nullptr, dx.data(), nullptr);
@@ -74,8 +74,9 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
     const LiveGradient<T> live(g, live_data_below(s));
     if (live.pays && all_finite<T>(w)) return live_backward_data<T>(f, live.g(), live.argmax, w, grad_input);
   }
-  const auto run = winograd_serves_data(s) ? winograd_backward_data<T> : dense_backward_data<T>;
-  run(s, g, w, grad_input);
+  const auto cut = winograd_serves_data(s);
+  if (cut) return winograd_backward_data<T>(s, *cut, g, w, grad_input);
+  dense_backward_data<T>(s, g, w, grad_input);
 }
 
 }  // namespace

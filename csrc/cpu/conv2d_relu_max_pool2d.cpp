@@ -84,12 +84,13 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
     kernels().conv2d<T>().fused.relu_max_pool2d(f.pool, conv, 0, f.conv.P, y.data(), argmax, f.conv.N, 0, f.pool.P);
     return y.finish();
   }
-  if (!winograd_serves(f)) {
+  const auto cut = winograd_serves(f);
+  if (!cut) {
     const auto run = window_kernel_serves(f) ? direct_forward<T> : tiled_forward<T>;
     return run(f, input, direct_weight<T>(f.conv, weight).get(), b.data, output, argmax);
   }
   const WholeResult<T> y(output);
-  const WinogradPlan plan = winograd_plan<T>(f, winograd_largest(f, false));
+  const WinogradPlan plan = winograd_plan<T>(f, *cut);
   const auto transformed = winograd_weight<T>(f, plan, weight);
   const auto spoilt = winograd_forward<T>(f, plan, input, transformed.get(), b.data, y.data(), argmax);
   y.finish();

@@ -19,7 +19,7 @@ namespace fastconv::cpu {
 struct Packing {
   enum Kind { direct, winograd };
   Kind kind;
-  int64_t detail;  // of Winograd: which kinds of tiles
+  int64_t detail;  // of Winograd: the plan's layout
 };
 
 // `bytes` bytes that `pack` has filled, now or earlier. `use`: the scratch of what is not kept.

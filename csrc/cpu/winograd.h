@@ -17,14 +17,14 @@ struct WinogradPlan {
   };
   std::vector<Kind> kinds;
   int64_t packed_size = 0;
-  int64_t layout = 0;  // tells plans with different weights apart
+  int64_t layout = 0;  // the sides of each kind's tiles, as digits
 };
 
 template <class T>
-WinogradPlan winograd_plan(const FusedShape& f, int largest) {
+WinogradPlan winograd_plan(const FusedShape& f, const WinogradCut& cut) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   WinogradPlan plan;
-  for (const WinogradTiles& tiles : winograd_cut(f, largest).kinds) {
+  for (const WinogradTiles& tiles : cut.kinds) {
     const int64_t count = f.conv.N * tiles.rows * tiles.columns;
     if (count == 0) continue;
     plan.kinds.push_back({tiles, ceil_div(count, kernel.unit_tiles), plan.packed_size});
@@ -73,17 +73,17 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& p
   const Tensor nhwc = to_nhwc<T>(input);
   const T* x = data<T>(nhwc);
   std::vector<uint8_t> spoilt(static_cast<size_t>(f.conv.N));
-  // A thread takes parts of all kinds, since they cost different times, and a part of one kind after the other, since
-  // the weights of one fill the second-level cache.
-  constexpr int64_t parts = 8;
-  torch::stable::parallel_for(0, parts * count, 1, [&](int64_t begin, int64_t end) {
+  // Kinds take turns, since they cost different times, a share of each in every round.
+  int64_t rounds = 0;
+  for (const WinogradPlan::Kind& kind : plan.kinds) rounds = std::max(rounds, kind.units);
+  torch::stable::parallel_for(0, rounds * count, 1, [&](int64_t begin, int64_t end) {
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
       const WinogradPlan::Kind& kind = plan.kinds[i % count];
-      const int64_t tiles = f.conv.N * kind.tiles.rows * kind.tiles.columns, part = i / count;
-      const int64_t uneven = i % count * parts / count;  // so that not all kinds round alike
-      const auto units_before = [&](int64_t p) { return (kind.units * p + uneven) / parts; };
-      for (int64_t u = units_before(part); u < units_before(part + 1); ++u) {
+      const int64_t tiles = f.conv.N * kind.tiles.rows * kind.tiles.columns;
+      const int64_t uneven = i % count * rounds / count;  // so that not all kinds round alike
+      const auto units_before = [&](int64_t round) { return (kind.units * round + uneven) / rounds; };
+      for (int64_t u = units_before(i / count); u < units_before(i / count + 1); ++u) {
         const int64_t first = u * kernel.unit_tiles, last = std::min(tiles, first + kernel.unit_tiles);
         kernel.forward(f, kind.tiles, x, weight + kind.weight, bias, y, argmax, first, last, unit, spoilt.data());
       }

@@ -15,8 +15,8 @@
 //
 // Accuracy: F(4, 3) and F(3, 3) evaluate polynomials at the points +-5/8, +-3/2 and infinity (and 0), where the usual
 // 0, +-1, +-2 have twice the error; and the sum over c, which is where rounding errors arise that the output transform
-// then enlarges, is made of sums of 16. Together: 0.7 to 1.3 of PyTorch's error where C is 64, and less with more
-// channels; without both 3. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd
+// then enlarges, is made of sums of 16. Together: 0.9 to 1.3 of PyTorch's error where C is 64 and x normal, and less
+// with more channels; without both 3. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd
 // Convolution for Deep Neural Networks", arXiv 1803.10986.) An infinity or NaN in x or w spoils the whole tile, so
 // results that are not finite are reported.
 //
@@ -166,7 +166,7 @@ template <class T>
 void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const WinogradTiles& kind, int64_t index, T* to) {
   const ChannelBlock<T> block(index, s.K);
   const int64_t size = s.C * block.vectors * lanes<T>;
-  const int columns = (kind.mw + 2);
+  const int columns = kind.mw + 2;
   packed += block.first * 9 * s.C;
   to += block.first * kind.frequencies() * s.C;
   const T* origin = rotated ? packed + 8 * size : packed;
@@ -186,7 +186,7 @@ void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const Wino
     });
     with_outputs(kind.mw, [&](auto outputs) {
       constexpr int m = decltype(outputs)::value;
-      for (int row = 0; row < (kind.mh + 2); ++row) {
+      for (int row = 0; row < kind.mh + 2; ++row) {
         Vec<T> u[m + 2];
         transform_weight<T, m>(column[0][row], column[1][row], column[2][row], u);
 #pragma GCC unroll 6
