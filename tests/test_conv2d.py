@@ -292,6 +292,7 @@ def test_conv2d_refuses_what_pytorch_refuses_in_its_words(
         {"stride": 1.5},
         {"stride": "1"},
         {"stride": True},
+        {"stride": range(1, 3)},
         {"padding": True},
         {"groups": 1.0},
         {"dilation": None},

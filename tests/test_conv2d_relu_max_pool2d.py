@@ -331,8 +331,7 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     def pair(low: int, high: int) -> tuple[int, int]:
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
-    # From 32 input channels on, Winograd's large tiles round even integers, so that what should be zero may be alive.
-    groups, group_C, group_K = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 31)), draw(st.integers(1, 36))
+    groups, group_C, group_K = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 36)), draw(st.integers(1, 36))
     common = draw(st.booleans())  # the geometry that has fast kernels
     R, S = (3, 3) if common else pair(1, 5)
     stride, dilation = ((1, 1), (1, 1)) if common else (pair(1, 3), pair(1, 2))
@@ -363,6 +362,10 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     x, w, b = case.conv.integers(dtype)
     if few:  # ties
         w *= torch.rand_like(w) < 2 / w[0].numel()
+    # Winograd's large tiles round even integers. With a bias of halves no result is zero, so what is alive is certain.
+    rounds = common and groups == 1 and group_C >= 32 and not pool
+    if rounds:
+        b = torch.randint(-6, 6, (group_K,)).to(dtype) + 0.5
     g = integers_like(composed(x, w, b, **case.arguments))
     before = _C.cpu_capability()
     _C.set_cpu_capability(draw(st.sampled_from(_C.cpu_capabilities())))
@@ -370,7 +373,11 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
         mine = with_gradients(case.function, (layouts[0](x), layouts[1](w), b), layouts[2](g), **case.arguments)
     finally:
         _C.set_cpu_capability(before)
-    assert_identical(mine, exact(case, (x, w, b), g))
+    expected = exact(case, (x, w, b), g)
+    if rounds:
+        torch.testing.assert_close(mine[0], expected[0], rtol=0, atol=1e-3)
+        mine, expected = mine[1:], expected[1:]
+    assert_identical(mine, expected)
 
 
 def test_a_window_wholly_in_the_padding() -> None:

@@ -6,10 +6,9 @@
 #include <array>
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <optional>
-#include <string>
+#include <string_view>
 #include <vector>
 
 #include "conv2d.h"
@@ -35,8 +34,8 @@ struct CutSide {
 // A transformed weight costs as much as so many tiles.
 constexpr int64_t weight_in_tiles = 40;
 
-// What is left over at the edge has tiles of its own, which save multiplications and cost a transformed
-// weight, or is part of a tile that hangs over.
+// What is left over at the edge has tiles of its own, which save multiplications and cost a transformed weight, or is
+// part of a tile that hangs over.
 inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
   const int window = static_cast<int>(f.pool.R);
   const auto sides = [&](int64_t outputs) {
@@ -58,7 +57,7 @@ inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
                         {h.rest, w.rest, last_row, last_column, h.rest > 0, w.rest > 0}}},
                       0};
       for (const WinogradTiles& kind : cut.kinds) {
-        const int64_t tiles = f.conv.N * kind.rows * kind.columns;
+        const int64_t tiles = f.conv.N * kind.per_image();
         if (tiles > 0) cut.cost += (tiles + weight_in_tiles) * kind.frequencies();
       }
       if (cut.cost < best.cost) best = cut;
@@ -72,11 +71,9 @@ inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 // is exactly zero may come out as 1e-7 of them.)
 inline int winograd_allowed() {
   static const int allowed = [] {
-    const char* value = std::getenv("FASTCONV_WINOGRAD");
-    for (int side = 0; side < 4; ++side) {
-      if (side != 1 && value && std::strcmp(value, std::to_string(side).c_str()) == 0) return side;
-    }
-    return 4;
+    const char* variable = std::getenv("FASTCONV_WINOGRAD");
+    const std::string_view value = variable ? variable : "";
+    return value == "0" ? 0 : value == "2" ? 2 : value == "3" ? 3 : 4;
   }();
   return allowed;
 }
@@ -84,13 +81,13 @@ inline int winograd_allowed() {
 // The largest side of a tile. Error against float64 over PyTorch's, root mean square, with tiles of up to 4 x 4 / of up
 // to 2 x 2 (normal x, padding 1 but for 64->128, Zen 3, AVX2):
 //                      forward        data, channels_last   data, contiguous
-//   16->64   9x300     2.1  / 0.7
 //   32->32   14x14     1.45 / 0.68    1.48 / 0.70           1.47 / 0.68
 //   64->64   16x16     1.29 / 0.63    1.31 / 0.64           2.56 / 1.24
 //   64->128  5x5       0.95 / 0.52
 //   128->128 8x8       0.61 / 0.65    0.61 / 0.64           1.21 / 1.27
 //   512->512 8x8       0.65 / 0.62    0.66 / 0.62           2.54 / 0.97
-// It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels, in the data pass where memory is
+// It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels (16: 2.1 in a simulation), in the
+// data pass where memory is
 // contiguous, and over much padding (4.7 where it is 3). So: small tiles there, and with a pool (kernels/winograd.h
 // says why). Of an x that is 5 % live PyTorch's sums are shorter, too; that is not looked at.
 inline int winograd_largest(const FusedShape& f, bool backward) {
@@ -210,9 +207,8 @@ bool live_serves(const FusedShape& f) {
 // AVX2 is within 10 % of that.
 constexpr double live_weight_below = 0.6;
 
-// For data, Winograd's advantage counts: its multiplications over the direct kernel's.
-inline double live_data_below(const Conv2dShape& s) {
-  const auto cut = winograd_serves_data(s);
+// For data, Winograd's advantage counts, if it would serve: its cost over the direct kernel's.
+inline double live_data_below(const Conv2dShape& s, const std::optional<WinogradCut>& cut) {
   return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
 }
 

@@ -70,11 +70,11 @@ template <class T>
 void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
   const Tensor g = dense(grad_output), w = dense(weight);
   const FusedShape f = without_pool(s);
+  const auto cut = winograd_serves_data(s);
   if (live_serves<T>(f)) {
-    const LiveGradient<T> live(g, live_data_below(s));
+    const LiveGradient<T> live(g, live_data_below(s, cut));
     if (live.pays && all_finite<T>(w)) return live_backward_data<T>(f, live.g(), live.argmax, w, grad_input);
   }
-  const auto cut = winograd_serves_data(s);
   if (cut) return winograd_backward_data<T>(s, *cut, g, w, grad_input);
   dense_backward_data<T>(s, g, w, grad_input);
 }

@@ -41,7 +41,7 @@ void fused_backward_data(const FusedShape& f, const Tensor& grad_output, const T
   dispatch_floating(grad_output, "conv2d_relu_max_pool2d_backward_data", [&](auto type) {
     using T = decltype(type);
     const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), w = dense(weight);
-    if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(f.conv))) {
+    if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(f.conv, winograd_serves_data(f.conv)))) {
       live_backward_data<T>(f, data<T>(g), data<uint8_t>(at), w, grad_input);
     } else {
       backward_data(f.conv, unpool<T>(f, g, at), w, grad_input);

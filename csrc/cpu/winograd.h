@@ -13,7 +13,7 @@ namespace fastconv::cpu {
 struct WinogradPlan {
   struct Kind {
     WinogradTiles tiles;
-    int64_t units, weight;
+    int64_t count, units, weight;
   };
   std::vector<Kind> kinds;
   int64_t packed_size = 0;
@@ -25,9 +25,9 @@ WinogradPlan winograd_plan(const FusedShape& f, const WinogradCut& cut) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   WinogradPlan plan;
   for (const WinogradTiles& tiles : cut.kinds) {
-    const int64_t count = f.conv.N * tiles.rows * tiles.columns;
+    const int64_t count = f.conv.N * tiles.per_image();
     if (count == 0) continue;
-    plan.kinds.push_back({tiles, ceil_div(count, kernel.unit_tiles), plan.packed_size});
+    plan.kinds.push_back({tiles, count, ceil_div(count, kernel.unit_tiles), plan.packed_size});
     plan.packed_size += kernel.packed_size(f.conv, tiles);
     plan.layout = plan.layout * 25 + tiles.mh * 5 + tiles.mw;
   }
@@ -80,11 +80,10 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& p
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
       const WinogradPlan::Kind& kind = plan.kinds[i % count];
-      const int64_t tiles = f.conv.N * kind.tiles.rows * kind.tiles.columns;
       const int64_t uneven = i % count * rounds / count;  // so that not all kinds round alike
       const auto units_before = [&](int64_t round) { return (kind.units * round + uneven) / rounds; };
       for (int64_t u = units_before(i / count); u < units_before(i / count + 1); ++u) {
-        const int64_t first = u * kernel.unit_tiles, last = std::min(tiles, first + kernel.unit_tiles);
+        const int64_t first = u * kernel.unit_tiles, last = std::min(kind.count, first + kernel.unit_tiles);
         kernel.forward(f, kind.tiles, x, weight + kind.weight, bias, y, argmax, first, last, unit, spoilt.data());
       }
     }

@@ -53,6 +53,7 @@ struct WinogradTiles {
   int64_t row0, column0, rows, columns;
 
   int64_t frequencies() const { return (mh + 2) * (mw + 2); }
+  int64_t per_image() const { return rows * columns; }
 };
 
 // Winograd's convolution (winograd.h).

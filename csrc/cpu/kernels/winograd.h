@@ -13,18 +13,14 @@
 // a window are all alike, as in the background of a digit, F(2, 3) gives results that are exactly alike, of which the
 // first takes the gradient, as it should; F(4, 3) gives results that rounding tells apart.)
 //
-// Accuracy: F(4, 3) and F(3, 3) evaluate polynomials at the points +-5/8, +-3/2 and infinity (and 0), where the usual
-// 0, +-1, +-2 have twice the error; and the sum over c, which is where rounding errors arise that the output transform
-// then enlarges, is made of sums of 16. Together: 0.9 to 1.3 of PyTorch's error where C is 64 and x normal, and less
-// with more channels; without both 3. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd
-// Convolution for Deep Neural Networks", arXiv 1803.10986.) An infinity or NaN in x or w spoils the whole tile, so
-// results that are not finite are reported.
+// An infinity or NaN in x or w spoils the whole tile, so results that are not finite are reported.
 //
 // Tiles of a kind are numbered through all images, so only the last unit of a kind is not full. A unit's V and M
 // (transformed inputs, products) stay in the second-level cache. x and y are NHWC and dense, padding is not in place.
 #pragma once
 
 #include "conv2d_forward.h"
+#include "winograd_transform.h"
 
 namespace fastconv::FC_LEVEL::winograd {
 
@@ -33,11 +29,7 @@ constexpr int64_t unit_tiles = 2 * block_rows;
 
 // How long the sums are that a sum over c is made of: the larger the tile, the more its output transform enlarges their
 // rounding errors. (conv3 of MnistCNN takes 4 % longer by sums of 16 than by one.)
-inline int longest_sum(const WinogradTiles& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
-
-// Pixels, and multiplications, along one side of a tile of m outputs.
-template <int m>
-constexpr int pixels = m + 2;
+inline int longest_product_sum(const WinogradTiles& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
 
 // The smaller one.
 inline int upto(int most, int64_t count) { return count < most ? static_cast<int>(count) : most; }
@@ -54,103 +46,6 @@ FC_INLINE void with_outputs(int m, Run run) {
       return run(Constant<2>{});
     default:
       return run(Constant<1>{});
-  }
-}
-
-// ---- transforms, one dimension -----------------------------------------------------------------------------------
-//
-// The points of F(4, 3) are 0, a, -a, b, -b and infinity, in this order; F(3, 3) has no 0. All are exact in binary.
-
-template <class T>
-struct Points {
-  static constexpr T a = T(0.625), b = T(1.5), a2 = a * a, b2 = b * b;
-};
-
-// The rows of a, -a, b and -b, of four neighbouring pixels.
-template <class T>
-FC_INLINE void transform_middle(Vec<T> (&d)[4]) {
-  const Vec<T> even_a = d[2] - Points<T>::b2 * d[0], odd_a = d[3] - Points<T>::b2 * d[1];
-  const Vec<T> even_b = d[2] - Points<T>::a2 * d[0], odd_b = d[3] - Points<T>::a2 * d[1];
-  d[0] = odd_a + Points<T>::a * even_a;
-  d[1] = odd_a - Points<T>::a * even_a;
-  d[2] = odd_b + Points<T>::b * even_b;
-  d[3] = odd_b - Points<T>::b * even_b;
-}
-
-// The rows of 0 and infinity: (x^2 - a^2) (x^2 - b^2).
-template <class T>
-FC_INLINE Vec<T> transform_end(Vec<T> d0, Vec<T> d2, Vec<T> d4) {
-  return d4 - (Points<T>::a2 + Points<T>::b2) * d2 + (Points<T>::a2 * Points<T>::b2) * d0;
-}
-
-// B' d
-template <class T, int m>
-FC_INLINE void transform_input(Vec<T> (&d)[m + 2]) {
-  if constexpr (m == 2) {
-    const Vec<T> sum = d[1] + d[2], difference = d[2] - d[1];
-    d[0] = d[0] - d[2];
-    d[3] = d[1] - d[3];
-    d[1] = sum;
-    d[2] = difference;
-  } else if constexpr (m > 2) {
-    constexpr int first = m - 3;
-    const Vec<T> zero = transform_end<T>(d[0], d[2], d[4]);
-    const Vec<T> infinity = transform_end<T>(d[first], d[first + 2], d[first + 4]);
-    Vec<T> middle[4] = {d[first], d[first + 1], d[first + 2], d[first + 3]};
-    transform_middle<T>(middle);
-    if constexpr (m == 4) d[0] = zero;
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) d[first + i] = middle[i];
-    d[m + 1] = infinity;
-  }
-}
-
-// G g
-template <class T, int m>
-FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m + 2]) {
-  u[0] = g0;
-  u[m + 1] = g2;
-  if constexpr (m == 1) {
-    u[1] = g1;
-  } else if constexpr (m == 2) {
-    const Vec<T> outer = g0 + g2;
-    u[1] = (outer + g1) * T(0.5);
-    u[2] = (outer - g1) * T(0.5);
-  } else {
-    constexpr int first = m - 3;
-    constexpr T scale = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
-    // Over 2 p^2 (a^2 - b^2), or the negative of that, at the point p of F(4, 3); of F(3, 3), over 2 p (a^2 - b^2).
-    constexpr T scale_a = m == 4 ? scale / Points<T>::a2 : scale / Points<T>::a,
-                scale_b = m == 4 ? -scale / Points<T>::b2 : -scale / Points<T>::b;
-    constexpr T sign = m == 4 ? 1 : -1;
-    const Vec<T> outer_a = (g0 + Points<T>::a2 * g2) * scale_a, outer_b = (g0 + Points<T>::b2 * g2) * scale_b;
-    if constexpr (m == 4) u[0] = g0 * (1 / (Points<T>::a2 * Points<T>::b2));
-    u[first] = outer_a + (Points<T>::a * scale_a) * g1;
-    u[first + 1] = sign * (outer_a - (Points<T>::a * scale_a) * g1);
-    u[first + 2] = outer_b + (Points<T>::b * scale_b) * g1;
-    u[first + 3] = sign * (outer_b - (Points<T>::b * scale_b) * g1);
-  }
-}
-
-// A' m; `at(i)` gives m[i].
-template <class T, int m, class At>
-FC_INLINE void transform_output(Vec<T> (&y)[m], At at) {
-  if constexpr (m == 1) {
-    y[0] = at(0) + at(1) + at(2);
-  } else if constexpr (m == 2) {
-    const Vec<T> m1 = at(1), m2 = at(2);
-    y[0] = at(0) + m1 + m2;
-    y[1] = m1 - m2 - at(3);
-  } else {
-    constexpr int first = m - 3;
-    const Vec<T> m0 = at(first), m1 = at(first + 1), m2 = at(first + 2), m3 = at(first + 3);
-    const Vec<T> even_a = m0 + m1, odd_a = m0 - m1, even_b = m2 + m3, odd_b = m2 - m3;
-    y[0] = even_a + even_b;
-    if constexpr (m == 4) y[0] += at(0);
-    y[1] = Points<T>::a * odd_a + Points<T>::b * odd_b;
-    y[2] = Points<T>::a2 * even_a + Points<T>::b2 * even_b;
-    if constexpr (m == 4) y[3] = (Points<T>::a * Points<T>::a2) * odd_a + (Points<T>::b * Points<T>::b2) * odd_b;
-    y[m - 1] += at(m + 1);
   }
 }
 
@@ -206,8 +101,7 @@ struct Unit {
   // The number within the unit, the image, and the first output of each.
   template <class Visit>
   FC_INLINE void each_tile(Visit visit) const {
-    int64_t n = first / (kind.rows * kind.columns), row = first / kind.columns % kind.rows,
-            column = first % kind.columns;
+    int64_t n = first / kind.per_image(), row = first / kind.columns % kind.rows, column = first % kind.columns;
     for (int64_t tile = 0; tile < last - first; ++tile) {
       visit(tile, n, kind.row0 + kind.mh * row, kind.column0 + kind.mw * column);
       if (++column < kind.columns) continue;
@@ -413,7 +307,7 @@ void forward(const FusedShape& f, const WinogradTiles& kind, const T* x, const T
     const T* weight = packed + block.first * frequencies * s.C;
     const auto run = block.vectors == 2 ? multiply<T, 2> : multiply<T, 1>;
     for (int64_t i = 0; i < frequencies; ++i) {
-      run(v + i * v_step<T>(s), round_up_to_lanes<T>(s.C), s.C, longest_sum(kind),
+      run(v + i * v_step<T>(s), round_up_to_lanes<T>(s.C), s.C, longest_product_sum(kind),
           weight + i * s.C * block.vectors * lanes<T>, product + i * m_step<T>, last - first);
     }
     transforms.output(f, unit, product, block, bias, y, argmax, spoilt);
