@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from bench_blocks import BLOCKS, Block, block_tensors
-from bench_operators import CONV, LAYERS, POOL, Layer, conv2d_tensors
+from bench_operators import CONV, LAYERS, Layer, conv2d_tensors
 from ratios import Claim
 from rich.console import Console
 from rich.table import Table
@@ -70,12 +70,8 @@ def decisions(block: Block, x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> tuple
 def of_block(block: Block) -> list[float]:
     x, w, b, g = block_tensors(block)
     argmax, g_conv = decisions(block, x, w, b, g)
-    pool = POOL if block.pooled else ((1, 1), (1, 1), (0, 0), (1, 1))
-    mine = [
-        block.fastconv(x, w, b),
-        ours.conv2d_relu_max_pool2d_backward_data(g, argmax, w, x.shape, *CONV, 1, *pool, False),
-        *ours.conv2d_relu_max_pool2d_backward_weight(g, argmax, x, (3, 3), *CONV, 1, *pool, False),
-    ]
+    backward = ours.conv2d_relu_max_pool2d_backward if block.pooled else ours.conv2d_relu_backward
+    mine = [block.fastconv(x, w, b), *backward(g, argmax, x, w, True, True)]
     theirs = [block.torch(x, w, b), *torch_gradients(g_conv, x, w)]
     x, w, b, g_conv = (t.double() for t in (x, w, b, g_conv))
     return quotients(mine, theirs, [block.torch(x, w, b), *torch_gradients(g_conv, x, w)])

@@ -249,17 +249,27 @@ FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weigh
   return {conv, pool2d_windows(pooled, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)};
 }
 
-FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax,
-                                                 const Conv2dShape& conv, const Ints& pool_kernel_size,
+FusedShape check_conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                      const Tensor& weight, const Ints& stride, const Ints& padding,
+                                      const Ints& dilation, int64_t groups) {
+  const Ints one{1, 1}, none{0, 0};
+  return check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
+                                               one, one, none, one);
+}
+
+FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                                 const Tensor& weight, const Ints& stride, const Ints& padding,
+                                                 const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
                                                  const Ints& pool_stride, const Ints& pool_padding,
                                                  const Ints& pool_dilation) {
+  const Conv2dShape conv = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
   check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   check_positions(pool_kernel_size);
   check(grad_output.dim() == 4, "expected a 4-dimensional grad_output");
+  check_same_type(input, grad_output, "grad_output");
   check_same_device(grad_output, argmax);
   check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
         torch::headeronly::toString(argmax.scalar_type()));
-  check(conv.P >= 1 && conv.Q >= 1, "expected an input that the kernel fits into");
   FusedShape f{
       conv, pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding, pool_dilation)};
   Pool2dShape& s = f.pool;

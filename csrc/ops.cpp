@@ -1,8 +1,8 @@
 // The operators of fastconv: what they are called, what they take, and which function serves them on which device.
 // Start reading here. Gradients are composed of these in fastconv/autograd.py, fake kernels stand in fastconv/ops.py.
 //
-// Activations are (N, C, H, W), weights (K, C / groups, R, S). `channels_last` of a backward operator is the memory
-// format of its result.
+// Activations are (N, C, H, W), weights (K, C / groups, R, S). `channels_last` of an unfused backward operator is the
+// memory format of its result.
 #include <torch/csrc/stable/library.h>
 
 #include "cpu/conv2d.h"
@@ -46,15 +46,16 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "SymInt[2] dilation=1, SymInt groups=1, SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, "
       "SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, bool pool_ceil_mode=False) "
       "-> (Tensor output, Tensor argmax)");
+  // Gradients lie as input and weight do. One that is not needed has no elements.
   m.def(
-      "conv2d_relu_max_pool2d_backward_data(Tensor grad_output, Tensor argmax, Tensor weight, SymInt[4] input_size, "
-      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, "
-      "SymInt[2] pool_stride, SymInt[2] pool_padding, SymInt[2] pool_dilation, bool channels_last) -> Tensor");
+      "conv2d_relu_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool data, bool weights, "
+      "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
-      "conv2d_relu_max_pool2d_backward_weight(Tensor grad_output, Tensor argmax, Tensor input, SymInt[2] kernel_size, "
-      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, SymInt[2] pool_kernel_size, "
-      "SymInt[2] pool_stride, SymInt[2] pool_padding, SymInt[2] pool_dilation, bool channels_last) "
-      "-> (Tensor grad_weight, Tensor grad_bias)");
+      "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool data, "
+      "bool weights, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
+      "SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
@@ -69,8 +70,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
   m.impl("conv2d_relu", TORCH_BOX(&cpu::conv2d_relu));
   m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&cpu::conv2d_relu_max_pool2d));
-  m.impl("conv2d_relu_max_pool2d_backward_data", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward_data));
-  m.impl("conv2d_relu_max_pool2d_backward_weight", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward_weight));
+  m.impl("conv2d_relu_backward", TORCH_BOX(&cpu::conv2d_relu_backward));
+  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward));
 }
 
 #if defined(FASTCONV_CUDA)

@@ -7,6 +7,7 @@
 #include <optional>
 #include <sstream>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 namespace fastconv {
@@ -14,6 +15,7 @@ namespace fastconv {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, weight and bias
 
 // A std::runtime_error reaches Python as RuntimeError with this very text, as TORCH_CHECK's do.
 template <class... Parts>
@@ -52,6 +54,9 @@ bool fills_memory(const Tensor& tensor);
 // How the elements of a 4-D tensor lie. One with a single channel, or a single pixel, is both.
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);
+
+// Whether the gradient of a 4-D tensor is channels_last.
+inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
 // Whether the elements of two tensors of one size lie in the same order.
 bool same_strides(const Tensor& a, const Tensor& b);

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from fastconv import ops as _ops  # noqa: F401  registers torch.ops.fastconv
+from fastconv.ops import is_channels_last
 
 _conv2d = torch.ops.fastconv.conv2d.default
 _conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
@@ -35,8 +35,8 @@ _relu_ = torch.ops.fastconv.relu_.default
 _relu_backward = torch.ops.fastconv.relu_backward.default
 _conv2d_relu = torch.ops.fastconv.conv2d_relu.default
 _conv2d_relu_max_pool2d = torch.ops.fastconv.conv2d_relu_max_pool2d.default
-_fused_backward_data = torch.ops.fastconv.conv2d_relu_max_pool2d_backward_data.default
-_fused_backward_weight = torch.ops.fastconv.conv2d_relu_max_pool2d_backward_weight.default
+_conv2d_relu_backward = torch.ops.fastconv.conv2d_relu_backward.default
+_conv2d_relu_max_pool2d_backward = torch.ops.fastconv.conv2d_relu_max_pool2d_backward.default
 
 Pair = tuple[int, int]
 #: Kernel size, stride, padding, dilation and ceil_mode.
@@ -78,10 +78,6 @@ def needs_gradient(args: Sequence[Any]) -> bool:
             if isinstance(argument, Tensor) and argument.requires_grad:
                 return True
     return False
-
-
-def is_channels_last(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 def vmap_one_by_one(function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any) -> Any:
@@ -414,7 +410,6 @@ class ReLUBackward(Function):
 
 #: In the place of a position in its window: ReLU lets no gradient pass.
 DEAD = 255
-_NO_POOL: Pool = ((1, 1), (1, 1), (0, 0), (1, 1), False)
 #: Stride, padding, dilation, groups; and the pool. The defaults of the fused operators.
 _USUAL = ((1, 1), (0, 0), (1, 1), 1)
 _USUAL_POOL: Pool = ((2, 2), (2, 2), (0, 0), (1, 1), False)
@@ -435,6 +430,15 @@ def _fused(
     return _conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, *pool)
 
 
+def _fused_backward(geometry: tuple[Pair, Pair, Pair, int], pool: Pool | None, *args: Any) -> tuple[Tensor, ...]:
+    usual = geometry == _USUAL
+    if pool is None:
+        return _conv2d_relu_backward(*args) if usual else _conv2d_relu_backward(*args, *geometry)
+    if usual and pool == _USUAL_POOL:
+        return _conv2d_relu_max_pool2d_backward(*args)
+    return _conv2d_relu_max_pool2d_backward(*args, *geometry, *pool[:4])
+
+
 @with_jvp
 class Conv2dReLUMaxPool2d(Function):
     """Convolution, ReLU and, unless ``pool`` is None, max-pooling. Saves input, weight and a byte for each output."""
@@ -448,7 +452,8 @@ class Conv2dReLUMaxPool2d(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        input, weight, bias, *ctx.geometry, ctx.pool = inputs
+        input, weight, bias, *geometry, ctx.pool = inputs
+        ctx.geometry = tuple(geometry)
         argmax = output[1]
         ctx.mark_non_differentiable(argmax)
         ctx.set_materialize_grads(False)
@@ -461,21 +466,24 @@ class Conv2dReLUMaxPool2d(Function):
         if grad_output is None:
             return (None,) * 8
         input, weight, argmax = ctx.saved_tensors
-        need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
+        data, weights = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         grad_input = grad_weight = grad_bias = None
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-            windows = Windows(input, weight, ctx.geometry, ctx.pool)
-            given: tuple[Tensor, ...] = (windows.unpool(grad_output, argmax),)
-            backward_data, backward_weight, geometry = conv2d_backward_data, conv2d_backward_weight, ctx.geometry
+            unpooled = Windows(input, weight, ctx.geometry, ctx.pool).unpool(grad_output, argmax)
+            if data:
+                grad_input = conv2d_backward_data(
+                    unpooled, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
+                )
+            if weights:
+                grad_weight, grad_bias = conv2d_backward_weight(
+                    unpooled, input, tuple(weight.shape[2:]), *ctx.geometry, is_channels_last(weight)
+                )
         else:
-            given = (grad_output, argmax)
-            backward_data, backward_weight = _fused_backward_data, _fused_backward_weight
-            geometry = (*ctx.geometry, *(ctx.pool or _NO_POOL)[:4])
-        if need_input:
-            grad_input = backward_data(*given, weight, tuple(input.shape), *geometry, is_channels_last(input))
-        if need_weight or need_bias:
-            kernel_size = tuple(weight.shape[2:])
-            grad_weight, grad_bias = backward_weight(*given, input, kernel_size, *geometry, is_channels_last(weight))
+            gradients = _fused_backward(ctx.geometry, ctx.pool, grad_output, argmax, input, weight, data, weights)
+            if data:
+                grad_input = gradients[0]
+            if weights:
+                grad_weight, grad_bias = gradients[1:]
         return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None, None
 
     @staticmethod

@@ -39,7 +39,7 @@ except ImportError as error:
 
 _C.cpu_capability()  # refuses a FASTCONV_CPU_CAPABILITY that this machine lacks now, not in the first call
 
-__all__ = ["_C", "has_cuda", "suggests_channels_last"]
+__all__ = ["_C", "has_cuda", "is_channels_last", "suggests_channels_last"]
 
 Ints = Sequence[int]
 
@@ -52,6 +52,11 @@ def has_cuda() -> bool:
 def suggests_channels_last(tensor: Tensor) -> bool:
     """Whether PyTorch would answer channels_last to "which memory format?", from the strides of a 4-D tensor."""
     return torch._prims_common.suggest_memory_format(tensor) == torch.channels_last
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether the gradient of a 4-D tensor is channels_last."""
+    return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
 # Fake kernels: the result's shape and strides from the arguments' alone. PyTorch's own operator, on the same fake
@@ -150,19 +155,21 @@ def _argmax(output: Tensor) -> Tensor:
     return torch.empty(output.shape, dtype=torch.uint8, device=output.device, memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("fastconv::conv2d_relu_max_pool2d_backward_data")
-def _conv2d_relu_max_pool2d_backward_data(
-    grad_output: Tensor, argmax: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints,
-    dilation: Ints, groups: int, pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints,
-    channels_last: bool,
-) -> Tensor:  # fmt: skip
-    return _empty(grad_output, input_size, channels_last)
+@torch.library.register_fake("fastconv::conv2d_relu_backward")
+def _conv2d_relu_backward(
+    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, data: bool, weights: bool,
+    stride: Ints = (1, 1), padding: Ints = (0, 0), dilation: Ints = (1, 1), groups: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_input = _empty(input, input.shape, is_channels_last(input)) if data else input.new_empty((0,))
+    grad_weight = _empty(input, weight.shape, is_channels_last(weight)) if weights else input.new_empty((0,))
+    return grad_input, grad_weight, input.new_empty((weight.shape[0] if weights else 0,))
 
 
-@torch.library.register_fake("fastconv::conv2d_relu_max_pool2d_backward_weight")
-def _conv2d_relu_max_pool2d_backward_weight(
-    grad_output: Tensor, argmax: Tensor, input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints,
-    dilation: Ints, groups: int, pool_kernel_size: Ints, pool_stride: Ints, pool_padding: Ints, pool_dilation: Ints,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last)
+@torch.library.register_fake("fastconv::conv2d_relu_max_pool2d_backward")
+def _conv2d_relu_max_pool2d_backward(
+    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, data: bool, weights: bool,
+    stride: Ints = (1, 1), padding: Ints = (0, 0), dilation: Ints = (1, 1), groups: int = 1,
+    pool_kernel_size: Ints = (2, 2), pool_stride: Ints = (2, 2), pool_padding: Ints = (0, 0),
+    pool_dilation: Ints = (1, 1),
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return _conv2d_relu_backward(grad_output, argmax, input, weight, data, weights, stride, padding, dilation, groups)

@@ -7,6 +7,7 @@ bit. Those with random numbers judge gradients by the operator's own decisions.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -626,80 +627,97 @@ def backward(
     x: Tensor,
     w: Tensor,
     *,
-    input_size: Any = None,
-    kernel_size: Any = None,
+    needed: tuple[bool, bool] = (True, True),
     stride: Any = (1, 1),
     padding: Any = (0, 0),
     dilation: Any = (1, 1),
     groups: int = 1,
     pool: Any = ((2, 2), (2, 2), (0, 0), (1, 1)),
-) -> list[Callable[[], Tensor]]:
-    """Both backward operators, yet to be called."""
-    rest = (stride, padding, dilation, groups, *pool, False)
-    size, kernel = input_size or tuple(x.shape), kernel_size or tuple(w.shape[2:])
-    return [
-        lambda: ours.conv2d_relu_max_pool2d_backward_data(g, argmax, w, size, *rest),
-        lambda: ours.conv2d_relu_max_pool2d_backward_weight(g, argmax, x, kernel, *rest)[0],
-    ]
+) -> tuple[Tensor, Tensor, Tensor]:
+    geometry = (stride, padding, dilation, groups)
+    if pool is None:
+        return ours.conv2d_relu_backward(g, argmax, x, w, *needed, *geometry)
+    return ours.conv2d_relu_max_pool2d_backward(g, argmax, x, w, *needed, *geometry, *pool)
 
 
+@pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True), (False, False)], ids=str)
 @pytest.mark.parametrize(
-    ("which", "arguments"),
+    "arguments",
     [
-        ("both", {"g": (2, 4, 3, 2)}),
-        ("both", {"g": (3, 4, 3, 3)}),
-        ("both", {"g": (2, 4, 3)}),
-        ("both", {"argmax": (2, 4, 3, 2)}),
-        ("both", {"argmax": (2, 3, 3, 3)}),
-        ("both", {"argmax": (2, 4, 9)}),
-        ("both", {"stride": (0, 1)}),
-        ("both", {"stride": (1,)}),
-        ("both", {"padding": (-1, 0)}),
-        ("both", {"dilation": (1, 0)}),
-        ("both", {"groups": 0}),
-        ("both", {"groups": 2}),
-        ("both", {"pool": ((0, 2), (2, 2), (0, 0), (1, 1))}),
-        ("both", {"pool": ((-1, -1), (2, 2), (0, 0), (1, 1))}),
-        ("both", {"pool": ((16, 16), (2, 2), (0, 0), (1, 1))}),
-        ("both", {"pool": ((2, 2), (0, 2), (0, 0), (1, 1))}),
-        ("both", {"pool": ((2, 2), (2, 2), (0, 0), (0, 1))}),
-        ("both", {"pool": ((2,), (2, 2), (0, 0), (1, 1))}),
-        ("data", {"g": (2, 5, 3, 3), "argmax": (2, 5, 3, 3)}),
-        ("data", {"input_size": (2, 4, 8, 8)}),
-        ("data", {"input_size": (2, 3, 8)}),
-        ("data", {"w": (4, 3, 3)}),
-        ("weight", {"x": (2, 3, 8)}),
-        ("weight", {"x": (3, 3, 8, 8)}),
-        ("weight", {"kernel_size": (3,)}),
-        ("weight", {"kernel_size": (-1, 3)}),
+        {"g": (2, 4, 3, 2)},
+        {"g": (3, 4, 3, 3)},
+        {"g": (2, 4, 3)},
+        {"argmax": (2, 4, 3, 2)},
+        {"argmax": (2, 3, 3, 3)},
+        {"argmax": (2, 4, 9)},
+        {"stride": (0, 1)},
+        {"stride": (1,)},
+        {"padding": (-1, 0)},
+        {"dilation": (1, 0)},
+        {"groups": 0},
+        {"groups": 2},
+        {"pool": ((0, 2), (2, 2), (0, 0), (1, 1))},
+        {"pool": ((-1, -1), (2, 2), (0, 0), (1, 1))},
+        {"pool": ((16, 16), (2, 2), (0, 0), (1, 1))},
+        {"pool": ((2, 2), (0, 2), (0, 0), (1, 1))},
+        {"pool": ((2, 2), (2, 2), (0, 0), (0, 1))},
+        {"pool": ((2,), (2, 2), (0, 0), (1, 1))},
+        {"g": (2, 5, 3, 3), "argmax": (2, 5, 3, 3)},
+        {"x": (2, 4, 8, 8)},
+        {"x": (2, 3, 8)},
+        {"x": (3, 3, 8, 8)},
+        {"w": (4, 3, 3)},
+        {"w": (4, 3, 9, 9)},
+        {"pool": None},
         # windows that the pool does not have, of a convolution that has no results
-        ("both", {"g": (2, 4, 5, 5), "argmax": (2, 4, 5, 5)}),
-        ("both", {"g": (2, 4, 1, 1), "argmax": (2, 4, 1, 1)}),
-        ("both", {"dilation": (9, 9)}),
-        ("weight", {"kernel_size": (9, 9)}),
+        {"g": (2, 4, 5, 5), "argmax": (2, 4, 5, 5)},
+        {"g": (2, 4, 1, 1), "argmax": (2, 4, 1, 1)},
+        {"dilation": (9, 9)},
     ],
     ids=str,
 )
-def test_backward_operators_refuse_sizes_that_do_not_fit(which: str, arguments: dict[str, Any]) -> None:
+def test_backward_operators_refuse_sizes_that_do_not_fit(needed: tuple[bool, bool], arguments: dict[str, Any]) -> None:
     sizes = {"g": (2, 4, 3, 3), "argmax": (2, 4, 3, 3), "x": X, "w": W}
-    tensors = {name: torch.zeros(arguments.pop(name, size)) for name, size in sizes.items()}
+    rest = {name: value for name, value in arguments.items() if name not in sizes}
+    tensors = {name: torch.zeros(arguments.get(name, size)) for name, size in sizes.items()}
     tensors["argmax"] = tensors["argmax"].byte()
-    data, weight = backward(**tensors, **arguments)
-    for call in {"both": [data, weight], "data": [data], "weight": [weight]}[which]:
-        with pytest.raises(RuntimeError):
-            call()
+    with pytest.raises(RuntimeError):
+        backward(**tensors, **rest, needed=needed)
 
 
 def test_backward_operators_refuse_other_dtypes() -> None:
     g, at, x, w = torch.ones(2, 4, 3, 3), torch.zeros(2, 4, 3, 3, dtype=torch.uint8), torch.ones(X), torch.ones(W)
-    for call in [
-        *backward(g, at.long(), x, w),
-        *backward(g, at.char(), x, w),
-        *backward(g.double(), at, x, w),
-        *backward(g.long(), at, x.long(), w.long()),
+    backward(g, at, x, w)
+    for tensors in [
+        (g, at.long(), x, w),
+        (g, at.char(), x, w),
+        (g.double(), at, x, w),
+        (g, at, x.double(), w),
+        (g, at, x, w.double()),
+        (g.long(), at, x.long(), w.long()),
     ]:
         with pytest.raises(RuntimeError):
-            call()
+            backward(*tensors)
+
+
+@pytest.mark.parametrize("pool", [None, ((2, 2), (2, 2), (0, 0), (1, 1))])
+def test_gradients_lie_as_input_and_weight_do_and_are_computed_where_needed(pool: Any, level: str) -> None:
+    x, w = torch.randint(-3, 4, (3, 16, 9, 9)).float(), torch.randint(-3, 4, (16, 16, 3, 3)).float()
+    size = (3, 16, 7, 7) if pool is None else (3, 16, 3, 3)
+    at = torch.randint(0, 1 if pool is None else 4, size).byte().masked_fill(torch.rand(size) < 0.5, 255)
+    g = torch.randint(-3, 4, size).float()
+    expected = backward(g, at, x, w, pool=pool)
+    for place_x, place_w in itertools.product(LAYOUTS.values(), repeat=2):
+        placed = place_x(x), place_w(w)
+        both = backward(g, at, *placed, pool=pool)
+        assert_identical(both, expected)
+        for gradient, tensor in zip(both[:2], placed, strict=True):
+            nhwc = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+            assert gradient.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+        dx, *nothing = backward(g, at, *placed, pool=pool, needed=(True, False))
+        none, *of_weight = backward(g, at, *placed, pool=pool, needed=(False, True))
+        assert_identical([dx, *of_weight], expected)
+        assert [t.numel() for t in (none, *nothing)] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if not is_composed(case)], ids=str)
@@ -733,10 +751,8 @@ def test_a_pool_stride_beyond_any_image_is_as_good_as_the_image(stride: tuple[in
     y = FF.conv2d_relu_max_pool2d(x, w, pool_stride=stride)
     expected = F.max_pool2d(F.relu(F.conv2d(x, w)), 2, tuple(min(s, 100) for s in stride))
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
-    geometry = ((1, 1), (0, 0), (1, 1), 1, (2, 2), stride, (0, 0), (1, 1), False)
     at = torch.zeros(y.shape, dtype=torch.uint8)
-    ours.conv2d_relu_max_pool2d_backward_weight(torch.ones_like(y), at, x, (3, 3), *geometry)
-    ours.conv2d_relu_max_pool2d_backward_data(torch.ones_like(y), at, w, x.shape, *geometry)
+    backward(torch.ones_like(y), at, x, w, pool=((2, 2), stride, (0, 0), (1, 1)))
 
 
 def test_nan_in_one_image_leaves_the_others_as_they_are(level: str) -> None:

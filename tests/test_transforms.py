@@ -91,17 +91,16 @@ def test_fused_operators_pass_opcheck(case: FusedCase, memory_format: torch.memo
     numbers = geometry(case.conv)
     assert numbers is not None
     if case.pool is None:
-        operator, pool, arguments = ours.conv2d_relu, windows({"kernel_size": 1}), (x, w, b, *numbers)
+        operator, backward, pool = ours.conv2d_relu, ours.conv2d_relu_backward, ()
+        arguments = (x, w, b, *numbers)
     else:
-        operator, pool = ours.conv2d_relu_max_pool2d, windows(case.pool)
+        operator, backward = ours.conv2d_relu_max_pool2d, ours.conv2d_relu_max_pool2d_backward
+        pool = windows(case.pool)
         arguments = (x, w, b, *numbers, *pool, case.pool.get("ceil_mode", False))
     opcheck(operator, arguments)
     y, argmax = operator(*arguments)
-    g = torch.randn_like(y)
-    for last in (False, True):
-        rest = (*numbers, *pool, last)
-        opcheck(ours.conv2d_relu_max_pool2d_backward_data, (g, argmax, w, tuple(x.shape), *rest))
-        opcheck(ours.conv2d_relu_max_pool2d_backward_weight, (g, argmax, x, (case.conv.R, case.conv.S), *rest))
+    for needed in ((True, True), (True, False), (False, True)):
+        opcheck(backward, (torch.randn_like(y), argmax, x, w, *needed, *numbers, *pool))
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)

@@ -252,19 +252,36 @@ double mark_zeros(const Tensor& tensor, uint8_t* argmax) {
   return static_cast<double>(live) / static_cast<double>(tensor.numel());
 }
 
-// Whether the gradient reaches a share of the convolution's results below `below`. `argmax` is dense.
+// The share of the convolution's results that the gradient reaches. `argmax` is dense.
 template <class T>
-bool live_share_below(const FusedShape& f, const Tensor& argmax, double below) {
-  const double results = static_cast<double>(f.conv.N * f.conv.K * f.conv.P * f.conv.Q);
-  // Behind most pools it is small whatever the bytes say.
-  if (static_cast<double>(f.windows() * f.conv.K) / results < below) return true;
-  const auto& kernel = kernels().conv2d<T>().live;
-  const uint8_t* bytes = data<uint8_t>(argmax);
-  std::atomic<int64_t> live{0};
-  torch::stable::parallel_for(0, argmax.numel(), 131072, [&](int64_t begin, int64_t end) {
-    live += kernel.count_live(bytes + begin, end - begin);
-  });
-  return static_cast<double>(live) / results < below;
-}
+class LiveShare {
+ public:
+  LiveShare(const FusedShape& f, const Tensor& argmax)
+      : argmax_(argmax),
+        results_(static_cast<double>(f.conv.N * f.conv.K * f.conv.P * f.conv.Q)),
+        most_(static_cast<double>(f.windows() * f.conv.K) / results_) {}
+
+  // Behind most pools it is small whatever the bytes say; else they are counted, once.
+  bool below(double limit) {
+    if (most_ < limit) return true;
+    if (!counted_) counted_ = static_cast<double>(count()) / results_;
+    return *counted_ < limit;
+  }
+
+ private:
+  int64_t count() const {
+    const auto& kernel = kernels().conv2d<T>().live;
+    const uint8_t* bytes = data<uint8_t>(argmax_);
+    std::atomic<int64_t> live{0};
+    torch::stable::parallel_for(0, argmax_.numel(), 131072, [&](int64_t begin, int64_t end) {
+      live += kernel.count_live(bytes + begin, end - begin);
+    });
+    return live;
+  }
+
+  Tensor argmax_;
+  double results_, most_;
+  std::optional<double> counted_;
+};
 
 }  // namespace fastconv::cpu

@@ -17,15 +17,14 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Ten
                                                   const Ints& pool_padding, const Ints& pool_dilation,
                                                   bool pool_ceil_mode);
 
-Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
-                                            const Ints& input_size, const Ints& stride, const Ints& padding,
-                                            const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
-                                            const Ints& pool_stride, const Ints& pool_padding,
-                                            const Ints& pool_dilation, bool channels_last);
+Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                               const Tensor& weight, bool data, bool weights, const Ints& stride, const Ints& padding,
+                               const Ints& dilation, int64_t groups);
 
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
-    const Tensor& grad_output, const Tensor& argmax, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, int64_t groups, const Ints& pool_kernel_size, const Ints& pool_stride,
-    const Ints& pool_padding, const Ints& pool_dilation, bool channels_last);
+Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                          const Tensor& weight, bool data, bool weights, const Ints& stride,
+                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                          const Ints& pool_kernel_size, const Ints& pool_stride,
+                                          const Ints& pool_padding, const Ints& pool_dilation);
 
 }  // namespace fastconv::cpu

@@ -30,85 +30,100 @@ Tensor unpool(const FusedShape& f, const Tensor& grad_output, const Tensor& argm
   return grad_conv;
 }
 
-// Whether to take live values from lists. `other`, what they are multiplied with, is dense.
+// What both passes need of the gradient, made once.
 template <class T>
-bool live_pays(const FusedShape& f, const Tensor& argmax, const Tensor& other, double below) {
-  return live_share_below<T>(f, argmax, below) && all_finite<T>(other);
-}
+class Backward {
+ public:
+  Backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax)
+      : f_(f), g_(to_nhwc<T>(grad_output)), argmax_(argmax_nhwc(argmax)), live_(f, argmax_) {}
 
-void fused_backward_data(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
-                         const Tensor& grad_input) {
-  dispatch_floating(grad_output, "conv2d_relu_max_pool2d_backward_data", [&](auto type) {
-    using T = decltype(type);
-    const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), w = dense(weight);
-    if (live_serves<T>(f) && live_pays<T>(f, at, w, live_data_below(f.conv, winograd_serves_data(f.conv)))) {
-      live_backward_data<T>(f, data<T>(g), data<uint8_t>(at), w, grad_input);
+  void data(const Tensor& weight, const Tensor& grad_input) {
+    const Tensor w = dense(weight);
+    if (live_serves<T>(f_) && live_pays(w, live_data_below(f_.conv, winograd_serves_data(f_.conv)))) {
+      live_backward_data<T>(f_, g(), at(), w, grad_input);
     } else {
-      backward_data(f.conv, unpool<T>(f, g, at), w, grad_input);
+      backward_data(f_.conv, unpooled(), w, grad_input);
     }
-  });
-}
+  }
 
-void fused_backward_weight(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                           const Tensor& grad_weight, const Tensor& grad_bias) {
-  dispatch_floating(input, "conv2d_relu_max_pool2d_backward_weight", [&](auto type) {
-    using T = decltype(type);
-    const Tensor g = to_nhwc<T>(grad_output), at = argmax_nhwc(argmax), x = dense(input);
-    if (narrow_serves<T>(f) && all_finite<T>(x)) {
-      narrow_backward_weight<T>(f, data<T>(g), data<uint8_t>(at), x, grad_weight, grad_bias);
-    } else if (live_serves_weight<T>(f) && live_pays<T>(f, at, x, live_weight_below)) {
-      live_backward_weight<T>(f, data<T>(g), data<uint8_t>(at), x, grad_weight, grad_bias);
+  void weight(const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
+    const Tensor x = dense(input);
+    if (narrow_serves<T>(f_) && all_finite<T>(x)) {
+      narrow_backward_weight<T>(f_, g(), at(), x, grad_weight, grad_bias);
+    } else if (live_serves_weight<T>(f_) && live_pays(x, live_weight_below)) {
+      live_backward_weight<T>(f_, g(), at(), x, grad_weight, grad_bias);
     } else {
-      backward_weight(f.conv, unpool<T>(f, g, at), x, grad_weight, grad_bias);
+      backward_weight(f_.conv, unpooled(), x, grad_weight, grad_bias);
     }
-  });
+  }
+
+ private:
+  const T* g() const { return fastconv::data<T>(g_); }
+  const uint8_t* at() const { return fastconv::data<uint8_t>(argmax_); }
+
+  // Whether to take live values from lists. `other`, what they are multiplied with, is dense.
+  bool live_pays(const Tensor& other, double below) { return live_.below(below) && all_finite<T>(other); }
+
+  const Tensor& unpooled() {
+    if (!unpooled_) unpooled_ = unpool<T>(f_, g_, argmax_);
+    return *unpooled_;
+  }
+
+  FusedShape f_;
+  Tensor g_, argmax_;
+  LiveShare<T> live_;
+  std::optional<Tensor> unpooled_;
+};
+
+Gradients backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                   const Tensor& weight, bool data, bool weights) {
+  const Tensor grad_input = data ? empty(sizes_of(input), input, is_channels_last(input)) : empty({0}, input, false);
+  const Tensor grad_weight =
+      weights ? empty(sizes_of(weight), input, is_channels_last(weight)) : empty({0}, input, false);
+  const Tensor grad_bias = empty({weights ? f.conv.K : 0}, input, false);
+  data = data && grad_input.numel() > 0;
+  if (is_reduced(input)) {
+    Backward<float> passes(f, widened(grad_output, Scratch::wide_other), argmax);
+    if (data) {
+      compute_wide(grad_input, Scratch::wide_result,
+                   [&](const Tensor& wide) { passes.data(widened(weight, Scratch::wide_weight), wide); });
+    }
+    if (weights) {
+      compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
+        compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
+          passes.weight(widened(input, Scratch::wide_input), wide_weight, wide_bias);
+        });
+      });
+    }
+  } else {
+    dispatch_floating(input, "conv2d_relu_max_pool2d_backward", [&](auto type) {
+      Backward<decltype(type)> passes(f, grad_output, argmax);
+      if (data) passes.data(weight, grad_input);
+      if (weights) passes.weight(input, grad_weight, grad_bias);
+    });
+  }
+  return {grad_input, grad_weight, grad_bias};
 }
 
 }  // namespace
 
-Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
-                                            const Ints& input_size, const Ints& stride, const Ints& padding,
-                                            const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
-                                            const Ints& pool_stride, const Ints& pool_padding,
-                                            const Ints& pool_dilation, bool channels_last) {
-  const Conv2dShape conv =
-      check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
-  const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
-                                                             pool_padding, pool_dilation);
-  const Tensor grad_input = empty(input_size, grad_output, channels_last);
-  if (grad_input.numel() == 0) return grad_input;
-  if (is_reduced(grad_output)) {
-    compute_wide(grad_input, Scratch::wide_result, [&](const Tensor& wide) {
-      fused_backward_data(f, widened(grad_output, Scratch::wide_other), argmax, widened(weight, Scratch::wide_weight),
-                          wide);
-    });
-  } else {
-    fused_backward_data(f, grad_output, argmax, weight, grad_input);
-  }
-  return grad_input;
+Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                               const Tensor& weight, bool data, bool weights, const Ints& stride, const Ints& padding,
+                               const Ints& dilation, int64_t groups) {
+  const FusedShape f =
+      check_conv2d_relu_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups);
+  return backward(f, grad_output, argmax, input, weight, data, weights);
 }
 
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
-    const Tensor& grad_output, const Tensor& argmax, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, int64_t groups, const Ints& pool_kernel_size, const Ints& pool_stride,
-    const Ints& pool_padding, const Ints& pool_dilation, bool channels_last) {
-  const Conv2dShape conv =
-      check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
-  const FusedShape f = check_conv2d_relu_max_pool2d_backward(grad_output, argmax, conv, pool_kernel_size, pool_stride,
-                                                             pool_padding, pool_dilation);
-  const Tensor grad_weight = empty({conv.K, conv.group_C(), conv.R, conv.S}, input, channels_last);
-  const Tensor grad_bias = empty({conv.K}, input, false);
-  if (is_reduced(input)) {
-    compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
-      compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
-        fused_backward_weight(f, widened(grad_output, Scratch::wide_other), argmax, widened(input, Scratch::wide_input),
-                              wide_weight, wide_bias);
-      });
-    });
-  } else {
-    fused_backward_weight(f, grad_output, argmax, input, grad_weight, grad_bias);
-  }
-  return {grad_weight, grad_bias};
+Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                          const Tensor& weight, bool data, bool weights, const Ints& stride,
+                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                          const Ints& pool_kernel_size, const Ints& pool_stride,
+                                          const Ints& pool_padding, const Ints& pool_dilation) {
+  const FusedShape f =
+      check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
+                                            pool_kernel_size, pool_stride, pool_padding, pool_dilation);
+  return backward(f, grad_output, argmax, input, weight, data, weights);
 }
 
 }  // namespace fastconv::cpu

@@ -25,15 +25,14 @@ std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Ten
                                                   const Ints& pool_kernel_size, const Ints& pool_stride,
                                                   const Ints& pool_padding, const Ints& pool_dilation,
                                                   bool pool_ceil_mode);
-Tensor conv2d_relu_max_pool2d_backward_data(const Tensor& grad_output, const Tensor& argmax, const Tensor& weight,
-                                            const Ints& input_size, const Ints& stride, const Ints& padding,
-                                            const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
-                                            const Ints& pool_stride, const Ints& pool_padding,
-                                            const Ints& pool_dilation, bool channels_last);
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d_backward_weight(
-    const Tensor& grad_output, const Tensor& argmax, const Tensor& input, const Ints& kernel_size, const Ints& stride,
-    const Ints& padding, const Ints& dilation, int64_t groups, const Ints& pool_kernel_size, const Ints& pool_stride,
-    const Ints& pool_padding, const Ints& pool_dilation, bool channels_last);
+Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                               const Tensor& weight, bool data, bool weights, const Ints& stride, const Ints& padding,
+                               const Ints& dilation, int64_t groups);
+Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                          const Tensor& weight, bool data, bool weights, const Ints& stride,
+                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                          const Ints& pool_kernel_size, const Ints& pool_stride,
+                                          const Ints& pool_padding, const Ints& pool_dilation);
 
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
                                       const Ints& padding, const Ints& dilation, bool ceil_mode);
@@ -52,8 +51,8 @@ inline void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight));
   m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu));
   m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d));
-  m.impl("conv2d_relu_max_pool2d_backward_data", TORCH_BOX(&conv2d_relu_max_pool2d_backward_data));
-  m.impl("conv2d_relu_max_pool2d_backward_weight", TORCH_BOX(&conv2d_relu_max_pool2d_backward_weight));
+  m.impl("conv2d_relu_backward", TORCH_BOX(&conv2d_relu_backward));
+  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward));
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
   m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
   m.impl("relu", TORCH_BOX(&relu));

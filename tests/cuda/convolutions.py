@@ -55,14 +55,13 @@ class Call:
         return device.ops.conv2d_relu_max_pool2d(x, w, b, *self.geometry, *self.pool)
 
     def backward(
-        self, device: Device, g: Tensor, argmax: Tensor, x: Tensor, w: Tensor, nhwc: bool
+        self, device: Device, g: Tensor, argmax: Tensor, x: Tensor, w: Tensor, data: bool = True, weights: bool = True
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pool = ((1, 1), (1, 1), (0, 0), (1, 1)) if self.pool is None else self.pool[:4]
-        dx = device.ops.conv2d_relu_max_pool2d_backward_data(g, argmax, w, x.shape, *self.geometry, *pool, nhwc)
-        dw, db = device.ops.conv2d_relu_max_pool2d_backward_weight(
-            g, argmax, x, w.shape[2:], *self.geometry, *pool, nhwc
+        if self.pool is None:
+            return device.ops.conv2d_relu_backward(g, argmax, x, w, data, weights, *self.geometry)
+        return device.ops.conv2d_relu_max_pool2d_backward(
+            g, argmax, x, w, data, weights, *self.geometry, *self.pool[:4]
         )
-        return dx, dw, db
 
     def argmax(self, y: Tensor) -> Tensor:
         """What the fused operators write beside their output, from the convolution's results."""

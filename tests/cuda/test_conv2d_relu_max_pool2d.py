@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def run(
     b = None if tensors[2] is None else device.put(tensors[2])
     y, at = call.forward(device, x, w, b)
     assert at.is_contiguous(memory_format=torch.channels_last)
-    results = call.backward(device, device.put(place(g)), at if argmax is None else device.put(argmax), x, w, False)
+    results = call.backward(device, device.put(place(g)), at if argmax is None else device.put(argmax), x, w)
     return y.cpu(), at.cpu(), [t.cpu() for t in results[: 2 if b is None else 3]]
 
 
@@ -224,6 +225,26 @@ def test_without_images_gradients_of_weight_and_bias_are_zero(device: Device) ->
         assert_identical([dw, db], [torch.zeros_like(dw), torch.zeros_like(db)])
 
 
+@pytest.mark.parametrize("pool", [None, ((2, 2), (2, 2), (0, 0), (1, 1), False)])
+def test_gradients_lie_as_input_and_weight_do(pool: Any, device: Device) -> None:
+    x, w = torch.randint(-3, 4, (2, 8, 9, 9)).float(), torch.randint(-3, 4, (16, 8, 3, 3)).float()
+    call = Call(((1, 1), (0, 0), (1, 1), 1), pool)
+    y, argmax = call.forward(device, device.put(x), device.put(w), None)
+    g = device.put(torch.randint(-3, 4, y.shape).float())
+    expected = [t.cpu() for t in call.backward(device, g, argmax, device.put(x), device.put(w))]
+    for place_x, place_w in itertools.product(LAYOUTS.values(), repeat=2):
+        placed = device.put(place_x(x)), device.put(place_w(w))
+        both = call.backward(device, g, argmax, *placed)
+        assert_identical([t.cpu() for t in both], expected)
+        for gradient, tensor in zip(both[:2], placed, strict=True):
+            nhwc = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+            assert gradient.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
+        dx, *nothing = call.backward(device, g, argmax, *placed, weights=False)
+        none, *of_weight = call.backward(device, g, argmax, *placed, data=False)
+        assert_identical([t.cpu() for t in (dx, *of_weight)], expected)
+        assert [t.numel() for t in (none, *nothing)] == [0, 0, 0]
+
+
 def test_what_does_not_fit_is_refused(device: Device) -> None:
     x, w = device.put(torch.randn(2, 3, 8, 8)), device.put(torch.randn(4, 3, 3, 3))
     one, zero = (1, 1), (0, 0)
@@ -232,6 +253,6 @@ def test_what_does_not_fit_is_refused(device: Device) -> None:
     call = Call((one, zero, one, 1), ((2, 2), (2, 2), zero, one, False))
     y, argmax = call.forward(device, x, w, None)
     with pytest.raises(RuntimeError, match="expected argmax of type Byte"):
-        call.backward(device, y, argmax.long(), x, w, False)
+        call.backward(device, y, argmax.long(), x, w)
     with pytest.raises(RuntimeError, match="expected grad_output and argmax of size"):
-        call.backward(device, y[:, :, 1:], argmax, x, w, False)
+        call.backward(device, y[:, :, 1:], argmax, x, w)

@@ -71,11 +71,4 @@ void launch_conv2d_backward_data(const Conv2dShape& s, Dense<const T> g, Dense<c
   launch_backward_data<T>(s, DenseGradient<T>(s, g), w, dx, stream);
 }
 
-// g: (N, K, P', Q'), argmax of the same size as an NHWC tensor.
-template <class T>
-void launch_conv2d_relu_max_pool2d_backward_data(const FusedShape& f, Dense<const T> g, const uint8_t* argmax,
-                                                 Dense<const T> w, Dense<T> dx, Stream stream) {
-  launch_backward_data<T>(f.conv, PooledGradient<T>(f, g, argmax), w, dx, stream);
-}
-
 }  // namespace fastconv::cuda

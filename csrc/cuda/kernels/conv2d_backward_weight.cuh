@@ -119,12 +119,4 @@ void launch_conv2d_backward_weight(const Conv2dShape& s, Dense<const T> g, Dense
   launch_backward_weight<T>(s, DenseGradient<T>(s, g), x, dw, db, workspace, stream);
 }
 
-// g: (N, K, P', Q'), argmax of the same size as an NHWC tensor.
-template <class T>
-void launch_conv2d_relu_max_pool2d_backward_weight(const FusedShape& f, Dense<const T> g, const uint8_t* argmax,
-                                                   Dense<const T> x, Dense<T> dw, T* db, Accumulator<T>* workspace,
-                                                   Stream stream) {
-  launch_backward_weight<T>(f.conv, PooledGradient<T>(f, g, argmax), x, dw, db, workspace, stream);
-}
-
 }  // namespace fastconv::cuda
