@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_map_only
 
 from fastconv import autograd
 from fastconv import functional as FF
-from fastconv.ops import suggests_channels_last
+from fastconv.ops import is_channels_last, suggests_channels_last
 
 __all__ = ["Deferred", "Deferring"]
 
@@ -369,7 +369,7 @@ class Deferring:
         y = autograd.conv2d_relu_max_pool2d(*deferred._operands, *recipe.geometry, pool)
         laid_out = replace(recipe, geometry=None, rectified=False)
         N, K, P, Q = y.shape
-        if autograd.is_channels_last(y) and not recipe.memory_last and min(K, P, Q) > 1:
+        if is_channels_last(y) and not recipe.memory_last and min(K, P, Q) > 1:
             return self._new(laid_out, (N, K, P, Q), (y, None, None))
         return laid_out.compute(y, None, None)
 
