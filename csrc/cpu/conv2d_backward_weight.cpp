@@ -45,6 +45,9 @@ void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
       const int64_t last_tap = std::min(taps, tap_blocks * (part + 1) / parts * kernel.block_taps);
       T* dw = pieces.sums + piece * pieces.size;
       T* db = part == 0 ? dw + taps * s.K : nullptr;
+      const int64_t k0 = blocks.first_channel(block), k1 = blocks.first_channel(block + 1);
+      zero_channels(dw + first_tap * s.K, last_tap - first_tap, s.K, k0, k1);
+      if (db) zero_channels(db, 1, s.K, k0, k1);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
         const NhwcView<T> from = x.tile(tile);

@@ -61,12 +61,16 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
       const int64_t part = i % parts, piece = i / parts;
       T* dw = pieces.sums + piece * pieces.size;
       T* db = dw + s.taps() * s.K;
+      const int64_t first = blocks * part / parts, last = blocks * (part + 1) / parts;
+      const int64_t k0 = first * kernel.channels, k1 = std::min(last * kernel.channels, s.K);
+      zero_channels(dw + k0 * s.taps(), k1 - k0, s.taps(), 0, s.taps());
+      zero_channels(db, 1, s.K, k0, k1);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t], rows = convolution_tile(f, tile);
         const NhwcView<T> from = x.tile(rows);
         const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
         const int64_t size = kernel.list_size(f, tile.images * tile.rows * f.pool.Q);
-        for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; ++block) {
+        for (int64_t block = first; block < last; ++block) {
           kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw, db, tile.images,
                                  tile.row, tile.rows, block * kernel.channels, scratch<Offset<T>>(Scratch::list, size),
                                  scratch<T>(Scratch::list_values, size));
@@ -91,6 +95,7 @@ void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argm
     T* patches = scratch<T>(Scratch::unit, kernel.scratch_size(f));
     for (int64_t piece = begin; piece < end; ++piece) {
       T* dw = pieces.sums + piece * pieces.size;
+      zero_channels(dw, 1, pieces.size, 0, pieces.size);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t], rows = convolution_tile(f, tile);
         const NhwcView<T> from = x.tile(rows);
