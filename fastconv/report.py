@@ -33,7 +33,7 @@ class Report:
 
     def summary(self) -> str:
         counts = {what: sum(line.becomes == what for line in self.lines) for what in ("converted", "fused", "left")}
-        return "{converted} layers converted, {fused} fused, {left} left to PyTorch".format(**counts)
+        return "layers: {converted} converted, {fused} fused, {left} left to PyTorch".format(**counts)
 
     def __rich__(self) -> Any:
         from rich.table import Table

@@ -832,7 +832,7 @@ def test_layers_that_pytorch_serves_faster_are_left(monkeypatch: pytest.MonkeyPa
 def test_the_report_prints_as_text_and_as_a_table() -> None:
     rich = pytest.importorskip("rich.console")
     report = fastconv.conversion_report(nested())
-    assert report.summary() == "3 layers converted, 6 fused, 0 left to PyTorch"
+    assert report.summary() == "layers: 3 converted, 6 fused, 0 left to PyTorch"
     console = rich.Console(record=True, width=120, file=io.StringIO())
     console.print(report)
     table = console.export_text()
