@@ -64,11 +64,8 @@ void add_windows(const FusedShape& f, const T* patches, const T* g, const uint8_
   const Patch patch(f);
   const int64_t size = patch.rows * patch.width;
   const auto load_k = [&](const T* from) { return partial ? load_partial(from, lanes_in_use) : load(from); };
-  Vec<T> acc[R][S];
-  for (int r = 0; r < R; ++r) {
-    for (int tap = 0; tap < S; ++tap) acc[r][tap] = load_k(dw + (r * S + tap) * s.C * s.K);
-  }
-  Vec<T> sum = {};
+  // From zero, and then added: sums that go on from dw err up to 4 times as much as PyTorch's on one large image.
+  Vec<T> acc[R][S] = {}, sum = {};
   for (int64_t i = 0; i < windows; ++i) {
     const Vec<I> at = load_bytes<T>(argmax + i * s.K, lanes_in_use, dead);
     const LaneMask<T> is_dead = equal<I>(at, static_cast<I>(dead) - Vec<I>{});
@@ -89,8 +86,13 @@ void add_windows(const FusedShape& f, const T* patches, const T* g, const uint8_
       store(to, value);
     }
   };
+#pragma GCC unroll 5
   for (int r = 0; r < R; ++r) {
-    for (int tap = 0; tap < S; ++tap) store_k(dw + (r * S + tap) * s.C * s.K, acc[r][tap]);
+#pragma GCC unroll 5
+    for (int tap = 0; tap < S; ++tap) {
+      T* to = dw + (r * S + tap) * s.C * s.K;
+      store_k(to, load_k(to) + acc[r][tap]);
+    }
   }
   if (db) store_k(db, load_k(db) + sum);
 }
