@@ -46,15 +46,16 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "SymInt[2] dilation=1, SymInt groups=1, SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, "
       "SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, bool pool_ceil_mode=False) "
       "-> (Tensor output, Tensor argmax)");
-  // Gradients lie as input and weight do. One that is not needed has no elements.
+  // Gradients lie as input and weight do. One that is not needed has no elements; `needs_weight` is the bias's, too.
   m.def(
-      "conv2d_relu_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool data, bool weights, "
-      "SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
+      "conv2d_relu_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool needs_input, "
+      "bool needs_weight, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
-      "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool data, "
-      "bool weights, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1, "
-      "SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1) "
+      "conv2d_relu_max_pool2d_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, "
+      "bool needs_input, bool needs_weight, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, "
+      "SymInt groups=1, SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, SymInt[2] pool_padding=0, "
+      "SymInt[2] pool_dilation=1) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 }
 

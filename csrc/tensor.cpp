@@ -71,6 +71,14 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last) {
   return empty(sizes, like, channels_last, like.scalar_type());
 }
 
+Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight) {
+  const auto gradient = [&](bool needed, const Tensor& of) {
+    return needed ? empty(sizes_of(of), input, is_channels_last(of)) : empty({0}, input, false);
+  };
+  const Tensor grad_bias = empty({needs_weight ? weight.size(0) : 0}, input, false);
+  return {gradient(needs_input, input), gradient(needs_weight, weight), grad_bias};
+}
+
 bool fills_memory(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();

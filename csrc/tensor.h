@@ -55,8 +55,12 @@ bool fills_memory(const Tensor& tensor);
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);
 
-// Whether the gradient of a 4-D tensor is channels_last.
+// Whether a 4-D tensor is channels_last and nothing else, so that its gradient shall be, too. (To PyTorch, a tensor
+// without elements is always contiguous.)
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
+
+// Uninitialised, each as the tensor lies that it is the gradient of. One that is not needed has no elements.
+Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight);
 
 // Whether the elements of two tensors of one size lie in the same order.
 bool same_strides(const Tensor& a, const Tensor& b);

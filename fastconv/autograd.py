@@ -466,23 +466,25 @@ class Conv2dReLUMaxPool2d(Function):
         if grad_output is None:
             return (None,) * 8
         input, weight, argmax = ctx.saved_tensors
-        data, weights = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        needs_input, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         grad_input = grad_weight = grad_bias = None
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             unpooled = Windows(input, weight, ctx.geometry, ctx.pool).unpool(grad_output, argmax)
-            if data:
+            if needs_input:
                 grad_input = conv2d_backward_data(
                     unpooled, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
                 )
-            if weights:
+            if needs_weight:
                 grad_weight, grad_bias = conv2d_backward_weight(
                     unpooled, input, tuple(weight.shape[2:]), *ctx.geometry, is_channels_last(weight)
                 )
         else:
-            gradients = _fused_backward(ctx.geometry, ctx.pool, grad_output, argmax, input, weight, data, weights)
-            if data:
+            gradients = _fused_backward(
+                ctx.geometry, ctx.pool, grad_output, argmax, input, weight, needs_input, needs_weight
+            )
+            if needs_input:
                 grad_input = gradients[0]
-            if weights:
+            if needs_weight:
                 grad_weight, grad_bias = gradients[1:]
         return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None, None
 

@@ -55,7 +55,7 @@ def suggests_channels_last(tensor: Tensor) -> bool:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether the gradient of a 4-D tensor is channels_last."""
+    """Whether a 4-D tensor is channels_last and nothing else, so that its gradient shall be, too."""
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 
@@ -157,19 +157,21 @@ def _argmax(output: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastconv::conv2d_relu_backward")
 def _conv2d_relu_backward(
-    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, data: bool, weights: bool,
+    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool,
     stride: Ints = (1, 1), padding: Ints = (0, 0), dilation: Ints = (1, 1), groups: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_input = _empty(input, input.shape, is_channels_last(input)) if data else input.new_empty((0,))
-    grad_weight = _empty(input, weight.shape, is_channels_last(weight)) if weights else input.new_empty((0,))
-    return grad_input, grad_weight, input.new_empty((weight.shape[0] if weights else 0,))
+    grad_input = _empty(input, input.shape, is_channels_last(input)) if needs_input else input.new_empty((0,))
+    grad_weight = _empty(input, weight.shape, is_channels_last(weight)) if needs_weight else input.new_empty((0,))
+    return grad_input, grad_weight, input.new_empty((weight.shape[0] if needs_weight else 0,))
 
 
 @torch.library.register_fake("fastconv::conv2d_relu_max_pool2d_backward")
 def _conv2d_relu_max_pool2d_backward(
-    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, data: bool, weights: bool,
+    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool,
     stride: Ints = (1, 1), padding: Ints = (0, 0), dilation: Ints = (1, 1), groups: int = 1,
     pool_kernel_size: Ints = (2, 2), pool_stride: Ints = (2, 2), pool_padding: Ints = (0, 0),
     pool_dilation: Ints = (1, 1),
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _conv2d_relu_backward(grad_output, argmax, input, weight, data, weights, stride, padding, dilation, groups)
+    return _conv2d_relu_backward(
+        grad_output, argmax, input, weight, needs_input, needs_weight, stride, padding, dilation, groups
+    )

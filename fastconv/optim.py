@@ -17,8 +17,6 @@ from torch.optim import Optimizer, optimizer
 
 __all__ = ["Adam", "AdamW"]
 
-_ONE = torch.tensor(1.0, dtype=torch.float32, device="cpu")
-
 #: Parameters, gradients, averages, averages of squares, none of their maxima, steps: as PyTorch's kernel takes them.
 Lists = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
@@ -44,9 +42,9 @@ class _Lean(Optimizer):
                 if not of_group[0]:
                     continue
                 steps = of_group[-1]
-                if steps[0].is_cpu:
-                    # A number would become a tensor for each of them: 14 of 21 us with ten parameters.
-                    torch._foreach_add_(steps, _ONE, alpha=1)
+                if type(steps[0]) is Tensor and steps[0].is_cpu:
+                    # A number would become a tensor for each of them: with ten parameters, 21 us for 12.
+                    torch._foreach_add_(steps, torch.tensor(1.0, dtype=torch.float32, device="cpu"), alpha=1)
                 else:
                     torch._foreach_add_(steps, 1)
                 beta1, beta2 = group["betas"]

@@ -745,6 +745,47 @@ def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
     return unpack
 
 
+@pytest.mark.parametrize("live", [0.1, 1.0])  # by lists, and dense
+@pytest.mark.parametrize(
+    ("x_size", "w_size", "pool"),
+    [
+        ((4, 32, 13, 13), (64, 32, 3, 3), ((2, 2), (2, 2), (0, 0), (1, 1))),
+        ((4, 1, 28, 28), (35, 1, 3, 3), ((2, 2), (2, 2), (0, 0), (1, 1))),  # narrow
+        ((4, 64, 5, 5), (130, 64, 3, 3), None),
+        ((1, 48, 9, 9), (17, 48, 3, 3), None),
+    ],
+    ids=str,
+)
+def test_sums_do_not_begin_with_what_was_there(x_size: Any, w_size: Any, pool: Any, live: float, level: str) -> None:
+    x, w = torch.randint(-3, 4, x_size).float(), torch.randint(-3, 4, w_size).float()
+    N, K, P, Q = x_size[0], w_size[0], x_size[2] - 2, x_size[3] - 2
+    size = (N, K, P, Q) if pool is None else (N, K, P // 2, Q // 2)
+    at = torch.randint(0, 1 if pool is None else 4, size).byte().masked_fill(torch.rand(size) >= live, 255)
+    g = torch.randint(-3, 4, size).float()
+    expected = [t.float() for t in backward(g.double(), at, x.double(), w.double(), pool=pool)]
+    backward(torch.full(size, float("nan")), torch.zeros_like(at), x, w, pool=pool)
+    assert_identical(list(backward(g, at, x, w, pool=pool)), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])  # PyTorch's error depends on them
+def test_one_large_image_errs_at_most_twice_as_much_as_pytorch(threads: int, level: str) -> None:
+    x, w, b = torch.randn(1, 3, 70, 65), torch.randn(6, 3, 3, 3), torch.randn(6)
+    output = FF.conv2d_relu_max_pool2d(x.requires_grad_(), w, b, padding=1)
+    decided = by_decisions(
+        fused(conv(1, 3, 70, 65, 6, 3, 3, padding=1), kernel_size=2),
+        output.grad_fn.saved_tensors[-1],  # type: ignore[union-attr]
+    )
+    g = torch.randn_like(output)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        mine = with_gradients(lambda *t: FF.conv2d_relu_max_pool2d(*t, padding=1), (x, w, b), g)
+        theirs = with_gradients(decided, (x, w, b), g)
+    finally:
+        torch.set_num_threads(before)
+    assert_as_accurate(mine, theirs, with_gradients(decided, (x.double(), w.double(), b.double()), g))
+
+
 @pytest.mark.parametrize("stride", [(2**32, 2**32), (2**40, 2**31), (2**31 - 1, 1)])
 def test_a_pool_stride_beyond_any_image_is_as_good_as_the_image(stride: tuple[int, int]) -> None:
     x, w = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastconv import optim
@@ -289,3 +292,33 @@ def test_errors_are_pytorchs() -> None:
     parameter.grad = torch.ones(3).to_sparse()
     with pytest.raises(RuntimeError, match="does not support sparse gradients"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_fake_tensors_take_steps_too(pair: tuple[Any, Any]) -> None:
+    for optimizer in pair:
+        with FakeTensorMode():
+            parameter = nn.Parameter(torch.randn(3))
+            steps = optimizer([parameter], fused=True)
+            parameter.grad = torch.randn(3)
+            steps.step()
+            steps.step()
+        steps.step()
+        assert steps.state[parameter]["step"].shape == ()
+
+
+def test_an_import_among_fake_tensors_leaves_nothing_fake() -> None:
+    program = """
+import torch
+from torch._subclasses import FakeTensorMode
+with FakeTensorMode():
+    import fastconv
+from fastconv.optim import Adam
+parameter = torch.nn.Parameter(torch.ones(3))
+adam = Adam([parameter])
+parameter.grad = torch.ones(3)
+for _ in range(3):
+    adam.step()
+assert adam.state[parameter]["step"].item() == 3
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

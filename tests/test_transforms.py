@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -99,7 +100,7 @@ def test_fused_operators_pass_opcheck(case: FusedCase, memory_format: torch.memo
         arguments = (x, w, b, *numbers, *pool, case.pool.get("ceil_mode", False))
     opcheck(operator, arguments)
     y, argmax = operator(*arguments)
-    for needed in ((True, True), (True, False), (False, True)):
+    for needed in itertools.product((True, False), repeat=2):
         opcheck(backward, (torch.randn_like(y), argmax, x, w, *needed, *numbers, *pool))
 
 

@@ -1,6 +1,5 @@
 // The gradient of the weight, dense (sums.h) or without the zeros of grad_output (live.h).
 #include <algorithm>
-#include <cstring>
 
 #include "activation.h"
 #include "conv2d.h"

@@ -32,9 +32,9 @@ Tensor unpool(const FusedShape& f, const Tensor& grad_output, const Tensor& argm
 
 // What both passes need of the gradient, made once.
 template <class T>
-class Backward {
+class Passes {
  public:
-  Backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax)
+  Passes(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax)
       : f_(f), g_(to_nhwc<T>(grad_output)), argmax_(argmax_nhwc(argmax)), live_(f, argmax_) {}
 
   void data(const Tensor& weight, const Tensor& grad_input) {
@@ -76,19 +76,18 @@ class Backward {
 };
 
 Gradients backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                   const Tensor& weight, bool data, bool weights) {
-  const Tensor grad_input = data ? empty(sizes_of(input), input, is_channels_last(input)) : empty({0}, input, false);
-  const Tensor grad_weight =
-      weights ? empty(sizes_of(weight), input, is_channels_last(weight)) : empty({0}, input, false);
-  const Tensor grad_bias = empty({weights ? f.conv.K : 0}, input, false);
-  data = data && grad_input.numel() > 0;
+                   const Tensor& weight, bool needs_input, bool needs_weight) {
+  const Gradients gradients = empty_gradients(input, weight, needs_input, needs_weight);
+  const auto& [grad_input, grad_weight, grad_bias] = gradients;
+  needs_input = needs_input && grad_input.numel() > 0;
+  if (!needs_input && !needs_weight) return gradients;
   if (is_reduced(input)) {
-    Backward<float> passes(f, widened(grad_output, Scratch::wide_other), argmax);
-    if (data) {
+    Passes<float> passes(f, widened(grad_output, Scratch::wide_other), argmax);
+    if (needs_input) {
       compute_wide(grad_input, Scratch::wide_result,
                    [&](const Tensor& wide) { passes.data(widened(weight, Scratch::wide_weight), wide); });
     }
-    if (weights) {
+    if (needs_weight) {
       compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
         compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
           passes.weight(widened(input, Scratch::wide_input), wide_weight, wide_bias);
@@ -97,33 +96,33 @@ Gradients backward(const FusedShape& f, const Tensor& grad_output, const Tensor&
     }
   } else {
     dispatch_floating(input, "conv2d_relu_max_pool2d_backward", [&](auto type) {
-      Backward<decltype(type)> passes(f, grad_output, argmax);
-      if (data) passes.data(weight, grad_input);
-      if (weights) passes.weight(input, grad_weight, grad_bias);
+      Passes<decltype(type)> passes(f, grad_output, argmax);
+      if (needs_input) passes.data(weight, grad_input);
+      if (needs_weight) passes.weight(input, grad_weight, grad_bias);
     });
   }
-  return {grad_input, grad_weight, grad_bias};
+  return gradients;
 }
 
 }  // namespace
 
 Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                               const Tensor& weight, bool data, bool weights, const Ints& stride, const Ints& padding,
-                               const Ints& dilation, int64_t groups) {
+                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                               const Ints& padding, const Ints& dilation, int64_t groups) {
   const FusedShape f =
       check_conv2d_relu_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups);
-  return backward(f, grad_output, argmax, input, weight, data, weights);
+  return backward(f, grad_output, argmax, input, weight, needs_input, needs_weight);
 }
 
 Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                          const Tensor& weight, bool data, bool weights, const Ints& stride,
+                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
                                           const Ints& padding, const Ints& dilation, int64_t groups,
                                           const Ints& pool_kernel_size, const Ints& pool_stride,
                                           const Ints& pool_padding, const Ints& pool_dilation) {
   const FusedShape f =
       check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
                                             pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  return backward(f, grad_output, argmax, input, weight, data, weights);
+  return backward(f, grad_output, argmax, input, weight, needs_input, needs_weight);
 }
 
 }  // namespace fastconv::cpu

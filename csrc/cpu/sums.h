@@ -25,7 +25,7 @@ int64_t affordable_pieces(const Conv2dShape& s) {
 template <class T>
 struct Pieces {
   int64_t size, count;
-  T* sums;
+  T* sums;  // uninitialised
 
   Pieces(const Conv2dShape& s, int64_t most) : size((s.taps() + 1) * s.K) {
     for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule

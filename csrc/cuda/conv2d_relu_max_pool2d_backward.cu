@@ -8,49 +8,47 @@ namespace fastconv::cuda {
 namespace {
 
 Gradients backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                   const Tensor& weight, bool data, bool weights) {
+                   const Tensor& weight, bool needs_input, bool needs_weight) {
   check_coordinates(f.conv);
-  const Tensor grad_input = data ? empty(sizes_of(input), input, is_channels_last(input)) : empty({0}, input, false);
-  const Tensor grad_weight =
-      weights ? empty(sizes_of(weight), input, is_channels_last(weight)) : empty({0}, input, false);
-  const Tensor grad_bias = empty({weights ? f.conv.K : 0}, input, false);
+  const Gradients gradients = empty_gradients(input, weight, needs_input, needs_weight);
+  const auto& [grad_input, grad_weight, grad_bias] = gradients;
   launch_on(input, "conv2d_relu_max_pool2d_backward", [&](auto type, Stream stream) {
     using T = decltype(type);
     const Tensor g = dense(grad_output), at = ordered(argmax, true);
-    const PooledGradient<T> gradient(f, read<T>(g), fastconv::data<uint8_t>(at));
+    const PooledGradient<T> gradient(f, read<T>(g), data<uint8_t>(at));
     if (grad_input.numel() > 0) {
       const Tensor w = weight_beside(g, weight);
       launch_backward_data<T>(f.conv, gradient, read<T>(w), written<T>(grad_input), stream);
     }
-    if (weights) {
+    if (needs_weight) {
       const Tensor x = dense(input);
       const Tensor workspace = empty({backward_weight_workspace(f.conv)}, input, false, sums_type(input));
       launch_backward_weight<T>(f.conv, gradient, read<T>(x), written<T>(grad_weight), mutable_data<T>(grad_bias),
                                 mutable_data<Accumulator<T>>(workspace), stream);
     }
   });
-  return {grad_input, grad_weight, grad_bias};
+  return gradients;
 }
 
 }  // namespace
 
 Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                               const Tensor& weight, bool data, bool weights, const Ints& stride, const Ints& padding,
-                               const Ints& dilation, int64_t groups) {
+                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                               const Ints& padding, const Ints& dilation, int64_t groups) {
   const FusedShape f =
       check_conv2d_relu_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups);
-  return backward(f, grad_output, argmax, input, weight, data, weights);
+  return backward(f, grad_output, argmax, input, weight, needs_input, needs_weight);
 }
 
 Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                          const Tensor& weight, bool data, bool weights, const Ints& stride,
+                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
                                           const Ints& padding, const Ints& dilation, int64_t groups,
                                           const Ints& pool_kernel_size, const Ints& pool_stride,
                                           const Ints& pool_padding, const Ints& pool_dilation) {
   const FusedShape f =
       check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
                                             pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  return backward(f, grad_output, argmax, input, weight, data, weights);
+  return backward(f, grad_output, argmax, input, weight, needs_input, needs_weight);
 }
 
 }  // namespace fastconv::cuda

@@ -55,12 +55,19 @@ class Call:
         return device.ops.conv2d_relu_max_pool2d(x, w, b, *self.geometry, *self.pool)
 
     def backward(
-        self, device: Device, g: Tensor, argmax: Tensor, x: Tensor, w: Tensor, data: bool = True, weights: bool = True
+        self,
+        device: Device,
+        g: Tensor,
+        argmax: Tensor,
+        x: Tensor,
+        w: Tensor,
+        needs_input: bool = True,
+        needs_weight: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         if self.pool is None:
-            return device.ops.conv2d_relu_backward(g, argmax, x, w, data, weights, *self.geometry)
+            return device.ops.conv2d_relu_backward(g, argmax, x, w, needs_input, needs_weight, *self.geometry)
         return device.ops.conv2d_relu_max_pool2d_backward(
-            g, argmax, x, w, data, weights, *self.geometry, *self.pool[:4]
+            g, argmax, x, w, needs_input, needs_weight, *self.geometry, *self.pool[:4]
         )
 
     def argmax(self, y: Tensor) -> Tensor:

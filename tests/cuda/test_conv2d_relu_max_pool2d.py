@@ -239,8 +239,8 @@ def test_gradients_lie_as_input_and_weight_do(pool: Any, device: Device) -> None
         for gradient, tensor in zip(both[:2], placed, strict=True):
             nhwc = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
             assert gradient.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
-        dx, *nothing = call.backward(device, g, argmax, *placed, weights=False)
-        none, *of_weight = call.backward(device, g, argmax, *placed, data=False)
+        dx, *nothing = call.backward(device, g, argmax, *placed, needs_weight=False)
+        none, *of_weight = call.backward(device, g, argmax, *placed, needs_input=False)
         assert_identical([t.cpu() for t in (dx, *of_weight)], expected)
         assert [t.numel() for t in (none, *nothing)] == [0, 0, 0]
 
