@@ -81,7 +81,7 @@ def convert(model: M, fuse: bool = True) -> M:
         >>> convert(model) is model
         True
         >>> print(conversion_report(model))
-        0 layers converted, 3 fused, 0 left to PyTorch
+        layers: 0 converted, 3 fused, 0 left to PyTorch
         0  Conv2d     fused  with 1 and 2
         1  ReLU       fused  into 0
         2  MaxPool2d  fused  into 0
