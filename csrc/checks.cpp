@@ -249,14 +249,6 @@ FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weigh
   return {conv, pool2d_windows(pooled, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)};
 }
 
-FusedShape check_conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                      const Tensor& weight, const Ints& stride, const Ints& padding,
-                                      const Ints& dilation, int64_t groups) {
-  const Ints one{1, 1}, none{0, 0};
-  return check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
-                                               one, one, none, one);
-}
-
 FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
                                                  const Tensor& weight, const Ints& stride, const Ints& padding,
                                                  const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,

@@ -30,9 +30,6 @@ FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weigh
                                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                                         const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
                                         const Ints& pool_dilation, bool pool_ceil_mode);
-FusedShape check_conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                      const Tensor& weight, const Ints& stride, const Ints& padding,
-                                      const Ints& dilation, int64_t groups);
 FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
                                                  const Tensor& weight, const Ints& stride, const Ints& padding,
                                                  const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,

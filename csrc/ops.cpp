@@ -69,10 +69,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("relu", TORCH_BOX(&cpu::relu));
   m.impl("relu_", TORCH_BOX(&cpu::relu_));
   m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
-  m.impl("conv2d_relu", TORCH_BOX(&cpu::conv2d_relu));
-  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&cpu::conv2d_relu_max_pool2d));
-  m.impl("conv2d_relu_backward", TORCH_BOX(&cpu::conv2d_relu_backward));
-  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward));
+  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu<cpu::fused_forward>));
+  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d<cpu::fused_forward>));
+  m.impl("conv2d_relu_backward", TORCH_BOX(&conv2d_relu_backward<cpu::fused_backward>));
+  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward<cpu::fused_backward>));
 }
 
 #if defined(FASTCONV_CUDA)

@@ -39,6 +39,8 @@ _conv2d_relu_backward = torch.ops.fastconv.conv2d_relu_backward.default
 _conv2d_relu_max_pool2d_backward = torch.ops.fastconv.conv2d_relu_max_pool2d_backward.default
 
 Pair = tuple[int, int]
+#: Stride, padding, dilation, groups.
+Geometry = tuple[Pair, Pair, Pair, int]
 #: Kernel size, stride, padding, dilation and ceil_mode.
 Pool = tuple[Pair, Pair, Pair, Pair, bool]
 
@@ -410,8 +412,8 @@ class ReLUBackward(Function):
 
 #: In the place of a position in its window: ReLU lets no gradient pass.
 DEAD = 255
-#: Stride, padding, dilation, groups; and the pool. The defaults of the fused operators.
-_USUAL = ((1, 1), (0, 0), (1, 1), 1)
+#: The defaults of the fused operators.
+_USUAL: Geometry = ((1, 1), (0, 0), (1, 1), 1)
 _USUAL_POOL: Pool = ((2, 2), (2, 2), (0, 0), (1, 1), False)
 
 
@@ -419,24 +421,20 @@ def _fused(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int,
     pool: Pool | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    # Each list that is handed to an operator costs it 1 us; the usual ones are its defaults.
-    usual = (stride, padding, dilation, groups) == _USUAL
-    if pool is None:
-        if usual:
-            return _conv2d_relu(input, weight, bias)
-        return _conv2d_relu(input, weight, bias, stride, padding, dilation, groups)
-    if usual and pool == _USUAL_POOL:
-        return _conv2d_relu_max_pool2d(input, weight, bias)
-    return _conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, *pool)
+    operator = _conv2d_relu if pool is None else _conv2d_relu_max_pool2d
+    return operator(input, weight, bias, *_unusual((stride, padding, dilation, groups), pool))
 
 
-def _fused_backward(geometry: tuple[Pair, Pair, Pair, int], pool: Pool | None, *args: Any) -> tuple[Tensor, ...]:
-    usual = geometry == _USUAL
-    if pool is None:
-        return _conv2d_relu_backward(*args) if usual else _conv2d_relu_backward(*args, *geometry)
-    if usual and pool == _USUAL_POOL:
-        return _conv2d_relu_max_pool2d_backward(*args)
-    return _conv2d_relu_max_pool2d_backward(*args, *geometry, *pool[:4])
+def _fused_backward(geometry: Geometry, pool: Pool | None, *args: Any) -> tuple[Tensor, ...]:
+    operator = _conv2d_relu_backward if pool is None else _conv2d_relu_max_pool2d_backward
+    return operator(*args, *_unusual(geometry, pool)[:8])  # ceil_mode is forward's alone
+
+
+def _unusual(geometry: Geometry, pool: Pool | None) -> tuple[Any, ...]:
+    """The numbers of a call, unless they are the operator's defaults: each list handed to it costs 1 us."""
+    if geometry == _USUAL and (pool is None or pool == _USUAL_POOL):
+        return ()
+    return geometry if pool is None else (*geometry, *pool)
 
 
 @with_jvp

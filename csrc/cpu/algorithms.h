@@ -87,9 +87,8 @@ inline int winograd_allowed() {
 //   128->128 8x8       0.61 / 0.65    0.61 / 0.64           1.21 / 1.27
 //   512->512 8x8       0.65 / 0.62    0.66 / 0.62           2.54 / 0.97
 // It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels (16: 2.1 in a simulation), in the
-// data pass where memory is
-// contiguous, and over much padding (4.7 where it is 3). So: small tiles there, and with a pool (kernels/winograd.h
-// says why). Of an x that is 5 % live PyTorch's sums are shorter, too; that is not looked at.
+// data pass where memory is contiguous, and over much padding (4.7 where it is 3). So: small tiles there, and with a
+// pool (kernels/winograd.h says why). Of an x that is 5 % live PyTorch's sums are shorter, too; that is not looked at.
 inline int winograd_largest(const FusedShape& f, bool backward) {
   const bool small = backward || f.window() > 1 || f.conv.C < 32 || f.conv.pad_h > 1 || f.conv.pad_w > 1;
   return std::min(winograd_allowed(), small ? 2 : 4);

@@ -111,8 +111,9 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
   });
 }
 
-std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,
-                                         const std::optional<Tensor>& bias) {
+}  // namespace
+
+Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, channels_last);
@@ -127,26 +128,6 @@ std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& inpu
     forward(f, input, weight, bias, output, argmax);
   }
   return {output, argmax};
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor> conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  return fused_forward(without_pool(s), input, weight, bias);
-}
-
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
-                                                  const std::optional<Tensor>& bias, const Ints& stride,
-                                                  const Ints& padding, const Ints& dilation, int64_t groups,
-                                                  const Ints& pool_kernel_size, const Ints& pool_stride,
-                                                  const Ints& pool_padding, const Ints& pool_dilation,
-                                                  bool pool_ceil_mode) {
-  const FusedShape f =
-      check_conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
-                                   pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return fused_forward(f, input, weight, bias);
 }
 
 }  // namespace fastconv::cpu

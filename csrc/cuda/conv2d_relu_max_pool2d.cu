@@ -7,10 +7,7 @@ namespace fastconv::cuda {
 
 FC_FORWARD_KERNELS(extern template)
 
-namespace {
-
-std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight,
-                                         const std::optional<Tensor>& bias) {
+Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_coordinates(f.conv);
   const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
@@ -26,26 +23,6 @@ std::tuple<Tensor, Tensor> fused_forward(const FusedShape& f, const Tensor& inpu
                                      mutable_data<uint8_t>(argmax), mutable_data<T>(workspace), stream);
   });
   return {output, argmax};
-}
-
-}  // namespace
-
-std::tuple<Tensor, Tensor> conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  return fused_forward(without_pool(s), input, weight, bias);
-}
-
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
-                                                  const std::optional<Tensor>& bias, const Ints& stride,
-                                                  const Ints& padding, const Ints& dilation, int64_t groups,
-                                                  const Ints& pool_kernel_size, const Ints& pool_stride,
-                                                  const Ints& pool_padding, const Ints& pool_dilation,
-                                                  bool pool_ceil_mode) {
-  const FusedShape f =
-      check_conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
-                                   pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return fused_forward(f, input, weight, bias);
 }
 
 }  // namespace fastconv::cuda

@@ -5,10 +5,9 @@
 #include "ops.h"
 
 namespace fastconv::cuda {
-namespace {
 
-Gradients backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                   const Tensor& weight, bool needs_input, bool needs_weight) {
+Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                         const Tensor& weight, bool needs_input, bool needs_weight) {
   check_coordinates(f.conv);
   const Gradients gradients = empty_gradients(input, weight, needs_input, needs_weight);
   const auto& [grad_input, grad_weight, grad_bias] = gradients;
@@ -28,27 +27,6 @@ Gradients backward(const FusedShape& f, const Tensor& grad_output, const Tensor&
     }
   });
   return gradients;
-}
-
-}  // namespace
-
-Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, int64_t groups) {
-  const FusedShape f =
-      check_conv2d_relu_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups);
-  return backward(f, grad_output, argmax, input, weight, needs_input, needs_weight);
-}
-
-Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
-                                          const Ints& padding, const Ints& dilation, int64_t groups,
-                                          const Ints& pool_kernel_size, const Ints& pool_stride,
-                                          const Ints& pool_padding, const Ints& pool_dilation) {
-  const FusedShape f =
-      check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
-                                            pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  return backward(f, grad_output, argmax, input, weight, needs_input, needs_weight);
 }
 
 }  // namespace fastconv::cuda

@@ -5,7 +5,7 @@
 
 #include <tuple>
 
-#include "../checks.h"
+#include "../fused.h"
 
 namespace fastconv::cuda {
 
@@ -17,22 +17,8 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
                                                   const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                                   const Ints& dilation, int64_t groups, bool channels_last);
 
-std::tuple<Tensor, Tensor> conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                       const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
-std::tuple<Tensor, Tensor> conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight,
-                                                  const std::optional<Tensor>& bias, const Ints& stride,
-                                                  const Ints& padding, const Ints& dilation, int64_t groups,
-                                                  const Ints& pool_kernel_size, const Ints& pool_stride,
-                                                  const Ints& pool_padding, const Ints& pool_dilation,
-                                                  bool pool_ceil_mode);
-Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, int64_t groups);
-Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
-                                          const Ints& padding, const Ints& dilation, int64_t groups,
-                                          const Ints& pool_kernel_size, const Ints& pool_stride,
-                                          const Ints& pool_padding, const Ints& pool_dilation);
+FusedForward fused_forward;
+FusedBackward fused_backward;
 
 std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
                                       const Ints& padding, const Ints& dilation, bool ceil_mode);
@@ -49,10 +35,10 @@ inline void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("conv2d", TORCH_BOX(&conv2d));
   m.impl("conv2d_backward_data", TORCH_BOX(&conv2d_backward_data));
   m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight));
-  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu));
-  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d));
-  m.impl("conv2d_relu_backward", TORCH_BOX(&conv2d_relu_backward));
-  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward));
+  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu<fused_forward>));
+  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d<fused_forward>));
+  m.impl("conv2d_relu_backward", TORCH_BOX(&conv2d_relu_backward<fused_backward>));
+  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward<fused_backward>));
   m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
   m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
   m.impl("relu", TORCH_BOX(&relu));
