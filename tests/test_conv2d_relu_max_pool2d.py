@@ -700,17 +700,25 @@ def test_backward_operators_refuse_other_dtypes() -> None:
             backward(*tensors)
 
 
+def integers_of_backward(case: FusedCase, live: float) -> tuple[list[Tensor], list[Tensor]]:
+    """A backward operator's tensors, of small integers, and the gradients that PyTorch has for them in float64."""
+    x, w, b = case.conv.integers()
+    y = composed(x, w, b, **case.arguments)
+    at = torch.randint(0, 1 if case.pool is None else 4, y.shape).byte().masked_fill(torch.rand(y.shape) >= live, DEAD)
+    g = integers_like(y)
+    doubles = (x.double(), w.double(), torch.zeros(w.shape[0]).double())
+    expected = [t.float() for t in with_gradients(by_decisions(case, at), doubles, g)[1:]]
+    return [g, at, x, w], expected
+
+
 @pytest.mark.parametrize("pool", [None, ((2, 2), (2, 2), (0, 0), (1, 1))])
 def test_gradients_lie_as_input_and_weight_do_and_are_computed_where_needed(pool: Any, level: str) -> None:
-    x, w = torch.randint(-3, 4, (3, 16, 9, 9)).float(), torch.randint(-3, 4, (16, 16, 3, 3)).float()
-    size = (3, 16, 7, 7) if pool is None else (3, 16, 3, 3)
-    at = torch.randint(0, 1 if pool is None else 4, size).byte().masked_fill(torch.rand(size) < 0.5, 255)
-    g = torch.randint(-3, 4, size).float()
-    expected = backward(g, at, x, w, pool=pool)
+    case = fused(conv(3, 16, 9, 9, 16, 3, 3), **({} if pool is None else {"kernel_size": 2}))
+    (g, at, x, w), expected = integers_of_backward(case, 0.5)
     for place_x, place_w in itertools.product(LAYOUTS.values(), repeat=2):
         placed = place_x(x), place_w(w)
         both = backward(g, at, *placed, pool=pool)
-        assert_identical(both, expected)
+        assert_identical(list(both), expected)
         for gradient, tensor in zip(both[:2], placed, strict=True):
             nhwc = not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
             assert gradient.is_contiguous(memory_format=torch.channels_last if nhwc else torch.contiguous_format)
@@ -747,23 +755,19 @@ def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
 
 @pytest.mark.parametrize("live", [0.1, 1.0])  # by lists, and dense
 @pytest.mark.parametrize(
-    ("x_size", "w_size", "pool"),
+    "case",
     [
-        ((4, 32, 13, 13), (64, 32, 3, 3), ((2, 2), (2, 2), (0, 0), (1, 1))),
-        ((4, 1, 28, 28), (35, 1, 3, 3), ((2, 2), (2, 2), (0, 0), (1, 1))),  # narrow
-        ((4, 64, 5, 5), (130, 64, 3, 3), None),
-        ((1, 48, 9, 9), (17, 48, 3, 3), None),
+        fused(conv(4, 32, 13, 13, 64, 3, 3), kernel_size=2),
+        fused(conv(4, 1, 28, 28, 35, 3, 3), kernel_size=2),  # narrow
+        fused(conv(4, 64, 5, 5, 130, 3, 3)),
+        fused(conv(1, 48, 9, 9, 17, 3, 3)),
     ],
     ids=str,
 )
-def test_sums_do_not_begin_with_what_was_there(x_size: Any, w_size: Any, pool: Any, live: float, level: str) -> None:
-    x, w = torch.randint(-3, 4, x_size).float(), torch.randint(-3, 4, w_size).float()
-    N, K, P, Q = x_size[0], w_size[0], x_size[2] - 2, x_size[3] - 2
-    size = (N, K, P, Q) if pool is None else (N, K, P // 2, Q // 2)
-    at = torch.randint(0, 1 if pool is None else 4, size).byte().masked_fill(torch.rand(size) >= live, 255)
-    g = torch.randint(-3, 4, size).float()
-    expected = [t.float() for t in backward(g.double(), at, x.double(), w.double(), pool=pool)]
-    backward(torch.full(size, float("nan")), torch.zeros_like(at), x, w, pool=pool)
+def test_sums_do_not_begin_with_what_was_there(case: FusedCase, live: float, level: str) -> None:
+    (g, at, x, w), expected = integers_of_backward(case, live)
+    pool = None if case.pool is None else ((2, 2), (2, 2), (0, 0), (1, 1))
+    backward(torch.full_like(g, float("nan")), torch.zeros_like(at), x, w, pool=pool)
     assert_identical(list(backward(g, at, x, w, pool=pool)), expected)
 
 
