@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -88,7 +91,7 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
 
 @pytest.mark.parametrize("P", range(1, 10))
 def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
-    """Into tiles of 4, 3, 2 and 1 outputs on a side, whole or hanging over the edge: enough images that it pays."""
+    """Into tiles of 3, 2 and 1 outputs on a side, whole or hanging over the edge: enough images that it pays."""
     for Q in range(1, 10):
         padding = (P % 3 if P > 2 else 0, Q % 2)
         x = torch.randn(130, 33, P + 2 - 2 * padding[0], Q + 2 - 2 * padding[1], dtype=torch.float64)
@@ -96,6 +99,25 @@ def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
         y = FF.conv2d(x, w, b, padding=padding)
         assert y.shape[2:] == (P, Q)
         torch.testing.assert_close(y, F.conv2d(x, w, b, padding=padding), rtol=1e-12, atol=1e-11)
+
+
+def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
+    """Where FASTCONV_WINOGRAD=4 asks for them."""
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "cuts_images_of_every_size[",
+    ]
+    run = subprocess.run(
+        tests, env={**os.environ, "FASTCONV_WINOGRAD": "4"}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
 
 
 @pytest.mark.parametrize(

@@ -821,16 +821,25 @@ def test_windows_of_equal_pixels_stay_ties(level: str) -> None:
     assert set(argmax.unique().tolist()) == {0, 255}
 
 
-def test_winograd_can_be_switched_off_where_each_result_shall_be_exact() -> None:
+def test_the_environment_limits_winograds_tiles() -> None:
+    """0 takes none at all, so that each result is exact; 4 takes larger ones than 3, the default."""
     program = """
 import torch, fastconv.functional as FF
 torch.manual_seed(0)
 x, w = torch.randn(8, 32, 14, 14).relu(), torch.nn.init.dirac_(torch.empty(32, 32, 3, 3))
-print(int(torch.equal(FF.conv2d(x, w, None, 1, 1), x)))
+print(FF.conv2d(x, w, None, 1, 1).sub(x).abs().sum().item())
 """
-    for value, exact in (("0", "1"), ("1", "0"), ("", "0"), ("on", "0"), ("4", "0")):
-        environment = {**os.environ, "FASTCONV_WINOGRAD": value}
+
+    def error(value: str | None) -> float:
+        environment = {name: text for name, text in os.environ.items() if name != "FASTCONV_WINOGRAD"}
+        if value is not None:
+            environment["FASTCONV_WINOGRAD"] = value
         run = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
         )
-        assert run.stdout.strip() == exact
+        return float(run.stdout)
+
+    default = error(None)
+    assert error("0") == 0 < error("2") < default < error("4")
+    for value in ("", "3", "1", "on"):
+        assert error(value) == default

@@ -66,48 +66,50 @@ inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
   return best;
 }
 
-// FASTCONV_WINOGRAD limits the side of a tile, for those who need each result to be as exact as its own terms: 2 and 3
-// to that many outputs, 0 does without. (Winograd's error is small against the largest results of a tile, so that what
-// is exactly zero may come out as 1e-7 of them.)
+// The largest side of a tile, 3 unless FASTCONV_WINOGRAD says otherwise: 4 for those who want speed (0.7 to 1.0 of the
+// time, more error: tables below), 2 or 0, none at all, for those who need each result to be as exact as its own terms.
+// (Winograd's error is small against the largest results of a tile, so that what is exactly zero may come out as 1e-7
+// of them.)
 inline int winograd_allowed() {
   static const int allowed = [] {
     const char* variable = std::getenv("FASTCONV_WINOGRAD");
     const std::string_view value = variable ? variable : "";
-    return value == "0" ? 0 : value == "2" ? 2 : value == "3" ? 3 : 4;
+    return value == "0" ? 0 : value == "2" ? 2 : value == "4" ? 4 : 3;
   }();
   return allowed;
 }
 
-// The largest side of a tile. Error against float64 over PyTorch's, root mean square, with tiles of up to 4 x 4 / of up
-// to 2 x 2 (normal x, padding 1 but for 64->128, Zen 3, AVX2):
-//                      forward        data, channels_last   data, contiguous
-//   32->32   14x14     1.45 / 0.68    1.48 / 0.70           1.47 / 0.68
-//   64->64   16x16     1.29 / 0.63    1.31 / 0.64           2.56 / 1.24
-//   64->128  5x5       0.95 / 0.52
-//   128->128 8x8       0.61 / 0.65    0.61 / 0.64           1.21 / 1.27
-//   512->512 8x8       0.65 / 0.62    0.66 / 0.62           2.54 / 0.97
-// It shall be at most twice PyTorch's, whose own sums are shorter with fewer channels (16: 2.1 in a simulation), in the
-// data pass where memory is contiguous, and over much padding (4.7 where it is 3). So: small tiles there, and with a
-// pool (kernels/winograd.h says why). Of an x that is 5 % live PyTorch's sums are shorter, too; that is not looked at.
+// The largest side of a tile for one shape. Error of the forward pass against float64 over PyTorch's, root mean square,
+// of normal x (behind a ReLU all are a fifth more), padding 1 but for 64->128, with tiles of up to 4 / 3 / 2 on a side:
+//                      contiguous, AVX-512     channels_last, or PyTorch with AVX2
+//   32->32   14x14     2.25 / 1.60 / 0.80      1.61 / 1.15 / 0.57
+//   64->64   16x16     2.35 / 1.71 / 0.98      1.20 / 0.87 / 0.50
+//   64->128  5x5       1.72 / 1.72 / 0.87      0.88 / 0.88 / 0.45
+//   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
+//   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
+// It shall be at most twice PyTorch's, so 4 x 4 is left to FASTCONV_WINOGRAD. PyTorch's own sums are shorter with fewer
+// channels (16: 2.1 in a simulation), in the data pass where memory is contiguous, and over much padding (4.7 where it
+// is 3). So: small tiles there, and with a pool (kernels/winograd.h says why). Of an x that is 5 % live PyTorch's sums
+// are shorter, too; that is not looked at.
 inline int winograd_largest(const FusedShape& f, bool backward) {
   const bool small = backward || f.window() > 1 || f.conv.C < 32 || f.conv.pad_h > 1 || f.conv.pad_w > 1;
   return std::min(winograd_allowed(), small ? 2 : 4);
 }
 
 // How it cuts a convolution whose direct kernel has `direct` multiplications a channel pair, if it takes it.
-// Time of the direct kernel / Winograd's (padding 1, but 64->128 5x5 without; one thread of Zen 3, AVX2):
-//                  batch    1     2     4     8    16    64      with tiles of 2 x 2 alone:  16    64
-//   16->16   28x28         1.0   1.0   1.1   1.1   1.1   1.1                              1.1   1.2
-//   32->32   14x14         1.1   1.2   1.4   1.5   1.6   1.9                              1.5   1.6
-//   64->64   14x14         1.2   1.4   1.7   1.8   1.9   2.1                              1.7   1.7
-//   64->64   16x16         1.3   1.6   1.9   2.2   2.4   2.5                              1.7   1.7
-//   128->128 14x14         1.2   1.5   1.8   1.9   1.9   2.2                              1.8   1.7
-//   128->128 8x8           0.8   1.0   1.2   1.6   2.0   2.5                              1.7   1.7
-//   256->256 8x8           0.9   1.1   1.4   1.7   2.1   2.4                              1.7   1.7
-//   256->256 7x7           0.8   0.9   1.2   1.4   1.7   1.9                              1.4   1.3
-//   512->512 7x7           0.8   0.8   1.0   1.1   1.3                                    1.1
-//   512->512 4x4           0.6   0.6   0.8   1.0   1.2   1.6                              1.2   1.4
-//   64->128  5x5           0.8   0.8   0.8   0.9   1.1   1.8                              0.9   1.0
+// Time of the direct kernel / Winograd's (padding 1, but 64->128 5x5 without; one thread of Zen 5, AVX-512):
+//                  batch    1     2     4     8    16    64      with tiles of up to 2 x 2:  16    64      4 x 4:  64
+//   16->16   28x28         1.1   1.1   1.1   1.1   1.1   1.2                              1.1   1.0             1.0
+//   32->32   14x14         1.2   1.4   1.5   1.7   1.7   1.9                              1.6   1.6             2.0
+//   64->64   14x14         1.4   1.6   1.8   2.0   2.1   2.2                              1.9   1.8             2.2
+//   64->64   16x16         1.5   1.7   1.8   1.9   2.0   2.1                              1.8   1.7             2.2
+//   128->128 14x14         1.5   1.9   2.1   2.2   2.2   2.0                              2.0   1.8             2.2
+//   128->128 8x8           1.0   1.0   1.8   2.0   2.2   2.2                              2.1   2.0             2.8
+//   256->256 8x8           1.0   1.0   1.9   2.1   2.1   2.0                              2.1   1.9             2.6
+//   256->256 7x7           1.0   1.0   1.6   1.8   1.7   1.6                              1.7   1.6             2.1
+//   512->512 7x7           1.0   1.0   1.1   1.2   1.5   1.5                              1.4   1.0             1.9
+//   512->512 4x4           1.0   1.0   1.0   1.0   1.5   1.5                              1.6   1.4             2.4
+//   64->128  5x5           1.0   1.0   1.0   1.0   1.0   1.9                              1.0   1.2             1.9
 // So: enough channels for the transforms of x and y, and enough tiles for those of the weight.
 inline std::optional<WinogradCut> winograd_cut(const FusedShape& f, int largest, int64_t direct) {
   const Conv2dShape& s = f.conv;
