@@ -7,7 +7,7 @@ same, bit for bit: the same kernel, with the same arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -88,15 +88,30 @@ class _Lean(Optimizer):
                 if not state or gradient.layout is not torch.strided or parameter.is_complex():
                     return None
                 kinds.add((parameter.dtype, parameter.device))
+                average, square = state["exp_avg"], state["exp_avg_sq"]
+                if not parameter.is_contiguous():
+                    parameter, gradient, average, square = _as_memory_lies(parameter, gradient, average, square)
                 parameters.append(parameter)
                 gradients.append(gradient)
-                averages.append(state["exp_avg"])
-                squares.append(state["exp_avg_sq"])
+                averages.append(average)
+                squares.append(square)
                 steps.append(state["step"])
             if len(kinds) > 1:  # PyTorch sorts them, which a GPU's kernel needs
                 return None
             result.append(lists)
         return result
+
+
+def _as_memory_lies(*tensors: Tensor) -> Iterable[Tensor]:
+    """Of channels_last tensors, views that are contiguous.
+
+    PyTorch's kernel goes by the memory in either case, but makes a contiguous copy first that nobody reads: 15 of the
+    145 us of a step (MnistCNN, Zen 5, 2 threads).
+    """
+    if all(tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors):
+        with torch.no_grad():
+            return [tensor.permute(0, 2, 3, 1) for tensor in tensors]
+    return tensors
 
 
 def _unhooked(step: Any) -> Callable[..., Any]:

@@ -33,17 +33,17 @@ SETTINGS: dict[str, Settings] = {
 }
 
 
-def network(dtype: torch.dtype = torch.float32) -> nn.Module:
+def network(dtype: torch.dtype = torch.float32, channels: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).to(dtype)
+    return nn.Sequential(nn.Conv2d(channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).to(dtype)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
-    dtype = next(model.parameters()).dtype
+    first = next(model.parameters())
     for _ in range(steps):
         optimizer.zero_grad()
-        model(torch.randn(3, 1, 8, 8, generator=generator).to(dtype)).square().mean().backward()
+        model(torch.randn(3, first.shape[1], 8, 8, generator=generator).to(first.dtype)).square().mean().backward()
         optimizer.step()
 
 
@@ -87,6 +87,22 @@ def test_trains_as_pytorchs(our_kind: Any, their_kind: Any, settings: Settings) 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types(dtype: torch.dtype) -> None:
     check(*PAIRS[0], {}, dtype=dtype)
+
+
+@pytest.mark.parametrize("kinds", PAIRS)
+def test_channels_last(kinds: tuple[Any, Any]) -> None:
+    """The kernel takes views of them."""
+
+    def run(model: nn.Module, optimizer: Any) -> None:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        weight = model.get_parameter("0.weight")
+        assert not weight.is_contiguous()
+        train(model, optimizer)
+        assert weight.grad is not None
+        weight.grad = weight.grad.contiguous()  # PyTorch's kernel takes it for channels_last, and so does ours
+        optimizer.step()
+
+    check(*kinds, {}, run, channels=3)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ inline int winograd_allowed() {
 // are shorter, too; that is not looked at.
 inline int winograd_largest(const FusedShape& f, bool backward) {
   const bool small = backward || f.window() > 1 || f.conv.C < 32 || f.conv.pad_h > 1 || f.conv.pad_w > 1;
-  return std::min(winograd_allowed(), small ? 2 : 4);
+  return std::min(winograd_allowed(), small ? 2 : kernels().conv2d<float>().winograd.largest);
 }
 
 // How it cuts a convolution whose direct kernel has `direct` multiplications a channel pair, if it takes it.

@@ -59,6 +59,7 @@ struct WinogradTiles {
 // Winograd's convolution (winograd.h).
 template <class T>
 struct WinogradKernels {
+  int largest;  // side of a tile, in outputs
   int64_t unit_tiles;
   int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
   int64_t (*scratch_size)(const Conv2dShape&);

@@ -25,6 +25,13 @@
 namespace fastconv::FC_LEVEL::winograd {
 
 constexpr int largest = 4;
+// What is asked of this level. Without fused multiply-adds (SSE2) each product is rounded, too, and larger tiles err more
+// than twice as much as PyTorch's AVX-512 kernels.
+#if defined(__x86_64__) && FC_VECTOR_BYTES == 16
+constexpr int largest_wanted = 2;
+#else
+constexpr int largest_wanted = largest;
+#endif
 constexpr int64_t unit_tiles = 2 * block_rows;
 
 // How long the sums are that a sum over c is made of: the larger the tile, the more its output transform enlarges their
