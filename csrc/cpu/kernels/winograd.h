@@ -25,8 +25,8 @@
 namespace fastconv::FC_LEVEL::winograd {
 
 constexpr int largest = 4;
-// What is asked of this level. Without fused multiply-adds (SSE2) each product is rounded, too, and larger tiles err more
-// than twice as much as PyTorch's AVX-512 kernels.
+// What is asked of this level. Without fused multiply-adds (SSE2) each product is rounded, too, and larger tiles err
+// more than twice as much as PyTorch's AVX-512 kernels.
 #if defined(__x86_64__) && FC_VECTOR_BYTES == 16
 constexpr int largest_wanted = 2;
 #else
@@ -277,8 +277,8 @@ Transforms<T> transforms_of(const WinogradTiles& kind, Epilogue epilogue) {
   return transforms;
 }
 
-// One frequency: M = V * weight, added up from sums of `longest`, each the sum of two halves. (Halves take 0 to 4 % of the
-// time and 10 to 20 % of the error.) Behind the last tile, whatever lies there is multiplied.
+// One frequency: M = V * weight, added up from sums of `longest`, each the sum of two halves. (Halves take 0 to 4 % of
+// the time and 10 to 20 % of the error.) Behind the last tile, whatever lies there is multiplied.
 template <class T, int vectors>
 void multiply(const T* v, int64_t v_row, int64_t C, int longest, const T* weight, T* product, int64_t tiles) {
   const auto sum = [&](int64_t c, int64_t count) {
