@@ -65,7 +65,8 @@ struct WinogradKernels {
   int64_t (*scratch_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTiles&, int64_t block, T* to);
   void (*forward)(const FusedShape&, const WinogradTiles&, const T* x, const T* packed, const T* bias, T* y,
-                  uint8_t* argmax, int64_t first, int64_t last, T* scratch, uint8_t* spoilt);
+                  uint8_t* argmax, int64_t first, int64_t last, int64_t first_block, int64_t last_block, T* scratch,
+                  uint8_t* spoilt);
 };
 
 // For gradients that are mostly zeros (live.h). `at` and `value`: scratch of list_size elements each.

@@ -308,11 +308,13 @@ void multiply(const T* v, int64_t v_row, int64_t C, int longest, const T* weight
   }
 }
 
-// Tiles [first, last) of one kind, at most unit_tiles; packed: of this kind. argmax is null where there is no ReLU.
-// spoilt[n] is set where a sum of image n is not finite: its results are to be computed directly.
+// Tiles [first, last) of one kind, at most unit_tiles, and blocks [first_block, last_block) of channels; packed: of
+// this kind. argmax is null where there is no ReLU. spoilt[n] is set where a sum of image n is not finite: its results
+// are to be computed directly.
 template <class T>
 void forward(const FusedShape& f, const WinogradTiles& kind, const T* x, const T* packed, const T* bias, T* y,
-             uint8_t* argmax, int64_t first, int64_t last, T* scratch, uint8_t* spoilt) {
+             uint8_t* argmax, int64_t first, int64_t last, int64_t first_block, int64_t last_block, T* scratch,
+             uint8_t* spoilt) {
   const Conv2dShape& s = f.conv;
   const Unit unit{kind, first, last};
   const auto transforms = transforms_of<T>(kind, f.window() == 4 ? Epilogue::relu_max_pool
@@ -322,7 +324,7 @@ void forward(const FusedShape& f, const WinogradTiles& kind, const T* x, const T
   T* v = scratch;
   T* product = scratch + frequencies * v_step<T>(s);
   transforms.input(s, unit, x, v);
-  for (int64_t index = 0; index < ceil_div(s.K, block_lanes<T>); ++index) {
+  for (int64_t index = first_block; index < last_block; ++index) {
     const ChannelBlock<T> block(index, s.K);
     const T* weight = packed + index * frequencies * weight_step<T>(s);
     const auto run = block.vectors == 2 ? multiply<T, 2> : multiply<T, 1>;
