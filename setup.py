@@ -95,8 +95,9 @@ from torch.utils import cpp_extension  # noqa: E402
 
 
 def compile_arguments() -> list[str]:
-    # Other people's headers are system headers: -Werror is for our own.
-    system_headers = [*cpp_extension.include_paths(), pybind11.get_include(), sysconfig.get_paths()["include"]]
+    # Other people's headers are system headers: -Werror is for our own. pybind11's come before torch's copy of them,
+    # which torch 2.11 refuses beside the stable ABI.
+    system_headers = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     arguments = [argument for path in system_headers for argument in ("-isystem", path)]
     arguments += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
     # The stable ABI of torch 2.10 and later, and nothing else of torch: see docs/architecture.md.

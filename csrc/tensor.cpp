@@ -20,11 +20,11 @@ bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
 // Through the C function rather than torch::stable::empty, which finds aten::empty by its name on every call (1 us).
 Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, const Tensor& like, ScalarType type) {
   int32_t device_type = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      dim, sizes, strides, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type,
-      like.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides,
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 

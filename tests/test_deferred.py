@@ -319,7 +319,7 @@ def test_nobody_can_tell(name: str, channels_last: bool) -> None:
 )
 def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
     tensors = operands(channels_last)
-    with torch.profiler.profile() as profile, fastconv.enabled(fuse=True):
+    with torch.profiler.profile(acc_events=True) as profile, fastconv.enabled(fuse=True):
         result = PROGRAMS[name](*tensors)
         result.sum()
     ran = [event.name for event in profile.events() if event.name.startswith("fastconv::")]
@@ -328,7 +328,7 @@ def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
 
 def test_a_pools_result_is_not_copied_to_be_copied_back() -> None:
     tensors = operands(channels_last=True)
-    with torch.profiler.profile() as profile, fastconv.enabled(fuse=True):
+    with torch.profiler.profile(acc_events=True) as profile, fastconv.enabled(fuse=True):
         assert type(keras_next(*tensors)) is Tensor
     assert sum(event.name == "aten::copy_" for event in profile.events()) <= 2  # of input and weight
 

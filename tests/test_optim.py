@@ -258,7 +258,7 @@ def test_global_hooks_and_the_profiler_see_it() -> None:
     train(model, optimizer, steps=2)
     handle.remove()
     assert len(seen) == 2
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         train(model, optimizer, steps=2)
     names = {event.key: event.count for event in profile.key_averages()}
     assert names["Optimizer.step#Adam.step"] == names["Optimizer.zero_grad#Adam.zero_grad"] == 2
