@@ -121,7 +121,9 @@ def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [(33, 33, 3, 1, 17, (3, 2)), (8, 48, 1, 7, 64, (2, 2)), (16, 64, 16, 16, 64, (1, 1))], ids=str
+    "size",
+    [(33, 33, 3, 1, 17, (3, 2)), (8, 48, 1, 7, 64, (2, 2)), (16, 64, 16, 16, 64, (1, 1)), (64, 256, 3, 3, 32, (1, 1))],
+    ids=str,
 )
 def test_winograd_errs_at_most_twice_as_much_as_pytorch(size: Any, level: str) -> None:
     """Over much padding, too, where PyTorch's sums are short."""

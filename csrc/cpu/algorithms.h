@@ -69,7 +69,7 @@ inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 // The largest side of a tile, 3 unless FASTCONV_WINOGRAD says otherwise: 4 for those who want speed (0.7 to 1.0 of the
 // time, more error: tables below), 2 or 0, none at all, for those who need each result to be as exact as its own terms.
 // (Winograd's error is small against the largest results of a tile, so that what is exactly zero may come out as 1e-7
-// of them.)
+// of them.) Without AVX2 none is larger than 2.
 inline int winograd_allowed() {
   static const int allowed = [] {
     const char* variable = std::getenv("FASTCONV_WINOGRAD");
@@ -87,12 +87,14 @@ inline int winograd_allowed() {
 //   64->128  5x5       1.72 / 1.72 / 0.87      0.88 / 0.88 / 0.45
 //   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
 //   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
-// It shall be at most twice PyTorch's, so 4 x 4 is left to FASTCONV_WINOGRAD. PyTorch's own sums are shorter with fewer
-// channels (16: 2.1 in a simulation), in the data pass where memory is contiguous, and over much padding (4.7 where it
-// is 3). So: small tiles there, and with a pool (kernels/winograd.h says why). Of an x that is 5 % live PyTorch's sums
-// are shorter, too; that is not looked at.
+// It shall be at most about twice PyTorch's, so 4 x 4 is left to FASTCONV_WINOGRAD. PyTorch's own sums are shorter with
+// fewer channels (16: 2.1 in a simulation), in the data pass where memory is contiguous, and over much padding (4.7
+// where it is 3; behind a ReLU 2.9 where it is 1 and the image 3 x 3). So: small tiles there, and with a pool
+// (kernels/winograd.h says why). Of an x that is 5 % live PyTorch's sums are shorter, too; that is not looked at.
 inline int winograd_largest(const FusedShape& f, bool backward) {
-  const bool small = backward || f.window() > 1 || f.conv.C < 32 || f.conv.pad_h > 1 || f.conv.pad_w > 1;
+  const Conv2dShape& s = f.conv;
+  const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
+  const bool small = backward || f.window() > 1 || s.C < 32 || padded;
   return std::min(winograd_allowed(), small ? 2 : kernels().conv2d<float>().winograd.largest);
 }
 
