@@ -832,8 +832,8 @@ print(FF.conv2d(x, w, None, 1, 1).sub(x).abs().sum().item())
 """
 
     def error(value: str | None) -> float:
-        environment = {name: text for name, text in os.environ.items() if name != "FASTCONV_WINOGRAD"}
-        environment.pop("FASTCONV_CPU_CAPABILITY", None)
+        chosen = ("FASTCONV_WINOGRAD", "FASTCONV_CPU_CAPABILITY")
+        environment = {name: text for name, text in os.environ.items() if name not in chosen}
         if value is not None:
             environment["FASTCONV_WINOGRAD"] = value
         run = subprocess.run(

@@ -19,7 +19,7 @@ from fastconv.mnist.training import Training
 
 pytestmark = [
     pytest.mark.skipif(no_gpu() is not None, reason=no_gpu() or ""),
-    pytest.mark.filterwarnings("ignore:Using padding='same'"),  # PyTorch's, of its own copy
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
 ]
 #: In units of the last place of the result's largest value; sums of a thousand terms in float.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
