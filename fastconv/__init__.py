@@ -15,7 +15,7 @@ from fastconv import ops
 from fastconv.ops import _C
 from fastconv.version import __version__
 
-from fastconv import autograd, functional, models, nn, optim  # isort: skip  after the operators
+from fastconv import autograd, flops, functional, models, nn, optim  # isort: skip  after the operators
 from fastconv.convert import conversion_report, convert, revert  # isort: skip
 from fastconv.enabled import enabled  # isort: skip
 
@@ -26,6 +26,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "enabled",
+    "flops",
     "functional",
     "models",
     "nn",
