@@ -18,6 +18,9 @@ from fastconv.version import __version__
 from fastconv import autograd, flops, functional, models, nn, optim  # isort: skip  after the operators
 from fastconv.convert import conversion_report, convert, revert  # isort: skip
 from fastconv.enabled import enabled  # isort: skip
+from fastconv.interop import let_fuse_modules_take_layers  # isort: skip
+
+let_fuse_modules_take_layers()
 
 __all__ = [
     "_C",
