@@ -18,7 +18,7 @@ _ops = torch.ops.fastconv
 Shape = Sequence[int]
 
 
-# Formulas get the shape of each tensor in its place. ``out_shape`` is the result's, a tuple of them for several results.
+# A formula gets the shape of each tensor in the tensor's place. ``out_shape`` is the result's, or a tuple of shapes.
 
 
 @register_flop_formula(_ops.conv2d)
@@ -56,7 +56,8 @@ def _fused_backward(
 def _backward(grad_output: Shape, input: Shape, weight: Shape, needs_input: bool, needs_weight: bool) -> int:
     unused = (None, None, None, None, False, None, None)  # bias, geometry, transposed, output_padding, groups
     output_mask, gradients = (needs_input, needs_weight, True), (input, weight, None)
-    return conv_backward_flop(grad_output, input, weight, *unused, output_mask, out_val=gradients)
+    formula: Any = conv_backward_flop  # decorated: the shapes of the results come as out_val
+    return int(formula(grad_output, input, weight, *unused, output_mask, out_val=gradients))
 
 
 def _conv_shape(input: Shape, weight: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:

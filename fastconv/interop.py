@@ -11,8 +11,8 @@ subclass goes unnoticed: it is not fused, not quantised, and no error says so. T
 * ``fuse_modules`` accepts fastconv's layers wherever it accepts torch.nn's.
 * ``torch.jit.script`` compiles the code of torch.nn's layers.
 
-:class:`fastconv.nn.ConvReLU2d` and :class:`fastconv.nn.ConvReLUMaxPool2d` have no counterpart that can be quantised, and
-raise a TypeError.
+:class:`fastconv.nn.ConvReLU2d` and :class:`fastconv.nn.ConvReLUMaxPool2d` have no counterpart that can be quantised.
+They raise a TypeError.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def _become_torchs(layer: Any) -> None:
     if not _has_twin(layer):
         raise TypeError(
             f"{kind.__name__} cannot be quantised: it computes several layers in one. Build the model of torch.nn's "
-            "Conv2d, ReLU and MaxPool2d, which fastconv.convert accelerates, or set qconfig = None on this layer to keep "
-            "it in floating point"
+            "Conv2d, ReLU and MaxPool2d, which fastconv.convert accelerates, or set qconfig = None on this layer to "
+            "keep it in floating point"
         )
     if isinstance(layer, torch.nn.Sequential):
         set_class(layer, TO_TORCH[kind])
@@ -145,7 +145,7 @@ def _give_graphs_torchs_layers(parent: Module, name: str, module: Module | None)
     return twin
 
 
-register_module_module_registration_hook(_give_graphs_torchs_layers)
+register_module_module_registration_hook(_give_graphs_torchs_layers)  # type: ignore[arg-type]
 
 
 # torch.ao.quantization

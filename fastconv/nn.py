@@ -12,9 +12,10 @@ from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.utils import _pair  # noqa: F401  for the scripted _conv_forward
+from torch.nn.modules.utils import _pair
 
 from fastconv import functional as FF
 from fastconv.interop import Layer, scripted_as
@@ -78,7 +79,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
         return input, weight, bias, self.stride, padding, self.dilation, self.groups
 
 
-class LazyConv2d(Layer, torch.nn.LazyConv2d):
+class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]
     """A :class:`Conv2d` whose ``in_channels`` the first input decides: :class:`torch.nn.LazyConv2d`'s arguments.
 
     Example:
@@ -213,7 +214,7 @@ class Sequential(Layer, torch.nn.Sequential):
 
     @scripted_as(torch.nn.Sequential.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, torch.fx.Proxy):
+        if isinstance(input, Proxy):  # torch.fx records the layers, each by itself
             return super().forward(input)
         if torch_module._has_any_global_hook():
             return super().forward(input)

@@ -57,7 +57,7 @@ class Report:
         notes = "".join(f'<p style="margin: 4px 0; {faint}">{html.escape(note)}</p>' for note in self.notes)
         return (
             f'<div><p style="margin: 4px 0"><b>{html.escape(self.summary())}</b></p>'
-            f'<table style="border-collapse: collapse"><thead>{row("th", _HEADINGS)}</thead>'
+            f'<table style="border-collapse: collapse; color: inherit"><thead>{row("th", _HEADINGS)}</thead>'
             f"<tbody>{''.join(rows)}</tbody></table>{notes}</div>"
         )
 

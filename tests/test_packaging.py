@@ -151,7 +151,8 @@ def editable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "fastconv"):
         source = ROOT / name
         if source.is_dir():  # with links in place of the extension, which is large
-            shutil.copytree(source, clone / name, copy_function=os.symlink, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, clone / name, copy_function=os.symlink, ignore=ignored)
         else:
             shutil.copy(source, clone)
     build = "import setuptools.build_meta, sys; setuptools.build_meta.build_editable(sys.argv[1])"
@@ -174,8 +175,9 @@ def test_an_editable_install_is_imported_from_the_folder_above_the_clone(editabl
     )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
-        [sys.executable, "-c", program], cwd=editable["above"], env=environment, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", program],
+        cwd=editable["above"], env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     assert result.stdout.split() == [str(editable["clone"] / "fastconv" / "__init__.py"), "convert"]
 
 
