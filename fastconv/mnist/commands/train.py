@@ -24,6 +24,7 @@ from fastconv.mnist.options import (
     Recipe,
     Schedule,
     ThreadsOption,
+    path,
 )
 from fastconv.mnist.runs import RunFolder
 
@@ -110,7 +111,11 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", help="Folder for the results. Default: runs/MODEL-DATASET.", metavar="DIR", show_default=False
+            "--output",
+            parser=path,
+            help="Folder for the results. Default: runs/MODEL-DATASET.",
+            metavar="DIR",
+            show_default=False,
         ),
     ] = None,
     resume: Annotated[
@@ -162,9 +167,9 @@ def train(
     given = {
         name: value.value if isinstance(value, Enum) else value for name, value in options.items() if value is not None
     }
-    settings, state = settle(given), None
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
+    settings, state = settle(given), None
     set_threads(threads)
     if output is None:
         name = f"{settings['model']} {data.display_name(settings['dataset'], settings['data_dir'])}"

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from fastconv.mnist import UserError
+from fastconv.mnist.config import MAX_IMAGE_SIZE
 from fastconv.mnist.data.dataset import DataError, DataSet
 
 DEFAULT_SIZE = 32
-MAX_SIZE = 1024
+MAX_SIZE = MAX_IMAGE_SIZE
 
 _VALIDATION = ("val", "valid", "validation")  # beside train: not classes
 _EVERY = 5  # the share of the test where the folder does not set it: each fifth image of a class

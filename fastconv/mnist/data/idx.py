@@ -62,6 +62,8 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
             if found != magic:
                 raise DataError(f"{path} is not the IDX file expected: magic number {found:#010x}, not {magic:#010x}")
             expected = math.prod(sizes)
+            if expected == 0 and max(sizes) > 0 and sizes[0] != 0:
+                raise DataError(f"{path} has no values: its sizes are {' x '.join(map(str, sizes))}")
             # By pieces, so that a header that lies about the size costs no memory; one byte more, to see the end.
             content = bytearray()
             while piece := file.read(min(expected + 1 - len(content), 1 << 24)):
