@@ -9,7 +9,7 @@ with fastconv.enabled(): ...       # PyTorch's own functions and layers, served 
 
 from __future__ import annotations
 
-from fastconv import startup  # isort: skip  first: it tells the command's user why an import below failed
+from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why an import below failed
 
 import torch
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fastconv.mnist import UserError, data
+from fastconv.mnist import UserError, data, printable
 from fastconv.mnist import device as devices
 from fastconv.mnist import train as training
 from fastconv.mnist.commands.shared import set_threads
@@ -186,6 +186,9 @@ def train(
         import matplotlib  # noqa: F401
     if tensorboard:
         import tensorboard as _  # noqa: F401
+
+        if printable(str(output)) != str(output):
+            raise UserError(f"--tensorboard needs a folder with a name in UTF-8, not {output}: choose another --output")
     besides = training.Options(compare, tensorboard, report)
     training.Run(folder, settings, state, images, besides, Console()).run()
 

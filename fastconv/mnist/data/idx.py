@@ -62,8 +62,6 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
             if found != magic:
                 raise DataError(f"{path} is not the IDX file expected: magic number {found:#010x}, not {magic:#010x}")
             expected = math.prod(sizes)
-            if expected == 0 and max(sizes) > 0 and sizes[0] != 0:
-                raise DataError(f"{path} has no values: its sizes are {' x '.join(map(str, sizes))}")
             # By pieces, so that a header that lies about the size costs no memory; one byte more, to see the end.
             content = bytearray()
             while piece := file.read(min(expected + 1 - len(content), 1 << 24)):
@@ -76,7 +74,10 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
         raise DataError(f"{path} is truncated: {len(content)} of {expected} bytes after its header")
     if len(content) > expected:
         raise DataError(f"{path} is corrupt: it goes on after its {expected} bytes")
-    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+    try:
+        return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+    except ValueError as error:  # no values, by a size of 0, and other sizes that numpy cannot count
+        raise DataError(f"{path} is corrupt: it has no values in {' x '.join(map(str, sizes))}") from error
 
 
 def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
