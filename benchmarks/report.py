@@ -6,16 +6,18 @@ python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from machine import caption
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ratios import VARIANTS, Claim, geometric_mean, ratios
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastconv.mnist import UserError, files, printable, schemas
 from fastconv.mnist.alternate import OURS, TORCH
@@ -40,8 +42,14 @@ class _Claim(_Record):
     missing: str | None = None
     unit: Literal["ms", "s", "MB", "x"] = "ms"
     values: dict[str, float] = {}
-    ratio: float = 1.0
+    ratio: float | None = None
     quartiles: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+
+    @model_validator(mode="after")
+    def _has_a_ratio(self) -> _Claim:
+        if self.missing is None and self.unit != "x" and self.ratio is None:
+            raise ValueError("ratio is missing")
+        return self
 
 
 class _ExtraInfo(_Record):
@@ -150,6 +158,8 @@ def main() -> None:
     parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--markdown", action="store_true", help="for the README")
     arguments = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         found = tables([read(path) for path in arguments.json])
     except UserError as error:
@@ -163,11 +173,11 @@ def main() -> None:
             print("\n".join("| " + " | ".join(line) + " |" for line in lines))
             print(f"\nMilliseconds, unless another unit is named. {where}.\n")
             continue
-        table = Table(title="milliseconds, unless another unit is named", caption=where)
+        table = Table(title="milliseconds, unless another unit is named", caption=Text(where))
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         Console(width=150).print(table)
 
 
