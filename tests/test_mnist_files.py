@@ -407,6 +407,14 @@ def test_files_that_vanish_or_are_broken_links_are_told_in_one_line(capsys: Outp
         patch.setattr(data.folder, "_list_images", vanish)
         assert main(["train", "--dataset", "folder", "--data-dir", "images", "--model", MODEL]) == 2
     assert "cannot read images/one/0.png: No such file" in capsys.readouterr().err
+    Path("loop").symlink_to("loop")
+    assert main(["train", "--dataset", "folder", "--data-dir", "loop"]) == 2
+    assert capsys.readouterr().err == "fastconv: loop is not a folder\n"
+    assert main(["train", "--output", "loop/run"]) == 2
+    assert capsys.readouterr().err == "fastconv: cannot write into loop/run: Too many levels of symbolic links\n"
+    Path("run/best.pt").mkdir(parents=True)
+    assert main(["train", "--output", "run"]) == 2
+    assert capsys.readouterr().err == "fastconv: run/best.pt is a folder: choose another --output\n"
     Path("link.pt").symlink_to("nowhere.pt")
     assert main(["evaluate", "link.pt"]) == 2
     assert capsys.readouterr().err == "fastconv: cannot read link.pt: No such file or directory\n"

@@ -63,6 +63,9 @@ class RunFolder:
                 f"{self.path} has a training that was interrupted: --resume goes on with it, or remove {self.training}"
             )
         self._check_results(settings)
+        for path in (self.best, self.history, self.table):
+            if path.is_dir():
+                raise files.OutputError(f"{path} is a folder: choose another --output")
         with contextlib.suppress(OSError):
             self.best.unlink()  # of the run before: this one may hold nothing out
 

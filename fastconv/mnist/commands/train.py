@@ -1,5 +1,6 @@
 """``fastconv train``: its options. What it then does is in :mod:`fastconv.mnist.train`."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -145,7 +146,7 @@ def train(
     options: dict[str, Any] = {
         "recipe": recipe,
         "dataset": dataset,
-        "data_dir": data_dir and str(data_dir.resolve()),
+        "data_dir": data_dir and os.path.realpath(data_dir),
         "image_size": image_size,
         "limit": limit,
         "model": model,
