@@ -9,6 +9,8 @@ with fastconv.enabled(): ...       # PyTorch's own functions and layers, served 
 
 from __future__ import annotations
 
+from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why an import below failed
+
 import torch
 
 from fastconv import ops
