@@ -59,6 +59,7 @@ PYBIND11_MODULE(_C, m) {
             {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
             {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
       },
-      "The settings that the environment variables chose at import. ValueError if one has a value that is not accepted.");
+      "The settings that the environment variables chose at import. ValueError if one has a value that is not "
+      "accepted.");
   m.def("build_info", &build_info, "How the extension was built.");
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from fastconv import ops
+from fastconv import environment, ops
 from fastconv.ops import _C
 from fastconv.version import __version__
 
@@ -26,6 +26,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "enabled",
+    "environment",
     "functional",
     "models",
     "nn",
@@ -37,7 +38,7 @@ __all__ = [
 
 
 def show_config() -> str:
-    """What runs here: versions, the ISA level in use, threads, and how the extension was built.
+    """What runs here: versions, the ISA level in use, threads, how the extension was built, and the environment.
 
     Returns:
         A text of several lines.
@@ -48,6 +49,7 @@ def show_config() -> str:
     """
     build = _C.build_info()
     levels = ", ".join(_C.cpu_capabilities())
+    settings = ", ".join(f"{name}={value or 'unset'}" for name, value in environment.settings().items())
     return "\n".join(
         [
             f"fastconv {__version__}",
@@ -56,6 +58,7 @@ def show_config() -> str:
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
             f"CUDA {build['cuda']}{f' ({_gpus()})' if ops.has_cuda() else ''}",
+            f"environment {settings}",
         ]
     )
 

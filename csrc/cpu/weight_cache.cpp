@@ -30,7 +30,8 @@ uint64_t hint_of(const WeightKey& key, const WeightBytes& weight) {
   } else {
     for (int64_t i = 0; i < samples; ++i) {
       // The product of the whole quotient cannot overflow.
-      const int64_t last = weight.count - size, at = last / (samples - 1) * i + last % (samples - 1) * i / (samples - 1);
+      const int64_t last = weight.count - size,
+                    at = last / (samples - 1) * i + last % (samples - 1) * i / (samples - 1);
       std::memcpy(&word, bytes + at, size);
       hint = mix(hint, word);
     }
@@ -125,7 +126,8 @@ void WeightCache::insert(Entry entry) {
   entries_.push_front(std::move(entry));
   by_hint_.emplace(hint, entries_.begin());
   if (by_hint_.count(hint) > most_twins) {
-    const auto oldest = std::find_if(entries_.rbegin(), entries_.rend(), [&](const Entry& e) { return e.hint == hint; });
+    const auto oldest =
+        std::find_if(entries_.rbegin(), entries_.rend(), [&](const Entry& e) { return e.hint == hint; });
     move_out(std::prev(oldest.base()), evicted);
   }
   while (entries_.size() > most_entries || bytes_ > most_bytes_) move_out(std::prev(entries_.end()), evicted);

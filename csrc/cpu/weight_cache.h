@@ -1,9 +1,9 @@
 // A cache of packed weights whose hits are certain. It includes no torch header, so that ThreadSanitizer can see all of
 // it (tests/threads/weight_cache.cpp).
 //
-// An entry holds the packed weight and a copy of the bytes that were packed. A lookup is a hit only if every byte of the
-// caller's weight equals the copy. Addresses and version counters prove nothing: a foreign pointer may write a weight's
-// memory, and the allocator reuses addresses.
+// An entry holds the packed weight and a copy of the bytes that were packed. A lookup is a hit only if every byte of
+// the caller's weight equals the copy. Addresses and version counters prove nothing: a foreign pointer may write a
+// weight's memory, and the allocator reuses addresses.
 //
 // A hint of 64 bits chooses the entries to compare. It samples at most 64 words of the weight. Different weights may
 // share a hint. They then cost a comparison, never a wrong result.
@@ -18,8 +18,8 @@
 //    9,437,184                       629                      588                      911                 230
 //   94,371,840                     7,308                    6,457                    9,287               6,796
 //
-// NH is the keyed universal hash of UMAC and VMAC (Dai and Krovetz, VHASH Security, 2007). It would need no copy, but it
-// is slower, and it bounds the probability of a wrong result where the comparison excludes one.
+// NH is the keyed universal hash of UMAC and VMAC (Dai and Krovetz, VHASH Security, 2007). It would need no copy, but
+// it is slower, and it bounds the probability of a wrong result where the comparison excludes one.
 #pragma once
 
 #include <array>
