@@ -65,8 +65,8 @@ def test_no_way_to_change_a_weight_goes_unseen(size: tuple[int, ...], weight_siz
             torch.testing.assert_close(convolve(x, w).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# Shapes of weights: two with few twins first, depthwise, Winograd, and larger than the part that the hint samples.
-TWIN_SIZES = [(1, 1, 1, 1), (2, 1, 3, 3), (3, 2, 1, 5), (8, 1, 3, 3), (24, 16, 3, 3), (16, 16, 3, 3), (40, 24, 3, 3)]
+# Shapes of weights: with few twins first, then depthwise, larger than the part that the hint samples, and Winograd.
+TWIN_SIZES = [(1, 1, 1, 1), (2, 1, 3, 3), (3, 2, 1, 5), (8, 1, 3, 3), (4, 3, 5, 5), (16, 16, 3, 3)]
 TWINS = 100_000
 
 
@@ -100,6 +100,7 @@ def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
 
 def test_of_100000_structured_twins_none_is_taken_for_the_weight_that_was_packed() -> None:
     """Each goes through a convolution. Values are whole numbers, so that a stale result differs by 1 or more."""
+    torch.set_num_threads(1)
     orders = (torch.contiguous_format, torch.channels_last)
     cases = list(itertools.product(TWIN_SIZES, (torch.float32, torch.float64), orders))
     tried = compared = 0

@@ -36,7 +36,7 @@ def infer(
     before = model(image)
     for round_ in range(rounds):
         for x, w in shared + own:
-            if not all([right(x, w) for _ in range(3)]):
+            if not all(right(x, w) for _ in range(3)):
                 wrong.append(f"round {round_}, weight {tuple(w.shape)}")
         if not torch.equal(model(image), before):
             wrong.append(f"round {round_}, the model")
