@@ -105,7 +105,9 @@ def compile_arguments() -> list[str]:
     if cuda_home is not None:
         arguments += [f"-DFASTCONV_CUDA={toolkit.version(cuda_home)}"]
     if sanitizers():
-        return [*arguments, "-O1", "-g", *sanitizers(), "-fno-sanitize-recover=undefined"]
+        # Under ThreadSanitizer, g++ warns of variables that memcpy sets.
+        quiet = [] if os.environ["FASTCONV_SANITIZE"] == "1" else ["-Wno-maybe-uninitialized"]
+        return [*arguments, "-O1", "-g", *sanitizers(), "-fno-sanitize-recover=undefined", *quiet]
     if os.environ.get("FASTCONV_DEBUG") == "1":
         return [*arguments, "-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
     return [*arguments, "-O3", "-g0"]

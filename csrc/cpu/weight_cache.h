@@ -18,8 +18,11 @@
 //    9,437,184                       629                      588                      911                 230
 //   94,371,840                     7,308                    6,457                    9,287               6,796
 //
-// NH is the keyed universal hash of UMAC and VMAC (Dai and Krovetz, VHASH Security, 2007). It would need no copy, but
-// it is slower, and it bounds the probability of a wrong result where the comparison excludes one.
+// Inference of one image, one thread, as a share of the time with the broken hash: MnistCNN 0.76 with the comparison
+// and 1.03 with NH, 512->512 3x3 on 7x7 0.77 and 1.06. A training step takes as long as before.
+//
+// NH is the keyed universal hash of UMAC and VMAC (Dai and Krovetz, VHASH Security, 2007). It needs no copy, but it is
+// slower, and it bounds the probability of a wrong result where the comparison excludes one.
 #pragma once
 
 #include <array>
