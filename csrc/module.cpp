@@ -2,12 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <map>
 #include <sstream>
 #include <string>
 
 #include "cpu/capability.h"
 #include "cpu/packed_weights.h"
+#include "environment.h"
 
 #if !defined(FASTCONV_CUDA)
 #define FASTCONV_CUDA no
@@ -43,9 +45,21 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "packed_weights",
       [] {
-        const fastconv::cpu::PackedWeights state = fastconv::cpu::packed_weights();
+        const fastconv::cpu::WeightCache::State state = fastconv::cpu::packed_weights();
         return std::map<std::string, int64_t>{{"bytes", state.bytes}, {"hits", state.hits}};
       },
-      "The weights kept as the kernels want them: bytes now, and calls so far that found theirs.");
+      "The packed weights that are kept: their bytes now, and the calls so far that found theirs.");
+  m.def(
+      "environment",
+      [] {
+        const fastconv::Environment& e = fastconv::environment();
+        const bool unlimited = e.cache_bytes == std::numeric_limits<int64_t>::max();
+        return std::map<std::string, std::string>{
+            {"FASTCONV_CPU_CAPABILITY", e.cpu_capability},
+            {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
+            {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
+      },
+      "The settings that the environment variables chose at import. ValueError if one has a value that is not "
+      "accepted.");
   m.def("build_info", &build_info, "How the extension was built.");
 }

@@ -13,7 +13,7 @@ from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why a
 
 import torch
 
-from fastconv import ops
+from fastconv import environment, ops
 from fastconv.ops import _C
 from fastconv.version import __version__
 
@@ -28,6 +28,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "enabled",
+    "environment",
     "functional",
     "models",
     "nn",
@@ -39,7 +40,7 @@ __all__ = [
 
 
 def show_config() -> str:
-    """What runs here: versions, the ISA level in use, threads, and how the extension was built.
+    """What runs here: versions, the ISA level in use, threads, how the extension was built, and the environment.
 
     Returns:
         A text of several lines.
@@ -50,6 +51,7 @@ def show_config() -> str:
     """
     build = _C.build_info()
     levels = ", ".join(_C.cpu_capabilities())
+    settings = ", ".join(f"{name}={value or 'unset'}" for name, value in environment.settings().items())
     return "\n".join(
         [
             f"fastconv {__version__}",
@@ -58,6 +60,7 @@ def show_config() -> str:
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
             f"CUDA {build['cuda']}{f' ({_gpus()})' if ops.has_cuda() else ''}",
+            f"environment {settings}",
         ]
     )
 

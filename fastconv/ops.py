@@ -37,7 +37,7 @@ except ImportError as error:
         "Build it again: pip install --no-build-isolation --force-reinstall fastconv"
     ) from error
 
-_C.cpu_capability()  # refuses a FASTCONV_CPU_CAPABILITY that this machine lacks now, not in the first call
+_C.environment()  # raises ValueError now, not in the first call, if an environment variable is not accepted
 
 __all__ = ["_C", "has_cuda", "is_channels_last", "suggests_channels_last"]
 

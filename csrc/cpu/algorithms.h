@@ -5,12 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <limits>
 #include <optional>
-#include <string_view>
 #include <vector>
 
+#include "../environment.h"
 #include "conv2d.h"
 
 namespace fastconv::cpu {
@@ -70,14 +69,7 @@ inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 // time, more error: tables below), 2 or 0, none at all, for those who need each result to be as exact as its own terms.
 // (Winograd's error is small against the largest results of a tile, so that what is exactly zero may come out as 1e-7
 // of them.) Without AVX2 none is larger than 2.
-inline int winograd_allowed() {
-  static const int allowed = [] {
-    const char* variable = std::getenv("FASTCONV_WINOGRAD");
-    const std::string_view value = variable ? variable : "";
-    return value == "0" ? 0 : value == "2" ? 2 : value == "4" ? 4 : 3;
-  }();
-  return allowed;
-}
+inline int winograd_allowed() { return environment().winograd; }
 
 // The largest side of a tile for one shape. Error of the forward pass against float64 over PyTorch's, root mean square,
 // of normal x (behind a ReLU all are a fifth more), padding 1 but for 64->128, with tiles of up to 4 / 3 / 2 on a side:

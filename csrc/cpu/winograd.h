@@ -52,9 +52,9 @@ void pack_winograd(const FusedShape& f, const WinogradPlan& plan, const T* packe
 template <class T>
 std::shared_ptr<const T> winograd_weight(const FusedShape& f, const WinogradPlan& plan, const Tensor& weight) {
   const Tensor from = dense(weight);
-  const auto pack = [&](void* to) {
+  const auto pack = [&, krsc = is_nhwc(from)](const void* values, void* to) {
     T* packed = scratch<T>(Scratch::weight, conv2d_kernels<T>(f.conv).packed_forward_size(f.conv));
-    pack_weight_forward<T>(f.conv, from, packed);
+    pack_weight_forward<T>(f.conv, static_cast<const T*>(values), krsc, packed);
     pack_winograd<T>(f, plan, packed, false, static_cast<T*>(to));
   };
   return std::static_pointer_cast<const T>(packed_weight(f.conv, from, {Packing::winograd, plan.layout},
