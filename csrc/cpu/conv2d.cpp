@@ -18,7 +18,7 @@ void direct_forward(const Conv2dShape& s, const Tensor& input, const T* packed, 
   const Result<T> y(output);
   const Tiles tiles(s.N, s.P, s.Q, y.tile_pixels(tile_pixels));
   const int64_t parts = splits(tiles, blocks);
-  torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;

@@ -21,7 +21,7 @@ void direct_forward(const FusedShape& f, const Tensor& input, const T* packed, c
   const Result<T> y(output);
   const Tiles tiles(s.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), f.window()));
   const int64_t parts = splits(tiles, blocks);
-  torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
@@ -50,7 +50,7 @@ void tiled_forward(const FusedShape& f, const Tensor& input, const T* packed, co
   const Activation<T> x(input);
   const Result<T> y(output);
   const Tiles tiles(s.N, pool.P, pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels_between_windows(pool)));
-  torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
       const int64_t start = tile.row * pool.stride_h - pool.pad_h;

@@ -21,7 +21,7 @@ Tensor unpool(const FusedShape& f, const Tensor& grad_output, const Tensor& argm
   const uint8_t* at = data<uint8_t>(argmax);
   T* to = mutable_data<T>(grad_conv);
   const int64_t from_image = pool.C * pool.P * pool.Q, to_image = pool.C * pool.H * pool.W;
-  torch::stable::parallel_for(0, pool.N, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pool.N, 1, [&](int64_t begin, int64_t end) {
     for (int64_t n = begin; n < end; ++n) {
       std::memset(to + n * to_image, 0, static_cast<size_t>(to_image) * sizeof(T));
       kernels().conv2d<T>().fused.unpool(pool, g + n * from_image, at + n * from_image, to + n * to_image);
@@ -83,6 +83,10 @@ Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const T
   const auto& [grad_input, grad_weight, grad_bias] = gradients;
   needs_input = needs_input && grad_input.numel() > 0;
   if (!needs_input && !needs_weight) return gradients;
+  if (f.conv.N == 0) {
+    zero(grad_weight), zero(grad_bias);
+    return gradients;
+  }
   if (is_reduced(input)) {
     Passes<float> passes(f, widened(grad_output, Scratch::wide_other), argmax);
     if (needs_input) {

@@ -5,6 +5,7 @@
 
 #include "capability.h"
 #include "reduced.h"
+#include "scratch.h"
 #include "tiles.h"
 
 namespace fastconv::cpu {
@@ -18,7 +19,7 @@ void forward(const Pool2dShape& s, const Tensor& input, const Tensor& output, co
   int64_t* at = mutable_data<int64_t>(indices);
   if (nhwc) {
     const Tiles tiles(s.N, s.P, s.Q, 1024);
-    torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const Tile tile = tiles[i];
         for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
@@ -29,7 +30,7 @@ void forward(const Pool2dShape& s, const Tensor& input, const Tensor& output, co
     });
   } else {
     const int64_t grain = ceil_div(32768, s.H * s.W);
-    torch::stable::parallel_for(0, s.N * s.C, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, s.N * s.C, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t out = i * s.P * s.Q;
         kernel.nchw(s, x + i * s.H * s.W, y + out, at + out);
@@ -50,7 +51,7 @@ void backward(const Pool2dShape& s, const Tensor& grad_output, const Tensor& ind
     // Few images are shared out once more, by channels.
     const int64_t parts = s.N >= wanted_pieces ? 1 : std::min(ceil_div(s.C, 16), ceil_div(wanted_pieces, s.N));
     if (parts > 1) std::memset(dx, 0, static_cast<size_t>(s.N * image) * sizeof(T));
-    torch::stable::parallel_for(0, s.N * parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, s.N * parts, 1, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t n = i / parts, part = i % parts;
         if (parts == 1) std::memset(dx + n * image, 0, static_cast<size_t>(image) * sizeof(T));
@@ -60,7 +61,7 @@ void backward(const Pool2dShape& s, const Tensor& grad_output, const Tensor& ind
     });
   } else {
     const int64_t grain = ceil_div(32768, s.H * s.W);
-    torch::stable::parallel_for(0, s.N * s.C, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, s.N * s.C, grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         std::memset(dx + i * s.H * s.W, 0, static_cast<size_t>(s.H * s.W) * sizeof(T));
         kernel.backward_nchw(s, g + i * s.P * s.Q, at + i * s.P * s.Q, dx + i * s.H * s.W);

@@ -51,7 +51,7 @@ Hash hash_of(const Tensor& weight) {
   const int64_t bytes = weight.numel() * static_cast<int64_t>(weight.element_size());
   const auto* from = static_cast<const char*>(weight.const_data_ptr());
   std::vector<Hash> parts(static_cast<size_t>(ceil_div(bytes, chunk)));
-  torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 4, [&](int64_t begin, int64_t end) {
+  parallel_for(0, static_cast<int64_t>(parts.size()), 4, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       parts[i] = hash_chunk(from + i * chunk, std::min(chunk, bytes - i * chunk), static_cast<uint64_t>(i));
     }

@@ -7,7 +7,7 @@
 
 #include "../tensor.h"
 #include "capability.h"
-#include "tiles.h"
+#include "scratch.h"
 
 namespace fastconv::cpu {
 
