@@ -100,6 +100,13 @@ std::string device_name(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
 }
 
+void check_floating(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+            type == ScalarType::BFloat16,
+        "\"", name, "\" not implemented for '", torch::headeronly::toString(type), "'");
+}
+
 // The dispatcher asks for one tensor on a GPU, not for all.
 void check_same_device(const Tensor& a, const Tensor& b) {
   check(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
@@ -242,6 +249,7 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
   const Conv2dShape s = conv2d_shape(sizes_of(input), sizes_of(weight), bias, stride, padding, dilation, groups);
   check_same_type(input, weight, "weight");
   if (bias) check_same_type(input, *bias, "bias");
+  check_floating(input, "conv2d");
   return s;
 }
 
@@ -253,6 +261,7 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
   const Conv2dShape s = conv2d_shape(input_size, sizes_of(weight), {}, stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
   check_same_type(grad_output, weight, "weight");
+  check_floating(grad_output, "conv2d_backward_data");
   return s;
 }
 
@@ -269,6 +278,7 @@ Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor
                                      padding, dilation, groups);
   check_grad_output(grad_output, s);
   check_same_type(input, grad_output, "grad_output");
+  check_floating(input, "conv2d_backward_weight");
   return s;
 }
 
@@ -293,10 +303,12 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
   const Ints expected{s.N, s.C, s.P, s.Q};
   check(sizes_of(grad_output) == expected && sizes_of(indices) == expected, "expected grad_output and indices of size ",
         Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(indices));
+  check_floating(grad_output, "max_pool2d_backward");
   return s;
 }
 
 void check_no_overlap(const Tensor& input) {
+  if (input.numel() == 0) return;
   for (int64_t d = 0; d < input.dim(); ++d) {
     check(input.stride(d) != 0 || input.size(d) < 2,
           "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "

@@ -101,8 +101,9 @@ def _check_gradient(expected: Ints, grad_output: Tensor, second: Tensor | None =
         raise RuntimeError(f"expected grad_output{names} of size {list(expected)}, but got {sizes}")
 
 
-def _check_convolution(stride: Ints, padding: Ints, dilation: Ints, groups: int) -> None:
-    for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+def _check_convolution(stride: Ints, padding: Ints, dilation: Ints, groups: int, kernel_size: Ints = (1, 1)) -> None:
+    pairs = (("stride", stride), ("padding", padding), ("dilation", dilation), ("kernel_size", kernel_size))
+    for name, values in pairs:
         _check_pair(name, values)
     _check(min(padding) >= 0, "negative padding is not supported")
     _check(min(stride) > 0, "non-positive stride is not supported")
@@ -262,6 +263,7 @@ def _check_conv2d(
     _check_type(weight, input.dtype, "weight")
     if bias is not None:
         _check_type(bias, input.dtype, "bias")
+    _check_implemented(input, "conv2d", _FLOATING)
     return size
 
 
@@ -270,7 +272,6 @@ def _conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
     size = _check_conv2d(input, weight, bias, stride, padding, dilation, groups)
-    _check_implemented(input, "conv2d", _FLOATING)
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     return _empty(input, size, channels_last and input.numel() > 0)
 
@@ -294,8 +295,7 @@ def _conv2d_backward_weight(
     grad_output: Tensor, input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check_pair("kernel_size", kernel_size)
-    _check_convolution(stride, padding, dilation, groups)
+    _check_convolution(stride, padding, dilation, groups, kernel_size)
     _check(input.dim() == 4 and grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
     K, C = grad_output.shape[1], input.shape[1]
     if C % groups != 0:
@@ -346,6 +346,12 @@ def _relu(input: Tensor) -> Tensor:
 
 @torch.library.register_fake("fastconv::relu_")
 def _relu_(input: Tensor) -> None:
+    _check(
+        input.numel() == 0
+        or not any(stride == 0 and size > 1 for size, stride in zip(input.shape, input.stride(), strict=True)),
+        "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
+        "Please clone() the tensor before performing the operation.",
+    )
     _check_implemented(input, "relu", {**_FLOATING, **_INTEGER})
 
 
@@ -377,7 +383,6 @@ def _conv2d_relu_max_pool2d(
     _check_pool(*pool)
     _check_positions(pool_kernel_size)
     size = _pooled_size(conv_size, *pool, pool_ceil_mode)
-    _check_implemented(input, "conv2d_relu_max_pool2d", _FLOATING)
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     output = _empty(input, size, channels_last and input.numel() > 0)
     return output, _argmax(output)
@@ -414,7 +419,6 @@ def _conv2d_relu_max_pool2d_backward(
     _check_type(argmax, torch.uint8, "argmax")
     expected = _pooled_size(conv_size, *pool, False, grad_output.shape[2:])
     _check_gradient(expected, grad_output, argmax, "argmax")
-    _check_implemented(input, "conv2d_relu_max_pool2d_backward", _FLOATING)
     grad_input = _empty(input, input.shape, is_channels_last(input)) if needs_input else input.new_empty((0,))
     grad_weight = _empty(input, weight.shape, is_channels_last(weight)) if needs_weight else input.new_empty((0,))
     return grad_input, grad_weight, input.new_empty((weight.shape[0] if needs_weight else 0,))
