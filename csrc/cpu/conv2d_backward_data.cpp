@@ -1,5 +1,6 @@
 #include "activation.h"
 #include "algorithms.h"
+#include "bands.h"
 #include "conv2d.h"
 #include "live.h"
 #include "reduced.h"
@@ -82,6 +83,14 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
 }  // namespace
 
 void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
+  // The first rows of grad_output that reach no input, as a band may have, would keep Winograd's algorithm away.
+  const int64_t unused = std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1);
+  if (unused > 0) {
+    Conv2dShape rest = s;
+    rest.P -= unused, rest.pad_h -= unused * s.stride_h;
+    Tensor g = grad_output;
+    return backward_data(rest, torch::stable::narrow(g, 2, unused, rest.P), weight, grad_input);
+  }
   dispatch_floating(grad_output, "conv2d_backward_data",
                     [&](auto type) { backward_data<decltype(type)>(s, grad_output, weight, grad_input); });
 }
@@ -92,11 +101,17 @@ Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, con
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   if (is_reduced(grad_output)) {
-    compute_wide(grad_input, Scratch::wide_result, [&](const Tensor& wide) {
-      backward_data(s, widened(grad_output, Scratch::wide_other), widened(weight, Scratch::wide_weight), wide);
-    });
+    const Tensor w = widened(weight, Scratch::wide_weight);
+    for_each_data_band(
+        s, grad_output, grad_input, true, wide_limits, [&](const Conv2dShape& band, const Tensor& g, const Tensor& dx) {
+          compute_wide(dx, Scratch::wide_result,
+                       [&](const Tensor& wide) { backward_data(band, widened(g, Scratch::wide_other), w, wide); });
+        });
   } else {
-    backward_data(s, grad_output, weight, grad_input);
+    const bool by_rows = is_nhwc(grad_output) && is_nhwc(grad_input);
+    for_each_data_band(
+        s, grad_output, grad_input, by_rows, plain_limits,
+        [&](const Conv2dShape& band, const Tensor& g, const Tensor& dx) { backward_data(band, g, weight, dx); });
   }
   return grad_input;
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "activation.h"
+#include "bands.h"
 #include "conv2d.h"
 #include "live.h"
 #include "reduced.h"
@@ -94,12 +95,22 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
   if (is_reduced(input)) {
     compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
       compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
-        backward_weight(s, widened(grad_output, Scratch::wide_other), widened(input, Scratch::wide_input), wide_weight,
-                        wide_bias);
+        BandSum sum(wide_weight, wide_bias);
+        for_each_band(
+            s, input, grad_output, true, wide_limits, [&](const Conv2dShape& band, const Tensor& x, const Tensor& g) {
+              sum.add([&](const Tensor& dw, const Tensor& db) {
+                backward_weight(band, widened(g, Scratch::wide_other), widened(x, Scratch::wide_input), dw, db);
+              });
+            });
       });
     });
   } else {
-    backward_weight(s, grad_output, input, grad_weight, grad_bias);
+    BandSum sum(grad_weight, grad_bias);
+    const bool by_rows = is_nhwc(input) && is_nhwc(grad_output);
+    for_each_band(s, input, grad_output, by_rows, plain_limits,
+                  [&](const Conv2dShape& band, const Tensor& x, const Tensor& g) {
+                    sum.add([&](const Tensor& dw, const Tensor& db) { backward_weight(band, g, x, dw, db); });
+                  });
   }
   return {grad_weight, grad_bias};
 }

@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "bands.h"
 #include "dot.h"
 #include "packed_weights.h"
 #include "reduced.h"
@@ -120,9 +121,13 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
   if (output.numel() == 0) return {output, argmax};
   if (is_reduced(input)) {
-    compute_wide(output, Scratch::wide_result, [&](const Tensor& wide) {
-      forward(f, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
-              widened(bias, Scratch::wide_bias), wide, argmax);
+    const Tensor w = widened(weight, Scratch::wide_weight);
+    const auto b = widened(bias, Scratch::wide_bias);
+    for_each_band(f, true, wide_limits, [&](const FusedBand& band) {
+      const Tensor x = part_of(input, band.images, band.input);
+      compute_wide(part_of(output, band.images, band.windows), Scratch::wide_result, [&](const Tensor& wide) {
+        forward(band.shape, widened(x, Scratch::wide_input), w, b, wide, part_of(argmax, band.images, band.windows));
+      });
     });
   } else {
     forward(f, input, weight, bias, output, argmax);

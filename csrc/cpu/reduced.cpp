@@ -23,6 +23,14 @@ Tensor wide_like(const Tensor& tensor, Scratch use) {
   return torch::stable::from_blob(values, tensor.sizes(), tensor.strides(), tensor.device(), ScalarType::Float);
 }
 
+Tensor wide_contiguous(const Tensor& tensor, Scratch use) {
+  const Ints sizes = sizes_of(tensor);
+  Ints strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
+  float* values = scratch<float>(use, tensor.numel());
+  return torch::stable::from_blob(values, sizes, strides, tensor.device(), ScalarType::Float);
+}
+
 Tensor widened(const Tensor& tensor, Scratch use) {
   const Tensor from = without_gaps(tensor), wide = wide_like(from, use);
   const auto widen = reduced_kernels(tensor.scalar_type()).widen;
