@@ -16,10 +16,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CXX_FILES := $(shell find csrc tests/cuda tests/threads -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 
-.PHONY: help train test bench lint check cuda asan tsan format clean
+.PHONY: help train test attack bench lint check cuda asan tsan format clean
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
 	@echo 'make test    prove the kernels against PyTorch'
+	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
 	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
 	@echo 'make check   style, types and tests: all that CI asks for'
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
@@ -57,6 +58,9 @@ train: $(VENV)/extension
 test: $(VENV)/extension
 	$(BIN)/python -m pytest $(ARGS)
 
+attack: $(VENV)/extension
+	$(BIN)/python tests/attack.py $(ARGS)
+
 # A process each: operators and blocks are timed with another setting of the allocator than the training step.
 BENCHMARKS := operators blocks training_step
 bench: $(VENV)/extension
@@ -93,6 +97,9 @@ asan: $(VENV)/packages
 	@mkdir -p $(ASAN)
 	cp -r fastconv $(ASAN)/ && rm -f $(ASAN)/fastconv/_C*.so
 	FASTCONV_SANITIZE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=3000 \
+	  PYTHONPATH=$(ASAN) $(BIN)/python -P tests/attack.py --any-memory
 	FASTCONV_SANITIZE=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py tests/cuda -k 'not gradcheck' $(ARGS)
 

@@ -100,6 +100,9 @@ def compile_arguments() -> list[str]:
     system_headers = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     arguments = [argument for path in system_headers for argument in ("-isystem", path)]
     arguments += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    # What __FILE__ says: no path of the machine that builds.
+    torch_headers = cpp_extension.include_paths()[0]
+    arguments += [f"-fmacro-prefix-map={torch_headers}/=", f"-fmacro-prefix-map={Path(__file__).parent.resolve()}/="]
     # The stable ABI of torch 2.10 and later, and nothing else of torch: see docs/architecture.md.
     arguments += [TARGET]
     if cuda_home is not None:

@@ -181,7 +181,7 @@ bool live_serves(const FusedShape& f) {
   // and in a tile's lists. A tile is of several images only if they are small.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t images_x = 1 + live_weight_pixels / (f.pool.P * f.pool.Q),
-                images_dx = 1 + live_data_pixels / (s.H * s.W);
+                images_dx = 1 + live_data_pixels / std::max<int64_t>(1, s.H * s.W);
   const int64_t padded_pixels = reach(s.P, s.stride_h, s.R, s.dilation_h) * reach(s.Q, s.stride_w, s.S, s.dilation_w);
   const int64_t image = std::max(padded_pixels, s.H * s.W) * s.C;  // as x lies, or as it is copied
   const bool small = s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
@@ -229,7 +229,7 @@ bool all_finite(const Tensor& tensor) {
   const auto& kernel = kernels().conv2d<T>().live;
   const T* values = data<T>(tensor);
   std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
     if (!kernel.all_finite(values + begin, end - begin)) finite = false;
   });
   return finite;
@@ -241,7 +241,7 @@ double mark_zeros(const Tensor& tensor, uint8_t* argmax) {
   const auto& kernel = kernels().conv2d<T>().live;
   const T* values = data<T>(tensor);
   std::atomic<int64_t> live{0};
-  torch::stable::parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
     live += kernel.mark_zeros(values + begin, argmax + begin, end - begin);
   });
   return static_cast<double>(live) / static_cast<double>(tensor.numel());
@@ -268,9 +268,8 @@ class LiveShare {
     const auto& kernel = kernels().conv2d<T>().live;
     const uint8_t* bytes = data<uint8_t>(argmax_);
     std::atomic<int64_t> live{0};
-    torch::stable::parallel_for(0, argmax_.numel(), 131072, [&](int64_t begin, int64_t end) {
-      live += kernel.count_live(bytes + begin, end - begin);
-    });
+    parallel_for(0, argmax_.numel(), 131072,
+                 [&](int64_t begin, int64_t end) { live += kernel.count_live(bytes + begin, end - begin); });
     return live;
   }
 

@@ -6,7 +6,7 @@
 namespace fastconv::cpu {
 namespace {
 
-void in_parallel(int64_t count, const WeightCache::Body& body) { torch::stable::parallel_for(0, count, 1, body); }
+void in_parallel(int64_t count, const WeightCache::Body& body) { parallel_for(0, count, 1, body); }
 
 // Never destroyed: threads may compute while the process ends.
 WeightCache& cache() {

@@ -33,7 +33,7 @@ template <class T>
 void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
   const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
   const Blocks blocks = channel_blocks(kernel, s, s.group_K());
-  torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) kernel.pack_weight_forward(s, weight, krsc, i, packed);
   });
 }
@@ -42,6 +42,7 @@ void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, T* pa
 template <class T>
 std::shared_ptr<const T> direct_weight(const Conv2dShape& s, const Tensor& weight) {
   const Tensor from = dense(weight);
+  if (from.numel() == 0) return {std::shared_ptr<const T>(), scratch<T>(Scratch::weight, 0)};
   const int64_t bytes = conv2d_kernels<T>(s).packed_forward_size(s) * static_cast<int64_t>(sizeof(T));
   return std::static_pointer_cast<const T>(packed_weight(
       s, from, {Packing::direct, 0}, bytes, Scratch::weight, [&, krsc = is_nhwc(from)](const void* values, void* to) {
