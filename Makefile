@@ -16,10 +16,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CXX_FILES := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 
-.PHONY: help train test bench lint check cuda asan format clean
+.PHONY: help train test fuzz bench lint check cuda asan format clean
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
 	@echo 'make test    prove the kernels against PyTorch'
+	@echo "make fuzz    random programs against PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
 	@echo 'make check   style, types and tests: all that CI asks for'
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
@@ -55,6 +56,9 @@ train: $(VENV)/extension
 
 test: $(VENV)/extension
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/extension
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
 
 # A process each: operators and blocks are timed with another setting of the allocator than the training step.
 BENCHMARKS := operators blocks training_step
