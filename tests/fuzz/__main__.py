@@ -69,7 +69,10 @@ def main(arguments: list[str]) -> int:
             repeat = f"--seed {options.seed} --start {number} --cases 1"
             if kinds != list(KINDS):
                 repeat += f" --kinds {options.kinds}"
-            print(f"FAILED make fuzz ARGS='{repeat}'  # {kind}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            print(
+                f"FAILED make fuzz ARGS='{repeat}'  # {kind}: {type(error).__name__}: {str(error).splitlines()[:1]}",
+                flush=True,
+            )
             if options.verbose:
                 traceback.print_exception(error)
             if failures >= options.most_failures:
