@@ -229,7 +229,9 @@ class Convolution:
         return derivatives(function, self.given, self.wanted, self.g, self.vectors)
 
     def tile(self) -> int:
-        return self.machine.largest_tile(tuple(self.given["w"].shape), self.arguments, self.pool is not None)
+        # The second gradient behind a pool is a convolution without one.
+        pooled = self.pool is not None and self.vectors is None
+        return self.machine.largest_tile(tuple(self.given["w"].shape), self.arguments, pooled)
 
     def exact(self) -> bool:
         """Integers are exact by every algorithm but Winograd's with tiles of more than 2 x 2, whose points are not."""
