@@ -16,11 +16,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CXX_FILES := $(shell find csrc tests/cuda tests/threads -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 
-.PHONY: help train test attack bench lint check cuda asan tsan format clean
+.PHONY: help train test attack fuzz bench lint check cuda asan tsan format clean
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
 	@echo 'make test    prove the kernels against PyTorch'
 	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
+	@echo "make fuzz    random programs against PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
 	@echo 'make check   style, types and tests: all that CI asks for'
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
@@ -60,6 +61,9 @@ test: $(VENV)/extension
 
 attack: $(VENV)/extension
 	$(BIN)/python tests/attack.py $(ARGS)
+
+fuzz: $(VENV)/extension
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
 
 # A process each: operators and blocks are timed with another setting of the allocator than the training step.
 BENCHMARKS := operators blocks training_step

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "cpu/capability.h"
+#include "cpu/choices.h"
 #include "cpu/packed_weights.h"
 #include "environment.h"
 
@@ -42,6 +43,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &fastconv::cpu_capabilities, "The ISA levels of this machine, lowest first.");
   m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
         "Choose the ISA level for this process, while nothing computes. ValueError if the machine lacks it.");
+  m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
+        "For tests, while nothing computes: force or forbid algorithms of the CPU for this process. `choices` gives "
+        "'always' (wherever it can compute the shape) or 'never' to any of dot, winograd, window, live, patch and "
+        "narrow; the rest are chosen as measured. `winograd` replaces FASTCONV_WINOGRAD.");
   m.def(
       "packed_weights",
       [] {

@@ -222,14 +222,19 @@ class Conv2dBackwardWeight(Function):
         grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
+        # A zero in place of a gradient that is not there would make NaN of infinite factors.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, grad_weight: Tensor, grad_bias: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_weight: Tensor | None, grad_bias: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_output, input = ctx.saved_tensors
         grad_grad_output = grad_input = None
         if ctx.needs_input_grad[0]:
-            grad_grad_output = conv2d(input, grad_weight, grad_bias, *ctx.geometry)
-        if ctx.needs_input_grad[1]:
+            if grad_weight is not None:
+                grad_grad_output = conv2d(input, grad_weight, grad_bias, *ctx.geometry)
+            elif grad_bias is not None:
+                grad_grad_output = grad_bias.view(-1, 1, 1).expand_as(grad_output)
+        if ctx.needs_input_grad[1] and grad_weight is not None:
             grad_input = conv2d_backward_data(
                 grad_output, grad_weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
             )
@@ -294,8 +299,7 @@ class MaxPool2d(Function):
 
 def take(input: Tensor, indices: Tensor) -> Tensor:
     """The pixels that max-pooling chose: the transpose of its backward."""
-    N, C, *_ = indices.shape
-    return input.reshape(N, C, -1).gather(2, indices.reshape(N, C, -1)).view(indices.shape)
+    return input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
 
 
 @with_jvp

@@ -65,7 +65,7 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
   const Tensor g = dense(grad_output), x = dense(input);
   const FusedShape f = without_pool(s);
   if (live_serves_weight<T>(f)) {
-    const LiveGradient<T> live(g, live_weight_below);
+    const LiveGradient<T> live(g, live_weight_below());
     if (live.pays && all_finite<T>(x)) {
       return live_backward_weight<T>(f, live.g(), live.argmax, x, grad_weight, grad_bias);
     }

@@ -51,7 +51,7 @@ class Passes {
     const Tensor x = dense(input);
     if (narrow_serves<T>(f_) && all_finite<T>(x)) {
       narrow_backward_weight<T>(f_, g(), at(), x, grad_weight, grad_bias);
-    } else if (live_serves_weight<T>(f_) && live_pays(x, live_weight_below)) {
+    } else if (live_serves_weight<T>(f_) && live_pays(x, live_weight_below())) {
       live_backward_weight<T>(f_, g(), at(), x, grad_weight, grad_bias);
     } else {
       backward_weight(f_.conv, unpooled(), x, grad_weight, grad_bias);

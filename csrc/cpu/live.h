@@ -148,7 +148,7 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
   const PatchKernels<T>& patch = kernels().conv2d<T>().patch;
   const Tensor krsc = to_nhwc<T>(weight);
   const T* w = data<T>(krsc);
-  const bool by_patch = patch.serves(f);
+  const bool by_patch = patch.serves(f) && !never(Algorithm::patch);
   if (by_patch) {
     T* packed = scratch<T>(Scratch::weight, patch.packed_size(s));
     parallel_for(0, s.K, ceil_div(32768, s.taps()),
