@@ -17,9 +17,12 @@ from fastconv import environment, ops
 from fastconv.ops import _C
 from fastconv.version import __version__
 
-from fastconv import autograd, functional, models, nn, optim  # isort: skip  after the operators
+from fastconv import autograd, flops, functional, models, nn, optim  # isort: skip  after the operators
 from fastconv.convert import conversion_report, convert, revert  # isort: skip
 from fastconv.enabled import enabled  # isort: skip
+from fastconv.interop import let_fuse_modules_take_layers  # isort: skip
+
+let_fuse_modules_take_layers()
 
 __all__ = [
     "_C",
@@ -29,6 +32,7 @@ __all__ = [
     "convert",
     "enabled",
     "environment",
+    "flops",
     "functional",
     "models",
     "nn",

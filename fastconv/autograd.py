@@ -93,6 +93,40 @@ def vmap_one_by_one(function: Callable[..., Any], info: Any, in_dims: Sequence[i
     return torch.stack(results), 0
 
 
+class Tie(Function):
+    """Makes a gradient depend on tensors that do not change it, as PyTorch's backward operators do.
+
+    A second backward then gives those tensors what PyTorch gives them: zeros if ``zeros``, else nothing at all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, zeros: bool, *tensors: Tensor | None) -> Tensor:
+        ctx.zeros = zeros
+        ctx.like = [t if zeros and t is not None and t.requires_grad else None for t in tensors]
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad, None, *(None if t is None else torch.zeros_like(t) for t in ctx.like)
+
+
+def tie(gradient: Any, *tensors: Tensor | None, zeros: bool = False) -> Any:
+    """``gradient`` itself, unless it may be differentiated again: see :class:`Tie`."""
+    if gradient is None or not is_differentiated_again():
+        return gradient
+    return Tie.apply(gradient, zeros, *tensors)
+
+
+def is_differentiated_again() -> bool:
+    """Whether a running backward has ``create_graph=True``. Transforms give zeros wherever nothing depends."""
+    return (
+        torch.is_grad_enabled()
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.compiler.is_compiling()
+        and forward_ad._current_level < 0
+    )
+
+
 @with_jvp
 class Conv2d(Function):
     @staticmethod
@@ -106,21 +140,26 @@ class Conv2d(Function):
         input, weight, bias, *geometry = inputs
         ctx.save_for_backward(input, weight)
         ctx.save_for_forward(input, weight)
+        ctx.set_materialize_grads(False)
         ctx.has_bias = bias is not None
         ctx.geometry = geometry
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 7
         input, weight = ctx.saved_tensors
         grad_input = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
             grad_input = conv2d_backward_data(
                 grad_output, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
             )
+            grad_input = tie(grad_input, input)
         if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
             grad_weight, grad_bias = conv2d_backward_weight(
                 grad_output, input, tuple(weight.shape[2:]), *ctx.geometry, is_channels_last(weight)
             )
+            grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
         return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
 
     @staticmethod
@@ -169,11 +208,14 @@ class Conv2dBackwardData(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad_output, weight, ctx.input_size, *ctx.geometry, ctx.channels_last = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, weight)
         ctx.save_for_forward(grad_output, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
         grad_output, weight = ctx.saved_tensors
         grad_grad_output = grad_weight = None
         if ctx.needs_input_grad[0]:
@@ -220,6 +262,7 @@ class Conv2dBackwardWeight(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
         # A zero in place of a gradient that is not there would make NaN of infinite factors.
@@ -273,20 +316,20 @@ class MaxPool2d(Function):
         ctx.channels_last = is_channels_last(input)
         ctx.mark_non_differentiable(indices)
         ctx.set_materialize_grads(False)  # no zeros for the indices: 35 us of a small call's 90
-        ctx.save_for_backward(indices)
+        ctx.save_for_backward(indices, input)  # the input for a second backward, as PyTorch does
         ctx.save_for_forward(indices)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad_output is None:
             return (None,) * 6
-        indices: Tensor = ctx.saved_tensors[0]
+        indices, input = ctx.saved_tensors
         grad_input = max_pool2d_backward(grad_output, indices, ctx.input_size, *ctx.windows, ctx.channels_last)
-        return grad_input, None, None, None, None, None
+        return tie(grad_input, input, zeros=True), None, None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, input_t: Tensor, *_: None) -> tuple[Tensor, None]:
-        (indices,) = ctx.saved_tensors
+        indices = ctx.saved_tensors[0]
         return take(input_t, indices), None
 
     @staticmethod
@@ -316,11 +359,14 @@ class MaxPool2dBackward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, indices, *ctx.rest = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(indices)
         ctx.save_for_forward(indices)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
         (indices,) = ctx.saved_tensors
         return take(grad, indices), None, None, None, None, None, None, None
 
@@ -340,13 +386,14 @@ class ReLU(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+    def backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
         (output,) = ctx.saved_tensors
-        return relu_backward(grad_output, output)
+        return None if grad_output is None else relu_backward(grad_output, output)
 
     @staticmethod
     def tangent(ctx: Any, input_t: Tensor) -> Tensor:
@@ -368,6 +415,7 @@ class ReLUInPlace(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mark_dirty(inputs[0])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output)
         ctx.save_for_forward(output)
 
@@ -392,13 +440,16 @@ class ReLUBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(inputs[1])
         ctx.save_for_forward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if grad is None:
+            return None, None
         (output,) = ctx.saved_tensors
-        return relu_backward(grad, output), None
+        return relu_backward(grad, output), torch.zeros_like(output) if ctx.needs_input_grad[1] else None
 
     @staticmethod
     def tangent(ctx: Any, grad_output_t: Tensor | None, _: Tensor | None) -> Tensor:
@@ -461,7 +512,7 @@ class Conv2dReLUMaxPool2d(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, weight, argmax)
         ctx.save_for_forward(input, weight, argmax)
-        ctx.has_bias = bias is not None
+        ctx.bias, ctx.has_bias = None, bias is not None
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -472,6 +523,8 @@ class Conv2dReLUMaxPool2d(Function):
         grad_input = grad_weight = grad_bias = None
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             unpooled = Windows(input, weight, ctx.geometry, ctx.pool).unpool(grad_output, argmax)
+            # PyTorch's ReLU and pool give zeros to all that their operand was computed from.
+            unpooled = tie(unpooled, input, weight, ctx.bias, zeros=True)
             if needs_input:
                 grad_input = conv2d_backward_data(
                     unpooled, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
@@ -519,7 +572,8 @@ class EagerConv2dReLUMaxPool2d(Function):
     ) -> Tensor:  # fmt: skip
         output, argmax = _fused(input, weight, bias, stride, padding, dilation, groups, pool)
         ctx.save_for_backward(input, weight, argmax)
-        ctx.geometry, ctx.pool, ctx.has_bias = (stride, padding, dilation, groups), pool, bias is not None
+        ctx.geometry, ctx.pool = (stride, padding, dilation, groups), pool
+        ctx.bias, ctx.has_bias = bias, bias is not None  # its values are not needed: so not saved, which watches them
         return output
 
     @staticmethod

@@ -41,7 +41,7 @@ from fastconv import autograd
 from fastconv import functional as FF
 from fastconv.ops import suggests_channels_last
 
-__all__ = ["BACKWARD", "Deferred", "Layer", "defer", "settled"]
+__all__ = ["BACKWARD", "Deferred", "Producer", "defer", "settled"]
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _PLAIN = (Tensor, nn.Parameter)
@@ -54,7 +54,7 @@ Operands = tuple[Tensor, Tensor | None, Tensor | None]
 Step = Callable[[Tensor], Tensor]
 
 
-class Layer(Protocol):
+class Producer(Protocol):
     """A layer whose results wait. It learns whether waiting paid off."""
 
     def _was_fused(self, fused: bool) -> None: ...
@@ -157,7 +157,7 @@ class Deferred(Tensor):
     _operands: Operands
     _grad_enabled: bool
     _inference: bool
-    _layer: Layer | None = None
+    _layer: Producer | None = None
     _source: tuple[Deferred, Step] | None = None  # the Deferred that this one was made of
     _viewed: Deferred | None = None  # the Deferred that this one is a view of
     _is_viewed = False  # by another Deferred
@@ -286,7 +286,7 @@ def defer(
     dilation: Any = 1,
     groups: Any = 1,
     *,
-    layer: Layer | None = None,
+    layer: Producer | None = None,
     left_to_torch: frozenset[str] = frozenset(),
 ) -> Deferred | None:
     """The result of ``conv2d`` with these arguments, to be computed later.
@@ -344,7 +344,7 @@ def _new(
     recipe: Recipe,
     size: tuple[int, int, int, int],
     operands: Operands,
-    layer: Layer | None = None,
+    layer: Producer | None = None,
     source: tuple[Deferred, Step] | None = None,
     view_of: Deferred | None = None,
 ) -> Deferred:

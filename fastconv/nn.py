@@ -8,15 +8,18 @@ The layers subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.utils import _pair
 
 from fastconv import functional as FF
 from fastconv.deferred import defer
+from fastconv.interop import Layer, scripted_as
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d", "ReLU", "Sequential"]
 
@@ -51,7 +54,30 @@ def _is_patched() -> bool:
     )
 
 
-class Conv2d(torch.nn.Conv2d):
+def _scripted_relu(self: Any, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
+    if self.padding_mode != "zeros":
+        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return F.relu(F.conv2d(input, weight, bias, self.stride, _pair(0), self.dilation, self.groups))
+    return F.relu(F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups))
+
+
+def _scripted_relu_max_pool(self: Any, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
+    if self.padding_mode != "zeros":
+        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        conv = F.conv2d(input, weight, bias, self.stride, _pair(0), self.dilation, self.groups)
+    else:
+        conv = F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    return F.max_pool2d(
+        F.relu(conv),
+        self.pool_kernel_size,
+        self.pool_stride,
+        self.pool_padding,
+        self.pool_dilation,
+        self.pool_ceil_mode,
+    )
+
+
+class Conv2d(Layer, torch.nn.Conv2d):
     """2-D convolution: the arguments, parameters, shapes and errors of :class:`torch.nn.Conv2d`.
 
     Args and shapes: see :func:`fastconv.functional.conv2d`; ``padding_mode`` is 'zeros', 'reflect', 'replicate' or
@@ -72,6 +98,7 @@ class Conv2d(torch.nn.Conv2d):
     #: The combinations that PyTorch computes faster, see :func:`fastconv.served.left_to_torch`.
     _left_to_torch: frozenset[str] = frozenset()
 
+    @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if _is_patched():
             return super()._conv_forward(input, weight, bias)
@@ -100,7 +127,7 @@ class Conv2d(torch.nn.Conv2d):
         return input, weight, bias, self.stride, padding, self.dilation, self.groups
 
 
-class LazyConv2d(torch.nn.LazyConv2d):
+class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]
     """A :class:`Conv2d` whose ``in_channels`` the first input decides: :class:`torch.nn.LazyConv2d`'s arguments.
 
     Example:
@@ -125,6 +152,7 @@ class ConvReLU2d(Conv2d):
         torch.Size([8, 16, 30, 30])
     """
 
+    @scripted_as(_scripted_relu)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d_relu(*self._arguments(input, weight, bias))
 
@@ -161,6 +189,7 @@ class ConvReLUMaxPool2d(Conv2d):
         self.pool_dilation = pool_dilation
         self.pool_ceil_mode = pool_ceil_mode
 
+    @scripted_as(_scripted_relu_max_pool)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d_relu_max_pool2d(
             *self._arguments(input, weight, bias),
@@ -182,7 +211,7 @@ class ConvReLUMaxPool2d(Conv2d):
         return f"{super().extra_repr()}, {pool}"
 
 
-class MaxPool2d(torch.nn.MaxPool2d):
+class MaxPool2d(Layer, torch.nn.MaxPool2d):
     """2-D max-pooling: the arguments, shapes and errors of :class:`torch.nn.MaxPool2d`.
 
     Args, shapes and errors: see :func:`fastconv.functional.max_pool2d`.
@@ -192,6 +221,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
         torch.Size([8, 16, 16, 16])
     """
 
+    @scripted_as(torch.nn.MaxPool2d.forward)
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         if _is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
@@ -206,7 +236,7 @@ class MaxPool2d(torch.nn.MaxPool2d):
         )
 
 
-class ReLU(torch.nn.ReLU):
+class ReLU(Layer, torch.nn.ReLU):
     """The rectifier: :class:`torch.nn.ReLU`. Shapes and errors: see :func:`fastconv.functional.relu`.
 
     Example:
@@ -214,13 +244,14 @@ class ReLU(torch.nn.ReLU):
         tensor([0., 2.])
     """
 
+    @scripted_as(torch.nn.ReLU.forward)
     def forward(self, input: Tensor) -> Tensor:
         if _is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
         return FF.relu(input, inplace=self.inplace)
 
 
-class Sequential(torch.nn.Sequential):
+class Sequential(Layer, torch.nn.Sequential):
     """:class:`torch.nn.Sequential`, which runs a :class:`Conv2d`, a ReLU and a max-pool in a row as one operator.
 
     It also fuses a :class:`Conv2d` and a ReLU, and a pool before the ReLU, which gives the same result. The layers stay
@@ -233,7 +264,10 @@ class Sequential(torch.nn.Sequential):
         (torch.Size([8, 32, 13, 13]), torch.Size([8, 32, 26, 26]))
     """
 
+    @scripted_as(torch.nn.Sequential.forward)
     def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):  # torch.fx records the layers, each by itself
+            return super().forward(input)
         if _is_patched() or torch_module._has_any_global_hook():
             return super().forward(input)
         layers = flat(self)

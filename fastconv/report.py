@@ -1,11 +1,14 @@
-"""What :func:`fastconv.convert` tells of a model."""
+"""What :func:`fastconv.convert` does with each layer of a model, as text, HTML or a rich table."""
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Line", "Report"]
+
+_HEADINGS = ("", "layer", "becomes", "why")
 
 
 @dataclass(frozen=True)
@@ -17,30 +20,53 @@ class Line:
     becomes: str  # "converted", "fused" or "left"
     why: str = ""
 
+    def cells(self) -> tuple[str, str, str, str]:
+        return self.name or "(the model)", self.layer, self.becomes, self.why
 
-@dataclass
+
+@dataclass(repr=False)
 class Report:
-    """What :func:`convert` makes of a model's layers, and why. Print it."""
+    """What :func:`fastconv.convert` makes of a model's layers, and why. Print it, or let a notebook show it."""
 
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        rows = [(line.name or "(the model)", line.layer, line.becomes, line.why) for line in self.lines]
+        rows = [line.cells() for line in self.lines]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         table = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
         return "\n".join([self.summary(), *table, *self.notes])
+
+    __repr__ = __str__
 
     def summary(self) -> str:
         counts = {what: sum(line.becomes == what for line in self.lines) for what in ("converted", "fused", "left")}
         return "layers: {converted} converted, {fused} fused, {left} left to PyTorch".format(**counts)
 
+    def _repr_html_(self) -> str:
+        """The table in a notebook, in the notebook's own colours: no background, lines of the text's colour."""
+        border = "border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent)"
+        style = f"text-align: left; padding: 2px 12px 2px 0; {border}"
+        faint = "opacity: 0.65; "
+
+        def row(tag: str, cells: tuple[str, ...], extra: str = "") -> str:
+            fields = "".join(f'<{tag} style="{extra}{style}">{html.escape(cell)}</{tag}>' for cell in cells)
+            return f"<tr>{fields}</tr>"
+
+        rows = [row("td", line.cells(), faint if line.becomes == "left" else "") for line in self.lines]
+        notes = "".join(f'<p style="margin: 4px 0; {faint}">{html.escape(note)}</p>' for note in self.notes)
+        return (
+            f'<div><p style="margin: 4px 0"><b>{html.escape(self.summary())}</b></p>'
+            f'<table style="border-collapse: collapse; color: inherit"><thead>{row("th", _HEADINGS)}</thead>'
+            f"<tbody>{''.join(rows)}</tbody></table>{notes}</div>"
+        )
+
     def __rich__(self) -> Any:
         from rich.table import Table
 
         table = Table(title=self.summary(), caption="\n".join(self.notes) or None)
-        for heading in ("", "layer", "becomes", "why"):
+        for heading in _HEADINGS:
             table.add_column(heading)
         for line in self.lines:
-            table.add_row(line.name or "(the model)", line.layer, line.becomes, line.why)
+            table.add_row(*line.cells())
         return table

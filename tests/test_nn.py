@@ -28,7 +28,7 @@ def test_conv2d_layer_is_torchs_layer(args: tuple[Any, ...], kwargs: dict[str, A
     torch.manual_seed(1)
     ours = fnn.Conv2d(*args, **kwargs)
     assert isinstance(ours, torch.nn.Conv2d)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastconv.{theirs!r}"
     for mine, other in zip(ours.state_dict().items(), theirs.state_dict().items(), strict=True):
         assert mine[0] == other[0]
         assert torch.equal(mine[1], other[1])
@@ -88,7 +88,7 @@ def test_fused_layers_start_with_the_weights_of_torchs() -> None:
 
 def test_fused_layers_say_what_they_are() -> None:
     conv = "3, 8, kernel_size=(3, 3), stride=(1, 1)"
-    assert repr(fnn.ConvReLU2d(3, 8, 3)) == f"ConvReLU2d({conv})"
+    assert repr(fnn.ConvReLU2d(3, 8, 3)) == f"fastconv.ConvReLU2d({conv})"
     for pool, text in [
         ({}, "pool_kernel_size=2, pool_stride=2"),
         ({"kernel_size": 3, "stride": (2, 1)}, "pool_kernel_size=3, pool_stride=(2, 1)"),
@@ -97,7 +97,7 @@ def test_fused_layers_say_what_they_are() -> None:
             "pool_kernel_size=(3, 3), pool_stride=(3, 3), pool_padding=1, pool_dilation=(1, 2), pool_ceil_mode=True",
         ),
     ]:
-        assert repr(fused_layer(pool, 3, 8, 3)) == f"ConvReLUMaxPool2d({conv}, {text})"
+        assert repr(fused_layer(pool, 3, 8, 3)) == f"fastconv.ConvReLUMaxPool2d({conv}, {text})"
 
 
 @pytest.mark.parametrize("layer", [fnn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d])
@@ -126,14 +126,14 @@ def test_conv2d_layers_refuse_what_torchs_refuses(layer: type[torch.nn.Conv2d], 
 def test_max_pool2d_layer_is_torchs_layer(kwargs: dict[str, Any]) -> None:
     ours, theirs = fnn.MaxPool2d(**kwargs), torch.nn.MaxPool2d(**kwargs)
     assert isinstance(ours, torch.nn.MaxPool2d)
-    assert repr(ours) == repr(theirs)
+    assert repr(ours) == f"fastconv.{theirs!r}"
     x = torch.randn(2, 3, 9, 8)
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
 def test_relu_layer_is_torchs_layer() -> None:
     x = torch.randn(3, 4)
-    assert repr(fnn.ReLU(inplace=True)) == repr(torch.nn.ReLU(inplace=True))
+    assert repr(fnn.ReLU(inplace=True)) == f"fastconv.{torch.nn.ReLU(inplace=True)!r}"
     assert torch.equal(fnn.ReLU()(x), x.relu())
     y = x.clone()
     assert fnn.ReLU(inplace=True)(y) is y

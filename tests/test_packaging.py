@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -138,3 +140,47 @@ def test_the_sdist_has_all_that_a_build_needs(tmp_path: Path) -> None:
     needed |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "fastconv/py.typed", "fastconv/mnist/cli.py"}
     assert needed <= names
     assert not any(name.endswith(".so") for name in names)
+
+
+@pytest.fixture(scope="module")
+def editable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An editable install of a clone in a folder called fastconv: the folder above the clone, and site-packages."""
+    above, site = tmp_path_factory.mktemp("projects"), tmp_path_factory.mktemp("site-packages")
+    clone = above / "fastconv"
+    clone.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "fastconv"):
+        source = ROOT / name
+        if source.is_dir():  # with links in place of the extension, which is large
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, clone / name, copy_function=os.symlink, ignore=ignored)
+        else:
+            shutil.copy(source, clone)
+    build = "import setuptools.build_meta, sys; setuptools.build_meta.build_editable(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(site)],
+        cwd=clone, check=True, capture_output=True, env={**os.environ, "FASTCONV_COMPILE": "0"},
+    )  # fmt: skip
+    (wheel,) = site.glob("*.whl")
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(site)
+    return {"above": above, "site": site, "clone": clone}
+
+
+def test_an_editable_install_is_imported_from_the_folder_above_the_clone(editable: dict[str, Path]) -> None:
+    program = (
+        f"import site, sys; sys.path = [''] + [path for path in sys.path if path not in ('', {str(ROOT)!r})]\n"
+        "sys.meta_path = [finder for finder in sys.meta_path if '__editable__' not in repr(finder)]\n"
+        f"site.addsitedir({str(editable['site'])!r})\n"
+        "import fastconv; print(fastconv.__file__, fastconv.convert.__name__)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=editable["above"], env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert result.stdout.split() == [str(editable["clone"] / "fastconv" / "__init__.py"), "convert"]
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_and_editors_read(editable: dict[str, Path]) -> None:
+    (path,) = editable["site"].glob("*.pth")
+    assert path.read_text().split() == [str(editable["clone"])]  # they run no code, so no "import ..."

@@ -1,0 +1,69 @@
+"""The number of floating-point operations of each operator, for :class:`torch.utils.flop_counter.FlopCounterMode`.
+
+PyTorch's own formulas count, so a model has the same number on fastconv's operators as on PyTorch's. Max-pooling and
+ReLU count nothing there, and a fused operator counts as its convolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
+
+__all__: list[str] = []
+
+_ops = torch.ops.fastconv
+Shape = Sequence[int]
+
+
+# A formula gets the shape of each tensor in the tensor's place. ``out_shape`` is the result's, or a tuple of shapes.
+
+
+@register_flop_formula(_ops.conv2d)
+def _conv2d(input: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
+    return conv_flop_count(input, weight, out_shape)  # type: ignore[arg-type]
+
+
+@register_flop_formula([_ops.conv2d_relu, _ops.conv2d_relu_max_pool2d])
+def _fused(
+    input: Shape, weight: Shape, bias: Any = None, stride: Shape = (1, 1), padding: Shape = (0, 0),
+    dilation: Shape = (1, 1), *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    return conv_flop_count(input, weight, _conv_shape(input, weight, stride, padding, dilation))  # type: ignore[arg-type]
+
+
+@register_flop_formula(_ops.conv2d_backward_data)
+def _backward_data(grad_output: Shape, weight: Shape, input_size: Shape, *_: Any, **__: Any) -> int:
+    return _backward(grad_output, input_size, weight, True, False)
+
+
+@register_flop_formula(_ops.conv2d_backward_weight)
+def _backward_weight(grad_output: Shape, input: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
+    return _backward(grad_output, input, out_shape[0], False, True)
+
+
+@register_flop_formula([_ops.conv2d_relu_backward, _ops.conv2d_relu_max_pool2d_backward])
+def _fused_backward(
+    grad_output: Shape, argmax: Shape, input: Shape, weight: Shape, needs_input: bool, needs_weight: bool,
+    stride: Shape = (1, 1), padding: Shape = (0, 0), dilation: Shape = (1, 1), *_: Any, **__: Any,
+) -> int:  # fmt: skip
+    conv = _conv_shape(input, weight, stride, padding, dilation)
+    return _backward(conv, input, weight, needs_input, needs_weight)
+
+
+def _backward(grad_output: Shape, input: Shape, weight: Shape, needs_input: bool, needs_weight: bool) -> int:
+    unused = (None, None, None, None, False, None, None)  # bias, geometry, transposed, output_padding, groups
+    output_mask, gradients = (needs_input, needs_weight, True), (input, weight, None)
+    formula: Any = conv_backward_flop  # decorated: the shapes of the results come as out_val
+    return int(formula(grad_output, input, weight, *unused, output_mask, out_val=gradients))
+
+
+def _conv_shape(input: Shape, weight: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
+    """The shape of the convolution's result, which a fused operator does not return."""
+    sizes = (
+        (size + 2 * z - d * (kernel - 1) - 1) // u + 1
+        for size, kernel, u, z, d in zip(input[2:], weight[2:], stride, padding, dilation, strict=True)
+    )
+    return (input[0], weight[0], *sizes)
