@@ -111,10 +111,8 @@ class Tie(Function):
 
 
 def tie(gradient: Any, *tensors: Tensor | None, zeros: bool = False) -> Any:
-    """``gradient`` itself, unless it may be differentiated again: see :class:`Tie`."""
-    if gradient is None or not is_differentiated_again():
-        return gradient
-    return Tie.apply(gradient, zeros, *tensors)
+    """The gradient, dependent on the tensors: see :class:`Tie`."""
+    return None if gradient is None else Tie.apply(gradient, zeros, *tensors)
 
 
 def is_differentiated_again() -> bool:
@@ -154,11 +152,12 @@ class Conv2d(Function):
             grad_input = conv2d_backward_data(
                 grad_output, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
             )
-            grad_input = tie(grad_input, input)
         if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
             grad_weight, grad_bias = conv2d_backward_weight(
                 grad_output, input, tuple(weight.shape[2:]), *ctx.geometry, is_channels_last(weight)
             )
+        if is_differentiated_again():
+            grad_input = tie(grad_input, input)
             grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
         return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
 
@@ -325,7 +324,9 @@ class MaxPool2d(Function):
             return (None,) * 6
         indices, input = ctx.saved_tensors
         grad_input = max_pool2d_backward(grad_output, indices, ctx.input_size, *ctx.windows, ctx.channels_last)
-        return tie(grad_input, input, zeros=True), None, None, None, None, None
+        if is_differentiated_again():
+            grad_input = tie(grad_input, input, zeros=True)
+        return grad_input, None, None, None, None, None
 
     @staticmethod
     def tangent(ctx: Any, input_t: Tensor, *_: None) -> tuple[Tensor, None]:
@@ -524,7 +525,8 @@ class Conv2dReLUMaxPool2d(Function):
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
             unpooled = Windows(input, weight, ctx.geometry, ctx.pool).unpool(grad_output, argmax)
             # PyTorch's ReLU and pool give zeros to all that their operand was computed from.
-            unpooled = tie(unpooled, input, weight, ctx.bias, zeros=True)
+            if is_differentiated_again():
+                unpooled = tie(unpooled, input, weight, ctx.bias, zeros=True)
             if needs_input:
                 grad_input = conv2d_backward_data(
                     unpooled, weight, tuple(input.shape), *ctx.geometry, is_channels_last(input)
