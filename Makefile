@@ -13,17 +13,20 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-CXX_FILES := $(shell find csrc tests/cuda -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES := $(shell find csrc tests/cuda tests/threads -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 
-.PHONY: help train test bench lint check cuda asan format clean
+.PHONY: help train test attack fuzz bench lint check cuda asan tsan format clean
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
 	@echo 'make test    prove the kernels against PyTorch'
+	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
+	@echo "make fuzz    random programs against PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
 	@echo 'make check   style, types and tests: all that CI asks for'
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
 	@echo 'make asan    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make tsan    the cache of packed weights, and inference in threads, under ThreadSanitizer'
 	@echo 'make format  let ruff and clang-format have their way'
 	@echo 'make clean   remove what was built, .venv too'
 
@@ -55,6 +58,12 @@ train: $(VENV)/extension
 
 test: $(VENV)/extension
 	$(BIN)/python -m pytest $(ARGS)
+
+attack: $(VENV)/extension
+	$(BIN)/python tests/attack.py $(ARGS)
+
+fuzz: $(VENV)/extension
+	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
 
 # A process each: operators and blocks are timed with another setting of the allocator than the training step.
 BENCHMARKS := operators blocks training_step
@@ -92,8 +101,23 @@ asan: $(VENV)/packages
 	@mkdir -p $(ASAN)
 	cp -r fastconv $(ASAN)/ && rm -f $(ASAN)/fastconv/_C*.so
 	FASTCONV_SANITIZE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=3000 \
+	  PYTHONPATH=$(ASAN) $(BIN)/python -P tests/attack.py --any-memory
 	FASTCONV_SANITIZE=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py tests/cuda -k 'not gradcheck' $(ARGS)
+
+# First the cache alone, all of it instrumented, then the extension in Python threads. torch, Python and OpenMP are not
+# instrumented: each call computes on its own thread (OMP_NUM_THREADS=1), since ThreadSanitizer cannot see OpenMP's barriers.
+TSAN := build/tsan
+tsan: $(VENV)/packages
+	@mkdir -p $(TSAN)
+	$(CXX) -std=c++20 -O1 -g -fsanitize=thread tests/threads/weight_cache.cpp csrc/cpu/weight_cache.cpp -o $(TSAN)/weight_cache
+	$(TSAN)/weight_cache 1000
+	cp -r fastconv $(TSAN)/ && rm -f $(TSAN)/fastconv/_C*.so
+	FASTCONV_SANITIZE=thread FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(TSAN)/temp --build-lib $(TSAN)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" OMP_NUM_THREADS=1 FASTCONV_CACHE_MB=1 \
+	  PYTHONPATH=$(TSAN) $(BIN)/python -P tests/threads/infer.py
 
 clean:
 	rm -rf $(VENV) build dist .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info fastconv/*.so

@@ -3,7 +3,7 @@
 FASTCONV_CUDA=1|0    with CUDA or an error, or without; else with it where torch and a toolkit have it
 TORCH_CUDA_ARCH_LIST the GPUs to compile for, such as '8.6;9.0': else those that are there, or all that torch serves
 FASTCONV_DEBUG=1     -O1 -g and the standard library's bounds checks
-FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan)
+FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan); thread: ThreadSanitizer (make tsan)
 FASTCONV_COMPILE=0   no extension, only the metadata: the Makefile lets ninja compile afterwards, in a folder that stays
 MAX_JOBS=n           compilations at a time
 """
@@ -100,15 +100,25 @@ def compile_arguments() -> list[str]:
     system_headers = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     arguments = [argument for path in system_headers for argument in ("-isystem", path)]
     arguments += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
+    # What __FILE__ says: no path of the machine that builds.
+    torch_headers = cpp_extension.include_paths()[0]
+    arguments += [f"-fmacro-prefix-map={torch_headers}/=", f"-fmacro-prefix-map={Path(__file__).parent.resolve()}/="]
     # The stable ABI of torch 2.10 and later, and nothing else of torch: see docs/architecture.md.
     arguments += [TARGET]
     if cuda_home is not None:
         arguments += [f"-DFASTCONV_CUDA={toolkit.version(cuda_home)}"]
-    if os.environ.get("FASTCONV_SANITIZE") == "1":
-        return [*arguments, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    if sanitizers():
+        # Under ThreadSanitizer, g++ warns of variables that memcpy sets.
+        quiet = [] if os.environ["FASTCONV_SANITIZE"] == "1" else ["-Wno-maybe-uninitialized"]
+        return [*arguments, "-O1", "-g", *sanitizers(), "-fno-sanitize-recover=undefined", *quiet]
     if os.environ.get("FASTCONV_DEBUG") == "1":
         return [*arguments, "-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
     return [*arguments, "-O3", "-g0"]
+
+
+def sanitizers() -> list[str]:
+    chosen = os.environ.get("FASTCONV_SANITIZE", "")
+    return {"1": ["-fsanitize=address,undefined"], "thread": ["-fsanitize=thread"]}.get(chosen, [])
 
 
 def nvcc_arguments() -> list[str]:
@@ -123,7 +133,7 @@ def nvcc_arguments() -> list[str]:
 
 
 def link_arguments() -> list[str]:
-    return ["-fsanitize=address,undefined"] if os.environ.get("FASTCONV_SANITIZE") == "1" else []
+    return sanitizers()
 
 
 class Extension(cpp_extension.BuildExtension):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +12,10 @@ import pytest
 from machine import machine
 from ratios import time_claim
 
+from fastconv.environment import benchmark_rounds
 from fastconv.mnist.alternate import Make, Rounds, alternate_processes, medians
 
-ROUNDS = int(os.environ.get("FASTCONV_BENCH_ROUNDS", "60"))
+ROUNDS = benchmark_rounds()
 WARM_UP = 5
 
 Variants = dict[str, Callable[[], object]]

@@ -6,19 +6,107 @@ python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from machine import caption
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ratios import VARIANTS, Claim, geometric_mean, ratios
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from fastconv.mnist import UserError, files, printable, schemas
 from fastconv.mnist.alternate import OURS, TORCH
 
 OPERATORS = ["", *VARIANTS, "torch's fastest / fastconv", "NCHW / NCHW"]
 CLAIMS = ["", *TORCH, OURS, "torch's fastest / fastconv", "quartiles"]
+
+
+_LARGEST = 1 << 28  # bytes
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Claim(_Record):
+    """:class:`ratios.Claim`: figures, or why there are none."""
+
+    what: str
+    missing: str | None = None
+    unit: Literal["ms", "s", "MB", "x"] = "ms"
+    values: dict[str, float] = {}
+    ratio: float | None = None
+    quartiles: Annotated[list[float], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+
+    @model_validator(mode="after")
+    def _has_a_ratio(self) -> _Claim:
+        if self.missing is None and self.unit != "x" and self.ratio is None:
+            raise ValueError("ratio is missing")
+        return self
+
+
+class _ExtraInfo(_Record):
+    seconds: dict[Literal["torch NCHW", "torch channels_last", "fastconv NCHW", "fastconv channels_last"], Positive]
+    claims: list[_Claim] = []
+
+
+class _Benchmark(_Record):
+    name: str
+    extra_info: _ExtraInfo
+
+
+class _Machine(_Record):
+    cpu: str
+    threads: int
+    level: str
+    preloaded: str
+    torch: str
+    fastconv: str
+    compiler: str
+    rounds: int
+
+
+class _MachineInfo(_Record):
+    fastconv: _Machine
+
+
+class _Timed(_Record):
+    """What pytest-benchmark wrote."""
+
+    machine_info: _MachineInfo
+    benchmarks: list[_Benchmark]
+    claims: list[_Claim] = []
+
+
+class _Claims(_Record):
+    """What accuracy.py wrote."""
+
+    claims: list[_Claim]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The results of a run.
+
+    Raises:
+        UserError: if the file cannot be read, or holds something else.
+    """
+    content = files.read_bytes(path, _LARGEST)
+    try:
+        run = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON, or a damaged one: {error}") from error
+    timed = isinstance(run, dict) and "benchmarks" in run
+    wrong = schemas.problem(_Timed if timed else _Claims, run)
+    if wrong is not None:
+        raise UserError(f"{path} is not the result of a benchmark, or a damaged one: {wrong}")
+    return run
 
 
 def operator_rows(benchmarks: list[dict[str, Any]]) -> list[list[str]]:
@@ -54,6 +142,8 @@ def tables(runs: list[dict[str, Any]]) -> list[tuple[list[str], list[list[str]],
     benchmarks = [benchmark for run in timed for benchmark in run["benchmarks"]]
     claims = [claim for benchmark in benchmarks for claim in benchmark["extra_info"].get("claims", [])]
     claims += [claim for run in runs for claim in run.get("claims", [])]
+    if not timed:
+        raise UserError("one of the files must be of benchmarks that were timed: operators.json, for example")
     info = timed[0]["machine_info"]["fastconv"]
     where = f"{caption(info)}; median of {info['rounds']} alternating rounds"
     of_claims = f"{where}; ratios and quartiles of the rounds' pairs, torch's layout the one with the lower median"
@@ -68,7 +158,14 @@ def main() -> None:
     parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("--markdown", action="store_true", help="for the README")
     arguments = parser.parse_args()
-    for headings, rows, where in tables([json.loads(path.read_text()) for path in arguments.json]):
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        found = tables([read(path) for path in arguments.json])
+    except UserError as error:
+        print(f"report.py: {printable(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    for headings, rows, where in found:
         if not rows:
             continue
         if arguments.markdown:
@@ -76,11 +173,11 @@ def main() -> None:
             print("\n".join("| " + " | ".join(line) + " |" for line in lines))
             print(f"\nMilliseconds, unless another unit is named. {where}.\n")
             continue
-        table = Table(title="milliseconds, unless another unit is named", caption=where)
+        table = Table(title="milliseconds, unless another unit is named", caption=Text(where))
         for i, heading in enumerate(headings):
             table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         Console(width=150).print(table)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -29,10 +28,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastconv.environment import benchmark_rounds
 from fastconv.mnist.bench import adam, batches
 
 VARIANTS = {"torch channels_last": "PyTorch", "fastconv channels_last": "fastconv"}
-TURNS, STEPS = max(2, int(os.environ.get("FASTCONV_BENCH_ROUNDS", "60")) // 6), 20
+TURNS, STEPS = max(2, benchmark_rounds() // 6), 20
 LAYERS = ("conv1", "conv2", "conv3", "dense1", "dense2")
 NAMES = {
     "conv1": "conv1, ReLU, pool",

@@ -1,10 +1,72 @@
 #include "checks.h"
 
+#include <algorithm>
+#include <initializer_list>
 #include <limits>
 #include <string>
 
 namespace fastconv {
 namespace {
+
+// Sums and products of a few 64-bit sizes are exact in 128 bits, so no size formula can overflow.
+using Wide = __int128;
+
+struct Count {
+  Wide value;
+};
+
+std::ostream& operator<<(std::ostream& out, Count count) {
+  std::string digits;
+  Wide rest = count.value;
+  do {
+    digits += static_cast<char>('0' + static_cast<int>(rest < 0 ? -(rest % 10) : rest % 10));
+    rest /= 10;
+  } while (rest != 0);
+  if (count.value < 0) digits += '-';
+  std::reverse(digits.begin(), digits.end());
+  return out << digits;
+}
+
+// Rounds towards minus infinity. b > 0.
+Wide floor_div(Wide a, Wide b) { return a / b - (a % b < 0 ? 1 : 0); }
+
+// The pixels along one side that the taps of one output span.
+Wide extent(int64_t taps, int64_t dilation) { return static_cast<Wide>(dilation) * (static_cast<Wide>(taps) - 1) + 1; }
+
+Wide padded(int64_t size, int64_t pad) { return static_cast<Wide>(size) + 2 * static_cast<Wide>(pad); }
+
+// The number of outputs along one side; less than 1 if the taps do not fit.
+Wide output_size(int64_t size, int64_t taps, int64_t pad, int64_t stride, int64_t dilation) {
+  return floor_div(padded(size, pad) - extent(taps, dilation), stride) + 1;
+}
+
+// The same for a pool. PyTorch's rule for ceil_mode: a last window that would start beyond the input and its left
+// padding is dropped.
+Wide pooled_size(int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation, bool ceil_mode) {
+  if (!ceil_mode) return output_size(size, kernel, pad, stride, dilation);
+  const Wide windows = floor_div(padded(size, pad) - extent(kernel, dilation) + stride - 1, stride) + 1;
+  return (windows - 1) * stride >= static_cast<Wide>(size) + pad ? windows - 1 : windows;
+}
+
+// Below the checks, elements and bytes are counted in 64 bits. Tensors of up to 2^50 elements, more than any machine's
+// memory, leave room for the padding of every block and list there.
+void check_elements(const char* what, std::initializer_list<Wide> sizes) {
+  constexpr Wide most = Wide{1} << 50;
+  Wide elements = 1;
+  for (const Wide size : sizes) {
+    if (size > 1) elements = size > most ? most + 1 : std::min(elements * size, most + 1);
+  }
+  if (elements <= most) return;
+  std::ostringstream text;
+  for (const Wide size : sizes) text << (text.tellp() > 0 ? ", " : "") << Count{size};
+  check(false, "expected ", what, " to have at most 2^50 elements, but got size [", text.str(), "]");
+}
+
+void check_sizes(const Ints& sizes) {
+  for (const int64_t size : sizes) {
+    check(size >= 0, "Trying to create tensor with negative dimension ", size, ": ", Sizes(sizes));
+  }
+}
 
 void check_pair(const Ints& values, const char* name, const char* operation) {
   check(values.size() == 2, "expected ", name, " to be a single integer value or a list of 2 values to match the ",
@@ -38,6 +100,13 @@ std::string device_name(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
 }
 
+void check_floating(const Tensor& tensor, const char* name) {
+  const ScalarType type = tensor.scalar_type();
+  check(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+            type == ScalarType::BFloat16,
+        "\"", name, "\" not implemented for '", torch::headeronly::toString(type), "'");
+}
+
 // The dispatcher asks for one tensor on a GPU, not for all.
 void check_same_device(const Tensor& a, const Tensor& b) {
   check(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
@@ -51,27 +120,44 @@ void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
         torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
 }
 
-Conv2dShape conv2d_shape(const Ints& input, int64_t K, int64_t R, int64_t S, const Ints& stride, const Ints& padding,
-                         const Ints& dilation, int64_t groups) {
+// The one place where a convolution's sizes are computed. `weight`: (K, C / groups, R, S).
+Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                         const Ints& padding, const Ints& dilation, int64_t groups) {
+  check_sizes(input);
+  check_sizes(weight);
   Conv2dShape s{};
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
-  s.K = K, s.R = R, s.S = S;
+  s.K = weight[0], s.R = weight[2], s.S = weight[3];
   s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   s.groups = groups;
-  s.P = (s.H + 2 * s.pad_h - s.dilation_h * (R - 1) - 1) / s.stride_h + 1;
-  s.Q = (s.W + 2 * s.pad_w - s.dilation_w * (S - 1) - 1) / s.stride_w + 1;
+  check(s.K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
+        " at dimension 0, but got weight of size ", Sizes(weight), " instead");
+  check(s.K % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
+        " at dimension 0, but got weight of size [", Sizes(weight), "] instead");
+  const Wide channels = static_cast<Wide>(weight[1]) * groups;
+  check(s.C == channels, "Given groups=", groups, ", weight of size ", Sizes(weight), ", expected input", Sizes(input),
+        " to have ", Count{channels}, " channels, but got ", s.C, " channels instead");
+  check(!bias || (bias->dim() == 1 && bias->size(0) == s.K), "Given weight of size ", Sizes(weight),
+        ", expected bias to be 1-dimensional with ", s.K, " elements, but got bias of size ",
+        bias ? Sizes(*bias) : Sizes(weight), " instead");
+  check(s.R > 0 && s.S > 0, "kernel size should be greater than zero, but got kernel_height: ", s.R,
+        " kernel_width: ", s.S);
+  const Wide padded_h = padded(s.H, s.pad_h), padded_w = padded(s.W, s.pad_w);
+  const Wide extent_h = extent(s.R, s.dilation_h), extent_w = extent(s.S, s.dilation_w);
+  check(padded_h >= extent_h && padded_w >= extent_w, "Calculated padded input size per channel: (", Count{padded_h},
+        " x ", Count{padded_w}, "). Kernel size: (", Count{extent_h}, " x ", Count{extent_w},
+        "). Kernel size can't be greater than actual input size");
+  check((s.H > 0 && s.W > 0) || s.N == 0 || s.C == 0,
+        "Only zero batch or zero channel inputs are supported, but got input shape: ", Sizes(input));
+  const Wide P = output_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h);
+  const Wide Q = output_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w);
+  check_elements("the padded input of conv2d", {s.N, s.C, padded_h, padded_w});
+  check_elements("the output of conv2d", {s.N, s.K, P, Q});
+  check_elements("the weight of conv2d", {s.K, s.C, s.R, s.S});
+  s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   return s;
-}
-
-// The number of windows along one side, by PyTorch's rule for ceil_mode: a last window that would start beyond the
-// input and its left padding is dropped.
-int64_t pooled_size(int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation, bool ceil_mode) {
-  const int64_t span = size + 2 * pad - dilation * (kernel - 1) - 1 + (ceil_mode ? stride - 1 : 0);
-  int64_t windows = (span >= 0 ? span / stride : -((-span + stride - 1) / stride)) + 1;
-  if (ceil_mode && (windows - 1) * stride >= size + pad) --windows;
-  return windows;
 }
 
 void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, const Ints& padding,
@@ -81,7 +167,12 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
   check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
   check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
   check(stride[0] != 0 && stride[1] != 0, "stride should not be zero");
-  check_countable(stride, padding, dilation);
+  for (const Ints* values : {&kernel_size, &stride, &padding, &dilation}) {
+    for (const int64_t value : *values) {
+      check(value >= std::numeric_limits<int32_t>::min() && value <= std::numeric_limits<int32_t>::max(),
+            "value cannot be converted to type int without overflow");
+    }
+  }
   for (int i = 0; i < 2; ++i) {
     check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
     check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
@@ -96,35 +187,38 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
         " dilationW: ", dilation[1]);
 }
 
-// Within a window the kernels count in 32 bits; where the window stands, in 64.
-void check_window(const Pool2dShape& s) {
-  check((s.R - 1) * s.dilation_h * s.W + (s.S - 1) * s.dilation_w <= std::numeric_limits<int32_t>::max(),
-        "max_pool2d: a window may span at most 2^31 - 1 pixels of the image");
-}
-
+// The one place where a pool's sizes are computed, for an input of some size (N, C, H, W). `given`: null, or the
+// numbers of windows that the gradient has, (P, Q). The schemas of backward operators omit ceil_mode, so either
+// rounding is accepted for them.
 Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                         const Ints& dilation) {
+                         const Ints& dilation, bool ceil_mode, const Ints* given) {
+  check_sizes(input);
+  check(input[1] != 0 && input[2] != 0 && input[3] != 0,
+        "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:", Sizes(input));
+  check(padding[0] <= kernel_size[0] / 2 && padding[1] <= kernel_size[1] / 2,
+        "pad should be smaller than or equal to half of kernel size, but got padW = ", padding[1],
+        ", padH = ", padding[0], ", kW = ", kernel_size[1], ", kH = ", kernel_size[0]);
   Pool2dShape s{};
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
   s.R = kernel_size[0], s.S = kernel_size[1];
   s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
-  return s;
-}
-
-// The windows of a pool over an input of some size (N, C, H, W).
-Pool2dShape pool2d_windows(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                           const Ints& dilation, bool ceil_mode) {
-  check(padding[0] <= kernel_size[0] / 2 && padding[1] <= kernel_size[1] / 2,
-        "pad should be smaller than or equal to half of kernel size, but got padW = ", padding[1],
-        ", padH = ", padding[0], ", kW = ", kernel_size[1], ", kH = ", kernel_size[0]);
-  Pool2dShape s = pool2d_shape(input, kernel_size, stride, padding, dilation);
-  s.P = pooled_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h, ceil_mode);
-  s.Q = pooled_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w, ceil_mode);
-  check(s.P >= 1 && s.Q >= 1, "Given input size: (", s.C, "x", s.H, "x", s.W, "). Calculated output size: (", s.C, "x",
-        s.P, "x", s.Q, "). Output size is too small");
-  check_window(s);
+  const auto windows = [&](int side) {
+    const auto rounded = [&](bool up) {
+      return pooled_size(input[2 + side], kernel_size[side], padding[side], stride[side], dilation[side], up);
+    };
+    return rounded(given ? (*given)[side] != rounded(false) : ceil_mode);
+  };
+  const Wide P = windows(0), Q = windows(1);
+  check(P >= 1 && Q >= 1, "Given input size: (", s.C, "x", s.H, "x", s.W, "). Calculated output size: (", s.C, "x",
+        Count{P}, "x", Count{Q}, "). Output size is too small");
+  check_elements("the input of max_pool2d", {s.N, s.C, padded(s.H, s.pad_h), padded(s.W, s.pad_w)});
+  check_elements("the output of max_pool2d", {s.N, s.C, P, Q});
+  s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
+  // The kernels count pixels in 32 bits inside a window, and in 64 bits outside.
+  check((extent(s.R, s.dilation_h) - 1) * s.W + extent(s.S, s.dilation_w) - 1 <= std::numeric_limits<int32_t>::max(),
+        "max_pool2d: a window may span at most 2^31 - 1 pixels of the image");
   return s;
 }
 
@@ -135,14 +229,14 @@ void check_positions(const Ints& pool_kernel_size) {
         Sizes(pool_kernel_size));
 }
 
-}  // namespace
-
 // For the backward operators, which users reach through autograd only: every number must fit every other.
 void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
   const Ints expected{s.N, s.K, s.P, s.Q};
   check(sizes_of(grad_output) == expected, "expected grad_output of size ", Sizes(expected), ", but got ",
         Sizes(grad_output));
 }
+
+}  // namespace
 
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
@@ -152,25 +246,11 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
   check_conv2d_parameters(stride, padding, dilation, groups);
   check(weight.dim() == 4, "Expected ", weight.dim(), "-dimensional input for ", weight.dim(), "-dimensional weight ",
         Sizes(weight), ", but got 4-dimensional input of size ", Sizes(input), " instead");
-  const int64_t K = weight.size(0), R = weight.size(2), S = weight.size(3);
-  check(K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
-        " at dimension 0, but got weight of size ", Sizes(weight), " instead");
-  check(K % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
-        " at dimension 0, but got weight of size [", Sizes(weight), "] instead");
-  check(input.size(1) == weight.size(1) * groups, "Given groups=", groups, ", weight of size ", Sizes(weight),
-        ", expected input", Sizes(input), " to have ", weight.size(1) * groups, " channels, but got ", input.size(1),
-        " channels instead");
-  check(!bias || (bias->dim() == 1 && bias->size(0) == K), "Given weight of size ", Sizes(weight),
-        ", expected bias to be 1-dimensional with ", K, " elements, but got bias of size ",
-        bias ? Sizes(*bias) : Sizes(weight), " instead");
+  const Conv2dShape s = conv2d_shape(sizes_of(input), sizes_of(weight), bias, stride, padding, dilation, groups);
   check_same_type(input, weight, "weight");
   if (bias) check_same_type(input, *bias, "bias");
-  const int64_t padded_h = input.size(2) + 2 * padding[0], padded_w = input.size(3) + 2 * padding[1];
-  const int64_t reach_h = dilation[0] * (R - 1) + 1, reach_w = dilation[1] * (S - 1) + 1;
-  check(padded_h >= reach_h && padded_w >= reach_w, "Calculated padded input size per channel: (", padded_h, " x ",
-        padded_w, "). Kernel size: (", reach_h, " x ", reach_w,
-        "). Kernel size can't be greater than actual input size");
-  return conv2d_shape(sizes_of(input), K, R, S, stride, padding, dilation, groups);
+  check_floating(input, "conv2d");
+  return s;
 }
 
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
@@ -178,11 +258,11 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
   check_pairs(stride, padding, dilation);
   check_conv2d_parameters(stride, padding, dilation, groups);
   check(input_size.size() == 4 && weight.dim() == 4, "expected a 4-dimensional input and weight");
+  const Conv2dShape s = conv2d_shape(input_size, sizes_of(weight), {}, stride, padding, dilation, groups);
+  check_grad_output(grad_output, s);
   check_same_type(grad_output, weight, "weight");
-  const int64_t K = weight.size(0);
-  check(K % groups == 0 && input_size[1] == weight.size(1) * groups, "expected input of size ", Sizes(input_size),
-        " to have ", weight.size(1) * groups, " channels");
-  return conv2d_shape(input_size, K, weight.size(2), weight.size(3), stride, padding, dilation, groups);
+  check_floating(grad_output, "conv2d_backward_data");
+  return s;
 }
 
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
@@ -192,19 +272,22 @@ Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor
   check_pair(kernel_size, "kernel_size", "convolution");
   check_conv2d_parameters(stride, padding, dilation, groups);
   check(input.dim() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
+  const int64_t K = grad_output.size(1), C = input.size(1);
+  check(C % groups == 0, "expected the ", C, " channels of input to be divisible by groups=", groups);
+  const Conv2dShape s = conv2d_shape(sizes_of(input), {K, C / groups, kernel_size[0], kernel_size[1]}, {}, stride,
+                                     padding, dilation, groups);
+  check_grad_output(grad_output, s);
   check_same_type(input, grad_output, "grad_output");
-  const int64_t K = grad_output.size(1);
-  check(K >= groups && K % groups == 0 && input.size(1) % groups == 0,
-        "expected channels to be divisible by groups=", groups);
-  return conv2d_shape(sizes_of(input), K, kernel_size[0], kernel_size[1], stride, padding, dilation, groups);
+  check_floating(input, "conv2d_backward_weight");
+  return s;
 }
 
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                              const Ints& dilation, bool ceil_mode) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
-  check(input.dim() == 4 && input.size(1) != 0 && input.size(2) != 0 && input.size(3) != 0,
+  check(input.dim() == 4,
         "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:", Sizes(input));
-  return pool2d_windows(sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode);
+  return pool2d_shape(sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode, nullptr);
 }
 
 Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
@@ -215,16 +298,17 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
   check_same_device(grad_output, indices);
   check(indices.scalar_type() == ScalarType::Long, "expected indices of type Long, but got ",
         torch::headeronly::toString(indices.scalar_type()));
-  Pool2dShape s = pool2d_shape(input_size, kernel_size, stride, padding, dilation);
-  s.P = grad_output.size(2), s.Q = grad_output.size(3);
+  const Ints given{grad_output.size(2), grad_output.size(3)};
+  const Pool2dShape s = pool2d_shape(input_size, kernel_size, stride, padding, dilation, false, &given);
   const Ints expected{s.N, s.C, s.P, s.Q};
   check(sizes_of(grad_output) == expected && sizes_of(indices) == expected, "expected grad_output and indices of size ",
         Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(indices));
-  check_window(s);
+  check_floating(grad_output, "max_pool2d_backward");
   return s;
 }
 
 void check_no_overlap(const Tensor& input) {
+  if (input.numel() == 0) return;
   for (int64_t d = 0; d < input.dim(); ++d) {
     check(input.stride(d) != 0 || input.size(d) < 2,
           "unsupported operation: more than one element of the written-to tensor refers to a single memory location. "
@@ -246,7 +330,8 @@ FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weigh
   check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   check_positions(pool_kernel_size);
   const Ints pooled{conv.N, conv.K, conv.P, conv.Q};
-  return {conv, pool2d_windows(pooled, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)};
+  return {conv,
+          pool2d_shape(pooled, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode, nullptr)};
 }
 
 FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
@@ -262,21 +347,13 @@ FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, cons
   check_same_device(grad_output, argmax);
   check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
         torch::headeronly::toString(argmax.scalar_type()));
-  FusedShape f{
-      conv, pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding, pool_dilation)};
-  Pool2dShape& s = f.pool;
-  // Either rounding of the number of windows; which, is not said again.
-  const auto windows = [](int64_t given, int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation) {
-    const bool ceil_mode = given != pooled_size(size, kernel, pad, stride, dilation, false);
-    return pooled_size(size, kernel, pad, stride, dilation, ceil_mode);
-  };
-  s.P = windows(grad_output.size(2), s.H, s.R, s.pad_h, s.stride_h, s.dilation_h);
-  s.Q = windows(grad_output.size(3), s.W, s.S, s.pad_w, s.stride_w, s.dilation_w);
-  const Ints expected{conv.N, conv.K, s.P, s.Q};
+  const Ints given{grad_output.size(2), grad_output.size(3)};
+  const Pool2dShape pool = pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
+                                        pool_dilation, false, &given);
+  const Ints expected{conv.N, conv.K, pool.P, pool.Q};
   check(sizes_of(grad_output) == expected && sizes_of(argmax) == expected, "expected grad_output and argmax of size ",
         Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(argmax));
-  check_window(f.pool);
-  return f;
+  return {conv, pool};
 }
 
 }  // namespace fastconv

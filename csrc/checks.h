@@ -12,8 +12,6 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
                                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
-// grad_output has the size that the shape says.
-void check_grad_output(const Tensor& grad_output, const Conv2dShape& s);
 
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                              const Ints& dilation, bool ceil_mode);

@@ -5,6 +5,7 @@
 // memory format of its result.
 #include <torch/csrc/stable/library.h>
 
+#include "boundary.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
@@ -61,18 +62,19 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   using namespace fastconv;
-  m.impl("conv2d", TORCH_BOX(&cpu::conv2d));
-  m.impl("conv2d_backward_data", TORCH_BOX(&cpu::conv2d_backward_data));
-  m.impl("conv2d_backward_weight", TORCH_BOX(&cpu::conv2d_backward_weight));
-  m.impl("max_pool2d", TORCH_BOX(&cpu::max_pool2d));
-  m.impl("max_pool2d_backward", TORCH_BOX(&cpu::max_pool2d_backward));
-  m.impl("relu", TORCH_BOX(&cpu::relu));
-  m.impl("relu_", TORCH_BOX(&cpu::relu_));
-  m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
-  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu<cpu::fused_forward>));
-  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d<cpu::fused_forward>));
-  m.impl("conv2d_relu_backward", TORCH_BOX(&conv2d_relu_backward<cpu::fused_backward>));
-  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward<cpu::fused_backward>));
+  m.impl("conv2d", FASTCONV_BOX(cpu::conv2d, ScratchScope));
+  m.impl("conv2d_backward_data", FASTCONV_BOX(cpu::conv2d_backward_data, ScratchScope));
+  m.impl("conv2d_backward_weight", FASTCONV_BOX(cpu::conv2d_backward_weight, ScratchScope));
+  m.impl("max_pool2d", FASTCONV_BOX(cpu::max_pool2d, ScratchScope));
+  m.impl("max_pool2d_backward", FASTCONV_BOX(cpu::max_pool2d_backward, ScratchScope));
+  m.impl("relu", FASTCONV_BOX(cpu::relu, ScratchScope));
+  m.impl("relu_", FASTCONV_BOX(cpu::relu_, ScratchScope));
+  m.impl("relu_backward", FASTCONV_BOX(cpu::relu_backward, ScratchScope));
+  m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, ScratchScope));
+  m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, ScratchScope));
+  m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, ScratchScope));
+  m.impl("conv2d_relu_max_pool2d_backward",
+         FASTCONV_BOX(conv2d_relu_max_pool2d_backward<cpu::fused_backward>, ScratchScope));
 }
 
 #if defined(FASTCONV_CUDA)

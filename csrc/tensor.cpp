@@ -1,5 +1,8 @@
 #include "tensor.h"
 
+#include <algorithm>
+#include <cstring>
+
 namespace fastconv {
 namespace {
 
@@ -19,6 +22,11 @@ bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
 
 // Through the C function rather than torch::stable::empty, which finds aten::empty by its name on every call (1 us).
 Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, const Tensor& like, ScalarType type) {
+  int64_t bytes = static_cast<int64_t>(sizeof(double));  // of any element, at most
+  bool fits = true;
+  for (int64_t d = 0; d < dim; ++d)
+    fits = !__builtin_mul_overflow(bytes, std::max<int64_t>(1, sizes[d]), &bytes) && fits;
+  check(fits, "Storage size calculation overflowed with sizes=", Sizes(sizes, static_cast<size_t>(dim)));
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
@@ -57,7 +65,8 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarTy
   int64_t step = 1;
   const auto place = [&](size_t d) {
     strides[d] = step;
-    step *= sizes[d] > 1 ? sizes[d] : 1;
+    // An overflow is reported by empty_strided.
+    if (__builtin_mul_overflow(step, std::max<int64_t>(1, sizes[d]), &step)) step = 1;
   };
   if (channels_last) {
     for (const size_t d : {1, 3, 2, 0}) place(d);
@@ -77,6 +86,11 @@ Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_
   };
   const Tensor grad_bias = empty({needs_weight ? weight.size(0) : 0}, input, false);
   return {gradient(needs_input, input), gradient(needs_weight, weight), grad_bias};
+}
+
+void zero(const Tensor& tensor) {
+  const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+  if (bytes > 0) std::memset(tensor.mutable_data_ptr(), 0, bytes);
 }
 
 bool fills_memory(const Tensor& tensor) {

@@ -33,6 +33,7 @@ struct Sizes {
   const int64_t* values;
   size_t count;
   Sizes(const Tensor& tensor) : values(tensor.sizes().data()), count(tensor.sizes().size()) {}
+  Sizes(const int64_t* values, size_t count) : values(values), count(count) {}
   Sizes(const Ints& ints) : values(ints.data()), count(ints.size()) {}
 };
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
@@ -61,6 +62,9 @@ inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 &
 
 // Uninitialised, each as the tensor lies that it is the gradient of. One that is not needed has no elements.
 Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight);
+
+// Fills a tensor on the CPU that fills its memory.
+void zero(const Tensor& tensor);
 
 // Whether the elements of two tensors of one size lie in the same order.
 bool same_strides(const Tensor& a, const Tensor& b);

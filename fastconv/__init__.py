@@ -9,9 +9,11 @@ with fastconv.enabled(): ...       # PyTorch's own functions and layers, served 
 
 from __future__ import annotations
 
+from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why an import below failed
+
 import torch
 
-from fastconv import ops
+from fastconv import environment, ops
 from fastconv.ops import _C
 from fastconv.version import __version__
 
@@ -29,6 +31,7 @@ __all__ = [
     "conversion_report",
     "convert",
     "enabled",
+    "environment",
     "flops",
     "functional",
     "models",
@@ -41,7 +44,7 @@ __all__ = [
 
 
 def show_config() -> str:
-    """What runs here: versions, the ISA level in use, threads, and how the extension was built.
+    """What runs here: versions, the ISA level in use, threads, how the extension was built, and the environment.
 
     Returns:
         A text of several lines.
@@ -52,6 +55,7 @@ def show_config() -> str:
     """
     build = _C.build_info()
     levels = ", ".join(_C.cpu_capabilities())
+    settings = ", ".join(f"{name}={value or 'unset'}" for name, value in environment.settings().items())
     return "\n".join(
         [
             f"fastconv {__version__}",
@@ -60,6 +64,7 @@ def show_config() -> str:
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
             f"CUDA {build['cuda']}{f' ({_gpus()})' if ops.has_cuda() else ''}",
+            f"environment {settings}",
         ]
     )
 

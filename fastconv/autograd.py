@@ -264,6 +264,8 @@ class Conv2dBackwardWeight(Function):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
+        # A zero in place of a gradient that is not there would make NaN of infinite factors.
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, grad_weight: Tensor | None, grad_bias: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -341,8 +343,7 @@ class MaxPool2d(Function):
 
 def take(input: Tensor, indices: Tensor) -> Tensor:
     """The pixels that max-pooling chose: the transpose of its backward."""
-    N, C, *_ = indices.shape
-    return input.reshape(N, C, -1).gather(2, indices.reshape(N, C, -1)).view(indices.shape)
+    return input.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
 
 
 @with_jvp

@@ -1,7 +1,8 @@
-"""A model's convolutions, max-pools and ReLUs made fastconv's, and PyTorch's again.
+"""Converts the convolutions, max-pools and ReLUs of a model to fastconv's layers, and back.
 
-A layer is converted by another class: ``layer.__class__ = fastconv.nn.Conv2d``. So it stays the same object, and all
-that it holds and all that holds it stay as they were: parameters, buffers, hooks, attributes, optimizers, tied layers.
+A layer is converted by a change of its class: ``layer.__class__ = fastconv.nn.Conv2d``. It stays the same object, so
+its parameters, buffers, hooks and attributes stay, as does everything that refers to it: optimizers, tied layers, the
+model's own code.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from torch.nn import Module
 
 from fastconv import models, served
 from fastconv import nn as fnn
-from fastconv.chains import Chain, find_chains, in_sequentials
-from fastconv.fuse import FusedConv2d, FusedMaxPool2d, FusedReLU, Fusion
 from fastconv.report import Line, Report
 
 __all__ = ["conversion_report", "convert", "revert"]
@@ -34,41 +33,36 @@ BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,
     models.TorchConvReLUMaxPool2d: fnn.ConvReLUMaxPool2d,
 }
-FUSED: dict[type, type] = {
-    FusedConv2d: torch.nn.Conv2d,
-    FusedReLU: torch.nn.ReLU,
-    FusedMaxPool2d: torch.nn.MaxPool2d,
-}
 TO_TORCH = {**{ours: theirs for theirs, ours in (LAYERS | BLOCKS).items()}, fnn.Sequential: torch.nn.Sequential}
+#: The classes of a Sequential's members that it runs as one, before the conversion or after.
+ROLES: dict[type, str] = {torch.nn.Conv2d: "conv", **fnn.ROLES}
 
 
 @dataclass
 class Plan:
-    """What is to be done."""
+    """The conversion of one model."""
 
     classes: dict[Module, type] = field(default_factory=dict)
-    chains: list[Chain] = field(default_factory=list)  # other than those in Sequentials
-    alone: list[Module] = field(default_factory=list)  # convolutions that are faster when not fused
+    waiting: dict[Module, frozenset[str]] = field(default_factory=dict)  # convolutions, and what is left to PyTorch
     report: Report = field(default_factory=Report)
 
 
 def convert(model: M, fuse: bool = True) -> M:
-    """Has fastconv serve the convolutions, max-pools and ReLUs of a model.
+    """Converts the convolutions, max-pools and ReLUs of a model to fastconv's layers. In place.
 
-    In place: every layer stays the same object, with its parameters, buffers, hooks, parametrisations, attributes and
-    place, and changes its class alone. So optimizers, tied layers, state_dict and checkpoints go on as before, as do
-    the model's own class, methods and pickling. Results and gradients are the same, to rounding.
+    Every layer stays the same object, with its parameters, buffers, hooks, parametrisations and attributes, and changes
+    its class alone. So optimizers, tied layers, state_dict and checkpoints work as before, as do the model's own class
+    and methods, and pickling. Results and gradients are the same, to rounding.
 
-    Layers of other classes than exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
-    :class:`torch.nn.MaxPool2d` and :class:`torch.nn.ReLU` are left alone, as are those that fastconv would serve slower
-    than PyTorch (:mod:`fastconv.served`). :func:`conversion_report` tells which, and why.
+    Only layers whose class is exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
+    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. A layer that PyTorch computes faster keeps its
+    class (:mod:`fastconv.served`). :func:`conversion_report` lists every layer, with the reason.
 
     Args:
-        model: any module; a single layer too. Convert it as it is to run: layers, hooks and parametrisations added.
-        fuse: run a convolution with the ReLU, and the max-pool, that get its result as one operator, where no hook and
-            no other code sees what lies between them: in Sequentials, and where torch.fx can follow the model's code.
-            ReLU and pool have to be modules, though between a convolution and a pool that are, the ReLU may be a
-            function.
+        model: any module, or a single layer.
+        fuse: run a convolution and the ReLU and max-pool that follow it as one operator. A Sequential fuses its
+            members. In other code a convolution returns a tensor that waits for the next operation
+            (:mod:`fastconv.deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
 
     Returns:
         The model itself.
@@ -87,22 +81,19 @@ def convert(model: M, fuse: bool = True) -> M:
         2  MaxPool2d  fused  into 0
     """
     plan = make_plan(model, fuse)
-    unfuse(model)
+    forget(model)
     for module, cls in plan.classes.items():
         set_class(module, cls)
-    for conv in plan.alone:
-        if isinstance(conv, fnn.Conv2d):
-            conv.fuses = False
-    for group in connected(plan.chains):
-        apply_fusion(model, group)
+    for conv, left_to_torch in plan.waiting.items():
+        fnn.wait_for_fusion(conv, left_to_torch)
     return model
 
 
 def revert(model: M) -> M:
-    """Undoes :func:`convert`: plain :mod:`torch.nn` again, the same objects with the same parameters. In place.
+    """Undoes :func:`convert`: makes all layers plain :mod:`torch.nn` again. In place.
 
-    Layers that were fastconv's from the beginning become PyTorch's too; of the fused ones, that is a convolution whose
-    ``forward`` calls PyTorch's three functions.
+    The layers stay the same objects with the same parameters. Layers that were fastconv's from the beginning become
+    PyTorch's, too. A fused layer becomes a convolution whose ``forward`` calls PyTorch's functions.
 
     Returns:
         The model itself.
@@ -111,7 +102,7 @@ def revert(model: M) -> M:
         TypeError: not a module.
     """
     check(model, "revert")
-    unfuse(model)
+    forget(model)
     for module in model.modules():
         if (cls := TO_TORCH.get(fnn.kind(module))) is not None:
             set_class(module, cls)
@@ -119,7 +110,7 @@ def revert(model: M) -> M:
 
 
 def conversion_report(model: Module, fuse: bool = True) -> Report:
-    """What :func:`convert` will do with a model, or has done: every layer, and why. The model is left as it is.
+    """Lists what :func:`convert` will do with every layer of a model, or has done, and why. The model is not changed.
 
     Args:
         model: before its conversion or after.
@@ -143,71 +134,80 @@ def make_plan(model: Module, fuse: bool) -> Plan:
     check(model, "convert")
     plan = Plan()
     names = {module: name for name, module in model.named_modules()}
-    fused: dict[Module, str] = {}  # and with what
-    alone: dict[Module, str] = {}  # and why
-    if fuse:
-        find_fusions(model, names, plan, fused, alone)
+    fused = plan_sequentials(names, plan) if fuse else {}
     for module, name in names.items():
-        cls = fnn.kind(module)
-        theirs = FUSED.get(cls) or TO_TORCH.get(cls, cls)
-        becomes, why = "converted", alone.get(module, "")
-        if theirs in LAYERS:
-            native = cls is LAYERS[theirs]
-            fused_conv = module in fused and theirs is torch.nn.Conv2d
-            slower = None if native or fused_conv else served.slower_than_torch(module)
-            if module in fused:
-                becomes, why = "fused", fused[module]
-            elif "forward" in vars(module):
-                becomes, why, slower = "left", "it has been given another forward", ""
-            elif slower:
-                becomes, why = "left", slower
-            plan.classes[module] = LAYERS[theirs] if slower is None else theirs
-        elif theirs in BLOCKS:
-            if fuse or cls is not theirs:
-                plan.classes[module] = BLOCKS[theirs]
-            else:
-                becomes, why = "left", "fuse=False"
-        elif isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d | torch.nn.ReLU):
-            becomes, why = "left", f"of another class, {cls.__module__}.{cls.__qualname__}"
-        else:
-            continue
-        plan.report.lines.append(Line(name, theirs.__name__, becomes, why))
+        line = plan_layer(module, fuse, fused.get(module, ""), plan)
+        if line is not None:
+            plan.report.lines.append(Line(name, *line))
     return plan
 
 
-def find_fusions(
-    model: Module, names: dict[Module, str], plan: Plan, fused: dict[Module, str], alone: dict[Module, str]
-) -> None:
-    """Adds Sequentials that run chains, and chains in other code, to the plan; and says what is fused, or why not."""
+def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
+    """Plans the Sequentials that fuse their members. Returns these, each with the names of its partners."""
+    fused: dict[Module, str] = {}
+    for sequential in names:
+        if type(sequential) not in (torch.nn.Sequential, fnn.Sequential):
+            continue
+        layers = fnn.flat(sequential)
+        i = 0
+        while i < len(layers):
+            conv, *followers = block = fnn.match(layers, i, ROLES)
+            i += len(block)
+            if not followers or slower(conv, fnn.fused_with(block)):
+                continue
+            plan.classes[sequential] = fnn.Sequential
+            if conv not in fused:  # else by a Sequential around this one
+                fused[conv] = f"with {' and '.join(names[layer] for layer in followers)}"
+                for layer in followers:
+                    before = f"{fused[layer]} and " if layer in fused else "into "
+                    fused[layer] = before + names[conv]
+    return fused
 
-    def pays(chain: Chain) -> bool:
-        slower = served.slower_than_torch(chain.conv, fused_with="ReLU" if chain.pool is None else "pool")
-        if slower is not None:
-            alone[chain.conv] = slower
-            plan.alone.append(chain.conv)
-        return slower is None
 
-    def tell(chain: Chain) -> None:
-        fused[chain.conv] = f"with {' and '.join(names[layer] for layer in chain.followers())}"
-        for layer in chain.followers():
-            fused[layer] = f"{fused[layer]} and {names[chain.conv]}" if layer in fused else f"into {names[chain.conv]}"
+def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str, str, str] | None:
+    """Plans one layer. Returns its line of the report, without the name; None for a module of no interest."""
+    cls = fnn.kind(module)
+    theirs = TO_TORCH.get(cls, cls)
+    if theirs in BLOCKS:
+        if not fuse and cls is theirs:
+            return theirs.__name__, "left", "fuse=False"
+        plan.classes[module] = BLOCKS[theirs]
+        return theirs.__name__, "converted", ""
+    if theirs not in LAYERS:
+        if isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d | torch.nn.ReLU):
+            return theirs.__name__, "left", f"of another class, {cls.__module__}.{cls.__qualname__}"
+        return None
+    if replaced := [name for name in ("forward", "_conv_forward") if name in vars(module)]:
+        plan.classes[module] = theirs
+        return theirs.__name__, "left", f"it has been given another {replaced[0]}"
+    reason = slower(module)
+    partners = plan_waiting(module, plan) if fuse and isinstance(module, torch.nn.Conv2d) else ""
+    plan.classes[module] = theirs if reason and not partners else LAYERS[theirs]
+    if fused:
+        return theirs.__name__, "fused", fused
+    if reason:
+        return theirs.__name__, "left", f"{reason}, unless {partners} follows" if partners else reason
+    return theirs.__name__, "converted", ""
 
-    found = find_chains(model)
-    alone |= found.reasons
-    plan.chains = [chain for chain in found.chains if pays(chain)]
-    for chain in plan.chains:
-        tell(chain)
-    elsewhere = {chain.conv for chain in plan.chains}
-    for sequential, chains in in_sequentials(model).items():
-        for chain in chains:
-            if pays(chain) and chain.conv not in elsewhere:
-                plan.classes[sequential] = fnn.Sequential
-                if chain.conv not in fused:  # else by a Sequential around this one
-                    tell(chain)
-    for module, reason in found.untraced.items():
-        if any(fnn.kind(layer) in (*LAYERS, *LAYERS.values(), *FUSED) for layer in module.modules()):
-            where = f"{names[module]}.forward" if names[module] else "forward"
-            plan.report.notes.append(f"torch.fx cannot follow {where}, so its parts were searched: {reason}")
+
+def plan_waiting(conv: torch.nn.Conv2d, plan: Plan) -> str:
+    """Lets the results of a convolution wait for the next operation, if any is worth it. Returns which."""
+    left_to_torch = frozenset() if is_native(conv) else served.left_to_torch(conv)
+    partners = {"ReLU": "a ReLU", "pool": "a max-pool with ReLU"}
+    worthwhile = [text for name, text in partners.items() if name not in left_to_torch]
+    if worthwhile:
+        plan.waiting[conv] = left_to_torch
+    return " or ".join(worthwhile)
+
+
+def is_native(module: Module) -> bool:
+    """Whether a layer was fastconv's before any conversion: then its author has chosen."""
+    return fnn.kind(module) in LAYERS.values() and "_left_to_torch" not in vars(module)
+
+
+def slower(module: Module, fused_with: str = "") -> str:
+    """Why PyTorch should compute a layer; empty if fastconv should."""
+    return "" if is_native(module) else served.slower_than_torch(module, fused_with) or ""
 
 
 def set_class(module: Module, cls: type) -> None:
@@ -219,45 +219,10 @@ def set_class(module: Module, cls: type) -> None:
     module.__class__ = cls
 
 
-def unfuse(model: Module) -> None:
-    """Makes single layers of those that are fused, and of all that they are fused with; they may be elsewhere."""
-    modules = list(model.modules())
-    partners = [layer for m in modules if fnn.kind(m) in FUSED for _, _, layer in vars(m)["fusion"].members]
-    for module in [*modules, *partners]:
-        cls = fnn.kind(module)
-        if cls in FUSED:
-            set_class(module, FUSED[cls])
-            for name in ("fusion", "fused_pool"):
-                vars(module).pop(name, None)
-        elif cls is fnn.Conv2d:
-            vars(module).pop("fuses", None)
-        elif cls is fnn.Sequential:
+def forget(model: Module) -> None:
+    """Undoes what an earlier conversion with ``fuse`` has set."""
+    for module in model.modules():
+        vars(module).pop("_waits", None)
+        vars(module).pop("_left_to_torch", None)
+        if type(module) is fnn.Sequential:
             set_class(module, torch.nn.Sequential)
-
-
-def connected(chains: list[Chain]) -> list[list[Chain]]:
-    """Chains that share a layer, together."""
-    groups: list[list[Chain]] = []
-    for chain in chains:
-        layers = set(chain.followers())
-        touching = [group for group in groups if any(layers & set(other.followers()) for other in group)]
-        groups = [group for group in groups if group not in touching]
-        groups.append([chain, *(other for group in touching for other in group)])
-    return groups
-
-
-def apply_fusion(model: Module, chains: list[Chain]) -> None:
-    layers = {layer: None for chain in chains for layer in (chain.conv, *chain.followers())}
-    paths = [name.split(".") for name, module in model.named_modules() if module in layers]
-    owner = [names[0] for names in zip(*(path[:-1] for path in paths), strict=False) if len(set(names)) == 1]
-    members = []
-    for path in paths:
-        parent = model.get_submodule(".".join(path[:-1]))
-        members.append((parent, path[-1], parent.get_submodule(path[-1])))
-    fusion = Fusion(model.get_submodule(".".join(owner)), members)
-    classes = {theirs: cls for cls, theirs in FUSED.items()}
-    for layer in layers:
-        set_class(layer, classes[TO_TORCH.get(fnn.kind(layer), fnn.kind(layer))])
-        layer.fusion = fusion  # type: ignore[assignment]
-    for chain in chains:
-        chain.conv.fused_pool = () if chain.pool is None else (chain.pool,)  # type: ignore[assignment]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ContextDecorator, suppress
+from contextlib import ContextDecorator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
-from fastconv.deferred import Deferring
+from fastconv.deferred import BACKWARD, Deferred, defer
 
 __all__ = ["enabled"]
 
@@ -61,33 +61,27 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
+#: The types of tensors that have no override of their own to be called.
+_OWN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
+
+
 class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
-    """Within it, this thread's calls of PyTorch's conv2d, max_pool2d and relu are served by fastconv.
+    """A context in which fastconv computes this thread's calls of PyTorch's conv2d, max_pool2d and relu.
 
-    That is ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``, ``torch.conv2d``,
-    ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms, and what calls these: the layers of
-    :mod:`torch.nn`, Keras on its torch backend. Values, gradients, memory formats and errors stay PyTorch's; what
-    fastconv does not serve goes on to PyTorch, see :mod:`fastconv.functional`.
+    These are ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``,
+    ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms, and all code that
+    calls them: the layers of :mod:`torch.nn`, Keras on its torch backend. Values, gradients, memory formats and errors
+    stay PyTorch's. PyTorch computes what fastconv does not support, see :mod:`fastconv.functional`.
 
-    By PyTorch's own override protocol (:class:`torch.overrides.TorchFunctionMode`): nothing is patched, other threads
-    see nothing of it, and it may be nested, or used as a decorator. Each call of any function of PyTorch costs about a
-    microsecond more in it; :func:`fastconv.convert` has no such cost.
+    The context uses PyTorch's override protocol (:class:`torch.overrides.TorchFunctionMode`). Nothing is patched, other
+    threads are not affected, and contexts nest. It also works as a decorator. Each call of any function of PyTorch
+    takes about a microsecond more within it. :func:`fastconv.convert` has no such cost.
 
     Args:
-        fuse: let convolutions wait for a bias, a ReLU and a max-pool to be fused with, see :mod:`fastconv.deferred`.
-            Their results are tensors of a subclass, that are computed when something looks at them, at the latest on
-            leaving. Values and gradients then are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`.
-
-    Raises:
-        RuntimeError: with ``fuse``, where the input or the weight of a convolution was changed before its result was
-            looked at, in a way that PyTorch's functions do not show, as by C++ code; where the gradient with respect to
-            a result that was fused away is asked for after it was.
-
-    What fusing does not see: an input that changes meanwhile through memory that it shares with a NumPy array. Who does
-    not take its results: C code that reads a tensor's memory (``to_dlpack``, not ``from_dlpack``),
-    :class:`torch.nn.Parameter` (detach and clone first), and a function that is compiled with ``fullgraph=True``, as an
-    argument. ``torch.utils.checkpoint`` computes again outside of any such context, unless it has ``context_fn=lambda:
-    (contextlib.nullcontext(), fastconv.enabled(fuse=True))``.
+        fuse: let convolutions wait for a bias, a ReLU and a max-pool, and run them as one operator, see
+            :mod:`fastconv.deferred`. Their results are tensors of a subclass that are computed when they are needed.
+            Values and gradients are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`. docs/convert.md lists
+            what a program can tell.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
@@ -98,21 +92,19 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
 
     def __init__(self, fuse: bool = False) -> None:
         super().__init__()
-        self._deferring = Deferring(ROUTES) if fuse else None
-
-    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
-        super().__exit__(kind, *exception)
-        if self._deferring is None:
-            return
-        if kind is None:
-            self._deferring.settle_all()
-        elif not kind.__module__.startswith("torch."):  # checkpoint so ends computing again, and counts what is saved
-            with suppress(Exception):  # that one counts
-                self._deferring.settle_all()
+        self._fuse = fuse
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self._deferring is None or torch.compiler.is_compiling():
-            return ROUTES.get(func, func)(*args, **(kwargs or {}))
-        return self._deferring.call(func, types, args, kwargs or {})
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            return ROUTES.get(func, func)(*args, **kwargs)
+        if self._fuse and func is torch.conv2d:
+            result = defer(*args, **kwargs)
+            if result is not None:
+                return result
+        if func in BACKWARD and _OWN_TYPES.issuperset(types):
+            with self:  # a checkpoint computes again what it computed within the context
+                return BACKWARD[func](*args, **kwargs)
+        return ROUTES.get(func, func)(*args, **kwargs)

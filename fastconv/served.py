@@ -45,7 +45,21 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["slower_than_torch"]
+__all__ = ["left_to_torch", "slower_than_torch"]
+
+
+def left_to_torch(conv: torch.nn.Conv2d) -> frozenset[str]:
+    """The combinations of a convolution that PyTorch computes faster.
+
+    Returns:
+        Some of 'alone', 'ReLU' (with a ReLU that follows) and 'pool' (with a ReLU and a max-pool).
+
+    Example:
+        >>> sorted(left_to_torch(torch.nn.Conv2d(64, 64, 1)))
+        ['ReLU', 'alone']
+    """
+    combinations = {"alone": "", "ReLU": "ReLU", "pool": "pool"}
+    return frozenset(name for name, partner in combinations.items() if slower_than_torch(conv, partner) is not None)
 
 
 def slower_than_torch(module: torch.nn.Module, fused_with: str = "") -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import models
 import ratios
 import report
 import torch
+from test_mnist_files import mutants
 
 import fastconv
 from fastconv.mnist import alternate
@@ -78,6 +80,35 @@ def test_the_report_has_a_table_of_operators_and_one_of_claims() -> None:
         ["error", "", "", "", "1.50", ""],
     ]
     assert all(len(row) == len(headings) for row in rows)
+
+
+def test_the_report_of_a_damaged_file_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = alternate.medians(SECONDS)
+    info = {"cpu": "a CPU", "threads": 2, "level": "avx2", "preloaded": "", "torch": "1", "fastconv": "2"}
+    info |= {"compiler": "g++", "rounds": 3}
+    claims = [ratios.time_claim("step", SECONDS), {"what": "step", "missing": "not found"}]
+    extra = {"seconds": seconds, "claims": claims}
+    run = json.loads(
+        json.dumps({"machine_info": {"fastconv": info}, "benchmarks": [{"name": "a", "extra_info": extra}]})
+    )
+    path = tmp_path / "run.json"
+    monkeypatch.setattr(sys, "argv", ["report.py", str(path)])
+    path.write_text(json.dumps(run))
+    report.main()
+    refused = 0
+    for name, mutant in mutants(run):
+        path.write_text(json.dumps(mutant))
+        capsys.readouterr()
+        try:
+            report.main()
+        except SystemExit as ended:
+            errors = capsys.readouterr().err
+            refused += 1
+            assert (ended.code, errors.count("\n")) == (2, 1), name  # noqa: PT017
+            assert errors.startswith(f"report.py: {path}" if "benchmarks" in str(mutant) else "report.py: "), name
+    assert refused > 200
 
 
 def test_processes_have_their_own_threads_and_environment() -> None:

@@ -843,5 +843,5 @@ print(FF.conv2d(x, w, None, 1, 1).sub(x).abs().sum().item())
 
     default = error(None)
     assert error("0") == 0 < error("2") < default < error("4")
-    for value in ("", "3", "1", "on"):
+    for value in ("", "3"):  # what else is refused, test_environment.py tries
         assert error(value) == default

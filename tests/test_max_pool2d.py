@@ -203,8 +203,12 @@ def test_max_pool2d_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) 
 
 def test_numbers_beyond_any_image_are_refused() -> None:
     x = torch.ones(1, 1, 8, 8)
-    with pytest.raises(RuntimeError, match=r"at most 2\^40"):
-        FF.max_pool2d(x, 3, dilation=2**63 - 1)
+    for arguments in ({"kernel_size": 3, "dilation": 2**63 - 1}, {"kernel_size": (2**62 + 1, 1), "dilation": (4, 1)}):
+        with pytest.raises(RuntimeError) as theirs:
+            F.max_pool2d(x, **arguments)
+        with pytest.raises(RuntimeError) as mine:
+            FF.max_pool2d(x, **arguments)
+        assert str(mine.value) == str(theirs.value)
     with pytest.raises(RuntimeError, match=r"at most 2\^40"):
         FF.conv2d(x, torch.ones(1, 1, 3, 3), padding=2**63 - 1)
 

@@ -234,7 +234,8 @@ def test_each_process_draws_for_itself_and_again_so_when_taken_up(digits: tuple[
     again = in_process(1, state)
     again.run()
     assert all(map(torch.equal, weights(again.model), weights(second.model)))
-    in_process(1, state | {"steps": 2})  # within an epoch
+    sums = [128, 128, torch.tensor(300.0), torch.tensor(20)]
+    in_process(1, state | {"steps": 2, "seconds": 0.1, "totals": sums})  # within an epoch
     assert not torch.equal(torch.get_rng_state(), state["rng"])
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -59,6 +63,127 @@ def test_no_way_to_change_a_weight_goes_unseen(size: tuple[int, ...], weight_siz
             change(w)
             expected = convolve(x.double(), w.double())
             torch.testing.assert_close(convolve(x, w).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+# Shapes of weights: with few twins first, then depthwise, larger than the part that the hint samples, and Winograd.
+TWIN_SIZES = [(1, 1, 1, 1), (2, 1, 3, 3), (3, 2, 1, 5), (8, 1, 3, 3), (4, 3, 5, 5), (16, 16, 3, 3)]
+TWINS = 100_000
+
+
+def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
+    """Arrays that differ from `weight` in few, regular ways, without end, and whether their values stay ordinary."""
+    rng, n, j = np.random.default_rng(seed), weight.size, 0
+    while True:
+        for kind in ("issue", "signs", "swap", "shift", "pattern", "row", "bit", "byte"):
+            twin = weight.copy()
+            if kind == "issue":  # the signs that a hash of 64-bit words in eight lanes has overlooked
+                twin[[i for i in (2 * j + 1, 2 * j + 16, 2 * j + 17) if i < n]] *= -1
+                j = (j + 1) % n
+            elif kind == "signs":
+                twin[rng.integers(n, size=rng.integers(1, 5))] *= -1
+            elif kind == "swap":
+                first, second = rng.integers(n, size=2)
+                twin[[first, second]] = twin[[second, first]]
+            elif kind == "shift":
+                twin = np.roll(twin, rng.integers(n))
+            elif kind == "pattern":
+                twin *= rng.choice([-1, 1], size=n)
+            elif kind == "row":  # one run of elements moves by one
+                first = rng.integers(n)
+                twin[first : first + 9] = np.roll(twin[first : first + 9], 1)
+            elif kind == "bit":
+                twin.view(np.uint8)[rng.integers(twin.nbytes)] ^= 1 << rng.integers(8)
+            else:
+                twin.view(np.uint8)[rng.integers(twin.nbytes)] = rng.integers(256)
+            yield kind not in ("bit", "byte"), twin
+
+
+def test_of_100000_structured_twins_none_is_taken_for_the_weight_that_was_packed() -> None:
+    """Each goes through a convolution. Values are whole numbers, so that a stale result differs by 1 or more."""
+    torch.set_num_threads(1)
+    orders = (torch.contiguous_format, torch.channels_last)
+    cases = list(itertools.product(TWIN_SIZES, (torch.float32, torch.float64), orders))
+    tried = compared = 0
+    for index, (size, dtype, order) in enumerate(cases):
+        K, C, R, S = size
+        groups = K if size == (8, 1, 3, 3) else 1
+        x = torch.randint(1, 9, (1, C * groups, 8, 8)).to(dtype)
+        values = torch.randint(1, 9, (K * C * R * S,)).mul(torch.randint(2, (K * C * R * S,)) * 2 - 1).to(dtype)
+
+        def shaped(values: Tensor, size: tuple[int, ...] = size, order: torch.memory_format = order) -> Tensor:
+            K, C, R, S = size
+            return values.view(K, R, S, C).permute(0, 3, 1, 2) if order == torch.channels_last else values.view(size)
+
+        for _ in range(4):
+            known = FF.conv2d(x, shaped(values), groups=groups)
+        hits = kept()["hits"]
+        wanted = (TWINS - tried) // (len(cases) - index)
+        found, expected, seen = [], [], {hashlib.sha1(values.numpy()).digest()}
+        for ordinary, twin in itertools.islice(twins(values.numpy(), index), 4 * wanted):
+            if len(seen) > wanted:
+                break
+            digest = hashlib.sha1(twin).digest()
+            if digest in seen:
+                continue
+            seen.add(digest)
+            y = FF.conv2d(x, shaped(torch.from_numpy(twin)), groups=groups)
+            if ordinary:
+                found.append(y)
+                expected.append(torch.from_numpy(twin))
+        assert kept()["hits"] == hits, (size, dtype, order)
+        for start in range(0, len(found), 500):
+            weights = torch.cat([shaped(twin) for twin in expected[start : start + 500]])
+            if groups > 1:  # all twins of one channel after each other
+                weights = weights.view(-1, K, R, S).transpose(0, 1).reshape(-1, 1, R, S)
+            right = torch.nn.functional.conv2d(x, weights, groups=groups)[0]
+            rows, columns = right.shape[1:]
+            if groups > 1:
+                right = right.view(K, -1, rows, columns).transpose(0, 1)
+            right = right.reshape(-1, K, rows, columns)
+            torch.testing.assert_close(torch.cat(found[start : start + 500]), right, rtol=1e-4, atol=0.1)
+        assert torch.equal(FF.conv2d(x, shaped(values), groups=groups), known)
+        tried += len(seen) - 1
+        compared += len(found)
+    assert tried == TWINS
+    assert compared > TWINS // 2
+
+
+def test_views_of_one_memory_are_told_apart() -> None:
+    """The same bytes at the same address, or equal bytes, with other strides, signs, sizes or types."""
+    # Random bfloat16 values, whose bits are ordinary numbers in every other type, too.
+    x, memory = torch.randn(1, 16, 12, 12), torch.randn(4 * 16 * 16 * 9).bfloat16().view(torch.float32)
+    half = memory[: 16 * 16 * 9]
+    w = half.view(16, 16, 3, 3)
+    weights = [
+        w,
+        half.view(16, 3, 3, 16).permute(0, 3, 1, 2),
+        w.flip(3),
+        w.transpose(2, 3),
+        w.transpose(0, 1),
+        torch._neg_view(w),
+        memory[1:][: half.numel()].view(16, 16, 3, 3),
+        memory.view(16, 32, 3, 3)[:, ::2],
+        memory.view(32, 16, 3, 3)[1::2],
+        memory.view(16, 16, 3, 6)[..., ::2],
+        memory.view(16, 16, 6, 3)[:, :, 1:4],
+        half.view(16, 16, 9, 1),
+        half.view(16, 16, 1, 9),
+        half.view(144, 16, 1, 1),
+        half.view(36, 16, 2, 2),
+        half.view(144, 4, 2, 2),
+        half.view(torch.float64).view(8, 16, 3, 3),
+        half[:1].view(1, 1, 1, 1).expand(16, 16, 3, 3),
+        half.view(torch.bfloat16).view(32, 16, 3, 3),
+        half.view(torch.float16).view(32, 16, 3, 3),
+    ]
+    for _ in range(4):
+        for w in weights:
+            groups = 16 // w.shape[1]
+            found = FF.conv2d(x.to(w.dtype), w, groups=groups).double()
+            expected = torch.nn.functional.conv2d(x.to(w.dtype).double(), w.double(), groups=groups)
+            tolerance = 1e-4 if w.dtype.itemsize >= 4 else 2e-2
+            scale = expected.abs().max().item()
+            torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
 
 
 def test_sizes_orders_groups_types_and_levels_are_told_apart() -> None:

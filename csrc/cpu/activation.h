@@ -7,6 +7,7 @@
 
 #include "../tensor.h"
 #include "capability.h"
+#include "scratch.h"
 #include "tiles.h"
 
 namespace fastconv {
@@ -103,9 +104,8 @@ Tensor to_nhwc(const Tensor& tensor) {
   const Activation<T> from(tensor);
   const int64_t H = tensor.size(2), W = tensor.size(3), image = tensor.size(1) * H * W;
   T* to = mutable_data<T>(copy);
-  torch::stable::parallel_for(
-      0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1),
-      [&](int64_t begin, int64_t end) { from.copy(begin, end - begin, 0, H, 0, W, to + begin * image); });
+  parallel_for(0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1),
+               [&](int64_t begin, int64_t end) { from.copy(begin, end - begin, 0, H, 0, W, to + begin * image); });
   return copy;
 }
 
@@ -163,7 +163,7 @@ class WholeResult {
     if (is_nhwc(tensor_)) return;
     const Result<T> result(tensor_);
     const int64_t C = tensor_.size(1), H = tensor_.size(2), image = C * H * tensor_.size(3);
-    torch::stable::parallel_for(0, tensor_.size(0), ceil_div(32768, image), [&](int64_t begin, int64_t end) {
+    parallel_for(0, tensor_.size(0), ceil_div(32768, image), [&](int64_t begin, int64_t end) {
       result.finish({begin, end - begin, 0, H}, data() + begin * image, 0, C);
     });
   }

@@ -5,12 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cstdlib>
 #include <limits>
 #include <optional>
-#include <string_view>
 #include <vector>
 
+#include "../environment.h"
+#include "choices.h"
 #include "conv2d.h"
 
 namespace fastconv::cpu {
@@ -70,14 +70,7 @@ inline WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 // time, more error: tables below), 2 or 0, none at all, for those who need each result to be as exact as its own terms.
 // (Winograd's error is small against the largest results of a tile, so that what is exactly zero may come out as 1e-7
 // of them.) Without AVX2 none is larger than 2.
-inline int winograd_allowed() {
-  static const int allowed = [] {
-    const char* variable = std::getenv("FASTCONV_WINOGRAD");
-    const std::string_view value = variable ? variable : "";
-    return value == "0" ? 0 : value == "2" ? 2 : value == "4" ? 4 : 3;
-  }();
-  return allowed;
-}
+inline int winograd_allowed() { return environment().winograd; }
 
 // The largest side of a tile for one shape. Error of the forward pass against float64 over PyTorch's, root mean square,
 // of normal x (behind a ReLU all are a fifth more), padding 1 but for 64->128, with tiles of up to 4 / 3 / 2 on a side:
@@ -95,7 +88,8 @@ inline int winograd_largest(const FusedShape& f, bool backward) {
   const Conv2dShape& s = f.conv;
   const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
   const bool small = backward || f.window() > 1 || s.C < 32 || padded;
-  return std::min(winograd_allowed(), small ? 2 : kernels().conv2d<float>().winograd.largest);
+  const int chosen = winograd_choice.load(std::memory_order_relaxed);
+  return std::min(chosen < 0 ? winograd_allowed() : chosen, small ? 2 : kernels().conv2d<float>().winograd.largest);
 }
 
 // How it cuts a convolution whose direct kernel has `direct` multiplications a channel pair, if it takes it.
@@ -118,9 +112,11 @@ inline std::optional<WinogradCut> winograd_cut(const FusedShape& f, int largest,
   const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
                      s.dilation_w == 1 && s.groups == 1;
   const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
-  if (!shape || !tiles || s.C < 16 || s.K < 16 || largest < 2) return {};
+  if (!shape || !tiles || largest < 2 || never(Algorithm::winograd)) return {};
+  const bool forced = always(Algorithm::winograd);
+  if (!forced && (s.C < 16 || s.K < 16)) return {};
   const WinogradCut cut = cheapest_cut(f, largest);
-  if (cut.cost >= direct) return {};
+  if (!forced && cut.cost >= direct) return {};
   return cut;
 }
 
@@ -139,7 +135,9 @@ inline std::optional<WinogradCut> winograd_serves(const FusedShape& f) {
 //   256->256  8x8 (64)          489 /  675 /  601
 //   256->256  14x14 (196)      1336 / 1291 / 2075
 inline bool dot_serves(const Conv2dShape& s, const Tensor& weight) {
-  if (s.groups != 1 || s.C % 16 != 0 || s.C < 32 || !is_nhwc(weight)) return false;
+  if (s.groups != 1 || s.C % 16 != 0 || !is_nhwc(weight) || never(Algorithm::dot)) return false;
+  if (always(Algorithm::dot)) return true;
+  if (s.C < 32) return false;
   const int64_t outputs = s.N * s.P * s.Q;
   constexpr int64_t large_weight = 256 * 1024;  // elements
   return outputs <= 24 || (outputs <= 64 && s.K * s.taps() >= large_weight);
@@ -164,7 +162,7 @@ inline std::optional<WinogradCut> winograd_serves_data(const Conv2dShape& s) {
 // results from a thread's scratch.
 inline bool window_kernel_serves(const FusedShape& f) {
   const bool size = f.window() == 1 || f.window() == 4 || f.window() == 9;
-  return size && f.windows_touch() && !f.conv.depthwise();
+  return size && f.windows_touch() && !f.conv.depthwise() && !never(Algorithm::window);
 }
 
 // ---- backward ----------------------------------------------------------------------------------------------------
@@ -189,11 +187,12 @@ bool live_serves(const FusedShape& f) {
   // and in a tile's lists. A tile is of several images only if they are small.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t images_x = 1 + live_weight_pixels / (f.pool.P * f.pool.Q),
-                images_dx = 1 + live_data_pixels / (s.H * s.W);
+                images_dx = 1 + live_data_pixels / std::max<int64_t>(1, s.H * s.W);
   const int64_t padded_pixels = reach(s.P, s.stride_h, s.R, s.dilation_h) * reach(s.Q, s.stride_w, s.S, s.dilation_w);
   const int64_t image = std::max(padded_pixels, s.H * s.W) * s.C;  // as x lies, or as it is copied
   const bool small = s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
-  return s.groups == 1 && f.windows_inside() && run >= conv2d_kernels<T>(s).block_lanes && small;
+  const bool pays = run >= conv2d_kernels<T>(s).block_lanes || always(Algorithm::live);
+  return s.groups == 1 && f.windows_inside() && pays && small && !never(Algorithm::live);
 }
 
 // Time of the dense kernel (for data: Winograd's, though not for 5x5) / time of the one that takes live values from
@@ -208,17 +207,18 @@ bool live_serves(const FusedShape& f) {
 //   128->128 14x14  weight   1.0   1.2   1.4   1.6   1.9   2.7   4.0   7.1    (batch 16)
 //                   data     0.4   0.6   0.7   0.8   1.1   1.6   2.4   5.0
 // AVX2 is within 10 % of that.
-constexpr double live_weight_below = 0.6;
+inline double live_weight_below() { return always(Algorithm::live) ? 2 : 0.6; }
 
 // For data, Winograd's advantage counts, if it would serve: its cost over the direct kernel's.
 inline double live_data_below(const Conv2dShape& s, const std::optional<WinogradCut>& cut) {
+  if (always(Algorithm::live)) return 2;
   return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
 }
 
 // For the weight, lists have to be long.
 template <class T>
 bool live_serves_weight(const FusedShape& f) {
-  return live_serves<T>(f) && f.windows() >= 16;
+  return live_serves<T>(f) && (f.windows() >= 16 || always(Algorithm::live));
 }
 
 // At most so many input channels are served by narrow.h, if it serves the shape.
@@ -226,7 +226,8 @@ constexpr int64_t narrow_channels = 4;
 
 template <class T>
 bool narrow_serves(const FusedShape& f) {
-  return f.conv.C <= narrow_channels && kernels().conv2d<T>().narrow.serves(f);
+  if (never(Algorithm::narrow) || !kernels().conv2d<T>().narrow.serves(f)) return false;
+  return f.conv.C <= narrow_channels || always(Algorithm::narrow);
 }
 
 // ---- what choices look at ----------------------------------------------------------------------------------------
@@ -237,7 +238,7 @@ bool all_finite(const Tensor& tensor) {
   const auto& kernel = kernels().conv2d<T>().live;
   const T* values = data<T>(tensor);
   std::atomic<bool> finite{true};
-  torch::stable::parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
     if (!kernel.all_finite(values + begin, end - begin)) finite = false;
   });
   return finite;
@@ -249,7 +250,7 @@ double mark_zeros(const Tensor& tensor, uint8_t* argmax) {
   const auto& kernel = kernels().conv2d<T>().live;
   const T* values = data<T>(tensor);
   std::atomic<int64_t> live{0};
-  torch::stable::parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
     live += kernel.mark_zeros(values + begin, argmax + begin, end - begin);
   });
   return static_cast<double>(live) / static_cast<double>(tensor.numel());
@@ -276,9 +277,8 @@ class LiveShare {
     const auto& kernel = kernels().conv2d<T>().live;
     const uint8_t* bytes = data<uint8_t>(argmax_);
     std::atomic<int64_t> live{0};
-    torch::stable::parallel_for(0, argmax_.numel(), 131072, [&](int64_t begin, int64_t end) {
-      live += kernel.count_live(bytes + begin, end - begin);
-    });
+    parallel_for(0, argmax_.numel(), 131072,
+                 [&](int64_t begin, int64_t end) { live += kernel.count_live(bytes + begin, end - begin); });
     return live;
   }
 

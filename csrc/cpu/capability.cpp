@@ -1,8 +1,9 @@
 #include "capability.h"
 
 #include <atomic>
-#include <cstdlib>
 #include <stdexcept>
+
+#include "../environment.h"
 
 namespace fastconv {
 namespace {
@@ -42,9 +43,8 @@ const Level& level_named(const std::string& name) {
 }
 
 const Level& first_choice() {
-  if (const char* name = std::getenv("FASTCONV_CPU_CAPABILITY")) {
-    if (*name) return level_named(name);
-  }
+  const std::string& chosen = environment().cpu_capability;
+  if (!chosen.empty()) return level_named(chosen);
   const Level* best = &levels[0];
   for (const Level& level : levels) {
     if (level.available()) best = &level;

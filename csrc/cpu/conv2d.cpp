@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "bands.h"
 #include "dot.h"
 #include "packed_weights.h"
 #include "reduced.h"
@@ -18,7 +19,7 @@ void direct_forward(const Conv2dShape& s, const Tensor& input, const T* packed, 
   const Result<T> y(output);
   const Tiles tiles(s.N, s.P, s.Q, y.tile_pixels(tile_pixels));
   const int64_t parts = splits(tiles, blocks);
-  torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
@@ -72,9 +73,11 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
   if (output.numel() == 0) return output;
   if (is_reduced(input)) {
-    compute_wide(output, Scratch::wide_result, [&](const Tensor& wide) {
-      forward(s, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
-              widened(bias, Scratch::wide_bias), wide);
+    const Tensor w = widened(weight, Scratch::wide_weight);
+    const auto b = widened(bias, Scratch::wide_bias);
+    for_each_band(s, input, output, true, wide_limits, [&](const Conv2dShape& band, const Tensor& x, const Tensor& y) {
+      compute_wide(y, Scratch::wide_result,
+                   [&](const Tensor& wide) { forward(band, widened(x, Scratch::wide_input), w, b, wide); });
     });
   } else {
     forward(s, input, weight, bias, output);

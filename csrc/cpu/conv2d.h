@@ -7,6 +7,7 @@
 
 #include "../checks.h"
 #include "capability.h"
+#include "scratch.h"
 #include "tiles.h"
 
 namespace fastconv::cpu {

@@ -1,5 +1,6 @@
 #include "activation.h"
 #include "algorithms.h"
+#include "bands.h"
 #include "conv2d.h"
 #include "live.h"
 #include "reduced.h"
@@ -14,7 +15,7 @@ T* pack_weight(const Conv2dShape& s, const Tensor& weight) {
   const Blocks blocks = channel_blocks(kernel, s, s.group_C());
   const bool krsc = is_nhwc(weight);
   T* packed = scratch<T>(Scratch::weight, kernel.packed_backward_size(s));
-  torch::stable::parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) kernel.pack_weight_backward(s, data<T>(weight), krsc, i, packed);
   });
   return packed;
@@ -31,7 +32,7 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
   const Result<T> dx(grad_input);
   const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(tile_pixels));
   const int64_t parts = splits(tiles, blocks);
-  torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
@@ -82,6 +83,14 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
 }  // namespace
 
 void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight, const Tensor& grad_input) {
+  // The first rows of grad_output that reach no input, as a band may have, would keep Winograd's algorithm away.
+  const int64_t unused = std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1);
+  if (unused > 0) {
+    Conv2dShape rest = s;
+    rest.P -= unused, rest.pad_h -= unused * s.stride_h;
+    Tensor g = grad_output;
+    return backward_data(rest, torch::stable::narrow(g, 2, unused, rest.P), weight, grad_input);
+  }
   dispatch_floating(grad_output, "conv2d_backward_data",
                     [&](auto type) { backward_data<decltype(type)>(s, grad_output, weight, grad_input); });
 }
@@ -89,15 +98,20 @@ void backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
-  check_grad_output(grad_output, s);
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   if (is_reduced(grad_output)) {
-    compute_wide(grad_input, Scratch::wide_result, [&](const Tensor& wide) {
-      backward_data(s, widened(grad_output, Scratch::wide_other), widened(weight, Scratch::wide_weight), wide);
-    });
+    const Tensor w = widened(weight, Scratch::wide_weight);
+    for_each_data_band(
+        s, grad_output, grad_input, true, wide_limits, [&](const Conv2dShape& band, const Tensor& g, const Tensor& dx) {
+          compute_wide(dx, Scratch::wide_result,
+                       [&](const Tensor& wide) { backward_data(band, widened(g, Scratch::wide_other), w, wide); });
+        });
   } else {
-    backward_data(s, grad_output, weight, grad_input);
+    const bool by_rows = is_nhwc(grad_output) && is_nhwc(grad_input);
+    for_each_data_band(
+        s, grad_output, grad_input, by_rows, plain_limits,
+        [&](const Conv2dShape& band, const Tensor& g, const Tensor& dx) { backward_data(band, g, weight, dx); });
   }
   return grad_input;
 }

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "activation.h"
+#include "bands.h"
 #include "conv2d.h"
 #include "live.h"
 #include "reduced.h"
@@ -37,7 +38,7 @@ void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
   const bool read_once = blocks.count() * parts == 1;
   const SummedInput<T> x(s, input, read_once, Scratch::whole_input, Scratch::tile_in);
   const SummedInput<T> g(pointwise(s), grad_output, read_once, Scratch::whole_grad, Scratch::tile_out);
-  torch::stable::parallel_for(0, units * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, units * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts, block = i / parts % blocks.count(), piece = i / parts / blocks.count();
       const int64_t first_tap = std::min(taps, tap_blocks * part / parts * kernel.block_taps);
@@ -64,7 +65,7 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
   const Tensor g = dense(grad_output), x = dense(input);
   const FusedShape f = without_pool(s);
   if (live_serves_weight<T>(f)) {
-    const LiveGradient<T> live(g, live_weight_below);
+    const LiveGradient<T> live(g, live_weight_below());
     if (live.pays && all_finite<T>(x)) {
       return live_backward_weight<T>(f, live.g(), live.argmax, x, grad_weight, grad_bias);
     }
@@ -85,18 +86,31 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
                                                   const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
-  check_grad_output(grad_output, s);
   const Tensor grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
   const Tensor grad_bias = empty({s.K}, input, false);
+  if (s.N == 0) {
+    zero(grad_weight), zero(grad_bias);
+    return {grad_weight, grad_bias};
+  }
   if (is_reduced(input)) {
     compute_wide(grad_weight, Scratch::wide_result, [&](const Tensor& wide_weight) {
       compute_wide(grad_bias, Scratch::wide_bias, [&](const Tensor& wide_bias) {
-        backward_weight(s, widened(grad_output, Scratch::wide_other), widened(input, Scratch::wide_input), wide_weight,
-                        wide_bias);
+        BandSum sum(wide_weight, wide_bias);
+        for_each_band(
+            s, input, grad_output, true, wide_limits, [&](const Conv2dShape& band, const Tensor& x, const Tensor& g) {
+              sum.add([&](const Tensor& dw, const Tensor& db) {
+                backward_weight(band, widened(g, Scratch::wide_other), widened(x, Scratch::wide_input), dw, db);
+              });
+            });
       });
     });
   } else {
-    backward_weight(s, grad_output, input, grad_weight, grad_bias);
+    BandSum sum(grad_weight, grad_bias);
+    const bool by_rows = is_nhwc(input) && is_nhwc(grad_output);
+    for_each_band(s, input, grad_output, by_rows, plain_limits,
+                  [&](const Conv2dShape& band, const Tensor& x, const Tensor& g) {
+                    sum.add([&](const Tensor& dw, const Tensor& db) { backward_weight(band, g, x, dw, db); });
+                  });
   }
   return {grad_weight, grad_bias};
 }

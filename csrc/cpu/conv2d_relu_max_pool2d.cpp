@@ -2,6 +2,7 @@
 
 #include "activation.h"
 #include "algorithms.h"
+#include "bands.h"
 #include "dot.h"
 #include "packed_weights.h"
 #include "reduced.h"
@@ -21,7 +22,7 @@ void direct_forward(const FusedShape& f, const Tensor& input, const T* packed, c
   const Result<T> y(output);
   const Tiles tiles(s.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), f.window()));
   const int64_t parts = splits(tiles, blocks);
-  torch::stable::parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
@@ -50,7 +51,7 @@ void tiled_forward(const FusedShape& f, const Tensor& input, const T* packed, co
   const Activation<T> x(input);
   const Result<T> y(output);
   const Tiles tiles(s.N, pool.P, pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels_between_windows(pool)));
-  torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
       const int64_t start = tile.row * pool.stride_h - pool.pad_h;
@@ -120,9 +121,13 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
   if (output.numel() == 0) return {output, argmax};
   if (is_reduced(input)) {
-    compute_wide(output, Scratch::wide_result, [&](const Tensor& wide) {
-      forward(f, widened(input, Scratch::wide_input), widened(weight, Scratch::wide_weight),
-              widened(bias, Scratch::wide_bias), wide, argmax);
+    const Tensor w = widened(weight, Scratch::wide_weight);
+    const auto b = widened(bias, Scratch::wide_bias);
+    for_each_band(f, true, wide_limits, [&](const FusedBand& band) {
+      const Tensor x = part_of(input, band.images, band.input);
+      compute_wide(part_of(output, band.images, band.windows), Scratch::wide_result, [&](const Tensor& wide) {
+        forward(band.shape, widened(x, Scratch::wide_input), w, b, wide, part_of(argmax, band.images, band.windows));
+      });
     });
   } else {
     forward(f, input, weight, bias, output, argmax);

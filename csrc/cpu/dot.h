@@ -23,7 +23,7 @@ void dot_forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight
     }
   }
   constexpr int64_t channels = 16;  // of a piece of the work
-  torch::stable::parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
     kernels().conv2d<T>().dot_forward(s, x.data, x.strides, at.data(), static_cast<int64_t>(at.size()), data<T>(weight),
                                       bias, y, begin * channels, std::min(end * channels, s.K));
   });

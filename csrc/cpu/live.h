@@ -56,7 +56,7 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
   const int64_t parts = std::min(most_parts, ceil_div(wanted_pieces, pieces.count));
 
   const SummedInput<T> x(s, input, parts == 1, Scratch::whole_input, Scratch::tile_in);
-  torch::stable::parallel_for(0, pieces.count * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces.count * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i % parts, piece = i / parts;
       T* dw = pieces.sums + piece * pieces.size;
@@ -91,7 +91,7 @@ void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argm
   const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const SummedInput<T> x(s, input, true, Scratch::whole_input, Scratch::tile_in);
-  torch::stable::parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
     T* patches = scratch<T>(Scratch::unit, kernel.scratch_size(f));
     for (int64_t piece = begin; piece < end; ++piece) {
       T* dw = pieces.sums + piece * pieces.size;
@@ -126,7 +126,7 @@ void for_each_live_tile(const FusedShape& f, const Tensor& grad_input, int64_t (
   const Conv2dShape& s = f.conv;
   const Result<T> dx(grad_input);
   const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(live_data_pixels));
-  torch::stable::parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
       const Range windows = windows_above(f, rows_above(s, tile));
@@ -148,12 +148,11 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
   const PatchKernels<T>& patch = kernels().conv2d<T>().patch;
   const Tensor krsc = to_nhwc<T>(weight);
   const T* w = data<T>(krsc);
-  const bool by_patch = patch.serves(f);
+  const bool by_patch = patch.serves(f) && !never(Algorithm::patch);
   if (by_patch) {
     T* packed = scratch<T>(Scratch::weight, patch.packed_size(s));
-    torch::stable::parallel_for(0, s.K, ceil_div(32768, s.taps()), [&](int64_t begin, int64_t end) {
-      patch.pack_weight(s, data<T>(krsc), begin, end, packed);
-    });
+    parallel_for(0, s.K, ceil_div(32768, s.taps()),
+                 [&](int64_t begin, int64_t end) { patch.pack_weight(s, data<T>(krsc), begin, end, packed); });
     w = packed;
   }
   const auto run = by_patch ? patch.backward_data : kernel.backward_data;

@@ -23,13 +23,21 @@ Tensor wide_like(const Tensor& tensor, Scratch use) {
   return torch::stable::from_blob(values, tensor.sizes(), tensor.strides(), tensor.device(), ScalarType::Float);
 }
 
+Tensor wide_contiguous(const Tensor& tensor, Scratch use) {
+  const Ints sizes = sizes_of(tensor);
+  Ints strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
+  float* values = scratch<float>(use, tensor.numel());
+  return torch::stable::from_blob(values, sizes, strides, tensor.device(), ScalarType::Float);
+}
+
 Tensor widened(const Tensor& tensor, Scratch use) {
   const Tensor from = without_gaps(tensor), wide = wide_like(from, use);
   const auto widen = reduced_kernels(tensor.scalar_type()).widen;
   const uint16_t* values = data<uint16_t>(from);
   float* results = mutable_data<float>(wide);
-  torch::stable::parallel_for(0, from.numel(), grain,
-                              [&](int64_t begin, int64_t end) { widen(values + begin, results + begin, end - begin); });
+  parallel_for(0, from.numel(), grain,
+               [&](int64_t begin, int64_t end) { widen(values + begin, results + begin, end - begin); });
   return wide;
 }
 
@@ -41,8 +49,8 @@ void round_into(const Tensor& result, const Tensor& wide) {
   const auto round = reduced_kernels(result.scalar_type()).round;
   const float* values = data<float>(wide);
   uint16_t* results = mutable_data<uint16_t>(result);
-  torch::stable::parallel_for(0, wide.numel(), grain,
-                              [&](int64_t begin, int64_t end) { round(values + begin, results + begin, end - begin); });
+  parallel_for(0, wide.numel(), grain,
+               [&](int64_t begin, int64_t end) { round(values + begin, results + begin, end - begin); });
 }
 
 }  // namespace fastconv::cpu

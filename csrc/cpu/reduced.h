@@ -7,7 +7,7 @@
 
 #include "../tensor.h"
 #include "capability.h"
-#include "tiles.h"
+#include "scratch.h"
 
 namespace fastconv::cpu {
 
@@ -26,15 +26,25 @@ std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Scratch use);
 // float32, uninitialised, with the strides of a tensor that fills its memory.
 Tensor wide_like(const Tensor& tensor, Scratch use);
 
+// float32, uninitialised, contiguous, of a tensor's size.
+Tensor wide_contiguous(const Tensor& tensor, Scratch use);
+
 // Of two tensors that lie alike.
 void round_into(const Tensor& result, const Tensor& wide);
 
 // `result`, of a reduced type, as compute(wide) leaves it in float32.
 template <class Compute>
 void compute_wide(const Tensor& result, Scratch use, const Compute& compute) {
-  const Tensor wide = wide_like(result, use);
-  compute(wide);
-  round_into(result, wide);
+  if (fills_memory(result)) {
+    const Tensor wide = wide_like(result, use);
+    compute(wide);
+    round_into(result, wide);
+  } else {  // some rows of images in NCHW
+    const Tensor wide = wide_contiguous(result, use);
+    compute(wide);
+    Tensor rounded = result;
+    torch::stable::copy_(rounded, wide);
+  }
 }
 
 }  // namespace fastconv::cpu

@@ -3,6 +3,7 @@
 #include "capability.h"
 #include "reduced.h"
 #include "reorder.h"
+#include "scratch.h"
 #include "tiles.h"
 
 namespace fastconv::cpu {
@@ -15,8 +16,7 @@ template <class T>
 void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tensor& to) {
   const T* x = data<T>(from);
   T* y = mutable_data<T>(to);
-  torch::stable::parallel_for(0, from.numel(), grain,
-                              [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
+  parallel_for(0, from.numel(), grain, [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
 }
 
 // Where g's memory is y's in matrices transposed, they are turned in a thread's scratch, one by one: a whole copy of g
@@ -29,14 +29,13 @@ bool apply_backward_transposed(const Tensor& g, const Tensor& y, const Tensor& d
   const int64_t rows = matrices->rows, columns = matrices->columns, size = rows * columns;
   const T *from = data<T>(g), *at = data<T>(y);
   T* to = mutable_data<T>(dx);
-  torch::stable::parallel_for(0, matrices->batches, ceil_div(grain, std::max<int64_t>(size, 1)),
-                              [&](int64_t begin, int64_t end) {
-                                T* turned = scratch<T>(Scratch::tile_in, size);
-                                for (int64_t i = begin * size; i < end * size; i += size) {
-                                  kernels().conv2d<T>().transpose(from + i, columns, rows, columns, turned, rows);
-                                  kernels().relu<T>().backward(turned, at + i, to + i, size);
-                                }
-                              });
+  parallel_for(0, matrices->batches, ceil_div(grain, std::max<int64_t>(size, 1)), [&](int64_t begin, int64_t end) {
+    T* turned = scratch<T>(Scratch::tile_in, size);
+    for (int64_t i = begin * size; i < end * size; i += size) {
+      kernels().conv2d<T>().transpose(from + i, columns, rows, columns, turned, rows);
+      kernels().relu<T>().backward(turned, at + i, to + i, size);
+    }
+  });
   return true;
 }
 
@@ -45,9 +44,8 @@ void apply_backward(void (*kernel)(const T*, const T*, T*, int64_t), const Tenso
                     const Tensor& dx) {
   const T *from = data<T>(g), *at = data<T>(y);
   T* to = mutable_data<T>(dx);
-  torch::stable::parallel_for(0, g.numel(), grain, [&](int64_t begin, int64_t end) {
-    kernel(from + begin, at + begin, to + begin, end - begin);
-  });
+  parallel_for(0, g.numel(), grain,
+               [&](int64_t begin, int64_t end) { kernel(from + begin, at + begin, to + begin, end - begin); });
 }
 
 void apply(const Tensor& from, const Tensor& to) {

@@ -47,7 +47,7 @@ struct Pieces {
     const bool krsc = is_nhwc(grad_weight);
     T* to = mutable_data<T>(grad_weight);
     constexpr int64_t width = 32;
-    torch::stable::parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t k0 = block * width, elements = std::min(width, s.K - k0);
         T* sum = scratch<T>(Scratch::tile_in, taps * width);
@@ -65,7 +65,7 @@ struct Pieces {
     const int64_t taps = s.taps();
     const bool krsc = is_nhwc(grad_weight);
     T* to = mutable_data<T>(grad_weight);
-    torch::stable::parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
+    parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
       T* sum = scratch<T>(Scratch::tile_in, taps);
       for (int64_t k = begin; k < end; ++k) {
         add_up(k * taps, taps, krsc ? to + k * taps : sum);
@@ -87,7 +87,7 @@ class SummedInput {
     if (read_once || x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_)) return;
     T* to = scratch<T>(whole, s.N * image);
     whole_ = {to, {image, columns_ * s.C, s.C}};
-    torch::stable::parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
       x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns_, to + begin * image);
     });
   }

@@ -3,9 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
-#include <new>
 
 #include "kernels/range.h"
 
@@ -60,52 +57,5 @@ struct Blocks {
   // The first channel, over all groups, of block i; of i == count(), the end.
   int64_t first_channel(int64_t i) const { return i / per_group() * channels + i % per_group() * width; }
 };
-
-// What a thread keeps memory for, from call to call: fresh pages cost more than the arithmetic on them.
-enum class Scratch {
-  tile_in,
-  tile_out,
-  list,
-  list_values,
-  unit,
-  whole_input,
-  whole_grad,
-  argmax,
-  weight,
-  winograd_weight,
-  sums,
-  wide_input,
-  wide_other,
-  wide_weight,
-  wide_bias,
-  wide_result,
-  count
-};
-
-// At least `count` elements; of a thread's own, except that whole_input and later ones are the caller's, for all
-// threads.
-template <class T>
-T* scratch(Scratch use, int64_t count) {
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  struct Buffer {
-    std::unique_ptr<void, Free> memory;
-    size_t bytes = 0;
-  };
-  thread_local Buffer buffers[static_cast<int>(Scratch::count)];
-  Buffer& buffer = buffers[static_cast<int>(use)];
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
-  // What is very large is given back when something smaller takes its place.
-  constexpr size_t keep = 32 << 20;
-  if (bytes > buffer.bytes || (buffer.bytes > keep && bytes < buffer.bytes / 2)) {
-    buffer.memory.reset();
-    buffer.bytes = 0;
-    buffer.memory.reset(std::aligned_alloc(64, bytes));
-    if (!buffer.memory) throw std::bad_alloc();
-    buffer.bytes = bytes;
-  }
-  return static_cast<T*>(buffer.memory.get());
-}
 
 }  // namespace fastconv

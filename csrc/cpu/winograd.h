@@ -40,7 +40,7 @@ void pack_winograd(const FusedShape& f, const WinogradPlan& plan, const T* packe
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const auto count = static_cast<int64_t>(plan.kinds.size());
-  torch::stable::parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const WinogradPlan::Kind& kind = plan.kinds[i % count];
       kernel.pack_weight(f.conv, packed, rotated, kind.tiles, i / count, weight + kind.weight);
@@ -52,9 +52,9 @@ void pack_winograd(const FusedShape& f, const WinogradPlan& plan, const T* packe
 template <class T>
 std::shared_ptr<const T> winograd_weight(const FusedShape& f, const WinogradPlan& plan, const Tensor& weight) {
   const Tensor from = dense(weight);
-  const auto pack = [&](void* to) {
+  const auto pack = [&, krsc = is_nhwc(from)](const void* values, void* to) {
     T* packed = scratch<T>(Scratch::weight, conv2d_kernels<T>(f.conv).packed_forward_size(f.conv));
-    pack_weight_forward<T>(f.conv, from, packed);
+    pack_weight_forward<T>(f.conv, static_cast<const T*>(values), krsc, packed);
     pack_winograd<T>(f, plan, packed, false, static_cast<T*>(to));
   };
   return std::static_pointer_cast<const T>(packed_weight(f.conv, from, {Packing::winograd, plan.layout},
@@ -81,7 +81,7 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& p
   // Zen 5), and 0.24 to 0.16 at times when what one core has written is slow to reach the other; 2 % of a step.
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
-  torch::stable::parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
     T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i / turns, round = i % turns / count, which = i % turns % count;

@@ -1,10 +1,9 @@
 // The operators' CUDA functions, and their registration. Schemas: ../ops.cpp.
 #pragma once
 
-#include <torch/csrc/stable/library.h>
-
 #include <tuple>
 
+#include "../boundary.h"
 #include "../fused.h"
 
 namespace fastconv::cuda {
@@ -32,18 +31,18 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output);
 
 // To whatever library these are to serve: the dispatcher's, or that of the emulation.
 inline void implement(torch::stable::detail::StableLibrary& m) {
-  m.impl("conv2d", TORCH_BOX(&conv2d));
-  m.impl("conv2d_backward_data", TORCH_BOX(&conv2d_backward_data));
-  m.impl("conv2d_backward_weight", TORCH_BOX(&conv2d_backward_weight));
-  m.impl("conv2d_relu", TORCH_BOX(&conv2d_relu<fused_forward>));
-  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&conv2d_relu_max_pool2d<fused_forward>));
-  m.impl("conv2d_relu_backward", TORCH_BOX(&conv2d_relu_backward<fused_backward>));
-  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&conv2d_relu_max_pool2d_backward<fused_backward>));
-  m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
-  m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
-  m.impl("relu", TORCH_BOX(&relu));
-  m.impl("relu_", TORCH_BOX(&relu_));
-  m.impl("relu_backward", TORCH_BOX(&relu_backward));
+  m.impl("conv2d", FASTCONV_BOX(conv2d));
+  m.impl("conv2d_backward_data", FASTCONV_BOX(conv2d_backward_data));
+  m.impl("conv2d_backward_weight", FASTCONV_BOX(conv2d_backward_weight));
+  m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<fused_forward>));
+  m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<fused_forward>));
+  m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<fused_backward>));
+  m.impl("conv2d_relu_max_pool2d_backward", FASTCONV_BOX(conv2d_relu_max_pool2d_backward<fused_backward>));
+  m.impl("max_pool2d", FASTCONV_BOX(max_pool2d));
+  m.impl("max_pool2d_backward", FASTCONV_BOX(max_pool2d_backward));
+  m.impl("relu", FASTCONV_BOX(relu));
+  m.impl("relu_", FASTCONV_BOX(relu_));
+  m.impl("relu_backward", FASTCONV_BOX(relu_backward));
 }
 
 }  // namespace fastconv::cuda

@@ -4,13 +4,18 @@ Training: ``data`` reads the images, ``augment`` moves them a little, ``config``
 fits a network to them, ``distributed`` in several processes, ``classifier`` puts the textbook's verbs over it.
 
 What comes of it: ``checkpoint`` keeps a network, ``export`` writes it for other programs, ``runs`` keeps a training
-that may be interrupted, ``files`` writes results, ``images`` reads image files for prediction, ``plots`` draws,
-``report`` puts the figures and plots of a run on a page.
+that may be interrupted, ``schemas`` says what these files hold, ``files`` reads and writes them, ``images`` reads image
+files for prediction, ``plots`` draws, ``report`` puts the figures and plots of a run on a page.
 
 The command ``fastconv``: ``cli``, its ``commands`` and their ``options``; ``train`` is the longest of them,
 ``progress`` shows how far that is, ``table`` prints; ``bench`` times fastconv against PyTorch, in processes that
 ``alternate``.
 """
+
+
+def printable(text: str) -> str:
+    """``text`` without the escapes by which Python carries file names that are not UTF-8; printing those fails."""
+    return text.encode(errors="replace").decode()
 
 
 class UserError(Exception):

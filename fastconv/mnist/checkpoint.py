@@ -15,7 +15,7 @@ from torch import nn
 from fastconv.mnist import UserError
 from fastconv.mnist.config import LOSSES, TrainingError
 from fastconv.mnist.data import CLASS_NAMES
-from fastconv.mnist.files import write_atomically
+from fastconv.mnist.files import check_regular, write_atomically
 from fastconv.mnist.training import build_model
 
 _FORMAT = "fastconv-mnist"
@@ -92,13 +92,15 @@ def read(path: Path, kind: str) -> object:
     Raises:
         CheckpointError: if it cannot be read, or is not such a file.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise CheckpointError(f"{path} is not a file")
     try:
+        check_regular(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise CheckpointError(f"{path} is not a {kind}, or a truncated one")
             with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
+                # torch.save packs nothing. A small file of packed entries could fill the memory.
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                    raise CheckpointError(f"{path} is damaged: its entries are larger than the file")
                 damaged = archive.testzip()
             if damaged is not None:
                 raise CheckpointError(f"{path} is damaged: the checksum of its {damaged} is wrong")
@@ -108,28 +110,32 @@ def read(path: Path, kind: str) -> object:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except CheckpointError:
         raise
+    except UserError as error:
+        raise CheckpointError(str(error)) from error
     except Exception as error:  # torch.load raises whatever its reader met: RuntimeError, UnpicklingError, KeyError...
         raise CheckpointError(f"{path} is not a {kind}, or a damaged one") from error
 
 
 def _checked(path: Path, content: object) -> Checkpoint:
     """The checkpoint in what torch.load returned for ``path``."""
+    from fastconv.mnist import schemas
+
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of fastconv")
     version = content.get("version")
-    if not isinstance(version, int) or version > _VERSION:
+    if type(version) is int and version > _VERSION:
         raise CheckpointError(f"{path} comes from a later fastconv (format {version}; this one reads {_VERSION})")
-    missing = {"model", "state_dict", "test_accuracy", "config"} - content.keys()
-    if missing:
-        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(missing))}")
+    wrong = schemas.problem(schemas.Checkpoint, content)
+    if wrong is not None:
+        if wrong.startswith(("shape", "class_names")):
+            wrong = f"it does not say which images it is for: {wrong}"
+        raise CheckpointError(f"{path} is damaged: {wrong}")
     model, weights = content["model"], content["state_dict"]
     # Version 1 knew digits only.
     shape, class_names = content.get("shape", (1, 28, 28)), content.get("class_names", CLASS_NAMES)
-    plain = isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(n, int) and 0 < n < 2**15 for n in shape)
-    if not plain or not isinstance(class_names, tuple) or not all(isinstance(name, str) for name in class_names):
-        raise CheckpointError(f"{path} is damaged: it does not say which images it is for")
     try:
-        expected = build_model(model, shape=shape, classes=len(class_names)).state_dict()
+        with torch.device("meta"):  # a name can ask for any size: no memory before the weights are seen to have it
+            expected = build_model(model, shape=shape, classes=len(class_names)).state_dict()
     except TrainingError as error:
         raise CheckpointError(f"{path} is of another model, {model!r}: {error}") from error
     if not isinstance(weights, dict) or weights.keys() != expected.keys():
@@ -141,4 +147,6 @@ def _checked(path: Path, content: object) -> Checkpoint:
         plain = isinstance(found, torch.Tensor) and found.is_cpu and found.layout is torch.strided
         if not plain or found.shape != tensor.shape or found.dtype != dtype:
             raise CheckpointError(f"{path} is damaged: {key} is not {dtype} of shape {tuple(tensor.shape)}")
+        if not found.isfinite().all():
+            raise CheckpointError(f"{path} is damaged: {key} has values that are not finite")
     return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names)

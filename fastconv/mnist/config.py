@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
 
 from fastconv.builder import parse
@@ -17,6 +18,10 @@ LOSSES = ("cross-entropy", "mse")
 #: bfloat16 is torch.autocast's: weights stay in float32.
 DTYPES = ("float32", "float64", "bfloat16")
 DEVICES = ("cpu", "cuda")
+#: More than these are slips of the finger.
+MAX_EPOCHS = 1_000_000
+MAX_LIMIT = 1_000_000_000
+MAX_IMAGE_SIZE = 1024
 
 #: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
 MODELS = {
@@ -54,6 +59,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": "affine",
     },
 }
+
+
+_SHARES = {"validation_split": "validation split", "label_smoothing": "label smoothing", "lr": "learning rate"}
 
 
 class TrainingError(UserError):
@@ -113,8 +121,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seed", "patience"):
             value = getattr(self, name)
-            whole = isinstance(value, int) or (name == "patience" and value is None)
+            whole = _is_whole(value) or (name == "patience" and value is None)
             _check(whole, f"{name.replace('_', ' ')} must be a whole number, not {value!r}")
+        for name, called in _SHARES.items():
+            value = getattr(self, name)
+            _check(isinstance(value, Real) and not isinstance(value, bool), f"{called} must be a number, not {value!r}")
         _check_model(self.model)
         _check_choice("backend", self.backend, BACKENDS)
         _check_choice("schedule", self.schedule, SCHEDULES)
@@ -123,12 +134,13 @@ class TrainingConfig:
         _check_choice("loss", self.loss, LOSSES)
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("device", self.device, DEVICES)
-        _check(self.patience is None or self.patience >= 1, f"patience must be at least 1, not {self.patience}")
+        if self.patience is not None:
+            _check_range("patience", self.patience, MAX_EPOCHS)
         _check(
             0 <= self.label_smoothing < 1,
             f"label smoothing must be at least 0 and below 1, not {self.label_smoothing}",
         )
-        _check(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
+        _check_range("epochs", self.epochs, MAX_EPOCHS)
         _check(1 <= self.batch_size < 2**31, f"batch size must be between 1 and 2^31 - 1, not {self.batch_size}")
         _check(
             0 <= self.validation_split < 1,
@@ -159,10 +171,39 @@ def settle(given: Mapping[str, Any]) -> dict[str, Any]:
     """
     others = {name: given.get(name, default) for name, default in _OTHER_SETTINGS.items()}
     chosen = {name: value for name, value in given.items() if name not in others}
-    return {**asdict(TrainingConfig(**{**RECIPES[others["recipe"]], **chosen})), **others}
+    settings = {**asdict(TrainingConfig(**{**RECIPES[others["recipe"]], **chosen})), **others}
+    check_settings(settings)
+    return settings
 
 
-def _check_model(model: str) -> None:
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check a run's settings, or those of them that are there, as files have them.
+
+    Raises:
+        TrainingError: if a value has the wrong type or is out of its range.
+
+    Example::
+
+        >>> check_settings({"epochs": 3, "dataset": "photographs"})
+        Traceback (most recent call last):
+        fastconv.mnist.config.TrainingError: unknown data set 'photographs': choose one of mnist5k, mnist, ...
+    """
+    from fastconv.mnist.data import NAMES
+
+    TrainingConfig(**{field.name: settings[field.name] for field in fields(TrainingConfig) if field.name in settings})
+    _check_choice("recipe", settings.get("recipe", "reference"), RECIPES)
+    _check_choice("data set", settings.get("dataset", "mnist5k"), NAMES)
+    folder, size, limit = (settings.get(name) for name in ("data_dir", "image_size", "limit"))
+    _check(folder is None or isinstance(folder, str), f"data dir must be a path, not {folder!r}")
+    for called, value, high in (("image size", size, MAX_IMAGE_SIZE), ("limit", limit, MAX_LIMIT)):
+        if value is not None:
+            _check(_is_whole(value), f"{called} must be a whole number, not {value!r}")
+            _check_range(called, value, high)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, str):
+        raise TrainingError(f"model must be a name or a list of layers, not {model!r}")
     try:
         parse(MODELS.get(model, model))
     except ValueError as error:
@@ -170,8 +211,17 @@ def _check_model(model: str) -> None:
         raise TrainingError(f"unknown model {model!r}: choose one of {known}, or list its layers; {error}") from error
 
 
-def _check_choice(what: str, name: str, choices: Iterable[str]) -> None:
-    _check(name in choices, f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
+def _check_choice(what: str, name: object, choices: Iterable[str]) -> None:
+    _check(isinstance(name, str) and name in choices, f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_range(what: str, value: int, high: int) -> None:
+    _check(value >= 1, f"{what} must be at least 1, not {value}")
+    _check(value <= high, f"{what} must be at most {high}, not {value}")
 
 
 def _check(holds: bool, message: str) -> None:

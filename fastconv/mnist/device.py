@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from fastconv.mnist import UserError
+from fastconv.mnist.distributed import alone
 from fastconv.ops import has_cuda
 
 
@@ -24,6 +23,6 @@ def find(name: str, backend: str = "fastconv") -> torch.device:
         raise UserError("no GPU to train on: torch finds none, or no driver for it")
     if backend == "fastconv" and not has_cuda():
         raise UserError("fastconv is built without CUDA: build it with FASTCONV_CUDA=1, or take --backend torch")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if not alone():
         raise UserError("a GPU trains in one process: take torchrun for the CPU")
     return torch.device("cuda", torch.cuda.current_device())

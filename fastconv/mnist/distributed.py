@@ -13,10 +13,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastconv.mnist import UserError
+
+
+def world_size() -> int:
+    """How many processes torchrun started; 1 where it had no part in it.
+
+    Raises:
+        UserError: if the variable that says so holds something else.
+    """
+    text = os.environ.get("WORLD_SIZE", "1")
+    if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 9 and int(text) > 0):
+        raise UserError(f"WORLD_SIZE must be a whole number of processes, as torchrun sets it, not {text!r}")
+    return int(text)
+
 
 def alone() -> bool:
     """Whether torchrun started this process only, or had no part in it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+    return world_size() == 1
 
 
 @contextmanager
@@ -25,7 +39,10 @@ def process_group() -> Iterator[int]:
     if alone():
         yield 0
         return
-    dist.init_process_group("gloo")
+    try:
+        dist.init_process_group("gloo")
+    except ValueError as error:  # MASTER_ADDR, RANK and others are torchrun's
+        raise UserError(f"cannot find the other processes: {error}; start them with torchrun") from error
     try:
         yield dist.get_rank()
         dist.barrier()  # gloo aborts where one takes its connections apart while another is not done with them

@@ -16,7 +16,7 @@ import torch
 
 from fastconv.mnist.checkpoint import Checkpoint, CheckpointError, read, serialized
 from fastconv.mnist.config import MODELS
-from fastconv.mnist.files import OutputError, check_output_folder, write_atomically
+from fastconv.mnist.files import OutputError, check_output_folder, check_regular, write_atomically
 from fastconv.version import __version__
 
 #: The ending of each format's files.
@@ -75,11 +75,18 @@ def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
         except CheckpointError:
             return False
         return isinstance(found, dict) and found.keys() == checkpoint.state_dict.keys()
+    check_regular(path)
+    mark, before = _mark(format).encode(), b""
     try:
-        # None of the three compresses what metadata() says.
-        return _mark(format).encode() in path.read_bytes()
+        with path.open("rb") as file:
+            # None of the three compresses what metadata() says. By pieces, since the file may be of any size.
+            while piece := file.read(1 << 24):
+                if mark in before + piece:
+                    return True
+                before = piece[-len(mark) :]
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+    return False
 
 
 def _network(checkpoint: Checkpoint) -> torch.nn.Module:

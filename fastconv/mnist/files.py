@@ -26,6 +26,33 @@ def check_output_folder(folder: Path) -> None:
         raise OutputError(f"cannot write into {folder}: {error.strerror or error}") from error
 
 
+def read_bytes(path: Path, limit: int) -> bytes:
+    """What is in the file ``path``.
+
+    Raises:
+        UserError: if it cannot be read, is a pipe or a device, which may have no end, or has more than ``limit`` bytes.
+    """
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    if len(content) > limit:
+        raise UserError(f"{path} is too large: more than {limit:,} bytes")
+    return content
+
+
+def check_regular(path: Path) -> None:
+    """See that ``path`` is no pipe or device: reading one may take forever.
+
+    Raises:
+        UserError: if it is one.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{path} is not a file")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is never seen half written: under another name first, then renamed, replacing an older one.
 

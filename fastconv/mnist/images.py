@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastconv.mnist import UserError
 from fastconv.mnist.data import CLASS_NAMES, IMAGE_SIZE
+from fastconv.mnist.files import check_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,6 +102,7 @@ def _read_colours(path: Path) -> Image:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        check_regular(path)
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
@@ -112,9 +114,12 @@ def _read_colours(path: Path) -> Image:
         raise ImageError(f"{path} is not an image") from error
     except OSError as error:
         raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
-    # What else Pillow raises for damaged files.
-    except (Image.DecompressionBombError, RuntimeError, SyntaxError, ValueError) as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+    except UserError as error:
+        raise ImageError(str(error)) from error
+    except MemoryError as error:
+        raise ImageError(f"cannot read {path}: not enough memory") from error
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads to
+        raise ImageError(f"cannot read {path}: {error or type(error).__name__}") from error
 
 
 def _prepare(grey: NDArray[np.float64], background: float) -> NDArray[np.float64]:

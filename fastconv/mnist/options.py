@@ -78,11 +78,21 @@ class Format(str, Enum):
     onnx = "onnx"
 
 
-CheckpointArgument = Annotated[Path, typer.Argument(help="The checkpoint that train wrote.", show_default=False)]
+def path(text: str) -> Path:
+    """For options that take a path. An empty one would be the current folder, which nobody asked for."""
+    if not text or "\0" in text:
+        raise typer.BadParameter("a path must not be empty")
+    return Path(text)
+
+
+CheckpointArgument = Annotated[
+    Path, typer.Argument(parser=path, help="The checkpoint that train wrote.", show_default=False)
+]
 DataDirOption = Annotated[
     Path | None,
     typer.Option(
         "--data-dir",
+        parser=path,
         help="Where torchvision's folders are: MNIST/raw, FashionMNIST/raw, cifar-10-batches-py. Else $FASTCONV_DATA,"
         " the user's cache and /usr/share/datasets. For the data set folder: the folder itself.",
         show_default=False,

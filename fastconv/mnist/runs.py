@@ -12,7 +12,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from fastconv.mnist import UserError, checkpoint, files
-from fastconv.mnist.config import TrainingConfig
+from fastconv.mnist.config import settle
 from fastconv.mnist.data import DataSet
 from fastconv.mnist.training import EpochResult, Training
 
@@ -33,6 +32,7 @@ except ModuleNotFoundError:  # Windows
 
 _FORMAT = "fastconv-training"
 _VERSION = 3
+_LARGEST_HISTORY = 1 << 30  # bytes; a million epochs have 200 MB
 
 
 class RunFolder:
@@ -63,6 +63,9 @@ class RunFolder:
                 f"{self.path} has a training that was interrupted: --resume goes on with it, or remove {self.training}"
             )
         self._check_results(settings)
+        for path in (self.best, self.history, self.table):
+            if path.is_dir():
+                raise files.OutputError(f"{path} is a folder: choose another --output")
         with contextlib.suppress(OSError):
             self.best.unlink()  # of the run before: this one may hold nothing out
 
@@ -75,6 +78,8 @@ class RunFolder:
         Raises:
             UserError: if there is none, or none of this version of fastconv, or one with other settings.
         """
+        from fastconv.mnist import schemas
+
         if not self.training.is_file():
             raise UserError(f"nothing to resume: there is no {self.training}")
         content = checkpoint.read(self.training, "training")
@@ -84,11 +89,13 @@ class RunFolder:
             raise UserError(
                 f"{self.training} has format {content.get('version')}: this fastconv goes on with {_VERSION} only"
             )
-        try:
+        wrong = schemas.problem(schemas.Training, content)
+        if wrong is None:
             settings, state = content["settings"], content["training"]
-            TrainingConfig.of(settings)
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{self.training} is damaged: remove it to start anew") from error
+            lacking = [name for name in settle({}) if name not in settings]
+            wrong = f"its settings lack {', '.join(lacking)}" if lacking else None
+        if wrong is not None:
+            raise UserError(f"{self.training} is damaged: {wrong}; remove it to start anew")
         for name, value in given.items():
             before = settings.get(name)
             # The files of a known data set may be elsewhere by now; another folder has other images.
@@ -128,8 +135,8 @@ class RunFolder:
             _, state = self.interrupted({})
         try:
             training.load_state_dict(state)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise UserError(f"{self.training} is damaged: remove it to start anew") from error
+        except (ValueError, RuntimeError) as error:  # RuntimeError: torch's, of random numbers' states
+            raise UserError(f"{self.training} is damaged: {error}; remove it to start anew") from error
 
     def save_epoch(self, training: Training, settings: dict[str, Any], data: DataSet) -> None:
         """After an epoch: keep where ``training`` stands, and the network if it did better than all before.
@@ -176,19 +183,21 @@ class RunFolder:
         Raises:
             UserError: if it is not there, or is not that.
         """
+        from fastconv.mnist import schemas
+
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
             raise UserError(f"the training in {self.path} is not done: --resume goes on with it")
+        content = files.read_bytes(self.history, _LARGEST_HISTORY)
+        damaged = f"{self.history} is not the history of a training, or a damaged one"
         try:
-            record = json.loads(self.history.read_bytes())
-            plain = _is_plain(record)
-        except OSError as error:
-            raise UserError(f"cannot read {self.history}: {error.strerror or error}") from error
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise UserError(f"{self.history} is not the history of a training, or a damaged one") from error
-        if not plain:
-            raise UserError(f"{self.history} is not the history of a training, or a damaged one")
+            record = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{damaged}: {error}") from error
+        wrong = schemas.problem(schemas.History, record)
+        if wrong is not None:
+            raise UserError(f"{damaged}: {wrong}")
         return record
 
     def _check_results(self, settings: dict[str, Any]) -> None:
@@ -210,25 +219,6 @@ class RunFolder:
         for path in (self.history, self.table):
             if path.exists():
                 raise files.OutputError(f"{path} is there without a checkpoint: choose another --output")
-
-
-def _is_plain(record: dict[str, Any]) -> bool:
-    """Whether what history.json says can be relied on to be numbers and tables."""
-    histories, numbers = [record["epochs"]], []
-    if "compare" in record:
-        histories.append(record["compare"]["epochs"])
-        numbers.append(record["compare"]["test_accuracy"])
-    for history in histories:
-        epochs = [EpochResult(**epoch) for epoch in history]
-        # Held-out images are there in all epochs or in none.
-        none = all(epoch.val_loss is epoch.val_accuracy is None for epoch in epochs)
-        optional = {"val_loss", "val_accuracy"} if none else set()
-        numbers += [value for epoch in epochs for name, value in asdict(epoch).items() if name not in optional]
-    return (
-        all(histories)
-        and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
-        and all(isinstance(record[name], dict) for name in ("config", "versions"))
-    )
 
 
 def _csv(history: list[EpochResult]) -> str:

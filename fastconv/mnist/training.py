@@ -25,6 +25,12 @@ from fastconv.mnist.cuda_graph import GraphedStep
 from fastconv.mnist.distributed import Distributed
 
 _EVALUATION_BATCH = 500
+#: What each optimizer keeps of a weight.
+_OPTIMIZER_STATES = {
+    "adam": {"step", "exp_avg", "exp_avg_sq"},
+    "adamw": {"step", "exp_avg", "exp_avg_sq"},
+    "sgd": {"momentum_buffer"},
+}
 
 
 @dataclass(frozen=True)
@@ -321,11 +327,17 @@ class Training:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what :meth:`state_dict` returned, of a training with the same images and configuration.
 
+        Args:
+            state: of :class:`fastconv.mnist.schemas.TrainingState`.
+
         Raises:
-            KeyError, RuntimeError, TypeError, ValueError: if it is not that.
+            RuntimeError, ValueError: if it is of another training.
         """
+        self._check_state(state)
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # What is not a state is as the configuration says.
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.history[:] = [EpochResult(**result) for result in state["history"]]
         self._steps, self._seconds = state["steps"], state["seconds"]
         images, own, *sums = state["totals"]
@@ -339,6 +351,52 @@ class Training:
             torch.cuda.set_rng_state(state["rng_cuda"], self._device)
             group = self._optimizer.param_groups[0]
             group["lr"] = group["lr"].to(self._device)
+
+    def _check_state(self, state: dict[str, Any]) -> None:
+        """See that a state, which follows its schema, is of this network, these images and this optimizer."""
+        weights = self.model.state_dict()
+        if state["model"].keys() != weights.keys():
+            raise ValueError("its weights are not those of the model")
+        for name, weight in weights.items():
+            _check_tensor(name, state["model"][name], weight.shape, weight.dtype)
+        kept = state["optimizer"]["state"]
+        if kept:  # none before the first step
+            if set(kept) != set(range(len(list(self.model.parameters())))):
+                raise ValueError("its optimizer's state is not one for each weight")
+            names = _OPTIMIZER_STATES[self._config.optimizer]
+            for index, parameter in enumerate(self.model.parameters()):
+                if kept[index].keys() != names:
+                    raise ValueError(f"its optimizer's state {index} is not that of {self._config.optimizer}")
+                for name, value in kept[index].items():
+                    shape, dtype = (
+                        (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
+                    )
+                    _check_tensor(f"the optimizer's {name}", value, shape, dtype)
+        batches = math.ceil(len(self._images) / self._config.batch_size)
+        steps, (images, own, loss, correct) = state["steps"], state["totals"]
+        if steps > batches:
+            raise ValueError(f"it has done {steps} of {batches} steps")
+        if images != min(steps * self._config.batch_size, len(self._images)) or type(images) is not int:
+            raise ValueError(f"it has not seen {images!r} images in {steps} steps")
+        if type(own) is not int or not 0 <= own <= images:
+            raise ValueError(f"a process has not seen {own!r} of {images} images")
+        if steps > 0 and not (own > 0 and state["seconds"] > 0 and kept):
+            raise ValueError(f"it has not done {steps} steps in no time, or without images or an optimizer's state")
+        # A zero before the first step, of another type.
+        _check_tensor("the sum of the loss", loss, torch.Size(), self._images.dtype if steps else torch.float32)
+        _check_tensor("the number of right predictions", correct, torch.Size(), torch.int64)
+        # torch.set_rng_state answers another size with an assertion of its C++.
+        random = [("rng", torch.get_rng_state())]
+        if self._device.type == "cuda":
+            random.append(("rng_cuda", torch.cuda.get_rng_state(self._device)))
+        for name, like in random:
+            _check_tensor(name, state[name], like.shape, torch.uint8)
+
+
+def _check_tensor(name: str, value: object, shape: torch.Size, dtype: torch.dtype) -> None:
+    plain = isinstance(value, Tensor) and value.is_cpu and value.layout is torch.strided
+    if not plain or (value.shape, value.dtype) != (shape, dtype):  # type: ignore[attr-defined]
+        raise ValueError(f"{name} is not {dtype} of shape {tuple(shape)}")
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:

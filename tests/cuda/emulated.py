@@ -69,7 +69,7 @@ def build(name: str, sources: list[Path], link: list[str], sanitize: bool) -> Pa
 def operators() -> Path:
     """The library of all CUDA operators, for torch.ops.load_library."""
     csrc = ROOT / "csrc"
-    sources = [csrc / "checks.cpp", csrc / "tensor.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
+    sources = [csrc / "boundary.cpp", csrc / "checks.cpp", csrc / "tensor.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
     sources += [EMULATION, HERE / "emulation" / "ops.cpp"]
     return build("operators.so", sources, ["-shared", *torch_libraries()], is_sanitized())
 

@@ -9,9 +9,9 @@ import torch
 import typer
 from torch import Tensor
 
-from fastconv.mnist import UserError, files, plots, training
+from fastconv.mnist import UserError, files, plots, printable, training
 from fastconv.mnist.checkpoint import load
-from fastconv.mnist.commands.shared import load_data_for, printable, set_threads
+from fastconv.mnist.commands.shared import load_data_for, set_threads
 from fastconv.mnist.data import DataSet
 from fastconv.mnist.images import read_for
 from fastconv.mnist.options import (
@@ -21,6 +21,7 @@ from fastconv.mnist.options import (
     DataDirOption,
     SavedDataSetOption,
     ThreadsOption,
+    path,
 )
 from fastconv.mnist.progress import test_line
 from fastconv.mnist.report import write
@@ -68,13 +69,15 @@ def predict(
     the table is tab-separated.
     """
     set_threads(threads)
+    if "" in images:
+        raise UserError("the name of an image file must not be empty")
     saved = load(checkpoint)
     data = load_data_for(saved, dataset, data_dir) if any(map(_is_index, images)) else None
     inputs: list[Tensor] = []
     labels: list[str] = []
     for name in images:
         if data is not None and _is_index(name):
-            index = _checked_index(int(name), data)
+            index = _checked_index(_number(name), data)
             inputs.append(data.test_images[index : index + 1])
             labels.append(saved.class_names[int(data.test_labels[index])])
         else:
@@ -83,7 +86,7 @@ def predict(
     probabilities = training.predict(saved.build(backend.value), torch.cat(inputs))
     best, classes = probabilities.max(1)
     rows = [
-        (printable(name), saved.class_names[digit], f"{probability:.4f}", label)
+        (printable(name), printable(saved.class_names[digit]), f"{probability:.4f}", printable(label))
         for name, digit, probability, label in zip(images, classes.tolist(), best.tolist(), labels, strict=True)
     ]
     print_table(("image", "class", "probability", "label"), rows)
@@ -100,7 +103,10 @@ def plot(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", help="The .png file. Default: predictions.png beside the checkpoint.", show_default=False
+            "--output",
+            parser=path,
+            help="The .png file. Default: predictions.png beside the checkpoint.",
+            show_default=False,
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open it in the system's picture viewer too.")] = False,
@@ -108,7 +114,7 @@ def plot(
     """Draw test images with the predicted label and percentage, blue when right and red when wrong, beside the
     probabilities."""
     if output is None:
-        output = checkpoint.with_name("predictions.png")
+        output = checkpoint.parent / "predictions.png"
     if output.suffix.lower() != ".png":
         raise UserError(f"--output must end in .png: {output}")
     if not 1 <= count <= _MAX_PLOTTED:
@@ -128,14 +134,22 @@ def plot(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="The folder that train wrote.", metavar="RUN_FOLDER", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(parser=path, help="The folder that train wrote.", metavar="RUN_FOLDER", show_default=False),
+    ],
     dataset: SavedDataSetOption = None,
     data_dir: DataDirOption = None,
     threads: ThreadsOption = None,
     backend: BackendOption = Backend.fastconv,
     output: Annotated[
         Path | None,
-        typer.Option("--output", help="The .html file. Default: report.html in the run's folder.", show_default=False),
+        typer.Option(
+            "--output",
+            parser=path,
+            help="The .html file. Default: report.html in the run's folder.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Write a page about a run: accuracy, speed, configuration, and plots of its training, mistakes and layers.
@@ -172,6 +186,13 @@ def _show(picture: Path) -> None:
 
 def _is_index(name: str) -> bool:
     return name.isascii() and name.isdigit()
+
+
+def _number(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError as error:  # Python reads no more than 4,300 digits
+        raise UserError(f"no test image has a number of {len(digits)} digits") from error
 
 
 def _checked_index(index: int, data: DataSet) -> int:

@@ -44,8 +44,3 @@ def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path
         was, now = next((was, now) for was, now in others if was != now)
         raise UserError(f"the checkpoint has other classes than {found.name}: {was} where that has {now}")
     return found
-
-
-def printable(text: str) -> str:
-    """``text`` without the escapes by which Python carries file names that are not UTF-8; printing those fails."""
-    return text.encode(errors="replace").decode()

@@ -16,8 +16,10 @@ from fastconv.mnist.checkpoint import load
 from fastconv.mnist.commands.shared import set_threads
 from fastconv.mnist.data import download as downloads
 from fastconv.mnist.export import SUFFIXES, write
-from fastconv.mnist.options import CheckpointArgument, Device, DeviceOption, Downloadable, Format, ThreadsOption
+from fastconv.mnist.options import CheckpointArgument, Device, DeviceOption, Downloadable, Format, ThreadsOption, path
 from fastconv.mnist.table import print_table
+
+_MAX_ROUNDS = 100_000  # a day
 
 
 def download(
@@ -26,6 +28,7 @@ def download(
         Path | None,
         typer.Option(
             "--data-dir",
+            parser=path,
             help="Where torchvision's folder, as MNIST/raw, is made. Default: $FASTCONV_DATA or the user's cache.",
             show_default=False,
         ),
@@ -58,6 +61,7 @@ def export(
         Path | None,
         typer.Option(
             "--output",
+            parser=path,
             help="The file. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint.",
             show_default=False,
         ),
@@ -79,10 +83,11 @@ def bench(
     threads: ThreadsOption = None,
     rounds: Annotated[int, typer.Option("--rounds", help="How often each is timed, in turn.")] = 20,
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write all times to this .json file.", show_default=False)
+        Path | None,
+        typer.Option("--json", parser=path, help="Write all times to this .json file.", show_default=False),
     ] = None,
     png: Annotated[
-        Path | None, typer.Option("--png", help="Draw the ratios into this .png file.", show_default=False)
+        Path | None, typer.Option("--png", parser=path, help="Draw the ratios into this .png file.", show_default=False)
     ] = None,
 ) -> None:
     """Time fastconv against PyTorch on this machine: the blocks of a CNN, and its training step, in half a minute.
@@ -90,15 +95,16 @@ def bench(
     A ratio above 1 says that fastconv is faster than PyTorch is in the better of its layouts; below 1, slower. Without
     a terminal the table is tab-separated.
     """
-    for path, suffix in ((json, ".json"), (png, ".png")):
-        if path is not None and path.suffix.lower() != suffix:
-            raise UserError(f"--{suffix[1:]} must end in {suffix}: {path}")
-    if rounds < 1:
-        raise UserError(f"--rounds must be at least 1, not {rounds}")
+    for file, suffix in ((json, ".json"), (png, ".png")):
+        if file is not None and file.suffix.lower() != suffix:
+            raise UserError(f"--{suffix[1:]} must end in {suffix}: {file}")
+    if not 1 <= rounds <= _MAX_ROUNDS:
+        bound = "at least 1" if rounds < 1 else f"at most {_MAX_ROUNDS}"
+        raise UserError(f"--rounds must be {bound}, not {rounds}")
     devices.find(device.value)
     set_threads(threads)
-    for path in filter(None, (json, png)):
-        files.check_output_folder(path.parent)
+    for file in filter(None, (json, png)):
+        files.check_output_folder(file.parent)
     count = torch.get_num_threads()
     with Console(stderr=True).status("measuring", refresh_per_second=1):
         rows = benchmark.measure(rounds, count, device.value)

@@ -1,5 +1,6 @@
 """``fastconv train``: its options. What it then does is in :mod:`fastconv.mnist.train`."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from fastconv.mnist import UserError, data
+from fastconv.mnist import UserError, data, printable
 from fastconv.mnist import device as devices
 from fastconv.mnist import train as training
 from fastconv.mnist.commands.shared import set_threads
@@ -24,6 +25,7 @@ from fastconv.mnist.options import (
     Recipe,
     Schedule,
     ThreadsOption,
+    path,
 )
 from fastconv.mnist.runs import RunFolder
 
@@ -110,7 +112,11 @@ def train(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", help="Folder for the results. Default: runs/MODEL-DATASET.", metavar="DIR", show_default=False
+            "--output",
+            parser=path,
+            help="Folder for the results. Default: runs/MODEL-DATASET.",
+            metavar="DIR",
+            show_default=False,
         ),
     ] = None,
     resume: Annotated[
@@ -140,7 +146,7 @@ def train(
     options: dict[str, Any] = {
         "recipe": recipe,
         "dataset": dataset,
-        "data_dir": data_dir and str(data_dir.resolve()),
+        "data_dir": data_dir and os.path.realpath(data_dir),
         "image_size": image_size,
         "limit": limit,
         "model": model,
@@ -162,9 +168,9 @@ def train(
     given = {
         name: value.value if isinstance(value, Enum) else value for name, value in options.items() if value is not None
     }
-    settings, state = settle(given), None
     if limit is not None and limit < 1:
         raise UserError(f"--limit must be at least 1, not {limit}")
+    settings, state = settle(given), None
     set_threads(threads)
     if output is None:
         name = f"{settings['model']} {data.display_name(settings['dataset'], settings['data_dir'])}"
@@ -181,6 +187,9 @@ def train(
         import matplotlib  # noqa: F401
     if tensorboard:
         import tensorboard as _  # noqa: F401
+
+        if printable(str(output)) != str(output):
+            raise UserError(f"--tensorboard needs a folder with a name in UTF-8, not {output}: choose another --output")
     besides = training.Options(compare, tensorboard, report)
     training.Run(folder, settings, state, images, besides, Console()).run()
 

@@ -4,6 +4,7 @@
 them; ``download`` fetches them.
 """
 
+import os
 from pathlib import Path
 
 from fastconv.mnist.data.cifar import CIFAR10_CLASS_NAMES, load_cifar10
@@ -32,7 +33,7 @@ NAMES = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")
 
 def display_name(dataset: str, data_dir: Path | str | None) -> str:
     """What :attr:`DataSet.name` is: a folder of images is called by its own name."""
-    return Path(data_dir).resolve().name if dataset == "folder" and data_dir is not None else dataset
+    return os.path.basename(os.path.realpath(data_dir)) if dataset == "folder" and data_dir is not None else dataset
 
 
 def load(name: str, data_dir: Path | None = None, size: int | None = None, channels: int | None = None) -> DataSet:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import tarfile
 import tempfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 os.replace(path, folder / path.name)
         with contextlib.suppress(OSError):
             archive.unlink()
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"cannot unpack {archive}: {error}") from error
     except OSError as error:
         raise DataError(f"cannot unpack {archive} into {folder}: {error.strerror or error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from fastconv.mnist import UserError
+from fastconv.mnist.config import MAX_IMAGE_SIZE
 from fastconv.mnist.data.dataset import DataError, DataSet
 
 DEFAULT_SIZE = 32
-MAX_SIZE = 1024
+MAX_SIZE = MAX_IMAGE_SIZE
 
 _VALIDATION = ("val", "valid", "validation")  # beside train: not classes
 _EVERY = 5  # the share of the test where the folder does not set it: each fifth image of a class
@@ -56,7 +58,12 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         paths = [path for part in (train, test) for images in part.values() for path in images]
         channels = 1 if all(map(_is_grey, paths)) else 3
     shape = (channels, size, size)
-    return DataSet(folder.resolve().name, *_read_part(train, shape), *_read_part(test, shape), class_names=tuple(train))
+    return DataSet(
+        os.path.basename(os.path.realpath(folder)),
+        *_read_part(train, shape),
+        *_read_part(test, shape),
+        class_names=tuple(train),
+    )
 
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:

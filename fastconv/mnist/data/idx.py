@@ -74,7 +74,10 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
         raise DataError(f"{path} is truncated: {len(content)} of {expected} bytes after its header")
     if len(content) > expected:
         raise DataError(f"{path} is corrupt: it goes on after its {expected} bytes")
-    return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+    try:
+        return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
+    except ValueError as error:  # no values, by a size of 0, and other sizes that numpy cannot count
+        raise DataError(f"{path} is corrupt: it has no values in {' x '.join(map(str, sizes))}") from error
 
 
 def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
 """Where the files of a data set are on disk: torchvision's folders, below one that is named or below the usual ones."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastconv.environment import data_folder
 from fastconv.mnist.data.dataset import DataError
 
 _IDX_FILES = (
@@ -83,8 +83,10 @@ def default_folders() -> list[Path]:
     """
     from platformdirs import user_cache_path
 
-    variable = os.environ.get("FASTCONV_DATA")
-    return [*([Path(variable)] if variable else []), user_cache_path("fastconv"), DEBIAN]
+    folder = data_folder()
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise DataError(f"FASTCONV_DATA: {folder} is not a folder")
+    return [*([] if folder is None else [folder]), user_cache_path("fastconv"), DEBIAN]
 
 
 def _is_there(path: Path, gz: bool) -> bool:

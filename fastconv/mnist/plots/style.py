@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from fastconv.mnist import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -48,7 +50,7 @@ def drawn(name: str, length: int = 100) -> str:
 
     Of a longer one the middle is left out, since names that begin alike often end with what tells them apart.
     """
-    name = " ".join(name.split())
+    name = " ".join(printable(name).split())
     if len(name) > length:
         tail = length // 3
         name = name[: length - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()

@@ -1,0 +1,84 @@
+#include "environment.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <stdexcept>
+#include <string_view>
+
+#include "cpu/capability.h"
+
+namespace fastconv {
+namespace {
+
+// Without the spaces around it. Empty if the variable is not set.
+std::string_view value_of(const char* name) {
+  const char* variable = std::getenv(name);
+  std::string_view value = variable == nullptr ? "" : variable;
+  constexpr std::string_view spaces = " \t\r\n";
+  value.remove_prefix(std::min(value.find_first_not_of(spaces), value.size()));
+  value.remove_suffix(value.size() - (value.find_last_not_of(spaces) + 1));
+  return value;
+}
+
+// On one line, in ASCII, and not too long.
+std::string printable(std::string_view value) {
+  constexpr size_t most = 60;
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (const char c : value.substr(0, most)) {
+    const auto code = static_cast<unsigned char>(c);
+    if (code >= 0x20 && code < 0x7f) {
+      text += c;
+    } else {
+      text += {'\\', 'x', digits[code >> 4], digits[code & 15]};
+    }
+  }
+  return value.size() > most ? text + "..." : text;
+}
+
+[[noreturn]] void refuse(const char* name, std::string_view value, const std::string& expected) {
+  throw std::invalid_argument(std::string("fastconv: ") + name + ": '" + printable(value) + "' " + expected);
+}
+
+std::string cpu_capability_from(const char* name) {
+  const std::string_view value = value_of(name);
+  if (value.empty()) return "";
+  std::string have;
+  for (const std::string& level : cpu_capabilities()) {
+    if (value == level) return level;
+    have += (have.empty() ? "" : ", ") + level;
+  }
+  refuse(name, value, "is not one of this machine's: " + have + " (empty or unset: the last)");
+}
+
+int winograd_from(const char* name) {
+  const std::string_view value = value_of(name);
+  if (value.empty()) return 3;
+  if (value.size() == 1 && std::string_view("0234").find(value) != std::string_view::npos) return value[0] - '0';
+  refuse(name, value, "is not one of 0, 2, 3, 4, the largest side of Winograd's tiles (empty or unset: 3)");
+}
+
+int64_t cache_bytes_from(const char* name) {
+  const std::string_view value = value_of(name);
+  if (value.empty()) return int64_t{512} << 20;
+  constexpr int64_t unlimited = std::numeric_limits<int64_t>::max(), most = unlimited >> 20;
+  int64_t megabytes = 0;
+  for (const char c : value) {
+    if (c < '0' || c > '9') {
+      refuse(name, value, "is not a whole number of MB, 0 or more (0 keeps nothing; empty or unset: 512)");
+    }
+    megabytes = std::min(megabytes * 10 + (c - '0'), most + 1);
+  }
+  return megabytes > most ? unlimited : megabytes << 20;
+}
+
+}  // namespace
+
+const Environment& environment() {
+  static const Environment parsed{cpu_capability_from("FASTCONV_CPU_CAPABILITY"), winograd_from("FASTCONV_WINOGRAD"),
+                                  cache_bytes_from("FASTCONV_CACHE_MB")};
+  return parsed;
+}
+
+}  // namespace fastconv

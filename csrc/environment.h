@@ -1,0 +1,20 @@
+// The environment variables of the extension, read and checked once, at import. docs/environment.md describes them;
+// Python's own are in fastconv/environment.py.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace fastconv {
+
+struct Environment {
+  std::string cpu_capability;  // FASTCONV_CPU_CAPABILITY: a level of this machine, or empty for its highest
+  int winograd;                // FASTCONV_WINOGRAD: the largest side of a tile, 0 for none
+  int64_t cache_bytes;         // FASTCONV_CACHE_MB: INT64_MAX for no limit
+};
+
+// Throws std::invalid_argument if a variable has a value that is not accepted. fastconv/ops.py calls this first, so
+// that the error is the import's, not a convolution's.
+const Environment& environment();
+
+}  // namespace fastconv

@@ -1,0 +1,68 @@
+"""What the command ``fastconv`` says when a package that it needs cannot be imported, fastconv itself included.
+
+Python imports this package before it runs the command, so the command's own handler of errors is not there yet.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+
+#: Variables of the environment that a package refuses while it is imported.
+_VARIABLES = {"matplotlib": "MPLBACKEND"}
+
+
+def failed_import(trace: TracebackType | None) -> str | None:
+    """The package whose import an exception with this traceback came from; ``None`` if it came from no import."""
+    package = None
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__spec__") is not None:
+            name = str(frame.f_globals["__name__"]).split(".")[0]
+            package = name if name not in ("__main__", "runpy") else package
+        trace = trace.tb_next
+    return package
+
+
+def explanation(package: str, error: BaseException) -> str:
+    """What to say of a package that cannot be imported."""
+    variable = _VARIABLES.get(package)
+    hint = f" ({variable} is {os.environ[variable]!r})" if variable is not None and variable in os.environ else ""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return f"cannot import {package}: {message}{hint}"
+
+
+def _is_command() -> bool:
+    """Whether this process runs the command, as ``fastconv`` or as ``python -m fastconv``."""
+    arguments = sys.orig_argv
+    module = ("-m", "fastconv") in itertools.pairwise(arguments)
+    return module or Path(sys.argv[0] if sys.argv else "").stem == "fastconv"
+
+
+def explain_failures() -> None:
+    """While the command is imported: one line on stderr and exit code 2, in place of a traceback.
+
+    ``fastconv --traceback`` keeps the traceback. In other programs this does nothing.
+    """
+    if not _is_command() or wants_traceback(sys.argv):
+        return
+
+    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        package = failed_import(trace)
+        if package is None or not issubclass(kind, Exception):
+            sys.__excepthook__(kind, error, trace)
+            return
+        print(f"fastconv: {explanation(package, error)}", file=sys.stderr)
+        raise SystemExit(2)
+
+    sys.excepthook = told
+
+
+def wants_traceback(arguments: list[str]) -> bool:
+    return "--traceback" in arguments
+
+
+explain_failures()

@@ -1,0 +1,37 @@
+"""Threads that infer while weights change and the cache of packed weights evicts. make tsan does more of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastconv
+
+ROOT = Path(fastconv.__file__).parents[1]
+CXX = os.environ.get("CXX") or "c++"
+
+
+def test_threads_that_infer_get_pytorchs_results_while_weights_change_and_entries_are_evicted() -> None:
+    environment = {**os.environ, "FASTCONV_CACHE_MB": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "threads" / "infer.py"), "10"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(shutil.which(CXX) is None, reason="compiles C++")
+def test_the_cache_has_no_data_race_and_an_evicted_entry_lives_as_long_as_it_is_in_use(tmp_path: Path) -> None:
+    (tmp_path / "empty.cpp").write_text("int main() {}")
+    compile_ = [CXX, "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-o", str(tmp_path / "program")]
+    if subprocess.run([*compile_, str(tmp_path / "empty.cpp")], capture_output=True, check=False).returncode != 0:
+        pytest.skip("the compiler has no ThreadSanitizer")
+    sources = [Path(__file__).parent / "threads" / "weight_cache.cpp", ROOT / "csrc" / "cpu" / "weight_cache.cpp"]
+    subprocess.run([*compile_, *map(str, sources)], check=True)
+    run = subprocess.run([str(tmp_path / "program")], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
