@@ -24,7 +24,7 @@ The textbook's network takes 12 ms a step with this module and 18 ms without (tw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
@@ -89,7 +89,7 @@ class Recipe(NamedTuple):
     rectified: bool = False
     pool: autograd.Pool | None = None
     #: The combinations that PyTorch computes faster, see :func:`fastconv.served.left_to_torch`.
-    left_to_torch: frozenset[str] = frozenset()
+    left_to_torch: Collection[str] = ()
 
     def is_fused(self) -> bool:
         return self.rectified and ("pool" if self.pool else "ReLU") not in self.left_to_torch
@@ -287,7 +287,7 @@ def defer(
     groups: Any = 1,
     *,
     layer: Producer | None = None,
-    left_to_torch: frozenset[str] = frozenset(),
+    left_to_torch: Collection[str] = (),
 ) -> Deferred | None:
     """The result of ``conv2d`` with these arguments, to be computed later.
 

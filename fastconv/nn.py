@@ -96,7 +96,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
     #: :func:`fastconv.convert` sets it. 0: results are computed at once.
     _waits = 0
     #: The combinations that PyTorch computes faster, see :func:`fastconv.served.left_to_torch`.
-    _left_to_torch: frozenset[str] = frozenset()
+    #: A tuple, which torch.load(weights_only=True) accepts, without an annotation, which torch.jit.script would read.
+    _left_to_torch = ()  # type: tuple[str, ...]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -290,7 +291,7 @@ _WAITS = 3
 
 def wait_for_fusion(conv: torch.nn.Module, left_to_torch: frozenset[str]) -> None:
     """Lets the results of a :class:`Conv2d` or :class:`LazyConv2d` wait for the operations that follow."""
-    vars(conv).update(_waits=_WAITS, _left_to_torch=left_to_torch)
+    vars(conv).update(_waits=_WAITS, _left_to_torch=tuple(sorted(left_to_torch)))
 
 
 #: The classes that a Sequential runs as one, and the role of each.
