@@ -148,6 +148,7 @@ def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
     for sequential in names:
         if type(sequential) not in (torch.nn.Sequential, fnn.Sequential):
             continue
+        assert isinstance(sequential, torch.nn.Sequential)
         layers = fnn.flat(sequential)
         i = 0
         while i < len(layers):

@@ -523,7 +523,7 @@ def _reads(name: str) -> Callable[..., Any]:
 
 
 #: What a Deferred answers without being computed.
-_METADATA = (
+_METADATA: tuple[Callable[..., Any], ...] = (
     *map(_reads, ("shape", "dtype", "device", "ndim", "is_meta", "is_cuda", "layout", "requires_grad")),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.is_floating_point),
     *(torch.numel, torch.is_floating_point),

@@ -131,7 +131,7 @@ def test_the_networks_that_are_measured_compute_the_same_converted(name: str) ->
         assert expected.shape == (2, 10)
         torch.testing.assert_close(fastconv.convert(model)(images), expected)
     lines = fastconv.conversion_report(model).lines
-    assert any(line.becomes == ("converted" if name == "ResNet-18" else "fused") for line in lines)
+    assert any(line.becomes == ("converted" if name in ("LeNet-5", "ResNet-18") else "fused") for line in lines)
 
 
 def test_the_sizes_of_the_networks() -> None:
