@@ -225,19 +225,20 @@ class Deferred(Tensor):
                     with torch.set_grad_enabled(self._grad_enabled):
                         self._settled = y.permute(_TO_NHWC if self._recipe.axes_last else _TO_NCHW)
                 else:
-                    self._settled = _compute(self._recipe, self, self._source)
+                    self._settled = _compute(self._recipe, self, self._source, self._grad_enabled)
                 self._operands = (self._settled, None, None)
         return self._settled
 
 
-def _compute(recipe: Recipe, deferred: Deferred, source: tuple[Deferred, Step] | None) -> Tensor:
+def _compute(recipe: Recipe, deferred: Deferred, source: tuple[Deferred, Step] | None, grad_enabled: bool) -> Tensor:
     """Runs ``recipe`` as if at the time of the deferred call: with the modes of then, and without those of now.
 
     Args:
         recipe: that of ``deferred``, or with one more step.
         source: the Deferred that the result was made of.
+        grad_enabled: the gradient mode of the last step.
     """
-    inference, grad_enabled = deferred._inference, deferred._grad_enabled
+    inference = deferred._inference
     device = deferred._operands[0].device.type
     casts, hooks = torch.is_autocast_enabled(device), _has_saved_tensors_hooks()
     if (inference, grad_enabled) == (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) and not casts | hooks:
@@ -423,8 +424,8 @@ def _max_pooled(
             return NotImplemented
         return _new(pooled, (N, K, P, Q), deferred._operands, deferred._layer, (deferred, step))
     if recipe.natural_last == recipe.memory_last:
-        return _compute(pooled, deferred, (deferred, step))
-    y = _compute(pooled._replace(memory_last=recipe.natural_last), deferred, (deferred, step))
+        return _compute(pooled, deferred, (deferred, step), torch.is_grad_enabled())
+    y = _compute(pooled._replace(memory_last=recipe.natural_last), deferred, (deferred, step), torch.is_grad_enabled())
     N, K, P, Q = y.shape
     if recipe.natural_last and min(K, P, Q) > 1:
         return _new(Recipe(None, True, False), (N, K, P, Q), (y, None, None))

@@ -115,6 +115,15 @@ def with_then_without_gradient(x: Tensor, w: Tensor, b: Tensor) -> list[Any]:
     return [z.requires_grad, y.requires_grad, z, y, turned.clone()]
 
 
+def pooled_without_gradient(x: Tensor, w: Tensor, b: Tensor) -> list[Any]:
+    y = F.conv2d(x, w, b)
+    r = F.relu(y)
+    with torch.no_grad():
+        z = F.max_pool2d(r, 2)
+        q = F.relu(F.max_pool2d(y, 2))
+    return [z.requires_grad, q.requires_grad, z, q, r]
+
+
 class Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -225,6 +234,7 @@ PROGRAMS: dict[str, Program] = {
     "written into": written_into,
     "without, then with gradient": without_then_with_gradient,
     "with, then without gradient": with_then_without_gradient,
+    "pooled without gradient": pooled_without_gradient,
     "a Function of the user's": lambda x, w, b: F.relu(Double.apply(F.conv2d(x, w, b))),
     "a Function that gives its argument": lambda x, w, b: F.relu(Same.apply(F.conv2d(x, w, b))),
     "a Function that convolves": lambda x, w, b: F.relu(Inside.apply(x, w)),
