@@ -211,19 +211,28 @@ def test_without_images_gradients_of_weight_and_bias_are_zero(device: Device) ->
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_without_input_channels_or_taps_the_bias_is_left(groups: int, device: Device) -> None:
-    for C, R in ((0, 3), (4, 0)):
-        x, w = device.put(torch.randn(2, C, 5, 5)), device.put(torch.randn(8, C // groups, R, R))
-        b = device.put(torch.randn(8))
-        geometry = ((1, 1), (0, 0), (1, 1), groups)
-        y = device.ops.conv2d(x, w, b, *geometry)
-        assert_identical([y.cpu()], [b.cpu().view(-1, 1, 1).expand(y.shape)])
-        g = torch.randn(y.shape)
-        dx = device.ops.conv2d_backward_data(device.put(g), w, x.shape, *geometry, False)
-        assert_identical([dx.cpu()], [torch.zeros(x.shape)])
-        dw, db = device.ops.conv2d_backward_weight(device.put(g), x, (R, R), *geometry, False)
-        assert dw.shape == w.shape
-        torch.testing.assert_close(db.cpu(), g.sum((0, 2, 3)))
+def test_without_input_channels_the_bias_is_left(groups: int, device: Device) -> None:
+    x, w = device.put(torch.randn(2, 0, 5, 5)), device.put(torch.randn(8, 0, 3, 3))
+    b = device.put(torch.randn(8))
+    geometry = ((1, 1), (0, 0), (1, 1), groups)
+    y = device.ops.conv2d(x, w, b, *geometry)
+    assert_identical([y.cpu()], [b.cpu().view(-1, 1, 1).expand(y.shape)])
+    g = torch.randn(y.shape)
+    dx = device.ops.conv2d_backward_data(device.put(g), w, x.shape, *geometry, False)
+    assert_identical([dx.cpu()], [torch.zeros(x.shape)])
+    dw, db = device.ops.conv2d_backward_weight(device.put(g), x, (3, 3), *geometry, False)
+    assert dw.shape == w.shape
+    torch.testing.assert_close(db.cpu(), g.sum((0, 2, 3)))
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_kernel_without_taps_is_refused_in_pytorchs_words(groups: int, device: Device) -> None:
+    x, w = torch.randn(2, 4, 5, 5), torch.randn(8, 4 // groups, 0, 0)
+    with pytest.raises(RuntimeError) as expected:
+        torch.nn.functional.conv2d(x, w, groups=groups)
+    with pytest.raises(RuntimeError) as found:
+        device.ops.conv2d(device.put(x), device.put(w), None, (1, 1), (0, 0), (1, 1), groups)
+    assert str(found.value).splitlines()[0] == str(expected.value).splitlines()[0]
 
 
 def test_what_does_not_fit_is_refused_in_pytorchs_words(device: Device) -> None:
