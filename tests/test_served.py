@@ -52,8 +52,12 @@ def test_layers_that_are_left_to_pytorch(layer: nn.Module, fused_with: str, reas
 
 def test_convert_asks() -> None:
     model = fastconv.convert(nn.Sequential(conv(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), conv(64, 64, 1), nn.ReLU()))
-    assert [type(layer) for layer in model] == [fnn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.ReLU]
+    assert [type(layer) for layer in model] == [fnn.Conv2d, nn.BatchNorm2d, nn.ReLU, fnn.Conv2d, nn.ReLU]
+    assert sorted(model[3]._left_to_torch) == ["ReLU", "alone"]  # fastconv's with a pool only
     lines = {line.name: line for line in fastconv.conversion_report(model).lines}
     assert lines["0"].becomes == "converted"
     assert lines["3"].becomes == "left"
     assert "1x1 kernels" in lines["3"].why
+    assert "unless a max-pool with ReLU follows" in lines["3"].why
+    fastconv.convert(model, fuse=False)
+    assert type(model[3]) is nn.Conv2d
