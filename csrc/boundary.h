@@ -11,12 +11,13 @@ namespace fastconv {
 
 struct NoScope {};
 
-// `function`, with an object of type Scope that exists while it runs.
-template <auto* function, class Scope = NoScope>
+// `function`, with an object of type Scope that exists while it runs. (The type of the function is a parameter of its
+// own, since nvcc 13 does not match it in a partial specialisation of `function`.)
+template <auto function, class Scope = NoScope, class Type = decltype(function)>
 struct Guarded;
 
-template <class Result, class... Arguments, Result (*function)(Arguments...), class Scope>
-struct Guarded<function, Scope> {
+template <auto function, class Scope, class Result, class... Arguments>
+struct Guarded<function, Scope, Result (*)(Arguments...)> {
   static Result call(Arguments... arguments) {
     try {
       [[maybe_unused]] const Scope scope{};

@@ -9,9 +9,8 @@ gradient function, whose values are not computed yet. The program decides what h
 
 So the program's own code runs in every call. No trace and no guess about it can go stale.
 
-A Deferred holds snapshots of its operands (:func:`snapshot`), so it always has the values of the call that made it,
-whatever the program writes to the operands meanwhile. A snapshot shares memory with the original until one of the two
-is written to, as PyTorch's copy-on-write storages do (``torch._lazy_clone``). It costs 0.6 us.
+A Deferred holds copies of its operands (:func:`snapshot`), so it always has the values of the call that made it,
+whatever the program writes to the operands meanwhile. Where copies are expensive, the convolution runs at once.
 
 A Deferred is a tensor subclass. PyTorch's functions settle it through ``__torch_function__``. Code below those, such as
 a user's autograd.Function or a C++ operator, settles it through ``__torch_dispatch__``. docs/convert.md lists what a
@@ -45,9 +44,6 @@ __all__ = ["BACKWARD", "Deferred", "Producer", "defer", "settled"]
 
 _TO_NHWC, _TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _PLAIN = (Tensor, nn.Parameter)
-#: Smaller results are computed at once: a Deferred costs about 25 us, and fusing them saves less.
-_LEAST_ELEMENTS = 0
-
 #: Input, weight, bias; or a computed result, None, None.
 Operands = tuple[Tensor, Tensor | None, Tensor | None]
 #: From the value of a Deferred to a value that was computed without it.
@@ -61,18 +57,13 @@ class Producer(Protocol):
 
 
 def snapshot(tensor: Tensor, result_elements: int) -> Tensor | None:
-    """``tensor`` with the values that it has now, whatever is written to the original later.
+    """A copy of ``tensor``, with the gradient of a clone; None if it is expensive beside a result of this size.
 
-    Memory that PyTorch did not allocate (NumPy's, shared between processes, mapped from a file) cannot be shared
-    copy-on-write. It is copied if that is cheap beside a result of ``result_elements`` elements.
-
-    Returns:
-        The snapshot, with the gradient of a clone; None if it would be expensive.
+    A copy is the only safe snapshot. A version counter does not see NumPy, other processes and raw pointers. PyTorch's
+    copy-on-write tensors (``torch._lazy_clone``) move the original when it is written to, and a NumPy array that shares
+    its memory then points to freed memory.
     """
-    try:
-        return torch._lazy_clone(tensor)
-    except RuntimeError:
-        return tensor.clone() if 4 * tensor.numel() <= result_elements else None
+    return tensor.clone() if tensor.numel() <= 4 * result_elements else None
 
 
 class Recipe(NamedTuple):
@@ -212,10 +203,27 @@ class Deferred(Tensor):
         """Whether an operation may be added to the recipe."""
         if self._settled is not None or self.base()._settled is not None or self._is_adopted():
             return False
+        if self._settled_source() is not None:
+            return False
         # A result that was computed without gradients stays without them.
         if torch.is_grad_enabled() and not self._grad_enabled:
             return False
         return torch.is_inference_mode_enabled() == self._inference and not _is_watched()
+
+    def _settled_source(self) -> tuple[Deferred, tuple[Step, ...]] | None:
+        """The nearest settled Deferred that this one was made of, and the steps from there.
+
+        Something has read it, or has asked for its gradient: so this one is computed from its value.
+        """
+        steps: tuple[Step, ...] = ()
+        source = self._source
+        while source is not None:
+            deferred, step = source
+            steps = (step, *steps)
+            if deferred._settled is not None:
+                return deferred, steps
+            source = deferred._source
+        return None
 
     def _value(self) -> Tensor:
         if self._settled is None:
@@ -224,9 +232,15 @@ class Deferred(Tensor):
                     y = self._viewed._value()
                     with torch.set_grad_enabled(self._grad_enabled):
                         self._settled = y.permute(_TO_NHWC if self._recipe.axes_last else _TO_NCHW)
+                elif (found := self._settled_source()) is not None:
+                    deferred, steps = found
+                    modes = torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled)
+                    with modes[0], modes[1]:
+                        self._settled = _in_a_row(steps)(deferred.settle())
                 else:
                     self._settled = _compute(self._recipe, self, self._source, self._grad_enabled)
                 self._operands = (self._settled, None, None)
+                self._source = None  # lets go of the operands of the Deferreds that this one was made of
         return self._settled
 
 
@@ -298,8 +312,8 @@ def defer(
         left_to_torch: see :class:`Recipe`.
 
     Returns:
-        None where the convolution should run at once, because something watches it, because it is small, or because
-        its arguments are wrong and the operator will say so.
+        None where the convolution should run at once, because something watches it, because its operands are large
+        beside its result, or because its arguments are wrong and the operator will say so.
     """
     if type(input) is Deferred:
         input = input.settle()
@@ -312,10 +326,7 @@ def defer(
     Q = (W + 2 * paddings[1] - dilations[1] * (S - 1) - 1) // strides[1] + 1
     if N < 1 or min(K, P, Q) < 2:  # an error, or strides that do not tell the order
         return None
-    elements = N * K * P * Q
-    if elements < _LEAST_ELEMENTS:
-        return None
-    kept = tuple(None if t is None else snapshot(t, elements) for t in (x, w, b))
+    kept = tuple(None if t is None else snapshot(t, N * K * P * Q) for t in (x, w, b))
     if any(k is None and t is not None for k, t in zip(kept, (x, w, b), strict=True)):
         return None
     last = suggests_channels_last(x) or suggests_channels_last(w)
@@ -476,9 +487,8 @@ def _contiguous(deferred: Deferred, memory_format: torch.memory_format = torch.c
     if not memory_last:
         return NotImplemented
     # The result lies as it is asked for: the copy that PyTorch makes there and back is spared.
-    y = snapshot(deferred.base()._operands[0], 0)
-    if y is None:
-        return NotImplemented
+    # Nothing else has seen this memory, so copy-on-write is safe.
+    y = torch._lazy_clone(deferred.base()._operands[0])
     _note_that_gradients_pass((deferred, step), y)
     return y
 
@@ -495,7 +505,7 @@ def _biased(deferred: Deferred, other: Any, **kwargs: Any) -> Any:
         return NotImplemented
     kept = snapshot(other, K * 4)
     assert kept is not None
-    return _go_on(deferred, recipe, lambda t: t + kept.detach(), (input, weight, kept.reshape(K)))
+    return _go_on(deferred, recipe, lambda t: t + kept, (input, weight, kept.reshape(K)))
 
 
 def _to(deferred: Deferred, *args: Any, **kwargs: Any) -> Any:
@@ -614,8 +624,9 @@ def _grad(
 ) -> Any:
     """As :func:`torch.autograd.grad`: of a fused result, the gradient is carried back to the input that asks."""
     inputs = _as_tuple(inputs)
+    outputs, grad_outputs = settled((outputs, grad_outputs))  # before the edges are known
     edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _passed(tensor)]
-    values, outputs, grad_outputs = settled((inputs, outputs, grad_outputs))
+    values = settled(inputs)
     if not edges:
         return _run_grad(
             outputs, values, grad_outputs, retain_graph, create_graph, only_inputs,
@@ -653,8 +664,8 @@ def _backward(
 ) -> None:
     """As :func:`torch.autograd.backward`."""
     inputs = None if inputs is None else _as_tuple(inputs)
-    late = [tensor for tensor in inputs or () if _passed(tensor)]
     tensors, grad_tensors, grad_variables = settled((tensors, grad_tensors, grad_variables))
+    late = [tensor for tensor in inputs or () if _passed(tensor)]
     for tensor, grad in zip(late, _grad(tensors, late, grad_tensors, True, create_graph) if late else (), strict=True):
         _accumulate(tensor.settle(), grad)
     others = None if inputs is None else settled([tensor for tensor in inputs if not _passed(tensor)])
