@@ -55,8 +55,9 @@ def convert(model: M, fuse: bool = True) -> M:
     and methods, and pickling. Results and gradients are the same, to rounding.
 
     Only layers whose class is exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
-    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. A layer that PyTorch computes faster keeps its
-    class (:mod:`fastconv.served`). :func:`conversion_report` lists every layer, with the reason.
+    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. PyTorch computes the layers that it computes
+    faster (:mod:`fastconv.served`). Such a convolution changes its class only if it may be fused.
+    :func:`conversion_report` lists every layer, with the reason.
 
     Args:
         model: any module, or a single layer.
