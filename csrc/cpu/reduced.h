@@ -18,6 +18,33 @@ inline bool is_reduced(const Tensor& tensor) {
 // Of the tensor's type, which is reduced.
 const ReducedKernels& reduced_kernels(ScalarType type);
 
+// The elements of a tile as kernels compute them: where they are, if they are computed as they are kept, ...
+template <class T>
+struct PlainElements {
+  using Stored = T;
+  using Computed = T;
+
+  const T* load(const T* from, int64_t, Scratch) const { return from; }
+  T* result(T* to, int64_t, Scratch) const { return to; }
+  void store(const T*, T*, int64_t) const {}
+};
+
+// ... and in the thread's scratch, if they are widened to float32.
+struct ReducedElements {
+  using Stored = uint16_t;
+  using Computed = float;
+
+  const ReducedKernels& kernels;
+
+  const float* load(const uint16_t* from, int64_t count, Scratch use) const {
+    float* wide = scratch<float>(use, count);
+    kernels.widen(from, wide, count);
+    return wide;
+  }
+  float* result(uint16_t*, int64_t count, Scratch use) const { return scratch<float>(use, count); }
+  void store(const float* result, uint16_t* to, int64_t count) const { kernels.round(result, to, count); }
+};
+
 // float32, and as the tensor's elements lie; where they have gaps, in its memory format. Good until the next call with
 // that `use`.
 Tensor widened(const Tensor& tensor, Scratch use);

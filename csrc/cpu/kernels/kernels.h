@@ -120,10 +120,9 @@ struct Conv2dFamily {
 template <class T>
 struct MaxPool2dKernels {
   void (*nhwc)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
-  void (*nchw)(const Pool2dShape&, const T* x, T* y, int64_t* indices);
+  void (*nchw)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
   // Floating types only, else null.
-  void (*backward_nhwc)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t c0, int64_t c1);
-  void (*backward_nchw)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx);
+  void (*backward)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t first_pixel);
 };
 
 template <class T>

@@ -111,14 +111,14 @@ FC_INLINE Vec<T> load_every(const T* from, int64_t step, int64_t count) {
   return value;
 }
 
-// One image and channel.
+// Output rows [p0, p1) of one image and channel.
 template <class T>
-void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices) {
+void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1) {
   // Windows [first, last) of a row have all their columns in the image.
   const int64_t reach = (s.S - 1) * s.dilation_w;
   const Range left(0, s.W, s.stride_w, -s.pad_w, s.Q), right(0, s.W, s.stride_w, reach - s.pad_w, s.Q);
   const int64_t first = sizeof(T) < 4 ? s.Q : left.begin, last = right.end > first ? right.end : first;
-  for (int64_t p = 0; p < s.P; ++p) {
+  for (int64_t p = p0; p < p1; ++p) {
     T* y_row = y + p * s.Q;
     int64_t* indices_row = indices + p * s.Q;
     for (int64_t q = 0; q < first; ++q) pool_window(s, x, 1, p, q, y_row + q, indices_row + q);
@@ -136,29 +136,23 @@ void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices) {
 }
 
 // dx, which is zero, gets the gradients where the indices say: plain scattered stores, since a comparison of every
-// pixel with its window's index (no zeroing, one vector store a pixel) was no faster. An index that lies in no pixel (a
-// window wholly in the padding has one) takes its gradient nowhere.
+// pixel with its window's index (no zeroing, one vector store a pixel) was no faster.
 //
-// One image, channels [c0, c1).
+// dx holds s.H rows of an image, from pixel `first_pixel` on; a gradient whose index lies elsewhere is left out. (A
+// window wholly in the padding has an index that lies in no pixel.) NCHW is an image of one channel.
 template <class T>
-void max_pool2d_backward_nhwc(const Pool2dShape& s, const T* g, const int64_t* indices, T* dx, int64_t c0, int64_t c1) {
+void max_pool2d_backward(const Pool2dShape& s, const T* g, const int64_t* indices, T* dx, int64_t first_pixel) {
   const uint64_t pixels = static_cast<uint64_t>(s.H * s.W);
-  for (int64_t window = 0; window < s.P * s.Q; ++window) {
-    const T* from = g + window * s.C;
-    const int64_t* at = indices + window * s.C;
-    for (int64_t c = c0; c < c1; ++c) {
-      if (static_cast<uint64_t>(at[c]) < pixels) dx[at[c] * s.C + c] += from[c];
+  const auto scatter = [&](int64_t C) {
+    for (int64_t window = 0; window < s.P * s.Q; ++window) {
+      for (int64_t c = 0; c < C; ++c) {
+        const int64_t pixel = indices[window * C + c] - first_pixel;
+        if (static_cast<uint64_t>(pixel) < pixels) dx[pixel * C + c] += g[window * C + c];
+      }
     }
-  }
-}
-
-// One image and channel.
-template <class T>
-void max_pool2d_backward_nchw(const Pool2dShape& s, const T* g, const int64_t* indices, T* dx) {
-  const uint64_t pixels = static_cast<uint64_t>(s.H * s.W);
-  for (int64_t window = 0; window < s.P * s.Q; ++window) {
-    if (static_cast<uint64_t>(indices[window]) < pixels) dx[indices[window]] += g[window];
-  }
+  };
+  // Without the inner loop, one channel takes three quarters of the time.
+  s.C == 1 ? scatter(1) : scatter(s.C);
 }
 
 }  // namespace fastconv::FC_LEVEL

@@ -38,10 +38,9 @@ constexpr Conv2dFamily<T> conv2d_family() {
 template <class T>
 constexpr ElementwiseKernels<T> elementwise_kernels() {
   if constexpr (static_cast<T>(0.5) == static_cast<T>(0)) {
-    return {{max_pool2d_nhwc<T>, max_pool2d_nchw<T>, nullptr, nullptr}, {relu<T>, nullptr}};
+    return {{max_pool2d_nhwc<T>, max_pool2d_nchw<T>, nullptr}, {relu<T>, nullptr}};
   } else {
-    return {{max_pool2d_nhwc<T>, max_pool2d_nchw<T>, max_pool2d_backward_nhwc<T>, max_pool2d_backward_nchw<T>},
-            {relu<T>, relu_backward<T>}};
+    return {{max_pool2d_nhwc<T>, max_pool2d_nchw<T>, max_pool2d_backward<T>}, {relu<T>, relu_backward<T>}};
   }
 }
 
