@@ -90,9 +90,14 @@ def test_the_report_of_a_damaged_file_is_one_line_and_exit_code_2(
     info |= {"compiler": "g++", "rounds": 3}
     claims = [ratios.time_claim("step", SECONDS), {"what": "step", "missing": "not found"}]
     extra = {"seconds": seconds, "claims": claims}
-    run = json.loads(
-        json.dumps({"machine_info": {"fastconv": info}, "benchmarks": [{"name": "a", "extra_info": extra}]})
-    )
+    sizes = dict.fromkeys(ratios.VARIANTS, 1)
+    saved = {"bytes": sizes, "claims": [ratios.size_claim("saved", sizes)]}
+    threads = {
+        "seconds": {"torch NCHW, 1 threads": 1.0},
+        "claims": [ratios.speed_up_claim("threads", SECONDS, SECONDS)],
+    }
+    benchmarks = [{"name": "a", "extra_info": found} for found in ({"seconds": seconds}, extra, saved, threads)]
+    run = json.loads(json.dumps({"machine_info": {"fastconv": info}, "benchmarks": benchmarks}))
     path = tmp_path / "run.json"
     monkeypatch.setattr(sys, "argv", ["report.py", str(path)])
     path.write_text(json.dumps(run))
