@@ -83,10 +83,10 @@ void check_countable(const Ints& stride, const Ints& padding, const Ints& dilati
 }
 
 void check_conv2d_parameters(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  check(groups > 0, "non-positive groups is not supported");
   check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
   check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
   check(dilation[0] > 0 && dilation[1] > 0, "non-positive dilation is not supported");
-  check(groups > 0, "non-positive groups is not supported");
   check_countable(stride, padding, dilation);
 }
 

@@ -34,6 +34,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
+from torch.utils.weak import TensorWeakRef
 
 from fastconv import autograd
 from fastconv import functional as FF
@@ -151,6 +152,7 @@ class Deferred(Tensor):
     _source: tuple[Deferred, Step] | None = None  # the Deferred that this one was made of
     _viewed: Deferred | None = None  # the Deferred that this one is a view of
     _is_viewed = False  # by another Deferred
+    _derived: tuple[TensorWeakRef, ...] = ()  # the Deferreds that were made of this one
     _node: Any = None  # its gradient function
     _settled: Tensor | None = None
     _linked: Tensor | None = None
@@ -228,19 +230,29 @@ class Deferred(Tensor):
         if self._settled is None:
             with torch._C.DisableTorchFunction():
                 if self._viewed is not None:
-                    y = self._viewed._value()
-                    with torch.set_grad_enabled(self._grad_enabled):
-                        self._settled = y.permute(_TO_NHWC if self._recipe.axes_last else _TO_NCHW)
+                    y = self._viewed._value()  # computes what was made of that one, too: this one
+                    if self._settled is None:
+                        with torch.set_grad_enabled(self._grad_enabled):
+                            self._settled = y.permute(_TO_NHWC if self._recipe.axes_last else _TO_NCHW)
                 elif (found := self._settled_source()) is not None:
                     deferred, steps = found
-                    modes = torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled)
-                    with modes[0], modes[1]:
+                    # set_grad_enabled takes effect when it is constructed, so it has to be constructed within.
+                    with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
                         self._settled = _in_a_row(steps)(deferred.settle())
                 else:
                     self._settled = _compute(self._recipe, self, self._source, self._grad_enabled)
                 self._operands = (self._settled, None, None)
                 self._source = None  # lets go of the operands of the Deferreds that this one was made of
+                # The program may now write to this value, which must not reach what was made of it before.
+                for derived in self._waiting():
+                    derived._value()
+                self._derived = ()
         return self._settled
+
+    def _waiting(self) -> list[Deferred]:
+        """The Deferreds that were made of this one, that somebody still holds, and that are not computed yet."""
+        alive = [reference() for reference in self._derived]
+        return [deferred for deferred in alive if deferred is not None and deferred._settled is None]
 
 
 def _compute(recipe: Recipe, deferred: Deferred, source: tuple[Deferred, Step] | None, grad_enabled: bool) -> Tensor:
@@ -372,6 +384,7 @@ def _new(
         deferred._layer = layer
     if source is not None:
         deferred._source = source
+        source[0]._derived = (*source[0]._derived, TensorWeakRef(deferred))
     if view_of is not None:
         deferred._viewed = view_of
     return deferred  # type: ignore[no-any-return]
@@ -398,7 +411,7 @@ def _rectified(deferred: Deferred, inplace: Any = False) -> Any:
 
 def _rectified_in_place(deferred: Deferred) -> Any:
     recipe = deferred._recipe
-    shared = deferred._is_viewed or deferred._viewed is not None or deferred._passed
+    shared = deferred._is_viewed or deferred._viewed is not None or deferred._passed or deferred._waiting()
     if recipe.geometry is None or shared or torch.is_grad_enabled() != deferred._grad_enabled:
         return NotImplemented
     deferred._recipe = recipe._replace(rectified=True)

@@ -118,10 +118,10 @@ def _check_convolution(stride: Ints, padding: Ints, dilation: Ints, groups: int,
     pairs = (("stride", stride), ("padding", padding), ("dilation", dilation), ("kernel_size", kernel_size))
     for name, values in pairs:
         _check_pair(name, values)
+    _check(groups > 0, "non-positive groups is not supported")
     _check(min(padding) >= 0, "negative padding is not supported")
     _check(min(stride) > 0, "non-positive stride is not supported")
     _check(min(dilation) > 0, "non-positive dilation is not supported")
-    _check(groups > 0, "non-positive groups is not supported")
     _check(max(*stride, *padding, *dilation) <= 2**40, "expected stride, padding and dilation to be at most 2^40")
 
 

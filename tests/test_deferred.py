@@ -853,3 +853,85 @@ def test_any_order_of_steps(steps: list[str], channels_last: bool) -> None:
 
     torch.manual_seed(0)
     compare(program, channels_last)
+
+
+MADE_OF_A_RESULT: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "pool": lambda y: F.max_pool2d(y, 2),
+    "pool, relu": lambda y: F.relu(F.max_pool2d(y, 2)),
+    "bias": lambda y: y + torch.arange(4.0, dtype=torch.double).view(-1, 1, 1),
+    "layout": lambda y: y.contiguous(memory_format=torch.channels_last),
+    "bias, relu": lambda y: F.relu(y + torch.ones(4, 1, 1, dtype=torch.double)),
+    "permute, copy": lambda y: y.permute(NHWC).contiguous(),
+    "permute, bias": lambda y: y.permute(NHWC) + torch.ones(4, dtype=torch.double),
+}
+RESULT_CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "relu_": lambda y: y.relu_(),
+    "F.relu": lambda y: F.relu(y, inplace=True),
+    "relu_, mul_": lambda y: y.relu_().mul_(-1),
+    "add_": lambda y: y.add_(1),
+    "copy_": lambda y: y.copy_(torch.ones_like(y)),
+    "item": lambda y: y.__setitem__(0, 2.0),
+    "view": lambda y: y.permute(NHWC).mul_(3),
+    "fill": lambda y: y.untyped_storage().fill_(0),
+    "numpy": lambda y: y.detach().numpy().fill(1),
+}
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("change", RESULT_CHANGES)
+@pytest.mark.parametrize("made", MADE_OF_A_RESULT)
+def test_a_change_of_a_result_does_not_reach_what_was_made_of_it_before(made: str, change: str, grad: bool) -> None:
+    def program() -> list[Tensor]:
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 8, 8).double().requires_grad_(grad)
+        y = F.conv2d(x, torch.randn(4, 3, 3, 3).double())
+        z = MADE_OF_A_RESULT[made](y)
+        RESULT_CHANGES[change](y)
+        if not grad:
+            return [y.clone(), z]
+        try:
+            return [y.detach().clone(), z, *torch.autograd.grad(z.sum() + y.sum(), x)]
+        except RuntimeError as error:  # PyTorch's backward needs what was changed; that of a fused pool does not
+            assert "modified by an inplace operation" in str(error)
+            return [y.detach().clone(), z]
+
+    expected = program()
+    with fastconv.enabled(fuse=True):
+        found = program()
+    assert len(found) >= len(expected)
+    for ours, theirs in zip(found, expected, strict=False):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_change_of_what_was_made_does_not_reach_the_result() -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    for make in MADE_OF_A_RESULT.values():
+        with fastconv.enabled(fuse=True):
+            y = F.conv2d(x.double(), w.double())
+            make(y).sub_(5)
+            plain = y.clone()
+        torch.testing.assert_close(plain, F.conv2d(x.double(), w.double()))
+
+
+@pytest.mark.parametrize("outer", [False, True])
+def test_modes_are_as_before_after_a_result_was_computed(outer: bool) -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    with torch.set_grad_enabled(outer):
+        with fastconv.enabled(fuse=True):
+            y = F.conv2d(x, w)
+            z = F.relu(y)
+            with torch.set_grad_enabled(not outer):
+                pooled = F.max_pool2d(y, 2)
+            y.sum(), z.sum(), pooled.sum()
+        assert torch.is_grad_enabled() == outer
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_a_result_does_not_keep_alive_what_was_made_of_it() -> None:
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3))
+        z = F.relu(y)
+        reference = weakref.ref(z)
+        del z
+        assert reference() is None
