@@ -893,7 +893,7 @@ def test_a_change_of_a_result_does_not_reach_what_was_made_of_it_before(made: st
         try:
             return [y.detach().clone(), z, *torch.autograd.grad(z.sum() + y.sum(), x)]
         except RuntimeError as error:  # PyTorch's backward needs what was changed; that of a fused pool does not
-            assert "modified by an inplace operation" in str(error)
+            assert "modified by an inplace operation" in str(error)  # noqa: PT017
             return [y.detach().clone(), z]
 
     expected = program()
