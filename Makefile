@@ -112,7 +112,7 @@ asan: $(VENV)/packages
 TSAN := build/tsan
 tsan: $(VENV)/packages
 	@mkdir -p $(TSAN)
-	$(CXX) -std=c++20 -O1 -g -fsanitize=thread tests/threads/weight_cache.cpp csrc/cpu/weight_cache.cpp -o $(TSAN)/weight_cache
+	$(CXX) -std=c++20 -O1 -g -fsanitize=thread tests/threads/weight_cache.cpp csrc/cpu/memory/weight_cache.cpp -o $(TSAN)/weight_cache
 	$(TSAN)/weight_cache 1000
 	cp -r fastconv $(TSAN)/ && rm -f $(TSAN)/fastconv/_C*.so
 	FASTCONV_SANITIZE=thread FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(TSAN)/temp --build-lib $(TSAN)

@@ -147,7 +147,7 @@ class Extension(cpp_extension.BuildExtension):
 
 
 def sources() -> list[str]:
-    folders = ("csrc", "csrc/cpu", "csrc/cpu/kernels")
+    folders = ("csrc", "csrc/cpu", "csrc/cpu/drivers", "csrc/cpu/memory", "csrc/cpu/kernels")
     found = [path for folder in folders for path in Path(folder).glob("*.cpp")]
     return sorted(map(str, found if cuda_home is None else [*found, *Path("csrc/cuda").glob("*.cu")]))
 

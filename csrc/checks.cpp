@@ -253,6 +253,14 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
   return s;
 }
 
+Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
+                               const Ints& dilation, int64_t groups) {
+  check_pairs(stride, padding, dilation);
+  check_conv2d_parameters(stride, padding, dilation, groups);
+  check(input.size() == 4 && weight.size() == 4, "expected 4 sizes of input and of weight");
+  return conv2d_shape(input, weight, {}, stride, padding, dilation, groups);
+}
+
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   check_pairs(stride, padding, dilation);
@@ -288,6 +296,13 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
   check(input.dim() == 4,
         "Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:", Sizes(input));
   return pool2d_shape(sizes_of(input), kernel_size, stride, padding, dilation, ceil_mode, nullptr);
+}
+
+Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                   const Ints& dilation, bool ceil_mode) {
+  check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
+  check(input.size() == 4, "expected 4 sizes of input");
+  return pool2d_shape(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
 }
 
 Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,

@@ -13,11 +13,19 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
                                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 
+// The same from the sizes of input and weight alone.
+Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
+                               const Ints& dilation, int64_t groups);
+
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                              const Ints& dilation, bool ceil_mode);
 Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
+
+// The same from the size of the input alone.
+Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                   const Ints& dilation, bool ceil_mode);
 
 // What relu_ writes to.
 void check_no_overlap(const Tensor& input);

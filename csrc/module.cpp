@@ -2,14 +2,18 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <limits>
 #include <map>
+#include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "cpu/capability.h"
-#include "cpu/choices.h"
-#include "cpu/packed_weights.h"
+#include "cpu/memory/packed_weights.h"
+#include "cpu/plan.h"
 #include "environment.h"
 
 #if !defined(FASTCONV_CUDA)
@@ -35,6 +39,60 @@ std::map<std::string, std::string> build_info() {
           {"cuda", FASTCONV_STRING(FASTCONV_CUDA)}};
 }
 
+// kernel_size, stride, padding, dilation of a max-pool after the convolution and a ReLU.
+using PoolArguments = std::array<fastconv::Ints, 4>;
+
+pybind11::list tiles_of(const fastconv::cpu::WinogradCut& cut) {
+  pybind11::list tiles;
+  for (const fastconv::WinogradTiles& kind : cut.kinds) {
+    if (kind.per_image() > 0) tiles.append(pybind11::make_tuple(kind.mh, kind.mw, kind.rows, kind.columns));
+  }
+  return tiles;
+}
+
+template <class T>
+pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape& f, bool fused, bool channels_last,
+                            double nonzero, bool finite) {
+  using namespace fastconv::cpu;
+  pybind11::dict result;
+  const auto describe = [&](Algorithm algorithm, const WinogradCut& cut) {
+    result["algorithm"] = name_of(algorithm);
+    if (algorithm == Algorithm::winograd) result["tiles"] = tiles_of(cut);
+  };
+  if (pass == "forward") {
+    const ForwardPlan plan = plan_forward<T>(f, channels_last);
+    describe(plan.algorithm, plan.cut);
+    if (fused) result["pool_in_registers"] = plan.pool_in_registers;
+    return result;
+  }
+  if (pass != "backward_data" && pass != "backward_weight") {
+    throw std::invalid_argument("expected a pass out of forward, backward_data, backward_weight, but got '" + pass +
+                                "'");
+  }
+  const GradientFacts gradient{fused, [=](double) { return nonzero; }, [=] { return finite; }};
+  const BackwardPlan plan =
+      pass == "backward_data" ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
+  describe(plan.algorithm, plan.cut);
+  result["unpool"] = plan.unpool;
+  if (pass == "backward_data") result["weight_as_patches"] = plan.weight_as_patches;
+  return result;
+}
+
+pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, const fastconv::Ints& weight_size,
+                    const fastconv::Ints& stride, const fastconv::Ints& padding, const fastconv::Ints& dilation,
+                    int64_t groups, bool relu, const std::optional<PoolArguments>& pool, const std::string& dtype,
+                    bool channels_last, double nonzero, bool finite) {
+  using namespace fastconv;
+  FusedShape f = without_pool(check_conv2d_sizes(input_size, weight_size, stride, padding, dilation, groups));
+  if (pool) {
+    const auto& [kernel, pool_stride, pool_padding, pool_dilation] = *pool;
+    const Conv2dShape& s = f.conv;
+    f.pool = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, kernel, pool_stride, pool_padding, pool_dilation, false);
+  }
+  const auto run = dtype == "float64" ? plan_as_dict<double> : plan_as_dict<float>;
+  return run(pass, f, relu || pool.has_value(), channels_last, nonzero, finite);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -43,10 +101,22 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &fastconv::cpu_capabilities, "The ISA levels of this machine, lowest first.");
   m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
         "Choose the ISA level for this process, while nothing computes. ValueError if the machine lacks it.");
+  namespace py = pybind11;
+  m.def("plan", &plan, py::arg("pass_"), py::arg("input_size"), py::arg("weight_size"),
+        py::arg("stride") = fastconv::Ints{1, 1}, py::arg("padding") = fastconv::Ints{0, 0},
+        py::arg("dilation") = fastconv::Ints{1, 1}, py::arg("groups") = 1, py::kw_only(), py::arg("relu") = false,
+        py::arg("pool") = py::none(), py::arg("dtype") = "float32", py::arg("channels_last") = true,
+        py::arg("nonzero") = 1.0, py::arg("finite") = true,
+        "How the CPU would compute a convolution: a dict with its 'algorithm' and what belongs to that. `pass_` is "
+        "forward, backward_data or backward_weight. `relu` and `pool`, a max-pool's (kernel_size, stride, padding, "
+        "dilation), are fused with it. 16-bit dtypes are computed in float32. `channels_last` is the weight's memory "
+        "format. Of a gradient, `nonzero` is the share of the convolution's results that it reaches, and `finite` says "
+        "that the other factor has no infinity and no NaN.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         "For tests, while nothing computes: force or forbid algorithms of the CPU for this process. `choices` gives "
-        "'always' (wherever it can compute the shape) or 'never' to any of dot, winograd, window, live, patch and "
-        "narrow; the rest are chosen as measured. `winograd` replaces FASTCONV_WINOGRAD.");
+        "'always' (wherever it can compute the shape) or 'never' to any of winograd, small_output, sparse_gradient, "
+        "few_channels, pool_in_registers and weight_as_patches; the plan decides the rest. `winograd` replaces "
+        "FASTCONV_WINOGRAD.");
   m.def(
       "packed_weights",
       [] {

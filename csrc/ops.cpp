@@ -9,6 +9,7 @@
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
+#include "cpu/memory/workspace.h"
 #include "cpu/relu.h"
 #if defined(FASTCONV_CUDA)
 #include "cuda/ops.h"
@@ -62,19 +63,19 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   using namespace fastconv;
-  m.impl("conv2d", FASTCONV_BOX(cpu::conv2d, ScratchScope));
-  m.impl("conv2d_backward_data", FASTCONV_BOX(cpu::conv2d_backward_data, ScratchScope));
-  m.impl("conv2d_backward_weight", FASTCONV_BOX(cpu::conv2d_backward_weight, ScratchScope));
-  m.impl("max_pool2d", FASTCONV_BOX(cpu::max_pool2d, ScratchScope));
-  m.impl("max_pool2d_backward", FASTCONV_BOX(cpu::max_pool2d_backward, ScratchScope));
-  m.impl("relu", FASTCONV_BOX(cpu::relu, ScratchScope));
-  m.impl("relu_", FASTCONV_BOX(cpu::relu_, ScratchScope));
-  m.impl("relu_backward", FASTCONV_BOX(cpu::relu_backward, ScratchScope));
-  m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, ScratchScope));
-  m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, ScratchScope));
-  m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, ScratchScope));
+  m.impl("conv2d", FASTCONV_BOX(cpu::conv2d, WorkspaceScope));
+  m.impl("conv2d_backward_data", FASTCONV_BOX(cpu::conv2d_backward_data, WorkspaceScope));
+  m.impl("conv2d_backward_weight", FASTCONV_BOX(cpu::conv2d_backward_weight, WorkspaceScope));
+  m.impl("max_pool2d", FASTCONV_BOX(cpu::max_pool2d, WorkspaceScope));
+  m.impl("max_pool2d_backward", FASTCONV_BOX(cpu::max_pool2d_backward, WorkspaceScope));
+  m.impl("relu", FASTCONV_BOX(cpu::relu, WorkspaceScope));
+  m.impl("relu_", FASTCONV_BOX(cpu::relu_, WorkspaceScope));
+  m.impl("relu_backward", FASTCONV_BOX(cpu::relu_backward, WorkspaceScope));
+  m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, WorkspaceScope));
+  m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, WorkspaceScope));
+  m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, WorkspaceScope));
   m.impl("conv2d_relu_max_pool2d_backward",
-         FASTCONV_BOX(conv2d_relu_max_pool2d_backward<cpu::fused_backward>, ScratchScope));
+         FASTCONV_BOX(conv2d_relu_max_pool2d_backward<cpu::fused_backward>, WorkspaceScope));
 }
 
 #if defined(FASTCONV_CUDA)

@@ -42,6 +42,11 @@ std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
 // PyTorch decides.
 bool suggests_channels_last(const Tensor& tensor);
 
+// Whether PyTorch's convolution of these gives a channels_last result.
+inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
+  return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
+}
+
 // (N, C, H, W), uninitialised, dense in the one format or the other.
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type);

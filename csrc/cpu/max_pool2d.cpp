@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
-#include "bands.h"
 #include "capability.h"
-#include "reduced.h"
-#include "scratch.h"
-#include "tiles.h"
+#include "memory/bands.h"
+#include "memory/reduced.h"
+#include "memory/tiles.h"
+#include "memory/workspace.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -37,8 +37,8 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
       const int64_t row = s.W * s.C, out_row = s.Q * s.C;
       for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
         Stored* to = y + (n * s.P + tile.row) * out_row;
-        const T* in = elements.load(x + (n * s.H + rows.first) * row, rows.count * row, Scratch::tile_in);
-        T* out = elements.result(to, tile.rows * out_row, Scratch::tile_out);
+        const T* in = elements.load(x + (n * s.H + rows.first) * row, rows.count * row, Workspace::input_tile);
+        T* out = elements.result(to, tile.rows * out_row, Workspace::output_tile);
         // The kernel counts from the image's first row.
         kernel(s, in - rows.first * row, out - tile.row * out_row, at + n * s.P * out_row, tile.row,
                tile.row + tile.rows);
@@ -77,9 +77,9 @@ void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad
       for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
         const int64_t from = (n * s.P + windows.first) * out_row;
         Stored* to = dx + (n * s.H + tile.row) * row;
-        T* sums = elements.result(to, count, Scratch::tile_in);
+        T* sums = elements.result(to, count, Workspace::input_tile);
         std::memset(sums, 0, static_cast<size_t>(count) * sizeof(T));
-        kernel(part, elements.load(g + from, windows.count * out_row, Scratch::tile_out), at + from, sums,
+        kernel(part, elements.load(g + from, windows.count * out_row, Workspace::output_tile), at + from, sums,
                tile.row * s.W);
         elements.store(sums, to, count);
       }

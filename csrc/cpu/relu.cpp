@@ -1,10 +1,10 @@
 #include "relu.h"
 
 #include "capability.h"
-#include "reduced.h"
-#include "reorder.h"
-#include "scratch.h"
-#include "tiles.h"
+#include "memory/reduced.h"
+#include "memory/reorder.h"
+#include "memory/tiles.h"
+#include "memory/workspace.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -30,7 +30,7 @@ bool apply_backward_transposed(const Tensor& g, const Tensor& y, const Tensor& d
   const T *from = data<T>(g), *at = data<T>(y);
   T* to = mutable_data<T>(dx);
   parallel_for(0, matrices->batches, ceil_div(grain, std::max<int64_t>(size, 1)), [&](int64_t begin, int64_t end) {
-    T* turned = scratch<T>(Scratch::tile_in, size);
+    T* turned = workspace<T>(Workspace::input_tile, size);
     for (int64_t i = begin * size; i < end * size; i += size) {
       kernels().conv2d<T>().transpose(from + i, columns, rows, columns, turned, rows);
       kernels().relu<T>().backward(turned, at + i, to + i, size);

@@ -1,7 +1,7 @@
-// csrc/cpu/weight_cache.cpp under ThreadSanitizer: threads infer with weights that they share and with weights that
-// change, in a cache so small that entries are evicted while they are in use. Exits with 1 at a wrong result;
+// csrc/cpu/memory/weight_cache.cpp under ThreadSanitizer: threads infer with weights that they share and with weights
+// that change, in a cache so small that entries are evicted while they are in use. Exits with 1 at a wrong result;
 // ThreadSanitizer itself exits with 66 at a race. make tsan and tests/test_threads.py compile and run it.
-#include "../../csrc/cpu/weight_cache.h"
+#include "../../csrc/cpu/memory/weight_cache.h"
 
 #include <cstdio>
 #include <cstdlib>

@@ -1,28 +1,22 @@
-// Activations as the convolution kernels want them: NHWC, zeros where padding is. A tensor that has its elements there
-// already is read in place; from any other, one tile at a time is copied into a thread's scratch.
+// Tensors in the order of the convolution kernels: NHWC, with zeros for the padding. A tensor in that order is read and
+// written in place. Of any other tensor, one tile at a time is copied through per-thread workspace.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
-#include "../tensor.h"
-#include "capability.h"
-#include "scratch.h"
+#include "../../tensor.h"
+#include "../capability.h"
+#include "workspace.h"
 #include "tiles.h"
 
 namespace fastconv {
 
-template <class T>
-struct NhwcView {
-  const T* data;
-  Strides strides;
-};
-
 // Reads an (N, C, H, W) tensor.
 template <class T>
-class Activation {
+class NhwcReader {
  public:
-  explicit Activation(const Tensor& tensor)
+  explicit NhwcReader(const Tensor& tensor)
       : tensor_(dense(tensor)),
         data_(fastconv::data<T>(tensor_)),
         nhwc_(is_nhwc(tensor_)),
@@ -34,11 +28,12 @@ class Activation {
     return nhwc_ && h0 >= 0 && h0 + rows <= H_ && w0 >= 0 && w0 + columns <= W_;
   }
 
-  NhwcView<T> in_place(int64_t image, int64_t h0, int64_t w0) const {
+  InputTile<T> in_place(int64_t image, int64_t h0, int64_t w0) const {
     return {data_ + ((image * H_ + h0) * W_ + w0) * C_, {H_ * W_ * C_, W_ * C_, C_}};
   }
 
-  // Rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images: copied to `to`, dense.
+  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. What lies outside the image
+  // is padding.
   void copy(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
     if (rows * columns * C_ == 0) return;
     for (int64_t n = image; n < image + images; ++n) {
@@ -47,11 +42,11 @@ class Activation {
     }
   }
 
-  // The same rows and columns, in place if they can be, else copied into the thread's scratch.
-  NhwcView<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
-                   Scratch use) const {
+  // The same rows and columns, in place if possible, else copied to workspace.
+  InputTile<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
+                   Workspace use) const {
     if (readable_in_place(h0, rows, w0, columns)) return in_place(image, h0, w0);
-    T* to = scratch<T>(use, images * rows * columns * C_);
+    T* to = workspace<T>(use, images * rows * columns * C_);
     copy(image, images, h0, rows, w0, columns, to);
     return {to, {rows * columns * C_, columns * C_, C_}};
   }
@@ -96,12 +91,12 @@ class Activation {
   int64_t C_, H_, W_;
 };
 
-// The tensor itself where it is NHWC, else a copy that is.
+// The tensor itself if it is NHWC, else a copy in NHWC.
 template <class T>
 Tensor to_nhwc(const Tensor& tensor) {
   if (is_nhwc(tensor)) return tensor;
   const Tensor copy = empty(sizes_of(tensor), tensor, true);
-  const Activation<T> from(tensor);
+  const NhwcReader<T> from(tensor);
   const int64_t H = tensor.size(2), W = tensor.size(3), image = tensor.size(1) * H * W;
   T* to = mutable_data<T>(copy);
   parallel_for(0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1),
@@ -109,31 +104,32 @@ Tensor to_nhwc(const Tensor& tensor) {
   return copy;
 }
 
-// Writes an (N, K, P, Q) tensor, tile by tile: in place when it is NHWC, else through the thread's scratch.
+// Writes an (N, K, P, Q) tensor tile by tile.
 template <class T>
-class Result {
+class NhwcWriter {
  public:
-  explicit Result(const Tensor& tensor)
+  explicit NhwcWriter(const Tensor& tensor)
       : data_(mutable_data<T>(tensor)),
         nhwc_(is_nhwc(tensor)),
         C_(tensor.size(1)),
         H_(tensor.size(2)),
         W_(tensor.size(3)) {}
 
-  // The pixels of a tile: fewer where a large image goes through scratch, which has to stay in the first-level cache.
+  // The pixels of a tile. A tile of a large image that goes through workspace is smaller, to stay in the first-level
+  // cache.
   int64_t tile_pixels(int64_t pixels) const {
     const int64_t pixel_bytes = C_ * static_cast<int64_t>(sizeof(T));
     if (nhwc_ || H_ * W_ * pixel_bytes <= 64 * 1024) return pixels;
     return std::min(pixels, std::max<int64_t>(48, 16 * 1024 / pixel_bytes));
   }
 
-  // Where the kernels shall write the tile, NHWC and dense.
+  // The memory that kernels write the tile to, NHWC and dense.
   T* tile(const Tile& tile) const {
     if (nhwc_) return data_ + (tile.image * H_ + tile.row) * W_ * C_;
-    return scratch<T>(Scratch::tile_out, tile.images * tile.rows * W_ * C_);
+    return workspace<T>(Workspace::output_tile, tile.images * tile.rows * W_ * C_);
   }
 
-  // After they have: channels [c0, c1) of the tile are put where they belong.
+  // Puts channels [c0, c1) of a tile that kernels have written in their places.
   void finish(const Tile& tile, const T* from, int64_t c0, int64_t c1) const {
     if (nhwc_) return;
     const auto transpose = kernels().conv2d<T>().transpose;
@@ -150,7 +146,7 @@ class Result {
   int64_t C_, H_, W_;
 };
 
-// The same, written whole: in place when it is NHWC, else through a tensor that is.
+// Writes an (N, K, P, Q) tensor as a whole, through a copy in NHWC if it is not NHWC itself.
 template <class T>
 class WholeResult {
  public:
@@ -161,7 +157,7 @@ class WholeResult {
 
   void finish() const {
     if (is_nhwc(tensor_)) return;
-    const Result<T> result(tensor_);
+    const NhwcWriter<T> result(tensor_);
     const int64_t C = tensor_.size(1), H = tensor_.size(2), image = C * H * tensor_.size(3);
     parallel_for(0, tensor_.size(0), ceil_div(32768, image), [&](int64_t begin, int64_t end) {
       result.finish({begin, end - begin, 0, H}, data() + begin * image, 0, C);

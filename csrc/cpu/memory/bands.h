@@ -1,23 +1,26 @@
-// Large calls are computed band by band: some images, or some rows of one image. So the copies that a call makes of its
-// tensors (in float32, in NHWC, without the zeros) are as large as a band, and not as the tensors.
+// Large calls are computed band by band. A band is some images, or some rows of one image. So the copies that a call
+// makes of its tensors (in float32, in NHWC, without the zeros) have the size of a band and not of the tensors.
 //
-// A band is a call of its own, with a shape of its own: its padding is what lies above it, and the number of its
-// outputs says how far it reaches below. Bands depend on the shape alone, never on the number of threads.
+// A band is a call with a shape of its own. Its pad_h says how far it begins above the rows that it reads, and its
+// number of output rows says how far it reaches below them. Bands depend on the shape alone and never on the number of
+// threads.
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
-#include "conv2d.h"
+#include "../../tensor.h"
 #include "tiles.h"
+#include "workspace.h"
 
 namespace fastconv::cpu {
 
-// What a call in bands may hold at once, and what it may hold in one piece, in elements of input and output together.
-// More for element types that are computed as they are: they need copies of some tensors only.
+// The size of a band, and the largest call that is computed in one piece, in elements of input and output together.
+// The limits for 16-bit types are lower, because all their tensors are copied.
 struct BandLimits {
   int64_t band, call;
 };
-constexpr BandLimits wide_limits{1 << 20, 2 << 20}, plain_limits{4 << 20, 16 << 20};
+constexpr BandLimits reduced_limits{1 << 20, 2 << 20}, plain_limits{4 << 20, 16 << 20};
 
 // Images of rows x width pixels, of `elements` elements a pixel. A band is several times as large as the weight, which
 // is packed, or its gradient added, once for each.
@@ -41,23 +44,25 @@ inline Tensor part_of(const Tensor& tensor, const Tile& images, const Rows& rows
   return part;
 }
 
+// The part of [first, first + count) that is in [0, size).
 inline Rows within(int64_t first, int64_t count, int64_t size) {
   const int64_t begin = std::clamp<int64_t>(first, 0, size), end = std::clamp<int64_t>(first + count, begin, size);
   return {begin, end - begin};
 }
 
-// Rows can be cut if all outputs look at the image.
+// Rows can be cut only if every output reads the image and not padding alone.
 inline bool rows_divide(const Conv2dShape& s) { return s.pad_h <= (s.R - 1) * s.dilation_h; }
 
 inline int64_t elements_per_output(const Conv2dShape& s) {
   return s.K + s.C * std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W);
 }
 
-// The rows of the input that a tile of outputs reads, and the tile as a call with those.
+// The rows of the input that a tile of outputs reads.
 inline Rows input_rows(const Conv2dShape& s, const Tile& tile) {
   return within(tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h), s.H);
 }
 
+// A tile of outputs as a call.
 inline Conv2dShape band_of(const Conv2dShape& s, const Tile& tile) {
   const Rows rows = input_rows(s, tile);
   Conv2dShape band = s;
@@ -66,43 +71,16 @@ inline Conv2dShape band_of(const Conv2dShape& s, const Tile& tile) {
   return band;
 }
 
-// run(band, input, output) for each band of outputs.
-template <class Run>
-void for_each_band(const Conv2dShape& s, const Tensor& input, const Tensor& output, bool by_rows,
-                   const BandLimits& limits, const Run& run) {
-  const Tiles tiles = bands(s.N, s.P, s.Q, elements_per_output(s), s.K * s.taps(), by_rows && rows_divide(s), limits);
-  if (tiles.count() <= 1) return run(s, input, output);
-  for (int64_t i = 0; i < tiles.count(); ++i) {
-    const Tile tile = tiles[i];
-    run(band_of(s, tile), part_of(input, tile, input_rows(s, tile)), part_of(output, tile, {tile.row, tile.rows}));
-  }
-}
-
-// The outputs that read a tile of the input: not fewer than one, and none that begins below the tile's first row.
+// The outputs that read a tile of the input: at least one, and none that begins below the tile's first row.
 inline Rows output_rows(const Conv2dShape& s, const Tile& tile) {
-  const Range reading = rows_above(s, tile);
+  const Range from_last_tap(tile.row, s.H, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
+  Range reading(0, tile.row + tile.rows, s.stride_h, -s.pad_h, s.P);
+  reading.begin = std::min(from_last_tap.begin, reading.end);
   const int64_t first = std::min({reading.begin, (tile.row + s.pad_h) / s.stride_h, s.P - 1});
   return {first, std::max(reading.end, first + 1) - first};
 }
 
-// run(band, grad_output, grad_input) for each band of inputs.
-template <class Run>
-void for_each_data_band(const Conv2dShape& s, const Tensor& grad_output, const Tensor& grad_input, bool by_rows,
-                        const BandLimits& limits, const Run& run) {
-  const int64_t elements = s.C + s.K / (s.stride_h * s.stride_w) + 1;
-  const Tiles tiles = bands(s.N, s.H, s.W, elements, s.K * s.taps(), by_rows, limits);
-  if (tiles.count() <= 1) return run(s, grad_output, grad_input);
-  for (int64_t i = 0; i < tiles.count(); ++i) {
-    const Tile tile = tiles[i];
-    const Rows rows = output_rows(s, tile);
-    Conv2dShape band = s;
-    band.N = tile.images, band.H = tile.rows, band.P = rows.count;
-    band.pad_h = tile.row + s.pad_h - rows.first * s.stride_h;
-    run(band, part_of(grad_output, tile, rows), part_of(grad_input, tile, {tile.row, tile.rows}));
-  }
-}
-
-// The sum over bands of what run(first, weight, bias) writes: the first writes to the sums themselves.
+// Sums the gradients of the bands. The first band writes to the sums themselves.
 class BandSum {
  public:
   BandSum(const Tensor& weight, const Tensor& bias) : weight_(weight), bias_(bias) {}
@@ -137,24 +115,23 @@ class BandSum {
   bool first_ = true;
 };
 
-// ---- fused -------------------------------------------------------------------------------------------------------
-
-// A tile of windows as a call of its own.
-struct FusedBand {
+// A band: its shape, images, rows of the input and rows of pooling windows.
+struct Band {
   FusedShape shape;
   Tile images;
   Rows input, windows;
 };
 
-// The rows of the convolution that some windows look at.
+// The rows of the convolution that some windows read.
 inline Rows pooled_rows(const Pool2dShape& pool, int64_t first, int64_t count) {
   return within(first * pool.stride_h - pool.pad_h, reach(count, pool.stride_h, pool.R, pool.dilation_h), pool.H);
 }
 
-inline FusedBand band_of(const FusedShape& f, const Tile& tile) {
+// A tile of windows as a call.
+inline Band band_of(const FusedShape& f, const Tile& tile) {
   const Rows conv = pooled_rows(f.pool, tile.row, tile.rows);
   const Tile outputs{tile.image, tile.images, conv.first, conv.count};
-  FusedBand band{f, tile, input_rows(f.conv, outputs), {tile.row, tile.rows}};
+  Band band{f, tile, input_rows(f.conv, outputs), {tile.row, tile.rows}};
   band.shape.conv = band_of(f.conv, outputs);
   Pool2dShape& pool = band.shape.pool;
   pool.N = tile.images, pool.H = conv.count, pool.P = tile.rows;
@@ -162,24 +139,24 @@ inline FusedBand band_of(const FusedShape& f, const Tile& tile) {
   return band;
 }
 
-// run(band) for each band of windows.
+// Calls run(band) for each band of windows.
 template <class Run>
 void for_each_band(const FusedShape& f, bool by_rows, const BandLimits& limits, const Run& run) {
   const Conv2dShape& s = f.conv;
   const int64_t pixels = std::max<int64_t>(1, s.P * s.Q / (f.pool.P * f.pool.Q));
   const Tiles tiles = bands(s.N, f.pool.P, f.pool.Q, elements_per_output(s) * pixels, s.K * s.taps(),
                             by_rows && rows_divide(s), limits);
-  if (tiles.count() <= 1) return run(FusedBand{f, {0, s.N, 0, f.pool.P}, {0, s.H}, {0, f.pool.P}});
+  if (tiles.count() <= 1) return run(Band{f, {0, s.N, 0, f.pool.P}, {0, s.H}, {0, f.pool.P}});
   for (int64_t i = 0; i < tiles.count(); ++i) run(band_of(f, tiles[i]));
 }
 
-// run(band) for each band of inputs, whose rows are band.input. All windows that reach a band are in it.
+// Calls run(band) for each band of the input's rows. All windows that reach these rows belong to the band.
 template <class Run>
 void for_each_data_band(const FusedShape& f, bool by_rows, const BandLimits& limits, const Run& run) {
   const Conv2dShape& s = f.conv;
   const int64_t elements = s.C + s.K / (s.stride_h * s.stride_w) + 1;
   const Tiles tiles = bands(s.N, s.H, s.W, elements, s.K * s.taps(), by_rows, limits);
-  if (tiles.count() <= 1) return run(FusedBand{f, {0, s.N, 0, f.pool.P}, {0, s.H}, {0, f.pool.P}});
+  if (tiles.count() <= 1) return run(Band{f, {0, s.N, 0, f.pool.P}, {0, s.H}, {0, f.pool.P}});
   for (int64_t i = 0; i < tiles.count(); ++i) {
     const Tile tile = tiles[i];
     const Rows outputs = output_rows(s, tile);
@@ -188,11 +165,11 @@ void for_each_data_band(const FusedShape& f, bool by_rows, const BandLimits& lim
                           (pool.R - 1) * pool.dilation_h - pool.pad_h, pool.P);
     const Range from_first(0, outputs.first + outputs.count, pool.stride_h, -pool.pad_h, pool.P);
     const int64_t end = std::max<int64_t>(from_first.end, 1), first = std::min(from_last.begin, end - 1);
-    // The convolution's rows of those windows, and those of the band, which are more where windows leave gaps.
+    // The rows of the convolution include those between windows that leave gaps.
     const Rows window_rows = pooled_rows(pool, first, end - first);
     const int64_t row = std::min(window_rows.first, outputs.first);
     const int64_t row_end = std::max(window_rows.first + window_rows.count, outputs.first + outputs.count);
-    FusedBand band{f, tile, {tile.row, tile.rows}, {first, end - first}};
+    Band band{f, tile, {tile.row, tile.rows}, {first, end - first}};
     Conv2dShape& conv = band.shape.conv;
     conv.N = tile.images, conv.H = tile.rows, conv.P = row_end - row;
     conv.pad_h = tile.row + s.pad_h - row * s.stride_h;

@@ -18,20 +18,20 @@ const ReducedKernels& reduced_kernels(ScalarType type) {
   return type == ScalarType::BFloat16 ? kernels().bfloat16 : kernels().half;
 }
 
-Tensor wide_like(const Tensor& tensor, Scratch use) {
-  float* values = scratch<float>(use, tensor.numel());
+Tensor wide_like(const Tensor& tensor, Workspace use) {
+  float* values = workspace<float>(use, tensor.numel());
   return torch::stable::from_blob(values, tensor.sizes(), tensor.strides(), tensor.device(), ScalarType::Float);
 }
 
-Tensor wide_contiguous(const Tensor& tensor, Scratch use) {
+Tensor wide_contiguous(const Tensor& tensor, Workspace use) {
   const Ints sizes = sizes_of(tensor);
   Ints strides(sizes.size(), 1);
   for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * sizes[d];
-  float* values = scratch<float>(use, tensor.numel());
+  float* values = workspace<float>(use, tensor.numel());
   return torch::stable::from_blob(values, sizes, strides, tensor.device(), ScalarType::Float);
 }
 
-Tensor widened(const Tensor& tensor, Scratch use) {
+Tensor widened(const Tensor& tensor, Workspace use) {
   const Tensor from = without_gaps(tensor), wide = wide_like(from, use);
   const auto widen = reduced_kernels(tensor.scalar_type()).widen;
   const uint16_t* values = data<uint16_t>(from);
@@ -41,7 +41,7 @@ Tensor widened(const Tensor& tensor, Scratch use) {
   return wide;
 }
 
-std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Scratch use) {
+std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Workspace use) {
   return tensor ? std::optional<Tensor>(widened(*tensor, use)) : std::nullopt;
 }
 

@@ -1,4 +1,4 @@
-#include "scratch.h"
+#include "workspace.h"
 
 #include <cstdlib>
 #include <memory>
@@ -19,7 +19,7 @@ struct Buffer {
 };
 
 struct Buffers {
-  Buffer of[static_cast<int>(Scratch::count)];
+  Buffer of[static_cast<int>(Workspace::count)];
   bool any_large = false;
 };
 
@@ -27,7 +27,7 @@ thread_local Buffers buffers;
 
 }  // namespace
 
-void* scratch_bytes(Scratch use, int64_t bytes) {
+void* workspace_bytes(Workspace use, int64_t bytes) {
   Buffer& buffer = buffers.of[static_cast<int>(use)];
   if (bytes > buffer.bytes || !buffer.memory) {
     buffer = {};
@@ -40,10 +40,10 @@ void* scratch_bytes(Scratch use, int64_t bytes) {
   return buffer.memory.get();
 }
 
-void free_large_scratch(Scratch end) {
+void free_large_workspace(Workspace end) {
   if (!buffers.any_large) return;
   buffers.any_large = false;
-  for (int use = 0; use < static_cast<int>(Scratch::count); ++use) {
+  for (int use = 0; use < static_cast<int>(Workspace::count); ++use) {
     Buffer& buffer = buffers.of[use];
     if (buffer.bytes <= large) continue;
     if (use < static_cast<int>(end)) {

@@ -1,10 +1,11 @@
-// How work is cut: into tiles of whole small images, or of some rows of one large image. Cuts depend on the shape
-// alone, never on the number of threads, and so neither do sums.
+// How work is cut: into tiles of several small images, or of some rows of one large image, and into blocks of channels.
+// Cuts depend on the shape alone and never on the number of threads, so sums do not depend on it either.
 #pragma once
 
 #include <cstdint>
 
-#include "kernels/range.h"
+#include "../capability.h"
+#include "../kernels/range.h"
 
 namespace fastconv {
 
@@ -48,6 +49,11 @@ class Tiles {
   int64_t images_, rows_, row_tiles_, images_per_tile_, count_;
 };
 
+// The input rows, or columns, that `outputs` neighbouring outputs read.
+inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dilation) {
+  return (outputs - 1) * stride + (taps - 1) * dilation + 1;
+}
+
 // The channels of all groups in blocks of the kernels' width.
 struct Blocks {
   int64_t groups, channels, width;
@@ -58,4 +64,19 @@ struct Blocks {
   int64_t first_channel(int64_t i) const { return i / per_group() * channels + i % per_group() * width; }
 };
 
+namespace cpu {
+
+template <class T>
+const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
+  const Conv2dFamily<T>& family = kernels().conv2d<T>();
+  return s.depthwise() ? family.depthwise : family.dense;
+}
+
+// Blocks of C or K channels, whichever `group_channels` counts. The depthwise kernels cut all channels at once.
+template <class T>
+Blocks channel_blocks(const Conv2dKernels<T>& kernel, const Conv2dShape& s, int64_t group_channels) {
+  return s.depthwise() ? Blocks{1, s.C, kernel.block_lanes} : Blocks{s.groups, group_channels, kernel.block_lanes};
+}
+
+}  // namespace cpu
 }  // namespace fastconv

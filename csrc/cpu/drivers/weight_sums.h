@@ -1,27 +1,25 @@
-// The gradient of the weight is one long sum over all pixels of all images. It is cut into
+// The gradient of the weight is one long sum over all pixels of all images. The work is cut into
 //   pieces of the images, each with a partial sum of its own, while the weight is small, and
-//   parts of the sum's elements, each over all images, where pieces alone do not make enough independent work.
+//   parts of the sum's elements, each over all images, where pieces alone are not enough independent work.
 // Partial sums are then added in order, so the result does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
-#include "activation.h"
-#include "conv2d.h"
+#include "tiling.h"
 
 namespace fastconv::cpu {
 
-// How many partial sums of the weight and the bias are affordable: about 1 MiB in all, since they are written and read
-// once more.
+// The number of partial sums of the weight and the bias: about 1 MiB in all, because they are written and read again.
 template <class T>
 int64_t affordable_pieces(const Conv2dShape& s) {
   const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));
   return std::clamp<int64_t>((1 << 20) / bytes, 1, wanted_pieces);
 }
 
-// Partial sums, each of the weight and then of the bias. Who adds to a part of one zeroes it first, so that the threads
-// share that and have it in their caches: 1.7 % of a step of MnistCNN.
+// Partial sums, each of the weight and then of the bias. Each worker zeroes its slice before it accumulates, so that the
+// threads share that work and have the slice in their caches: 1.7 % of a step of MnistCNN.
 template <class T>
 struct Pieces {
   int64_t size, count;
@@ -29,7 +27,13 @@ struct Pieces {
 
   Pieces(const Conv2dShape& s, int64_t most) : size((s.taps() + 1) * s.K) {
     for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule
-    sums = scratch<T>(Scratch::sums, count * size);
+    sums = workspace<T>(Workspace::weight_sums, count * size);
+  }
+
+  // The sums of one piece; `weight_size` elements are the weight's.
+  WeightSums<T> at(int64_t piece, int64_t weight_size) const {
+    T* weight = sums + piece * size;
+    return {weight, weight + weight_size};
   }
 
   // sum[i] = the i-th elements from `first` on, of all pieces, in order.
@@ -41,7 +45,7 @@ struct Pieces {
     }
   }
 
-  // The pieces' sum into the weight's own order, where pieces are [r, s, c][K].
+  // Writes the sum of the pieces in the weight's own order. Pieces are [r, s, c][K].
   void finish_rsck(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
     const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C();
     const bool krsc = is_nhwc(grad_weight);
@@ -50,7 +54,7 @@ struct Pieces {
     parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t k0 = block * width, elements = std::min(width, s.K - k0);
-        T* sum = scratch<T>(Scratch::tile_in, taps * width);
+        T* sum = workspace<T>(Workspace::input_tile, taps * width);
         for (int64_t tap = 0; tap < taps; ++tap) {
           add_up(tap * s.K + k0, elements, sum + (krsc ? tap : tap % C * RS + tap / C) * width);
         }
@@ -60,13 +64,13 @@ struct Pieces {
     add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
   }
 
-  // The same where they are [K][r, s, c].
+  // The same for pieces in the order [K][r, s, c].
   void finish_krsc(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
     const int64_t taps = s.taps();
     const bool krsc = is_nhwc(grad_weight);
     T* to = mutable_data<T>(grad_weight);
     parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
-      T* sum = scratch<T>(Scratch::tile_in, taps);
+      T* sum = workspace<T>(Workspace::input_tile, taps);
       for (int64_t k = begin; k < end; ++k) {
         add_up(k * taps, taps, krsc ? to + k * taps : sum);
         if (!krsc) kernels().conv2d<T>().transpose(sum, s.C, s.R * s.S, s.C, to + k * taps, s.R * s.S);
@@ -76,38 +80,46 @@ struct Pieces {
   }
 };
 
-// The pixels behind a tile of the sum, NHWC and with their padding. What has to be copied for that is copied tile by
-// tile where each tile is read once, and else whole, before the sum.
+// grad_output is read as it is: one tap, no padding.
+inline Conv2dShape one_tap(const Conv2dShape& s) {
+  Conv2dShape g{};
+  g.N = s.N, g.C = s.K, g.H = s.P, g.W = s.Q;
+  g.R = g.S = 1, g.P = s.P, g.Q = s.Q;
+  g.stride_h = g.stride_w = g.dilation_h = g.dilation_w = g.groups = 1;
+  return g;
+}
+
+// Reads x, or grad_output as a convolution of one tap, tile by tile: NHWC, with padding. If they must be copied for that
+// and tiles are read more than once, everything is copied before the sum.
 template <class T>
 class SummedInput {
  public:
-  SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, Scratch whole, Scratch tile)
+  SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, Workspace whole, Workspace tile)
       : s_(s), x_(input), columns_(reach(s.Q, s.stride_w, s.S, s.dilation_w)), tile_use_(tile) {
     const int64_t rows = reach(s.P, s.stride_h, s.R, s.dilation_h), image = rows * columns_ * s.C;
     if (read_once || x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_)) return;
-    T* to = scratch<T>(whole, s.N * image);
+    T* to = workspace<T>(whole, s.N * image);
     whole_ = {to, {image, columns_ * s.C, s.C}};
     parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
       x_.copy(begin, end - begin, -s.pad_h, rows, -s.pad_w, columns_, to + begin * image);
     });
   }
 
-  NhwcView<T> tile(const Tile& tile) const {
+  InputTile<T> tile(const Tile& tile) const {
     const int64_t row = tile.row * s_.stride_h;
     if (whole_.data) {
       const Strides& strides = whole_.strides;
       return {whole_.data + tile.image * strides.image + row * strides.row, strides};
     }
-    return x_.view(tile.image, tile.images, row - s_.pad_h, reach(tile.rows, s_.stride_h, s_.R, s_.dilation_h),
-                   -s_.pad_w, columns_, tile_use_);
+    return input_of(s_, x_, tile, tile_use_);
   }
 
  private:
   const Conv2dShape s_;
-  const Activation<T> x_;
+  const NhwcReader<T> x_;
   const int64_t columns_;
-  const Scratch tile_use_;
-  NhwcView<T> whole_{};
+  const Workspace tile_use_;
+  InputTile<T> whole_{};
 };
 
 }  // namespace fastconv::cpu

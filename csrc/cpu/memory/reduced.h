@@ -5,9 +5,9 @@
 
 #include <optional>
 
-#include "../tensor.h"
-#include "capability.h"
-#include "scratch.h"
+#include "../../tensor.h"
+#include "../capability.h"
+#include "workspace.h"
 
 namespace fastconv::cpu {
 
@@ -24,8 +24,8 @@ struct PlainElements {
   using Stored = T;
   using Computed = T;
 
-  const T* load(const T* from, int64_t, Scratch) const { return from; }
-  T* result(T* to, int64_t, Scratch) const { return to; }
+  const T* load(const T* from, int64_t, Workspace) const { return from; }
+  T* result(T* to, int64_t, Workspace) const { return to; }
   void store(const T*, T*, int64_t) const {}
 };
 
@@ -36,32 +36,32 @@ struct ReducedElements {
 
   const ReducedKernels& kernels;
 
-  const float* load(const uint16_t* from, int64_t count, Scratch use) const {
-    float* wide = scratch<float>(use, count);
+  const float* load(const uint16_t* from, int64_t count, Workspace use) const {
+    float* wide = workspace<float>(use, count);
     kernels.widen(from, wide, count);
     return wide;
   }
-  float* result(uint16_t*, int64_t count, Scratch use) const { return scratch<float>(use, count); }
+  float* result(uint16_t*, int64_t count, Workspace use) const { return workspace<float>(use, count); }
   void store(const float* result, uint16_t* to, int64_t count) const { kernels.round(result, to, count); }
 };
 
 // float32, and as the tensor's elements lie; where they have gaps, in its memory format. Good until the next call with
 // that `use`.
-Tensor widened(const Tensor& tensor, Scratch use);
-std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Scratch use);
+Tensor widened(const Tensor& tensor, Workspace use);
+std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Workspace use);
 
 // float32, uninitialised, with the strides of a tensor that fills its memory.
-Tensor wide_like(const Tensor& tensor, Scratch use);
+Tensor wide_like(const Tensor& tensor, Workspace use);
 
 // float32, uninitialised, contiguous, of a tensor's size.
-Tensor wide_contiguous(const Tensor& tensor, Scratch use);
+Tensor wide_contiguous(const Tensor& tensor, Workspace use);
 
 // Of two tensors that lie alike.
 void round_into(const Tensor& result, const Tensor& wide);
 
 // `result`, of a reduced type, as compute(wide) leaves it in float32.
 template <class Compute>
-void compute_wide(const Tensor& result, Scratch use, const Compute& compute) {
+void compute_wide(const Tensor& result, Workspace use, const Compute& compute) {
   if (fills_memory(result)) {
     const Tensor wide = wide_like(result, use);
     compute(wide);
@@ -73,5 +73,27 @@ void compute_wide(const Tensor& result, Scratch use, const Compute& compute) {
     torch::stable::copy_(rounded, wide);
   }
 }
+
+// How a call reads and writes its tensors: as they are, ...
+struct PlainView {
+  static constexpr bool always_by_rows = false;
+
+  Tensor read(const Tensor& tensor, Workspace) const { return tensor; }
+  template <class Compute>
+  void write(const Tensor& result, Workspace, const Compute& compute) const {
+    compute(result);
+  }
+};
+
+// ... or through float32 in workspace.
+struct ReducedView {
+  static constexpr bool always_by_rows = true;
+
+  Tensor read(const Tensor& tensor, Workspace use) const { return widened(tensor, use); }
+  template <class Compute>
+  void write(const Tensor& result, Workspace use, const Compute& compute) const {
+    compute_wide(result, use, compute);
+  }
+};
 
 }  // namespace fastconv::cpu

@@ -6,7 +6,7 @@
 #include <array>
 #include <optional>
 
-#include "../tensor.h"
+#include "../../tensor.h"
 
 namespace fastconv::cpu {
 

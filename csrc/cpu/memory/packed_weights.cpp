@@ -1,7 +1,7 @@
 #include "packed_weights.h"
 
-#include "../environment.h"
-#include "capability.h"
+#include "../../environment.h"
+#include "../capability.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -17,13 +17,13 @@ WeightCache& cache() {
 }  // namespace
 
 std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& weight, const Packing& packing,
-                                          int64_t bytes, Scratch use, const WeightCache::Pack& pack) {
+                                          int64_t bytes, Workspace use, const WeightCache::Pack& pack) {
   const WeightKey key{{s.K, s.C, s.R, s.S, s.groups, is_nhwc(weight), is_nchw(weight),
                        static_cast<int64_t>(weight.scalar_type()), packing.kind, packing.detail},
                       &kernels()};
   const WeightBytes from{weight.const_data_ptr(), weight.numel() * static_cast<int64_t>(weight.element_size())};
   if (auto kept = cache().find_or_keep(key, from, bytes, pack)) return kept;
-  void* to = scratch<char>(use, bytes);
+  void* to = workspace<char>(use, bytes);
   pack(from.data, to);
   return {std::shared_ptr<const void>(), to};  // the thread's own, which nobody gives back
 }

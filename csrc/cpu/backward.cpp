@@ -1,0 +1,204 @@
+#include <atomic>
+#include <cstring>
+
+#include "convolution.h"
+#include "drivers/drivers.h"
+#include "memory/bands.h"
+#include "memory/nhwc.h"
+#include "memory/reduced.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// `tensor` is dense.
+template <class T>
+bool all_finite(const Tensor& tensor) {
+  const T* values = data<T>(tensor);
+  std::atomic<bool> finite{true};
+  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+    if (!kernels().conv2d<T>().live.all_finite(values + begin, end - begin)) finite = false;
+  });
+  return finite;
+}
+
+// Writes a byte for each value of a dense tensor: 0, or `dead` for a zero. Returns the number of non-zero values.
+template <class T>
+int64_t mark_zeros(const Tensor& tensor, uint8_t* marks) {
+  const T* values = data<T>(tensor);
+  std::atomic<int64_t> nonzero{0};
+  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+    nonzero += kernels().conv2d<T>().live.mark_zeros(values + begin, marks + begin, end - begin);
+  });
+  return nonzero;
+}
+
+// The number of bytes that are not `dead`.
+template <class T>
+int64_t count_nonzero(const Tensor& argmax) {
+  const uint8_t* bytes = data<uint8_t>(argmax);
+  std::atomic<int64_t> nonzero{0};
+  parallel_for(0, argmax.numel(), 131072, [&](int64_t begin, int64_t end) {
+    nonzero += kernels().conv2d<T>().live.count_live(bytes + begin, end - begin);
+  });
+  return nonzero;
+}
+
+// The gradient of a call in the forms that the drivers need. Each form is made once, and the zeros are counted once.
+template <class T>
+class Gradient {
+ public:
+  Gradient(const FusedShape& f, const Tensor& grad_output, const std::optional<Tensor>& argmax)
+      : f_(f), g_(argmax ? to_nhwc<T>(grad_output) : dense(grad_output)) {
+    if (argmax) argmax_ = ordered(*argmax, true);
+  }
+
+  const FusedShape& shape() const { return f_; }
+
+  // `other`, which is dense, is what the gradient is multiplied with.
+  GradientFacts facts(const Tensor& other) {
+    return {argmax_.has_value(), [this](double limit) { return nonzero(limit); },
+            [&other] { return all_finite<T>(other); }};
+  }
+
+  // The gradient of the convolution, (N, K, P, Q).
+  const Tensor& convolution() {
+    if (!argmax_) return g_;
+    if (!unpooled_) unpooled_ = unpool();
+    return *unpooled_;
+  }
+
+  SparseGradient<T> sparse(bool unpooled) {
+    if (argmax_ && !unpooled) return {f_, data<T>(g_), data<uint8_t>(*argmax_)};
+    Tensor values = convolution();
+    if (argmax_ || !is_nhwc(values)) {
+      values = g_ = to_nhwc<T>(values);
+      mark_zeros<T>(values, marks(values.numel()));
+    }
+    return {without_pool(f_.conv), data<T>(values), marks(values.numel())};
+  }
+
+ private:
+  double nonzero(double limit) {
+    const auto results = static_cast<double>(f_.conv.N * f_.conv.K * f_.conv.P * f_.conv.Q);
+    // After most pools the share is small whatever the bytes say.
+    const double most = static_cast<double>(f_.windows() * f_.conv.K) / results;
+    if (argmax_ && most < limit) return most;
+    if (!nonzero_) {
+      const int64_t count = argmax_ ? count_nonzero<T>(*argmax_) : mark_zeros<T>(g_, marks(g_.numel()));
+      nonzero_ = static_cast<double>(count) / results;
+    }
+    return *nonzero_;
+  }
+
+  static uint8_t* marks(int64_t count) { return workspace<uint8_t>(Workspace::nonzero_marks, count); }
+
+  Tensor unpool() const {
+    const Pool2dShape& pool = f_.pool;
+    const Tensor result = empty({pool.N, pool.C, pool.H, pool.W}, g_, true);
+    const T* g = data<T>(g_);
+    const uint8_t* at = data<uint8_t>(*argmax_);
+    T* to = mutable_data<T>(result);
+    const int64_t from_image = pool.C * pool.P * pool.Q, to_image = pool.C * pool.H * pool.W;
+    parallel_for(0, pool.N, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        std::memset(to + n * to_image, 0, static_cast<size_t>(to_image) * sizeof(T));
+        kernels().conv2d<T>().fused.unpool(pool, g + n * from_image, at + n * from_image, to + n * to_image);
+      }
+    });
+    return result;
+  }
+
+  FusedShape f_;
+  Tensor g_;
+  std::optional<Tensor> argmax_, unpooled_;
+  std::optional<double> nonzero_;
+};
+
+template <class T>
+void backward_data(Gradient<T>& g, const Tensor& weight, const Tensor& grad_input) {
+  const Tensor w = dense(weight);
+  const BackwardPlan plan = plan_backward_data<T>(g.shape(), g.facts(w));
+  if (plan.algorithm == Algorithm::sparse_gradient) {
+    return sparse_backward_data<T>(g.sparse(plan.unpool), plan.weight_as_patches, w, grad_input);
+  }
+  Conv2dShape s = g.shape().conv;
+  s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
+  Tensor rows = g.convolution();
+  if (plan.unused_rows > 0) rows = dense(torch::stable::narrow(rows, 2, plan.unused_rows, s.P));
+  if (plan.algorithm == Algorithm::winograd) return winograd_backward_data<T>(s, plan.cut, rows, w, grad_input);
+  direct_backward_data<T>(s, rows, w, grad_input);
+}
+
+template <class T>
+void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
+  const Tensor x = dense(input);
+  const BackwardPlan plan = plan_backward_weight<T>(g.shape(), g.facts(x));
+  switch (plan.algorithm) {
+    case Algorithm::few_channels:
+      return few_channels_backward_weight<T>(g.sparse(false), x, grad_weight, grad_bias);
+    case Algorithm::sparse_gradient:
+      return sparse_backward_weight<T>(g.sparse(plan.unpool), x, grad_weight, grad_bias);
+    default:
+      return direct_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+  }
+}
+
+// Computes in T, band by band. `view` reads and writes tensors that are kept in another type (memory/reduced.h).
+template <class T, class View>
+void backward(const Backward& call, const BandLimits& limits, const View& view) {
+  const auto gradient_of = [&](const Band& band) {
+    const Tensor g = part_of(call.grad_output, band.images, band.windows);
+    std::optional<Tensor> argmax;
+    if (call.argmax) argmax = part_of(*call.argmax, band.images, band.windows);
+    return Gradient<T>(band.shape, view.read(g, Workspace::wide_gradient), argmax);
+  };
+  const auto by_rows = [&](const Tensor& other) {
+    return view.always_by_rows || (is_nhwc(call.grad_output) && is_nhwc(other));
+  };
+  const Tensor w = call.grad_input ? view.read(*call.weight, Workspace::wide_weight) : call.grad_output;
+  const auto data_of = [&](Gradient<T>& g, const Tensor& grad_input) {
+    view.write(grad_input, Workspace::wide_result, [&](const Tensor& dx) { backward_data(g, w, dx); });
+  };
+  const auto sums = [&](const auto& add_bands) {
+    view.write(*call.grad_weight, Workspace::wide_result, [&](const Tensor& dw) {
+      view.write(*call.grad_bias, Workspace::wide_bias, [&](const Tensor& db) { add_bands(dw, db); });
+    });
+  };
+  const Conv2dShape& s = call.shape.conv;
+  if (call.grad_input && call.grad_weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call) {
+    Gradient<T> g(call.shape, view.read(call.grad_output, Workspace::wide_gradient), call.argmax);
+    data_of(g, *call.grad_input);
+    return sums([&](const Tensor& dw, const Tensor& db) {
+      backward_weight(g, view.read(*call.input, Workspace::wide_input), dw, db);
+    });
+  }
+  if (call.grad_input) {
+    for_each_data_band(call.shape, by_rows(*call.grad_input), limits, [&](const Band& band) {
+      Gradient<T> g = gradient_of(band);
+      data_of(g, part_of(*call.grad_input, band.images, band.input));
+    });
+  }
+  if (call.grad_weight) {
+    sums([&](const Tensor& dw, const Tensor& db) {
+      BandSum sum(dw, db);
+      for_each_band(call.shape, by_rows(*call.input), limits, [&](const Band& band) {
+        Gradient<T> g = gradient_of(band);
+        const Tensor x = view.read(part_of(*call.input, band.images, band.input), Workspace::wide_input);
+        sum.add([&](const Tensor& band_dw, const Tensor& band_db) { backward_weight(g, x, band_dw, band_db); });
+      });
+    });
+  }
+}
+
+}  // namespace
+
+void run_backward(const Backward& call) {
+  if (is_reduced(call.grad_output)) return backward<float>(call, reduced_limits, ReducedView{});
+  const char* name = call.argmax       ? "conv2d_relu_max_pool2d_backward"
+                     : call.grad_input ? "conv2d_backward_data"
+                                       : "conv2d_backward_weight";
+  dispatch_floating(call.grad_output, name,
+                    [&](auto type) { backward<decltype(type)>(call, plain_limits, PlainView{}); });
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,28 @@
+// Runs a convolution or its gradients: for each element type, band by band, by the algorithm of the plan.
+#pragma once
+
+#include <optional>
+
+#include "../checks.h"
+
+namespace fastconv::cpu {
+
+// Writes `output`, which has elements. Without an argmax, this is the convolution alone. With an argmax, ReLU and
+// max-pooling follow.
+void run_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                 const Tensor& output, const std::optional<Tensor>& argmax);
+
+// The tensors of a backward call. Without an argmax, grad_output is the gradient of the convolution itself. Gradients
+// that are not wanted are absent; grad_weight and grad_bias are wanted together. weight is read for grad_input only,
+// and input for grad_weight only.
+struct Backward {
+  FusedShape shape;
+  Tensor grad_output;
+  std::optional<Tensor> argmax = std::nullopt;
+  std::optional<Tensor> input = std::nullopt, weight = std::nullopt;
+  std::optional<Tensor> grad_input = std::nullopt, grad_weight = std::nullopt, grad_bias = std::nullopt;
+};
+
+void run_backward(const Backward& call);
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,137 @@
+// Every tap of every pixel is multiplied (kernels/conv2d.h). Depthwise convolutions have kernels of their own
+// (kernels/depthwise.h) and the same driver.
+#include "../memory/packed_weights.h"
+#include "tiling.h"
+#include "weight_sums.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// The rows of the convolution that a tile of results needs.
+Tile convolution_rows(const FusedShape& f, const Tile& tile) {
+  const Pool2dShape& pool = f.pool;
+  const int64_t start = tile.row * pool.stride_h - pool.pad_h;
+  const int64_t first = std::clamp<int64_t>(start, 0, f.conv.P);
+  const int64_t last =
+      std::clamp<int64_t>(start + reach(tile.rows, pool.stride_h, pool.R, pool.dilation_h), first, f.conv.P);
+  return {tile.image, tile.images, first, last - first};
+}
+
+}  // namespace
+
+// With `pool_in_registers`, and without a pool, kernels write results. With any other pool they write a tile of the
+// convolution to workspace, which is pooled from there.
+template <class T>
+void direct_forward(const Forward& call, bool pool_in_registers) {
+  const FusedShape& f = call.shape;
+  const Conv2dShape& s = f.conv;
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const FusedKernels<T>& fused = kernels().conv2d<T>().fused;
+  const bool pools_later = call.argmax && !pool_in_registers;
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const Bias<T> bias(call.bias, call.weight);
+  const auto packed = packed_for_direct<T>(s, call.weight);
+  const PackedWeight<T> weight{packed.get(), bias.data};
+  const NhwcReader<T> x(call.input);
+  const NhwcWriter<T> y(call.output);
+  const int64_t pixels = pools_later ? pixels_between_windows(f.pool) : f.window();
+  const Tiles tiles(s.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels));
+  const int64_t parts = pools_later ? 1 : parts_of_tile(tiles, blocks);
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiles[i / parts], rows = convolution_rows(f, tile);
+      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
+      const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
+      const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows};
+      const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
+      const PooledTile<T> pooled{to.data, call.argmax + (call.argmax ? window : 0), tile.images, tile.row, tile.rows};
+      OutputTile<T> conv = to;
+      if (pools_later) {
+        const int64_t size = rows.images * rows.rows * s.Q * s.K;
+        conv = {workspace<T>(Workspace::intermediate, size), rows.images, rows.row, rows.rows};
+      }
+      for (int64_t block = first; block < last; ++block) {
+        if (call.argmax && pool_in_registers) {
+          fused.forward(f, from, weight, pooled, block);
+        } else {
+          kernel.forward(s, from, weight, conv, block);
+        }
+      }
+      if (pools_later) fused.relu_max_pool2d(f.pool, conv, pooled);
+      y.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
+    }
+  });
+}
+
+template <class T>
+void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                          const Tensor& grad_input) {
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Blocks blocks = channel_blocks(kernel, s, s.group_C());
+  const T* packed = packed_for_backward_data<T>(s, weight);
+  const NhwcReader<T> g(grad_output);
+  const NhwcWriter<T> dx(grad_input);
+  const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(tile_pixels));
+  const int64_t parts = parts_of_tile(tiles, blocks);
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiles[i / parts];
+      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
+      const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
+      const Range rows = rows_above(s, tile);
+      const InputTile<T> from =
+          g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, Workspace::input_tile);
+      const GradientTile<T> gradient{from.data, from.strides.image, tile.images, rows.begin, rows.end - rows.begin};
+      const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows};
+      zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
+      for (int64_t block = first; block < last; ++block) kernel.backward_data(s, gradient, packed, to, block);
+      dx.finish(tile, to.data, c0, c1);
+    }
+  });
+}
+
+template <class T>
+void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                            const Tensor& grad_weight, const Tensor& grad_bias) {
+  constexpr int64_t pixels = 96;  // x and g stay in the first-level cache while all taps pass over them
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const int64_t most = affordable_pieces<T>(s);
+  const Tiles tiles(s.N, s.P, s.Q, pixels, most);
+  const Pieces<T> pieces(s, std::min(most, tiles.count()));
+  const int64_t taps = s.taps(), tap_blocks = ceil_div(taps, kernel.block_taps);
+  const int64_t units = pieces.count * blocks.count();
+  const int64_t parts = std::max<int64_t>(1, std::min(tap_blocks, ceil_div(wanted_pieces, units)));
+  const bool read_once = blocks.count() * parts == 1;
+  const SummedInput<T> x(s, input, read_once, Workspace::whole_input, Workspace::input_tile);
+  const SummedInput<T> g(one_tap(s), grad_output, read_once, Workspace::whole_gradient, Workspace::output_tile);
+  parallel_for(0, units * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i % parts, block = i / parts % blocks.count(), piece = i / parts / blocks.count();
+      const TapRange range{std::min(taps, tap_blocks * part / parts * kernel.block_taps),
+                           std::min(taps, tap_blocks * (part + 1) / parts * kernel.block_taps)};
+      WeightSums<T> sums = pieces.at(piece, taps * s.K);
+      const int64_t k0 = blocks.first_channel(block), k1 = blocks.first_channel(block + 1);
+      zero_channels(sums.weight + range.first * s.K, range.last - range.first, s.K, k0, k1);
+      if (part > 0) sums.bias = nullptr;
+      if (sums.bias) zero_channels(sums.bias, 1, s.K, k0, k1);
+      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
+        const Tile tile = tiles[t];
+        const InputTile<T> from = g.tile(tile);
+        const GradientTile<T> gradient{from.data, from.strides.image, tile.images, tile.row, tile.rows};
+        kernel.backward_weight(s, x.tile(tile), gradient, sums, range, block);
+      }
+    }
+  });
+  pieces.finish_rsck(s, grad_weight, grad_bias);
+}
+
+#define FASTCONV_INSTANTIATE(T)                                                                            \
+  template void direct_forward<T>(const Forward&, bool);                                                   \
+  template void direct_backward_data<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&);  \
+  template void direct_backward_weight<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&, \
+                                          const Tensor&);
+FASTCONV_INSTANTIATE(float)
+FASTCONV_INSTANTIATE(double)
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,63 @@
+// The drivers: each computes a convolution, or a gradient of one, by one algorithm. A driver cuts the work into tiles,
+// runs them in parallel and adds partial sums in a fixed order, so results are bitwise equal for every number of
+// threads. plan.h says which driver computes which call.
+//
+// T is float or double. All tensors exist and have the right sizes. An (N, C, H, W) tensor may be in NCHW or NHWC
+// order.
+#pragma once
+
+#include <optional>
+
+#include "../../tensor.h"
+#include "../plan.h"
+
+namespace fastconv::cpu {
+
+// The operands of a forward call. `argmax` is null for a convolution alone. Otherwise ReLU and max-pooling follow, and
+// `argmax` gets one byte for each element of `output` (csrc/ops.cpp).
+struct Forward {
+  FusedShape shape;
+  Tensor input, weight;
+  std::optional<Tensor> bias;
+  Tensor output;
+  uint8_t* argmax;
+};
+
+template <class T>
+void direct_forward(const Forward& call, bool pool_in_registers);
+template <class T>
+void winograd_forward(const Forward& call, const WinogradCut& cut);
+template <class T>
+void small_output_forward(const Forward& call);
+
+// grad_output: (N, K, P, Q).
+template <class T>
+void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                          const Tensor& grad_input);
+template <class T>
+void winograd_backward_data(const Conv2dShape& s, const WinogradCut& cut, const Tensor& grad_output,
+                            const Tensor& weight, const Tensor& grad_input);
+template <class T>
+void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                            const Tensor& grad_weight, const Tensor& grad_bias);
+
+// A gradient that skips zeros: one value and one byte of `argmax` for each pooling window and channel, both NHWC. The
+// byte is the position of the maximum in its window, or `dead` where no gradient passes.
+template <class T>
+struct SparseGradient {
+  FusedShape shape;
+  const T* values;
+  const uint8_t* argmax;
+};
+
+template <class T>
+void sparse_backward_data(const SparseGradient<T>& g, bool weight_as_patches, const Tensor& weight,
+                          const Tensor& grad_input);
+template <class T>
+void sparse_backward_weight(const SparseGradient<T>& g, const Tensor& input, const Tensor& grad_weight,
+                            const Tensor& grad_bias);
+template <class T>
+void few_channels_backward_weight(const SparseGradient<T>& g, const Tensor& input, const Tensor& grad_weight,
+                                  const Tensor& grad_bias);
+
+}  // namespace fastconv::cpu

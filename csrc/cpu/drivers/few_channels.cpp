@@ -1,0 +1,36 @@
+// backward_weight of the fused operators for 1 to 4 input channels (kernels/narrow.h).
+#include "tiling.h"
+#include "weight_sums.h"
+
+namespace fastconv::cpu {
+
+template <class T>
+void few_channels_backward_weight(const SparseGradient<T>& g, const Tensor& input, const Tensor& grad_weight,
+                                  const Tensor& grad_bias) {
+  const FusedShape& f = g.shape;
+  const Conv2dShape& s = f.conv;
+  const NarrowKernels<T>& kernel = kernels().conv2d<T>().narrow;
+  const int64_t most = affordable_pieces<T>(s);
+  const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels, most);
+  const Pieces<T> pieces(s, std::min(most, tiles.count()));
+  const SummedInput<T> x(s, input, true, Workspace::whole_input, Workspace::input_tile);
+  parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
+    T* patches = workspace<T>(Workspace::intermediate, kernel.scratch_size(f));
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const WeightSums<T> sums = pieces.at(piece, s.taps() * s.K);
+      zero_channels(sums.weight, 1, pieces.size, 0, pieces.size);
+      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
+        const Tile tile = tiles[t];
+        kernel.backward_weight(f, x.tile(outputs_of_windows(f, tile)), tile_of(g, tile), sums, patches);
+      }
+    }
+  });
+  pieces.finish_rsck(s, grad_weight, grad_bias);
+}
+
+template void few_channels_backward_weight<float>(const SparseGradient<float>&, const Tensor&, const Tensor&,
+                                                  const Tensor&);
+template void few_channels_backward_weight<double>(const SparseGradient<double>&, const Tensor&, const Tensor&,
+                                                   const Tensor&);
+
+}  // namespace fastconv::cpu

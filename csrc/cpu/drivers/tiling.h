@@ -1,0 +1,73 @@
+// Shared by the drivers: the bias, the parts of a tile, and the rows that a tile reads.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "../memory/nhwc.h"
+#include "../memory/tiles.h"
+#include "drivers.h"
+
+namespace fastconv::cpu {
+
+// K adjacent values; null if there is no bias.
+template <class T>
+struct Bias {
+  Tensor owner;
+  const T* data;
+
+  Bias(const std::optional<Tensor>& bias, const Tensor& weight)
+      : owner(bias ? torch::stable::contiguous(*bias) : weight), data(bias ? fastconv::data<T>(owner) : nullptr) {}
+};
+
+// If there are few tiles, each is divided into so many parts, by channel blocks.
+inline int64_t parts_of_tile(const Tiles& tiles, const Blocks& blocks) {
+  const int64_t wanted = ceil_div(wanted_pieces, tiles.count() > 0 ? tiles.count() : 1);
+  return wanted < blocks.count() ? wanted : blocks.count();
+}
+
+// Output pixels of a tile: some multiples of a kernel's rows, and few enough to stay in the cache.
+constexpr int64_t tile_pixels = 720;
+
+// The input pixels that rows [row, row + rows) of the output read, with their padding.
+template <class T>
+InputTile<T> input_of(const Conv2dShape& s, const NhwcReader<T>& x, const Tile& tile, Workspace use) {
+  return x.view(tile.image, tile.images, tile.row * s.stride_h - s.pad_h,
+                reach(tile.rows, s.stride_h, s.R, s.dilation_h), -s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w),
+                use);
+}
+
+// The output rows that read the input rows [tile.row, tile.row + tile.rows): from the last row of taps over the first
+// of these rows, to the first row of taps over the last.
+inline Range rows_above(const Conv2dShape& s, const Tile& tile) {
+  const Range from_last_tap(tile.row, s.H, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
+  Range rows(0, tile.row + tile.rows, s.stride_h, -s.pad_h, s.P);
+  rows.begin = std::min(from_last_tap.begin, rows.end);
+  return rows;
+}
+
+// The rows of the convolution that a tile of pooling windows looks at.
+inline Tile outputs_of_windows(const FusedShape& f, const Tile& tile) {
+  return {tile.image, tile.images, tile.row * f.pool.stride_h,
+          reach(tile.rows, f.pool.stride_h, f.pool.R, f.pool.dilation_h)};
+}
+
+// Rows [tile.row, tile.row + tile.rows) of windows.
+template <class T>
+SparseGradientTile<T> tile_of(const SparseGradient<T>& g, const Tile& tile) {
+  const int64_t window = (tile.image * g.shape.pool.P + tile.row) * g.shape.pool.Q * g.shape.conv.K;
+  return {g.values + window, g.argmax + window, tile.images, tile.row, tile.rows};
+}
+
+template <class T>
+void zero_channels(T* tile, int64_t pixels, int64_t C, int64_t c0, int64_t c1) {
+  if (c0 == 0 && c1 == C) {
+    std::memset(tile, 0, static_cast<size_t>(pixels * C) * sizeof(T));
+    return;
+  }
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    std::memset(tile + pixel * C + c0, 0, static_cast<size_t>(c1 - c0) * sizeof(T));
+  }
+}
+
+}  // namespace fastconv::cpu

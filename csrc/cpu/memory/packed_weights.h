@@ -1,0 +1,68 @@
+// Weights in the order in which the kernels read them. Inference keeps them from call to call until they change,
+// because packing the weight takes longer than the convolution of one small image.
+//
+// The first call with a weight packs it into workspace: in training, every weight is new in every step. The second call
+// with the same weight keeps it. weight_cache.h finds it by comparing every byte, and evicts the least recently used
+// entries when all together need more than FASTCONV_CACHE_MB (512 by default; 0 keeps nothing).
+#pragma once
+
+#include <memory>
+
+#include "../../tensor.h"
+#include "tiles.h"
+#include "weight_cache.h"
+#include "workspace.h"
+
+namespace fastconv::cpu {
+
+// What the packed form depends on besides the weight's shape and values.
+struct Packing {
+  enum Kind { direct, winograd };
+  Kind kind;
+  int64_t detail;  // of Winograd: the plan's layout
+};
+
+// `bytes` bytes that `pack` has filled, now or earlier. `weight` is dense. `use`: the scratch of a weight that is not
+// kept.
+std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& weight, const Packing& packing,
+                                          int64_t bytes, Workspace use, const WeightCache::Pack& pack);
+
+// For tests.
+WeightCache::State packed_weights();
+
+// krsc: the order of the elements of `weight`, which is dense.
+template <class T>
+void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_forward(s, weight, krsc, i, packed);
+  });
+}
+
+// The weight of a forward call for the direct kernels.
+template <class T>
+std::shared_ptr<const T> packed_for_direct(const Conv2dShape& s, const Tensor& weight) {
+  const Tensor from = dense(weight);
+  if (from.numel() == 0) return {std::shared_ptr<const T>(), workspace<T>(Workspace::packed_weight, 0)};
+  const int64_t bytes = conv2d_kernels<T>(s).packed_forward_size(s) * static_cast<int64_t>(sizeof(T));
+  return std::static_pointer_cast<const T>(packed_weight(s, from, {Packing::direct, 0}, bytes, Workspace::packed_weight,
+                                                         [&, krsc = is_nhwc(from)](const void* values, void* to) {
+                                                           pack_weight_forward<T>(s, static_cast<const T*>(values),
+                                                                                  krsc, static_cast<T*>(to));
+                                                         }));
+}
+
+// The weight of backward_data, in the thread's workspace.
+template <class T>
+const T* packed_for_backward_data(const Conv2dShape& s, const Tensor& weight) {
+  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const bool krsc = is_nhwc(weight);
+  T* packed = workspace<T>(Workspace::packed_weight, kernel.packed_backward_size(s));
+  parallel_for(0, channel_blocks(kernel, s, s.group_C()).count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_backward(s, data<T>(weight), krsc, i, packed);
+  });
+  return packed;
+}
+
+}  // namespace fastconv::cpu

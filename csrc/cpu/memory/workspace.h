@@ -1,0 +1,70 @@
+// Per-thread workspace, and the parallel loop. A thread keeps its workspace from call to call, because fresh pages cost
+// more than the arithmetic on them. Large workspace is freed at the end of the call.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdint>
+#include <exception>
+#include <mutex>
+
+namespace fastconv {
+
+// The uses of workspace. Those before whole_input belong to one run of a parallel loop's body, on its thread. The
+// others belong to the calling thread, and all threads of the call read them.
+enum class Workspace {
+  input_tile,
+  output_tile,
+  list_offsets,
+  list_values,
+  intermediate,  // a tile of the convolution's results, Winograd's transforms, few_channels' patches
+  whole_input,
+  whole_gradient,
+  convolution,
+  nonzero_marks,
+  packed_weight,
+  winograd_weight,
+  weight_sums,
+  wide_input,
+  wide_gradient,
+  wide_weight,
+  wide_bias,
+  wide_result,
+  count
+};
+
+// At least `bytes` bytes, aligned to 64. They are valid until the thread's next request for that use.
+void* workspace_bytes(Workspace use, int64_t bytes);
+
+template <class T>
+T* workspace(Workspace use, int64_t count) {
+  return static_cast<T*>(workspace_bytes(use, count * static_cast<int64_t>(sizeof(T))));
+}
+
+// Frees the thread's large workspace of the uses before `end`.
+void free_large_workspace(Workspace end);
+
+// Exists while an operator runs. Frees the calling thread's large workspace at its end.
+struct WorkspaceScope {
+  ~WorkspaceScope() { free_large_workspace(Workspace::count); }
+};
+
+// torch's parallel_for, with two differences. An exception of the body reaches the caller unchanged, where torch's C
+// function turns it into an error code. The thread's large workspace is freed after the body.
+template <class Body>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
+  std::exception_ptr failure;
+  std::mutex mutex;
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+    try {
+      body(first, last);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      failure = std::current_exception();
+    }
+    free_large_workspace(Workspace::whole_input);
+  });
+  if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace fastconv

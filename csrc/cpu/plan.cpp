@@ -1,0 +1,304 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <vector>
+
+#include "../environment.h"
+#include "capability.h"
+#include "memory/tiles.h"
+
+// The tables are times of one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels, unless they say otherwise.
+namespace fastconv::cpu {
+namespace {
+
+// ---- choices that tests make -------------------------------------------------------------------------------------
+
+enum class Choice { measured, always, never };
+
+// What a test may force or forbid.
+enum Option { winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, options };
+constexpr std::array<const char*, options> option_names{"winograd",     "small_output",      "sparse_gradient",
+                                                        "few_channels", "pool_in_registers", "weight_as_patches"};
+std::array<std::atomic<Choice>, options> choices{};
+std::atomic<int> forced_winograd_side{-1};
+
+bool always(Option option) { return choices[option].load(std::memory_order_relaxed) == Choice::always; }
+bool never(Option option) { return choices[option].load(std::memory_order_relaxed) == Choice::never; }
+
+// ---- Winograd ----------------------------------------------------------------------------------------------------
+
+// One side of an image: `count` tiles of m outputs and, unless rest is 0, one more of `rest`.
+struct CutSide {
+  int m;
+  int64_t count;
+  int rest;
+};
+
+// The outputs that remain at an edge get tiles of their own, which save multiplications and cost a transformed weight,
+// or the last tile hangs over the edge.
+std::vector<CutSide> cuts_of_side(int64_t outputs, int largest, int window) {
+  std::vector<CutSide> result;
+  for (int m = largest; m > 0; --m) {
+    if (m % window != 0) continue;
+    if (outputs >= m) result.push_back({m, outputs / m, static_cast<int>(outputs % m)});
+    if (outputs % m != 0) result.push_back({m, ceil_div(outputs, m), 0});
+  }
+  return result;
+}
+
+WinogradCut cheapest_cut(const FusedShape& f, int largest) {
+  constexpr int64_t weight_in_tiles = 40;  // A transformed weight costs as much as so many tiles.
+  const int window = static_cast<int>(f.pool.R);
+  WinogradCut best{{}, std::numeric_limits<int64_t>::max()};
+  for (const CutSide& h : cuts_of_side(f.pool.P * window, largest, window)) {
+    for (const CutSide& w : cuts_of_side(f.pool.Q * window, largest, window)) {
+      const int64_t last_row = h.m * h.count, last_column = w.m * w.count;
+      WinogradCut cut{{{{h.m, w.m, 0, 0, h.count, w.count},
+                        {h.m, w.rest, 0, last_column, h.count, w.rest > 0},
+                        {h.rest, w.m, last_row, 0, h.rest > 0, w.count},
+                        {h.rest, w.rest, last_row, last_column, h.rest > 0, w.rest > 0}}},
+                      0};
+      for (const WinogradTiles& kind : cut.kinds) {
+        const int64_t tiles = f.conv.N * kind.per_image();
+        if (tiles > 0) cut.cost += (tiles + weight_in_tiles) * kind.frequencies();
+      }
+      if (cut.cost < best.cost) best = cut;
+    }
+  }
+  return best;
+}
+
+// The largest side of a tile. Error of the forward pass against float64 over PyTorch's, root mean square, of normal x
+// (after ReLU all are a fifth larger), padding 1 but for 64->128, with tiles of up to 4 / 3 / 2 on a side:
+//                      contiguous, AVX-512     channels_last, or PyTorch with AVX2
+//   32->32   14x14     2.25 / 1.60 / 0.80      1.61 / 1.15 / 0.57
+//   64->64   16x16     2.35 / 1.71 / 0.98      1.20 / 0.87 / 0.50
+//   64->128  5x5       1.72 / 1.72 / 0.87      0.88 / 0.88 / 0.45
+//   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
+//   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
+// The goal is at most about twice PyTorch's error, so the default is 3 and tiles of 4 x 4 need FASTCONV_WINOGRAD=4 (0.7
+// to 1.0 of the time). FASTCONV_WINOGRAD=0 is for users who need each result to be as exact as its own terms:
+// Winograd's error is small against the largest results of a tile, so a result of exactly 0 may become 1e-7 of those.
+//
+// PyTorch's own sums are shorter with fewer channels (16: ratio 2.1 in a simulation), in backward_data where memory is
+// contiguous, and over much padding (4.7 for padding 3; after ReLU 2.9 for padding 1 of a 3 x 3 image). Tiles are small
+// there, and with a pool (kernels/winograd.h says why). Without AVX2 no tile is larger than 2.
+int winograd_side(const FusedShape& f, bool backward) {
+  const Conv2dShape& s = f.conv;
+  const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
+  const bool small = backward || f.window() > 1 || s.C < 32 || padded;
+  const int forced = forced_winograd_side.load(std::memory_order_relaxed);
+  return std::min(forced < 0 ? environment().winograd : forced, small ? 2 : kernels().conv2d<float>().winograd.largest);
+}
+
+// The cut of a convolution whose direct kernel needs `direct` multiplications for each pair of channels, or nothing.
+// Time of the direct kernel / Winograd's (padding 1, but 64->128 5x5 without; one thread of Zen 5, AVX-512):
+//                  batch    1     2     4     8    16    64      with tiles of up to 2 x 2:  16    64      4 x 4:  64
+//   16->16   28x28         1.1   1.1   1.1   1.1   1.1   1.2                              1.1   1.0             1.0
+//   32->32   14x14         1.2   1.4   1.5   1.7   1.7   1.9                              1.6   1.6             2.0
+//   64->64   14x14         1.4   1.6   1.8   2.0   2.1   2.2                              1.9   1.8             2.2
+//   64->64   16x16         1.5   1.7   1.8   1.9   2.0   2.1                              1.8   1.7             2.2
+//   128->128 14x14         1.5   1.9   2.1   2.2   2.2   2.0                              2.0   1.8             2.2
+//   128->128 8x8           1.0   1.0   1.8   2.0   2.2   2.2                              2.1   2.0             2.8
+//   256->256 8x8           1.0   1.0   1.9   2.1   2.1   2.0                              2.1   1.9             2.6
+//   256->256 7x7           1.0   1.0   1.6   1.8   1.7   1.6                              1.7   1.6             2.1
+//   512->512 7x7           1.0   1.0   1.1   1.2   1.5   1.5                              1.4   1.0             1.9
+//   512->512 4x4           1.0   1.0   1.0   1.0   1.5   1.5                              1.6   1.4             2.4
+//   64->128  5x5           1.0   1.0   1.0   1.0   1.0   1.9                              1.0   1.2             1.9
+// Winograd needs enough channels for the transforms of x and y, and enough tiles for those of the weight.
+std::optional<WinogradCut> winograd_cut(const FusedShape& f, int side, int64_t direct) {
+  const Conv2dShape& s = f.conv;
+  const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
+                     s.dilation_w == 1 && s.groups == 1;
+  const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
+  if (!shape || !tiles || side < 2 || never(winograd)) return {};
+  const bool forced = always(winograd);
+  if (!forced && (s.C < 16 || s.K < 16)) return {};
+  const WinogradCut cut = cheapest_cut(f, side);
+  if (!forced && cut.cost >= direct) return {};
+  return cut;
+}
+
+std::optional<WinogradCut> winograd_cut_forward(const FusedShape& f) {
+  return winograd_cut(f, winograd_side(f, false), f.windows() * f.window() * 9);
+}
+
+std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s) {
+  if (s.pad_h >= s.R || s.pad_w >= s.S) return {};
+  const FusedShape turned = without_pool(turned_around(s));
+  // The direct kernel of backward_data skips the products that padding throws away.
+  return winograd_cut(turned, winograd_side(turned, true), s.N * s.P * s.Q * 9);
+}
+
+// ---- other algorithms --------------------------------------------------------------------------------------------
+
+// Microseconds of PyTorch / with the weight packed before and found in the cache / with small_output; 3 x 3, one image,
+// 2 threads, weights from memory:
+//   64->128   5x5 (9 outputs)    34 /   70 /   30
+//   64->64    4x4 (16)           18 /   51 /   33
+//   512->512  4x4 (16)          898 / 1633 /  856
+//   512->512  2x2 (4)          1057 / 1173 /  552
+//   64->128   8x8 (64)           76 /  108 /  145
+//   128->256  8x8 (64)          243 /  370 /  332
+//   256->256  8x8 (64)          489 /  675 /  601
+//   256->256  14x14 (196)      1336 / 1291 / 2075
+bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
+  if (s.groups != 1 || s.C % 16 != 0 || !krsc_weight || never(small_output)) return false;
+  if (always(small_output)) return true;
+  if (s.C < 32) return false;
+  const int64_t outputs = s.N * s.P * s.Q;
+  constexpr int64_t large_weight = 256 * 1024;  // elements
+  return outputs <= 24 || (outputs <= 64 && s.K * s.taps() >= large_weight);
+}
+
+// The kernels that pool in registers have windows of 1, 4 or 9 pixels. Other pools read the convolution's results from
+// per-thread workspace.
+bool pools_in_registers(const FusedShape& f) {
+  const bool size = f.window() == 1 || f.window() == 4 || f.window() == 9;
+  return size && f.windows_touch() && !f.conv.depthwise() && !never(pool_in_registers);
+}
+
+// Whether sparse_gradient can compute the shape, and its vectors are full: runs of adjacent taps fill them.
+template <class T>
+bool can_be_sparse(const FusedShape& f) {
+  const Conv2dShape& s = f.conv;
+  if (s.groups != 1 || !f.windows_inside() || never(sparse_gradient)) return false;
+  const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
+  if (run < kernels().conv2d<T>().dense.block_lanes && !always(sparse_gradient)) return false;
+  // Lists hold offsets of 32 bits into the weight, into a tile of x with its padding, and into a tile's own lists. A
+  // tile has several images only if they are small.
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  const int64_t images_x = 1 + sparse_weight_pixels / (f.pool.P * f.pool.Q);
+  const int64_t images_dx = 1 + sparse_data_pixels / std::max<int64_t>(1, s.H * s.W);
+  const int64_t padded_pixels = reach(s.P, s.stride_h, s.R, s.dilation_h) * reach(s.Q, s.stride_w, s.S, s.dilation_w);
+  const int64_t image = std::max(padded_pixels, s.H * s.W) * s.C;
+  return s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
+}
+
+// Time of the dense kernel (for data: Winograd's, but not for 5x5) / time of sparse_gradient, by the share of non-zero
+// values:
+//                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
+//   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
+//                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9
+//   64->128  5x5    weight   1.2   1.4   1.7   1.9   2.3   2.8   3.5   4.3
+//                   data     1.3   1.7   2.0   2.4   3.1   4.5   7.0   13
+//   16->32   13x13  weight   0.9   1.0   1.2   1.3   1.6   1.9   2.2   2.7
+//                   data     0.9   1.1   1.2   1.3   1.7   2.0   2.4   3.1
+//   128->128 14x14  weight   1.0   1.2   1.4   1.6   1.9   2.7   4.0   7.1    (batch 16)
+//                   data     0.4   0.6   0.7   0.8   1.1   1.6   2.4   5.0
+// AVX2 is within 10 % of that.
+double sparse_weight_below() { return always(sparse_gradient) ? 2 : 0.6; }
+
+double sparse_data_below(const Conv2dShape& s, const std::optional<WinogradCut>& cut) {
+  if (always(sparse_gradient)) return 2;
+  // Winograd's advantage counts where it is the alternative: its cost over the direct kernel's.
+  return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
+}
+
+// Chooses sparse_gradient if it can compute the pooled shape, or else the convolution's own, and if it pays.
+template <class T>
+bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double below, int64_t least_windows,
+                    BackwardPlan& plan) {
+  const auto possible = [&](const FusedShape& shape) {
+    return can_be_sparse<T>(shape) && shape.windows() >= least_windows;
+  };
+  const bool pooled = possible(f), unpooled = !pooled && possible(without_pool(f.conv));
+  if (!pooled && !unpooled) return false;
+  if (gradient.nonzero(below) >= below || !gradient.other_is_finite()) return false;
+  plan.algorithm = Algorithm::sparse_gradient, plan.unpool = unpooled;
+  return true;
+}
+
+}  // namespace
+
+// ---- plans -------------------------------------------------------------------------------------------------------
+
+const char* name_of(Algorithm algorithm) {
+  constexpr std::array<const char*, 5> names{"direct", "winograd", "small_output", "sparse_gradient", "few_channels"};
+  return names[static_cast<size_t>(algorithm)];
+}
+
+int64_t pixels_between_windows(const Pool2dShape& s) { return std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W); }
+
+Conv2dShape turned_around(const Conv2dShape& s) {
+  Conv2dShape turned = s;
+  turned.C = s.K, turned.K = s.C, turned.H = s.P, turned.P = s.H, turned.W = s.Q, turned.Q = s.W;
+  turned.pad_h = s.R - 1 - s.pad_h, turned.pad_w = s.S - 1 - s.pad_w;
+  return turned;
+}
+
+template <class T>
+ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
+  if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
+  if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
+  return {Algorithm::direct, {}, pools_in_registers(f)};
+}
+
+template <class T>
+BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient) {
+  BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
+  // Rows of grad_output that reach no input, as a band of a large image may have, would rule out Winograd.
+  Conv2dShape s = f.conv;
+  plan.unused_rows = std::max<int64_t>(0, std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1));
+  s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
+  const auto cut = winograd_cut_backward_data(s);
+  if (chooses_sparse<T>(f, gradient, sparse_data_below(s, cut), 0, plan)) {
+    const FusedShape computed = plan.unpool ? without_pool(f.conv) : f;
+    plan.weight_as_patches = kernels().conv2d<T>().patch.serves(computed) && !never(weight_as_patches);
+  } else if (cut) {
+    plan.algorithm = Algorithm::winograd, plan.cut = *cut;
+  }
+  return plan;
+}
+
+template <class T>
+BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient) {
+  constexpr int64_t most_channels = 4;  // of few_channels
+  BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
+  const bool few = f.conv.C <= most_channels || always(few_channels);
+  if (gradient.has_argmax && few && !never(few_channels) && kernels().conv2d<T>().narrow.serves(f) &&
+      gradient.other_is_finite()) {
+    plan.algorithm = Algorithm::few_channels, plan.unpool = false;
+    return plan;
+  }
+  chooses_sparse<T>(f, gradient, sparse_weight_below(), always(sparse_gradient) ? 0 : 16, plan);
+  return plan;
+}
+
+template ForwardPlan plan_forward<float>(const FusedShape&, bool);
+template ForwardPlan plan_forward<double>(const FusedShape&, bool);
+template BackwardPlan plan_backward_data<float>(const FusedShape&, const GradientFacts&);
+template BackwardPlan plan_backward_data<double>(const FusedShape&, const GradientFacts&);
+template BackwardPlan plan_backward_weight<float>(const FusedShape&, const GradientFacts&);
+template BackwardPlan plan_backward_weight<double>(const FusedShape&, const GradientFacts&);
+
+void set_algorithms(const std::map<std::string, std::string>& wanted, int side) {
+  std::array<Choice, options> found{};
+  size_t known = 0;
+  for (int option = 0; option < options; ++option) {
+    const auto at = wanted.find(option_names[option]);
+    if (at == wanted.end()) continue;
+    ++known;
+    if (at->second != "always" && at->second != "never") {
+      throw std::invalid_argument("fastconv: expected 'always' or 'never' for an algorithm, but got '" + at->second +
+                                  "'");
+    }
+    found[option] = at->second == "always" ? Choice::always : Choice::never;
+  }
+  if (known != wanted.size()) {
+    std::string names;
+    for (const char* name : option_names) names += (names.empty() ? "" : ", ") + std::string(name);
+    throw std::invalid_argument("fastconv: expected algorithms out of " + names);
+  }
+  if (side < -1 || side == 1 || side > 4) {
+    throw std::invalid_argument("fastconv: expected winograd to be -1, 0, 2, 3 or 4");
+  }
+  for (int option = 0; option < options; ++option) choices[option] = found[option];
+  forced_winograd_side = side;
+}
+
+}  // namespace fastconv::cpu

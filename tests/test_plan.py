@@ -1,0 +1,110 @@
+"""fastconv._C.plan: which algorithm computes which call, and that each algorithm computes every shape that it accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import fastconv.functional as FF
+from fastconv import _C
+
+POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
+
+
+@pytest.fixture(autouse=True)
+def _algorithms_as_measured() -> Iterator[None]:
+    yield
+    _C.set_algorithms({})
+
+
+def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    return _C.plan(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "algorithm"),
+    [
+        (("forward", (64, 32, 13, 13), (64, 32, 3, 3)), {}, "winograd"),
+        (("forward", (64, 32, 13, 13), (64, 32, 5, 5)), {}, "direct"),
+        (("forward", (64, 1, 28, 28), (32, 1, 3, 3)), {"pool": POOL}, "direct"),
+        (("forward", (1, 512, 2, 2), (512, 512, 3, 3), (1, 1), (1, 1)), {}, "small_output"),
+        (("forward", (1, 512, 2, 2), (512, 512, 3, 3), (1, 1), (1, 1)), {"channels_last": False}, "direct"),
+        (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {}, "winograd"),
+        (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {"nonzero": 0.1}, "sparse_gradient"),
+        (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {"nonzero": 0.1, "finite": False}, "winograd"),
+        (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3), (2, 2)), {}, "direct"),
+        (("backward_weight", (64, 32, 13, 13), (64, 32, 3, 3)), {}, "direct"),
+        (("backward_weight", (64, 32, 13, 13), (64, 32, 3, 3)), {"nonzero": 0.5}, "sparse_gradient"),
+        (("backward_weight", (64, 1, 28, 28), (32, 1, 3, 3)), {"pool": POOL}, "few_channels"),
+        (("backward_weight", (64, 1, 28, 28), (32, 1, 3, 3)), {}, "direct"),
+    ],
+)
+def test_the_plan_names_the_algorithm(arguments: Any, options: dict[str, Any], algorithm: str) -> None:
+    if _C.cpu_capability() == "default" and algorithm == "winograd":
+        pytest.skip("Winograd's tiles are at most 2 x 2 without AVX2")
+    assert plan(*arguments, **options)["algorithm"] == algorithm
+
+
+def test_winograds_tiles_cover_the_image() -> None:
+    tiles = plan("forward", (2, 32, 17, 15), (32, 32, 3, 3), (1, 1), (1, 1))["tiles"]
+    assert sum(mh * rows * mw * columns for mh, mw, rows, columns in tiles) >= 17 * 15
+
+
+def test_the_plan_refuses_what_the_operators_refuse() -> None:
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        plan("forward", (1, 1, 2, 2), (1, 1, 3, 3))
+    with pytest.raises(ValueError, match="expected a pass out of forward"):
+        plan("sideways", (1, 1, 3, 3), (1, 1, 3, 3))
+
+
+# Each algorithm, and shapes that it accepts: input, weight, stride, padding.
+FORCED = {
+    "winograd": [((2, 3, 9, 7), (5, 3, 3, 3), 1, 1), ((1, 16, 4, 4), (16, 16, 3, 3), 1, 0)],
+    "small_output": [((3, 16, 9, 7), (5, 16, 3, 2), 2, 1), ((1, 32, 4, 4), (7, 32, 1, 1), 1, 0)],
+    "sparse_gradient": [((2, 3, 9, 7), (5, 3, 3, 3), 1, 1), ((3, 17, 8, 8), (6, 17, 5, 5), 2, 2)],
+    "few_channels": [((2, 1, 9, 9), (5, 1, 3, 3), 1, 0), ((2, 3, 12, 12), (9, 3, 5, 5), 1, 2)],
+}
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("choice", ["always", "never"])
+@pytest.mark.parametrize("algorithm", FORCED)
+def test_each_algorithm_is_exact_wherever_it_is_forced(
+    algorithm: str, choice: str, channels_last: bool, pooled: bool, level: str
+) -> None:
+    """All numbers are small integers, so every order of summation gives the same float64 result."""
+    _C.set_algorithms({algorithm: choice}, 2)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for input_size, weight_size, stride, padding in FORCED[algorithm]:
+        x, w = (
+            torch.randint(-2, 3, size).double().contiguous(memory_format=memory_format).requires_grad_()
+            for size in (input_size, weight_size)
+        )
+        b = torch.randint(-2, 3, weight_size[:1]).double().requires_grad_()
+        y = F.relu(F.conv2d(x, w, b, stride, padding))
+        expected = F.max_pool2d(y, 2) if pooled else y
+        fused = FF.conv2d_relu_max_pool2d if pooled else FF.conv2d_relu
+        gradient = torch.randint(-1, 2, expected.shape).double()
+        found = fused(x, w, b, stride, padding)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        for ours, theirs in zip(
+            torch.autograd.grad(found, (x, w, b), gradient),
+            torch.autograd.grad(expected, (x, w, b), gradient),
+            strict=True,
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        if choice == "always" and algorithm in ("winograd", "small_output") and not pooled:
+            chosen = plan("forward", input_size, weight_size, (stride,) * 2, (padding,) * 2)["algorithm"]
+            assert chosen == algorithm
+
+
+def test_an_unknown_algorithm_or_choice_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected algorithms out of winograd, small_output"):
+        _C.set_algorithms({"fast": "always"})
+    with pytest.raises(ValueError, match="expected 'always' or 'never'"):
+        _C.set_algorithms({"winograd": "sometimes"})
