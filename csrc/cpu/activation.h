@@ -12,12 +12,6 @@
 
 namespace fastconv {
 
-template <class T>
-struct NhwcView {
-  const T* data;
-  Strides strides;
-};
-
 // Reads an (N, C, H, W) tensor.
 template <class T>
 class Activation {
@@ -34,7 +28,7 @@ class Activation {
     return nhwc_ && h0 >= 0 && h0 + rows <= H_ && w0 >= 0 && w0 + columns <= W_;
   }
 
-  NhwcView<T> in_place(int64_t image, int64_t h0, int64_t w0) const {
+  InputTile<T> in_place(int64_t image, int64_t h0, int64_t w0) const {
     return {data_ + ((image * H_ + h0) * W_ + w0) * C_, {H_ * W_ * C_, W_ * C_, C_}};
   }
 
@@ -48,8 +42,8 @@ class Activation {
   }
 
   // The same rows and columns, in place if they can be, else copied into the thread's scratch.
-  NhwcView<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
-                   Scratch use) const {
+  InputTile<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
+                    Scratch use) const {
     if (readable_in_place(h0, rows, w0, columns)) return in_place(image, h0, w0);
     T* to = scratch<T>(use, images * rows * columns * C_);
     copy(image, images, h0, rows, w0, columns, to);

@@ -23,14 +23,12 @@ void direct_forward(const Conv2dShape& s, const Tensor& input, const T* packed, 
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
-      const NhwcView<T> view = x.view(tile.image, tile.images, tile.row * s.stride_h - s.pad_h,
-                                      reach(tile.rows, s.stride_h, s.R, s.dilation_h), -s.pad_w,
-                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
-      T* to = y.tile(tile);
-      for (int64_t block = first; block < last; ++block) {
-        kernel.forward(s, view.data, view.strides, packed, bias, to, tile.images, tile.rows, block);
-      }
-      y.finish(tile, to, blocks.first_channel(first), blocks.first_channel(last));
+      const InputTile<T> view = x.view(tile.image, tile.images, tile.row * s.stride_h - s.pad_h,
+                                       reach(tile.rows, s.stride_h, s.R, s.dilation_h), -s.pad_w,
+                                       reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
+      const OutputTile<T> to = {y.tile(tile), tile.images, tile.row, tile.rows};
+      for (int64_t block = first; block < last; ++block) kernel.forward(s, view, {packed, bias}, to, block);
+      y.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
     }
   });
 }

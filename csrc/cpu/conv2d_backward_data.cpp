@@ -38,15 +38,13 @@ void dense_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
       const Range rows = rows_above(s, tile);
-      const NhwcView<T> view =
+      const InputTile<T> view =
           g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, Scratch::tile_in);
-      T* to = dx.tile(tile);
-      zero_channels(to, tile.images * tile.rows * s.W, s.C, c0, c1);
-      for (int64_t block = first; block < last; ++block) {
-        kernel.backward_data(s, view.data, rows.begin, view.strides.image, packed, to, tile.images, tile.row, tile.rows,
-                             block);
-      }
-      dx.finish(tile, to, c0, c1);
+      const GradientTile<T> from = {view.data, view.strides.image, tile.images, rows.begin, rows.end - rows.begin};
+      const OutputTile<T> to = {dx.tile(tile), tile.images, tile.row, tile.rows};
+      zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
+      for (int64_t block = first; block < last; ++block) kernel.backward_data(s, from, packed, to, block);
+      dx.finish(tile, to.data, c0, c1);
     }
   });
 }

@@ -50,9 +50,9 @@ void dense_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
       if (db) zero_channels(db, 1, s.K, k0, k1);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
-        const NhwcView<T> from = x.tile(tile);
-        kernel.backward_weight(s, from.data, from.strides, g.tile(tile).data, dw, db, tile.images, tile.rows, first_tap,
-                               last_tap, block);
+        const InputTile<T> values = g.tile(tile);
+        const GradientTile<T> gradient = {values.data, values.strides.image, tile.images, tile.row, tile.rows};
+        kernel.backward_weight(s, x.tile(tile), gradient, {dw, db}, {first_tap, last_tap}, block);
       }
     }
   });

@@ -27,15 +27,13 @@ void direct_forward(const FusedShape& f, const Tensor& input, const T* packed, c
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const int64_t row = tile.row * f.pool.R, rows = tile.rows * f.pool.R;
-      const NhwcView<T> view =
+      const InputTile<T> view =
           x.view(tile.image, tile.images, row * s.stride_h - s.pad_h, reach(rows, s.stride_h, s.R, s.dilation_h),
                  -s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
-      T* to = y.tile(tile);
       uint8_t* at = argmax + (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
-      for (int64_t block = first; block < last; ++block) {
-        kernel.forward(f, view.data, view.strides, packed, bias, to, at, tile.images, tile.rows, block);
-      }
-      y.finish(tile, to, blocks.first_channel(first), blocks.first_channel(last));
+      const PooledTile<T> to = {y.tile(tile), at, tile.images, tile.row, tile.rows};
+      for (int64_t block = first; block < last; ++block) kernel.forward(f, view, {packed, bias}, to, block);
+      y.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
     }
   });
 }
@@ -58,18 +56,16 @@ void tiled_forward(const FusedShape& f, const Tensor& input, const T* packed, co
       const int64_t row = std::clamp<int64_t>(start, 0, s.P);
       const int64_t row_end =
           std::clamp<int64_t>(start + reach(tile.rows, pool.stride_h, pool.R, pool.dilation_h), row, s.P);
-      const NhwcView<T> view = x.view(tile.image, tile.images, row * s.stride_h - s.pad_h,
-                                      reach(row_end - row, s.stride_h, s.R, s.dilation_h), -s.pad_w,
-                                      reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
-      T* conv = scratch<T>(Scratch::unit, tile.images * (row_end - row) * s.Q * s.K);
-      for (int64_t block = 0; block < blocks.count(); ++block) {
-        kernel.forward(s, view.data, view.strides, packed, bias, conv, tile.images, row_end - row, block);
-      }
-      T* to = y.tile(tile);
+      const InputTile<T> view = x.view(tile.image, tile.images, row * s.stride_h - s.pad_h,
+                                       reach(row_end - row, s.stride_h, s.R, s.dilation_h), -s.pad_w,
+                                       reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::tile_in);
+      T* results = scratch<T>(Scratch::unit, tile.images * (row_end - row) * s.Q * s.K);
+      const OutputTile<T> conv = {results, tile.images, row, row_end - row};
+      for (int64_t block = 0; block < blocks.count(); ++block) kernel.forward(s, view, {packed, bias}, conv, block);
       uint8_t* at = argmax + (tile.image * pool.P + tile.row) * pool.Q * s.K;
-      kernels().conv2d<T>().fused.relu_max_pool2d(pool, conv, row, row_end - row, to, at, tile.images, tile.row,
-                                                  tile.rows);
-      y.finish(tile, to, 0, s.K);
+      const PooledTile<T> to = {y.tile(tile), at, tile.images, tile.row, tile.rows};
+      kernels().conv2d<T>().fused.relu_max_pool2d(pool, conv, to);
+      y.finish(tile, to.data, 0, s.K);
     }
   });
 }
@@ -82,7 +78,8 @@ void forward(const FusedShape& f, const Tensor& input, const Tensor& weight, con
     const WholeResult<T> y(output);
     T* conv = scratch<T>(Scratch::whole_grad, f.conv.N * f.conv.P * f.conv.Q * f.conv.K);
     dot_forward<T>(f.conv, input, weight, b.data, conv);
-    kernels().conv2d<T>().fused.relu_max_pool2d(f.pool, conv, 0, f.conv.P, y.data(), argmax, f.conv.N, 0, f.pool.P);
+    kernels().conv2d<T>().fused.relu_max_pool2d(f.pool, {conv, f.conv.N, 0, f.conv.P},
+                                                {y.data(), argmax, f.conv.N, 0, f.pool.P});
     return y.finish();
   }
   const auto cut = winograd_serves(f);

@@ -12,8 +12,8 @@ namespace fastconv::cpu {
 template <class T>
 void dot_forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const T* bias, T* y) {
   const Activation<T> activation(input);
-  const NhwcView<T> x = activation.view(0, s.N, -s.pad_h, reach(s.P, s.stride_h, s.R, s.dilation_h), -s.pad_w,
-                                        reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::whole_input);
+  const InputTile<T> x = activation.view(0, s.N, -s.pad_h, reach(s.P, s.stride_h, s.R, s.dilation_h), -s.pad_w,
+                                         reach(s.Q, s.stride_w, s.S, s.dilation_w), Scratch::whole_input);
   std::vector<int64_t> at;
   for (int64_t n = 0; n < s.N; ++n) {
     for (int64_t p = 0; p < s.P; ++p) {
@@ -24,8 +24,8 @@ void dot_forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight
   }
   constexpr int64_t channels = 16;  // of a piece of the work
   parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
-    kernels().conv2d<T>().dot_forward(s, x.data, x.strides, at.data(), static_cast<int64_t>(at.size()), data<T>(weight),
-                                      bias, y, begin * channels, std::min(end * channels, s.K));
+    kernels().conv2d<T>().dot_forward(s, x, {at.data(), static_cast<int64_t>(at.size())}, {data<T>(weight), bias}, y,
+                                      {begin * channels, std::min(end * channels, s.K)});
   });
 }
 

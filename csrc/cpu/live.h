@@ -67,13 +67,13 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
       zero_channels(db, 1, s.K, k0, k1);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t], rows = convolution_tile(f, tile);
-        const NhwcView<T> from = x.tile(rows);
+        const InputTile<T> from = x.tile(rows);
         const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
+        const SparseGradientTile<T> gradient = {g + window, argmax + window, tile.images, tile.row, tile.rows};
         const int64_t size = kernel.list_size(f, tile.images * tile.rows * f.pool.Q);
+        const NonZeroList<T> list = {scratch<Offset<T>>(Scratch::list, size), scratch<T>(Scratch::list_values, size)};
         for (int64_t block = first; block < last; ++block) {
-          kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw, db, tile.images,
-                                 tile.row, tile.rows, block * kernel.channels, scratch<Offset<T>>(Scratch::list, size),
-                                 scratch<T>(Scratch::list_values, size));
+          kernel.backward_weight(f, from, gradient, {dw, db}, block * kernel.channels, list);
         }
       }
     }
@@ -98,10 +98,9 @@ void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argm
       zero_channels(dw, 1, pieces.size, 0, pieces.size);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t], rows = convolution_tile(f, tile);
-        const NhwcView<T> from = x.tile(rows);
         const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
-        kernel.backward_weight(f, from.data, from.strides, rows.row, g + window, argmax + window, dw,
-                               dw + s.taps() * s.K, tile.images, tile.row, tile.rows, patches);
+        const SparseGradientTile<T> gradient = {g + window, argmax + window, tile.images, tile.row, tile.rows};
+        kernel.backward_weight(f, x.tile(rows), gradient, {dw, dw + s.taps() * s.K}, patches);
       }
     }
   });
@@ -118,8 +117,7 @@ inline Range windows_above(const FusedShape& f, const Range& rows) {
   return windows;
 }
 
-// Runs compute(tile, windows, to, list, values) for each tile of dx; list_size(f, windows): elements that its lists
-// need.
+// Runs compute(tile, windows, to, list) for each tile of dx; list_size(f, windows): elements that its lists need.
 template <class T, class Compute>
 void for_each_live_tile(const FusedShape& f, const Tensor& grad_input, int64_t (*list_size)(const FusedShape&, int64_t),
                         const Compute& compute) {
@@ -130,11 +128,12 @@ void for_each_live_tile(const FusedShape& f, const Tensor& grad_input, int64_t (
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
       const Range windows = windows_above(f, rows_above(s, tile));
-      T* to = dx.tile(tile);
-      zero_channels(to, tile.images * tile.rows * s.W, s.C, 0, s.C);
+      const OutputTile<T> to = {dx.tile(tile), tile.images, tile.row, tile.rows};
+      zero_channels(to.data, tile.images * tile.rows * s.W, s.C, 0, s.C);
       const int64_t size = list_size(f, tile.images * (windows.end - windows.begin) * f.pool.Q);
-      compute(tile, windows, to, scratch<Offset<T>>(Scratch::list, size), scratch<T>(Scratch::list_values, size));
-      dx.finish(tile, to, 0, s.C);
+      const NonZeroList<T> list = {scratch<Offset<T>>(Scratch::list, size), scratch<T>(Scratch::list_values, size)};
+      compute(tile, windows, to, list);
+      dx.finish(tile, to.data, 0, s.C);
     }
   });
 }
@@ -156,12 +155,12 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
     w = packed;
   }
   const auto run = by_patch ? patch.backward_data : kernel.backward_data;
-  for_each_live_tile<T>(f, grad_input, by_patch ? patch.list_size : kernel.list_size,
-                        [&](const Tile& tile, const Range& windows, T* to, Offset<T>* at, T* value) {
-                          const int64_t window = (tile.image * f.pool.P + windows.begin) * f.pool.Q * s.K;
-                          run(f, g + window, argmax + window, windows.begin, windows.end - windows.begin, w, to,
-                              tile.images, tile.row, tile.rows, at, value);
-                        });
+  for_each_live_tile<T>(
+      f, grad_input, by_patch ? patch.list_size : kernel.list_size,
+      [&](const Tile& tile, const Range& windows, const OutputTile<T>& to, const NonZeroList<T>& list) {
+        const int64_t window = (tile.image * f.pool.P + windows.begin) * f.pool.Q * s.K;
+        run(f, {g + window, argmax + window, tile.images, windows.begin, windows.end - windows.begin}, w, to, list);
+      });
 }
 
 }  // namespace fastconv::cpu

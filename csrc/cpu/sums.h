@@ -92,7 +92,7 @@ class SummedInput {
     });
   }
 
-  NhwcView<T> tile(const Tile& tile) const {
+  InputTile<T> tile(const Tile& tile) const {
     const int64_t row = tile.row * s_.stride_h;
     if (whole_.data) {
       const Strides& strides = whole_.strides;
@@ -107,7 +107,7 @@ class SummedInput {
   const Activation<T> x_;
   const int64_t columns_;
   const Scratch tile_use_;
-  NhwcView<T> whole_{};
+  InputTile<T> whole_{};
 };
 
 }  // namespace fastconv::cpu

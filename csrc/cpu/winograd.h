@@ -82,7 +82,7 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& p
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
   parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
-    T* unit = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
+    T* workspace = scratch<T>(Scratch::unit, kernel.scratch_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i / turns, round = i % turns / count, which = i % turns % count;
       const int64_t first_block = blocks.count() * part / parts, last_block = blocks.count() * (part + 1) / parts;
@@ -91,8 +91,8 @@ std::vector<int64_t> winograd_forward(const FusedShape& f, const WinogradPlan& p
       const auto units_before = [&](int64_t turn) { return (kind.units * turn + uneven) / rounds; };
       for (int64_t u = units_before(round); u < units_before(round + 1); ++u) {
         const int64_t first = u * kernel.unit_tiles, last = std::min(kind.count, first + kernel.unit_tiles);
-        kernel.forward(f, kind.tiles, x, weight + kind.weight, bias, y, argmax, first, last, first_block, last_block,
-                       unit, spoilt.data());
+        const WinogradUnit<T> unit = {kind.tiles, first, last, first_block, last_block, workspace, spoilt.data()};
+        kernel.forward(f, unit, x, {weight + kind.weight, bias}, y, argmax);
       }
     }
   });

@@ -14,6 +14,7 @@
 
 #include "../../shapes.h"
 #include "accumulate.h"
+#include "operands.h"
 #include "range.h"
 #include "transpose.h"
 
@@ -112,22 +113,25 @@ FC_INLINE void add_block(const Block<T, vectors, rows>& acc, int row, T* to, int
 
 // ---- backward_data ---------------------------------------------------------------------------------------------
 
+struct Tap {
+  int64_t r, s;
+};
+
 // dx of one tap (r, s), over the output pixels that this tap takes into the tile's rows [h0, h0 + rows):
 // dx[pixel] += sum over k of g[pixel][k] * w[r, s][k][c]. No product is computed that padding would throw away.
 template <class T, int vectors>
-FC_INLINE void backward_data_tap(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed,
-                                 T* dx, int64_t images, int64_t h0, int64_t rows, int64_t r, int64_t tap_s,
-                                 int64_t last_lanes) {
-  const int64_t shift_h = r * s.dilation_h - s.pad_h, shift_w = tap_s * s.dilation_w - s.pad_w;
-  const Range p_range(h0, h0 + rows, s.stride_h, shift_h, s.P), q_range(0, s.W, s.stride_w, shift_w, s.Q);
-  const int64_t pixels = images * (p_range.end - p_range.begin) * (q_range.end - q_range.begin);
+FC_INLINE void backward_data_tap(const Conv2dShape& s, const GradientTile<T>& g, const T* packed,
+                                 const OutputTile<T>& dx, const Tap& tap, int64_t last_lanes) {
+  const int64_t shift_h = tap.r * s.dilation_h - s.pad_h, shift_w = tap.s * s.dilation_w - s.pad_w;
+  const Range p_range(dx.row, dx.row + dx.rows, s.stride_h, shift_h, s.P), q_range(0, s.W, s.stride_w, shift_w, s.Q);
+  const int64_t pixels = dx.images * (p_range.end - p_range.begin) * (q_range.end - q_range.begin);
   const Walk channels = {1, 0, 1, 0, s.group_K(), 1};
   int64_t n = 0, p = p_range.begin, q = q_range.begin;
   const T* from = nullptr;
   T* at = nullptr;
   const auto start_row = [&] {
-    from = g + n * g_image + ((p - g_row0) * s.Q + q) * s.K;
-    at = dx + ((n * rows + p * s.stride_h + shift_h - h0) * s.W + q * s.stride_w + shift_w) * s.C;
+    from = g.data + n * g.image_stride + ((p - g.row) * s.Q + q) * s.K;
+    at = dx.data + ((n * dx.rows + p * s.stride_h + shift_h - dx.row) * s.W + q * s.stride_w + shift_w) * s.C;
   };
   start_row();
   for (int64_t first = 0; first < pixels; first += block_rows) {
@@ -161,44 +165,45 @@ FC_INLINE void backward_data_tap(const Conv2dShape& s, const T* g, int64_t g_row
 }
 
 template <class T, int vectors>
-void backward_data_block(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
-                         int64_t images, int64_t h0, int64_t rows, int64_t last_lanes) {
+void backward_data_block(const Conv2dShape& s, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
+                         int64_t last_lanes) {
   for (int64_t r = 0; r < s.R; ++r) {
     for (int64_t tap_s = 0; tap_s < s.S; ++tap_s) {
-      backward_data_tap<T, vectors>(s, g, g_row0, g_image, packed, dx, images, h0, rows, r, tap_s, last_lanes);
+      backward_data_tap<T, vectors>(s, g, packed, dx, {r, tap_s}, last_lanes);
       packed += s.group_K() * vectors * lanes<T>;
     }
   }
 }
 
-// Adds to dx, which the caller has zeroed: the tile's rows [h0, h0 + rows) of `images` images, adjacent.
-// g holds the tile's images from row g_row0 on, g_image elements apart, pixels adjacent.
+// Adds to dx, which the caller has zeroed. g holds the rows of the same images that reach the tile, pixels adjacent.
 template <class T>
-void conv2d_backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
-                          int64_t images, int64_t h0, int64_t rows, int64_t index) {
+void conv2d_backward_data(const Conv2dShape& s, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
+                          int64_t index) {
   const ChannelBlock<T> block(index, s.group_C());
-  g += block.group * s.group_K();
-  dx += block.group * s.group_C() + block.first;
+  GradientTile<T> group_g = g;
+  group_g.data += block.group * s.group_K();
+  OutputTile<T> to = dx;
+  to.data += block.group * s.group_C() + block.first;
   packed += (block.group * round_up_to_lanes<T>(s.group_C()) + block.first) * s.R * s.S * s.group_K();
   const auto run = block.vectors == 2 ? backward_data_block<T, 2> : backward_data_block<T, 1>;
-  run(s, g, g_row0, g_image, packed, dx, images, h0, rows, block.last_lanes);
+  run(s, group_g, packed, to, block.last_lanes);
 }
 
 // ---- backward_weight -------------------------------------------------------------------------------------------
 
 template <class T, int vectors, bool partial>
-FC_INLINE void backward_weight_taps(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw,
-                                    int64_t images, int64_t rows, int64_t first_tap, int64_t last_tap,
-                                    int64_t last_lanes) {
+FC_INLINE void backward_weight_taps(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g, T* dw,
+                                    const TapRange& taps, int64_t last_lanes) {
   const int64_t C = s.group_C();
-  const Walk pixels = {images, strides.image, rows, s.stride_h * strides.row, s.Q, s.stride_w * strides.pixel};
-  for (int64_t first = first_tap; first < last_tap; first += block_rows) {
-    const int count = static_cast<int>(last_tap - first < block_rows ? last_tap - first : block_rows);
+  const Strides& strides = x.strides;
+  const Walk pixels = {g.images, strides.image, g.rows, s.stride_h * strides.row, s.Q, s.stride_w * strides.pixel};
+  for (int64_t first = taps.first; first < taps.last; first += block_rows) {
+    const int count = static_cast<int>(taps.last - first < block_rows ? taps.last - first : block_rows);
     const T* a[block_rows] = {};
     for (int row = 0; row < block_rows; ++row) {
       const int64_t tap = row < count ? first + row : first;
       const int64_t r = tap / (s.S * C), tap_s = tap / C % s.S, c = tap % C;
-      a[row] = x + r * s.dilation_h * strides.row + tap_s * s.dilation_w * strides.pixel + c;
+      a[row] = x.data + r * s.dilation_h * strides.row + tap_s * s.dilation_w * strides.pixel + c;
     }
     Block<T, vectors> acc;
 #pragma GCC unroll 12
@@ -209,7 +214,7 @@ FC_INLINE void backward_weight_taps(const Conv2dShape& s, const T* x, const Stri
         acc.value[row][v] = load_lane_vector<T, vectors, partial>(from, v, last_lanes);
       }
     }
-    accumulate<T, vectors, partial>(acc, a, pixels, g, s.K, last_lanes);
+    accumulate<T, vectors, partial>(acc, a, pixels, g.data, s.K, last_lanes);
 #pragma GCC unroll 12
     for (int row = 0; row < block_rows; ++row) {
       if (row < count) store_block(acc, row, dw + (first + row) * s.K, last_lanes);
@@ -236,21 +241,23 @@ void backward_bias(const Conv2dShape& s, const T* g, T* db, int64_t pixels, int6
   }
 }
 
-// Adds the tile's part of the gradient to dw, [r, s, c][K], for the taps [first_tap, last_tap) of one block of
-// output channels; to db, [K], too where it is not null. x: the first pixel that the tile reads; g: the tile's pixels.
+// Adds the tile's part of the gradient to the sums of the weight, [r, s, c][K], for some taps of one block of output
+// channels; to those of the bias, [K], too where they are not null. The pixels of g are adjacent through all images.
 template <class T>
-void conv2d_backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw, T* db,
-                            int64_t images, int64_t rows, int64_t first_tap, int64_t last_tap, int64_t index) {
+void conv2d_backward_weight(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g,
+                            const WeightSums<T>& sums, const TapRange& taps, int64_t index) {
   const ChannelBlock<T> block(index, s.group_K());
   const int64_t k = block.group * s.group_K() + block.first;
-  x += block.group * s.group_C();
-  g += k;
+  InputTile<T> group_x = x;
+  group_x.data += block.group * s.group_C();
+  GradientTile<T> block_g = g;
+  block_g.data += k;
   const bool partial = block.last_lanes < lanes<T>;
   const auto run = block.vectors == 2
                        ? (partial ? backward_weight_taps<T, 2, true> : backward_weight_taps<T, 2, false>)
                        : (partial ? backward_weight_taps<T, 1, true> : backward_weight_taps<T, 1, false>);
-  run(s, x, strides, g, dw + k, images, rows, first_tap, last_tap, block.last_lanes);
-  if (db) backward_bias(s, g, db + k, images * rows * s.Q, block.count);
+  run(s, group_x, block_g, sums.weight + k, taps, block.last_lanes);
+  if (sums.bias) backward_bias(s, block_g.data, sums.bias + k, g.images * g.rows * s.Q, block.count);
 }
 
 }  // namespace fastconv::FC_LEVEL

@@ -47,24 +47,33 @@ inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
 // A sum longer than this is added up from the sums of its rows: half the rounding error on 576 taps, 1 % of the time.
 constexpr int64_t longest_sum = 256;
 
-// Pixels in a window, windows in an image; they touch, and none hangs over.
-struct Windows {
-  int64_t R, S, P, Q;
+// Windows of R x S pixels, Q in a row. They touch, and none hangs over.
+struct WindowRow {
+  int64_t R, S, Q;
+};
+
+// A block's columns of the packed weight: elements from tap to tap, and lanes in use in its last vector.
+struct PackedColumns {
+  int64_t step, last_lanes;
 };
 
 // `by_rows`: a long sum, added up from the sums of its rows. (Chosen in here, the choice costs short sums half as much
-// again.) `window`: R * S of the windows. `packed_step`: from tap to tap.
+// again.) `window`: R * S of the windows. `weight` and `to` begin at the block's first channel.
 template <class T, int vectors, bool by_rows, int window, bool fused>
-void forward_block(const Conv2dShape& s, const Windows& w, const T* x, const Strides& strides, const T* packed,
-                   int64_t packed_step, const T* bias, T* y, uint8_t* argmax, int64_t images, int64_t rows,
-                   int64_t last_lanes) {
+void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& input, const PackedWeight<T>& weight,
+                   const PackedColumns& columns, const PooledTile<T>& to) {
   constexpr int at_once = window <= block_rows ? block_rows / window : 1;
   constexpr int block = at_once * window;
+  const T *x = input.data, *packed = weight.data, *bias = weight.bias;
+  const Strides& strides = input.strides;
+  const int64_t packed_step = columns.step, last_lanes = columns.last_lanes, rows = to.rows;
+  T* y = to.data;
+  uint8_t* argmax = to.argmax;
   const Walk taps = taps_walk(s, strides, by_rows ? 1 : s.R);
   const int64_t pixel_step = s.stride_w * strides.pixel, row_step = s.stride_h * strides.row;
   int64_t offset[window];
   for (int i = 0; i < window; ++i) offset[i] = i / w.S * row_step + i % w.S * pixel_step;
-  const int64_t windows = images * rows * w.Q;
+  const int64_t windows = to.images * rows * w.Q;
   int64_t n = 0, p = 0, q = 0;
   const T* from = x;
   for (int64_t first = 0; first < windows; first += at_once) {
@@ -114,15 +123,15 @@ void forward_block(const Conv2dShape& s, const Windows& w, const T* x, const Str
   }
 }
 
-// One block of output channels. x: the first pixel that the tile reads; y and argmax: the tile's first window, its
-// windows adjacent; bias may be null.
+// One block of output channels. x: the first pixel that the tile reads; y: the tile's first window, its windows
+// adjacent; its argmax is null where nothing is fused.
 template <class T, int window, bool fused>
-void forward_tile(const Conv2dShape& s, const Windows& w, const T* x, const Strides& strides, const T* packed,
-                  const T* bias, T* y, uint8_t* argmax, int64_t images, int64_t rows, int64_t index) {
+void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& x, const PackedWeight<T>& weight,
+                  const PooledTile<T>& y, int64_t index) {
   const ChannelBlock<T> block(index, s.group_K());
   const int64_t k = block.group * s.group_K() + block.first;
-  x += block.group * s.group_C();
-  packed += (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const T* packed = weight.data + (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const InputTile<T> group_x = {x.data + block.group * s.group_C(), x.strides};
   const bool by_rows = s.taps() > longest_sum;
   const int64_t step = block.vectors * lanes<T>;
   // A window larger than the block of this level takes one vector at a time.
@@ -133,26 +142,27 @@ void forward_tile(const Conv2dShape& s, const Windows& w, const T* x, const Stri
             ? (by_rows ? forward_block<T, most, true, window, fused> : forward_block<T, most, false, window, fused>)
             : (by_rows ? forward_block<T, 1, true, window, fused> : forward_block<T, 1, false, window, fused>);
     const int64_t at = k + v * lanes<T>;
-    run(s, w, x, strides, packed + v * lanes<T>, step, bias ? bias + at : nullptr, y + at,
-        fused ? argmax + at : nullptr, images, rows, v + most >= block.vectors ? block.last_lanes : lanes<T>);
+    run(s, w, group_x, {packed + v * lanes<T>, weight.bias ? weight.bias + at : nullptr},
+        {step, v + most >= block.vectors ? block.last_lanes : lanes<T>},
+        {y.data + at, fused ? y.argmax + at : nullptr, y.images, y.row, y.rows});
   }
 }
 
 template <class T>
-void conv2d_forward(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
-                    int64_t images, int64_t rows, int64_t index) {
-  forward_tile<T, 1, false>(s, {1, 1, s.P, s.Q}, x, strides, packed, bias, y, nullptr, images, rows, index);
+void conv2d_forward(const Conv2dShape& s, const InputTile<T>& x, const PackedWeight<T>& weight, const OutputTile<T>& y,
+                    int64_t index) {
+  forward_tile<T, 1, false>(s, {1, 1, s.Q}, x, weight, {y.data, nullptr, y.images, y.row, y.rows}, index);
 }
 
 // Windows of as many pixels as window_kernel_serves says; they touch, without padding or dilation.
 template <class T>
-void conv2d_relu_max_pool2d_forward(const FusedShape& f, const T* x, const Strides& strides, const T* packed,
-                                    const T* bias, T* y, uint8_t* argmax, int64_t images, int64_t rows, int64_t index) {
+void conv2d_relu_max_pool2d_forward(const FusedShape& f, const InputTile<T>& x, const PackedWeight<T>& weight,
+                                    const PooledTile<T>& y, int64_t index) {
   const Pool2dShape& pool = f.pool;
   const auto run = f.window() == 1   ? forward_tile<T, 1, true>
                    : f.window() == 4 ? forward_tile<T, 4, true>
                                      : forward_tile<T, 9, true>;
-  run(f.conv, {pool.R, pool.S, pool.P, pool.Q}, x, strides, packed, bias, y, argmax, images, rows, index);
+  run(f.conv, {pool.R, pool.S, pool.Q}, x, weight, y, index);
 }
 
 }  // namespace fastconv::FC_LEVEL

@@ -9,12 +9,8 @@
 
 namespace fastconv::FC_LEVEL::depthwise {
 
-struct Channels {
-  int64_t first, last;
-};
-
 template <class T>
-FC_INLINE Channels channels_of_block(const Conv2dShape& s, int64_t index) {
+FC_INLINE ChannelRange channels_of_block(const Conv2dShape& s, int64_t index) {
   const int64_t first = index * block_lanes<T>, last = first + block_lanes<T>;
   return {first, last < s.C ? last : s.C};
 }
@@ -26,7 +22,7 @@ int64_t packed_size(const Conv2dShape& s) {
 
 template <class T>
 void pack_weight(const Conv2dShape& s, const T* weight, bool, int64_t index, T* packed) {
-  const Channels c = channels_of_block<T>(s, index);
+  const ChannelRange c = channels_of_block<T>(s, index);
   const int64_t RS = s.R * s.S;
   transpose(weight + c.first * RS, RS, c.last - c.first, RS, packed + c.first, s.C);
 }
@@ -35,9 +31,13 @@ void pack_weight(const Conv2dShape& s, const T* weight, bool, int64_t index, T* 
 constexpr int pixels_at_once = 4;
 
 template <class T>
-void forward(const Conv2dShape& s, const T* x, const Strides& strides, const T* packed, const T* bias, T* y,
-             int64_t images, int64_t rows, int64_t index) {
-  const Channels channels = channels_of_block<T>(s, index);
+void forward(const Conv2dShape& s, const InputTile<T>& input, const PackedWeight<T>& weight, const OutputTile<T>& to,
+             int64_t index) {
+  const T *x = input.data, *packed = weight.data, *bias = weight.bias;
+  const Strides& strides = input.strides;
+  T* y = to.data;
+  const int64_t images = to.images, rows = to.rows;
+  const ChannelRange channels = channels_of_block<T>(s, index);
   const int64_t step = s.stride_w * strides.pixel;
   for (int64_t n = 0; n < images; ++n) {
     for (int64_t p = 0; p < rows; ++p) {
@@ -70,16 +70,17 @@ void forward(const Conv2dShape& s, const T* x, const Strides& strides, const T* 
 }
 
 template <class T>
-void backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
-                   int64_t images, int64_t h0, int64_t rows, int64_t index) {
-  const Channels channels = channels_of_block<T>(s, index);
+void backward_data(const Conv2dShape& s, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
+                   int64_t index) {
+  const int64_t images = dx.images, h0 = dx.row, rows = dx.rows;
+  const ChannelRange channels = channels_of_block<T>(s, index);
   for (int64_t n = 0; n < images; ++n) {
     for (int64_t r = 0; r < s.R; ++r) {
       const int64_t shift_h = r * s.dilation_h - s.pad_h;
       const Range p_range(h0, h0 + rows, s.stride_h, shift_h, s.P);
       for (int64_t p = p_range.begin; p < p_range.end; ++p) {
-        const T* g_row = g + n * g_image + (p - g_row0) * s.Q * s.C;
-        T* dx_row = dx + (n * rows + p * s.stride_h + shift_h - h0) * s.W * s.C;
+        const T* g_row = g.data + n * g.image_stride + (p - g.row) * s.Q * s.C;
+        T* dx_row = dx.data + (n * rows + p * s.stride_h + shift_h - h0) * s.W * s.C;
         for (int64_t tap = 0; tap < s.S; ++tap) {
           const int64_t shift_w = tap * s.dilation_w - s.pad_w;
           const Range q_range(0, s.W, s.stride_w, shift_w, s.Q);
@@ -101,11 +102,13 @@ void backward_data(const Conv2dShape& s, const T* g, int64_t g_row0, int64_t g_i
 constexpr int64_t taps_at_once = 9;
 
 template <class T>
-void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, const T* g, T* dw, T* db, int64_t images,
-                     int64_t rows, int64_t first_tap, int64_t last_tap, int64_t index) {
-  const Channels channels = channels_of_block<T>(s, index);
-  for (int64_t tap0 = first_tap; tap0 < last_tap; tap0 += taps_at_once) {
-    const int64_t taps = last_tap - tap0 < taps_at_once ? last_tap - tap0 : taps_at_once;
+void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g, const WeightSums<T>& sums,
+                     const TapRange& range, int64_t index) {
+  const Strides& strides = x.strides;
+  const int64_t images = g.images, rows = g.rows;
+  const ChannelRange channels = channels_of_block<T>(s, index);
+  for (int64_t tap0 = range.first; tap0 < range.last; tap0 += taps_at_once) {
+    const int64_t taps = range.last - tap0 < taps_at_once ? range.last - tap0 : taps_at_once;
     int64_t offset[taps_at_once];
     for (int64_t t = 0; t < taps_at_once; ++t) {
       const int64_t tap = t < taps ? tap0 + t : tap0;
@@ -116,8 +119,8 @@ void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, c
       Vec<T> acc[taps_at_once] = {};
       for (int64_t n = 0; n < images; ++n) {
         for (int64_t p = 0; p < rows; ++p) {
-          const T* x_row = x + n * strides.image + p * s.stride_h * strides.row + c;
-          const T* g_row = g + (n * rows + p) * s.Q * s.C + c;
+          const T* x_row = x.data + n * strides.image + p * s.stride_h * strides.row + c;
+          const T* g_row = g.data + (n * rows + p) * s.Q * s.C + c;
           for (int64_t q = 0; q < s.Q; ++q) {
             const Vec<T> value = load_upto(g_row + q * s.C, left);
             const T* from = x_row + q * s.stride_w * strides.pixel;
@@ -126,13 +129,14 @@ void backward_weight(const Conv2dShape& s, const T* x, const Strides& strides, c
         }
       }
       for (int64_t t = 0; t < taps; ++t) {
-        T* to = dw + (tap0 + t) * s.C + c;
+        T* to = sums.weight + (tap0 + t) * s.C + c;
         store_upto(to, load_upto(to, left) + acc[t], left);
       }
     }
   }
-  if (db)
-    backward_bias(s, g + channels.first, db + channels.first, images * rows * s.Q, channels.last - channels.first);
+  if (!sums.bias) return;
+  backward_bias(s, g.data + channels.first, sums.bias + channels.first, images * rows * s.Q,
+                channels.last - channels.first);
 }
 
 }  // namespace fastconv::FC_LEVEL::depthwise

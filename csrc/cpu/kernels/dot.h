@@ -23,11 +23,13 @@ FC_INLINE void sum_lanes(const Block<T, 2>& acc, T* sums) {
   }
 }
 
-// Channels [k0, k1) of `pixels` pixels, whose windows begin at x + at[i]; y: (pixels, K). C is a multiple of the lanes,
-// and there is one group.
+// Some channels of a list of pixels; y: (pixels, K). C is a multiple of the lanes, and there is one group.
 template <class T>
-void dot_forward(const Conv2dShape& s, const T* x, const Strides& strides, const int64_t* at, int64_t pixels,
-                 const T* weight, const T* bias, T* y, int64_t k0, int64_t k1) {
+void dot_forward(const Conv2dShape& s, const InputTile<T>& input, const PixelList& list, const PackedWeight<T>& krsc,
+                 T* y, const ChannelRange& channels) {
+  const T *x = input.data, *weight = krsc.data, *bias = krsc.bias;
+  const Strides& strides = input.strides;
+  const int64_t *at = list.offset, pixels = list.count, k0 = channels.first, k1 = channels.last;
   const bool runs = s.dilation_w == 1 && strides.pixel == s.C;  // a row of taps is one run
   const int64_t runs_in_row = runs ? 1 : s.S, length = runs ? s.S * s.C : s.C;
   for (int64_t k = k0; k < k1; k += 2) {

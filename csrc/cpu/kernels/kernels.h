@@ -2,7 +2,7 @@
 // one such table from the same source; capability.cpp chooses. What the arguments mean stands beside the kernels.
 #pragma once
 
-#include "../../shapes.h"
+#include "operands.h"
 
 namespace fastconv {
 
@@ -14,46 +14,21 @@ struct Conv2dKernels {
   int64_t (*packed_backward_size)(const Conv2dShape&);
   void (*pack_weight_forward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, T* packed);
   void (*pack_weight_backward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, T* packed);
-  void (*forward)(const Conv2dShape&, const T* x, const Strides&, const T* packed, const T* bias, T* y, int64_t images,
-                  int64_t rows, int64_t block);
-  void (*backward_data)(const Conv2dShape&, const T* g, int64_t g_row0, int64_t g_image, const T* packed, T* dx,
-                        int64_t images, int64_t h0, int64_t rows, int64_t block);
-  void (*backward_weight)(const Conv2dShape&, const T* x, const Strides&, const T* g, T* dw, T* db, int64_t images,
-                          int64_t rows, int64_t first_tap, int64_t last_tap, int64_t block);
+  void (*forward)(const Conv2dShape&, const InputTile<T>& x, const PackedWeight<T>&, const OutputTile<T>& y,
+                  int64_t block);
+  void (*backward_data)(const Conv2dShape&, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
+                        int64_t block);
+  void (*backward_weight)(const Conv2dShape&, const InputTile<T>& x, const GradientTile<T>& g, const WeightSums<T>&,
+                          const TapRange&, int64_t block);
 };
-
-// Offsets in lists, as wide as the element type.
-template <class T>
-struct OffsetOf;
-template <>
-struct OffsetOf<float> {
-  using type = int32_t;
-};
-template <>
-struct OffsetOf<double> {
-  using type = int64_t;
-};
-template <class T>
-using Offset = typename OffsetOf<T>::type;
 
 // Convolution, ReLU and max-pooling in one (conv2d_forward.h, window.h).
 template <class T>
 struct FusedKernels {
-  void (*forward)(const FusedShape&, const T* x, const Strides&, const T* packed, const T* bias, T* y, uint8_t* argmax,
-                  int64_t images, int64_t rows, int64_t block);
-  void (*relu_max_pool2d)(const Pool2dShape&, const T* conv, int64_t row0, int64_t conv_rows, T* y, uint8_t* argmax,
-                          int64_t images, int64_t p0, int64_t rows);
+  void (*forward)(const FusedShape&, const InputTile<T>& x, const PackedWeight<T>&, const PooledTile<T>& y,
+                  int64_t block);
+  void (*relu_max_pool2d)(const Pool2dShape&, const OutputTile<T>& conv, const PooledTile<T>& y);
   void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
-};
-
-// One kind of Winograd's tiles: each of mh x mw outputs, 1 to 4; `rows` x `columns` of them in an image, from output
-// (row0, column0) on. The last ones may hang over the edge.
-struct WinogradTiles {
-  int mh, mw;
-  int64_t row0, column0, rows, columns;
-
-  int64_t frequencies() const { return (mh + 2) * (mw + 2); }
-  int64_t per_image() const { return rows * columns; }
 };
 
 // Winograd's convolution (winograd.h).
@@ -64,12 +39,10 @@ struct WinogradKernels {
   int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
   int64_t (*scratch_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTiles&, int64_t block, T* to);
-  void (*forward)(const FusedShape&, const WinogradTiles&, const T* x, const T* packed, const T* bias, T* y,
-                  uint8_t* argmax, int64_t first, int64_t last, int64_t first_block, int64_t last_block, T* scratch,
-                  uint8_t* spoilt);
+  void (*forward)(const FusedShape&, const WinogradUnit<T>&, const T* x, const PackedWeight<T>&, T* y, uint8_t* argmax);
 };
 
-// For gradients that are mostly zeros (live.h). `at` and `value`: scratch of list_size elements each.
+// For gradients that are mostly zeros (live.h).
 template <class T>
 struct LiveKernels {
   int64_t channels;  // output channels that backward_weight serves at once
@@ -77,11 +50,10 @@ struct LiveKernels {
   bool (*all_finite)(const T* values, int64_t count);
   int64_t (*mark_zeros)(const T* values, uint8_t* argmax, int64_t count);
   int64_t (*count_live)(const uint8_t* argmax, int64_t count);
-  void (*backward_weight)(const FusedShape&, const T* x, const Strides&, int64_t row0, const T* g,
-                          const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, int64_t k0,
-                          Offset<T>* at, T* value);
-  void (*backward_data)(const FusedShape&, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows,
-                        const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value);
+  void (*backward_weight)(const FusedShape&, const InputTile<T>& x, const SparseGradientTile<T>& g,
+                          const WeightSums<T>&, int64_t k0, const NonZeroList<T>&);
+  void (*backward_data)(const FusedShape&, const SparseGradientTile<T>& g, const T* weight, const OutputTile<T>& dx,
+                        const NonZeroList<T>&);
 };
 
 // backward_data of the same for 3 x 3 kernels (live_patch.h).
@@ -91,8 +63,8 @@ struct PatchKernels {
   int64_t (*packed_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* krsc, int64_t k0, int64_t k1, T* packed);
   int64_t (*list_size)(const FusedShape&, int64_t windows);
-  void (*backward_data)(const FusedShape&, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows,
-                        const T* packed, T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value);
+  void (*backward_data)(const FusedShape&, const SparseGradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
+                        const NonZeroList<T>&);
 };
 
 // backward_weight of the same for few input channels (narrow.h).
@@ -100,8 +72,8 @@ template <class T>
 struct NarrowKernels {
   bool (*serves)(const FusedShape&);
   int64_t (*scratch_size)(const FusedShape&);
-  void (*backward_weight)(const FusedShape&, const T* x, const Strides&, int64_t row0, const T* g,
-                          const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, T* scratch);
+  void (*backward_weight)(const FusedShape&, const InputTile<T>& x, const SparseGradientTile<T>& g,
+                          const WeightSums<T>&, T* scratch);
 };
 
 template <class T>
@@ -112,8 +84,8 @@ struct Conv2dFamily {
   LiveKernels<T> live;
   PatchKernels<T> patch;
   NarrowKernels<T> narrow;
-  void (*dot_forward)(const Conv2dShape&, const T* x, const Strides&, const int64_t* at, int64_t pixels,
-                      const T* weight, const T* bias, T* y, int64_t k0, int64_t k1);  // dot.h
+  void (*dot_forward)(const Conv2dShape&, const InputTile<T>& x, const PixelList&, const PackedWeight<T>&, T* y,
+                      const ChannelRange&);  // dot.h
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };
 
@@ -122,13 +94,13 @@ struct MaxPool2dKernels {
   void (*nhwc)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
   void (*nchw)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
   // Floating types only, else null.
-  void (*backward)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t first_pixel);
+  void (*backward)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t first_pixel) = nullptr;
 };
 
 template <class T>
 struct ReluKernels {
   void (*forward)(const T* x, T* y, int64_t count);
-  void (*backward)(const T* g, const T* y, T* dx, int64_t count);  // floating types only, else null
+  void (*backward)(const T* g, const T* y, T* dx, int64_t count) = nullptr;  // floating types only, else null
 };
 
 // What is served for which element type: convolution for the first two, pooling and ReLU for all.
@@ -146,6 +118,10 @@ struct ReducedKernels {
   void (*relu_backward)(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count);
 };
 
+struct ReducedFamily {
+  ReducedKernels bfloat16, half;
+};
+
 struct Kernels : Conv2dFamily<float>,
                  Conv2dFamily<double>,
                  ElementwiseKernels<float>,
@@ -154,9 +130,8 @@ struct Kernels : Conv2dFamily<float>,
                  ElementwiseKernels<uint8_t>,
                  ElementwiseKernels<int16_t>,
                  ElementwiseKernels<int32_t>,
-                 ElementwiseKernels<int64_t> {
-  ReducedKernels bfloat16, half;
-
+                 ElementwiseKernels<int64_t>,
+                 ReducedFamily {
   template <class T>
   const Conv2dFamily<T>& conv2d() const {
     return *this;

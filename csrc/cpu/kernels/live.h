@@ -20,7 +20,6 @@
 #pragma once
 
 #include "conv2d.h"
-#include "kernels.h"
 #include "transpose.h"
 
 namespace fastconv::FC_LEVEL {
@@ -79,15 +78,22 @@ struct Runs {
   }
 };
 
-// sum[run][0 ... vectors) += value[i] * from[at[i] + run * from_step ...] over i, for `runs` runs, the sums in
+// Runs in memory, from the first: `step` elements from one to the next.
+template <class T>
+struct RunsAt {
+  T* data;
+  int64_t step;
+};
+
+// sum[run][0 ... vectors) += value[i] * from[offset[i] + run * step ...] over i, for `runs` runs, the sums in
 // registers.
 template <class T, int runs, int vectors, bool partial>
-FC_INLINE void add_live(T* sum, int64_t sum_step, const T* from, int64_t from_step, const Offset<T>* at, const T* value,
-                        int64_t live, int64_t last_lanes) {
+FC_INLINE void add_live(RunsAt<T> sum, RunsAt<const T> from, const Offset<T>* offset, const T* value, int64_t live,
+                        int64_t last_lanes) {
   // From zero, and then added: a sum that goes on from dx errs more than twice as much as PyTorch's.
   Vec<T> acc[runs][vectors] = {};
   for (int64_t i = 0; i < live; ++i) {
-    const T* row = opaque(from + at[i]);
+    const T* row = opaque(from.data + offset[i]);
     const T factor = value[i];
 #pragma GCC unroll 3
     for (int run = 0; run < runs; ++run) {
@@ -95,12 +101,12 @@ FC_INLINE void add_live(T* sum, int64_t sum_step, const T* from, int64_t from_st
       for (int v = 0; v < vectors; ++v) {
         acc[run][v] += factor * load_lane_vector<T, vectors, partial>(row, v, last_lanes);
       }
-      row = opaque(row + from_step);
+      row = opaque(row + from.step);
     }
   }
 #pragma GCC unroll 3
   for (int run = 0; run < runs; ++run) {
-    T* to = sum + run * sum_step;
+    T* to = sum.data + run * sum.step;
 #pragma GCC unroll 12
     for (int v = 0; v < vectors; ++v) {
       const Vec<T> total = load_lane_vector<T, vectors, partial>(to, v, last_lanes) + acc[run][v];
@@ -113,11 +119,11 @@ FC_INLINE void add_live(T* sum, int64_t sum_step, const T* from, int64_t from_st
   }
 }
 
-// Lists of live values: `count` of them, list i at at + i * capacity and value + i * capacity, for sums that are
+// Lists of live values: `count` of them, list i at offset + i * capacity and value + i * capacity, for sums that are
 // `sum_step` apart.
 template <class T>
 struct LiveLists {
-  const Offset<T>* at;
+  const Offset<T>* offset;
   const T* value;
   const int64_t* length;
   int64_t count, capacity, sum_step;
@@ -128,16 +134,15 @@ struct LiveLists {
 // 27 cycles a live value for three runs at once, 34 for one after the other. Lists go round inside, so that the columns
 // of `from` that they read stay in the first-level cache.
 template <class T, int runs>
-FC_INLINE void add_live_runs(T* sum, int64_t sum_step, const T* from, int64_t from_step, const LiveLists<T>& lists,
-                             int64_t length) {
+FC_INLINE void add_live_runs(RunsAt<T> sum, RunsAt<const T> from, const LiveLists<T>& lists, int64_t length) {
   constexpr int64_t n = lanes<T>;
   constexpr int registers = block_rows * block_vectors;
   int64_t done = 0;
   const auto add_lists = [&](auto vectors, auto partial, int64_t last_lanes) {
     for (int64_t i = 0; i < lists.count; ++i) {
       add_live<T, runs, decltype(vectors)::value, decltype(partial)::value != 0>(
-          sum + i * lists.sum_step + done, sum_step, from + done, from_step, lists.at + i * lists.capacity,
-          lists.value + i * lists.capacity, lists.length[i], last_lanes);
+          {sum.data + i * lists.sum_step + done, sum.step}, {from.data + done, from.step},
+          lists.offset + i * lists.capacity, lists.value + i * lists.capacity, lists.length[i], last_lanes);
     }
   };
   const auto add = [&](auto vectors) {
@@ -170,9 +175,12 @@ struct LivePixels {
   Offset<T>* at;
   T* value;
 
-  FC_INLINE void find(const FusedShape& f, const Strides& x, int64_t row0, const T* g, const uint8_t* argmax,
-                      int64_t images, int64_t p0, int64_t rows, int64_t channels, T* sum) {
+  FC_INLINE void find(const FusedShape& f, const Strides& x, const SparseGradientTile<T>& tile, int64_t channels,
+                      T* sum) {
     using I = Offset<T>;
+    const T* g = tile.data;
+    const uint8_t* argmax = tile.argmax;
+    const int64_t images = tile.images, rows = tile.rows;
     const Pool2dShape& pool = f.pool;
     const int64_t K = f.conv.K, x_row = f.conv.stride_h * x.row, x_pixel = f.conv.stride_w * x.pixel;
     const bool by_permutation = f.window() <= lanes<T>;
@@ -187,8 +195,7 @@ struct LivePixels {
     for (int64_t n = 0; n < images; ++n) {
       const int64_t image = n * pool.P * pool.Q * K;
       for (int64_t p = 0; p < rows; ++p) {
-        const int64_t h = (p0 + p) * pool.stride_h - pool.pad_h - row0;
-        I first = static_cast<I>(n * x.image + h * x_row - pool.pad_w * x_pixel);
+        I first = static_cast<I>(n * x.image + p * pool.stride_h * x_row);
         int64_t from = image + p * pool.Q * K;
         for (int64_t q = 0; q < pool.Q; ++q, ++i) {
           const Vec<I> position = load_bytes<T>(argmax + from, channels, dead);
@@ -212,14 +219,14 @@ struct LivePixels {
   }
 
   // One channel's live windows as a list, in order. Returns its length; vectors are written whole.
-  FC_INLINE int64_t list(int64_t k, Offset<T>* list_at, T* list_value) const {
+  FC_INLINE int64_t list(int64_t k, const NonZeroList<T>& to) const {
     int64_t live = 0;
     for (int64_t i = 0; i < windows; i += lanes<T>) {
       const int64_t from = (lanes<T> + k) * row + i;
       const Vec<Offset<T>> here = load(at + from);
       const uint32_t bits = lane_bits<Offset<T>>(at_least_zero<Offset<T>>(here)) & first_bits(windows - i);
-      compress_store(list_at + live, here, bits);
-      compress_store(list_value + live, load(value + from), bits);
+      compress_store(to.offset + live, here, bits);
+      compress_store(to.value + live, load(value + from), bits);
       live += __builtin_popcount(bits);
     }
     return live;
@@ -228,45 +235,59 @@ struct LivePixels {
   static uint32_t first_bits(int64_t count) { return count >= lanes<T> ? ~0u : (1u << count) - 1; }
 };
 
-// Adds a tile's part of the gradient to dw, [K][r, s, c], and to db, [K], for output channels [k0, k0 + lanes). The
-// tile is windows [p0, p0 + rows) of some images; x: the first pixel that row `row0` of the convolution reads; g and
-// argmax: the tile's first window.
+// Adds a tile's part of the gradient to the sums of the weight, [K][r, s, c], and of the bias, [K], for output channels
+// [k0, k0 + lanes). x: the first pixel that the tile's first window reads. No window hangs over an edge.
 template <class T>
-void live_backward_weight(const FusedShape& f, const T* x, const Strides& strides, int64_t row0, const T* g,
-                          const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, int64_t k0,
-                          Offset<T>* at, T* value) {
+void live_backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGradientTile<T>& g,
+                          const WeightSums<T>& sums, int64_t k0, const NonZeroList<T>& list) {
   const Conv2dShape& s = f.conv;
+  const Strides& strides = x.strides;
+  Offset<T>* at = list.offset;
+  T* value = list.value;
   const int64_t channels = s.K - k0 < lanes<T> ? s.K - k0 : lanes<T>;
-  const int64_t windows = images * rows * f.pool.Q, row = ceil_div(windows, lanes<T>) * lanes<T>;
+  const int64_t windows = g.images * g.rows * f.pool.Q, row = ceil_div(windows, lanes<T>) * lanes<T>;
   const int64_t capacity = row + lanes<T>;
   LivePixels<T> pixels{windows, row, at + capacity * lanes<T>, value + capacity * lanes<T>};
-  pixels.find(f, strides, row0, g + k0, argmax + k0, images, p0, rows, channels, db + k0);
+  pixels.find(f, strides, {g.data + k0, g.argmax + k0, g.images, g.row, g.rows}, channels, sums.bias + k0);
   int64_t live[lanes<T>];
-  for (int64_t k = 0; k < channels; ++k) live[k] = pixels.list(k, at + k * capacity, value + k * capacity);
+  for (int64_t k = 0; k < channels; ++k) live[k] = pixels.list(k, {at + k * capacity, value + k * capacity});
 
   const LiveLists<T> lists{at, value, live, channels, capacity, s.taps()};
   const Runs runs(s);
   const int64_t step = runs.whole_rows ? s.dilation_h * strides.row : s.dilation_w * strides.pixel;
-  T* to = dw + k0 * s.taps();
+  T* to = sums.weight + k0 * s.taps();
   for (int64_t line = 0; line < runs.lines; ++line) {
-    const T* from = x + line * s.dilation_h * strides.row;
+    const T* from = x.data + line * s.dilation_h * strides.row;
     int64_t run = 0;
     for (; run + 3 <= runs.count; run += 3, to += 3 * runs.length) {
-      add_live_runs<T, 3>(to, runs.length, from + run * step, step, lists, runs.length);
+      add_live_runs<T, 3>({to, runs.length}, {from + run * step, step}, lists, runs.length);
     }
     for (; run < runs.count; ++run, to += runs.length) {
-      add_live_runs<T, 1>(to, 0, from + run * step, 0, lists, runs.length);
+      add_live_runs<T, 1>({to, 0}, {from + run * step, 0}, lists, runs.length);
     }
   }
 }
 
-// The channels [k0, k1) of a window that are live at one of its pixels, appended to a list: their places in the weight,
-// `step` from one to the next, and their gradients. Returns the list's new length; vectors are written whole.
+// The gradient at one pixel of a window.
 template <class T>
-FC_INLINE int64_t list_channels(const T* g, const uint8_t* argmax, int64_t pixel, int64_t k0, int64_t k1, int64_t step,
-                                Offset<T>* at, T* value, int64_t found) {
+struct WindowPixel {
+  const T* g;
+  const uint8_t* argmax;
+  int64_t position;
+};
+
+// Appends the channels that are live at a pixel to a list of `found`: their places in the weight, `step` from one to
+// the next, and their gradients. Returns the list's new length; vectors are written whole.
+template <class T>
+FC_INLINE int64_t list_channels(const WindowPixel<T>& pixel, ChannelRange channels, int64_t step,
+                                const NonZeroList<T>& list, int64_t found) {
   using I = Offset<T>;
-  const Vec<I> numbers = lane_numbers<I>(), wanted = static_cast<I>(pixel) - Vec<I>{};
+  const T* g = pixel.g;
+  const uint8_t* argmax = pixel.argmax;
+  const int64_t k0 = channels.first, k1 = channels.last;
+  Offset<T>* at = list.offset;
+  T* value = list.value;
+  const Vec<I> numbers = lane_numbers<I>(), wanted = static_cast<I>(pixel.position) - Vec<I>{};
   for (int64_t k = k0; k < k1; k += lanes<T>) {
     const Vec<I> position = load_bytes<T>(argmax + k, k1 - k, dead);
     const uint32_t bits = lane_bits<I>(equal<I>(position, wanted));
@@ -277,15 +298,17 @@ FC_INLINE int64_t list_channels(const T* g, const uint8_t* argmax, int64_t pixel
   return found;
 }
 
-// One pixel's list, to all pixels of dx that its taps reach, of which the first is (h, w) in the tile of `rows` rows.
+// One pixel's list, to all pixels of one image of the tile that its taps reach, of which the first is (h, w).
 template <class T>
-FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const Offset<T>* at, const T* value, int64_t live,
-                             T* dx, int64_t h, int64_t w, int64_t rows) {
-  const LiveLists<T> list{at, value, &live, 1, 0, 0};
+FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const LiveLists<T>& list, const OutputTile<T>& tile,
+                             int64_t h, int64_t w) {
+  T* dx = tile.data;
+  const int64_t rows = tile.rows;
   const Runs runs(s);
   const int64_t step_h = s.dilation_h, step_w = runs.whole_rows ? 0 : s.dilation_w, width = runs.length / s.C;
   if (runs.whole_rows && runs.count == 3 && h >= 0 && h + 2 * step_h < rows && w >= 0 && w + width <= s.W) {
-    return add_live_runs<T, 3>(dx + (h * s.W + w) * s.C, step_h * s.W * s.C, weight, runs.length, list, runs.length);
+    return add_live_runs<T, 3>({dx + (h * s.W + w) * s.C, step_h * s.W * s.C}, {weight, runs.length}, list,
+                               runs.length);
   }
   const int64_t taps_w = runs.whole_rows ? 1 : s.S;
   for (int64_t r = 0; r < s.R; ++r) {
@@ -296,17 +319,21 @@ FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const Offset
       const int64_t column = w + tap * step_w;
       const int64_t first = column < 0 ? -column : 0, last = column + width > s.W ? s.W - column : width;
       if (first >= last) continue;
-      add_live_runs<T, 1>(dx + (row * s.W + column + first) * s.C, 0,
-                          weight + (r * taps_w + tap) * runs.length + first * s.C, 0, list, (last - first) * s.C);
+      add_live_runs<T, 1>({dx + (row * s.W + column + first) * s.C, 0},
+                          {weight + (r * taps_w + tap) * runs.length + first * s.C, 0}, list, (last - first) * s.C);
     }
   }
 }
 
-// Adds to dx, which the caller has zeroed: the rows [h0, h0 + rows) of some images, adjacent. g and argmax: window rows
-// [p0, p0 + p_rows) of each of them, all that reach the tile; p0's first window of the first image.
+// Adds to dx, which the caller has zeroed. g: the window rows of the same images that reach the tile.
 template <class T>
-void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows,
-                        const T* weight, T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value) {
+void live_backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, const T* weight,
+                        const OutputTile<T>& dx, const NonZeroList<T>& workspace) {
+  const T* g = gradient.data;
+  const uint8_t* argmax = gradient.argmax;
+  const int64_t p0 = gradient.row, p_rows = gradient.rows, images = dx.images, h0 = dx.row, rows = dx.rows;
+  Offset<T>* at = workspace.offset;
+  T* value = workspace.value;
   const Conv2dShape& s = f.conv;
   const Pool2dShape& pool = f.pool;
   const int64_t row_windows = p_rows * pool.Q, window = f.window();
@@ -318,7 +345,7 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
     for (int64_t i = 0; i < row_windows; ++i) {
       const int64_t from = (n * pool.P * pool.Q + i) * s.K;
       for (int64_t pixel = 0; pixel < window; ++pixel) {
-        found = list_channels(g + from, argmax + from, pixel, 0, s.K, s.taps(), at, value, found);
+        found = list_channels<T>({g + from, argmax + from, pixel}, {0, s.K}, s.taps(), {at, value}, found);
         end[(n * row_windows + i) * window + pixel] = static_cast<Offset<T>>(found);
       }
     }
@@ -326,15 +353,16 @@ void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, 
 
   const Offset<T>* list = end - 1;
   for (int64_t n = 0; n < images; ++n) {
-    T* image = dx + n * rows * s.W * s.C;
+    const OutputTile<T> image = {dx.data + n * rows * s.W * s.C, 1, h0, rows};
     for (int64_t p = p0; p < p0 + p_rows; ++p) {
       for (int64_t q = 0; q < pool.Q; ++q) {
         for (int64_t i = 0; i < window; ++i, ++list) {
           if (list[0] == list[1]) continue;
           const int64_t pixel_h = p * pool.stride_h - pool.pad_h + i / pool.S * pool.dilation_h;
           const int64_t pixel_w = q * pool.stride_w - pool.pad_w + i % pool.S * pool.dilation_w;
-          scatter_pixel(s, weight, at + list[0], value + list[0], list[1] - list[0], image,
-                        pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w, rows);
+          const int64_t live = list[1] - list[0];
+          scatter_pixel(s, weight, {at + list[0], value + list[0], &live, 1, 0, 0}, image,
+                        pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w);
         }
       }
     }

@@ -45,13 +45,33 @@ int64_t list_size(const FusedShape& f, int64_t windows) {
   return windows * (f.conv.K + f.window() * blocks) + 1 + lanes<T>;
 }
 
-// The lists of the `columns` pixels of a row, onto the patch whose first pixel is (h, w) of dx. `edge`: some of it may
-// lie outside. `end[i * blocks]`: where the list of pixel i ends, and before it, where it begins.
+// The lists of the pixels of a window's row. `end[i * blocks]`: where the list of pixel i ends, and before it, where it
+// begins.
+template <class T>
+struct RowLists {
+  const Offset<T>* offset;
+  const T* value;
+  const Offset<T>* end;
+  int64_t blocks;
+};
+
+// The patch whose first pixel is (h, w) of an image of `rows` x `width` pixels of C channels. data: that pixel's first
+// of `channels` channels.
+template <class T>
+struct PatchAt {
+  T* data;
+  int64_t h, w, rows, width, C, channels;
+};
+
+// Adds the lists of the `columns` pixels of a row to their patch. `edge`: some of it may lie outside.
 template <class T, int columns, bool edge>
-FC_INLINE void add_row(const T* packed, const Offset<T>* at, const T* value, const Offset<T>* end, int64_t blocks,
-                       T* dx, int64_t row_step, int64_t C, int64_t count, int64_t h, int64_t w, int64_t rows,
-                       int64_t width) {
+FC_INLINE void add_row(const T* packed, const RowLists<T>& lists, const PatchAt<T>& patch) {
   constexpr int patch_width = columns + 2;
+  const Offset<T>*at = lists.offset, *end = lists.end;
+  const T* value = lists.value;
+  T* dx = patch.data;
+  const int64_t blocks = lists.blocks, h = patch.h, w = patch.w, rows = patch.rows, width = patch.width, C = patch.C,
+                count = patch.channels, row_step = width * C;
   const auto inside = [&](int r, int s) {
     return !edge || (h + r >= 0 && h + r < rows && w + s >= 0 && w + s < width);
   };
@@ -82,8 +102,13 @@ FC_INLINE void add_row(const T* packed, const Offset<T>* at, const T* value, con
 
 // Arguments as live_backward_data's, and the packed weight.
 template <class T>
-void backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64_t p0, int64_t p_rows, const T* packed,
-                   T* dx, int64_t images, int64_t h0, int64_t rows, Offset<T>* at, T* value) {
+void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, const T* packed, const OutputTile<T>& dx,
+                   const NonZeroList<T>& workspace) {
+  const T* g = gradient.data;
+  const uint8_t* argmax = gradient.argmax;
+  const int64_t p0 = gradient.row, p_rows = gradient.rows, images = dx.images, h0 = dx.row, rows = dx.rows;
+  Offset<T>* at = workspace.offset;
+  T* value = workspace.value;
   const Conv2dShape& s = f.conv;
   const Pool2dShape& pool = f.pool;
   const int64_t row_windows = p_rows * pool.Q, window = f.window(), blocks = ceil_div(s.K, block_channels<T>);
@@ -98,7 +123,7 @@ void backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64
       for (int64_t pixel = 0; pixel < window; ++pixel) {
         for (int64_t k = 0; k < s.K; k += block_channels<T>) {
           const int64_t k1 = k + block_channels<T> < s.K ? k + block_channels<T> : s.K;
-          found = list_channels(g + from, argmax + from, pixel, k, k1, taps * lanes<T>, at, value, found);
+          found = list_channels<T>({g + from, argmax + from, pixel}, {k, k1}, taps * lanes<T>, {at, value}, found);
           *list_end++ = static_cast<Offset<T>>(found);
         }
       }
@@ -109,7 +134,7 @@ void backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64
     for (int64_t block = 0; block < blocks; ++block) {
       const Offset<T>* list = end + block;
       for (int64_t n = 0; n < images; ++n) {
-        T* image = dx + n * rows * s.W * s.C + c;
+        T* image = dx.data + n * rows * s.W * s.C + c;
         for (int64_t p = p0; p < p0 + p_rows; ++p) {
           for (int64_t q = 0; q < pool.Q; ++q) {
             for (int64_t r = 0; r < pool.R; ++r, list += pool.S * blocks) {
@@ -117,8 +142,8 @@ void backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, int64
               const bool edge = h < 0 || h + 3 > rows || w < 0 || w + pool.S + 2 > s.W;
               const auto run = pool.S == 1 ? (edge ? add_row<T, 1, true> : add_row<T, 1, false>)
                                            : (edge ? add_row<T, 2, true> : add_row<T, 2, false>);
-              run(packed + c * s.K * taps, at, value, list, blocks, image + (h * s.W + w) * s.C, s.W * s.C, s.C,
-                  s.C - c, h, w, rows, s.W);
+              run(packed + c * s.K * taps, {at, value, list, blocks},
+                  {image + (h * s.W + w) * s.C, h, w, rows, s.W, s.C, s.C - c});
             }
           }
         }

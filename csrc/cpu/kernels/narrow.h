@@ -12,7 +12,7 @@
 #pragma once
 
 #include "accumulate.h"
-#include "kernels.h"
+#include "operands.h"
 
 namespace fastconv::FC_LEVEL::narrow {
 
@@ -55,11 +55,24 @@ FC_INLINE void copy_patch(const Patch& patch, const T* x, const Strides& strides
   }
 }
 
-// One vector of k, one channel of x, `windows` patches. `place`: where the pixels of a window stand in the patch.
+// The patches of `windows` windows, and from the first of them and its first lane, their gradients.
+template <class T>
+struct WindowPatches {
+  const T* patches;
+  const T* g;
+  const uint8_t* argmax;
+  int64_t windows;
+};
+
+// One vector of k, one channel of x. `place`: where the pixels of a window stand in the patch.
 template <class T, int R, int S, bool partial>
-void add_windows(const FusedShape& f, const T* patches, const T* g, const uint8_t* argmax, int64_t windows,
-                 Vec<IntLike<T>> place, T* dw, T* db, int64_t lanes_in_use) {
+void add_windows(const FusedShape& f, const WindowPatches<T>& from_windows, Vec<IntLike<T>> place,
+                 const WeightSums<T>& sums, int64_t lanes_in_use) {
   using I = IntLike<T>;
+  const T *patches = from_windows.patches, *g = from_windows.g;
+  const uint8_t* argmax = from_windows.argmax;
+  const int64_t windows = from_windows.windows;
+  T *dw = sums.weight, *db = sums.bias;
   const Conv2dShape& s = f.conv;
   const Patch patch(f);
   const int64_t size = patch.rows * patch.width;
@@ -97,27 +110,28 @@ void add_windows(const FusedShape& f, const T* patches, const T* g, const uint8_
   if (db) store_k(db, load_k(db) + sum);
 }
 
-// Adds a tile's part of the gradient to dw, [r, s, c][K], and db, [K]. Arguments as live_backward_weight's; x has its
-// padding in place.
+// Adds a tile's part of the gradient to the sums of the weight, [r, s, c][K], and of the bias, [K]. x: the first pixel
+// that the tile's first window reads. No window hangs over an edge.
 template <class T>
-void backward_weight(const FusedShape& f, const T* x, const Strides& strides, int64_t row0, const T* g,
-                     const uint8_t* argmax, T* dw, T* db, int64_t images, int64_t p0, int64_t rows, T* scratch) {
+void backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGradientTile<T>& g,
+                     const WeightSums<T>& sums, T* scratch) {
   using I = IntLike<T>;
+  const Strides& strides = x.strides;
   const Conv2dShape& s = f.conv;
   const Pool2dShape& pool = f.pool;
   const Patch patch(f);
   Vec<I> place = {};
   for (int64_t i = 0; i < f.window(); ++i) place[i] = static_cast<I>(i / pool.S * patch.width + i % pool.S);
-  const int64_t windows = rows * pool.Q;
-  for (int64_t n = 0; n < images; ++n) {
+  const int64_t windows = g.rows * pool.Q;
+  for (int64_t n = 0; n < g.images; ++n) {
     const int64_t image = n * pool.P * pool.Q * s.K;
     for (int64_t first = 0; first < windows; first += chunk) {
       const int64_t count = windows - first < chunk ? windows - first : chunk;
       for (int64_t c = 0; c < s.C; ++c) {
         int64_t p = first / pool.Q, q = first % pool.Q;
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t h = (p0 + p) * pool.stride_h - pool.pad_h - row0, w = q * pool.stride_w - pool.pad_w;
-          const T* from = x + n * strides.image + h * strides.row + w * strides.pixel + c;
+          const int64_t h = p * pool.stride_h, w = q * pool.stride_w;
+          const T* from = x.data + n * strides.image + h * strides.row + w * strides.pixel + c;
           copy_patch(patch, from, strides, scratch + i * patch.rows * patch.width);
           if (++q == pool.Q) q = 0, ++p;
         }
@@ -125,7 +139,8 @@ void backward_weight(const FusedShape& f, const T* x, const Strides& strides, in
           const int64_t in_use = s.K - k < lanes<T> ? s.K - k : lanes<T>, at = image + first * s.K + k;
           const auto run = s.R == 3 ? (in_use < lanes<T> ? add_windows<T, 3, 3, true> : add_windows<T, 3, 3, false>)
                                     : (in_use < lanes<T> ? add_windows<T, 5, 5, true> : add_windows<T, 5, 5, false>);
-          run(f, scratch, g + at, argmax + at, count, place, dw + c * s.K + k, c == 0 ? db + k : nullptr, in_use);
+          run(f, {scratch, g.data + at, g.argmax + at, count}, place,
+              {sums.weight + c * s.K + k, c == 0 ? sums.bias + k : nullptr}, in_use);
         }
       }
     }

@@ -29,12 +29,19 @@ FC_INLINE void transpose_registers(Vec<T>* row, const T* type) {
   if constexpr (bit > 1) transpose_registers<bit / 2>(row, type);
 }
 
+// A matrix of adjacent columns.
+template <class T>
+struct Matrix {
+  const T* data;
+  int64_t stride, rows, columns;
+};
+
 // One block, at row i and column j of the source. `row_of(j)` gives the address of row j of the result.
 template <class T, class RowOf>
-FC_INLINE void transpose_block(const T* src, int64_t src_stride, int64_t rows, int64_t columns, int64_t i, int64_t j,
-                               RowOf row_of) {
+FC_INLINE void transpose_block(const Matrix<T>& src, int64_t i, int64_t j, RowOf row_of) {
   constexpr int64_t n = lanes<T>;
-  const T* from = src + i * src_stride + j;
+  const int64_t src_stride = src.stride, rows = src.rows, columns = src.columns;
+  const T* from = src.data + i * src_stride + j;
   Vec<T> block[n];
   if (rows - i >= n && columns - j >= n) {
 #pragma GCC unroll 16
@@ -57,8 +64,9 @@ FC_INLINE void transpose_block(const T* src, int64_t src_stride, int64_t rows, i
 
 template <class T, class RowOf>
 void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t columns, RowOf row_of) {
+  const Matrix<T> from = {src, src_stride, rows, columns};
   for (int64_t i = 0; i < rows; i += lanes<T>) {
-    for (int64_t j = 0; j < columns; j += lanes<T>) transpose_block(src, src_stride, rows, columns, i, j, row_of);
+    for (int64_t j = 0; j < columns; j += lanes<T>) transpose_block(from, i, j, row_of);
   }
 }
 
@@ -67,8 +75,9 @@ template <class T>
 void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
   const auto row_of = [=](int64_t j) { return dst + j * dst_stride; };
   if (src_stride >= dst_stride) return transpose_to(src, src_stride, rows, columns, row_of);
+  const Matrix<T> from = {src, src_stride, rows, columns};
   for (int64_t j = 0; j < columns; j += lanes<T>) {
-    for (int64_t i = 0; i < rows; i += lanes<T>) transpose_block(src, src_stride, rows, columns, i, j, row_of);
+    for (int64_t i = 0; i < rows; i += lanes<T>) transpose_block(from, i, j, row_of);
   }
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../../shapes.h"
+#include "operands.h"
 #include "range.h"
 #include "simd.h"
 
@@ -31,13 +32,14 @@ struct WindowMax {
   }
 };
 
-// Any pool, from convolution results that lie in scratch: rows [row0, ...) of `images` images, `conv_rows` of each,
-// NHWC and dense. Windows [p0, p0 + rows) of each image go to y and argmax, dense.
+// Any pool, from convolution results that lie in scratch: all rows that the windows of `to` look at.
 template <class T>
-void relu_max_pool2d(const Pool2dShape& s, const T* conv, int64_t row0, int64_t conv_rows, T* y, uint8_t* argmax,
-                     int64_t images, int64_t p0, int64_t rows) {
+void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const PooledTile<T>& to) {
+  const int64_t images = to.images, p0 = to.row, rows = to.rows;
+  T* y = to.data;
+  uint8_t* argmax = to.argmax;
   for (int64_t n = 0; n < images; ++n) {
-    const T* image = conv + (n * conv_rows - row0) * s.W * s.C;
+    const T* image = conv.data + (n * conv.rows - conv.row) * s.W * s.C;
     for (int64_t p = p0; p < p0 + rows; ++p) {
       const int64_t h0 = p * s.stride_h - s.pad_h;
       const Range taps_r(0, s.H, s.dilation_h, h0, s.R);

@@ -108,23 +108,19 @@ void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const Wino
 
 // ---- one unit ----------------------------------------------------------------------------------------------------
 
-// Tiles [first, last) of one kind, at most unit_tiles.
-struct Unit {
-  const WinogradTiles& kind;
-  int64_t first, last;
-
-  // The number within the unit, the image, and the first output of each.
-  template <class Visit>
-  FC_INLINE void each_tile(Visit visit) const {
-    int64_t n = first / kind.per_image(), row = first / kind.columns % kind.rows, column = first % kind.columns;
-    for (int64_t tile = 0; tile < last - first; ++tile) {
-      visit(tile, n, kind.row0 + kind.mh * row, kind.column0 + kind.mw * column);
-      if (++column < kind.columns) continue;
-      column = 0;
-      if (++row == kind.rows) row = 0, ++n;
-    }
+// Calls visit(tile, n, p, q) for each tile of a unit: its number within the unit, its image, and its first output.
+template <class T, class Visit>
+FC_INLINE void for_each_tile(const WinogradUnit<T>& unit, Visit visit) {
+  const WinogradTiles& kind = unit.kind;
+  const int64_t first = unit.first_tile, tiles = unit.last_tile - first;
+  int64_t n = first / kind.per_image(), row = first / kind.columns % kind.rows, column = first % kind.columns;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    visit(tile, n, kind.row0 + kind.mh * row, kind.column0 + kind.mw * column);
+    if (++column < kind.columns) continue;
+    column = 0;
+    if (++row == kind.rows) row = 0, ++n;
   }
-};
+}
 
 // V[frequency][unit_tiles][C, rounded up], M[frequency][unit_tiles][block_lanes].
 template <class T>
@@ -169,14 +165,32 @@ void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T*
 
 enum class Epilogue { none, relu, relu_max_pool };
 
-// One tile, one block of channels: M -> y and argmax of the tile's outputs from (p, q) on, or of their window; what
+// What the outputs of one block of channels are made of, and where they go. `y` and `argmax`: of all images.
+template <class T>
+struct BlockOutputs {
+  ChannelBlock<T> block;
+  const T* product;
+  const T* bias;
+  T* y;
+  uint8_t* argmax;
+};
+
+struct OutputPixel {
+  int64_t n, p, q;
+};
+
+// One tile, one block of channels: M -> y and argmax of the tile's outputs from `first` on, or of their window; what
 // hangs over the edge is dropped. Returns whether all sums are finite.
 template <class T, int mh, int mw, Epilogue epilogue>
-FC_INLINE bool output_tile(const FusedShape& f, const T* product, const ChannelBlock<T>& block, const T* bias, T* y,
-                           uint8_t* argmax, int64_t n, int64_t p, int64_t q) {
+FC_INLINE bool output_tile(const FusedShape& f, const BlockOutputs<T>& to, const T* product, OutputPixel first) {
   const Conv2dShape& s = f.conv;
+  const ChannelBlock<T>& block = to.block;
+  const T* bias = to.bias;
+  T* y = to.y;
+  uint8_t* argmax = to.argmax;
+  const int64_t n = first.n, p = first.p, q = first.q;
   const int rows = upto(mh, s.P - p), columns = upto(mw, s.Q - q);
-  Vec<T> spoilt = {};  // zero as long as they are
+  Vec<T> zero_if_finite = {};
   for (int v = 0; v < block.vectors; ++v) {
     const int64_t k = block.first + v * lanes<T>;
     const int64_t count = v < block.vectors - 1 ? lanes<T> : block.last_lanes;
@@ -196,7 +210,7 @@ FC_INLINE bool output_tile(const FusedShape& f, const T* product, const ChannelB
 #pragma GCC unroll 4
       for (int j = 0; j < mw; ++j) {
         out[i][j] += offset;
-        spoilt += out[i][j] * T(0);
+        zero_if_finite += out[i][j] * T(0);
       }
     }
     if constexpr (epilogue == Epilogue::relu_max_pool) {
@@ -223,12 +237,12 @@ FC_INLINE bool output_tile(const FusedShape& f, const T* product, const ChannelB
       }
     }
   }
-  return nonzero_lanes<T>(spoilt) == 0;
+  return nonzero_lanes<T>(zero_if_finite) == 0;
 }
 
 template <class T, int mh, int mw>
-void input_tiles(const Conv2dShape& s, const Unit& unit, const T* x, T* v) {
-  unit.each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
+void input_tiles(const Conv2dShape& s, const WinogradUnit<T>& unit, const T* x, T* v) {
+  for_each_tile(unit, [&](int64_t tile, int64_t n, int64_t p, int64_t q) {
     const int64_t h0 = p - s.pad_h, w0 = q - s.pad_w;
     const bool inside = h0 >= 0 && h0 + pixels<mh> <= s.H && w0 >= 0 && w0 + pixels<mw> <= s.W;
     const auto run = inside ? input_tile<T, mh, mw, false> : input_tile<T, mh, mw, true>;
@@ -236,14 +250,12 @@ void input_tiles(const Conv2dShape& s, const Unit& unit, const T* x, T* v) {
   });
 }
 
-// spoilt[n] is set where a sum of image n is not finite.
+// non_finite[n] is set where a sum of image n is not finite.
 template <class T, int mh, int mw, Epilogue epilogue>
-void output_tiles(const FusedShape& f, const Unit& unit, const T* product, const ChannelBlock<T>& block, const T* bias,
-                  T* y, uint8_t* argmax, uint8_t* spoilt) {
-  unit.each_tile([&](int64_t tile, int64_t n, int64_t p, int64_t q) {
-    const T* from = product + tile * block_lanes<T>;
-    if (!output_tile<T, mh, mw, epilogue>(f, from, block, bias, y, argmax, n, p, q)) {
-      __atomic_store_n(spoilt + n, 1, __ATOMIC_RELAXED);
+void output_tiles(const FusedShape& f, const WinogradUnit<T>& unit, const BlockOutputs<T>& to) {
+  for_each_tile(unit, [&](int64_t tile, int64_t n, int64_t p, int64_t q) {
+    if (!output_tile<T, mh, mw, epilogue>(f, to, to.product + tile * block_lanes<T>, {n, p, q})) {
+      __atomic_store_n(unit.non_finite + n, 1, __ATOMIC_RELAXED);
     }
   });
 }
@@ -280,7 +292,8 @@ Transforms<T> transforms_of(const WinogradTiles& kind, Epilogue epilogue) {
 // One frequency: M = V * weight, added up from sums of `longest`, each the sum of two halves. (Halves take 0 to 4 % of
 // the time and 10 to 20 % of the error.) Behind the last tile, whatever lies there is multiplied.
 template <class T, int vectors>
-void multiply(const T* v, int64_t v_row, int64_t C, int longest, const T* weight, T* product, int64_t tiles) {
+void multiply(const T* v, int64_t C, int longest, const T* weight, T* product, int64_t tiles) {
+  const int64_t v_row = round_up_to_lanes<T>(C);
   const auto sum = [&](int64_t c, int64_t count) {
     const T* rows[block_rows];
 #pragma GCC unroll 12
@@ -308,31 +321,29 @@ void multiply(const T* v, int64_t v_row, int64_t C, int longest, const T* weight
   }
 }
 
-// Tiles [first, last) of one kind, at most unit_tiles, and blocks [first_block, last_block) of channels; packed: of
-// this kind. argmax is null where there is no ReLU. spoilt[n] is set where a sum of image n is not finite: its results
-// are to be computed directly.
+// A unit has at most unit_tiles tiles; packed: of its kind. x, y and argmax: of all images; argmax is null where there
+// is no ReLU. Images whose sums are not all finite are to be computed directly.
 template <class T>
-void forward(const FusedShape& f, const WinogradTiles& kind, const T* x, const T* packed, const T* bias, T* y,
-             uint8_t* argmax, int64_t first, int64_t last, int64_t first_block, int64_t last_block, T* scratch,
-             uint8_t* spoilt) {
+void forward(const FusedShape& f, const WinogradUnit<T>& unit, const T* x, const PackedWeight<T>& packed, T* y,
+             uint8_t* argmax) {
   const Conv2dShape& s = f.conv;
-  const Unit unit{kind, first, last};
+  const WinogradTiles& kind = unit.kind;
   const auto transforms = transforms_of<T>(kind, f.window() == 4 ? Epilogue::relu_max_pool
                                                  : argmax        ? Epilogue::relu
                                                                  : Epilogue::none);
   const int64_t frequencies = kind.frequencies();
-  T* v = scratch;
-  T* product = scratch + frequencies * v_step<T>(s);
+  T* v = unit.workspace;
+  T* product = v + frequencies * v_step<T>(s);
   transforms.input(s, unit, x, v);
-  for (int64_t index = first_block; index < last_block; ++index) {
+  for (int64_t index = unit.first_block; index < unit.last_block; ++index) {
     const ChannelBlock<T> block(index, s.K);
-    const T* weight = packed + index * frequencies * weight_step<T>(s);
+    const T* weight = packed.data + index * frequencies * weight_step<T>(s);
     const auto run = block.vectors == 2 ? multiply<T, 2> : multiply<T, 1>;
     for (int64_t i = 0; i < frequencies; ++i) {
-      run(v + i * v_step<T>(s), round_up_to_lanes<T>(s.C), s.C, longest_product_sum(kind),
-          weight + i * weight_step<T>(s), product + i * m_step<T>, last - first);
+      run(v + i * v_step<T>(s), s.C, longest_product_sum(kind), weight + i * weight_step<T>(s), product + i * m_step<T>,
+          unit.last_tile - unit.first_tile);
     }
-    transforms.output(f, unit, product, block, bias, y, argmax, spoilt);
+    transforms.output(f, unit, {block, product, packed.bias, y, argmax});
   }
 }
 
