@@ -226,7 +226,7 @@ constexpr int64_t narrow_channels = 4;
 
 template <class T>
 bool narrow_serves(const FusedShape& f) {
-  if (never(Algorithm::narrow) || !kernels().conv2d<T>().narrow.serves(f)) return false;
+  if (never(Algorithm::narrow) || !kernels().conv2d<T>().few_channels.supports(f)) return false;
   return f.conv.C <= narrow_channels || always(Algorithm::narrow);
 }
 
@@ -235,7 +235,7 @@ bool narrow_serves(const FusedShape& f) {
 // A product with zero is zero only if the other factor is finite. `tensor` is dense.
 template <class T>
 bool all_finite(const Tensor& tensor) {
-  const auto& kernel = kernels().conv2d<T>().live;
+  const auto& kernel = kernels().conv2d<T>().sparse_gradient;
   const T* values = data<T>(tensor);
   std::atomic<bool> finite{true};
   parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
@@ -247,7 +247,7 @@ bool all_finite(const Tensor& tensor) {
 // Writes the argmax of a gradient without windows; returns the share that is live. `tensor` is dense.
 template <class T>
 double mark_zeros(const Tensor& tensor, uint8_t* argmax) {
-  const auto& kernel = kernels().conv2d<T>().live;
+  const auto& kernel = kernels().conv2d<T>().sparse_gradient;
   const T* values = data<T>(tensor);
   std::atomic<int64_t> live{0};
   parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
@@ -274,11 +274,11 @@ class LiveShare {
 
  private:
   int64_t count() const {
-    const auto& kernel = kernels().conv2d<T>().live;
+    const auto& kernel = kernels().conv2d<T>().sparse_gradient;
     const uint8_t* bytes = data<uint8_t>(argmax_);
     std::atomic<int64_t> live{0};
     parallel_for(0, argmax_.numel(), 131072,
-                 [&](int64_t begin, int64_t end) { live += kernel.count_live(bytes + begin, end - begin); });
+                 [&](int64_t begin, int64_t end) { live += kernel.count_nonzero(bytes + begin, end - begin); });
     return live;
   }
 

@@ -32,7 +32,7 @@ void backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tens
 template <class T>
 const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
   const Conv2dFamily<T>& family = kernels().conv2d<T>();
-  return s.depthwise() ? family.depthwise : family.dense;
+  return s.depthwise() ? family.depthwise : family.direct;
 }
 
 // Blocks over C or K, whichever `group_channels` counts. The depthwise kernels cut all channels at once.

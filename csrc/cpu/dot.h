@@ -1,4 +1,4 @@
-// Convolutions of few output pixels, from the weight as it lies: kernels/dot.h.
+// Convolutions of few output pixels, from the weight as it lies: kernels/small_output.h.
 #pragma once
 
 #include <vector>
@@ -24,8 +24,9 @@ void dot_forward(const Conv2dShape& s, const Tensor& input, const Tensor& weight
   }
   constexpr int64_t channels = 16;  // of a piece of the work
   parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
-    kernels().conv2d<T>().dot_forward(s, x, {at.data(), static_cast<int64_t>(at.size())}, {data<T>(weight), bias}, y,
-                                      {begin * channels, std::min(end * channels, s.K)});
+    kernels().conv2d<T>().small_output.forward(s, x, {at.data(), static_cast<int64_t>(at.size())},
+                                               {data<T>(weight), bias}, y,
+                                               {begin * channels, std::min(end * channels, s.K)});
   });
 }
 

@@ -1,5 +1,5 @@
-// The torch-facing side of kernels/live.h: gradients from the values of grad_output that are not zero. Shared by
-// conv2d's backward operators and the fused ones.
+// The torch-facing side of kernels/sparse_gradient.h: gradients from the values of grad_output that are not zero.
+// Shared by conv2d's backward operators and the fused ones.
 #pragma once
 
 #include "activation.h"
@@ -45,7 +45,7 @@ template <class T>
 void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& input,
                           const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dShape& s = f.conv;
-  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
+  const SparseGradientKernels<T>& kernel = kernels().conv2d<T>().sparse_gradient;
   // Channels are independent work, too, and cost no partial sums. But each part reads all of x: with 8 channels a part,
   // AVX2's backward of conv2 of MnistCNN takes 4 % longer.
   constexpr int64_t part_channels = 16;
@@ -81,18 +81,18 @@ void live_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax
   pieces.finish_krsc(s, grad_weight, grad_bias);
 }
 
-// For few input channels (kernels/narrow.h).
+// For few input channels (kernels/few_channels.h).
 template <class T>
 void narrow_backward_weight(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& input,
                             const Tensor& grad_weight, const Tensor& grad_bias) {
   const Conv2dShape& s = f.conv;
-  const NarrowKernels<T>& kernel = kernels().conv2d<T>().narrow;
+  const FewChannelsKernels<T>& kernel = kernels().conv2d<T>().few_channels;
   const int64_t most = affordable_pieces<T>(s);
   const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const SummedInput<T> x(s, input, true, Scratch::whole_input, Scratch::tile_in);
   parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
-    T* patches = scratch<T>(Scratch::unit, kernel.scratch_size(f));
+    T* patches = scratch<T>(Scratch::unit, kernel.workspace_size(f));
     for (int64_t piece = begin; piece < end; ++piece) {
       T* dw = pieces.sums + piece * pieces.size;
       zero_channels(dw, 1, pieces.size, 0, pieces.size);
@@ -143,11 +143,11 @@ template <class T>
 void live_backward_data(const FusedShape& f, const T* g, const uint8_t* argmax, const Tensor& weight,
                         const Tensor& grad_input) {
   const Conv2dShape& s = f.conv;
-  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
-  const PatchKernels<T>& patch = kernels().conv2d<T>().patch;
+  const SparseGradientKernels<T>& kernel = kernels().conv2d<T>().sparse_gradient;
+  const SparseGradient3x3Kernels<T>& patch = kernels().conv2d<T>().sparse_gradient_3x3;
   const Tensor krsc = to_nhwc<T>(weight);
   const T* w = data<T>(krsc);
-  const bool by_patch = patch.serves(f) && !never(Algorithm::patch);
+  const bool by_patch = patch.supports(f) && !never(Algorithm::patch);
   if (by_patch) {
     T* packed = scratch<T>(Scratch::weight, patch.packed_size(s));
     parallel_for(0, s.K, ceil_div(32768, s.taps()),
