@@ -25,7 +25,7 @@ help:
 	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
 	@echo 'make check   style, types and tests: all that CI asks for'
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
-	@echo 'make asan    the kernels under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make asan    the kernels, with assertions, under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan    the cache of packed weights, and inference in threads, under ThreadSanitizer'
 	@echo 'make format  let ruff and clang-format have their way'
 	@echo 'make clean   remove what was built, .venv too'
@@ -100,7 +100,7 @@ ASAN := build/asan
 asan: $(VENV)/packages
 	@mkdir -p $(ASAN)
 	cp -r fastconv $(ASAN)/ && rm -f $(ASAN)/fastconv/_C*.so
-	FASTCONV_SANITIZE=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
+	FASTCONV_SANITIZE=1 FASTCONV_DEBUG=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=3000 \
 	  PYTHONPATH=$(ASAN) $(BIN)/python -P tests/attack.py --any-memory

@@ -2,7 +2,7 @@
 
 FASTCONV_CUDA=1|0    with CUDA or an error, or without; else with it where torch and a toolkit have it
 TORCH_CUDA_ARCH_LIST the GPUs to compile for, such as '8.6;9.0': else those that are there, or all that torch serves
-FASTCONV_DEBUG=1     -O1 -g and the standard library's bounds checks
+FASTCONV_DEBUG=1     -O1 -g, the kernels' assertions and the standard library's bounds checks
 FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan); thread: ThreadSanitizer (make tsan)
 FASTCONV_COMPILE=0   no extension, only the metadata: the Makefile lets ninja compile afterwards, in a folder that stays
 MAX_JOBS=n           compilations at a time
@@ -107,13 +107,14 @@ def compile_arguments() -> list[str]:
     arguments += [TARGET]
     if cuda_home is not None:
         arguments += [f"-DFASTCONV_CUDA={toolkit.version(cuda_home)}"]
+    debug = os.environ.get("FASTCONV_DEBUG") == "1"
+    if debug:
+        arguments += ["-UNDEBUG", "-DFASTCONV_DEBUG", "-D_GLIBCXX_ASSERTIONS"]
     if sanitizers():
         # Under ThreadSanitizer, g++ warns of variables that memcpy sets.
         quiet = [] if os.environ["FASTCONV_SANITIZE"] == "1" else ["-Wno-maybe-uninitialized"]
         return [*arguments, "-O1", "-g", *sanitizers(), "-fno-sanitize-recover=undefined", *quiet]
-    if os.environ.get("FASTCONV_DEBUG") == "1":
-        return [*arguments, "-O1", "-g", "-UNDEBUG", "-D_GLIBCXX_ASSERTIONS"]
-    return [*arguments, "-O3", "-g0"]
+    return [*arguments, "-O1", "-g"] if debug else [*arguments, "-O3", "-g0"]
 
 
 def sanitizers() -> list[str]:

@@ -222,10 +222,11 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
   return s;
 }
 
-// A position and `dead` share a byte.
+// A position and `no_gradient` share a byte.
 void check_positions(const Ints& pool_kernel_size) {
-  check(pool_kernel_size[0] <= dead && pool_kernel_size[1] <= dead && pool_kernel_size[0] * pool_kernel_size[1] <= dead,
-        "expected a pool of at most ", static_cast<int>(dead), " pixels, but got kernel size ",
+  check(pool_kernel_size[0] <= no_gradient && pool_kernel_size[1] <= no_gradient &&
+            pool_kernel_size[0] * pool_kernel_size[1] <= no_gradient,
+        "expected a pool of at most ", static_cast<int>(no_gradient), " pixels, but got kernel size ",
         Sizes(pool_kernel_size));
 }
 

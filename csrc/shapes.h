@@ -67,8 +67,10 @@ inline FusedShape without_pool(const Conv2dShape& s) {
   return f;
 }
 
-// Says of a window, in place of its maximum's position, that no gradient passes.
-constexpr uint8_t dead = 255;
+// The argmax of the fused operators has one byte for each pooling window and channel: the position r * S + s of the
+// pixel that receives the window's gradient, or no_gradient if no pixel receives it. So the argmax is also the mask of
+// the gradients that count. A convolution without pooling has windows of one pixel, and its bytes are 0 or no_gradient.
+constexpr uint8_t no_gradient = 255;
 
 // Element strides of an activation whose channels are adjacent (NHWC, also a part of one).
 struct Strides {

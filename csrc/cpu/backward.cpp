@@ -16,29 +16,30 @@ bool all_finite(const Tensor& tensor) {
   const T* values = data<T>(tensor);
   std::atomic<bool> finite{true};
   parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
-    if (!kernels().conv2d<T>().live.all_finite(values + begin, end - begin)) finite = false;
+    if (!kernels().conv2d<T>().sparse_gradient.all_finite(values + begin, end - begin)) finite = false;
   });
   return finite;
 }
 
-// Writes a byte for each value of a dense tensor: 0, or `dead` for a zero. Returns the number of non-zero values.
+// Writes a byte for each value of a dense tensor: 0, or `no_gradient` for a zero. Returns the number of non-zero
+// values.
 template <class T>
 int64_t mark_zeros(const Tensor& tensor, uint8_t* marks) {
   const T* values = data<T>(tensor);
   std::atomic<int64_t> nonzero{0};
   parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
-    nonzero += kernels().conv2d<T>().live.mark_zeros(values + begin, marks + begin, end - begin);
+    nonzero += kernels().conv2d<T>().sparse_gradient.mark_zeros(values + begin, marks + begin, end - begin);
   });
   return nonzero;
 }
 
-// The number of bytes that are not `dead`.
+// The number of bytes that are not `no_gradient`.
 template <class T>
 int64_t count_nonzero(const Tensor& argmax) {
   const uint8_t* bytes = data<uint8_t>(argmax);
   std::atomic<int64_t> nonzero{0};
   parallel_for(0, argmax.numel(), 131072, [&](int64_t begin, int64_t end) {
-    nonzero += kernels().conv2d<T>().live.count_live(bytes + begin, end - begin);
+    nonzero += kernels().conv2d<T>().sparse_gradient.count_nonzero(bytes + begin, end - begin);
   });
   return nonzero;
 }

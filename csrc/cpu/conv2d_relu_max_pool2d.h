@@ -1,4 +1,4 @@
-// Convolution, ReLU and max-pooling as one, on the CPU. argmax: kernels/window.h.
+// Convolution, ReLU and max-pooling as one, on the CPU. argmax: kernels/pooling_epilogue.h.
 #pragma once
 
 #include "../fused.h"

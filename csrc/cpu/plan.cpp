@@ -168,7 +168,7 @@ bool can_be_sparse(const FusedShape& f) {
   const Conv2dShape& s = f.conv;
   if (s.groups != 1 || !f.windows_inside() || never(sparse_gradient)) return false;
   const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
-  if (run < kernels().conv2d<T>().dense.block_lanes && !always(sparse_gradient)) return false;
+  if (run < kernels().conv2d<T>().direct.block_lanes && !always(sparse_gradient)) return false;
   // Lists hold offsets of 32 bits into the weight, into a tile of x with its padding, and into a tile's own lists. A
   // tile has several images only if they are small.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
@@ -248,7 +248,7 @@ BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradie
   const auto cut = winograd_cut_backward_data(s);
   if (chooses_sparse<T>(f, gradient, sparse_data_below(s, cut), 0, plan)) {
     const FusedShape computed = plan.unpool ? without_pool(f.conv) : f;
-    plan.weight_as_patches = kernels().conv2d<T>().patch.serves(computed) && !never(weight_as_patches);
+    plan.weight_as_patches = kernels().conv2d<T>().sparse_gradient_3x3.supports(computed) && !never(weight_as_patches);
   } else if (cut) {
     plan.algorithm = Algorithm::winograd, plan.cut = *cut;
   }
@@ -260,7 +260,7 @@ BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& grad
   constexpr int64_t most_channels = 4;  // of few_channels
   BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
   const bool few = f.conv.C <= most_channels || always(few_channels);
-  if (gradient.has_argmax && few && !never(few_channels) && kernels().conv2d<T>().narrow.serves(f) &&
+  if (gradient.has_argmax && few && !never(few_channels) && kernels().conv2d<T>().few_channels.supports(f) &&
       gradient.other_is_finite()) {
     plan.algorithm = Algorithm::few_channels, plan.unpool = false;
     return plan;

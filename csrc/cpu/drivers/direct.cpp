@@ -1,5 +1,5 @@
-// Every tap of every pixel is multiplied (kernels/conv2d.h). Depthwise convolutions have kernels of their own
-// (kernels/depthwise.h) and the same driver.
+// Every tap of every pixel is multiplied (kernels/direct_forward.h, direct_backward.h). Depthwise convolutions have
+// kernels of their own (kernels/depthwise.h) and the same driver.
 #include "../memory/packed_weights.h"
 #include "tiling.h"
 #include "weight_sums.h"

@@ -42,7 +42,7 @@ void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
                             const Tensor& grad_weight, const Tensor& grad_bias);
 
 // A gradient that skips zeros: one value and one byte of `argmax` for each pooling window and channel, both NHWC. The
-// byte is the position of the maximum in its window, or `dead` where no gradient passes.
+// byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.
 template <class T>
 struct SparseGradient {
   FusedShape shape;

@@ -1,4 +1,4 @@
-// backward_weight of the fused operators for 1 to 4 input channels (kernels/narrow.h).
+// backward_weight of the fused operators for 1 to 4 input channels (kernels/few_channels.h).
 #include "tiling.h"
 #include "weight_sums.h"
 
@@ -9,13 +9,13 @@ void few_channels_backward_weight(const SparseGradient<T>& g, const Tensor& inpu
                                   const Tensor& grad_bias) {
   const FusedShape& f = g.shape;
   const Conv2dShape& s = f.conv;
-  const NarrowKernels<T>& kernel = kernels().conv2d<T>().narrow;
+  const FewChannelsKernels<T>& kernel = kernels().conv2d<T>().few_channels;
   const int64_t most = affordable_pieces<T>(s);
   const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const SummedInput<T> x(s, input, true, Workspace::whole_input, Workspace::input_tile);
   parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
-    T* patches = workspace<T>(Workspace::intermediate, kernel.scratch_size(f));
+    T* patches = workspace<T>(Workspace::intermediate, kernel.workspace_size(f));
     for (int64_t piece = begin; piece < end; ++piece) {
       const WeightSums<T> sums = pieces.at(piece, s.taps() * s.K);
       zero_channels(sums.weight, 1, pieces.size, 0, pieces.size);

@@ -25,8 +25,8 @@ void small_output_forward(const Forward& call) {
   const PixelList list{pixels.data(), static_cast<int64_t>(pixels.size())};
   constexpr int64_t channels = 16;  // of one task
   parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
-    kernels().conv2d<T>().dot_forward(s, x, list, {data<T>(call.weight), bias.data}, conv,
-                                      {begin * channels, std::min(end * channels, s.K)});
+    kernels().conv2d<T>().small_output.forward(s, x, list, {data<T>(call.weight), bias.data}, conv,
+                                               {begin * channels, std::min(end * channels, s.K)});
   });
   if (call.argmax) {
     kernels().conv2d<T>().fused.relu_max_pool2d(f.pool, {conv, s.N, 0, s.P}, {y.data(), call.argmax, s.N, 0, f.pool.P});

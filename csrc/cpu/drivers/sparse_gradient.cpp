@@ -1,4 +1,5 @@
-// Gradients from the non-zero values of grad_output only (kernels/live.h): after ReLU and max-pooling most are zero.
+// Gradients from the non-zero values of grad_output only (kernels/sparse_gradient.h): after ReLU and max-pooling most
+// are zero.
 #include "tiling.h"
 #include "weight_sums.h"
 
@@ -28,7 +29,7 @@ void sparse_backward_weight(const SparseGradient<T>& g, const Tensor& input, con
                             const Tensor& grad_bias) {
   const FusedShape& f = g.shape;
   const Conv2dShape& s = f.conv;
-  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
+  const SparseGradientKernels<T>& kernel = kernels().conv2d<T>().sparse_gradient;
   // Channels are independent work, too, and need no partial sums. But each part reads all of x: with 8 channels a part,
   // AVX2's backward of conv2 of MnistCNN is 4 % slower.
   constexpr int64_t part_channels = 16;
@@ -65,8 +66,8 @@ void sparse_backward_data(const SparseGradient<T>& g, bool weight_as_patches, co
                           const Tensor& grad_input) {
   const FusedShape& f = g.shape;
   const Conv2dShape& s = f.conv;
-  const LiveKernels<T>& kernel = kernels().conv2d<T>().live;
-  const PatchKernels<T>& patch = kernels().conv2d<T>().patch;
+  const SparseGradientKernels<T>& kernel = kernels().conv2d<T>().sparse_gradient;
+  const SparseGradient3x3Kernels<T>& patch = kernels().conv2d<T>().sparse_gradient_3x3;
   const Tensor krsc = to_nhwc<T>(weight);
   const T* w = data<T>(krsc);
   if (weight_as_patches) {

@@ -18,8 +18,8 @@ int64_t affordable_pieces(const Conv2dShape& s) {
   return std::clamp<int64_t>((1 << 20) / bytes, 1, wanted_pieces);
 }
 
-// Partial sums, each of the weight and then of the bias. Each worker zeroes its slice before it accumulates, so that the
-// threads share that work and have the slice in their caches: 1.7 % of a step of MnistCNN.
+// Partial sums, each of the weight and then of the bias. Each worker zeroes its slice before it accumulates, so that
+// the threads share that work and have the slice in their caches: 1.7 % of a step of MnistCNN.
 template <class T>
 struct Pieces {
   int64_t size, count;
@@ -89,8 +89,8 @@ inline Conv2dShape one_tap(const Conv2dShape& s) {
   return g;
 }
 
-// Reads x, or grad_output as a convolution of one tap, tile by tile: NHWC, with padding. If they must be copied for that
-// and tiles are read more than once, everything is copied before the sum.
+// Reads x, or grad_output as a convolution of one tap, tile by tile: NHWC, with padding. If they must be copied for
+// that and tiles are read more than once, everything is copied before the sum.
 template <class T>
 class SummedInput {
  public:

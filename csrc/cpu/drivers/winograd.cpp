@@ -78,7 +78,7 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
   parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
-    T* transforms = workspace<T>(Workspace::intermediate, kernel.scratch_size(f.conv));
+    T* transforms = workspace<T>(Workspace::intermediate, kernel.workspace_size(f.conv));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t part = i / turns, round = i % turns / count, which = i % turns % count;
       const int64_t first_block = blocks.count() * part / parts, last_block = blocks.count() * (part + 1) / parts;

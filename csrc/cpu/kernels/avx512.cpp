@@ -1,11 +1,13 @@
 #if defined(__x86_64__)
 
-// Before the region opens: nothing inline may be compiled above the baseline and then be kept by the linker for all.
+// These come before the region opens. Otherwise their inline functions would be compiled above the baseline, and the
+// linker might keep that copy for all levels.
 #include <immintrin.h>
 
 #include <cstdint>
 
 #include "../../shapes.h"
+#include "assert.h"
 #include "kernels.h"
 #include "range.h"
 
@@ -13,7 +15,7 @@
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
                              apply_to = function)
 #else
-// Open to the end of the file, since that is where templates are instantiated.
+// The region stays open to the end of the file, where templates are instantiated.
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 

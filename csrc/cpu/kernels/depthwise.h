@@ -1,11 +1,19 @@
-// Depthwise 2-D convolution (groups == C == K): the passes of conv2d.h, under the same interface, with lanes over
-// channels. The dense kernels would use one lane in sixteen here.
+// Depthwise 2-D convolution (groups == C == K), forward and backward. Lanes are channels. The direct kernels would use
+// one lane in sixteen here.
 //
-// y[pixel][c] = b[c] + sum over r, s of x[pixel + (r, s)][c] * w[r, s][c]; weights packed as [r, s][C], and so is dw.
-// One block is block_lanes adjacent channels.
+//   y[n, p, q, c]  = b[c] + sum over r, s of x[n, p * u + r * d - pad, q * v + s * d - pad, c] * w[r, s, c]
+//   dx[n, h, w, c] = sum over r, s of g[n, p, q, c] * w[r, s, c]
+//   dw[r, s, c]    = sum over n, p, q of g[n, p, q, c] * x[...]
+//
+// Layout: x, y, g and dx are NHWC; the packed weight and the sums of the weight are [r, s][C]. The interface is that of
+// the direct kernels. A block is block_lanes adjacent channels.
+//
+// Blocking: forward holds 4 output pixels of one vector of channels, which share each load of the weight.
+// backward_weight holds the sums of 9 taps. backward_data adds one tap at a time to dx in memory.
 #pragma once
 
-#include "conv2d.h"
+#include "blocks.h"
+#include "transpose.h"
 
 namespace fastconv::FC_LEVEL::depthwise {
 
@@ -33,6 +41,9 @@ constexpr int pixels_at_once = 4;
 template <class T>
 void forward(const Conv2dShape& s, const InputTile<T>& input, const PackedWeight<T>& weight, const OutputTile<T>& to,
              int64_t index) {
+  FASTCONV_ASSERT(readable(input.data) && readable(weight.data) && readable(to.data));
+  FASTCONV_ASSERT(to.images > 0 && to.row >= 0 && to.rows >= 0 && to.row + to.rows <= s.P);
+  FASTCONV_ASSERT(is_block<T>(index, 1, s.C));
   const T *x = input.data, *packed = weight.data, *bias = weight.bias;
   const Strides& strides = input.strides;
   T* y = to.data;
@@ -72,6 +83,10 @@ void forward(const Conv2dShape& s, const InputTile<T>& input, const PackedWeight
 template <class T>
 void backward_data(const Conv2dShape& s, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
                    int64_t index) {
+  FASTCONV_ASSERT(readable(g.data) && readable(packed) && readable(dx.data));
+  FASTCONV_ASSERT(dx.images > 0 && dx.rows > 0 && dx.row >= 0 && dx.row + dx.rows <= s.H);
+  FASTCONV_ASSERT(g.images == dx.images && g.row >= 0 && g.rows >= 0 && g.row + g.rows <= s.P);
+  FASTCONV_ASSERT(is_block<T>(index, 1, s.C));
   const int64_t images = dx.images, h0 = dx.row, rows = dx.rows;
   const ChannelRange channels = channels_of_block<T>(s, index);
   for (int64_t n = 0; n < images; ++n) {
@@ -104,6 +119,11 @@ constexpr int64_t taps_at_once = 9;
 template <class T>
 void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g, const WeightSums<T>& sums,
                      const TapRange& range, int64_t index) {
+  FASTCONV_ASSERT(readable(x.data) && readable(g.data) && readable(sums.weight));
+  FASTCONV_ASSERT(g.images > 0 && g.rows > 0 && g.row >= 0 && g.row + g.rows <= s.P);
+  FASTCONV_ASSERT(g.images == 1 || g.image_stride == g.rows * s.Q * s.K);
+  FASTCONV_ASSERT(0 <= range.first && range.first <= range.last && range.last <= s.taps());
+  FASTCONV_ASSERT(is_block<T>(index, 1, s.C));
   const Strides& strides = x.strides;
   const int64_t images = g.images, rows = g.rows;
   const ChannelRange channels = channels_of_block<T>(s, index);

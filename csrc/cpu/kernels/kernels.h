@@ -1,14 +1,16 @@
-// The kernels of one ISA level, as the torch-facing functions see them. default.cpp, avx2.cpp and avx512.cpp each fill
-// one such table from the same source; capability.cpp chooses. What the arguments mean stands beside the kernels.
+// The table of the kernels of one ISA level. default.cpp, avx2.cpp and avx512.cpp each fill one such table from the
+// same source, and capability.cpp chooses one. Each kernel's file says what its arguments are. operands.h has the
+// structs.
 #pragma once
 
 #include "operands.h"
 
 namespace fastconv {
 
+// The three passes of the direct convolution (direct_*.h) and of the depthwise one (depthwise.h).
 template <class T>
 struct Conv2dKernels {
-  int64_t block_lanes;  // channels in a block
+  int64_t block_lanes;  // channels of a block
   int64_t block_taps;   // taps that backward_weight sums at once
   int64_t (*packed_forward_size)(const Conv2dShape&);
   int64_t (*packed_backward_size)(const Conv2dShape&);
@@ -22,7 +24,7 @@ struct Conv2dKernels {
                           const TapRange&, int64_t block);
 };
 
-// Convolution, ReLU and max-pooling in one (conv2d_forward.h, window.h).
+// Convolution, ReLU and max-pooling fused (direct_forward.h, pooling_epilogue.h).
 template <class T>
 struct FusedKernels {
   void (*forward)(const FusedShape&, const InputTile<T>& x, const PackedWeight<T>&, const PooledTile<T>& y,
@@ -31,35 +33,35 @@ struct FusedKernels {
   void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
 };
 
-// Winograd's convolution (winograd.h).
+// Winograd's algorithm (winograd.h).
 template <class T>
 struct WinogradKernels {
-  int largest;  // side of a tile, in outputs
-  int64_t unit_tiles;
+  int largest;         // side of a tile, in outputs
+  int64_t unit_tiles;  // tiles of a unit
   int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
-  int64_t (*scratch_size)(const Conv2dShape&);
+  int64_t (*workspace_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTiles&, int64_t block, T* to);
   void (*forward)(const FusedShape&, const WinogradUnit<T>&, const T* x, const PackedWeight<T>&, T* y, uint8_t* argmax);
 };
 
-// For gradients that are mostly zeros (live.h).
+// Gradients that are mostly zeros (sparse_gradient.h).
 template <class T>
-struct LiveKernels {
-  int64_t channels;  // output channels that backward_weight serves at once
+struct SparseGradientKernels {
+  int64_t channels;  // output channels that backward_weight computes at once
   int64_t (*list_size)(const FusedShape&, int64_t windows);
   bool (*all_finite)(const T* values, int64_t count);
   int64_t (*mark_zeros)(const T* values, uint8_t* argmax, int64_t count);
-  int64_t (*count_live)(const uint8_t* argmax, int64_t count);
+  int64_t (*count_nonzero)(const uint8_t* argmax, int64_t count);
   void (*backward_weight)(const FusedShape&, const InputTile<T>& x, const SparseGradientTile<T>& g,
                           const WeightSums<T>&, int64_t k0, const NonZeroList<T>&);
   void (*backward_data)(const FusedShape&, const SparseGradientTile<T>& g, const T* weight, const OutputTile<T>& dx,
                         const NonZeroList<T>&);
 };
 
-// backward_data of the same for 3 x 3 kernels (live_patch.h).
+// The same for 3x3 kernels (sparse_gradient_3x3.h).
 template <class T>
-struct PatchKernels {
-  bool (*serves)(const FusedShape&);
+struct SparseGradient3x3Kernels {
+  bool (*supports)(const FusedShape&);
   int64_t (*packed_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* krsc, int64_t k0, int64_t k1, T* packed);
   int64_t (*list_size)(const FusedShape&, int64_t windows);
@@ -67,25 +69,32 @@ struct PatchKernels {
                         const NonZeroList<T>&);
 };
 
-// backward_weight of the same for few input channels (narrow.h).
+// Few input channels (few_channels.h).
 template <class T>
-struct NarrowKernels {
-  bool (*serves)(const FusedShape&);
-  int64_t (*scratch_size)(const FusedShape&);
+struct FewChannelsKernels {
+  bool (*supports)(const FusedShape&);
+  int64_t (*workspace_size)(const FusedShape&);
   void (*backward_weight)(const FusedShape&, const InputTile<T>& x, const SparseGradientTile<T>& g,
-                          const WeightSums<T>&, T* scratch);
+                          const WeightSums<T>&, T* workspace);
 };
 
+// Few output pixels (small_output.h).
+template <class T>
+struct SmallOutputKernels {
+  void (*forward)(const Conv2dShape&, const InputTile<T>& x, const PixelList&, const PackedWeight<T>&, T* y,
+                  const ChannelRange&);
+};
+
+// All kernels of the convolution, for one element type.
 template <class T>
 struct Conv2dFamily {
-  Conv2dKernels<T> dense, depthwise;
+  Conv2dKernels<T> direct, depthwise;
   FusedKernels<T> fused;
   WinogradKernels<T> winograd;
-  LiveKernels<T> live;
-  PatchKernels<T> patch;
-  NarrowKernels<T> narrow;
-  void (*dot_forward)(const Conv2dShape&, const InputTile<T>& x, const PixelList&, const PackedWeight<T>&, T* y,
-                      const ChannelRange&);  // dot.h
+  SparseGradientKernels<T> sparse_gradient;
+  SparseGradient3x3Kernels<T> sparse_gradient_3x3;
+  FewChannelsKernels<T> few_channels;
+  SmallOutputKernels<T> small_output;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };
 
@@ -93,24 +102,24 @@ template <class T>
 struct MaxPool2dKernels {
   void (*nhwc)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
   void (*nchw)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
-  // Floating types only, else null.
+  // Null for integers.
   void (*backward)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t first_pixel) = nullptr;
 };
 
 template <class T>
 struct ReluKernels {
   void (*forward)(const T* x, T* y, int64_t count);
-  void (*backward)(const T* g, const T* y, T* dx, int64_t count) = nullptr;  // floating types only, else null
+  void (*backward)(const T* g, const T* y, T* dx, int64_t count) = nullptr;  // null for integers
 };
 
-// What is served for which element type: convolution for the first two, pooling and ReLU for all.
+// Pooling and ReLU, for one element type.
 template <class T>
 struct ElementwiseKernels {
   MaxPool2dKernels<T> max_pool2d;
   ReluKernels<T> relu;
 };
 
-// For a floating type of 16 bits (reduced.h).
+// A floating type of 16 bits (reduced.h).
 struct ReducedKernels {
   void (*widen)(const uint16_t* from, float* to, int64_t count);
   void (*round)(const float* from, uint16_t* to, int64_t count);

@@ -1,11 +1,15 @@
-// Max-pooling with indices, forward and backward (formula: shapes.h), for NHWC and NCHW.
+// Max-pooling with indices, forward and backward, for NHWC and NCHW (formula: shapes.h).
 //
-// PyTorch's rules: the first maximum in scan order wins; a NaN wins over every number, and the last of several NaNs
-// gives the index; indices are flat over H * W.
+// Layout: x, y and indices are contiguous and have the same order, NHWC or NCHW. Indices are flat over H * W.
+// PyTorch's rules hold: the first maximum in scan order wins. A NaN wins over every number, and the index is that of
+// the last NaN.
 //
-// Forward gives every lane a window of its own (channels of one pixel, or windows of one row), and shows it one tap
-// after the other; value and position stay in registers. There is no branch to mispredict: random data costs PyTorch's
-// scalar loop for NCHW 21 ns a window.
+// Blocking: each lane has its own window (channels of one pixel, or windows of one row) and sees one tap after the
+// other. Value and position stay in registers. There is no branch to mispredict: on random data, PyTorch's scalar loop
+// for NCHW takes 21 ns for each window.
+//
+// Tried in backward and lost: comparing every pixel with its window's index. It needs no zeroing and one vector store
+// for each pixel, but it was no faster than scattered stores.
 #pragma once
 
 #include "../../shapes.h"
@@ -14,6 +18,7 @@
 
 namespace fastconv::FC_LEVEL {
 
+// The value that every other value replaces.
 template <class T>
 constexpr T lowest() {
   if constexpr (static_cast<T>(0.5) != static_cast<T>(0)) {
@@ -25,14 +30,20 @@ constexpr T lowest() {
   }
 }
 
-// The taps t < size of a window that begins at `start` and that lie in [0, limit).
+// The taps t < size of a window whose pixels start + t * dilation lie in [0, limit).
 FC_INLINE Range valid_taps(int64_t start, int64_t limit, int64_t dilation, int64_t size) {
   return Range(0, limit, dilation, start, size);
 }
 
-// One window: any type, any border. x: its plane; a pixel's channels are `pixel` elements apart.
+// One window and channel of an image.
+struct Window {
+  int64_t p, q;
+};
+
+// Any type, any border. Pixels of x are `pixel` elements apart.
 template <class T>
-void pool_window(const Pool2dShape& s, const T* x, int64_t pixel, int64_t p, int64_t q, T* y, int64_t* index) {
+void pool_window(const Pool2dShape& s, const T* x, int64_t pixel, Window window, T* y, int64_t* index) {
+  const int64_t p = window.p, q = window.q;
   const int64_t h0 = p * s.stride_h - s.pad_h, w0 = q * s.stride_w - s.pad_w;
   const Range taps_r = valid_taps(h0, s.H, s.dilation_h, s.R), taps_s = valid_taps(w0, s.W, s.dilation_w, s.S);
   T best = lowest<T>();
@@ -48,12 +59,18 @@ void pool_window(const Pool2dShape& s, const T* x, int64_t pixel, int64_t p, int
   *index = at;
 }
 
-// The same for a vector of windows whose taps lie in the image. `origin`: the first window's first pixel, `origin_step`
-// from window to window; `tap_at(offset)` loads the values at `offset` pixels from there.
+// `count` windows, or lanes if there are more, whose taps in the given ranges lie in the image. The first pixel of the
+// first window is `origin`, and the next windows are `step` pixels apart.
+struct WindowVector {
+  Range taps_r, taps_s;
+  int64_t origin, step, count;
+};
+
+// A vector of windows. tap_at(offset) loads the values `offset` pixels after the windows' first pixels.
 template <class T, class TapAt>
-FC_INLINE void pool_windows(const Pool2dShape& s, Range taps_r, Range taps_s, int64_t origin, int64_t origin_step,
-                            int64_t windows, T* y, int64_t* indices, TapAt tap_at) {
+FC_INLINE void pool_windows(const Pool2dShape& s, const WindowVector& windows, T* y, int64_t* indices, TapAt tap_at) {
   using I = IntLike<T>;
+  const Range taps_r = windows.taps_r, taps_s = windows.taps_s;
   Vec<T> best = lowest<T>() - Vec<T>{};
   Vec<I> at = static_cast<I>(taps_r.begin * s.dilation_h * s.W + taps_s.begin * s.dilation_w) - Vec<I>{};
   for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
@@ -65,28 +82,29 @@ FC_INLINE void pool_windows(const Pool2dShape& s, Range taps_r, Range taps_s, in
       at = take ? static_cast<I>(offset) - Vec<I>{} : at;
     }
   }
-  store_upto(y, best, windows);
+  store_upto(y, best, windows.count);
   I positions[lanes<T>];
   store(positions, at);
-  const int64_t count = windows < lanes<T> ? windows : lanes<T>;
-  for (int64_t i = 0; i < count; ++i) indices[i] = origin + i * origin_step + positions[i];
+  const int64_t count = windows.count < lanes<T> ? windows.count : lanes<T>;
+  for (int64_t i = 0; i < count; ++i) indices[i] = windows.origin + i * windows.step + positions[i];
 }
 
-// Output rows [p0, p1) of one image.
+// Computes the output rows [p0, p1) of one image.
 template <class T>
 void max_pool2d_nhwc(const Pool2dShape& s, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1) {
+  FASTCONV_ASSERT(x != nullptr && readable(y) && readable(indices) && 0 <= p0 && p0 <= p1 && p1 <= s.P);
   for (int64_t p = p0; p < p1; ++p) {
     const int64_t h0 = p * s.stride_h - s.pad_h;
     const Range taps_r = valid_taps(h0, s.H, s.dilation_h, s.R);
     for (int64_t q = 0; q < s.Q; ++q) {
       const int64_t w0 = q * s.stride_w - s.pad_w, origin = h0 * s.W + w0, out = (p * s.Q + q) * s.C;
       if constexpr (sizeof(T) < 4) {
-        for (int64_t c = 0; c < s.C; ++c) pool_window(s, x + c, s.C, p, q, y + out + c, indices + out + c);
+        for (int64_t c = 0; c < s.C; ++c) pool_window(s, x + c, s.C, {p, q}, y + out + c, indices + out + c);
       } else {
         const Range taps_s = valid_taps(w0, s.W, s.dilation_w, s.S);
         for (int64_t c = 0; c < s.C; c += lanes<T>) {
           const T* from = x + origin * s.C + c;
-          pool_windows(s, taps_r, taps_s, origin, 0, s.C - c, y + out + c, indices + out + c,
+          pool_windows(s, {taps_r, taps_s, origin, 0, s.C - c}, y + out + c, indices + out + c,
                        [&](int64_t offset) { return load_upto(from + offset * s.C, s.C - c); });
         }
       }
@@ -94,7 +112,7 @@ void max_pool2d_nhwc(const Pool2dShape& s, const T* x, T* y, int64_t* indices, i
   }
 }
 
-// from[0], from[step], ...: `count` of them, or a vector full.
+// `count` of from[0], from[step], ..., or a full vector if there are more.
 template <class T, int... I>
 FC_INLINE Vec<T> load_every_second(const T* from, int64_t count, Indices<I...>) {
   const int64_t span = 2 * count - 1;
@@ -111,37 +129,38 @@ FC_INLINE Vec<T> load_every(const T* from, int64_t step, int64_t count) {
   return value;
 }
 
-// Output rows [p0, p1) of one image and channel.
+// Computes the output rows [p0, p1) of one image and channel.
 template <class T>
 void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1) {
-  // Windows [first, last) of a row have all their columns in the image.
+  FASTCONV_ASSERT(x != nullptr && readable(y) && readable(indices) && 0 <= p0 && p0 <= p1 && p1 <= s.P);
+  // The windows [first, last) of a row have all their columns in the image.
   const int64_t reach = (s.S - 1) * s.dilation_w;
   const Range left(0, s.W, s.stride_w, -s.pad_w, s.Q), right(0, s.W, s.stride_w, reach - s.pad_w, s.Q);
   const int64_t first = sizeof(T) < 4 ? s.Q : left.begin, last = right.end > first ? right.end : first;
   for (int64_t p = p0; p < p1; ++p) {
     T* y_row = y + p * s.Q;
     int64_t* indices_row = indices + p * s.Q;
-    for (int64_t q = 0; q < first; ++q) pool_window(s, x, 1, p, q, y_row + q, indices_row + q);
+    for (int64_t q = 0; q < first; ++q) pool_window(s, x, 1, {p, q}, y_row + q, indices_row + q);
     if constexpr (sizeof(T) >= 4) {
       const int64_t h0 = p * s.stride_h - s.pad_h;
       const Range taps_r = valid_taps(h0, s.H, s.dilation_h, s.R);
       for (int64_t q = first; q < last; q += lanes<T>) {
         const int64_t origin = h0 * s.W + q * s.stride_w - s.pad_w;
-        pool_windows(s, taps_r, Range(0, s.S, 1, 0, s.S), origin, s.stride_w, last - q, y_row + q, indices_row + q,
+        pool_windows(s, {taps_r, Range(0, s.S, 1, 0, s.S), origin, s.stride_w, last - q}, y_row + q, indices_row + q,
                      [&](int64_t offset) { return load_every(x + origin + offset, s.stride_w, last - q); });
       }
     }
-    for (int64_t q = last; q < s.Q; ++q) pool_window(s, x, 1, p, q, y_row + q, indices_row + q);
+    for (int64_t q = last; q < s.Q; ++q) pool_window(s, x, 1, {p, q}, y_row + q, indices_row + q);
   }
 }
 
-// dx, which is zero, gets the gradients where the indices say: plain scattered stores, since a comparison of every
-// pixel with its window's index (no zeroing, one vector store a pixel) was no faster.
-//
-// dx holds s.H rows of an image, from pixel `first_pixel` on; a gradient whose index lies elsewhere is left out. (A
-// window wholly in the padding has an index that lies in no pixel.) NCHW is an image of one channel.
+// Adds the gradients to dx, which the caller has zeroed, at the indices. dx holds s.H rows of an image, from pixel
+// `first_pixel` on. Indices elsewhere are ignored, also those of windows that lie in the padding altogether. NCHW is
+// represented as images of one channel.
 template <class T>
 void max_pool2d_backward(const Pool2dShape& s, const T* g, const int64_t* indices, T* dx, int64_t first_pixel) {
+  FASTCONV_ASSERT(s.P * s.Q * s.C == 0 || (readable(g) && readable(indices)));
+  FASTCONV_ASSERT(readable(dx) && first_pixel >= 0);
   const uint64_t pixels = static_cast<uint64_t>(s.H * s.W);
   const auto scatter = [&](int64_t C) {
     for (int64_t window = 0; window < s.P * s.Q; ++window) {
@@ -151,7 +170,7 @@ void max_pool2d_backward(const Pool2dShape& s, const T* g, const int64_t* indice
       }
     }
   };
-  // Without the inner loop, one channel takes three quarters of the time.
+  // One channel takes three quarters of the time without the inner loop.
   s.C == 1 ? scatter(1) : scatter(s.C);
 }
 

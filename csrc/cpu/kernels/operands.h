@@ -1,5 +1,6 @@
-// The operands of the kernels: what each pointer is, and the numbers that belong to it. Drivers fill these structs
-// once for a tile. Pixels are NHWC, and the channels of a pixel are adjacent. No torch and no STL here.
+// The operands of the kernels: pointers, and the numbers that belong to them. Drivers fill these structs once for each
+// tile. Activations are NHWC. Kernels copy the members to local variables before their loops, since the compiler would
+// reload them after each store. No torch and no STL here.
 #pragma once
 
 #include <cstdint>
@@ -8,21 +9,22 @@
 
 namespace fastconv {
 
-// The input of a convolution, from the first pixel that the kernel reads. The padding is in place.
+// The input of a convolution, from the first pixel that the kernel reads. Padding is stored as zeros.
 template <class T>
 struct InputTile {
   const T* data;
   Strides strides;
 };
 
-// `rows` rows of each of `images` images, dense. `row` is the first of them, counted in the whole image.
+// Some rows of some images of a result, contiguous. `row` is the number of the first row in the image.
 template <class T>
 struct OutputTile {
   T* data;
   int64_t images, row, rows;
 };
 
-// The results after ReLU and max-pooling. `argmax` has one byte for each element of `data`.
+// Some rows of some images of a result after ReLU and max-pooling, contiguous. `argmax` (shapes.h) has one byte for
+// each element of `data`.
 template <class T>
 struct PooledTile {
   T* data;
@@ -30,7 +32,7 @@ struct PooledTile {
   int64_t images, row, rows;
 };
 
-// A gradient of the convolution's results, with all values. Images are `image_stride` elements apart.
+// Some rows of some images of the gradient of a convolution's result. Images are `image_stride` elements apart.
 template <class T>
 struct GradientTile {
   const T* data;
@@ -38,9 +40,9 @@ struct GradientTile {
   int64_t images, row, rows;
 };
 
-// A gradient that is mostly zeros: one value and one byte of `argmax` for each pooling window and channel. The images
-// are whole ones of P x Q windows. The tile is the rows [row, row + rows) of windows of each of them, and both pointers
-// point to its first window.
+// A gradient that is mostly zeros, before it passes pooling and ReLU: one value and one byte of `argmax` (shapes.h) for
+// each window and channel. The tile has the rows [row, row + rows) of windows of each image. Both pointers point to its
+// first window. Images are P * Q windows apart.
 template <class T>
 struct SparseGradientTile {
   const T* data;
@@ -48,14 +50,14 @@ struct SparseGradientTile {
   int64_t images, row, rows;
 };
 
-// A weight in the order that the kernel reads, and the bias, which may be null.
+// A weight in the order that the kernel reads, and the bias. `bias` may be null.
 template <class T>
 struct PackedWeight {
   const T* data;
   const T* bias;
 };
 
-// The sums that backward_weight adds to: the gradients of the weight and of the bias. `bias` may be null.
+// The gradients of the weight and of the bias, to which backward_weight adds. `bias` may be null.
 template <class T>
 struct WeightSums {
   T* weight;
@@ -72,13 +74,13 @@ struct ChannelRange {
   int64_t first, last;
 };
 
-// Output pixels: where each reads its first input pixel, in elements from InputTile::data.
+// A list of output pixels. offset[i] is the place of pixel i's first input pixel, in elements from InputTile::data.
 struct PixelList {
   const int64_t* offset;
   int64_t count;
 };
 
-// Offsets in lists of non-zero values, as wide as the element type.
+// An offset in a list of non-zero values. It is as wide as the element type.
 template <class T>
 struct OffsetOf;
 template <>
@@ -92,15 +94,15 @@ struct OffsetOf<double> {
 template <class T>
 using Offset = typename OffsetOf<T>::type;
 
-// Workspace for lists of non-zero gradients: list_size elements each.
+// Workspace for lists of non-zero gradients. Each pointer has list_size elements.
 template <class T>
 struct NonZeroList {
   Offset<T>* offset;
   T* value;
 };
 
-// One kind of Winograd tiles: each of mh x mw outputs, 1 to 4; `rows` x `columns` of them in an image, from output
-// (row0, column0) on. The last ones may hang over the edge.
+// One kind of Winograd tile, of mh x mw outputs, 1 to 4 each. An image has `rows` x `columns` of them, from output
+// (row0, column0) on. The last ones may cross the edge.
 struct WinogradTiles {
   int mh, mw;
   int64_t row0, column0, rows, columns;
@@ -109,14 +111,14 @@ struct WinogradTiles {
   int64_t per_image() const { return rows * columns; }
 };
 
-// A unit of Winograd's work: tiles [first_tile, last_tile) of one kind, numbered through all images, and channel blocks
-// [first_block, last_block). The kernel sets non_finite[n] to 1 when a sum of image n is not finite.
+// A unit of Winograd's work: the tiles [first_tile, last_tile) of one kind, numbered through all images, and the
+// channel blocks [first_block, last_block). The kernel sets non_finite[n] to 1 if a sum of image n is not finite.
 template <class T>
 struct WinogradUnit {
   WinogradTiles kind;
   int64_t first_tile, last_tile;
   int64_t first_block, last_block;
-  T* workspace;  // scratch_size elements
+  T* workspace;  // workspace_size elements
   uint8_t* non_finite;
 };
 

@@ -1,5 +1,5 @@
-// The floating types of 16 bits: bfloat16 and half. Arithmetic is in float32, see csrc/cpu/reduced.h; here are the ways
-// there and back, which are exact and rounded to the nearest, ties to even, and ReLU, which looks at bits alone.
+// The floating types of 16 bits, bfloat16 and half. Arithmetic is in float32. These are the conversions, which are
+// exact from 16 bits and round to nearest, ties to even, to 16 bits. ReLU needs no conversion: it looks at the bits.
 #pragma once
 
 #include "simd.h"
@@ -15,7 +15,7 @@ struct Bfloat16 {
   static FC_INLINE uint16_t round(float value) {
     const auto bits = __builtin_bit_cast(uint32_t, value);
     const auto rounded = static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-    return value != value ? static_cast<uint16_t>(bits >> 16 | 0x40) : rounded;  // a NaN stays one, and quiet
+    return value != value ? static_cast<uint16_t>(bits >> 16 | 0x40) : rounded;  // a NaN becomes a quiet NaN
   }
 };
 
@@ -26,8 +26,8 @@ struct Half {
   static FC_INLINE uint16_t round(float value) { return __builtin_bit_cast(uint16_t, static_cast<_Float16>(value)); }
 };
 
-// As many as a vector instruction converts at once, where the compiler does not find it: g++ 12 calls a function for
-// each half otherwise.
+// The number of elements that an intrinsic converts at once. Zero: the compiler finds the instruction by itself. For
+// half, g++ 12 calls a function for each element instead.
 template <class Format>
 constexpr int64_t at_once = 0;
 #if FC_VECTOR_BYTES == 64
@@ -76,7 +76,7 @@ void round(const float* from, uint16_t* to, int64_t count) {
 
 constexpr uint16_t negative_zero = 0x8000;
 
-// Numbers below zero are the codes from behind -0 to -infinity; NaNs come after.
+// Negative numbers are the codes after that of -0, up to that of -infinity. The codes after that are NaNs.
 template <class Format>
 void relu(const uint16_t* x, uint16_t* y, int64_t count) {
 #pragma GCC ivdep

@@ -1,33 +1,34 @@
-// Fills the table of one ISA level (kernels.h).
+// Fills the table of one ISA level (kernels.h). Each struct is filled by name.
 #pragma once
 
-#include "conv2d.h"
-#include "conv2d_forward.h"
 #include "depthwise.h"
-#include "dot.h"
+#include "direct_backward.h"
+#include "direct_forward.h"
+#include "direct_pack.h"
+#include "few_channels.h"
 #include "kernels.h"
-#include "live.h"
-#include "live_patch.h"
 #include "max_pool2d.h"
-#include "narrow.h"
+#include "pooling_epilogue.h"
 #include "reduced.h"
 #include "relu.h"
-#include "window.h"
+#include "small_output.h"
+#include "sparse_gradient.h"
+#include "sparse_gradient_3x3.h"
 #include "winograd.h"
 
 namespace fastconv::FC_LEVEL {
 
 template <class T>
 constexpr Conv2dFamily<T> conv2d_family() {
-  return {.dense = {.block_lanes = block_lanes<T>,
-                    .block_taps = block_rows,
-                    .packed_forward_size = packed_forward_size<T>,
-                    .packed_backward_size = packed_backward_size<T>,
-                    .pack_weight_forward = pack_weight_forward<T>,
-                    .pack_weight_backward = pack_weight_backward<T>,
-                    .forward = conv2d_forward<T>,
-                    .backward_data = conv2d_backward_data<T>,
-                    .backward_weight = conv2d_backward_weight<T>},
+  return {.direct = {.block_lanes = block_lanes<T>,
+                     .block_taps = block_rows,
+                     .packed_forward_size = direct::packed_forward_size<T>,
+                     .packed_backward_size = direct::packed_backward_size<T>,
+                     .pack_weight_forward = direct::pack_weight_forward<T>,
+                     .pack_weight_backward = direct::pack_weight_backward<T>,
+                     .forward = direct::forward<T>,
+                     .backward_data = direct::backward_data<T>,
+                     .backward_weight = direct::backward_weight<T>},
           .depthwise = {.block_lanes = block_lanes<T>,
                         .block_taps = depthwise::taps_at_once,
                         .packed_forward_size = depthwise::packed_size<T>,
@@ -37,31 +38,31 @@ constexpr Conv2dFamily<T> conv2d_family() {
                         .forward = depthwise::forward<T>,
                         .backward_data = depthwise::backward_data<T>,
                         .backward_weight = depthwise::backward_weight<T>},
-          .fused = {.forward = conv2d_relu_max_pool2d_forward<T>,
+          .fused = {.forward = direct::relu_max_pool2d_forward<T>,
                     .relu_max_pool2d = relu_max_pool2d<T>,
                     .unpool = unpool<T>},
           .winograd = {.largest = winograd::largest_wanted,
                        .unit_tiles = winograd::unit_tiles,
                        .packed_size = winograd::packed_size<T>,
-                       .scratch_size = winograd::scratch_size<T>,
+                       .workspace_size = winograd::workspace_size<T>,
                        .pack_weight = winograd::pack_weight<T>,
                        .forward = winograd::forward<T>},
-          .live = {.channels = lanes<T>,
-                   .list_size = live_list_size<T>,
-                   .all_finite = all_finite<T>,
-                   .mark_zeros = mark_zeros<T>,
-                   .count_live = count_live,
-                   .backward_weight = live_backward_weight<T>,
-                   .backward_data = live_backward_data<T>},
-          .patch = {.serves = patch::serves,
-                    .packed_size = patch::packed_size<T>,
-                    .pack_weight = patch::pack_weight<T>,
-                    .list_size = patch::list_size<T>,
-                    .backward_data = patch::backward_data<T>},
-          .narrow = {.serves = narrow::serves<T>,
-                     .scratch_size = narrow::scratch_size<T>,
-                     .backward_weight = narrow::backward_weight<T>},
-          .dot_forward = dot_forward<T>,
+          .sparse_gradient = {.channels = lanes<T>,
+                              .list_size = sparse_gradient::list_size<T>,
+                              .all_finite = sparse_gradient::all_finite<T>,
+                              .mark_zeros = sparse_gradient::mark_zeros<T>,
+                              .count_nonzero = sparse_gradient::count_nonzero,
+                              .backward_weight = sparse_gradient::backward_weight<T>,
+                              .backward_data = sparse_gradient::backward_data<T>},
+          .sparse_gradient_3x3 = {.supports = sparse_gradient_3x3::supports,
+                                  .packed_size = sparse_gradient_3x3::packed_size<T>,
+                                  .pack_weight = sparse_gradient_3x3::pack_weight<T>,
+                                  .list_size = sparse_gradient_3x3::list_size<T>,
+                                  .backward_data = sparse_gradient_3x3::backward_data<T>},
+          .few_channels = {.supports = few_channels::supports<T>,
+                           .workspace_size = few_channels::workspace_size<T>,
+                           .backward_weight = few_channels::backward_weight<T>},
+          .small_output = {.forward = small_output::forward<T>},
           .transpose = transpose<T>};
 }
 
@@ -88,7 +89,7 @@ constexpr ReducedFamily reduced_family() {
   return {.bfloat16 = reduced_kernels<reduced::Bfloat16>(), .half = reduced_kernels<reduced::Half>()};
 }
 
-// Each base of Kernels has a type of its own, so a wrong order does not compile.
+// Each base of Kernels has its own type, so a wrong order does not compile.
 constexpr Kernels all_kernels() {
   return {conv2d_family<float>(),         conv2d_family<double>(),
           elementwise_kernels<float>(),   elementwise_kernels<double>(),

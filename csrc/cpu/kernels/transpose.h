@@ -1,15 +1,15 @@
-// dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < columns: the step between NCHW and NHWC, and
-// between a weight as PyTorch keeps it and as the kernels read it.
+// Matrix transposition: dst[j * dst_stride + i] = src[i * src_stride + j] for i < rows, j < columns. It turns NCHW into
+// NHWC and back, and a weight in PyTorch's order into the kernels' order.
 //
-// Square blocks of lanes x lanes elements are transposed in registers by log2(lanes) rounds of two-source shuffles
-// (Eklundh, "A Fast Computer Method for Matrix Transposing", 1972); tails use masked loads and stores.
+// Blocking: squares of lanes x lanes elements are transposed in registers by log2(lanes) rounds of two-source shuffles
+// (Eklundh, "A Fast Computer Method for Matrix Transposing", 1972). Tails use masked loads and stores.
 #pragma once
 
 #include "simd.h"
 
 namespace fastconv::FC_LEVEL {
 
-// Exchanges the lanes of a whose index has bit `bit` set with the lanes of b whose index has it clear.
+// Exchanges the lanes of a whose index has the bit `bit` set with the lanes of b whose index has it clear.
 template <int bit, class T, int... I>
 FC_INLINE void exchange(const T* type, Vec<T>& a, Vec<T>& b, Indices<I...>) {
   constexpr int n = lanes<T>;
@@ -29,14 +29,14 @@ FC_INLINE void transpose_registers(Vec<T>* row, const T* type) {
   if constexpr (bit > 1) transpose_registers<bit / 2>(row, type);
 }
 
-// A matrix of adjacent columns.
+// A matrix whose columns are adjacent. Rows are `stride` elements apart.
 template <class T>
 struct Matrix {
   const T* data;
   int64_t stride, rows, columns;
 };
 
-// One block, at row i and column j of the source. `row_of(j)` gives the address of row j of the result.
+// One block, at row i and column j of the source. row_of(j) gives the address of row j of the result.
 template <class T, class RowOf>
 FC_INLINE void transpose_block(const Matrix<T>& src, int64_t i, int64_t j, RowOf row_of) {
   constexpr int64_t n = lanes<T>;
@@ -70,9 +70,11 @@ void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t column
   }
 }
 
-// Walks along the rows of whichever side has them further apart, where jumping costs more.
+// The inner loop goes along the rows of the side whose rows are further apart, where jumps cost more.
 template <class T>
 void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
+  FASTCONV_ASSERT(rows >= 0 && columns >= 0 && (rows * columns == 0 || (readable(src) && readable(dst))));
+  FASTCONV_ASSERT(src_stride >= columns && dst_stride >= rows);
   const auto row_of = [=](int64_t j) { return dst + j * dst_stride; };
   if (src_stride >= dst_stride) return transpose_to(src, src_stride, rows, columns, row_of);
   const Matrix<T> from = {src, src_stride, rows, columns};

@@ -1,11 +1,12 @@
-// The transforms of Winograd's algorithm in one dimension, F(m, 3): B' d of m + 2 pixels, G g of three taps, and A' of
-// their products, which makes m outputs (winograd.h).
+// The one-dimensional transforms of Winograd's algorithm, F(m, 3): B' d of m + 2 pixels, G g of three taps, and A' of
+// their products, which gives m outputs (winograd.h).
 //
-// They evaluate polynomials at points and put them together again. F(2, 3) has the points 0, 1, -1 and infinity; F(4,
-// 3) 0, a, -a, b, -b and infinity, in this order; F(3, 3) the same but for 0. a = 5/8 and b = 3/2 are exact in binary.
-// In a simulation of one tile in float32 (64 channels, root mean square, against PyTorch's error), F(4, 3) errs by 1.1
-// to 1.2 so, by 2.5 to 2.7 with 0, +-1, +-2; and by 1.7 to 1.9, or 3.9 to 4.0, where the sum over c is not made of sums
-// of 16. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
+// They evaluate polynomials at points and interpolate. F(2, 3) has the points 0, 1, -1 and infinity. F(4, 3) has 0, a,
+// -a, b, -b and infinity, in this order. F(3, 3) has the same without 0. a = 5/8 and b = 3/2 are exact in binary.
+//
+// Measured in a simulation of one tile in float32 (64 channels, root mean square error over PyTorch's): F(4, 3) has 1.1
+// to 1.2 with these points, and 2.5 to 2.7 with 0, +-1, +-2. Without sums of 16 over c it has 1.7 to 1.9, or 3.9 to
+// 4.0. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
 // Networks", arXiv 1803.10986.)
 #pragma once
 
@@ -13,7 +14,7 @@
 
 namespace fastconv::FC_LEVEL::winograd {
 
-// Pixels, and multiplications, along one side of a tile of m outputs.
+// The pixels, and the multiplications, along one side of a tile of m outputs.
 template <int m>
 constexpr int pixels = m + 2;
 
@@ -22,7 +23,7 @@ struct Points {
   static constexpr T a = T(0.625), b = T(1.5), a2 = a * a, b2 = b * b;
 };
 
-// The rows of a, -a, b and -b, of four neighbouring pixels.
+// The points a, -a, b and -b, from four neighbouring pixels.
 template <class T>
 FC_INLINE void transform_middle(Vec<T> (&d)[4]) {
   const Vec<T> even_a = d[2] - Points<T>::b2 * d[0], odd_a = d[3] - Points<T>::b2 * d[1];
@@ -33,7 +34,7 @@ FC_INLINE void transform_middle(Vec<T> (&d)[4]) {
   d[3] = odd_b - Points<T>::b * even_b;
 }
 
-// The rows of 0 and infinity: (x^2 - a^2) (x^2 - b^2).
+// The points 0 and infinity: (x^2 - a^2) (x^2 - b^2).
 template <class T>
 FC_INLINE Vec<T> transform_end(Vec<T> d0, Vec<T> d2, Vec<T> d4) {
   return d4 - (Points<T>::a2 + Points<T>::b2) * d2 + (Points<T>::a2 * Points<T>::b2) * d0;
@@ -75,7 +76,8 @@ FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m +
   } else {
     constexpr int first = m - 3;
     constexpr T scale = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
-    // Over 2 p^2 (a^2 - b^2), or the negative of that, at the point p of F(4, 3); of F(3, 3), over 2 p (a^2 - b^2).
+    // F(4, 3) divides by 2 p^2 (a^2 - b^2), or the negative of that, at the point p. F(3, 3) divides by 2 p (a^2 -
+    // b^2).
     constexpr T scale_a = m == 4 ? scale / Points<T>::a2 : scale / Points<T>::a,
                 scale_b = m == 4 ? -scale / Points<T>::b2 : -scale / Points<T>::b;
     constexpr T sign = m == 4 ? 1 : -1;
@@ -88,7 +90,7 @@ FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m +
   }
 }
 
-// A' m; `at(i)` gives m[i].
+// A' m, where at(i) gives m[i].
 template <class T, int m, class At>
 FC_INLINE void transform_output(Vec<T> (&y)[m], At at) {
   if constexpr (m == 1) {

@@ -7,8 +7,8 @@
 
 #include "../../tensor.h"
 #include "../capability.h"
-#include "workspace.h"
 #include "tiles.h"
+#include "workspace.h"
 
 namespace fastconv {
 
@@ -32,8 +32,8 @@ class NhwcReader {
     return {data_ + ((image * H_ + h0) * W_ + w0) * C_, {H_ * W_ * C_, W_ * C_, C_}};
   }
 
-  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. What lies outside the image
-  // is padding.
+  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. What lies outside the
+  // image is padding.
   void copy(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
     if (rows * columns * C_ == 0) return;
     for (int64_t n = image; n < image + images; ++n) {
@@ -44,7 +44,7 @@ class NhwcReader {
 
   // The same rows and columns, in place if possible, else copied to workspace.
   InputTile<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
-                   Workspace use) const {
+                    Workspace use) const {
     if (readable_in_place(h0, rows, w0, columns)) return in_place(image, h0, w0);
     T* to = workspace<T>(use, images * rows * columns * C_);
     copy(image, images, h0, rows, w0, columns, to);

@@ -69,7 +69,7 @@ namespace cpu {
 template <class T>
 const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
   const Conv2dFamily<T>& family = kernels().conv2d<T>();
-  return s.depthwise() ? family.depthwise : family.dense;
+  return s.depthwise() ? family.depthwise : family.direct;
 }
 
 // Blocks of C or K channels, whichever `group_channels` counts. The depthwise kernels cut all channels at once.

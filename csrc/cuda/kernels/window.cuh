@@ -1,4 +1,4 @@
-// The end of a fused convolution, window by window: csrc/cpu/kernels/window.h for the GPU, by the same rules. The first
+// The end of a fused convolution, window by window, by the rules of csrc/cpu/kernels/pooling_epilogue.h: the first
 // maximum wins; a NaN wins over every number, the last of several; what is not above zero is dead.
 #pragma once
 
@@ -23,7 +23,7 @@ struct WindowMax {
   // A window wholly in the padding saw nothing, not even ReLU.
   __device__ T above_zero() const { return is_dead() && !empty ? T(0.0f) : value; }
 
-  __device__ uint8_t place() const { return is_dead() ? dead : static_cast<uint8_t>(at); }
+  __device__ uint8_t place() const { return is_dead() ? no_gradient : static_cast<uint8_t>(at); }
 
  private:
   __device__ bool is_dead() const { return static_cast<Accumulator<T>>(value) <= Accumulator<T>(0); }

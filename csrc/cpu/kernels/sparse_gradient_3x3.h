@@ -1,25 +1,28 @@
-// backward_data from live values (live.h) for 3 x 3 kernels of stride 1, behind pools of one or two columns:
+// backward_data for a gradient that is mostly zeros (sparse_gradient.h), for 3x3 kernels of stride 1 followed by
+// pooling of one or two columns:
 //
-//   dx[patch of the window's row] += g[k] * w[k]        for the live k of the one or two pixels of that row
+//   dx[patch of the window's row] += sum over k of g[k] * w[k]      for the one or two pixels of that row
 //
-// The pixels that the two neighbours of a window's row reach are a patch of 3 x 4; one vector of channels of it, 12
-// sums, stays in registers while both lists are walked. One vector of channels of `block_channels` kernels is 36 KiB,
-// so the weights come from the first-level cache; walking whole kernels, as live.h does, takes them from the second
-// level. dx of conv2 of MnistCNN, half of its windows live, batch 64, one thread of Zen 4: 0.56 ms against 0.66; of
-// conv3, 30 % live: 0.40 against 0.53.
+// Layout: as in sparse_gradient.h. The packed weight is [vector of c][k][r, s][lanes].
 //
-// Packed weights: [vector of c][k][r, s][lanes].
+// Blocking: the two neighbouring pixels of a window's row write to a patch of 3x4 pixels of dx. The 12 sums of one
+// vector of channels of that patch stay in registers while both lists are read. The weights of one vector of c and of
+// block_channels output channels are 36 KiB, so they come from the first-level cache. sparse_gradient.h reads whole
+// kernels, which come from the second level.
+//
+// Measured: batch 64, one thread of Zen 4. dx of conv2 of MnistCNN, half of its windows non-zero: 0.56 ms, against 0.66
+// with sparse_gradient.h. conv3, 30 % non-zero: 0.40 ms against 0.53.
 #pragma once
 
-#include "live.h"
+#include "nonzero_lists.h"
 
-namespace fastconv::FC_LEVEL::patch {
+namespace fastconv::FC_LEVEL::sparse_gradient_3x3 {
 
 constexpr int taps = 9;
 template <class T>
 constexpr int64_t block_channels = 36 * 1024 / (taps * FC_VECTOR_BYTES) / lanes<T> * lanes<T>;
 
-inline bool serves(const FusedShape& f) {
+inline bool supports(const FusedShape& f) {
   const Conv2dShape& s = f.conv;
   return s.groups == 1 && s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
          s.dilation_w == 1 && f.pool.S <= 2 && f.pool.dilation_h == 1 && f.pool.dilation_w == 1 && f.windows_inside();
@@ -30,7 +33,7 @@ int64_t packed_size(const Conv2dShape& s) {
   return s.K * taps * ceil_div(s.C, lanes<T>) * lanes<T>;
 }
 
-// Kernels [k0, k1) of a KRSC weight.
+// Packs the kernels [k0, k1) of a KRSC weight.
 template <class T>
 void pack_weight(const Conv2dShape& s, const T* weight, int64_t k0, int64_t k1, T* packed) {
   for (int64_t c = 0; c < s.C; c += lanes<T>) {
@@ -45,8 +48,8 @@ int64_t list_size(const FusedShape& f, int64_t windows) {
   return windows * (f.conv.K + f.window() * blocks) + 1 + lanes<T>;
 }
 
-// The lists of the pixels of a window's row. `end[i * blocks]`: where the list of pixel i ends, and before it, where it
-// begins.
+// The lists of the pixels of a window's row, for one of `blocks` blocks of output channels. The list of pixel i ends at
+// end[i * blocks] and begins at end[i * blocks - 1].
 template <class T>
 struct RowLists {
   const Offset<T>* offset;
@@ -55,15 +58,15 @@ struct RowLists {
   int64_t blocks;
 };
 
-// The patch whose first pixel is (h, w) of an image of `rows` x `width` pixels of C channels. data: that pixel's first
-// of `channels` channels.
+// The patch whose first pixel is (h, w), in an image of `rows` x `width` pixels of C channels. `data` points to the
+// first of `channels` channels of that pixel.
 template <class T>
 struct PatchAt {
   T* data;
   int64_t h, w, rows, width, C, channels;
 };
 
-// Adds the lists of the `columns` pixels of a row to their patch. `edge`: some of it may lie outside.
+// Adds the lists of the `columns` pixels of a row to their patch. `edge`: a part of the patch may lie out of the image.
 template <class T, int columns, bool edge>
 FC_INLINE void add_row(const T* packed, const RowLists<T>& lists, const PatchAt<T>& patch) {
   constexpr int patch_width = columns + 2;
@@ -75,7 +78,7 @@ FC_INLINE void add_row(const T* packed, const RowLists<T>& lists, const PatchAt<
   const auto inside = [&](int r, int s) {
     return !edge || (h + r >= 0 && h + r < rows && w + s >= 0 && w + s < width);
   };
-  // From zero, and then added to dx: a sum that goes on from dx errs more than twice as much as PyTorch's.
+  // The sum starts at zero and is then added to dx. A sum that starts at dx has more than twice PyTorch's error.
   Vec<T> acc[3][patch_width] = {};
 #pragma GCC unroll 2
   for (int column = 0; column < columns; ++column) {
@@ -100,10 +103,14 @@ FC_INLINE void add_row(const T* packed, const RowLists<T>& lists, const PatchAt<
   }
 }
 
-// Arguments as live_backward_data's, and the packed weight.
+// Adds the gradient to dx, which the caller has zeroed. `gradient` has the rows of windows that contribute to the tile.
 template <class T>
 void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, const T* packed, const OutputTile<T>& dx,
                    const NonZeroList<T>& workspace) {
+  FASTCONV_ASSERT((gradient.rows == 0 || (readable(gradient.data) && readable(gradient.argmax))) && readable(packed));
+  FASTCONV_ASSERT(readable(dx.data) && readable(workspace.offset) && readable(workspace.value) && supports(f));
+  FASTCONV_ASSERT(dx.images > 0 && dx.rows > 0 && dx.row >= 0 && dx.row + dx.rows <= f.conv.H);
+  FASTCONV_ASSERT(gradient.images == dx.images && gradient.row >= 0 && gradient.row + gradient.rows <= f.pool.P);
   const T* g = gradient.data;
   const uint8_t* argmax = gradient.argmax;
   const int64_t p0 = gradient.row, p_rows = gradient.rows, images = dx.images, h0 = dx.row, rows = dx.rows;
@@ -112,7 +119,7 @@ void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, c
   const Conv2dShape& s = f.conv;
   const Pool2dShape& pool = f.pool;
   const int64_t row_windows = p_rows * pool.Q, window = f.window(), blocks = ceil_div(s.K, block_channels<T>);
-  Offset<T>* end = at;  // of the list of each window, pixel and block of channels
+  Offset<T>* end = at;  // the ends of the lists of each window, pixel and block of channels
   *end++ = 0;
   at += images * row_windows * window * blocks + 1;
   int64_t found = 0;
@@ -152,4 +159,4 @@ void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, c
   }
 }
 
-}  // namespace fastconv::FC_LEVEL::patch
+}  // namespace fastconv::FC_LEVEL::sparse_gradient_3x3

@@ -1,21 +1,24 @@
-// The forward pass of the convolution, dense in its groups, alone or with ReLU and max-pooling in its epilogue:
+// The forward pass of the direct convolution, alone or with ReLU and max-pooling in its epilogue:
 //
-//   y[n, k, p, q] = max over the window (p, q) of max(0, conv2d(x, w, b)[n, k, ...])
+//   y[n, p, q, k] = max over the window of max(0, b[k] + sum over r, s, c of x[...] * w[k, r, s, c])
 //
-// A register block holds the sums of whole windows (with AVX-512, 12 pixels are 12 windows of 1, 3 of 2 x 2 or 1 of 3 x
-// 3; with 6 rows, 6 of 1 or 1 of 2 x 2, and 3 x 3 takes 9 rows of one vector), so bias, ReLU, maximum and argmax happen
-// in registers: a quarter of the values and a byte for each is written instead of the activations, and pixels that no
-// window reads are never computed. conv1 of MnistCNN, batch 64, one thread of Zen 4: 0.37 ms, of which the FMAs are
-// 0.22.
+// Layout: x and y are NHWC; the packed weight is that of direct_pack.h. One call computes one tile and one block of
+// output channels. Tiles and blocks are independent. Each sum runs in a fixed order.
 //
-// Layouts, tiles and channel blocks: conv2d.h. argmax: window.h.
+// Blocking: a register block holds the sums of whole pooling windows. With AVX-512 its 12 pixels are 12 windows of 1
+// pixel, 3 of 2x2 or 1 of 3x3. With 6 rows they are 6 windows of 1 pixel or 1 of 2x2, and a 3x3 window takes 9 rows of
+// one vector. So bias, ReLU, maximum and argmax happen in registers: for 2x2 windows, a quarter of the values and one
+// byte for each are written. Pixels that no window reads are not computed.
+//
+// Measured: conv1 of MnistCNN, batch 64, one thread of Zen 4: 0.37 ms, of which the FMAs take 0.22.
 #pragma once
 
-#include "conv2d.h"
-#include "window.h"
+#include "blocks.h"
+#include "pooling_epilogue.h"
 
-namespace fastconv::FC_LEVEL {
+namespace fastconv::FC_LEVEL::direct {
 
+// Sets each row to the bias, or to zero if that is null.
 template <class T, int vectors, int rows>
 FC_INLINE void set_to_bias(Block<T, vectors, rows>& acc, const T* bias, int64_t last_lanes) {
 #pragma GCC unroll 2
@@ -36,7 +39,7 @@ FC_INLINE void add(Block<T, vectors, rows>& sum, const Block<T, vectors, rows>& 
   }
 }
 
-// `rows` rows of the taps of one group, in the order of NHWC memory. A row is one run where its pixels touch.
+// `rows` rows of the taps of one group, in the order of NHWC memory. A row is one run if its pixels are adjacent.
 inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
   const bool runs = s.groups == 1 && s.dilation_w == 1 && x.pixel == s.C;
   const int64_t row = s.dilation_h * x.row, pixel = s.dilation_w * x.pixel;
@@ -44,40 +47,64 @@ inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
   return {rows, row, s.S, pixel, s.group_C(), 1};
 }
 
-// A sum longer than this is added up from the sums of its rows: half the rounding error on 576 taps, 1 % of the time.
+// A longer sum is added up from the sums of its rows. With 576 taps that halves the rounding error and costs 1 % of the
+// time.
 constexpr int64_t longest_sum = 256;
 
-// Windows of R x S pixels, Q in a row. They touch, and none hangs over.
+// Pooling windows of R x S pixels, Q of them in a row. They touch, and none crosses an edge. No pooling is represented
+// as 1x1 pooling.
 struct WindowRow {
   int64_t R, S, Q;
 };
 
-// A block's columns of the packed weight: elements from tap to tap, and lanes in use in its last vector.
+// A block's columns of the packed weight: the elements from tap to tap, and the lanes in use in the last vector.
 struct PackedColumns {
   int64_t step, last_lanes;
 };
 
-// `by_rows`: a long sum, added up from the sums of its rows. (Chosen in here, the choice costs short sums half as much
-// again.) `window`: R * S of the windows. `weight` and `to` begin at the block's first channel.
+// Writes the first `count` windows of a block of sums, after ReLU and max-pooling if they are fused.
+template <class T, int vectors, int rows, int window, bool fused>
+FC_INLINE void store_windows(const Block<T, vectors, rows>& acc, int count, T* y, uint8_t* argmax, int64_t K,
+                             int64_t last_lanes) {
+#pragma GCC unroll 12
+  for (int i = 0; i < rows / window; ++i) {
+    if (i >= count) continue;
+    const int64_t at = i * K;
+    if constexpr (!fused) {
+      store_block(acc, i, y + at, last_lanes);
+    } else {
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) {
+        WindowMax<T> max(acc.value[i * window][v]);
+#pragma GCC unroll 9
+        for (int j = 1; j < window; ++j) max.take(acc.value[i * window + j][v], j);
+        const int64_t lane = at + v * lanes<T>;
+        max.store(y + lane, argmax + lane, v < vectors - 1 ? lanes<T> : last_lanes);
+      }
+    }
+  }
+}
+
+// `window`: the number of pixels in a window. `weight` and `to` begin at the block's first channel.
+// `by_rows`: the sum is longer than longest_sum. It is a template argument, since a choice at run time makes short sums
+// take 1.5 times as long.
 template <class T, int vectors, bool by_rows, int window, bool fused>
-void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& input, const PackedWeight<T>& weight,
+void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& x, const PackedWeight<T>& weight,
                    const PackedColumns& columns, const PooledTile<T>& to) {
   constexpr int at_once = window <= block_rows ? block_rows / window : 1;
   constexpr int block = at_once * window;
-  const T *x = input.data, *packed = weight.data, *bias = weight.bias;
-  const Strides& strides = input.strides;
+  const T *packed = weight.data, *bias = weight.bias;
+  const Strides& strides = x.strides;
   const int64_t packed_step = columns.step, last_lanes = columns.last_lanes, rows = to.rows;
-  T* y = to.data;
-  uint8_t* argmax = to.argmax;
   const Walk taps = taps_walk(s, strides, by_rows ? 1 : s.R);
   const int64_t pixel_step = s.stride_w * strides.pixel, row_step = s.stride_h * strides.row;
   int64_t offset[window];
   for (int i = 0; i < window; ++i) offset[i] = i / w.S * row_step + i % w.S * pixel_step;
   const int64_t windows = to.images * rows * w.Q;
   int64_t n = 0, p = 0, q = 0;
-  const T* from = x;
+  const T* from = x.data;
   for (int64_t first = 0; first < windows; first += at_once) {
-    // Where a block is one window, the compiler shall see it: conv1 of MnistCNN 0.51 to 0.49 ms (Zen 3).
+    // The compiler has to see that a block is one window: conv1 of MnistCNN takes 0.49 ms then, else 0.51 (Zen 3).
     const bool full = at_once == 1 || windows - first >= at_once;
     const int count = full ? at_once : static_cast<int>(windows - first);
     const T* a[block];
@@ -87,7 +114,7 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
       if (++q == w.Q) {
         q = 0;
         if (++p == rows) p = 0, ++n;
-        from = x + n * strides.image + p * w.R * row_step;
+        from = x.data + n * strides.image + p * w.R * row_step;
       }
     }
     for (int row = count * window; row < block; ++row) a[row] = a[0];
@@ -103,38 +130,27 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
         for (const T*& row : a) row += s.dilation_h * strides.row;
       }
     }
-#pragma GCC unroll 12
-    for (int i = 0; i < at_once; ++i) {
-      if (i >= count) continue;
-      const int64_t at = (first + i) * s.K;
-      if constexpr (!fused) {
-        store_block(acc, i, y + at, last_lanes);
-      } else {
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) {
-          WindowMax<T> max(acc.value[i * window][v]);
-#pragma GCC unroll 9
-          for (int j = 1; j < window; ++j) max.take(acc.value[i * window + j][v], j);
-          const int64_t lane = at + v * lanes<T>;
-          max.store(y + lane, argmax + lane, v < vectors - 1 ? lanes<T> : last_lanes);
-        }
-      }
-    }
+    T* y = to.data + first * s.K;
+    uint8_t* argmax = fused ? to.argmax + first * s.K : nullptr;
+    store_windows<T, vectors, block, window, fused>(acc, count, y, argmax, s.K, last_lanes);
   }
 }
 
-// One block of output channels. x: the first pixel that the tile reads; y: the tile's first window, its windows
-// adjacent; its argmax is null where nothing is fused.
+// One block of output channels. y.argmax is null if nothing is fused.
 template <class T, int window, bool fused>
 void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& x, const PackedWeight<T>& weight,
                   const PooledTile<T>& y, int64_t index) {
+  FASTCONV_ASSERT(readable(x.data) && readable(weight.data) && readable(y.data) && (y.argmax != nullptr) == fused);
+  FASTCONV_ASSERT(y.images > 0 && y.row >= 0 && y.rows >= 0);
+  FASTCONV_ASSERT((y.row + y.rows) * w.R <= s.P && w.Q * w.S <= s.Q && w.R * w.S == window);
+  FASTCONV_ASSERT(is_block<T>(index, s.groups, s.group_K()));
   const ChannelBlock<T> block(index, s.group_K());
   const int64_t k = block.group * s.group_K() + block.first;
   const T* packed = weight.data + (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
   const InputTile<T> group_x = {x.data + block.group * s.group_C(), x.strides};
   const bool by_rows = s.taps() > longest_sum;
   const int64_t step = block.vectors * lanes<T>;
-  // A window larger than the block of this level takes one vector at a time.
+  // A window that has more pixels than the level's block has rows takes one vector at a time.
   constexpr int most = window <= block_rows ? block_vectors : 1;
   for (int v = 0; v < block.vectors; v += most) {
     const auto run =
@@ -149,15 +165,16 @@ void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& 
 }
 
 template <class T>
-void conv2d_forward(const Conv2dShape& s, const InputTile<T>& x, const PackedWeight<T>& weight, const OutputTile<T>& y,
-                    int64_t index) {
+void forward(const Conv2dShape& s, const InputTile<T>& x, const PackedWeight<T>& weight, const OutputTile<T>& y,
+             int64_t index) {
   forward_tile<T, 1, false>(s, {1, 1, s.Q}, x, weight, {y.data, nullptr, y.images, y.row, y.rows}, index);
 }
 
-// Windows of as many pixels as window_kernel_serves says; they touch, without padding or dilation.
+// With ReLU and max-pooling. Windows have 1, 4 or 9 pixels, and they touch, without padding or dilation.
 template <class T>
-void conv2d_relu_max_pool2d_forward(const FusedShape& f, const InputTile<T>& x, const PackedWeight<T>& weight,
-                                    const PooledTile<T>& y, int64_t index) {
+void relu_max_pool2d_forward(const FusedShape& f, const InputTile<T>& x, const PackedWeight<T>& weight,
+                             const PooledTile<T>& y, int64_t index) {
+  FASTCONV_ASSERT(f.windows_touch() && (f.window() == 1 || f.window() == 4 || f.window() == 9));
   const Pool2dShape& pool = f.pool;
   const auto run = f.window() == 1   ? forward_tile<T, 1, true>
                    : f.window() == 4 ? forward_tile<T, 4, true>
@@ -165,4 +182,4 @@ void conv2d_relu_max_pool2d_forward(const FusedShape& f, const InputTile<T>& x, 
   run(f.conv, {pool.R, pool.S, pool.Q}, x, weight, y, index);
 }
 
-}  // namespace fastconv::FC_LEVEL
+}  // namespace fastconv::FC_LEVEL::direct

@@ -1,17 +1,21 @@
-// The forward pass of the convolution for few output pixels and many channels, from the weight as it lies (KRSC):
+// The forward pass of the convolution for few output pixels and many channels:
 //
-//   y[i, k] = b[k] + sum over (r, s, c) of x[at[i] + offset(r, s) + c] * w[k, r, s, c]
+//   y[i, k] = b[k] + sum over r, s, c of x[offset[i] + (r, s) + c] * w[k, r, s, c]
 //
-// Lanes are input channels, on both sides, so nothing is packed, and each weight is read once. That is what counts when
-// the weight comes from memory and serves a few pixels only, as in inference of one image.
+// Layout: x is NHWC; the weight is KRSC, as a channels_last weight is, and is not packed; y is [pixel][K].
+//
+// Blocking: lanes are input channels on both sides. A register block holds block_rows pixels x 2 output channels, whose
+// lanes are added up at the end. Each weight is read once for each block of pixels. That is the cost that counts when
+// the weight comes from memory and only a few pixels use it, as in inference on one image.
 #pragma once
 
-#include "conv2d.h"
+#include "blocks.h"
+#include "transpose.h"
 
-namespace fastconv::FC_LEVEL {
+namespace fastconv::FC_LEVEL::small_output {
 
-// The sum of the lanes of each of a block's vectors, row by row. (Turned, they are added as vectors: lane by lane it
-// would cost as much as all multiplications of 512 channels.)
+// The sum of the lanes of each vector of a block, row by row. The block is transposed first, so that whole vectors are
+// added. Adding lane by lane costs as much as all multiplications of 512 channels.
 template <class T>
 FC_INLINE void sum_lanes(const Block<T, 2>& acc, T* sums) {
   constexpr int64_t count = 2 * block_rows;
@@ -23,14 +27,17 @@ FC_INLINE void sum_lanes(const Block<T, 2>& acc, T* sums) {
   }
 }
 
-// Some channels of a list of pixels; y: (pixels, K). C is a multiple of the lanes, and there is one group.
+// Computes some output channels of a list of pixels. There is one group, and C is a multiple of the lanes.
 template <class T>
-void dot_forward(const Conv2dShape& s, const InputTile<T>& input, const PixelList& list, const PackedWeight<T>& krsc,
-                 T* y, const ChannelRange& channels) {
+void forward(const Conv2dShape& s, const InputTile<T>& input, const PixelList& list, const PackedWeight<T>& krsc, T* y,
+             const ChannelRange& channels) {
+  FASTCONV_ASSERT(readable(input.data) && readable(krsc.data) && readable(y) && list.count > 0);
+  FASTCONV_ASSERT(s.groups == 1 && s.C % lanes<T> == 0);
+  FASTCONV_ASSERT(0 <= channels.first && channels.first < channels.last && channels.last <= s.K);
   const T *x = input.data, *weight = krsc.data, *bias = krsc.bias;
   const Strides& strides = input.strides;
   const int64_t *at = list.offset, pixels = list.count, k0 = channels.first, k1 = channels.last;
-  const bool runs = s.dilation_w == 1 && strides.pixel == s.C;  // a row of taps is one run
+  const bool runs = s.dilation_w == 1 && strides.pixel == s.C;  // a row of taps is contiguous
   const int64_t runs_in_row = runs ? 1 : s.S, length = runs ? s.S * s.C : s.C;
   for (int64_t k = k0; k < k1; k += 2) {
     const bool both = k + 1 < k1;
@@ -66,4 +73,4 @@ void dot_forward(const Conv2dShape& s, const InputTile<T>& input, const PixelLis
   }
 }
 
-}  // namespace fastconv::FC_LEVEL
+}  // namespace fastconv::FC_LEVEL::small_output

@@ -1,17 +1,23 @@
-// The end of a fused convolution: ReLU and max-pooling of sums that lie in registers or in a thread's scratch.
+// The epilogue of a fused convolution: ReLU and max-pooling of sums in registers or in a workspace, and the gradient's
+// way back through both.
 //
-// What backward needs to know of a window is one byte a channel: the position r * S + s of its maximum, or `dead` where
-// the maximum is not above zero, so that no gradient passes ReLU. PyTorch's rules hold: the first maximum wins; a NaN
-// wins over every number, the last of several; the gradient of ReLU at NaN is 1, at 0 it is 0.
+//   y[n, p, q, c] = max over r, s of max(0, conv[n, p * u + r * d - pad, q * v + s * d - pad, c])
+//
+// Backward needs one byte of each window and channel, the argmax (shapes.h): the position r * S + s of the maximum, or
+// no_gradient if the maximum is not above zero. PyTorch's rules hold: the first maximum wins. A NaN wins over every
+// number, and the last of several NaNs wins. The gradient of ReLU is 1 at NaN and 0 at 0.
+//
+// Layout: conv, y, argmax and the gradients are NHWC and contiguous.
 #pragma once
 
-#include "../../shapes.h"
+#include "assert.h"
 #include "operands.h"
 #include "range.h"
-#include "simd.h"
+#include "simd_bytes.h"
 
 namespace fastconv::FC_LEVEL {
 
+// The running maximum of one window in each lane.
 template <class T>
 struct WindowMax {
   Vec<T> value;
@@ -27,14 +33,17 @@ struct WindowMax {
 
   FC_INLINE void store(T* y, uint8_t* argmax, int64_t count) const {
     store_upto(y, zero_or_above<T>(value), count);
-    const Vec<IntLike<T>> none = static_cast<IntLike<T>>(dead) - Vec<IntLike<T>>{};
+    const Vec<IntLike<T>> none = static_cast<IntLike<T>>(no_gradient) - Vec<IntLike<T>>{};
     store_bytes<T>(argmax, select<IntLike<T>>(not_above_zero<T>(value), none, at), count);
   }
 };
 
-// Any pool, from convolution results that lie in scratch: all rows that the windows of `to` look at.
+// ReLU and max-pooling of any kind, from the convolution's results. `conv` has all rows that the windows of `to` read.
 template <class T>
 void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const PooledTile<T>& to) {
+  FASTCONV_ASSERT((conv.rows == 0 || readable(conv.data)) && readable(to.data) && readable(to.argmax));
+  FASTCONV_ASSERT(to.images > 0 && to.images <= conv.images && to.row >= 0 && to.row + to.rows <= s.P);
+  FASTCONV_ASSERT(conv.row >= 0 && conv.rows >= 0 && conv.row + conv.rows <= s.H);
   const int64_t images = to.images, p0 = to.row, rows = to.rows;
   T* y = to.data;
   uint8_t* argmax = to.argmax;
@@ -49,7 +58,7 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
         for (int64_t c = 0; c < s.C; c += lanes<T>) {
           const T* from = image + (h0 * s.W + w0) * s.C + c;
           const int64_t left = s.C - c;
-          // Below every number, so that the first tap is taken.
+          // Every number is larger, so the first tap is taken.
           const Vec<T> lowest = -static_cast<T>(__builtin_inf()) - Vec<T>{};
           WindowMax<T> max(lowest);
           for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
@@ -59,7 +68,7 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
             }
           }
           max.store(y + c, argmax + c, left);
-          // A window wholly in the padding saw nothing, not even ReLU.
+          // A window that lies in the padding altogether is -infinity, as in PyTorch. ReLU does not change it.
           if (taps_r.begin >= taps_r.end || taps_s.begin >= taps_s.end) store_upto(y + c, lowest, left);
         }
         y += s.C;
@@ -69,16 +78,18 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
   }
 }
 
-// The gradient of the convolution's results, which the caller has zeroed, of one image.
+// Adds the gradient of one image to that of the convolution's results, which the caller has zeroed. Bytes of argmax
+// that point out of the image are ignored.
 template <class T>
 void unpool(const Pool2dShape& s, const T* g, const uint8_t* argmax, T* grad_conv) {
+  FASTCONV_ASSERT(readable(g) && readable(argmax) && readable(grad_conv));
   for (int64_t p = 0; p < s.P; ++p) {
     for (int64_t q = 0; q < s.Q; ++q) {
       const int64_t h0 = p * s.stride_h - s.pad_h, w0 = q * s.stride_w - s.pad_w;
       for (int64_t c = 0; c < s.C; ++c, ++g, ++argmax) {
         const int64_t h = h0 + *argmax / s.S * s.dilation_h, w = w0 + *argmax % s.S * s.dilation_w;
-        const bool live = *argmax < s.R * s.S && h >= 0 && h < s.H && w >= 0 && w < s.W;
-        if (live) grad_conv[(h * s.W + w) * s.C + c] += *g;
+        const bool valid = *argmax < s.R * s.S && h >= 0 && h < s.H && w >= 0 && w < s.W;
+        if (valid) grad_conv[(h * s.W + w) * s.C + c] += *g;
       }
     }
   }
