@@ -20,9 +20,9 @@ import torch
 from ratios import VARIANTS, speed_up_claim, time_claim
 
 import fastconv
-from fastconv.mnist import data
-from fastconv.mnist.alternate import Make
-from fastconv.mnist.bench import adam, training_step
+from fastconv.classifier import data
+from fastconv.classifier.alternate import Make
+from fastconv.classifier.bench import adam, training_step
 from fastconv.models import MnistCNN
 
 STEPS_BEFORE = 750

@@ -12,8 +12,8 @@ import pytest
 from machine import machine
 from ratios import time_claim
 
+from fastconv.classifier.alternate import Make, Rounds, alternate_processes, medians
 from fastconv.environment import benchmark_rounds
-from fastconv.mnist.alternate import Make, Rounds, alternate_processes, medians
 
 ROUNDS = benchmark_rounds()
 WARM_UP = 5

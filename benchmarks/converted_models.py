@@ -23,7 +23,7 @@ from rich.table import Table
 from torch.nn import functional as F
 
 import fastconv
-from fastconv.mnist.alternate import OURS, TORCH, Make, Rounds, alternate_processes, medians
+from fastconv.classifier.alternate import OURS, TORCH, Make, Rounds, alternate_processes, medians
 
 #: Images of a step, and whether it is one of training.
 JOBS = {"training step, 64": (64, True), "inference, 64": (64, False), "inference, 1": (1, False)}

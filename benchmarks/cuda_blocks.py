@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
-from fastconv.mnist.bench import VARIANTS
+from fastconv.classifier.bench import VARIANTS
 
 CALLS, ROUNDS = 20, 20
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import fastconv
-from fastconv.mnist.bench import cpu_name
+from fastconv.classifier.bench import cpu_name
 
 
 def machine() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastconv.mnist import UserError, files, printable, schemas
-from fastconv.mnist.alternate import OURS, TORCH
+from fastconv.classifier import UserError, files, printable, schemas
+from fastconv.classifier.alternate import OURS, TORCH
 
 OPERATORS = ["", *VARIANTS, "torch's fastest / fastconv", "NCHW / NCHW"]
 CLAIMS = ["", *TORCH, OURS, "torch's fastest / fastconv", "quartiles"]

@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastconv.classifier.bench import adam, batches
 from fastconv.environment import benchmark_rounds
-from fastconv.mnist.bench import adam, batches
 
 VARIANTS = {"torch channels_last": "PyTorch", "fastconv channels_last": "fastconv"}
 TURNS, STEPS = max(2, benchmark_rounds() // 6), 20

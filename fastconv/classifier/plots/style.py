@@ -1,0 +1,89 @@
+"""What the pictures share: figures, colours, and names short enough to draw."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fastconv.classifier import printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RIGHT = "tab:blue"
+WRONG = "tab:red"
+OTHER = "0.65"
+TRAINING = "tab:blue"
+VALIDATION = "tab:orange"
+FAINT = "0.4"
+_DPI = 150
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, laid out so that nothing overlaps."""
+    # Figure and FigureCanvasAgg rather than pyplot: no global state, and no window system, whatever the user has set.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """``figure`` as a PNG file."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # A name in letters that the font lacks is drawn as boxes: that is seen, and no news for stderr.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def drawn(name: str, length: int = 100) -> str:
+    """``name`` as text for matplotlib: on one line, of at most ``length`` characters, its dollars no formulas.
+
+    Of a longer one the middle is left out, since names that begin alike often end with what tells them apart.
+    """
+    name = " ".join(printable(name).split())
+    if len(name) > length:
+        tail = length // 3
+        name = name[: length - 1 - tail].rstrip() + "…" + name[-tail:].lstrip()
+    return name.replace("$", r"\$")
+
+
+def drawn_names(names: Sequence[str], length: int) -> list[str]:
+    """Names as :func:`drawn` has them; those that look alike when they are short have their index behind them."""
+    short = [drawn(name, length) for name in names]
+    count = Counter(short)
+    tags = [f" ({index})" if count[name] > 1 else "" for index, name in enumerate(short)]
+    return [drawn(name, length - len(tag)) + tag for name, tag in zip(names, tags, strict=True)]
+
+
+def percent(share: float) -> str:
+    """``share`` as a percentage that says 100 % and 0 % only of what is: 0.9996 is 99.96 %."""
+    for digits in (0, 1, 2):
+        text = f"{share:.{digits}%}"
+        if 0 < float(text[:-1]) < 100 or share in (0, 1):
+            return f"{text[:-1]} %"
+    return "> 99.99 %" if share > 0.5 else "< 0.01 %"
+
+
+def show_image(axes: Any, image: Tensor) -> None:
+    """Draw ``image``: (1, H, W), dark on light, or (3, H, W), in its colours; of other C, the mean over them."""
+    if len(image) == 3:
+        axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
+    else:
+        axes.imshow(image.mean(0).numpy(), cmap="gray_r", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+
+
+def hide(axes: Any) -> None:
+    """Leave unused places of a grid empty."""
+    for unused in axes:
+        unused.set_axis_off()
