@@ -22,13 +22,13 @@ from typing import Any
 
 import torch
 from bench_training_step import save_trained, trained_model
-from machine import caption, machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastconv.classifier.bench import adam, batches
+from fastconv.benchmarking.machine import caption, machine
+from fastconv.benchmarking.training_step import adam, batches
 from fastconv.environment import benchmark_rounds
 
 VARIANTS = {"torch channels_last": "PyTorch", "fastconv channels_last": "fastconv"}

@@ -18,7 +18,7 @@ from PIL import Image
 import fastconv
 from fastconv.classifier import bench
 from fastconv.classifier.bench import VARIANTS, Row
-from fastconv.classifier.cli import main
+from fastconv.classifier.cli.main import main
 
 Output = pytest.CaptureFixture[str]
 

@@ -16,7 +16,7 @@ import pytest
 from test_classifier_data import write_cifar10, write_mnist
 
 from fastconv.classifier import data
-from fastconv.classifier.cli import main
+from fastconv.classifier.cli.main import main
 from fastconv.classifier.data import DataError, download
 from fastconv.classifier.data.download import SOURCES, Source
 
@@ -229,8 +229,8 @@ def test_without_a_connection_one_line_says_what_to_do(
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.startswith("fastconv: cannot download train-images-idx3-ubyte.gz: 127.0.0.1:")
-    assert ": no connection. Try again later; or fetch train-images-idx3-ubyte.gz, train-labels-" in output.err
-    assert f"from {SOURCES['mnist'].mirrors[0]} by other means, put what you have into {tmp_path}/MNIST/raw" in (
+    assert ": no connection. Try again later. Or fetch train-images-idx3-ubyte.gz, train-labels-" in output.err
+    assert f"from {SOURCES['mnist'].mirrors[0]} by other means, put the files into {tmp_path}/MNIST/raw" in (
         output.err
     )
     assert output.err.count("\n") == 1

@@ -25,12 +25,17 @@ from PIL import Image
 from test_classifier_data import batch, idx, python2_pickle
 
 import fastconv
-from fastconv.classifier import UserError, checkpoint, cli, config, data, images, schemas, training
+from fastconv.classifier import checkpoint, config, data, schemas
 from fastconv.classifier.checkpoint import Checkpoint
-from fastconv.classifier.cli import main
+from fastconv.classifier.cli import main as cli
+from fastconv.classifier.cli.main import main
 from fastconv.classifier.config import TrainingConfig
+from fastconv.classifier.data import images
 from fastconv.classifier.data.cifar import _read_batch
 from fastconv.classifier.data.idx import read_idx
+from fastconv.classifier.errors import UserError
+from fastconv.classifier.fit import EpochResult, Totals, Training
+from fastconv.classifier.networks import build_model
 from fastconv.classifier.runs import RunFolder
 
 Output = pytest.CaptureFixture[str]
@@ -113,13 +118,13 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(32, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
 
 
-def interrupted(optimizer: str = "adam") -> training.Training:
+def interrupted(optimizer: str = "adam") -> Training:
     """A training that was stopped within its second epoch."""
     settings = SETTINGS | {"optimizer": optimizer}
-    found = training.Training(*digits(), TrainingConfig.of(settings))
+    found = Training(*digits(), TrainingConfig.of(settings))
     done: list[int] = []
 
-    def stop(epoch: int, totals: training.Totals) -> None:
+    def stop(epoch: int, totals: Totals) -> None:
         done.append(epoch)
         if len(done) == 4:  # of three steps each
             found.stop()
@@ -134,7 +139,7 @@ def state() -> dict[str, Any]:
 
 
 def checkpoint_content() -> dict[str, Any]:
-    weights = training.build_model(MODEL).state_dict()
+    weights = build_model(MODEL).state_dict()
     path = Path("whole.pt")
     checkpoint.save(path, Checkpoint(MODEL, weights, 0.5, SETTINGS))
     return torch.load(path, weights_only=True)
@@ -155,7 +160,7 @@ def history_content() -> dict[str, Any]:
 
 
 def test_the_schemas_have_the_fields_of_what_they_describe() -> None:
-    assert schemas.Epoch.model_fields.keys() == get_type_hints(training.EpochResult).keys()
+    assert schemas.Epoch.model_fields.keys() == get_type_hints(EpochResult).keys()
     assert schemas.TrainingState.model_fields.keys() == interrupted().state_dict().keys()
     assert schemas.problem(schemas.History, history_content()) is None
 
@@ -232,7 +237,7 @@ def test_a_training_with_any_wrong_value_goes_on_or_is_refused_in_one_line(optim
     folder = RunFolder(Path())
     folder.training.write_bytes(b"")
     refused = 0
-    fresh = training.Training(*digits(), TrainingConfig.of(settings))
+    fresh = Training(*digits(), TrainingConfig.of(settings))
     for name, mutant in mutants(content):
 
         def read(mutant: Any = mutant) -> None:
@@ -268,7 +273,7 @@ def test_a_training_says_which_value_is_wrong(state: dict[str, Any], change: dic
     content = {"format": "fastconv-training", "version": 3, "settings": SETTINGS, "training": state | change}
     torch.save(content, folder.training)
     with pytest.raises(UserError, match=message):
-        folder.restore(training.Training(*digits(), TrainingConfig.of(SETTINGS)))
+        folder.restore(Training(*digits(), TrainingConfig.of(SETTINGS)))
 
 
 def test_a_history_with_any_wrong_value_is_read_or_refused_in_one_line() -> None:
@@ -546,7 +551,7 @@ def test_a_package_that_cannot_be_imported_is_named(capsys: Output, monkeypatch:
 )
 def test_a_variable_that_holds_garbage_is_told_in_one_line(variable: str, arguments: list[str], message: str) -> None:
     if variable == "MPLBACKEND":
-        checkpoint.save(Path("x.pt"), Checkpoint(MODEL, training.build_model(MODEL).state_dict(), 0.5))
+        checkpoint.save(Path("x.pt"), Checkpoint(MODEL, build_model(MODEL).state_dict(), 0.5))
     done = subprocess.run(
         [sys.executable, "-m", "fastconv", *arguments],
         env=ENVIRONMENT | {variable: "garbage"}, capture_output=True, text=True, check=False,
@@ -637,7 +642,7 @@ HUGE = "99999999999999999999"
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_a_number_out_of_its_range_is_refused(arguments: list[str], message: str, capsys: Output) -> None:
-    checkpoint.save(Path("x.pt"), Checkpoint(MODEL, training.build_model(MODEL).state_dict(), 0.5))
+    checkpoint.save(Path("x.pt"), Checkpoint(MODEL, build_model(MODEL).state_dict(), 0.5))
     assert message in complaint(arguments, capsys)
 
 

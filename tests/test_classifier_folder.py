@@ -11,7 +11,7 @@ import torch
 from PIL import Image, features
 
 from fastconv.classifier import checkpoint, data
-from fastconv.classifier.cli import main
+from fastconv.classifier.cli.main import main
 from fastconv.classifier.data import DataError
 
 Output = pytest.CaptureFixture[str]
@@ -96,11 +96,11 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     images.mkdir()
     assert "has no classes" in complaint()
     (images / "cats").mkdir()
-    assert "one class only, cats" in complaint()
+    assert "only one class, cats" in complaint()
     write_images(images, count=4)
     assert complaint() == f"{images / 'cats'} has no images"
     (images / "cats").rmdir()
-    assert complaint().startswith(f"{images / 'blue'} has 4 of the at least 5 images")
+    assert complaint().startswith(f"{images / 'blue'} has 4 images, but needs 5")
     assert "between 1 and 1024, not 0" in complaint(size=0)
     assert "between 1 and 1024, not 1025" in complaint(size=1025)
     write_images(images / "train", count=1)
@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
     (images / "test" / "red$").rename(images / "test" / "rot")
     assert "different classes: only one of them has red$, rot" in complaint()
     (images / "test").rename(images / "val")
-    assert "has train, but no test beside it: rename the folder of validation images to test" in complaint()
+    assert "has train, but not test: rename the folder of validation images to test" in complaint()
 
 
 def damaged_avif(content: bytes) -> bytes:
@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage) -> None: 
 
 
 def test_a_size_or_no_folder_with_another_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="image size goes with the data set folder"):
+    with pytest.raises(DataError, match="image size applies to the data set folder"):
         data.load("mnist5k", size=28)
     with pytest.raises(DataError, match="needs --data-dir"):
         data.load("folder")
@@ -145,7 +145,7 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
     train = ["train", "--dataset", "folder", "--data-dir", "images", "--image-size", "24", "--output", "run"]
     train += ["--model", "conv8, pool, dense16", "--epochs", "8", "--batch-size", "8", "--lr", "0.01"]
     assert main([*train, "--augment", "flip"]) == 0
-    assert "conv8, pool, dense16 on images: 39 training images, 9 held out" in capsys.readouterr().out
+    assert "conv8, pool, dense16 on images: 39 training images, 9 validation images" in capsys.readouterr().out
     saved = checkpoint.load(Path("run/checkpoint.pt"))
     assert (saved.shape, saved.class_names) == ((3, 24, 24), tuple(COLOURS))
 
@@ -172,6 +172,6 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
     capsys.readouterr()
     Path("grey/red$").rename("grey/rot")
     assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 2
-    assert "other classes than grey: red$ where that has rot" in capsys.readouterr().err
+    assert "the classes of grey differ from the checkpoint's: rot in place of red$" in capsys.readouterr().err
     assert main(["evaluate", "run/checkpoint.pt", "--dataset", "mnist5k"]) == 2
-    assert "images of 3 x 24 x 24 in 3 classes, not of mnist5k: 1 x 28 x 28 in 10" in capsys.readouterr().err
+    assert "images of 3 x 24 x 24 in 3 classes, but mnist5k has images of 1 x 28 x 28 in 10 classes" in capsys.readouterr().err

@@ -18,8 +18,8 @@ from PIL import Image, ImageShow
 from torch import Tensor
 
 from fastconv.builder import build_cnn
-from fastconv.classifier import plots, report
-from fastconv.classifier.cli import main
+from fastconv.classifier import evaluation, plots, report
+from fastconv.classifier.cli.main import main
 from fastconv.classifier.data import DataSet
 from fastconv.classifier.plots.style import drawn, drawn_names, percent
 from fastconv.classifier.runs import RunFolder
@@ -241,7 +241,7 @@ def test_report_writes_where_it_is_told(run: Path, tmp_path: Path, capsys: Outpu
 def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path: Path) -> None:
     model = build_cnn("conv4, pool, dense4", (3, 12, 12), 3)
     images = torch.rand(6, 3, 12, 12)
-    labels = report.training.predict(model, images).argmax(1)
+    labels = evaluation.predict(model, images).argmax(1)
     names = ("<b>bold</b>", "a & b", '"quoted" $')
     data = DataSet("tiny <set>", images, labels, images, labels, names)
     record: dict[str, Any] = {"config": {"model": "<i>"}, "versions": {"<u>": "&amp;"}, "epochs": history(2)}
@@ -331,4 +331,4 @@ def test_plot_shows_the_picture_where_there_is_a_display(
     assert shown == ["one.png"]
     monkeypatch.setattr(ImageShow, "show", lambda *_: False)
     assert main(plot) == 2
-    assert "no display or picture viewer to --show" in capsys.readouterr().err
+    assert "no display or no picture viewer was found" in capsys.readouterr().err

@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 import fastconv.nn
-from fastconv.classifier import augment, checkpoint, data, files, training
+from fastconv.classifier import augment, checkpoint, data, evaluation, files
 from fastconv.classifier import config as configuration
 from fastconv.classifier.checkpoint import Checkpoint, CheckpointError
-from fastconv.classifier.classifier import Classifier
 from fastconv.classifier.config import TrainingConfig, TrainingError
-from fastconv.classifier.images import read_image
-from fastconv.classifier.training import EpochResult, Totals, fit
+from fastconv.classifier.data.images import read_image
+from fastconv.classifier.estimator import Classifier
+from fastconv.classifier.fit import EpochResult, Totals, Training, fit
+from fastconv.classifier.networks import build_model
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def test_both_backends_train_alike(digits: tuple[Tensor, Tensor]) -> None:
 
 
 def test_the_backend_chooses_the_layers() -> None:
-    ours, torchs = (training.build_model("mnist-cnn", backend) for backend in configuration.BACKENDS)
+    ours, torchs = (build_model("mnist-cnn", backend) for backend in configuration.BACKENDS)
     assert type(ours.get_submodule("conv1")) is fastconv.nn.ConvReLUMaxPool2d
     assert isinstance(torchs.get_submodule("conv1"), torch.nn.Conv2d)
     assert not isinstance(torchs.get_submodule("conv1"), fastconv.nn.Conv2d)
@@ -73,7 +74,7 @@ def test_each_training_image_is_seen_once_an_epoch(digits: tuple[Tensor, Tensor]
     # With a learning rate too small to move a weight, the epoch's means are those of the images themselves.
     images, labels = digits
     model, history = fit(images, labels, TrainingConfig(epochs=2, lr=1e-30, batch_size=48))
-    loss, accuracy = training.evaluate(model, images[:256], labels[:256])
+    loss, accuracy = evaluation.evaluate(model, images[:256], labels[:256])
     for result in history:
         assert result.loss == pytest.approx(loss, rel=1e-5)
         assert result.accuracy == pytest.approx(accuracy)
@@ -94,7 +95,7 @@ def test_the_end_is_held_out(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     config = TrainingConfig(epochs=1, validation_split=0.25)
     model, (result,) = fit(images, labels, config)
-    assert (result.val_loss, result.val_accuracy) == training.evaluate(model, images[240:], labels[240:])
+    assert (result.val_loss, result.val_accuracy) == evaluation.evaluate(model, images[240:], labels[240:])
     disturbed = torch.cat([images[:240], torch.rand(80, 1, 28, 28)])
     other, _ = fit(disturbed, labels, config)
     assert all(map(torch.equal, weights(model), weights(other)))
@@ -115,12 +116,12 @@ def test_without_a_split_there_is_no_validation(digits: tuple[Tensor, Tensor]) -
 
 def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = (torch.cat([part, part, part])[:701] for part in digits)  # more than one batch of evaluate's
-    model = training.build_model("mnist-cnn")
+    model = build_model("mnist-cnn")
     logits = model(images)
-    loss, accuracy = training.evaluate(model, images, labels)
+    loss, accuracy = evaluation.evaluate(model, images, labels)
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
     assert accuracy == (logits.argmax(1) == labels).double().mean().item()
-    torch.testing.assert_close(training.predict(model, images), logits.detach().softmax(1))
+    torch.testing.assert_close(evaluation.predict(model, images), logits.detach().softmax(1))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +173,7 @@ def test_a_recipe_is_a_configuration(recipe: str) -> None:
 def test_the_learning_rate_follows_the_schedule(digits: tuple[Tensor, Tensor], schedule: str) -> None:
     rates: list[float] = []
     config = TrainingConfig(epochs=2, schedule=schedule, lr=0.01)
-    run = training.Training(*digits, config)
+    run = Training(*digits, config)
     run.run(lambda epoch, totals: rates.append(run.state_dict()["optimizer"]["param_groups"][0]["lr"]))
     shares = [i / 8 for i in range(8)]  # of 256 images, 4 batches twice
     expected = {
@@ -192,7 +193,7 @@ def test_a_training_taken_up_again_gives_the_same_weights(
     config = TrainingConfig(model, epochs=2, seed=3, augment=moved, schedule="one-cycle", label_smoothing=0.1)
     whole, history = fit(*digits, config)
 
-    first, steps = training.Training(*digits, config), []
+    first, steps = Training(*digits, config), []
 
     def count(epoch: int, totals: Totals) -> None:
         steps.append(epoch)
@@ -205,7 +206,7 @@ def test_a_training_taken_up_again_gives_the_same_weights(
     torch.save(first.state_dict(), buffer)
     buffer.seek(0)
     torch.rand(5)
-    second = training.Training(*digits, config)
+    second = Training(*digits, config)
     second.load_state_dict(torch.load(buffer, weights_only=True))
     second.run()
     assert second.done
@@ -218,8 +219,8 @@ def test_a_training_taken_up_again_gives_the_same_weights(
 def test_each_process_draws_for_itself_and_again_so_when_taken_up(digits: tuple[Tensor, Tensor]) -> None:
     config = TrainingConfig("conv8, pool, dropout.5", epochs=2, validation_split=0)
 
-    def in_process(rank: int, state: dict[str, Any] | None = None) -> training.Training:
-        process = training.Training(*digits, config)
+    def in_process(rank: int, state: dict[str, Any] | None = None) -> Training:
+        process = Training(*digits, config)
         process._distributed.rank = rank
         if state is not None:
             process.load_state_dict(state)
@@ -243,10 +244,10 @@ def test_progress_counts_the_images_of_all_processes(digits: tuple[Tensor, Tenso
     config = TrainingConfig("conv4, pool", batch_size=319, validation_split=0)
     for rank, own in ((0, [160, 161]), (1, [159, 159])):
         seen: list[Totals] = []
-        process = training.Training(*digits, config)
+        process = Training(*digits, config)
         process._distributed.rank, process._distributed._count = rank, 2
 
-        def note(epoch: int, totals: Totals, process: training.Training = process, seen: list[Totals] = seen) -> None:
+        def note(epoch: int, totals: Totals, process: Training = process, seen: list[Totals] = seen) -> None:
             seen.append(totals)
             if len(seen) == 2:
                 process.stop()
@@ -271,12 +272,12 @@ def test_training_ends_when_the_held_out_loss_stops_falling(digits: tuple[Tensor
     losses = [result.val_loss or 0 for result in history]
     assert len(losses) < 30
     assert losses.index(min(losses)) == len(losses) - 3
-    with pytest.raises(TrainingError, match="patience needs held-out images"):
+    with pytest.raises(TrainingError, match="patience needs validation images"):
         fit(*digits, TrainingConfig(patience=1, validation_split=0))
 
 
 def test_a_training_that_has_more_epochs_than_it_is_to_have_is_done(digits: tuple[Tensor, Tensor]) -> None:
-    longer, shorter = (training.Training(*digits, TrainingConfig(epochs=epochs)) for epochs in (2, 1))
+    longer, shorter = (Training(*digits, TrainingConfig(epochs=epochs)) for epochs in (2, 1))
     longer.run()
     shorter.load_state_dict(longer.state_dict())
     assert shorter.done
@@ -284,7 +285,7 @@ def test_a_training_that_has_more_epochs_than_it_is_to_have_is_done(digits: tupl
 
 def test_a_network_too_large_for_memory_is_told_in_one_line() -> None:
     with pytest.raises(TrainingError, match=r"^no memory for 'dense9999999, dense9999999': [^\n]*$"):
-        training.build_model("dense9999999, dense9999999")
+        build_model("dense9999999, dense9999999")
 
 
 @pytest.mark.parametrize("optimizer", configuration.OPTIMIZERS)
@@ -300,7 +301,7 @@ def test_the_mean_squared_error_is_of_the_probabilities(digits: tuple[Tensor, Te
     images, labels = digits
     model, (result,) = fit(images, labels, TrainingConfig(epochs=1, lr=1e-30, loss="mse"))
     wanted = torch.eye(10)[labels]
-    errors = (training.predict(model, images) - wanted).square().mean(1)
+    errors = (evaluation.predict(model, images) - wanted).square().mean(1)
     assert result.loss == pytest.approx(errors[:256].mean().item(), rel=1e-5)
     assert result.val_loss == pytest.approx(errors[256:].mean().item(), rel=1e-5)
 
@@ -311,7 +312,7 @@ def test_every_dtype_trains(digits: tuple[Tensor, Tensor], dtype: str) -> None:
     assert history[1].loss < history[0].loss
     expected = torch.float64 if dtype == "float64" else torch.float32
     assert {weight.dtype for weight in weights(model)} == {expected}
-    assert training.predict(model, digits[0]).dtype == expected
+    assert evaluation.predict(model, digits[0]).dtype == expected
 
 
 # The classifier
@@ -331,8 +332,8 @@ def test_the_classifier_does_what_fit_does(digits: tuple[Tensor, Tensor]) -> Non
     assert all(map(torch.equal, weights(classifier.model), weights(model)))
     assert [result.val_loss for result in history] == [result.val_loss for result in expected]
     figures = classifier.evaluate(images, labels)
-    loss, accuracy = training.evaluate(model, images, labels)
-    assert figures == {"loss": loss, "accuracy": accuracy, "top2": top2(training.predict(model, images), labels)}
+    loss, accuracy = evaluation.evaluate(model, images, labels)
+    assert figures == {"loss": loss, "accuracy": accuracy, "top2": top2(evaluation.predict(model, images), labels)}
 
 
 def test_the_classifier_goes_on_from_its_weights_and_takes_arrays(digits: tuple[Tensor, Tensor]) -> None:
@@ -450,7 +451,7 @@ def test_augmentation_is_drawn_from_the_generator() -> None:
 
 
 def new_checkpoint(model: str = "mnist-cnn") -> Checkpoint:
-    return Checkpoint(model, training.build_model(model).state_dict(), 0.5, {"seed": 3})
+    return Checkpoint(model, build_model(model).state_dict(), 0.5, {"seed": 3})
 
 
 @pytest.mark.parametrize("model", configuration.MODELS)
@@ -476,7 +477,7 @@ def test_a_checkpoint_of_the_first_version_is_of_digits(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_other_images_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    model = training.build_model("conv8, pool, dense5", shape=(3, 12, 10), classes=3)
+    model = build_model("conv8, pool, dense5", shape=(3, 12, 10), classes=3)
     saved = Checkpoint("conv8, pool, dense5", model.state_dict(), 0.5, {}, (3, 12, 10), ("cat", "dog", "ox"))
     checkpoint.save(path, saved)
     images = torch.rand(4, 3, 12, 10)
@@ -485,11 +486,11 @@ def test_a_checkpoint_of_other_images_comes_back(tmp_path: Path) -> None:
 
 def test_a_checkpoint_in_float64_comes_back_and_predicts(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
-    model = training.build_model("simple-cnn").double()
+    model = build_model("simple-cnn").double()
     checkpoint.save(path, Checkpoint("simple-cnn", model.state_dict(), 0.5))
     images = torch.rand(2, 1, 28, 28)
-    found = training.predict(checkpoint.load(path).build("torch"), images)
-    torch.testing.assert_close(found, training.predict(model, images))
+    found = evaluation.predict(checkpoint.load(path).build("torch"), images)
+    torch.testing.assert_close(found, evaluation.predict(model, images))
     assert found.dtype == torch.float64
 
 

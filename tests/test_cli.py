@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.classifier import checkpoint, config, data, options, train, training
+from fastconv.classifier import checkpoint, config, data, evaluation
 from fastconv.classifier.augment import AUGMENTATIONS
-from fastconv.classifier.cli import main
+from fastconv.classifier.cli import options, train
+from fastconv.classifier.cli.main import main
 from fastconv.classifier.data.download import SOURCES
 from fastconv.classifier.export import SUFFIXES
+from fastconv.classifier.fit import OnEpoch, OnStep, Training
 from fastconv.classifier.runs import RunFolder
-from fastconv.classifier.training import OnEpoch, OnStep
 
 Output = pytest.CaptureFixture[str]
 COMMAND = [sys.executable, "-m", "fastconv"]
@@ -77,7 +78,7 @@ def complaint(arguments: list[str], capsys: Output) -> str:
 def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, capsys: Output) -> None:
     assert main(["train", "--limit", "100", "--epochs", "2", "--model", "simple-cnn"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "simple-cnn on mnist5k: 80 training images, 20 held out"
+    assert lines[0] == "simple-cnn on mnist5k: 80 training images, 20 validation images"
     assert lines[1].startswith("epoch 1/2  loss ")
     assert lines[2].startswith("epoch 2/2  loss ")
     assert lines[2].endswith(" images/s")
@@ -143,7 +144,7 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
     assert [row.partition(",")[0] for row in rows[1:]] == ["1", "2", "3"]
     best = max(history["epochs"], key=lambda epoch: epoch["val_accuracy"])
     assert checkpoint.load(trained / "best.pt").test_accuracy is None
-    loss, accuracy = training.evaluate(checkpoint.load(trained / "best.pt").build(), *held_out())
+    loss, accuracy = evaluation.evaluate(checkpoint.load(trained / "best.pt").build(), *held_out())
     assert (loss, accuracy) == (best["val_loss"], best["val_accuracy"])
     assert len(list(trained.iterdir())) == 4
 
@@ -255,7 +256,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         (["--model", "resnet"], "resnet"),
         (["--dataset", "cifar"], "cifar"),
         (["--backend", "jax"], "jax"),
-        (["--data-dir", "."], "a data folder goes with the other data sets"),
+        (["--data-dir", "."], "a data folder applies to the other data sets"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
         (
             ["--dataset", "mnist", "--data-dir", "."],
@@ -263,7 +264,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         ),
         (["--dataset", "folder"], "the data set folder needs --data-dir"),
         (["--dataset", "folder", "--data-dir", "."], ". has no classes"),
-        (["--image-size", "64"], "an image size goes with the data set folder"),
+        (["--image-size", "64"], "an image size applies to the data set folder only"),
         (["surplus"], "surplus"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -410,7 +411,7 @@ def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, to
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert errors == "fastconv: interrupted; --output run --resume goes on from here\n"
+    assert errors == "fastconv: interrupted; to continue: fastconv train --output run --resume\n"
     assert sorted(contents(Path("run"))) == ["run/best.pt", "run/training.pt"]
     assert_resumes_to(uninterrupted)
 
@@ -437,7 +438,7 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
 @posix
 def test_interrupted_before_training_begins_it_says_so() -> None:
     script = (
-        "import fastconv.classifier.cli as cli, fastconv.classifier.data as data, os, signal\n"
+        "import fastconv.classifier.cli.main as cli, fastconv.classifier.data as data, os, signal\n"
         "data.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "raise SystemExit(cli.main(['train']))"
     )
@@ -448,13 +449,13 @@ def test_interrupted_before_training_begins_it_says_so() -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a training in the folder ``run`` that was interrupted after its first epoch."""
-    run = training.Training.run
+    run = Training.run
 
-    def run_and_interrupt(self: training.Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
+    def run_and_interrupt(self: Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
         run(self, on_step, lambda result: [on_epoch(result), os.kill(os.getpid(), signal.SIGINT)])
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "run", run_and_interrupt)
+        patch.setattr(Training, "run", run_and_interrupt)
         assert main([*UNDER_WAY, "--output", "run"]) == 130
 
 
@@ -514,13 +515,13 @@ def test_a_second_training_in_the_folder_of_one_under_way_says_so(
 
 
 def diverge_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, calls = training.evaluate, []
+    evaluate, calls = evaluation.evaluate, []
 
     def evaluate_once(*arguments: Any) -> tuple[float, float]:
         calls.append(arguments)
         return evaluate(*arguments) if len(calls) == 1 else (math.nan, 0.1)
 
-    monkeypatch.setattr(training, "evaluate", evaluate_once)
+    monkeypatch.setattr("fastconv.classifier.fit.evaluate", evaluate_once)
 
 
 def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
@@ -531,7 +532,7 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
         assert main(["train", *QUICK, "--output", "run"]) == 2
     output = capsys.readouterr()
     assert output.err == (
-        "fastconv: training diverged in epoch 2: try a learning rate below 0.001; run/checkpoint.pt is of epoch 1\n"
+        "fastconv: training diverged in epoch 2: try a learning rate below 0.001; run/checkpoint.pt holds the network after epoch 1\n"
     )
     kept, best = (checkpoint.load(Path("run", name)) for name in ("checkpoint.pt", "best.pt"))
     assert all(torch.equal(kept.state_dict[name], weight) for name, weight in best.state_dict.items())
@@ -549,7 +550,7 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
 def test_compare_trains_on_both_backends(capsys: Output) -> None:
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 0
     output = capsys.readouterr().out
-    assert "the same on torch's operators:" in output
+    assert "training again on the backend torch:" in output
     assert "epoch\tfastconv: loss\tfastconv: accuracy\tfastconv: seconds\ttorch: loss\t" in output
     assert output.count("test accuracy") == 2
     record = json.loads(Path("run/history.json").read_text())
@@ -572,7 +573,7 @@ def test_the_results_are_there_before_the_comparison_begins(monkeypatch: pytest.
 def test_early_stopping_says_so(capsys: Output) -> None:
     options = ["--limit", "320", "--epochs", "40", "--lr", "0.01", "--patience", "1", "--output", "run"]
     assert main(["train", *options]) == 0
-    assert "ended early: the held-out loss has not fallen for 1 epochs" in capsys.readouterr().out
+    assert "stopped early: the validation loss has not fallen for 1 epoch" in capsys.readouterr().out
 
 
 def test_tensorboard_logs_the_epochs() -> None:
@@ -603,7 +604,7 @@ def test_two_processes_train_as_one_does(capsys: Output) -> None:
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight)
     histories = (json.loads(Path(name, "history.json").read_text())["epochs"] for name in ("one", "two"))
-    assert "the same on torch's operators:" in done.stdout
+    assert "training again on the backend torch:" in done.stdout
     for first, second in zip(*histories, strict=True):
         for figure in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert first[figure] == pytest.approx(second[figure])

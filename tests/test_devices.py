@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import fastconv
-from fastconv.classifier import UserError, cuda_graph, device
-from fastconv.classifier.cli import main
+from fastconv.classifier import cuda_graph, device
+from fastconv.classifier.cli.main import main
+from fastconv.classifier.errors import UserError
 
 
 def test_the_cpu_is_there() -> None:

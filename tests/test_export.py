@@ -15,8 +15,8 @@ import torch
 import fastconv
 from fastconv.classifier import checkpoint, export
 from fastconv.classifier.checkpoint import Checkpoint
-from fastconv.classifier.cli import main
-from fastconv.classifier.training import build_model
+from fastconv.classifier.cli.main import main
+from fastconv.classifier.networks import build_model
 
 ROOT = Path(fastconv.__file__).parents[1]
 FORMATS = list(export.SUFFIXES)

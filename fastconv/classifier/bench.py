@@ -1,70 +1,71 @@
-"""fastconv against PyTorch on the user's machine: the three blocks of MnistCNN, and its whole training step.
+"""fastconv against PyTorch on the user's machine: the three blocks of MnistCNN, and its training step.
 
-Each variant has a process of its own, with the C allocator as installed (see ``alternate``). The network is one that
-has trained a little on real images: how long backward takes depends on how many of its activations are zero.
+Each variant has a process of its own, with the system's C allocator (see :mod:`fastconv.benchmarking.processes`). The
+network has been trained for three epochs on real images, because the time of backward depends on how many activations
+are zero.
 """
 
 import functools
 import io
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import fastconv
-from fastconv.classifier import alternate, data
+from fastconv.benchmarking.machine import cpu_name
+from fastconv.benchmarking.processes import alternate_processes
+from fastconv.benchmarking.ratios import OURS, TORCH, medians, quartiles, torch_over_ours
+from fastconv.benchmarking.training_step import BATCH, adam, batches, training_step
+from fastconv.classifier import data
 from fastconv.classifier.checkpoint import serialized
+from fastconv.classifier.networks import build_model
 from fastconv.classifier.plots.style import FAINT, RIGHT, WRONG, new_figure, png
-from fastconv.classifier.training import build_model
 
-VARIANTS = (*alternate.TORCH, alternate.OURS)
-BATCH = 64
+VARIANTS = (*TORCH, OURS)
 _BLOCKS = {"conv1": "conv1 + ReLU + pool", "conv2": "conv2 + ReLU + pool", "conv3": "conv3 + ReLU"}
 _STEPS_BEFORE = 186  # three epochs of mnist5k's training images
-_CALLS = 5  # in a turn, of which the median counts
+_CALLS = 5  # per turn; their median is the time of the turn
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was timed, the seconds of each variant round by round, and what follows from them."""
+    """The name of what was timed, and the seconds of each variant, round by round."""
 
     what: str
     seconds: dict[str, list[float]]
 
     @property
     def medians(self) -> dict[str, float]:
-        return alternate.medians(self.seconds)
+        return medians(self.seconds)
 
     @property
     def ratio(self) -> float:
-        """PyTorch's faster layout over fastconv. Above 1, fastconv is faster."""
-        return statistics.median(alternate.torch_over_ours(self.seconds))
+        """The time of PyTorch, in its faster memory format, over the time of fastconv: above 1, fastconv is faster."""
+        return statistics.median(torch_over_ours(self.seconds))
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        return alternate.quartiles(alternate.torch_over_ours(self.seconds))
+        return quartiles(torch_over_ours(self.seconds))
 
 
 def measure(rounds: int, threads: int, device: str = "cpu") -> list[Row]:
-    """Time everything, ``rounds`` times, on ``threads`` threads, or on a GPU.
+    """Time everything ``rounds`` times, on ``threads`` threads of the CPU or on a GPU.
 
     Raises:
-        BenchError: if a process with a variant ended.
+        BenchError: if the process of a variant ended.
     """
     state = _trained_state()
     variants = {variant: functools.partial(_calls, variant, state, device) for variant in VARIANTS}
-    seconds = alternate.alternate_processes(variants, rounds, _CALLS, threads)
-    return [Row(what, of_what) for what, of_what in seconds.items()]
+    seconds = alternate_processes(variants, rounds, _CALLS, threads)
+    return [Row(what, by_variant) for what, by_variant in seconds.items()]
 
 
 def _trained_state() -> bytes:
-    """The state_dict of a network that all variants start from."""
+    """Train a network. Return its state_dict, from which all variants start."""
     torch.manual_seed(0)
     network = build_model("mnist-cnn")
     step = _digits_step(network, torch.channels_last)
@@ -74,7 +75,7 @@ def _trained_state() -> bytes:
 
 
 def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Callable[[], object]]:
-    """What is timed of a variant. The images have no gradient, and so conv1 has none to its input."""
+    """Return the functions of a variant to time. The images need no gradient, so conv1 computes none for its input."""
     state = torch.load(io.BytesIO(trained), weights_only=True)
     backend, layout = variant.split()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
@@ -91,7 +92,7 @@ def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Calla
         calls[f"{what}: forward"] = functools.partial(block, x)
         calls[f"{what}: forward + backward"] = functools.partial(_backward, block, x, inputs, torch.randn_like(y))
         x = y.detach().requires_grad_()
-    # A network of its own: this one's weights are to stay.
+    # Training changes the weights, so it has a network of its own.
     in_training = build_model("mnist-cnn", backend)
     in_training.load_state_dict(state)
     calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format, device, backend)
@@ -101,57 +102,13 @@ def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Calla
 
 
 def _finished(call: Callable[[], object]) -> None:
-    """The call, and what it asked of the GPU."""
+    """Run the call, and wait until the GPU has finished."""
     call()
     torch.cuda.synchronize()
 
 
-def batches(images: Tensor) -> Sequence[Tensor]:
-    """The indices of each batch, the same for all variants."""
-    return torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(BATCH)[:-1]
-
-
 def _backward(block: nn.Module, x: Tensor, inputs: list[Tensor], grad: Tensor) -> object:
     return torch.autograd.grad(block(x), inputs, grad)
-
-
-def adam(backend: str) -> type[torch.optim.Adam]:
-    """fastconv's for its layers, and PyTorch's for PyTorch's."""
-    return torch.optim.Adam if backend == "torch" else fastconv.optim.Adam
-
-
-def training_step(
-    network: nn.Module, images: Tensor, labels: Tensor, kind: type[torch.optim.Adam] = torch.optim.Adam
-) -> Callable[[], float]:
-    """A function that gathers the next batch, does a step of Adam on it, and gives the loss.
-
-    Args:
-        network: gives logits (N, classes).
-        images: (N, C, H, W), on the network's device.
-        labels: (N,), int64, there too.
-        kind: whose Adam.
-
-    Example::
-
-        >>> step = training_step(build_model("simple-cnn"), torch.rand(200, 1, 28, 28), torch.arange(200) % 10)
-        >>> step() > 0
-        True
-    """
-    optimizer = kind(network.parameters(), fused=True)
-    order = [batch.to(images.device) for batch in batches(images)]
-    steps = 0
-
-    def step() -> float:
-        nonlocal steps
-        batch = order[steps % len(order)]
-        steps += 1
-        loss = F.cross_entropy(network(images.index_select(0, batch)), labels.index_select(0, batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
 
 
 def _digits_step(
@@ -163,30 +120,17 @@ def _digits_step(
     return training_step(network, images, digits.train_labels.to(device), adam(backend))
 
 
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def caption(rounds: int, threads: int, device: str = "cpu") -> str:
-    """Where and how the figures came about, in a line."""
+    """Return the machine, the versions and the number of rounds, in a line."""
     where = f"{cpu_name()}, {threads} thread{'s' * (threads > 1)}, {fastconv._C.cpu_capability()}"
     if device == "cuda":
         where = f"{torch.cuda.get_device_name()}, CUDA {fastconv._C.build_info()['cuda']}"
-    return (
-        f"{where};"
-        f" torch {torch.__version__}, fastconv {fastconv.__version__};"
-        f" medians of {rounds} round{'s' * (rounds > 1)}"
-    )
+    versions = f"torch {torch.__version__}, fastconv {fastconv.__version__}"
+    return f"{where}; {versions}; medians of {rounds} round{'s' * (rounds > 1)}"
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many rows fastconv wins, and which it loses."""
+    """Return in how many rows fastconv is faster, and the names of the other rows."""
     lost = [row.what for row in rows if row.ratio < 1]
     return f"fastconv is faster in {len(rows) - len(lost)} of {len(rows)}" + (
         f"; PyTorch is faster in {len(lost)}: {', '.join(lost)}" if lost else ""
@@ -194,7 +138,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows, in milliseconds. A row that fastconv loses is marked."""
+    """Return headings and cells, in milliseconds. Rows in which fastconv is slower are marked."""
     headings = ["ms", *VARIANTS, "torch / fastconv", "quartiles", ""]
     return headings, [
         [
@@ -209,7 +153,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def as_json(rows: Sequence[Row], rounds: int, threads: int, device: str = "cpu") -> dict[str, Any]:
-    """All that was measured, as plain types."""
+    """Return all figures as plain types."""
     return {
         "machine": caption(rounds, threads, device),
         "rounds": rounds,
@@ -221,18 +165,18 @@ def as_json(rows: Sequence[Row], rounds: int, threads: int, device: str = "cpu")
 
 
 def picture(rows: Sequence[Row], title: str) -> bytes:
-    """A PNG with a bar a row, the ratio, and a line for its quartiles; red where PyTorch is faster."""
+    """Draw each row's ratio as a bar, red where PyTorch is faster, with a line for the quartiles. Return a PNG file."""
     figure = new_figure(9, 0.45 * len(rows) + 1.6)
     axes = figure.subplots()
     ratios = [row.ratio for row in rows]
     axes.barh(range(len(rows)), ratios, color=[RIGHT if ratio >= 1 else WRONG for ratio in ratios])
     axes.hlines(range(len(rows)), *zip(*(row.quartiles for row in rows), strict=True), color="black", linewidth=1.5)
-    ends = [max(1, row.ratio, row.quartiles[1]) for row in rows]  # a label across the dashed line is hard to read
+    ends = [max(1, row.ratio, row.quartiles[1]) for row in rows]  # labels must not cross the dashed line at 1
     for i, (ratio, end) in enumerate(zip(ratios, ends, strict=True)):
         axes.annotate(f"{ratio:.2f}", (end, i), (5, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1.12 * max(ends)), yticks=range(len(rows)), yticklabels=[row.what for row in rows])
-    axes.set_xlabel("times as fast as PyTorch's faster layout (left of the dashed line, PyTorch is faster)")
+    axes.set_xlabel("PyTorch's time / fastconv's time, in PyTorch's faster memory format (below 1, PyTorch is faster)")
     axes.set_title(title.replace("; torch", "\ntorch"), fontsize=9, color=FAINT, loc="left")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

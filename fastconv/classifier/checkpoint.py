@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastconv.classifier import UserError
 from fastconv.classifier.config import LOSSES, TrainingError
 from fastconv.classifier.data import CLASS_NAMES
+from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import check_regular, write_atomically
-from fastconv.classifier.training import build_model
+from fastconv.classifier.networks import build_model
 
 _FORMAT = "fastconv-mnist"
 _VERSION = 2

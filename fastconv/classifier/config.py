@@ -9,8 +9,10 @@ from numbers import Real
 from typing import Any
 
 from fastconv.builder import parse
-from fastconv.classifier import UserError
 from fastconv.classifier.augment import AUGMENTATIONS
+from fastconv.classifier.data import NAMES
+from fastconv.classifier.data.folder import MAX_SIZE
+from fastconv.classifier.errors import UserError
 
 BACKENDS = ("fastconv", "torch")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -21,7 +23,6 @@ DEVICES = ("cpu", "cuda")
 #: More than these are slips of the finger.
 MAX_EPOCHS = 1_000_000
 MAX_LIMIT = 1_000_000_000
-MAX_IMAGE_SIZE = 1024
 
 #: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
 MODELS = {
@@ -188,14 +189,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         Traceback (most recent call last):
         fastconv.classifier.config.TrainingError: unknown data set 'photographs': choose one of mnist5k, mnist, ...
     """
-    from fastconv.classifier.data import NAMES
-
     TrainingConfig(**{field.name: settings[field.name] for field in fields(TrainingConfig) if field.name in settings})
     _check_choice("recipe", settings.get("recipe", "reference"), RECIPES)
     _check_choice("data set", settings.get("dataset", "mnist5k"), NAMES)
     folder, size, limit = (settings.get(name) for name in ("data_dir", "image_size", "limit"))
     _check(folder is None or isinstance(folder, str), f"data dir must be a path, not {folder!r}")
-    for called, value, high in (("image size", size, MAX_IMAGE_SIZE), ("limit", limit, MAX_LIMIT)):
+    for called, value, high in (("image size", size, MAX_SIZE), ("limit", limit, MAX_LIMIT)):
         if value is not None:
             _check(_is_whole(value), f"{called} must be a whole number, not {value!r}")
             _check_range(called, value, high)

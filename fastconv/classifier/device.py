@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fastconv.classifier import UserError
 from fastconv.classifier.distributed import alone
+from fastconv.classifier.errors import UserError
 from fastconv.ops import has_cuda
 
 

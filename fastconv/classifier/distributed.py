@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastconv.classifier import UserError
+from fastconv.classifier.errors import UserError
 
 
 def world_size() -> int:

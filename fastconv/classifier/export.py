@@ -34,7 +34,7 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     Example::
 
         >>> import tempfile
-        >>> from fastconv.classifier.training import build_model
+        >>> from fastconv.classifier.networks import build_model
         >>> checkpoint = Checkpoint("simple-cnn", build_model("simple-cnn").state_dict(), test_accuracy=0.1)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     size = write(checkpoint, "torch", Path(folder, "model.pt"))

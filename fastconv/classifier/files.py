@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from fastconv.classifier import UserError
+from fastconv.classifier.errors import UserError
 
 
 class OutputError(UserError):

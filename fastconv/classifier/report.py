@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fastconv.classifier import files, plots, training
+from fastconv.classifier import evaluation, files, plots
 from fastconv.classifier.data import DataSet, display_name
 from fastconv.classifier.runs import RunFolder
 
@@ -89,7 +89,7 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
         record: what history.json holds.
     """
     images, labels, names = data.test_images, data.test_labels, data.class_names
-    probabilities = training.predict(model, images)
+    probabilities = evaluation.predict(model, images)
     predictions = probabilities.argmax(1)
     wrong = int((predictions != labels).sum())
     accuracy = 1 - wrong / len(images)

@@ -20,10 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fastconv.classifier import UserError, checkpoint, files
+from fastconv.classifier import checkpoint, files
 from fastconv.classifier.config import settle
 from fastconv.classifier.data import DataSet
-from fastconv.classifier.training import EpochResult, Training
+from fastconv.classifier.errors import UserError
+from fastconv.classifier.fit import EpochResult, Training
 
 try:
     import fcntl

@@ -48,7 +48,7 @@ def _shown(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Epoch(_Record):
-    """:class:`fastconv.classifier.training.EpochResult`."""
+    """:class:`fastconv.classifier.fit.EpochResult`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -102,7 +102,7 @@ class Optimizer(_Record):
 
 
 class TrainingState(_Record):
-    """What :meth:`fastconv.classifier.training.Training.state_dict` gives."""
+    """What :meth:`fastconv.classifier.fit.Training.state_dict` gives."""
 
     model: Tensors
     optimizer: Optimizer

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import fastconv.functional as FF
 from fastconv.classifier.config import TrainingConfig
-from fastconv.classifier.training import Training
+from fastconv.classifier.fit import Training
 
 pytestmark = [
     pytest.mark.skipif(no_gpu() is not None, reason=no_gpu() or ""),

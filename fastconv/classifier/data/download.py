@@ -1,7 +1,7 @@
-"""Fetches data sets: from the first mirror that has them, checked, resumed where a download broke off.
+"""Download of data sets from the first mirror that works, with checksums. Interrupted downloads are resumed.
 
-pooch does the checking, and the replacing of a file only by a right one; what it lacks, going on with a partial file,
-is :class:`_Resuming` here.
+pooch checks the files, and replaces a file only with a correct one. :class:`_Resuming` adds the resuming of partial
+files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastconv.classifier.data.dataset import DataError
 from fastconv.classifier.data.places import PLACES, default_folders
 from fastconv.classifier.files import check_output_folder
 
-_TIMEOUT = (10, 30)  # seconds: to connect, and between two pieces
+_TIMEOUT = (10, 30)  # seconds to connect, and seconds between two pieces
 _PIECE = 1 << 16
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
@@ -28,7 +28,7 @@ _RANGE_NOT_SATISFIABLE = 416
 
 @dataclass(frozen=True)
 class Source:
-    """The addresses that have the files, each tried in turn, and each file's MD5, as torchvision publishes it."""
+    """The mirrors, in the order in which they are tried, and the MD5 of each file, as torchvision publishes it."""
 
     mirrors: tuple[str, ...]
     checksums: dict[str, str]
@@ -64,19 +64,19 @@ SOURCES = {
 
 
 def download(name: str, data_dir: Path | None = None) -> Path:
-    """Fetch those files of the data set ``name``, one of :data:`SOURCES`, that are not there, or not the right ones.
+    """Download the files of the data set ``name``, one of :data:`SOURCES`, that are missing or have a wrong checksum.
 
-    What is there unpacked is taken as it is.
+    Unpacked files are not checked.
 
     Args:
-        data_dir: the folder that then has torchvision's folder below it, as ``MNIST/raw``. If ``None``,
-            ``$FASTCONV_DATA``, or else the user's cache folder.
+        data_dir: the folder in which torchvision's folder, such as ``MNIST/raw``, is created. ``None`` means
+            ``$FASTCONV_DATA`` or, if that is not set, the user's cache folder.
 
     Returns:
         The folder with the files.
 
     Raises:
-        DataError: if no mirror has a file, or none the right one. What came of it is kept, and gone on with next time.
+        DataError: if no mirror provides the correct file. Partial files are kept, and resumed next time.
         OutputError: if the folder cannot be written to.
     """
     source, place = SOURCES[name], PLACES[name]
@@ -87,15 +87,15 @@ def download(name: str, data_dir: Path | None = None) -> Path:
         return folder
     into = root if archive else folder
     check_output_folder(into)
-    # A file that is there unpacked is not fetched again: the reader prefers it.
+    # The reader prefers an unpacked file, so the packed one is not needed.
     lacking = [file for file in source.checksums if archive or not (into / file.removesuffix(".gz")).is_file()]
     for number, file in enumerate(lacking):
         problems = _fetch(source, file, into)
         if problems:
             files = ", ".join(lacking[number:])
             raise DataError(
-                f"cannot download {file}: {'; '.join(problems)}. Try again later; or fetch {files} from"
-                f" {source.mirrors[0]} by other means, put what you have into {into}, and try again"
+                f"cannot download {file}: {'; '.join(problems)}. Try again later. Or fetch {files} from"
+                f" {source.mirrors[0]} by other means, put the files into {into}, and try again"
             )
     if archive:
         for file in lacking:
@@ -104,7 +104,7 @@ def download(name: str, data_dir: Path | None = None) -> Path:
 
 
 def _fetch(source: Source, file: str, folder: Path) -> list[str]:
-    """Fetch one file, unless it is there and right. Returns why each mirror failed: nothing if one did not."""
+    """Download one file, unless it is present and correct. Return why each mirror failed: an empty list on success."""
     import pooch
     import requests
 
@@ -119,7 +119,7 @@ def _fetch(source: Source, file: str, folder: Path) -> list[str]:
             except ValueError:
                 if not downloader.resumed:
                     raise
-                # The part that was there may have been the wrong one. It is gone: once more, from the start.
+                # The earlier partial file may have been wrong. It is gone now, so try once more from the start.
                 pooch.retrieve(mirror + file, checksum, file, folder, downloader=downloader)
             return []
         except requests.RequestException as error:
@@ -132,10 +132,10 @@ def _fetch(source: Source, file: str, folder: Path) -> list[str]:
 
 
 class _Resuming:
-    """A downloader for pooch that goes on with ``partial``, where a download before it broke off.
+    """A downloader for pooch that resumes from the file ``partial``, which an interrupted download left.
 
     Attributes:
-        resumed: whether the last call did.
+        resumed: whether the last call resumed a download.
     """
 
     def __init__(self, partial: Path) -> None:
@@ -143,41 +143,40 @@ class _Resuming:
         self.resumed = False
 
     def __call__(self, url: str, output_file: Any, pooch: object) -> None:
-        """Bring ``url`` into ``output_file``.
+        """Download ``url`` into ``output_file``.
 
         Raises:
-            requests.RequestException: if that fails on the way; ``partial`` then has what came.
+            requests.RequestException: if the download fails. ``partial`` then keeps the received bytes.
         """
         import requests
 
         there = self._partial.stat().st_size if self._partial.is_file() else 0
-        # The bytes as they are stored, not packed once more on the way, so that they can be counted.
+        # Without compression during the transfer, so that the byte counts are those of the stored file.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
         with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
             answered = response.headers.get("Content-Range", "")
-            whole = response.status_code == _RANGE_NOT_SATISFIABLE and answered == f"bytes */{there}"
-            if response.status_code == _RANGE_NOT_SATISFIABLE and not whole:
-                self._partial.unlink()  # longer than the file: not a part of it
+            complete = response.status_code == _RANGE_NOT_SATISFIABLE and answered == f"bytes */{there}"
+            if response.status_code == _RANGE_NOT_SATISFIABLE and not complete:
+                self._partial.unlink()  # it is longer than the file, so it is not a part of it
                 return self(url, output_file, pooch)
-            self.resumed = whole or (
+            self.resumed = complete or (
                 response.status_code == _PARTIAL_CONTENT and answered.startswith(f"bytes {there}-")
             )
-            if not whole:
+            if not complete:
                 response.raise_for_status()
                 self._write(response, there if self.resumed else 0)
         os.replace(self._partial, output_file)
         return None
 
     def _write(self, response: Any, there: int) -> None:
-        """Write what comes behind the ``there`` bytes that the partial file has; from its start if the server ignored
-        the range."""
+        """Append the response to the partial file, which has ``there`` bytes. If ``there`` is 0, replace the file."""
         from tqdm import tqdm
 
         length = int(response.headers.get("Content-Length", 0))
         name = self._partial.name.removeprefix(".").removesuffix(".part")
         with (
             self._partial.open("ab" if there else "wb") as file,
-            # disable=None: no bar unless stderr is a terminal
+            # disable=None hides the bar unless stderr is a terminal.
             tqdm(
                 total=there + length if length else None,
                 initial=there,
@@ -205,7 +204,7 @@ def _reason(error: Exception) -> str:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack CIFAR-10's files into ``folder``, each whole or not at all; the archive then goes."""
+    """Unpack CIFAR-10 into ``folder``, and remove the archive. A file appears there only when it is complete."""
     try:
         with tempfile.TemporaryDirectory(dir=archive.parent, prefix=f".{archive.name}-") as temporary:
             with tarfile.open(archive) as tar:

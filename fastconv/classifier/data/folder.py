@@ -1,4 +1,4 @@
-"""A folder of one's own images, sorted into one sub-folder per class, as torchvision's ImageFolder has it."""
+"""Reader of a folder of images with one sub-folder per class, the layout of torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastconv.classifier import UserError
-from fastconv.classifier.config import MAX_IMAGE_SIZE
 from fastconv.classifier.data.dataset import DataError, DataSet
+from fastconv.classifier.data.images import read_picture
+from fastconv.classifier.errors import UserError
 
 DEFAULT_SIZE = 32
-MAX_SIZE = MAX_IMAGE_SIZE
+MAX_SIZE = 1024
 
-_VALIDATION = ("val", "valid", "validation")  # beside train: not classes
-_EVERY = 5  # the share of the test where the folder does not set it: each fifth image of a class
-_THREADS = 8  # Pillow decodes outside Python's lock
+_VALIDATION = ("val", "valid", "validation")  # folders that may be beside train; they are not classes
+_EVERY = 5  # without a folder test, every fifth image of a class is a test image
+_THREADS = 8  # Pillow releases Python's lock while it decodes
 
 
 def load_folder(folder: Path, size: int | None = None, channels: int | None = None) -> DataSet:
-    """The images below ``folder``, scaled to ``size`` x ``size``: the sub-folders' names, sorted, are the classes.
+    """Load the images below ``folder``, scaled to ``size`` x ``size``. The sorted names of the sub-folders are the classes.
 
-    If ``folder`` has sub-folders ``train`` and ``test``, the classes are below each of them. If not, every fifth image
-    of each class, in the order of their names, is for the test. A class's images may be in folders of their own below
-    it. Names that begin with a dot, and files whose ending is not one of an image, are passed over.
+    If ``folder`` has sub-folders ``train`` and ``test``, each of them contains the classes. Otherwise every fifth image
+    of each class, in the order of the file names, is a test image. The folder of a class may have sub-folders. Names
+    that begin with a dot are ignored, and so are files without the ending of an image format.
 
     Args:
-        size: from 1 to 1024; 32 if ``None``.
-        channels: 1 for grey, 3 for colours; if ``None``, 3 unless every file is a grey one.
+        size: from 1 to 1024. ``None`` means 32.
+        channels: 1 for grey, 3 for colours. ``None`` means 1 if every file is grey, else 3.
 
     Returns:
-        Images (N, C, size, size), the classes mixed evenly, so that each stretch of them is as balanced as the whole.
+        Images (N, C, size, size). The classes are interleaved, so that every part is as balanced as the whole.
 
     Raises:
         DataError: if there are fewer than two classes, a class has no images, or an image cannot be read.
@@ -51,7 +51,7 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
             odd = ", ".join(sorted(train.keys() ^ test.keys()))
             raise DataError(f"{folder}/train and {folder}/test have different classes: only one of them has {odd}")
     elif (folder / "train").is_dir() and any((folder / name).is_dir() for name in _VALIDATION):
-        raise DataError(f"{folder} has train, but no test beside it: rename the folder of validation images to test")
+        raise DataError(f"{folder} has train, but not test: rename the folder of validation images to test")
     else:
         train, test = _split(folder, _list_classes(folder))
     if channels is None:
@@ -67,7 +67,7 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
 
 
 def _list_classes(folder: Path) -> dict[str, list[Path]]:
-    """The image files of each class, both in the order of their names."""
+    """List the image files of each class. Classes and files are sorted by name."""
     from PIL import Image
 
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -79,7 +79,7 @@ def _list_classes(folder: Path) -> dict[str, list[Path]]:
     if not found:
         raise DataError(f"{folder} has no classes: it needs one sub-folder of images per class")
     if len(found) == 1:
-        raise DataError(f"{folder} has one class only, {classes[0]}: it needs at least two sub-folders of images")
+        raise DataError(f"{folder} has only one class, {classes[0]}: it needs at least two sub-folders of images")
     for name, images in found.items():
         if not images:
             raise DataError(f"{folder / name} has no images")
@@ -97,8 +97,8 @@ def _split(folder: Path, classes: dict[str, list[Path]]) -> tuple[dict[str, list
     for name, images in classes.items():
         if len(images) < _EVERY:
             raise DataError(
-                f"{folder / name} has {len(images)} of the at least {_EVERY} images of which every fifth is for the"
-                f" test: add some, or sort them into {folder}/train and {folder}/test"
+                f"{folder / name} has {len(images)} images, but needs {_EVERY}, because every fifth is a test image:"
+                f" add images, or sort them into {folder}/train and {folder}/test"
             )
     test = {name: images[_EVERY - 1 :: _EVERY] for name, images in classes.items()}
     train = {
@@ -111,16 +111,14 @@ def _split(folder: Path, classes: dict[str, list[Path]]) -> tuple[dict[str, list
 def _is_grey(path: Path) -> bool:
     from PIL import Image
 
-    with contextlib.suppress(Exception), Image.open(path) as file:  # reads the header only
+    with contextlib.suppress(Exception), Image.open(path) as file:  # reads only the header
         return file.mode in ("1", "L", "LA") or file.mode.startswith(("I", "F"))
-    return False  # what is wrong with it is said when it is read
+    return False  # a damaged file is reported when it is read
 
 
 def _read_part(classes: dict[str, list[Path]], shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-    """The images (N, C, H, W) of a part, training or test, and their labels (N,)."""
-    from fastconv.classifier.images import read_picture
-
-    # Each image at its share of the way through its own class: classes of any sizes are then mixed evenly.
+    """Read the images (N, C, H, W) of a part, training or test, and their labels (N,)."""
+    # Sort the images by their relative position in their class. This interleaves classes of different sizes evenly.
     places = sorted(
         ((index + 0.5) / len(paths), label, path)
         for label, paths in enumerate(classes.values())

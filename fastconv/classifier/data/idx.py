@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: four IDX files each.
+"""Reader of MNIST and Fashion-MNIST, which have four IDX files each.
 
 The IDX format (http://yann.lecun.com/exdb/mnist): a big-endian header of a magic number (0, 0, type, dimensions) and
 one 32-bit size per dimension, then the values. These files hold unsigned bytes.
@@ -35,10 +35,10 @@ _UNSIGNED_BYTE = 0x08
 
 
 def load_idx(name: str, folder: Path, class_names: Sequence[str] = CLASS_NAMES) -> DataSet:
-    """The data set ``name`` whose four files are in ``folder``, as :func:`~fastconv.classifier.data.find_folder` saw them.
+    """Load the data set ``name`` from its four files in ``folder``, which ``find_folder`` has found.
 
     Raises:
-        DataError: if a file is damaged, or does not fit the others.
+        DataError: if a file is damaged, or does not fit the other files.
     """
     train_images, train_labels = _read_pair(folder, "train")
     test_images, test_labels = _read_pair(folder, "t10k")
@@ -46,10 +46,10 @@ def load_idx(name: str, folder: Path, class_names: Sequence[str] = CLASS_NAMES) 
 
 
 def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
-    """Read an IDX file of unsigned bytes, plain or gzipped (``.gz``), that has so many dimensions.
+    """Read an IDX file of unsigned bytes with this number of dimensions, plain or gzipped (``.gz``).
 
     Raises:
-        DataError: if the file cannot be read, is of another kind, is truncated, or goes on after its end.
+        DataError: if the file cannot be read, has another format, is truncated, or has data after its end.
     """
     magic = _UNSIGNED_BYTE << 8 | dimensions
     header_size = 4 + 4 * dimensions
@@ -62,7 +62,7 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
             if found != magic:
                 raise DataError(f"{path} is not the IDX file expected: magic number {found:#010x}, not {magic:#010x}")
             expected = math.prod(sizes)
-            # By pieces, so that a header that lies about the size costs no memory; one byte more, to see the end.
+            # Reading in pieces limits the memory if the header has a wrong size. One more byte detects data after the end.
             content = bytearray()
             while piece := file.read(min(expected + 1 - len(content), 1 << 24)):
                 content += piece
@@ -73,18 +73,18 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
     if len(content) < expected:
         raise DataError(f"{path} is truncated: {len(content)} of {expected} bytes after its header")
     if len(content) > expected:
-        raise DataError(f"{path} is corrupt: it goes on after its {expected} bytes")
+        raise DataError(f"{path} is corrupt: it has data after its {expected} bytes")
     try:
         return np.frombuffer(content, dtype=np.uint8).reshape(sizes)
-    except ValueError as error:  # no values, by a size of 0, and other sizes that numpy cannot count
-        raise DataError(f"{path} is corrupt: it has no values in {' x '.join(map(str, sizes))}") from error
+    except ValueError as error:  # one size is 0, and numpy cannot represent the other sizes
+        raise DataError(f"{path} is corrupt: an array of {' x '.join(map(str, sizes))} has no values") from error
 
 
 def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """The images and labels of one part (``train`` or ``t10k``), checked against each other."""
+    """Read the images and labels of one part (``train`` or ``t10k``), and check that they belong together."""
     images_path = plain_or_gz(folder / f"{part}-images-idx3-ubyte")
     labels_path = plain_or_gz(folder / f"{part}-labels-idx1-ubyte")
-    assert images_path is not None  # find_folder saw them
+    assert images_path is not None  # find_folder has found them
     assert labels_path is not None
     images = read_idx(images_path, dimensions=3)
     labels = read_idx(labels_path, dimensions=1)
@@ -95,5 +95,5 @@ def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     if len(images) == 0:
         raise DataError(f"{images_path} has no images")
     if labels.max() >= len(CLASS_NAMES):
-        raise DataError(f"{labels_path} has a label {labels.max()}: labels are 0 to 9")
+        raise DataError(f"{labels_path} has the label {labels.max()}: labels must be 0 to 9")
     return image_tensor(images), torch.from_numpy(labels.astype(np.int64))

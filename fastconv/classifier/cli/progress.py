@@ -1,4 +1,4 @@
-"""How far training is: a live bar on a terminal, one line for each epoch everywhere."""
+"""Progress of a training: a live bar on a terminal, and one line for each epoch."""
 
 import time
 from types import TracebackType
@@ -6,19 +6,19 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fastconv.classifier.training import EpochResult, Totals
+from fastconv.classifier.fit import EpochResult, Totals
 
-# Seconds between readings of the sums: reading them waits for the step, and nobody sees more.
+# Seconds between updates of the bar. Each update reads the sums, which waits for the step to end.
 _INTERVAL = 0.2
 
 
 def test_line(loss: float, accuracy: float, count: int) -> str:
-    """How a network did on ``count`` test images."""
+    """Describe the results on ``count`` test images in a line."""
     return f"test accuracy {accuracy:.2%} ({round(accuracy * count)} of {count}), loss {loss:.4f}"
 
 
 class TrainingProgress:
-    """Shows what :func:`fastconv.classifier.training.fit` reports to ``step`` and ``epoch_done``.
+    """Shows the progress that :func:`fastconv.classifier.fit.fit` reports to ``step`` and ``epoch_done``.
 
     Example::
 
@@ -51,11 +51,11 @@ class TrainingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._console.is_terminal:  # rich before 14 ends even a bar that never began with an empty line
+        if self._console.is_terminal:  # before rich 14, stop() prints an empty line even if the bar never started
             self._bar.stop()
 
     def step(self, epoch: int, totals: Totals) -> None:
-        """Move the bar, a few times a second."""
+        """Update the bar, a few times per second."""
         now = time.perf_counter()
         if self._task is None or not self._console.is_terminal or now - self._shown < _INTERVAL:
             return
@@ -66,10 +66,10 @@ class TrainingProgress:
         self._bar.update(self._task, completed=totals.images, figures=figures)
 
     def epoch_done(self, result: EpochResult) -> None:
-        """Print the epoch's line, and begin the bar of the next."""
+        """Print the epoch's line, and start the bar of the next epoch."""
         line = f"epoch {result.epoch}/{self._epochs}  loss {result.loss:.4f}  accuracy {result.accuracy:.2%}"
         if result.val_loss is not None and result.val_accuracy is not None:
-            line += f"  val loss {result.val_loss:.4f}  val accuracy {result.val_accuracy:.2%}"
+            line += f"  validation loss {result.val_loss:.4f}  validation accuracy {result.val_accuracy:.2%}"
         line += f"  {result.seconds:.1f} s  {result.images_per_second:,.0f} images/s"
         self._console.print(line, highlight=False, markup=False, soft_wrap=True)
         self._start_epoch(result.epoch + 1)

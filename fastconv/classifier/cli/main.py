@@ -1,6 +1,6 @@
-"""The command ``fastconv``: its commands, and what becomes of errors. A new command is a line of the table here.
+"""The command ``fastconv``: its table of subcommands, and how it reports errors.
 
-torch comes with the package fastconv, and so even --help waits for it.
+Importing the package fastconv imports torch, so even ``--help`` waits for torch.
 """
 
 import contextlib
@@ -12,15 +12,22 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
+import fastconv
 from fastconv import startup
-from fastconv.classifier import UserError, UserInterrupt, printable
+from fastconv.classifier.errors import UserError, UserInterrupt, printable
 from fastconv.version import __version__
 
 try:
     import typer
 
-    from fastconv.classifier.commands import network, tools
-    from fastconv.classifier.commands.train import train
+    from fastconv.classifier.cli.bench import bench
+    from fastconv.classifier.cli.download import download
+    from fastconv.classifier.cli.evaluate import evaluate
+    from fastconv.classifier.cli.export import export
+    from fastconv.classifier.cli.plot import plot
+    from fastconv.classifier.cli.predict import predict
+    from fastconv.classifier.cli.report import report
+    from fastconv.classifier.cli.train import train
 except ModuleNotFoundError as missing:
     if (missing.name or "fastconv").startswith("fastconv"):
         raise
@@ -29,11 +36,11 @@ except ModuleNotFoundError as missing:
 _BUG = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
-# torch's allocators have no exception of their own on the CPU.
+# On the CPU, torch's allocators raise no exception class of their own.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory")
-# The extra that a package belongs to; classifier, if none is named here.
+# The extra that installs a package. Packages that are not listed belong to the extra classifier.
 _EXTRAS = {"onnx": "export", "onnxscript": "export", "safetensors": "export", "tensorboard": "tensorboard"}
-# The root of the exceptions for wrong usage: click's, of which typer >= 0.26 carries a copy under a private name.
+# The base class of click's usage errors. typer >= 0.26 has a copy of click under a private name.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -54,23 +61,26 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    traceback: Annotated[
-        bool, typer.Option("--traceback", help="After an error, print where in the program it happened.")
-    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Print a traceback after an error.")] = False,
 ) -> None:
     """Train a small CNN on digits or other small images with fastconv's kernels, and look at what it learned."""
 
 
+def info() -> None:
+    """Print the versions, the CPU's instruction set in use, the threads, and how the extension was built."""
+    print(fastconv.show_config())
+
+
 for _command, _example in (
     (train, "train --recipe fast --dataset mnist --data-dir data --output runs/full"),
-    (network.evaluate, "evaluate runs/mnist-cnn-mnist5k/checkpoint.pt"),
-    (network.predict, "predict runs/mnist-cnn-mnist5k/checkpoint.pt 3 17 digit.png"),
-    (network.plot, "plot runs/mnist-cnn-mnist5k/checkpoint.pt --count 15 --output predictions.png"),
-    (network.report, "report runs/mnist-cnn-mnist5k --output mnist.html"),
-    (tools.download, "download mnist --data-dir data"),
-    (tools.export, "export runs/mnist-cnn-mnist5k/checkpoint.pt --format onnx"),
-    (tools.bench, "bench --threads 2 --png bench.png"),
-    (tools.info, "info"),
+    (evaluate, "evaluate runs/mnist-cnn-mnist5k/checkpoint.pt"),
+    (predict, "predict runs/mnist-cnn-mnist5k/checkpoint.pt 3 17 digit.png"),
+    (plot, "plot runs/mnist-cnn-mnist5k/checkpoint.pt --count 15 --output predictions.png"),
+    (report, "report runs/mnist-cnn-mnist5k --output mnist.html"),
+    (download, "download mnist --data-dir data"),
+    (export, "export runs/mnist-cnn-mnist5k/checkpoint.pt --format onnx"),
+    (bench, "bench --threads 2 --png bench.png"),
+    (info, "info"),
 ):
     app.command(epilog=f"Example: fastconv {_example}")(_command)
 
@@ -78,12 +88,12 @@ for _command, _example in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments``, by default those of the process, and return its exit code.
 
-    0: done; 1: a bug of fastconv's; 2: a mistake in the arguments, in the environment or in a file they name, told in
-    one line on stderr; 130: interrupted; 143: ended by SIGTERM.
+    0: success. 1: a bug in fastconv. 2: a mistake in the arguments, in the environment or in a named file, reported in
+    one line on stderr. 130: interrupted. 143: ended by SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     with_traceback = startup.wants_traceback(given)
-    given = [argument for argument in given if argument != "--traceback"]  # before the command's name or after it
+    given = [argument for argument in given if argument != "--traceback"]  # before the subcommand's name or after it
     try:
         with _any_text_printed():
             code = _run(given)
@@ -93,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _drop_output()
                 raise
             return code
-    except BrokenPipeError:  # who read the output has gone (| head)
+    except BrokenPipeError:  # the reader of the output has ended, as in `fastconv ... | head`
         _drop_output()
         return 1
     except Exception as error:
@@ -105,14 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """What stdout still holds goes nowhere: Python's own flush at exit must not fail for it once more."""
+    """Discard what stdout has buffered. Otherwise Python's flush at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(given: list[str]) -> int:
     command = typer.main.get_command(app)
     try:
-        # Not command.main(): that prints mistakes in a box, or over several lines, as typer's version has it.
+        # command.main() would print usage errors in a box or over several lines, depending on typer's version.
         with command.make_context("fastconv", given or ["--help"]) as context:
             command.invoke(context)
     except typer.Exit as done:
@@ -121,7 +131,7 @@ def _run(given: list[str]) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """What is said of an error, and the exit code."""
+    """Return the message and the exit code for an error."""
     if isinstance(error, UserError):
         return str(error), _USAGE_ERROR
     if isinstance(error, UserInterrupt):
@@ -138,17 +148,17 @@ def _explained(error: Exception) -> tuple[str, int]:
     elif isinstance(error, OSError):
         return str(error), _USAGE_ERROR
     elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-        return "not enough memory: take smaller images, a smaller model or a smaller batch", _USAGE_ERROR
+        return "not enough memory: use smaller images, a smaller model or a smaller batch", _USAGE_ERROR
     importing = startup.failed_import(error.__traceback__)
     if importing is not None and importing != "fastconv":
         return startup.explanation(importing, error), _USAGE_ERROR
     message = f"unexpected {type(error).__name__}: {error}"
-    return f"{message} (a bug: please report it, with what the same command prints with --traceback)", _BUG
+    return f"{message} (a bug: please report it with the output of the same command with --traceback)", _BUG
 
 
 @contextlib.contextmanager
 def _any_text_printed() -> Iterator[None]:
-    """Within it, stdout prints "?" for letters that it has not, and for what is not UTF-8 in a file's name."""
+    """Let stdout print "?" for characters that its encoding lacks and for bytes of file names that are not UTF-8."""
     if sys.stdout is None:  # closed before the program started
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             yield

@@ -1,6 +1,6 @@
-"""Training and evaluation, as plain functions over tensors.
+"""The training loop, and its state between two steps.
 
-The same seed, backend and machine give the same weights, bit for bit.
+The same seed, backend and machine give bitwise the same weights.
 """
 
 import contextlib
@@ -13,30 +13,29 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-import fastconv.nn
-import fastconv.optim
-from fastconv.builder import build_cnn
+from fastconv import optim
 from fastconv.classifier import device as devices
+from fastconv.classifier import training_state
 from fastconv.classifier.augment import AUGMENTATIONS
-from fastconv.classifier.config import MODELS, SCHEDULES, Diverged, TrainingConfig, TrainingError
+from fastconv.classifier.config import SCHEDULES, Diverged, TrainingConfig, TrainingError
 from fastconv.classifier.cuda_graph import GraphedStep
 from fastconv.classifier.distributed import Distributed
+from fastconv.classifier.evaluation import LOSSES, evaluate
+from fastconv.classifier.networks import build_model
 
-_EVALUATION_BATCH = 500
-#: What each optimizer keeps of a weight.
-_OPTIMIZER_STATES = {
-    "adam": {"step", "exp_avg", "exp_avg_sq"},
-    "adamw": {"step", "exp_avg", "exp_avg_sq"},
-    "sgd": {"momentum_buffer"},
-}
+#: The data type of the weights and images. With bfloat16, torch.autocast converts them.
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Figures of one epoch. Loss and accuracy are means over it, while the weights still change; ``val_*`` are of the
-    held-out images after it (``None`` without any); ``seconds`` is the training alone, without validation."""
+    """The figures of one epoch.
+
+    ``loss`` and ``accuracy`` are means over the epoch, during which the weights change. ``val_loss`` and
+    ``val_accuracy`` are those of the validation images after the epoch, or ``None`` without validation images.
+    ``seconds`` excludes the validation.
+    """
 
     epoch: int
     loss: float
@@ -49,9 +48,10 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the images seen so far in an epoch. They stay tensors, since reading one stops the step for it.
+    """Sums over the images seen so far in an epoch.
 
-    ``images`` counts those of all processes; loss and correct are sums over the ``own`` ones of this process.
+    ``images`` counts the images of all processes. ``loss`` and ``correct`` are sums over the ``own`` images of this
+    process. They are tensors, because reading a value waits for the step.
     """
 
     images: int
@@ -64,35 +64,8 @@ OnStep = Callable[[int, Totals], None]
 OnEpoch = Callable[[EpochResult], None]
 
 
-def build_model(
-    name: str, backend: str = "fastconv", shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10
-) -> nn.Module:
-    """The network ``name`` on fastconv's layers or, with ``backend="torch"``, PyTorch's.
-
-    Args:
-        name: one of :data:`MODELS`, or a description as :func:`fastconv.builder.build_cnn` takes it.
-        backend: one of :data:`BACKENDS`.
-        shape: (C, H, W) of an image.
-        classes: how many.
-
-    Raises:
-        TrainingError: if such images are too small for it.
-
-    Example::
-
-        >>> sum(parameter.numel() for parameter in build_model("mnist-cnn").parameters())
-        241546
-    """
-    try:
-        return build_cnn(MODELS.get(name, name), shape, classes, layers=nn if backend == "torch" else fastconv.nn)
-    except ValueError as error:
-        raise TrainingError(str(error)) from error
-    except RuntimeError as error:  # of torch's allocator, over many lines
-        raise TrainingError(f"no memory for {name!r}: fewer channels or units, or smaller images") from error
-
-
 def split_for_validation(count: int, fraction: float) -> int:
-    """How many of ``count`` training images are left to train on when the last ``fraction`` is held out."""
+    """Return how many of ``count`` images are used for training if the last ``fraction`` is used for validation."""
     return count - int(count * fraction)
 
 
@@ -105,19 +78,20 @@ def fit(
 ) -> tuple[nn.Module, list[EpochResult]]:
     """Build the network of ``config`` and train it.
 
-    The last ``config.validation_split`` of the images is held out; the others are drawn in a new order each epoch.
+    The last ``config.validation_split`` of the images is used for validation. The other images are shuffled anew for
+    each epoch.
 
     Args:
         images: (N, C, H, W), float32 in [0, 1].
         labels: (N,), int64, of ten classes.
-        on_step: called after each step with the epoch, counted from 1, and the sums over it so far.
+        on_step: called after each step with the epoch, counted from 1, and the sums over the epoch so far.
         on_epoch: called after each epoch with its figures.
 
     Returns:
         The trained network, and the figures of each epoch.
 
     Raises:
-        Diverged: if the loss is no longer finite at the end of an epoch.
+        Diverged: if the loss is not finite at the end of an epoch.
 
     Example::
 
@@ -126,32 +100,31 @@ def fit(
         >>> history[0].epoch
         1
     """
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+    with torch.random.fork_rng(devices=[]):  # restores the caller's random state
         training = Training(images, labels, config)
         training.run(on_step, on_epoch)
     return training.model, training.history
 
 
 class Training:
-    """A training under way, that can be left after any step and taken up again, in another process too.
+    """A training that can be stopped after any step and continued later, also in another process.
 
-    Nothing of it depends on what was drawn in another epoch: an epoch's order comes from the seed and the epoch's
-    number, what dropout draws from those and the process's rank, the augmentation of a batch from the step's number
-    too. So what :meth:`state_dict` returns is all there is to keep, and a training that is taken up again gives the
-    very weights of one that was not interrupted.
+    Each epoch draws its random numbers from the seed and its own number. Dropout also depends on the rank of the
+    process, and augmentation on the number of the step as well. So :meth:`state_dict` is the complete state, and a
+    continued training gives bitwise the weights of an uninterrupted one.
 
-    Of several processes under torchrun, each takes its share of every batch, and the gradients are averaged: the same
-    batches, and but for rounding the same weights, as in one (augmentation and dropout draw differently).
+    Under torchrun, each process computes its part of every batch, and the gradients are averaged. The batches are those
+    of one process, and the weights agree up to rounding. (Augmentation and dropout draw differently.)
 
     Args:
         images, labels, config: as for :func:`fit`.
-        classes: how many.
-        model: trained instead of a new network of ``config.model``.
-        held_out: images and labels for validation, instead of the last ``config.validation_split`` of the others.
+        classes: the number of classes.
+        model: a network to train in place of a new one of ``config.model``.
+        held_out: images and labels for validation, in place of the last ``config.validation_split`` of the images.
 
     Attributes:
         model: the network.
-        history: the figures of the epochs that are done.
+        history: the figures of the finished epochs.
 
     Example::
 
@@ -181,12 +154,12 @@ class Training:
         self._images, self._labels = images[:count], labels[:count]
         self._held_out = (images[count:], labels[count:]) if held_out is None else held_out
         if config.patience is not None and not len(self._held_out[0]):
-            raise TrainingError("patience needs held-out images: give a validation split above 0 (--validation-split)")
+            raise TrainingError("patience needs validation images: set a validation split above 0 (--validation-split)")
         torch.manual_seed(config.seed)
         if model is None:
             _, C, H, W = images.shape
             model = build_model(config.model, config.backend, (C, H, W), classes)
-        # The faster layout for both backends: PyTorch's step takes 11 ms in it, and 16 in the other.
+        # channels_last is the faster format for both backends: PyTorch's step takes 11 ms with it and 16 ms without.
         self.model: nn.Module = model.to(  # type: ignore[call-overload]
             self._device, images.dtype, memory_format=torch.channels_last
         )
@@ -201,14 +174,14 @@ class Training:
         self._stopped = False
 
     def _start_epoch(self) -> None:
-        self._steps = 0  # of the epoch under way
+        self._steps = 0  # of the current epoch
         self._seconds = 0.0
         zero = torch.zeros((), device=self._device)
         self._totals = Totals(0, 0, zero, zero.long())
 
     @property
     def done(self) -> bool:
-        """Whether every epoch is, or the held-out images' loss has stopped falling for ``config.patience`` epochs."""
+        """Whether all epochs are finished, or the validation loss has not fallen for ``config.patience`` epochs."""
         losses = [result.val_loss for result in self.history if result.val_loss is not None]
         patience = self._config.patience
         if patience is not None and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:
@@ -216,25 +189,25 @@ class Training:
         return len(self.history) >= self._config.epochs
 
     def stop(self) -> None:
-        """Make :meth:`run` return after the step under way."""
+        """Make :meth:`run` return after the current step."""
         self._stopped = True
 
     def run(self, on_step: OnStep | None = None, on_epoch: OnEpoch | None = None) -> None:
-        """Train until every epoch is done, or :meth:`stop` is called. The arguments are :func:`fit`'s."""
+        """Train until all epochs are finished or :meth:`stop` is called. The arguments are those of :func:`fit`."""
         while not (self._stopped or self.done):
             if self._run_epoch(on_step):
                 self._finish_epoch(on_epoch)
         self._stopped = False
 
     def _run_epoch(self, on_step: OnStep | None) -> bool:
-        """The steps that the epoch still lacks. Whether it got to its end."""
+        """Do the remaining steps of the epoch. Return whether all are done."""
         epoch = len(self.history) + 1
         self.model.train()
         order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._seed(epoch)))
         batches = order.split(self._config.batch_size)
         seed = self._seed(epoch, self._distributed.rank)
         if self._steps == 0:
-            torch.manual_seed(seed)  # for networks that draw, as in dropout
+            torch.manual_seed(seed)  # for layers that draw random numbers, such as dropout
         generator = torch.Generator()
         total_steps = self._config.epochs * len(batches)
         schedule, augment = SCHEDULES[self._config.schedule], AUGMENTATIONS[self._config.augment]
@@ -261,24 +234,24 @@ class Training:
         return self._steps == len(batches)
 
     def _one_step(self, images: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Move the weights once. The mean loss before, and how many predictions were right."""
+        """Update the weights once. Return the mean loss before, and the number of right predictions."""
         config = self._config
         with self._autocast() if config.dtype == "bfloat16" else contextlib.nullcontext():
             logits = self._distributed.model(images)
-        loss = _LOSSES[config.loss](logits.to(self._images.dtype), target, config.label_smoothing)
+        loss = LOSSES[config.loss](logits.to(self._images.dtype), target, config.label_smoothing)
         self._optimizer.zero_grad()
         (loss if weight == 1 else loss * weight).backward()
         self._optimizer.step()
         return loss.detach(), (logits.detach().argmax(1) == target).sum()
 
     def _autocast(self) -> torch.autocast:
-        # What it keeps from one use of a weight to the next would be outdated in a graph.
+        # Cached copies of the weights would become outdated in a CUDA graph.
         return torch.autocast(self._device.type, torch.bfloat16, cache_enabled=self._device.type != "cuda")
 
     def _set_lr(self, lr: float) -> None:
         group = self._optimizer.param_groups[0]
         if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)  # where a graph reads it
+            group["lr"].fill_(lr)  # a CUDA graph reads this tensor
         else:
             group["lr"] = lr
 
@@ -307,12 +280,12 @@ class Training:
             on_epoch(result)
 
     def _seed(self, *numbers: int) -> int:
-        """For what is drawn in this epoch, or in this epoch by this process."""
+        """Derive a seed from the configuration's seed and ``numbers``, such as the epoch and the rank."""
         (seed,) = np.random.SeedSequence([self._config.seed, *numbers]).generate_state(1, np.uint64)
         return int(seed) >> 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain types and tensors: the tensors are the training's own, to be saved before the next step."""
+        """Return the state as plain types and tensors. The tensors are not copied, so save them before the next step."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -325,17 +298,20 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned, of a training with the same images and configuration.
+        """Continue from what :meth:`state_dict` returned for the same images and configuration.
 
         Args:
-            state: of :class:`fastconv.classifier.schemas.TrainingState`.
+            state: follows the schema :class:`fastconv.classifier.schemas.TrainingState`.
 
         Raises:
-            RuntimeError, ValueError: if it is of another training.
+            RuntimeError, ValueError: if it belongs to another training.
         """
-        self._check_state(state)
+        training_state.check_weights(self.model, state["model"])
+        training_state.check_optimizer(self._config.optimizer, self.model.parameters(), state["optimizer"]["state"])
+        training_state.check_epoch(state, len(self._images), self._config.batch_size, self._images.dtype)
+        training_state.check_random_state(state, self._device)
         self.model.load_state_dict(state["model"])
-        # What is not a state is as the configuration says.
+        # The learning rate and other options of the optimizer come from the configuration.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.history[:] = [EpochResult(**result) for result in state["history"]]
@@ -344,59 +320,13 @@ class Training:
         self._totals = Totals(images, own, *(total.to(self._device) for total in sums))
         if self._distributed.rank == 0:
             torch.set_rng_state(state["rng"])
-        else:  # both were the first process's
+        else:  # the saved sums and random state are those of the first process
             self._totals = Totals(images, 0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
             torch.manual_seed(self._seed(len(self.history) + 1, self._distributed.rank, self._steps))
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self._device)
             group = self._optimizer.param_groups[0]
             group["lr"] = group["lr"].to(self._device)
-
-    def _check_state(self, state: dict[str, Any]) -> None:
-        """See that a state, which follows its schema, is of this network, these images and this optimizer."""
-        weights = self.model.state_dict()
-        if state["model"].keys() != weights.keys():
-            raise ValueError("its weights are not those of the model")
-        for name, weight in weights.items():
-            _check_tensor(name, state["model"][name], weight.shape, weight.dtype)
-        kept = state["optimizer"]["state"]
-        if kept:  # none before the first step
-            if set(kept) != set(range(len(list(self.model.parameters())))):
-                raise ValueError("its optimizer's state is not one for each weight")
-            names = _OPTIMIZER_STATES[self._config.optimizer]
-            for index, parameter in enumerate(self.model.parameters()):
-                if kept[index].keys() != names:
-                    raise ValueError(f"its optimizer's state {index} is not that of {self._config.optimizer}")
-                for name, value in kept[index].items():
-                    shape, dtype = (
-                        (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
-                    )
-                    _check_tensor(f"the optimizer's {name}", value, shape, dtype)
-        batches = math.ceil(len(self._images) / self._config.batch_size)
-        steps, (images, own, loss, correct) = state["steps"], state["totals"]
-        if steps > batches:
-            raise ValueError(f"it has done {steps} of {batches} steps")
-        if images != min(steps * self._config.batch_size, len(self._images)) or type(images) is not int:
-            raise ValueError(f"it has not seen {images!r} images in {steps} steps")
-        if type(own) is not int or not 0 <= own <= images:
-            raise ValueError(f"a process has not seen {own!r} of {images} images")
-        if steps > 0 and not (own > 0 and state["seconds"] > 0 and kept):
-            raise ValueError(f"it has not done {steps} steps in no time, or without images or an optimizer's state")
-        # A zero before the first step, of another type.
-        _check_tensor("the sum of the loss", loss, torch.Size(), self._images.dtype if steps else torch.float32)
-        _check_tensor("the number of right predictions", correct, torch.Size(), torch.int64)
-        # torch.set_rng_state answers another size with an assertion of its C++.
-        random = [("rng", torch.get_rng_state())]
-        if self._device.type == "cuda":
-            random.append(("rng_cuda", torch.cuda.get_rng_state(self._device)))
-        for name, like in random:
-            _check_tensor(name, state[name], like.shape, torch.uint8)
-
-
-def _check_tensor(name: str, value: object, shape: torch.Size, dtype: torch.dtype) -> None:
-    plain = isinstance(value, Tensor) and value.is_cpu and value.layout is torch.strided
-    if not plain or (value.shape, value.dtype) != (shape, dtype):  # type: ignore[attr-defined]
-        raise ValueError(f"{name} is not {dtype} of shape {tuple(shape)}")
 
 
 def _optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -405,46 +335,6 @@ def _optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -
     lr = torch.tensor(config.lr, device=device) if on_cuda else config.lr
     if config.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, fused=True)
-    optim = torch.optim if config.backend == "torch" else fastconv.optim
-    kind = optim.AdamW if config.optimizer == "adamw" else optim.Adam
+    library = torch.optim if config.backend == "torch" else optim
+    kind = library.AdamW if config.optimizer == "adamw" else library.Adam
     return kind(parameters, lr=lr, fused=True, capturable=on_cuda)
-
-
-def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    return F.cross_entropy(logits, target, label_smoothing=smoothing)
-
-
-def _mse(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    classes = logits.shape[1]
-    wanted = F.one_hot(target, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
-    return F.mse_loss(logits.softmax(1), wanted)
-
-
-_LOSSES: dict[str, Callable[..., Tensor]] = {"cross-entropy": _cross_entropy, "mse": _mse}
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-
-
-def evaluate(model: nn.Module, images: Tensor, labels: Tensor, loss: str = "cross-entropy") -> tuple[float, float]:
-    """The mean loss and the accuracy (between 0 and 1) of ``model`` on these images."""
-    model.eval()
-    like = _first_parameter(model)
-    total, correct = 0.0, 0
-    with torch.inference_mode():
-        for batch, target in zip(images.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH), strict=True):
-            logits, target = model(batch.to(like)), target.to(like.device)
-            total += _LOSSES[loss](logits, target).item() * len(target)
-            correct += int((logits.argmax(1) == target).sum().item())
-    return total / len(images), correct / len(images)
-
-
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """The probabilities, (N, classes), of each class for images of shape (N, C, H, W)."""
-    model.eval()
-    like = _first_parameter(model)
-    with torch.inference_mode():
-        return torch.cat([model(batch.to(like)).softmax(1).cpu() for batch in images.split(_EVALUATION_BATCH)])
-
-
-def _first_parameter(model: nn.Module) -> Tensor:
-    """Of whose type and on whose device the images are to be."""
-    return next(model.parameters(), torch.empty(0))

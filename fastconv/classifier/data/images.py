@@ -1,4 +1,4 @@
-"""Image files as a network wants them: digits as in MNIST, 28 x 28 and light on black; other images scaled."""
+"""Reading of image files: digits are prepared like MNIST, 28 x 28 and light on black; other images are scaled."""
 
 from __future__ import annotations
 
@@ -10,39 +10,50 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastconv.classifier import UserError
-from fastconv.classifier.data import CLASS_NAMES, IMAGE_SIZE
+from fastconv.classifier.data.dataset import CLASS_NAMES, IMAGE_SIZE
+from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import check_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fastconv.classifier.checkpoint import Checkpoint
-
-# MNIST's own preparation: the digit scaled to fit a box of 20 pixels, its centre of mass at pixel 14 of 0 to 27
-# (measured over the 4,000 training images of mnist5k: 13.99 and 14.00).
+# MNIST was prepared so: the digit was scaled to fit a box of 20 pixels, and its centre of mass placed at pixel 14 of 0
+# to 27. (Measured over the 4,000 training images of mnist5k: 13.99 and 14.00.)
 _DIGIT_SIZE = 20
-# The share of the strongest ink that counts as ink when the digit's box is sought: above noise and paper texture.
+# Pixels above this share of the strongest ink belong to the digit. It is above noise and paper texture.
 _INK = 0.25
 
 
 class ImageError(UserError):
-    """A file that cannot be read as an image."""
+    """A file cannot be read as an image."""
+
+
+def read_for(shape: tuple[int, int, int], class_names: tuple[str, ...], path: Path) -> Tensor:
+    """Read an image file for a network of images of ``shape`` (C, H, W) and these classes.
+
+    Digits of MNIST's shape are read by :func:`read_image`, other images by :func:`read_picture`.
+
+    Returns:
+        A tensor (1, C, H, W), float32 in [0, 1].
+    """
+    if (shape, class_names) == ((1, IMAGE_SIZE, IMAGE_SIZE), CLASS_NAMES):
+        return read_image(path)
+    return read_picture(path, shape)
 
 
 def read_image(path: Path) -> Tensor:
-    """Read an image file of any size and mode as the network's input.
+    """Read an image file of a digit, of any size and colour mode, as an image like MNIST's.
 
-    Transparent parts are taken as white and colours as their grey. Where the border is brighter than the image on the
-    whole, the digit is dark on light, and the image is inverted. An image of 28 x 28 pixels is otherwise taken as it
-    is; any other is prepared as MNIST was: background taken to 0, the digit cut out, scaled to a box of 20 x 20 and
-    centred by its mass.
+    Transparent parts become white, and colours become grey. If the border is brighter than the mean of the image, the
+    digit is dark on a light background, and the image is inverted. An image of 28 x 28 pixels is not changed further.
+    Any other is prepared as MNIST was: the background is subtracted, and the digit is cut out, scaled to a box of
+    20 x 20 pixels, and centred by its mass.
 
     Returns:
         A tensor (1, 1, 28, 28), float32 in [0, 1].
 
     Raises:
-        ImageError: if the file cannot be read, or is not an image that Pillow knows.
+        ImageError: if the file cannot be read, or Pillow does not recognise it as an image.
     """
     grey = _read_grey(path)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -53,25 +64,14 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(grey.astype(np.float32)).reshape(1, 1, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def read_for(saved: Checkpoint, path: Path) -> Tensor:
-    """Read an image file for the network of a checkpoint: by :func:`read_image` if it is one of digits.
-
-    Returns:
-        A tensor (1, C, H, W), float32 in [0, 1].
-    """
-    if (saved.shape, saved.class_names) == ((1, IMAGE_SIZE, IMAGE_SIZE), CLASS_NAMES):
-        return read_image(path)
-    return read_picture(path, saved.shape)
-
-
 def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """Read an image file, scaled to ``shape`` (C, H, W): in grey if C is 1, in red, green and blue if it is 3.
+    """Read an image file scaled to ``shape`` (C, H, W): in grey if C is 1, in red, green and blue if C is 3.
 
     Returns:
         A tensor (1, C, H, W), float32 in [0, 1].
 
     Raises:
-        ImageError: if the file cannot be read, or is not an image that Pillow knows.
+        ImageError: if the file cannot be read, or Pillow does not recognise it as an image.
     """
     from PIL import Image
 
@@ -81,24 +81,24 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
         pixels = np.array(grey.resize((W, H), Image.Resampling.BILINEAR))
         return torch.from_numpy(pixels).view(1, 1, H, W)
     image = _read_colours(path)
-    if image.mode.startswith(("I", "F")):  # more than 8 bits: a grey one, that Pillow's conversion would clip
+    if image.mode.startswith(("I", "F")):  # a grey image of more than 8 bits, which Pillow's conversion would clip
         return read_picture(path, (1, H, W)).expand(1, C, H, W)
     colours = image.convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(colours)).permute(2, 0, 1).unsqueeze(0) / 255
 
 
 def _read_grey(path: Path) -> NDArray[np.float64]:
-    """The image's grey values in [0, 1]."""
+    """Return the image's grey values in [0, 1]."""
     image = _read_colours(path)
     if image.mode.startswith(("I", "F")):
-        # More than 8 bits: Pillow's conversion to 8 would clip. Full scale is 65535, unless all fits in 8 bits.
+        # Pillow's conversion to 8 bits would clip. Full scale is 65535, or 255 if no value is larger.
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         return (values / (65535 if values.max() > 255 else 255)).clip(0, 1)
     return np.asarray(image.convert("L"), dtype=np.float64) / 255
 
 
 def _read_colours(path: Path) -> Image:
-    """The image, upright, what is transparent white; in RGBA, or in its own mode if that has more than 8 bits."""
+    """Return the image, upright and on white, in RGBA. Images of more than 8 bits keep their mode."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -118,12 +118,12 @@ def _read_colours(path: Path) -> Image:
         raise ImageError(str(error)) from error
     except MemoryError as error:
         raise ImageError(f"cannot read {path}: not enough memory") from error
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads to
+    except Exception as error:  # a damaged file can make Pillow raise any exception
         raise ImageError(f"cannot read {path}: {error or type(error).__name__}") from error
 
 
 def _prepare(grey: NDArray[np.float64], background: float) -> NDArray[np.float64]:
-    """Scale and centre the light digit of ``grey`` as MNIST's are; an image without one becomes black."""
+    """Scale and centre the light digit of ``grey`` as MNIST's are. An image without a digit becomes black."""
     from PIL import Image
 
     ink = (grey - background).clip(0)
@@ -144,6 +144,6 @@ def _prepare(grey: NDArray[np.float64], background: float) -> NDArray[np.float64
 
 
 def _start(mass: NDArray[np.float64]) -> int:
-    """Where a digit with this mass along an axis begins, so that its centre of mass is where MNIST has it."""
+    """Return where a digit with this mass along an axis must start to have its centre of mass where MNIST's have it."""
     centre = (mass * np.arange(len(mass))).sum() / max(mass.sum(), 1e-9)
     return int(np.clip(round(IMAGE_SIZE / 2 - centre), 0, IMAGE_SIZE - len(mass)))

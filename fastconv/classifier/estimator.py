@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastconv.classifier.config import TrainingConfig, TrainingError
-from fastconv.classifier.training import EpochResult, Training, build_model, evaluate, predict
+from fastconv.classifier.evaluation import evaluate, predict
+from fastconv.classifier.fit import EpochResult, Training
+from fastconv.classifier.networks import build_model
 
 #: Of probabilities (N, classes) and labels (N,).
 Metric = Callable[[Tensor, Tensor], float]

@@ -1,4 +1,4 @@
-"""Tables as the command prints them."""
+"""Printing of tables."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console | None = None) -> None:
-    """A table for people on a terminal; tab-separated lines for programs elsewhere."""
+    """Print a table on a terminal, and tab-separated lines elsewhere."""
     console = Console() if console is None else console
     if not console.is_terminal:
         for row in (header, *rows):
