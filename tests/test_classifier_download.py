@@ -230,9 +230,7 @@ def test_without_a_connection_one_line_says_what_to_do(
     assert output.out == ""
     assert output.err.startswith("fastconv: cannot download train-images-idx3-ubyte.gz: 127.0.0.1:")
     assert ": no connection. Try again later. Or fetch train-images-idx3-ubyte.gz, train-labels-" in output.err
-    assert f"from {SOURCES['mnist'].mirrors[0]} by other means, put the files into {tmp_path}/MNIST/raw" in (
-        output.err
-    )
+    assert f"from {SOURCES['mnist'].mirrors[0]} by other means, put the files into {tmp_path}/MNIST/raw" in (output.err)
     assert output.err.count("\n") == 1
 
 

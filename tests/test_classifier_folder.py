@@ -155,9 +155,9 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
         assert main(["evaluate", "../run/checkpoint.pt"]) == 0
     assert capsys.readouterr().out.startswith("test accuracy 100.00% (12 of 12), loss ")
     assert main([*train, "--data-dir", "grey"]) == 2
-    assert f"checkpoint.pt is of the images in {Path('images').resolve()} and is" in capsys.readouterr().err
+    assert f"checkpoint.pt was trained with the images in {Path('images').resolve()} and is" in capsys.readouterr().err
     assert main(["train", "--model", "conv8, pool, dense16", "--output", "run"]) == 2
-    assert "checkpoint.pt is of the data set folder and is not overwritten" in capsys.readouterr().err
+    assert "checkpoint.pt was trained with the data set folder and is not overwritten" in capsys.readouterr().err
     assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 0  # grey ones fit coloured ones
     assert " of 3), loss " in capsys.readouterr().out
 
@@ -174,4 +174,7 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
     assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 2
     assert "the classes of grey differ from the checkpoint's: rot in place of red$" in capsys.readouterr().err
     assert main(["evaluate", "run/checkpoint.pt", "--dataset", "mnist5k"]) == 2
-    assert "images of 3 x 24 x 24 in 3 classes, but mnist5k has images of 1 x 28 x 28 in 10 classes" in capsys.readouterr().err
+    assert (
+        "images of 3 x 24 x 24 in 3 classes, but mnist5k has images of 1 x 28 x 28 in 10 classes"
+        in capsys.readouterr().err
+    )

@@ -252,8 +252,8 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
     page = Page(text)
     assert "100.00% of 6 test images of tiny <set>" in page.text
     assert "<title>&lt;i&gt; on pictures</title>" in text
-    assert "The same on <torch>'s operators" in page.text
-    assert "43.21% of the test images right; 1,000 images/s" in page.text
+    assert "Training on the backend <torch>" in page.text
+    assert "43.21% of the test images predicted correctly; 1,000 images/s" in page.text
     assert "&amp;amp;" in text
     assert not re.search("<b>|<i>|<u>", text)
     assert names[int(labels[0])] in page.text
@@ -302,7 +302,7 @@ def test_other_mistakes_in_report(run: Path, tmp_path: Path, monkeypatch: pytest
     for arguments, message in (
         (["nowhere"], "nowhere is not the folder of a run"),
         (["file"], "file is not the folder of a run"),
-        (["half"], "the training in half is not done: --resume goes on with it"),
+        (["half"], "the training in half is not finished: continue it with --resume"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),
         (["whole"], "cannot write into whole/plots: "),

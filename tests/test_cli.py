@@ -315,9 +315,9 @@ def test_train_does_not_replace_what_is_not_its_own(saved: str, capsys: Output) 
     Path("notes").mkdir()
     Path("notes/history.json").write_text("mine")
     train = ["train", "--model", "simple-cnn", "--output"]
-    assert "of mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
+    assert "with the model mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
     assert "is not a checkpoint, or a truncated one; it is not overwritten" in complaint([*train, "text"], capsys)
-    assert "history.json is there without a checkpoint" in complaint([*train, "notes"], capsys)
+    assert "history.json exists without a checkpoint" in complaint([*train, "notes"], capsys)
 
 
 def test_train_fails_before_training_where_it_cannot_write(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +465,9 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
         [*UNDER_WAY, "--output", "run", "--resume"], capsys
     )
     interrupt(monkeypatch)
-    assert "has a training that was interrupted: --resume" in complaint([*UNDER_WAY, "--output", "run"], capsys)
+    assert "has an interrupted training: continue it with --resume" in complaint(
+        [*UNDER_WAY, "--output", "run"], capsys
+    )
     resume = [*UNDER_WAY, "--output", "run", "--resume"]
     assert "the training in run has --lr 0.001, not 0.002" in complaint([*resume, "--lr", "0.002"], capsys)
     assert "the training in run has --limit 960, not 7" in complaint([*resume, "--limit", "7"], capsys)
@@ -479,7 +481,7 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
     assert "run/training.pt is not a training of fastconv" in complaint(resume, capsys)
     content = torch.load(io.BytesIO(whole), weights_only=True)
     torch.save(content | {"version": 2}, state)
-    assert "has format 2: this fastconv goes on with 3 only" in complaint(resume, capsys)
+    assert "has format 2: this version of fastconv resumes format 3 only" in complaint(resume, capsys)
     torch.save(content | {"settings": {"lr": 1}}, state)
     assert "run/training.pt is damaged" in complaint(resume, capsys)
 
@@ -510,7 +512,7 @@ def test_a_second_training_in_the_folder_of_one_under_way_says_so(
     interrupt(monkeypatch)
     with RunFolder(Path("run")).locked():
         for options in (["train", *QUICK], ["train", "--resume"]):
-            assert "another training is under way in run: wait" in complaint([*options, "--output", "run"], capsys)
+            assert "another training is running in run: wait" in complaint([*options, "--output", "run"], capsys)
     assert main(["train", "--output", "run", "--resume"]) == 0
 
 
@@ -532,7 +534,8 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
         assert main(["train", *QUICK, "--output", "run"]) == 2
     output = capsys.readouterr()
     assert output.err == (
-        "fastconv: training diverged in epoch 2: try a learning rate below 0.001; run/checkpoint.pt holds the network after epoch 1\n"
+        "fastconv: training diverged in epoch 2: try a learning rate below 0.001;"
+        " run/checkpoint.pt holds the network after epoch 1\n"
     )
     kept, best = (checkpoint.load(Path("run", name)) for name in ("checkpoint.pt", "best.pt"))
     assert all(torch.equal(kept.state_dict[name], weight) for name, weight in best.state_dict.items())

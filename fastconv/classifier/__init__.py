@@ -1,33 +1,16 @@
-"""The worked job: train, evaluate and look at a small CNN on handwritten digits and other small images.
+"""The worked job: train, evaluate and inspect a small CNN on handwritten digits and other small images.
 
-Training: ``data`` reads the images, ``augment`` moves them a little, ``config`` is what can be chosen, ``training``
-fits a network to them, ``distributed`` in several processes, ``classifier`` puts the textbook's verbs over it.
+Training: ``data`` reads the images, ``augment`` changes them at random, ``config`` has the settings and ``networks``
+the networks. ``fit`` is the training loop; it uses ``device``, ``cuda_graph``, ``distributed``, ``evaluation`` and
+``training_state``. ``estimator`` offers it as compile, fit, evaluate and predict.
 
-What comes of it: ``checkpoint`` keeps a network, ``export`` writes it for other programs, ``runs`` keeps a training
-that may be interrupted, ``schemas`` says what these files hold, ``files`` reads and writes them, ``images`` reads image
-files for prediction, ``plots`` draws, ``report`` puts the figures and plots of a run on a page.
+Results: ``checkpoint`` stores a network, and ``export`` writes it for other programs. ``runs`` is the folder of a
+training. ``schemas`` describes these files, and ``files`` reads and writes them. ``plots`` draws, ``report`` writes a
+page about a run, and ``bench`` times fastconv against PyTorch.
 
-The command ``fastconv``: ``cli``, its ``commands`` and their ``options``; ``train`` is the longest of them,
-``progress`` shows how far that is, ``table`` prints; ``bench`` times fastconv against PyTorch, in processes that
-``alternate``.
+``cli`` is the command ``fastconv``, and ``errors`` has the errors that it reports.
 """
 
+from fastconv.classifier.estimator import Classifier
 
-def printable(text: str) -> str:
-    """``text`` without the escapes by which Python carries file names that are not UTF-8; printing those fails."""
-    return text.encode(errors="replace").decode()
-
-
-class UserError(Exception):
-    """A mistake that the user can mend; the command prints it in one line and exits with code 2."""
-
-
-class UserInterrupt(Exception):
-    """The user stopped what was under way, and it was kept; the command prints where.
-
-    ``exit_code`` is what shells have for a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + signal_number
+__all__ = ["Classifier"]

@@ -1,6 +1,7 @@
-"""Checkpoints: a network's name and weights, how it was trained, and how well it does, in one file.
+"""Checkpoints: files with a network's name, weights, training settings and test accuracy.
 
-The file is torch.save's, of plain types and tensors, so that it loads with ``weights_only=True`` and runs no code.
+torch.save writes the file. It contains only plain types and tensors, so it loads with ``weights_only=True`` and cannot
+run code.
 """
 
 import io
@@ -18,36 +19,36 @@ from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import check_regular, write_atomically
 from fastconv.classifier.networks import build_model
 
-_FORMAT = "fastconv-mnist"
+_FORMAT = "fastconv-mnist"  # identifies the files; renaming it would make earlier checkpoints unreadable
 _VERSION = 2
 
 
 class CheckpointError(UserError):
-    """A file that is not a checkpoint, or not one that this version of fastconv can use."""
+    """A file is not a checkpoint, or this version of fastconv cannot use it."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds: the network, and the images and classes it is for.
+    """The content of a checkpoint file: the network, and the shape and the classes of its images.
 
-    ``config`` is for the reader, and for what a command takes where it is not told otherwise: data set and loss.
+    ``config`` has the settings of the training. Commands use its data set and loss as defaults.
     """
 
     model: str
     state_dict: dict[str, torch.Tensor]
-    test_accuracy: float | None  # None: not tested
+    test_accuracy: float | None  # None if the network was not tested
     config: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     class_names: tuple[str, ...] = CLASS_NAMES
 
     @property
     def loss(self) -> str:
-        """What it was trained on, one of :data:`~fastconv.classifier.config.LOSSES`."""
+        """The loss of the training, one of :data:`~fastconv.classifier.config.LOSSES`."""
         loss = self.config.get("loss")
         return loss if loss in LOSSES else "cross-entropy"
 
     def build(self, backend: str = "fastconv") -> nn.Module:
-        """The network with these weights, ready to predict."""
+        """Build the network with these weights, in evaluation mode."""
         network = build_model(self.model, backend, self.shape, len(self.class_names))
         network.to(next(iter(self.state_dict.values())).dtype)
         network.load_state_dict(self.state_dict)
@@ -55,7 +56,7 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write ``checkpoint`` to ``path``: wholly, or, if something fails on the way, not at all."""
+    """Write ``checkpoint`` to ``path``. If writing fails, an earlier file stays unchanged."""
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -73,32 +74,32 @@ def load(path: Path) -> Checkpoint:
     """Read the checkpoint at ``path``.
 
     Raises:
-        CheckpointError: if there is no file, or it is damaged, not of fastconv's, or of a later version, or its weights
-            do not fit its model.
+        CheckpointError: if the file does not exist, is damaged, is not a checkpoint of fastconv, was written by a later
+            version, or has weights that do not fit its model.
     """
     return _checked(path, read(path, "checkpoint"))
 
 
 def serialized(content: object) -> bytes:
-    """What torch.save makes of ``content``, and :func:`read` reads."""
+    """Return the bytes that torch.save writes for ``content``, and that :func:`read` reads."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def read(path: Path, kind: str) -> object:
-    """What torch.save wrote to ``path``, of plain types and tensors. ``kind`` is what the file should be, for errors.
+    """Read a file of plain types and tensors that torch.save wrote. ``kind`` names the file's purpose in errors.
 
     Raises:
-        CheckpointError: if it cannot be read, or is not such a file.
+        CheckpointError: if the file cannot be read, or torch.save did not write it.
     """
     try:
         check_regular(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
                 raise CheckpointError(f"{path} is not a {kind}, or a truncated one")
-            with zipfile.ZipFile(file) as archive:  # torch.load does not look at the checksums
-                # torch.save packs nothing. A small file of packed entries could fill the memory.
+            with zipfile.ZipFile(file) as archive:  # torch.load does not check the checksums
+                # torch.save does not compress. A small file with compressed entries could fill the memory.
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                     raise CheckpointError(f"{path} is damaged: its entries are larger than the file")
                 damaged = archive.testzip()
@@ -112,35 +113,37 @@ def read(path: Path, kind: str) -> object:
         raise
     except UserError as error:
         raise CheckpointError(str(error)) from error
-    except Exception as error:  # torch.load raises whatever its reader met: RuntimeError, UnpicklingError, KeyError...
+    except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, KeyError and others
         raise CheckpointError(f"{path} is not a {kind}, or a damaged one") from error
 
 
 def _checked(path: Path, content: object) -> Checkpoint:
-    """The checkpoint in what torch.load returned for ``path``."""
+    """Check what torch.load returned for ``path``, and return it as a checkpoint."""
     from fastconv.classifier import schemas
 
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of fastconv")
     version = content.get("version")
     if type(version) is int and version > _VERSION:
-        raise CheckpointError(f"{path} comes from a later fastconv (format {version}; this one reads {_VERSION})")
+        raise CheckpointError(
+            f"{path} was written by a later version of fastconv (format {version}; this version reads {_VERSION})"
+        )
     wrong = schemas.problem(schemas.Checkpoint, content)
     if wrong is not None:
         if wrong.startswith(("shape", "class_names")):
             wrong = f"it does not say which images it is for: {wrong}"
         raise CheckpointError(f"{path} is damaged: {wrong}")
     model, weights = content["model"], content["state_dict"]
-    # Version 1 knew digits only.
+    # Version 1 supported digits only.
     shape, class_names = content.get("shape", (1, 28, 28)), content.get("class_names", CLASS_NAMES)
     try:
-        with torch.device("meta"):  # a name can ask for any size: no memory before the weights are seen to have it
+        with torch.device("meta"):  # the model can name any size, so allocate nothing before its weights are checked
             expected = build_model(model, shape=shape, classes=len(class_names)).state_dict()
     except TrainingError as error:
-        raise CheckpointError(f"{path} is of another model, {model!r}: {error}") from error
+        raise CheckpointError(f"{path} has a model that cannot be built, {model!r}: {error}") from error
     if not isinstance(weights, dict) or weights.keys() != expected.keys():
         raise CheckpointError(f"{path} is damaged: its weights are not those of {model}")
-    # float64 is what train --dtype float64 leaves.
+    # fastconv train --dtype float64 writes float64.
     dtype = torch.float64 if getattr(next(iter(weights.values())), "dtype", None) is torch.float64 else torch.float32
     for key, tensor in expected.items():
         found = weights[key]

@@ -1,4 +1,4 @@
-"""What a training does: its settings, and the recipes."""
+"""The settings of a training, and the recipes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from fastconv.classifier.errors import UserError
 BACKENDS = ("fastconv", "torch")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 LOSSES = ("cross-entropy", "mse")
-#: bfloat16 is torch.autocast's: weights stay in float32.
+#: bfloat16 uses torch.autocast, and the weights stay in float32.
 DTYPES = ("float32", "float64", "bfloat16")
 DEVICES = ("cpu", "cuda")
-#: More than these are slips of the finger.
+#: Larger values are refused as typing errors.
 MAX_EPOCHS = 1_000_000
 MAX_LIMIT = 1_000_000_000
 
-#: The networks that have a name, as :func:`fastconv.builder.build_cnn` describes them.
+#: The networks that have a name, as lists of layers for :func:`fastconv.builder.build_cnn`.
 MODELS = {
     "mnist-cnn": "conv32, pool, conv64, pool, conv128, dense128",
     "simple-cnn": "conv32, pool, conv64, pool, dense64",
 }
 
-#: What multiplies the learning rate, by the share of training that is done, 0 to 1.
+#: Factors of the learning rate, as functions of the finished share of the training, 0 to 1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    # A fifth of the steps up, the others down: Smith and Topin, "Super-convergence" (2017), without its momentum.
+    # Up for a fifth of the steps, then down: Smith and Topin, "Super-convergence" (2017), without its momentum.
     "one-cycle": lambda done: min(0.1 + 0.9 * done / 0.2, (1 - done) / 0.8),
 }
 
-#: What each recipe sets of a :class:`TrainingConfig`; its defaults are the reference run. Test accuracies are of the
-#: full MNIST, means of 3 seeds: see docs/training.md for what else was tried.
+#: The fields of :class:`TrainingConfig` that each recipe sets. The defaults of the fields are the reference run.
+#: docs/training.md has the test accuracies, and describes the other settings that were tried.
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
     "fast": {
@@ -66,33 +66,35 @@ _SHARES = {"validation_split": "validation split", "label_smoothing": "label smo
 
 
 class TrainingError(UserError):
-    """A configuration that cannot be trained with."""
+    """A setting, an image or a label cannot be used for training."""
 
 
 class Diverged(TrainingError):
-    """A training whose loss is no longer finite."""
+    """The loss of a training is no longer finite."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What :func:`fit` does. The defaults are the reference run; ``TrainingConfig(**RECIPES["fast"])`` is another.
+    """The settings of :func:`fastconv.classifier.fit.fit`. The defaults are the reference run.
+
+    ``TrainingConfig(**RECIPES["fast"])`` gives the settings of another recipe.
 
     Args:
-        model: one of :data:`MODELS`, or a description as :func:`fastconv.builder.build_cnn` takes it.
-        backend: whose operators, one of :data:`BACKENDS`.
+        model: one of :data:`MODELS`, or a list of layers as :func:`fastconv.builder.build_cnn` accepts it.
+        backend: the library of the operators, one of :data:`BACKENDS`.
         epochs: passes over the training images.
-        batch_size: images a step.
-        validation_split: share of the images, from their end, that is held out.
-        lr: the learning rate, the highest of the schedule.
-        seed: of weights, order and augmentation.
-        schedule: how the learning rate goes, step by step, one of :data:`SCHEDULES`.
-        label_smoothing: share of the target that is spread over all classes (Szegedy et al., 2015).
-        augment: how each image is moved before each step, one of :data:`~fastconv.classifier.augment.AUGMENTATIONS`.
-        optimizer: one of :data:`OPTIMIZERS`; sgd has Nesterov's momentum, 0.9.
-        loss: one of :data:`LOSSES`; mse is of the probabilities, against 1 for the right class and 0 for the others.
-        patience: training ends when the loss of the held-out images has not fallen for so many epochs; ``None``: never.
-        dtype: what is computed in, one of :data:`DTYPES`.
-        device: where, one of :data:`DEVICES`.
+        batch_size: number of images per step.
+        validation_split: share of the images, from their end, that is used for validation.
+        lr: the learning rate: the highest value of the schedule.
+        seed: the seed of the weights, the order and the augmentation.
+        schedule: how the learning rate changes from step to step, one of :data:`SCHEDULES`.
+        label_smoothing: the share of the target that is spread over all classes (Szegedy et al., 2015).
+        augment: the random changes of the images, one of :data:`~fastconv.classifier.augment.AUGMENTATIONS`.
+        optimizer: one of :data:`OPTIMIZERS`. sgd has Nesterov momentum of 0.9.
+        loss: one of :data:`LOSSES`. mse compares the probabilities with 1 for the right class and 0 for the others.
+        patience: stop when the validation loss has not fallen for this number of epochs. ``None`` never stops early.
+        dtype: the data type of the computation, one of :data:`DTYPES`.
+        device: the device, one of :data:`DEVICES`.
 
     Raises:
         TrainingError: if a value is out of its range.
@@ -116,7 +118,7 @@ class TrainingConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
-        """The part of a run's settings, as :func:`settle` gives them, that this is."""
+        """Select the fields of this class from the settings of a run, as :func:`settle` returns them."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class TrainingConfig:
         _check(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63 - 1, not {self.seed}")
 
 
-#: What decides a run's weights besides its :class:`TrainingConfig`, and what it is where nothing is said.
+#: The settings of a run besides its :class:`TrainingConfig` that change the weights, with their defaults.
 _OTHER_SETTINGS: dict[str, Any] = {
     "recipe": "reference",
     "dataset": "mnist5k",
@@ -162,7 +164,7 @@ _OTHER_SETTINGS: dict[str, Any] = {
 
 
 def settle(given: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a new run: those that are given, else the recipe's, else the defaults.
+    """Return all settings of a new run: the given values, else the recipe's, else the defaults.
 
     Example::
 
@@ -178,7 +180,7 @@ def settle(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check a run's settings, or those of them that are there, as files have them.
+    """Check settings of a run that were read from a file. Some may be missing.
 
     Raises:
         TrainingError: if a value has the wrong type or is out of its range.

@@ -1,8 +1,9 @@
-"""A training step that a GPU does at one word.
+"""A training step that is replayed from a CUDA graph.
 
-A step of a small network is a hundred kernels of a few microseconds, and Python takes longer to ask for each. A CUDA
-graph records them once, with their memory, and repeats them by one call. So all that changes from step to step must
-stand in memory that stays: images and labels are copied there, and the learning rate is a tensor.
+A step of a small network launches about a hundred kernels of a few microseconds, and launching one from Python takes
+longer than that. A CUDA graph records the kernels and their memory once, and replays them in one call. Values that
+change from step to step must stay at the same address: images and labels are copied there, and the learning rate is a
+tensor.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from torch import Tensor
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-#: Steps by themselves first: libraries choose their algorithms, and the optimizer makes its state.
+#: Steps before the recording, in which libraries choose their algorithms and the optimizer creates its state.
 _STEPS_BEFORE = 3
 
 
 class GraphedStep:
-    """``step(images, target)``, repeated from a CUDA graph once it has run a few times.
+    """``step(images, target)``, replayed from a CUDA graph after a few ordinary runs.
 
-    The first shape that comes is the one that is recorded; a batch of another one, as the last of an epoch may be, is
-    done kernel by kernel. What is returned is valid until the next call.
+    The graph is recorded for the shape of the first batch. A batch of another shape, such as the last of an epoch, runs
+    without the graph. The returned tensors are valid until the next call.
 
     Args:
-        step: reads no value back from the GPU, and keeps no tensor besides parameters and the optimizer's state.
+        step: must not read values from the GPU, and must keep no tensors except parameters and the optimizer's state.
     """
 
     def __init__(self, step: Step) -> None:
@@ -51,7 +52,7 @@ class GraphedStep:
         return self._results
 
     def _on_a_side_stream(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Recording takes a stream of its own, and what was made on the default stream cannot be waited for there."""
+        """Run on a stream of its own. A recording cannot wait for work of the default stream."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -1,6 +1,6 @@
-"""Several processes that train one network: torchrun --nproc-per-node 2 -m fastconv train ...
+"""Training of one network in several processes: torchrun --nproc-per-node 2 -m fastconv train ...
 
-torch.distributed's own: the gradients are averaged over the processes by DistributedDataParallel while backward runs.
+DistributedDataParallel averages the gradients over the processes during backward.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from fastconv.classifier.errors import UserError
 
 
 def world_size() -> int:
-    """How many processes torchrun started; 1 where it had no part in it.
+    """Return the number of processes that torchrun started, or 1 without torchrun.
 
     Raises:
-        UserError: if the variable that says so holds something else.
+        UserError: if the variable WORLD_SIZE is not such a number.
     """
     text = os.environ.get("WORLD_SIZE", "1")
     if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 9 and int(text) > 0):
@@ -29,33 +29,33 @@ def world_size() -> int:
 
 
 def alone() -> bool:
-    """Whether torchrun started this process only, or had no part in it."""
+    """Return whether this is the only process."""
     return world_size() == 1
 
 
 @contextmanager
 def process_group() -> Iterator[int]:
-    """Within it, the processes that torchrun started know of each other. Gives this one's rank, 0 if it is alone."""
+    """Connect the processes that torchrun started. Yield the rank of this process, 0 if it is the only one."""
     if alone():
         yield 0
         return
     try:
         dist.init_process_group("gloo")
-    except ValueError as error:  # MASTER_ADDR, RANK and others are torchrun's
+    except ValueError as error:  # torchrun sets MASTER_ADDR, RANK and other variables
         raise UserError(f"cannot find the other processes: {error}; start them with torchrun") from error
     try:
         yield dist.get_rank()
-        dist.barrier()  # gloo aborts where one takes its connections apart while another is not done with them
+        dist.barrier()  # gloo aborts if a process disconnects while another still communicates
     finally:
         dist.destroy_process_group()
 
 
 class Distributed:
-    """``model`` in all processes of the group, or in this one alone if there is none.
+    """``model`` in all processes of the group, or in this process if there is no group.
 
     Attributes:
-        model: what to call in training.
-        rank: of this process, from 0.
+        model: the module to call in training.
+        rank: the rank of this process, from 0.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -64,24 +64,27 @@ class Distributed:
         self.model = model
         if self._count > 1:
             for parameter in model.parameters():
-                # With one channel, or a kernel of 1 x 1, the layouts differ in their strides only. Gradients have the
-                # contiguous one's, and of others DDP warns over several lines.
+                # With one channel or a 1 x 1 kernel, both memory formats differ in their strides only. Gradients have
+                # the contiguous strides, and DDP prints a long warning about other strides.
                 if parameter.is_contiguous():
                     parameter.data = parameter.data.view(-1).view(parameter.shape)
             self.model = nn.parallel.DistributedDataParallel(model)
 
     def share(self, batch: Tensor) -> tuple[Tensor, float, int]:
-        """This process's part of a batch; what to weigh its mean loss with, so that the mean over the processes is the
-        mean over the batch; and how many of its images it is to count, so that over the processes each counts once."""
+        """Return the part of ``batch`` that this process computes, the weight of its mean loss, and a number of images.
+
+        With these weights, the mean over the processes is the mean over the batch. The numbers of images add up to the
+        size of the batch.
+        """
         if self._count == 1:
             return batch, 1.0, len(batch)
-        if len(batch) < self._count:  # too small to be shared: each process does the whole
+        if len(batch) < self._count:  # too small to be split: each process computes all of it
             return batch, 1.0, len(batch) if self.rank == 0 else 0
         part = batch.tensor_split(self._count)[self.rank]
         return part, len(part) * self._count / len(batch), len(part)
 
     def sums(self, *values: Tensor) -> list[float]:
-        """The sums over all processes."""
+        """Return the sum of each value over all processes."""
         total = torch.stack([value.double() for value in values])
         if self._count > 1:
             dist.all_reduce(total)

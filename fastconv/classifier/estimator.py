@@ -1,4 +1,4 @@
-"""The textbook's verbs over :mod:`fastconv.classifier.training`: compile, fit, evaluate, predict."""
+"""An image classifier with the methods compile, fit, evaluate and predict."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fastconv.classifier.evaluation import evaluate, predict
 from fastconv.classifier.fit import EpochResult, Training
 from fastconv.classifier.networks import build_model
 
-#: Of probabilities (N, classes) and labels (N,).
+#: A function of probabilities (N, classes) and labels (N,).
 Metric = Callable[[Tensor, Tensor], float]
 
-#: Settings that compile() does not take, by what does.
+#: Settings that compile() does not accept, by the function that does.
 _ELSEWHERE = {
     "fit()": ("epochs", "batch_size", "validation_split", "validation_data", "seed"),
     "Classifier()": ("model", "backend", "shape", "classes"),
@@ -25,20 +25,20 @@ _ELSEWHERE = {
 
 
 class Classifier:
-    """An image classifier to train and to ask.
+    """An image classifier that can be trained, evaluated and used for prediction.
 
     Args:
-        model: a name, or a list of layers, as :func:`fastconv.builder.build_cnn` takes it; or a module of one's own
-            that gives logits (N, classes).
+        model: a name, a list of layers as :func:`fastconv.builder.build_cnn` accepts it, or a module that returns
+            logits (N, classes).
         shape: (C, H, W) of an image.
-        classes: how many.
-        backend: ``"fastconv"`` or ``"torch"``: whose layers, where ``model`` is not a module.
+        classes: the number of classes.
+        backend: the layers of a ``model`` that is not a module: ``"fastconv"`` or ``"torch"``.
 
-    Images are float tensors or arrays (N, C, H, W) in [0, 1], or (N, H, W) of one channel, or uint8, which is divided
-    by 255. Labels are integers (N,), or one-hot, (N, classes).
+    Images are tensors or arrays (N, C, H, W), or (N, H, W) with one channel. They are floats in [0, 1], or uint8
+    values, which are divided by 255. Labels are integers (N,) or one-hot rows (N, classes).
 
     Raises:
-        TrainingError: images or labels of another shape, a setting out of its range.
+        TrainingError: if images or labels have another shape, or a setting is out of its range.
 
     Example::
 
@@ -79,15 +79,15 @@ class Classifier:
             optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
             loss: ``"cross-entropy"`` or ``"mse"``.
             lr: the learning rate.
-            metrics: what :meth:`evaluate` gives besides loss and accuracy, by name; ``["accuracy"]`` is nothing more.
-            settings: others of :class:`~fastconv.classifier.config.TrainingConfig`: schedule, label_smoothing, augment...
+            metrics: functions by name, whose values :meth:`evaluate` returns as well. ``["accuracy"]`` adds none.
+            settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
 
         Returns:
             The classifier itself.
 
         Raises:
-            TypeError: a setting that there is not, or that is not given here.
-            ValueError: a metric that there is not.
+            TypeError: if a setting does not exist, or belongs to another function.
+            ValueError: if a metric is unknown.
         """
         for name in settings:
             place = next((place for place, names in _ELSEWHERE.items() if name in names), None)
@@ -116,31 +116,31 @@ class Classifier:
         seed: int = 0,
         on_epoch: Callable[[EpochResult], None] | None = None,
     ) -> list[EpochResult]:
-        """Train on, from the weights that the network has.
+        """Train, starting from the current weights.
 
         Args:
-            validation_split: the share of the images, from their end, that is held out.
-            validation_data: images and labels to validate with instead.
-            seed: of order and augmentation.
+            validation_split: the share of the images, from their end, that is used for validation.
+            validation_data: images and labels for validation, in place of that share.
+            seed: the seed of the order and of the augmentation.
             on_epoch: called after each epoch with its figures.
 
         Returns:
             The figures of each epoch.
 
         Raises:
-            TypeError: both validation_split and validation_data.
+            TypeError: if both validation_split and validation_data are given.
         """
         if validation_data is not None and validation_split:
             raise TypeError("fit() takes validation_data or validation_split, not both")
         config = self._config(epochs=epochs, batch_size=batch_size, validation_split=validation_split, seed=seed)
         held_out = None if validation_data is None else self._checked(*validation_data)
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        with torch.random.fork_rng(devices=[]):  # restores the caller's random state
             training = Training(*self._checked(images, labels), config, model=self.model, held_out=held_out)
             training.run(on_epoch=on_epoch)
         return training.history
 
     def evaluate(self, images: Any, labels: Any) -> dict[str, float]:
-        """The mean loss, the accuracy (between 0 and 1) and the metrics, by name."""
+        """Return the mean loss, the accuracy (between 0 and 1) and the metrics, by name."""
         images, labels = self._checked(images, labels)
         loss, accuracy = evaluate(self.model, images, labels, self._config().loss)
         figures = {"loss": loss, "accuracy": accuracy}
@@ -150,7 +150,7 @@ class Classifier:
         return figures
 
     def predict(self, images: Any) -> Tensor:
-        """The probability of each class, (N, classes)."""
+        """Return the probability of each class, (N, classes)."""
         return predict(self.model, self._images(images))
 
     def _config(self, **more: Any) -> TrainingConfig:

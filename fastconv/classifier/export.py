@@ -1,6 +1,7 @@
-"""A checkpoint's network for other programs: weights alone, or the network itself, as a file that needs no fastconv.
+"""Export of a checkpoint's network for other programs, as a file that does not need fastconv.
 
-Every format has the network on PyTorch's operators, with the answers of :meth:`Checkpoint.build` up to rounding.
+The formats safetensors and torch contain the weights, pt2 and onnx the network itself, on PyTorch's operators. Results
+equal those of :meth:`Checkpoint.build` up to rounding.
 """
 
 import io
@@ -19,7 +20,7 @@ from fastconv.classifier.config import MODELS
 from fastconv.classifier.files import OutputError, check_output_folder, check_regular, write_atomically
 from fastconv.version import __version__
 
-#: The ending of each format's files.
+#: The file name ending of each format.
 SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "pt2": ".pt2", "onnx": ".onnx"}
 
 
@@ -27,8 +28,8 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     """Write ``checkpoint`` to ``path`` in ``format``, one of :data:`SUFFIXES`, and return the size in bytes.
 
     Raises:
-        OutputError: if ``path`` has another ending, cannot be written, or, unless ``force``, holds anything else than
-            an earlier export in the same format.
+        OutputError: if ``path`` has another ending or cannot be written. Without ``force``, also if it is a file other
+            than an earlier export in the same format.
         ModuleNotFoundError: if the format needs a package of the extra ``export`` that is not installed.
 
     Example::
@@ -42,7 +43,7 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     if path.suffix.lower() != SUFFIXES[format]:
         raise OutputError(f"--output must end in {SUFFIXES[format]} for --format {format}: {path}")
     if not force and path.exists() and not _is_export(path, format, checkpoint):
-        raise OutputError(f"{path} is there, and no export in this format; --force overwrites it")
+        raise OutputError(f"{path} exists and is not an export in this format; --force overwrites it")
     check_output_folder(path.parent)
     content = _WRITERS[format](checkpoint)
     write_atomically(path, content)
@@ -50,7 +51,7 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
 
 
 def metadata(checkpoint: Checkpoint, format: str) -> dict[str, str]:
-    """What the files say of themselves, each value in JSON. ``layers`` is :func:`fastconv.builder.build_cnn`'s."""
+    """Return the metadata of the files, each value in JSON. ``layers`` is for :func:`fastconv.builder.build_cnn`."""
     values = {
         "written_by": _mark(format),
         "fastconv": __version__,
@@ -68,7 +69,7 @@ def _mark(format: str) -> str:
 
 
 def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
-    """Whether the file was written by :func:`write`, as far as it says; a plain state has names and no more."""
+    """Return whether :func:`write` wrote the file. The format torch has no metadata: compare the names of weights."""
     if format == "torch":
         try:
             found = read(path, "state")
@@ -79,7 +80,7 @@ def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
     mark, before = _mark(format).encode(), b""
     try:
         with path.open("rb") as file:
-            # None of the three compresses what metadata() says. By pieces, since the file may be of any size.
+            # None of the other formats compresses the metadata. The file may be large, so read it in pieces.
             while piece := file.read(1 << 24):
                 if mark in before + piece:
                     return True
@@ -90,7 +91,7 @@ def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
 
 
 def _network(checkpoint: Checkpoint) -> torch.nn.Module:
-    """On PyTorch's operators, and in float32 also where it was trained in float64."""
+    """Build the network on PyTorch's operators, in float32 even if it was trained in float64."""
     return checkpoint.build("torch").float()
 
 
@@ -105,7 +106,7 @@ def _safetensors(checkpoint: Checkpoint) -> bytes:
 
 
 def _example(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Arguments for the exporters of torch: a batch of two images (one would be taken for a constant), of any size."""
+    """Return arguments for torch's exporters: a dynamic batch. They would treat a batch of one image as constant."""
     return {"args": (torch.zeros(2, *checkpoint.shape),), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
 
 
@@ -117,7 +118,7 @@ def _pt2(checkpoint: Checkpoint) -> bytes:
 
 
 def _onnx(checkpoint: Checkpoint) -> bytes:
-    import onnxscript  # noqa: F401  torch says in several lines that it is missing
+    import onnxscript  # noqa: F401  torch would report a missing onnxscript in several lines
 
     with _quiet_exporter():
         program = torch.onnx.export(
@@ -135,7 +136,7 @@ def _onnx(checkpoint: Checkpoint) -> bytes:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without what torch.onnx says of itself: that torchvision is not there, and that it calls what it deprecates."""
+    """Suppress warnings of torch.onnx about the missing torchvision and about its own deprecated calls."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

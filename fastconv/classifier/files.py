@@ -1,4 +1,4 @@
-"""Writing results: never half a file, never over what was not ours."""
+"""Reading of input files, and atomic writing of results."""
 
 import contextlib
 import os
@@ -8,14 +8,14 @@ from fastconv.classifier.errors import UserError
 
 
 class OutputError(UserError):
-    """A place that cannot be written to, or holds something that must not be overwritten."""
+    """A path cannot be written, or contains a file that must not be overwritten."""
 
 
 def check_output_folder(folder: Path) -> None:
-    """Make ``folder`` unless it is there, and see that a file can be written in it.
+    """Create ``folder`` if it does not exist, and check that a file can be written in it.
 
     Raises:
-        OutputError: if not.
+        OutputError: if that fails.
     """
     probe = folder / f".fastconv-{os.getpid()}.tmp"
     try:
@@ -27,10 +27,10 @@ def check_output_folder(folder: Path) -> None:
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """What is in the file ``path``.
+    """Return the content of the file ``path``.
 
     Raises:
-        UserError: if it cannot be read, is a pipe or a device, which may have no end, or has more than ``limit`` bytes.
+        UserError: if it cannot be read, is a pipe or a device, or has more than ``limit`` bytes.
     """
     check_regular(path)
     try:
@@ -44,7 +44,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """See that ``path`` is no pipe or device: reading one may take forever.
+    """Check that ``path`` is not a pipe or a device, because reading one may never end.
 
     Raises:
         UserError: if it is one.
@@ -54,10 +54,10 @@ def check_regular(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is never seen half written: under another name first, then renamed, replacing an older one.
+    """Write a file under a temporary name, then rename it, so that no reader sees a partial file.
 
     Raises:
-        OutputError: if it cannot be written; an older file is then as it was.
+        OutputError: if it cannot be written. An earlier file then stays unchanged.
     """
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
     try:
@@ -74,7 +74,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what :func:`write_atomically` left beside ``path`` where it was killed."""
+    """Remove the temporary files that :func:`write_atomically` left beside ``path`` when its process was killed."""
     for temporary in path.parent.glob(f".{path.name}-*.tmp"):
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -285,7 +285,7 @@ class Training:
         return int(seed) >> 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain types and tensors. The tensors are not copied, so save them before the next step."""
+        """Return the state as plain types and tensors. The tensors are not copied: save them before the next step."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),

@@ -1,4 +1,4 @@
-"""The report of a run: its figures and pictures on one page, ``report.html``, that needs nothing else to be read."""
+"""The report of a run: its figures and pictures on one page, ``report.html``, which needs no other file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastconv.classifier import evaluation, files, plots
 from fastconv.classifier.data import DataSet, display_name
@@ -47,7 +47,7 @@ pre { font-size: .82rem; white-space: pre-wrap; margin: 0; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot with what is said of it. ``alt`` is for who does not see it; ``wide`` ones are scrolled on a phone."""
+    """A plot with its texts. ``alt`` describes it to readers who cannot see it. ``wide`` plots scroll on a phone."""
 
     name: str
     title: str
@@ -58,15 +58,15 @@ class Picture:
 
 
 def write(folder: RunFolder, model: nn.Module, data: DataSet, output: Path | None = None) -> Path:
-    """Write the report of the run in ``folder``, and its pictures as PNG files into ``plots`` there.
+    """Write the report of the run in ``folder``, and write its pictures as PNG files into the sub-folder ``plots``.
 
     Args:
         model: the trained network.
-        data: its test images are what is predicted and drawn.
-        output: the page; by default ``report.html`` in the folder.
+        data: the data set whose test images are predicted and drawn.
+        output: the page to write. ``None`` means ``report.html`` in the folder.
 
     Returns:
-        Where the page is.
+        The path of the page.
 
     Raises:
         UserError: if the run's history cannot be read, or something cannot be written.
@@ -83,46 +83,35 @@ def write(folder: RunFolder, model: nn.Module, data: DataSet, output: Path | Non
 
 
 def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[list[Picture], float]:
-    """Every picture of a run, and the accuracy on the test images.
+    """Draw all pictures of a run. Return them and the accuracy on the test images.
 
     Args:
-        record: what history.json holds.
+        record: the content of history.json.
     """
     images, labels, names = data.test_images, data.test_labels, data.class_names
     probabilities = evaluation.predict(model, images)
     predictions = probabilities.argmax(1)
     wrong = int((predictions != labels).sum())
-    accuracy = 1 - wrong / len(images)
     first = slice(0, _PREDICTIONS)
     count = min(_PREDICTIONS, len(images))
-    validated = record["epochs"][-1]["val_loss"] is not None
-    curves = "training and validation images" if validated else "training images"
     pictures = [
-        Picture(
-            "training_curves",
-            "Training",
-            plots.training_curves(record["epochs"], record["config"].get("loss", "cross-entropy")),
-            f"Loss and accuracy of the {curves}, by epoch."
-            + (" Those of training are means over the epoch, while the weights change." if validated else ""),
-            f"Two charts of the {curves} by epoch. After the last of {len(record['epochs'])}, the loss is"
-            f" {record['epochs'][-1]['loss']:.3f} and the accuracy {record['epochs'][-1]['accuracy']:.1%} in training.",
-        ),
+        _curves(record),
         Picture(
             "predictions",
             "Predictions",
             plots.prediction_grid(images[first], labels[first], probabilities[first], class_names=names, columns=2),
-            f"The first {count} test images with what the network takes them for: blue is right, red is wrong."
-            " The bars are the probabilities of the classes.",
-            f"{count} test images, {int((predictions[first] == labels[first]).sum())} of them predicted rightly.",
+            f"The first {count} test images with the predicted class: blue is right, red is wrong. The bars are the"
+            " probabilities of the classes.",
+            f"{count} test images. {int((predictions[first] == labels[first]).sum())} of the predictions are right.",
             wide=True,
         ),
         Picture(
             "confusion_matrix",
-            "Which class is taken for which",
+            "Confusion matrix",
             plots.confusion_matrix(labels, predictions, names),
-            "How many test images of each class, a row, were taken for each class, a column. What is right is on the"
+            "Number of test images by right class (row) and predicted class (column). Right predictions are on the"
             " diagonal.",
-            f"A table of {len(names)} by {len(names)} classes: {len(images) - wrong} of {len(images)} images are on the"
+            f"A table of {len(names)} by {len(names)} classes. {len(images) - wrong} of {len(images)} images are on the"
             " diagonal.",
             wide=len(names) > 12,
         ),
@@ -130,38 +119,57 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
             "worst_mistakes",
             "The worst mistakes",
             plots.worst_mistakes(images, labels, probabilities, names),
-            "The wrong predictions with the largest loss: what the image was taken for in red, what it is in blue, and"
-            " the probability of each.",
-            f"Up to 12 of the {wrong} test images that were predicted wrongly." if wrong else "No mistakes.",
+            "The wrong predictions with the largest loss. The predicted class is red, the right class is blue. Each"
+            " has its probability.",
+            f"Up to 12 of the {wrong} wrongly predicted test images." if wrong else "No mistakes.",
             wide=wrong > 0,
         ),
     ]
+    return [*pictures, *_layers(model, images[0], names[int(labels[0])])], 1 - wrong / len(images)
+
+
+def _curves(record: Mapping[str, Any]) -> Picture:
+    epochs = record["epochs"]
+    validated = epochs[-1]["val_loss"] is not None
+    shown = "training and validation images" if validated else "training images"
+    return Picture(
+        "training_curves",
+        "Training",
+        plots.training_curves(epochs, record["config"].get("loss", "cross-entropy")),
+        f"Loss and accuracy of the {shown} by epoch."
+        + (" The figures of training are means over the epoch, during which the weights change." if validated else ""),
+        f"Two charts of the {shown} by epoch. After the last of {len(epochs)} epochs, the training loss is"
+        f" {epochs[-1]['loss']:.3f} and the training accuracy {epochs[-1]['accuracy']:.1%}.",
+    )
+
+
+def _layers(model: nn.Module, image: Tensor, name: str) -> list[Picture]:
+    """Draw the kernels of the first convolution, and the feature maps of ``image``, which shows a ``name``."""
     convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if convolution is not None:
-        zero = "Grey is 0." if convolution.weight.shape[1] == 3 else "Red weights are positive, blue ones negative."
-        pictures += [
-            Picture(
-                "filters",
-                "Kernels of the first layer",
-                plots.filters(convolution.weight),
-                f"What the first convolution multiplies each patch of the image by. {zero}",
-                f"{len(convolution.weight)} small kernels of the first convolution, as coloured squares.",
-            ),
-            Picture(
-                "feature_maps",
-                "What the layers see",
-                plots.feature_maps(model, images[0]),
-                f"The first test image ({names[int(labels[0])]}), and what each convolution, with its ReLU and pooling,"
-                " makes of it.",
-                "An image, and below it the outputs of each convolution for it, as small maps.",
-                wide=True,
-            ),
-        ]
-    return pictures, accuracy
+    if convolution is None:
+        return []
+    zero = "Grey is 0." if convolution.weight.shape[1] == 3 else "Red weights are positive, blue ones negative."
+    return [
+        Picture(
+            "filters",
+            "Kernels of the first layer",
+            plots.filters(convolution.weight),
+            f"The weights of the first convolution. {zero}",
+            f"{len(convolution.weight)} small kernels of the first convolution, as coloured squares.",
+        ),
+        Picture(
+            "feature_maps",
+            "Feature maps",
+            plots.feature_maps(model, image),
+            f"The first test image ({name}), and the output of each convolution for it, after its ReLU and pooling.",
+            "An image, and below it the outputs of each convolution for it, as small maps.",
+            wide=True,
+        ),
+    ]
 
 
 def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Sequence[Picture], run: str) -> str:
-    """The HTML of a report. Whatever comes from outside, names of classes and paths, is escaped."""
+    """Return the HTML of a report. Class names, paths and all other values are escaped."""
     config, epochs = record["config"], record["epochs"]
     count = len(data.test_images)
     images = display_name(str(config.get("dataset", data.name)), str(config.get("data_dir", data.name)))
@@ -182,9 +190,9 @@ def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Se
 </head>
 <body>
 <h1>{_text(title)}</h1>
-<p class="accuracy"><strong>{accuracy:.2%}</strong> of {count:,} test images of {_text(data.name)} right</p>
-<p>{speed:,.0f} images/s in training, {seconds:.2f} s an epoch (medians of {len(epochs)} epoch{"s" * (len(epochs) > 1)};
-validation apart)</p>
+<p class="accuracy"><strong>{accuracy:.2%}</strong> of {count:,} test images of {_text(data.name)} are right</p>
+<p>{speed:,.0f} images/s in training, {seconds:.2f} s an epoch (medians of {len(epochs)} epoch{"s" * (len(epochs) > 1)},
+without validation)</p>
 <p class="faint">Run in {_text(run)}</p>
 <h2>Epochs</h2>
 {_epochs(epochs)}
@@ -206,7 +214,7 @@ def _text(value: object) -> str:
 
 def _figure(picture: Picture) -> str:
     source = "data:image/png;base64," + base64.b64encode(picture.png).decode("ascii")
-    # Text that is read in a figure becomes too small in the width of a phone: a wide one keeps its width and scrolls.
+    # On a phone, the text of a wide figure would become too small, so such a figure keeps its width and scrolls.
     kind = ' class="wide"' if picture.wide else ""
     return (
         f'<h2>{_text(picture.title)}</h2>\n<figure>\n<div class="scroll"><img{kind} src="{source}"'
@@ -241,17 +249,17 @@ def _epochs(epochs: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _comparison(compare: Mapping[str, Any] | None) -> str:
-    """The same training on the other backend, where there was one."""
+    """Return the section about the training on the other backend, if there was one."""
     if compare is None:
         return ""
     speed = statistics.median(epoch["images_per_second"] for epoch in compare["epochs"])
     return (
-        f"<h2>The same on {_text(compare['backend'])}'s operators</h2>\n<p>{compare['test_accuracy']:.2%} of the test"
-        f" images right; {speed:,.0f} images/s in training (median)</p>\n{_epochs(compare['epochs'])}"
+        f"<h2>Training on the backend {_text(compare['backend'])}</h2>\n<p>{compare['test_accuracy']:.2%} of the test"
+        f" images predicted correctly; {speed:,.0f} images/s in training (median)</p>\n{_epochs(compare['epochs'])}"
     )
 
 
 def _lines(lines: object) -> str:
-    """How the extension was built, as ``fastconv info`` prints it."""
+    """Return the section about how the extension was built."""
     text = "\n".join(map(str, lines)) if isinstance(lines, list) else ""
     return f"<details><summary>How fastconv was built</summary>\n<pre>{_text(text)}</pre></details>" if text else ""

@@ -1,9 +1,8 @@
-"""The folder of a run: its results, and, while it is under way, where it stands.
+"""The folder of a run: its results and, during the training, its state.
 
-``checkpoint.pt`` is the trained network, and ``best.pt`` the one of the epoch that did best on the held-out images.
-``history.json`` and ``history.csv`` are what it cost and how well it did, epoch by epoch. ``training.pt`` is what
-``fastconv train --resume`` goes on from; it is there while training is under way. ``report.html`` and ``plots`` are
-what ``fastconv report`` makes of the others.
+``checkpoint.pt`` is the trained network, and ``best.pt`` is the network after the epoch with the best validation
+accuracy. ``history.json`` and ``history.csv`` have the figures of each epoch. ``training.pt`` exists during a training,
+and ``fastconv train --resume`` continues from it. ``fastconv report`` writes ``report.html`` and ``plots``.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ _LARGEST_HISTORY = 1 << 30  # bytes; a million epochs have 200 MB
 class RunFolder:
     """The run in the folder ``path``.
 
-    While it is ``locked``: ``begin``, or ``restore`` what was ``interrupted``; ``save_training`` as often as liked;
-    ``finish``.
+    Within ``locked``, call ``begin`` for a new run, or ``restore`` for an ``interrupted`` one. Then call
+    ``save_training`` any number of times, and ``finish``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,30 +53,30 @@ class RunFolder:
         self.plots = path / "plots"
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """See that a new run may write here: over nothing but results of the same model and data set.
+        """Check that a new run may write here. It may replace results of the same model and data set only.
 
         Raises:
-            OutputError: if not, or if an interrupted run is here.
+            OutputError: if there are other results or an interrupted run.
         """
         if self.training.exists():
             raise files.OutputError(
-                f"{self.path} has a training that was interrupted: --resume goes on with it, or remove {self.training}"
+                f"{self.path} has an interrupted training: continue it with --resume, or remove {self.training}"
             )
         self._check_results(settings)
         for path in (self.best, self.history, self.table):
             if path.is_dir():
                 raise files.OutputError(f"{path} is a folder: choose another --output")
         with contextlib.suppress(OSError):
-            self.best.unlink()  # of the run before: this one may hold nothing out
+            self.best.unlink()  # of an earlier run: this run may have no validation images
 
     def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the interrupted run, and its state, for :meth:`restore`.
+        """Return the settings of the interrupted run, and its state for :meth:`restore`.
 
         Args:
-            given: settings that it must have.
+            given: settings that the run must have.
 
         Raises:
-            UserError: if there is none, or none of this version of fastconv, or one with other settings.
+            UserError: if there is no such run, another version of fastconv wrote it, or its settings differ.
         """
         from fastconv.classifier import schemas
 
@@ -88,7 +87,8 @@ class RunFolder:
             raise UserError(f"{self.training} is not a training of fastconv")
         if content.get("version") != _VERSION:
             raise UserError(
-                f"{self.training} has format {content.get('version')}: this fastconv goes on with {_VERSION} only"
+                f"{self.training} has format {content.get('version')}: this version of fastconv resumes"
+                f" format {_VERSION} only"
             )
         wrong = schemas.problem(schemas.Training, content)
         if wrong is None:
@@ -99,19 +99,19 @@ class RunFolder:
             raise UserError(f"{self.training} is damaged: {wrong}; remove it to start anew")
         for name, value in given.items():
             before = settings.get(name)
-            # The files of a known data set may be elsewhere by now; another folder has other images.
+            # The files of a known data set may have moved. A different folder of images has different images.
             if value != before and (name != "data_dir" or settings.get("dataset") == "folder"):
                 option = "--" + name.replace("_", "-")
                 had = f"no {option}" if before is None else f"{option} {before}"
-                raise UserError(f"the training in {self.path} has {had}, not {value}: --resume alone goes on with it")
+                raise UserError(f"the training in {self.path} has {had}, not {value}: leave {option} out to resume it")
         return {**settings, **given}, state
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Within it, this process alone writes here. The system lets go of the lock of a process that was killed.
+        """Lock the folder for this process. The system releases the lock if the process is killed.
 
         Raises:
-            OutputError: if another does, or the folder cannot be written into.
+            OutputError: if another process has locked it, or no file can be written in it.
         """
         files.check_output_folder(self.path)
         with contextlib.ExitStack() as stack:
@@ -122,7 +122,7 @@ class RunFolder:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise files.OutputError(
-                        f"another training is under way in {self.path}: wait for its end, or choose another --output"
+                        f"another training is running in {self.path}: wait until it ends, or choose another --output"
                     ) from error
                 except OSError:
                     pass  # a file system without locks
@@ -131,18 +131,18 @@ class RunFolder:
             yield
 
     def restore(self, training: Training, state: dict[str, Any] | None = None) -> None:
-        """Bring ``training`` to ``state``, by default what :meth:`save_training` kept last."""
+        """Load ``state`` into ``training``. The default is what :meth:`save_training` saved last."""
         if state is None:
             _, state = self.interrupted({})
         try:
             training.load_state_dict(state)
-        except (ValueError, RuntimeError) as error:  # RuntimeError: torch's, of random numbers' states
+        except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a wrong random state
             raise UserError(f"{self.training} is damaged: {error}; remove it to start anew") from error
 
     def save_epoch(self, training: Training, settings: dict[str, Any], data: DataSet) -> None:
-        """After an epoch: keep where ``training`` stands, and the network if it did better than all before.
+        """Save the state after an epoch, and also the network if its validation accuracy is the best so far.
 
-        ``best.pt`` is written first: a run that is killed in between does the epoch, and this, again.
+        ``best.pt`` is written first. If the run is killed between the two files, it repeats the epoch and writes both.
         """
         accuracies = [result.val_accuracy for result in training.history if result.val_accuracy is not None]
         if accuracies and accuracies[-1] > max(accuracies[:-1], default=-1.0):
@@ -150,12 +150,12 @@ class RunFolder:
         self.save_training(training, settings)
 
     def save_training(self, training: Training, settings: dict[str, Any]) -> None:
-        """Keep where ``training`` stands; the older state is replaced by a whole new one, or not at all."""
+        """Save the state of ``training``, atomically."""
         content = {"format": _FORMAT, "version": _VERSION, "settings": settings, "training": training.state_dict()}
         files.write_atomically(self.training, checkpoint.serialized(content))
 
     def abandon(self) -> None:
-        """The training leads nowhere: a new one may begin here."""
+        """Remove the state of a training that cannot be continued."""
         self.training.unlink(missing_ok=True)
 
     def write_history(self, record: dict[str, Any]) -> None:
@@ -163,7 +163,7 @@ class RunFolder:
         files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
 
     def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
-        """Write the results, ``record`` as history.json. Only when all are there does ``training.pt`` go."""
+        """Write the results, with ``record`` as history.json. Then remove ``training.pt``."""
         self.write_history(record)
         files.write_atomically(self.table, _csv(training.history).encode())
         self._save_network(self.checkpoint, training, settings, data, record["test_accuracy"])
@@ -179,17 +179,17 @@ class RunFolder:
         checkpoint.save(path, saved)
 
     def read_history(self) -> dict[str, Any]:
-        """What :meth:`finish` wrote as history.json: config, versions, epochs, test_loss and test_accuracy.
+        """Return the content of history.json: config, versions, epochs, test_loss and test_accuracy.
 
         Raises:
-            UserError: if it is not there, or is not that.
+            UserError: if the file is missing or damaged.
         """
         from fastconv.classifier import schemas
 
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
-            raise UserError(f"the training in {self.path} is not done: --resume goes on with it")
+            raise UserError(f"the training in {self.path} is not finished: continue it with --resume")
         content = files.read_bytes(self.history, _LARGEST_HISTORY)
         damaged = f"{self.history} is not the history of a training, or a damaged one"
         try:
@@ -207,19 +207,20 @@ class RunFolder:
                 found = checkpoint.load(self.checkpoint)
             except checkpoint.CheckpointError as error:
                 raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
-            before: dict[str, tuple[Any, Any]] = {"": (found.model, settings["model"])}
-            before["the data set "] = found.config.get("dataset", settings["dataset"]), settings["dataset"]
+            before: dict[str, tuple[Any, Any]] = {"the model": (found.model, settings["model"])}
+            before["the data set"] = found.config.get("dataset", settings["dataset"]), settings["dataset"]
             if settings["dataset"] == "folder":
-                before["the images in "] = found.config.get("data_dir"), settings["data_dir"]
+                before["the images in"] = found.config.get("data_dir"), settings["data_dir"]
             for what, (was, now) in before.items():
                 if was != now:
                     raise files.OutputError(
-                        f"{self.checkpoint} is of {what}{was} and is not overwritten: choose another --output"
+                        f"{self.checkpoint} was trained with {what} {was} and is not overwritten:"
+                        " choose another --output"
                     )
             return
         for path in (self.history, self.table):
             if path.exists():
-                raise files.OutputError(f"{path} is there without a checkpoint: choose another --output")
+                raise files.OutputError(f"{path} exists without a checkpoint: choose another --output")
 
 
 def _csv(history: list[EpochResult]) -> str:
@@ -232,9 +233,9 @@ def _csv(history: list[EpochResult]) -> str:
 
 @contextlib.contextmanager
 def stopped_by_interrupt(training: Training) -> Iterator[list[int]]:
-    """Within it, Ctrl-C or SIGTERM stops ``training`` after the step under way; the list then has the signal's number.
+    """Let Ctrl-C and SIGTERM stop ``training`` after the current step. The yielded list then has the signal's number.
 
-    A second Ctrl-C is Python's again: it ends the program at once.
+    A second Ctrl-C ends the program at once.
     """
     received: list[int] = []
     before: dict[int, Any] = {}

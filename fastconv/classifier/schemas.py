@@ -1,8 +1,9 @@
-"""The schema of each file that fastconv writes and reads again, and what is said of a file that does not follow it.
+"""The schemas of the files that fastconv writes and reads, and the messages about files that violate them.
 
-Checks that need more than the file, such as the shapes of a network's weights, are its reader's.
+The readers of the files do the checks that need more than the file, such as the shapes of a network's weights.
 
-pydantic takes 0.1 s to import. Import this module where a file is read, so that ``fastconv --help`` does not wait.
+Importing pydantic takes 0.1 s. Import this module in the functions that read files, so that ``fastconv --help`` does
+not wait.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fastconv.classifier.config import TrainingError, check_settings
 
 
 class _Record(BaseModel):
-    """Types are as they are written: no string is taken as a number. Numbers are finite. More fields may follow."""
+    """Types are strict: no string is converted to a number. Numbers must be finite. Additional fields are allowed."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 
@@ -34,14 +35,14 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
-#: Those that are there have to be right. Earlier versions of fastconv had fewer.
+#: The present settings must be valid. Files of earlier versions of fastconv have fewer settings.
 Settings = Annotated[dict[str, Any], AfterValidator(_settings)]
 Tensors = dict[str, torch.Tensor]
 Side = Annotated[int, Field(ge=1, lt=2**15)]
 
 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of which the model is only shown."""
+    """Check settings whose model is only displayed, so it may be any string."""
     if not isinstance(settings.get("model", ""), str):
         raise ValueError(f"model must be a string, not {settings['model']!r}")
     return _settings({name: value for name, value in settings.items() if name != "model"})
@@ -66,7 +67,7 @@ def _epochs(epochs: list[Epoch]) -> list[Epoch]:
         raise ValueError("the epochs must be numbered 1, 2, 3...")
     held_out = {value is not None for epoch in epochs for value in (epoch.val_loss, epoch.val_accuracy)}
     if len(held_out) > 1:
-        raise ValueError("held-out images must be there in all epochs or in none")
+        raise ValueError("validation figures must be present in all epochs or in none")
     return epochs
 
 
@@ -95,14 +96,14 @@ class History(_Record):
 
 
 class Optimizer(_Record):
-    """What torch.optim's state_dict() gives."""
+    """The state_dict() of an optimizer of torch.optim."""
 
     state: dict[Count, dict[str, Any]]
     param_groups: list[dict[str, Any]]
 
 
 class TrainingState(_Record):
-    """What :meth:`fastconv.classifier.fit.Training.state_dict` gives."""
+    """The result of :meth:`fastconv.classifier.fit.Training.state_dict`."""
 
     model: Tensors
     optimizer: Optimizer
@@ -122,7 +123,7 @@ class Training(_Record):
 
 
 class Checkpoint(_Record):
-    """checkpoint.pt and best.pt. Version 1 knew digits only, and had neither shape nor class names."""
+    """checkpoint.pt and best.pt. Version 1 supported digits only, and had neither shape nor class names."""
 
     version: Literal[1, 2]
     model: Name
@@ -134,7 +135,7 @@ class Checkpoint(_Record):
 
 
 def problem(schema: type[BaseModel], content: object) -> str | None:
-    """What is wrong with ``content``, in a few words, or ``None``.
+    """Describe what is wrong with ``content`` in a few words. Return ``None`` if it follows the schema.
 
     Example::
 
@@ -158,7 +159,7 @@ def problem(schema: type[BaseModel], content: object) -> str | None:
 
 
 def _said(error: Any) -> str:
-    """pydantic says "Input should be a valid list"."""
+    """Rephrase a message of pydantic, such as "Input should be a valid list"."""
     if error["type"] == "missing":
         return "it is missing"
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -170,7 +171,7 @@ def _said(error: Any) -> str:
 
 
 def _short(value: object) -> str:
-    """``value`` as far as it fits into a line."""
+    """Return ``value`` shortened to fit into a line."""
     if isinstance(value, torch.Tensor):
         return "a tensor"
     if isinstance(value, dict | list | tuple):

@@ -1,4 +1,7 @@
-"""The options of ``fastconv train``. An option that is not given keeps the recipe's value or, with --resume, the run's."""
+"""The options of ``fastconv train``.
+
+An option that is not given has the recipe's value or, with --resume, the value of the interrupted run.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any

@@ -24,7 +24,7 @@ _THREADS = 8  # Pillow releases Python's lock while it decodes
 
 
 def load_folder(folder: Path, size: int | None = None, channels: int | None = None) -> DataSet:
-    """Load the images below ``folder``, scaled to ``size`` x ``size``. The sorted names of the sub-folders are the classes.
+    """Load the images below ``folder``, scaled to ``size`` x ``size``. The classes are the sub-folders, sorted.
 
     If ``folder`` has sub-folders ``train`` and ``test``, each of them contains the classes. Otherwise every fifth image
     of each class, in the order of the file names, is a test image. The folder of a class may have sub-folders. Names

@@ -62,7 +62,7 @@ def read_idx(path: Path, dimensions: int) -> "np.ndarray[tuple[int, ...], np.dty
             if found != magic:
                 raise DataError(f"{path} is not the IDX file expected: magic number {found:#010x}, not {magic:#010x}")
             expected = math.prod(sizes)
-            # Reading in pieces limits the memory if the header has a wrong size. One more byte detects data after the end.
+            # Reading in pieces limits the memory if the header is wrong. One more byte detects data after the end.
             content = bytearray()
             while piece := file.read(min(expected + 1 - len(content), 1 << 24)):
                 content += piece

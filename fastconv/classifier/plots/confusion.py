@@ -1,4 +1,4 @@
-"""Which class is taken for which."""
+"""The confusion matrix."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 from fastconv.classifier.data import CLASS_NAMES
 from fastconv.classifier.plots.style import drawn_names, new_figure, png
 
-_MAX_COUNTED = 30  # classes; the numbers in more cells would be too small to read
+_MAX_COUNTED = 30  # with more classes, the numbers in the cells would be too small to read
 _NAME_LENGTH = 16
 
 
 def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """How many images of each class (row) were taken for each class (column).
+    """Count the images of each right class (row) and predicted class (column).
 
     Shape:
         (N,), (N,) -> (classes, classes), int64.
@@ -30,15 +30,15 @@ def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[str] = CLASS_NAMES) -> bytes:
-    """Draw how many images of each class, a row, were taken for each class, a column.
+    """Draw the number of images of each right class (row) and predicted class (column).
 
-    The colour is the share of the row's images. Its scale is of square roots, so that one in a hundred is seen beside
+    The colour shows the share of the row's images. Its scale is a square root, so that a share of 1 % is visible beside
     the diagonal.
 
     Args:
         labels: (N,), the right classes.
-        predictions: (N,), what the network says.
-        class_names: of the labels. Beyond 30 classes there are colours and no numbers.
+        predictions: (N,), the predicted classes.
+        class_names: the names of the classes. Above 30 classes, the cells have no numbers.
 
     Returns:
         A PNG file.
@@ -70,7 +70,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     axes.tick_params(which="minor", length=0)
     axes.grid(which="minor", color="white", linewidth=1 if classes <= _MAX_COUNTED else 0.3)
     if classes <= _MAX_COUNTED:
-        # A digit is 0.64 of its size wide; what is around the matrix takes a little more than was set aside for it.
+        # The width of a digit is 0.64 of the font size. The factor 0.8 allows for the axes around the matrix.
         digits = len(str(int(counts.max())))
         fitting = min(10.0, 0.8 * 72 * cells / classes / (0.64 * digits))
         for row, line in enumerate(counts.tolist()):

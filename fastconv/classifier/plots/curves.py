@@ -1,4 +1,4 @@
-"""How training went, epoch by epoch."""
+"""Training curves."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from fastconv.classifier.plots.style import TRAINING, VALIDATION, new_figure, pn
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], loss: str = "cross-entropy") -> bytes:
-    """Draw loss and accuracy against the epoch, of the training images and of those held out.
+    """Draw the loss and the accuracy of the training and validation images by epoch.
 
     Args:
-        history: the fields of :class:`fastconv.classifier.fit.EpochResult`, epoch by epoch, as history.json has them.
-            Where ``val_loss`` is None there was nothing held out, and there is one curve.
-        loss: its name, one of :data:`fastconv.classifier.config.LOSSES`.
+        history: the fields of :class:`fastconv.classifier.fit.EpochResult` by epoch, as in history.json. If
+            ``val_loss`` is None, there are no validation images, and only the training curve is drawn.
+        loss: the name of the loss, one of :data:`fastconv.classifier.config.LOSSES`.
 
     Returns:
         A PNG file.
 
     Raises:
-        ValueError: without any epoch.
+        ValueError: if there is no epoch.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     if not history:
         raise ValueError("no epoch to draw")
     epochs = [result["epoch"] for result in history]
-    # One above the other, so that both are wide enough on a phone.
+    # The charts are stacked, so that both are wide enough on a phone.
     figure = new_figure(5.4, 5.4)
     losses, accuracies = figure.subplots(2, 1, sharex=True)
     for axes, name in ((losses, "loss"), (accuracies, "accuracy")):
@@ -39,9 +39,9 @@ def training_curves(history: Sequence[Mapping[str, Any]], loss: str = "cross-ent
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="0.9")
         for line in axes.get_lines():
-            line.set_clip_on(False)  # markers at the edge, of a loss of 0 or an accuracy of 100 %, are whole
+            line.set_clip_on(False)  # do not cut off markers at the edge, at a loss of 0 or an accuracy of 100 %
         axes.set_axisbelow(True)
-    # Above the charts, where no curve runs under it.
+    # The legend is above the charts, so that it hides no curve.
     figure.legend(*losses.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     losses.set_ylabel(f"loss ({loss}, nats)" if loss == "cross-entropy" else f"loss ({loss})")
     losses.set_ylim(bottom=0)
@@ -53,7 +53,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], loss: str = "cross-ent
         accuracies.set_xlim(epochs[0] - 1, epochs[0] + 1)
         accuracies.set_xticks(epochs)
     low = min(min(line.get_ydata()) for line in accuracies.get_lines())  # type: ignore[type-var]
-    # The top is 100 %, and the chart is of 1 % at least, lest noise looks like much.
+    # The axis ends at 100 % and spans at least 1 %, so that noise does not look large.
     accuracies.set_ylim(max(0.0, min(0.99, low - 0.08 * (1 - low))), 1.0)
     figure.align_ylabels()
     return png(figure)

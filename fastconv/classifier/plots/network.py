@@ -1,4 +1,4 @@
-"""What is inside a network: the kernels of its first layer, and what its layers make of an image."""
+"""Pictures of a network: the kernels of its first layer, and its feature maps for an image."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _COLUMNS = 8
 
 
 def filters(weight: Tensor) -> bytes:
-    """Draw the kernels of a first layer, up to 64, on one scale.
+    """Draw up to 64 kernels of a first layer on a common scale.
 
-    For grey images red is above 0, blue below, white 0. For RGB images kernels are drawn in their colours, and grey is
-    0. For other numbers of channels it is their mean over the channels that is drawn.
+    For grey images, red is positive, blue is negative and white is 0. For RGB images, kernels are drawn in colour, and
+    grey is 0. For other numbers of channels, the mean over the channels is drawn.
 
     Args:
         weight: (K, C, R, S).
@@ -53,13 +53,13 @@ def filters(weight: Tensor) -> bytes:
 
 
 def feature_maps(model: nn.Module, image: Tensor) -> bytes:
-    """Draw ``image`` and the first 16 channels that each convolution of ``model`` makes of it.
+    """Draw ``image``, and the first 16 channels of each convolution's output for it.
 
-    A convolution's ReLU and pooling are part of it where they are one layer, as in
-    :class:`fastconv.nn.ConvReLUMaxPool2d`.
+    If a convolution is fused with its ReLU and pooling, as in :class:`fastconv.nn.ConvReLUMaxPool2d`, the output is
+    that of the fused layer.
 
     Args:
-        model: a network whose children come one after the other, as :func:`fastconv.builder.build_cnn` makes them.
+        model: a network whose children run in sequence, as in those of :func:`fastconv.builder.build_cnn`.
         image: (C, H, W).
 
     Returns:
@@ -91,7 +91,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> bytes:
 
 
 def _outputs(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
-    """The names of the convolutions and what they make of ``image``, (K, P, Q)."""
+    """Return the names of the convolutions and their outputs for ``image``, (K, P, Q)."""
     found: list[tuple[str, Tensor]] = []
     hooks = []
     for name, child in model.named_children():
@@ -116,6 +116,6 @@ def _outputs(model: nn.Module, image: Tensor) -> list[tuple[str, Tensor]]:
 
 
 def _of(shown: int, all: int, what: str) -> str:
-    """How many are shown: "32 kernels", "first 16 of 32 maps"."""
+    """Return the number of parts that are shown: "32 kernels", "first 16 of 32 maps"."""
     what += "s" if all != 1 else ""
     return f"{all} {what}" if shown == all else f"first {shown} of {all} {what}"

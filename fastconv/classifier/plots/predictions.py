@@ -1,4 +1,4 @@
-"""Pictures of what a network predicts, and of where it is wrong."""
+"""Pictures of a network's predictions and of its mistakes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from fastconv.classifier.plots.style import (
 )
 
 _COLUMNS = 3
-# Beyond so many classes, or for longer names, only the likeliest classes get a bar, a lying one, the name beside it.
+# With more classes or longer names, only the most probable classes have a bar. It is horizontal, beside the name.
 _MAX_BARS = 12
 _MAX_UPRIGHT = 2
 _LIKELIEST = 5
 _NAME_LENGTH = 18
-_CAPTION_LENGTH = 14  # of a name that has its percentage beside it, under an image
+_CAPTION_LENGTH = 14  # for names under an image, which are followed by a percentage
 
 
 def prediction_grid(
@@ -43,20 +43,20 @@ def prediction_grid(
     class_names: Sequence[str] = CLASS_NAMES,
     columns: int = _COLUMNS,
 ) -> bytes:
-    """Draw each image with its predicted label and percentage, beside a bar chart of the probabilities.
+    """Draw each image with its predicted class and percentage, beside a bar chart of the probabilities.
 
-    The prediction is blue when it is right; when it is wrong it is red, and the right class is added in brackets, its
-    bar in blue. Of more than twelve classes, or of classes with names of more than two letters, the chart has the five
-    likeliest, and the right one.
+    A right prediction is blue. A wrong one is red; the right class follows in brackets, and its bar is blue. If there
+    are more than twelve classes, or their names have more than two letters, the chart shows the five most probable
+    classes and the right one.
 
     Args:
-        images: (N, 1, H, W), drawn dark on light, or (N, 3, H, W), in their colours.
+        images: (N, 1, H, W), drawn dark on light, or (N, 3, H, W), drawn in colour.
         labels: (N,), the right classes.
         probabilities: (N, classes).
-        first: the index of the first image, to number them by.
+        first: the number of the first image.
         title: a line above the grid.
-        class_names: of the labels. Of long ones the middle is left out.
-        columns: images side by side.
+        class_names: the names of the classes. Long names are shortened in the middle.
+        columns: the number of images per row.
 
     Returns:
         A PNG file.
@@ -96,7 +96,7 @@ def _colours(count: int, label: int, predicted: int) -> list[str]:
 
 
 def _upright_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
-    """A bar for every class."""
+    """Draw a vertical bar for every class."""
     chart.bar(np.arange(len(row)), row, color=_colours(len(row), label, int(row.argmax())))
     chart.set(ylim=(0, 1), yticks=[0, 0.5, 1])
     chart.set_xticks(np.arange(len(row)), names)
@@ -105,14 +105,14 @@ def _upright_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequ
 
 
 def _lying_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
-    """A bar for each of the likeliest classes, and for the right one."""
+    """Draw a horizontal bar for each of the most probable classes, and for the right class."""
     shown = np.argsort(-row, kind="stable")[:_LIKELIEST].tolist()
     if label not in shown:
         shown.append(label)
     colours = _colours(len(row), label, shown[0])
     chart.barh(np.arange(len(shown)), row[shown], color=[colours[index] for index in shown], height=0.7)
     chart.set(xlim=(0, 1), xticks=[0, 0.5, 1])
-    # As many places in each chart, so that bars are as thick in all.
+    # All charts have the same number of places, so that all bars have the same height.
     chart.set_ylim(_LIKELIEST + 0.5, -0.6)
     chart.set_yticks(np.arange(len(shown)), [names[index] for index in shown])
     chart.set_xticklabels(["0", "50 %", "100 %"])
@@ -131,17 +131,17 @@ def worst_mistakes(
     class_names: Sequence[str] = CLASS_NAMES,
     count: int = 12,
 ) -> bytes:
-    """Draw the wrongly predicted images, the largest loss first: where the network was surest, and wrong.
+    """Draw the wrongly predicted images with the largest loss, in the order of the loss.
 
     Args:
         images: (N, 1, H, W) or (N, 3, H, W).
         labels: (N,), the right classes.
         probabilities: (N, classes).
-        class_names: of the labels.
-        count: how many at most.
+        class_names: the names of the classes.
+        count: the maximum number of images.
 
     Returns:
-        A PNG file; if nothing is wrong it says so.
+        A PNG file. If there is no mistake, it contains only a sentence that says so.
     """
     losses = -probabilities.gather(1, labels[:, None])[:, 0].clamp(min=1e-30).log()
     wrong = torch.nonzero(probabilities.argmax(1) != labels)[:, 0]
@@ -161,7 +161,7 @@ def worst_mistakes(
         label, predicted = int(labels[index]), int(probabilities[index].argmax())
         show_image(place, images[index])
         place.set_title(f"no. {index}, loss {losses[index]:.2f}", fontsize=8, color=FAINT)
-        # Two texts, for the two colours.
+        # A text has one colour, so this needs two.
         text = f"{names[predicted]}  {percent(probabilities[index, predicted].item())}"
         place.set_xlabel(text, color=WRONG, fontsize=9 if small else 10, fontweight="bold", labelpad=3)
         place.annotate(

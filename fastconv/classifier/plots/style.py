@@ -1,4 +1,4 @@
-"""What the pictures share: figures, colours, and names short enough to draw."""
+"""Figures, colours, and the shortening of names, for all pictures."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _DPI = 150
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, laid out so that nothing overlaps."""
-    # Figure and FigureCanvasAgg rather than pyplot: no global state, and no window system, whatever the user has set.
+    """Create a figure of this size in inches, with a layout in which nothing overlaps."""
+    # Unlike pyplot, these classes have no global state and never need a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -36,19 +36,19 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """``figure`` as a PNG file."""
+    """Return ``figure`` as a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # A name in letters that the font lacks is drawn as boxes: that is seen, and no news for stderr.
+        # Characters that the font lacks are drawn as boxes, so no warning is needed.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(file, format="png")
     return file.getvalue()
 
 
 def drawn(name: str, length: int = 100) -> str:
-    """``name`` as text for matplotlib: on one line, of at most ``length`` characters, its dollars no formulas.
+    """Return ``name`` as text for matplotlib: one line of at most ``length`` characters, with escaped dollar signs.
 
-    Of a longer one the middle is left out, since names that begin alike often end with what tells them apart.
+    A longer name is shortened in the middle, because the ends of similar names often differ.
     """
     name = " ".join(printable(name).split())
     if len(name) > length:
@@ -58,7 +58,7 @@ def drawn(name: str, length: int = 100) -> str:
 
 
 def drawn_names(names: Sequence[str], length: int) -> list[str]:
-    """Names as :func:`drawn` has them; those that look alike when they are short have their index behind them."""
+    """Apply :func:`drawn` to all names. Append the index to names that become equal when shortened."""
     short = [drawn(name, length) for name in names]
     count = Counter(short)
     tags = [f" ({index})" if count[name] > 1 else "" for index, name in enumerate(short)]
@@ -66,7 +66,7 @@ def drawn_names(names: Sequence[str], length: int) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """``share`` as a percentage that says 100 % and 0 % only of what is: 0.9996 is 99.96 %."""
+    """Return ``share`` as a percentage that is never rounded to 0 % or 100 %: 0.9996 is 99.96 %."""
     for digits in (0, 1, 2):
         text = f"{share:.{digits}%}"
         if 0 < float(text[:-1]) < 100 or share in (0, 1):
@@ -75,7 +75,7 @@ def percent(share: float) -> str:
 
 
 def show_image(axes: Any, image: Tensor) -> None:
-    """Draw ``image``: (1, H, W), dark on light, or (3, H, W), in its colours; of other C, the mean over them."""
+    """Draw ``image``: (1, H, W) dark on light, (3, H, W) in colour, and the mean over C for any other C."""
     if len(image) == 3:
         axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy())
     else:
@@ -84,6 +84,6 @@ def show_image(axes: Any, image: Tensor) -> None:
 
 
 def hide(axes: Any) -> None:
-    """Leave unused places of a grid empty."""
+    """Hide the unused axes of a grid."""
     for unused in axes:
         unused.set_axis_off()
