@@ -18,72 +18,29 @@ from fastconv.classifier.errors import UserError
 
 _MAX_THREADS = 1024
 
-
-class DataSetName(str, Enum):
-    mnist5k = "mnist5k"
-    mnist = "mnist"
-    fashion_mnist = "fashion-mnist"
-    cifar10 = "cifar10"
-    folder = "folder"
-
-
-class Downloadable(str, Enum):
-    mnist = "mnist"
-    fashion_mnist = "fashion-mnist"
-    cifar10 = "cifar10"
-
-
-class Backend(str, Enum):
-    fastconv = "fastconv"
-    torch = "torch"
-
-
-class Recipe(str, Enum):
-    reference = "reference"
-    fast = "fast"
-    accurate = "accurate"
-
-
-class Schedule(str, Enum):
-    constant = "constant"
-    cosine = "cosine"
-    one_cycle = "one-cycle"
-
-
-class Optimizer(str, Enum):
-    adam = "adam"
-    adamw = "adamw"
-    sgd = "sgd"
-
-
-class Loss(str, Enum):
-    cross_entropy = "cross-entropy"
-    mse = "mse"
-
-
-class DType(str, Enum):
-    float32 = "float32"
-    float64 = "float64"
-    bfloat16 = "bfloat16"
-
-
-class Device(str, Enum):
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Augment(str, Enum):
-    none = "none"
-    shift = "shift"
-    affine = "affine"
-    flip = "flip"
-
-
-class Format(str, Enum):
-    safetensors = "safetensors"
-    torch = "torch"
-    pt2 = "pt2"
-    onnx = "onnx"
+DataSetName = Enum(
+    "DataSetName",
+    {
+        "mnist5k": "mnist5k",
+        "mnist": "mnist",
+        "fashion_mnist": "fashion-mnist",
+        "cifar10": "cifar10",
+        "folder": "folder",
+    },
+    type=str,
+)
+Downloadable = Enum(
+    "Downloadable", {"mnist": "mnist", "fashion_mnist": "fashion-mnist", "cifar10": "cifar10"}, type=str
+)
+Backend = Enum("Backend", {"fastconv": "fastconv", "torch": "torch"}, type=str)
+Recipe = Enum("Recipe", {"reference": "reference", "fast": "fast", "accurate": "accurate"}, type=str)
+Schedule = Enum("Schedule", {"constant": "constant", "cosine": "cosine", "one_cycle": "one-cycle"}, type=str)
+Optimizer = Enum("Optimizer", {"adam": "adam", "adamw": "adamw", "sgd": "sgd"}, type=str)
+Loss = Enum("Loss", {"cross_entropy": "cross-entropy", "mse": "mse"}, type=str)
+DType = Enum("DType", {"float32": "float32", "float64": "float64", "bfloat16": "bfloat16"}, type=str)
+Device = Enum("Device", {"cpu": "cpu", "cuda": "cuda"}, type=str)
+Augment = Enum("Augment", {"none": "none", "shift": "shift", "affine": "affine", "flip": "flip"}, type=str)
+Format = Enum("Format", {"safetensors": "safetensors", "torch": "torch", "pt2": "pt2", "onnx": "onnx"}, type=str)
 
 
 def path(text: str) -> Path:

@@ -9,35 +9,25 @@ import typer
 
 from fastconv.classifier import evaluation, files, plots
 from fastconv.classifier.checkpoint import load
-from fastconv.classifier.cli.options import (
-    Backend,
-    BackendOption,
-    CheckpointArgument,
-    DataDirOption,
-    SavedDataSetOption,
-    ThreadsOption,
-    load_data_for,
-    path,
-    set_threads,
-)
+from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError
 
 _MAX_PLOTTED = 60
 
 
 def plot(
-    checkpoint: CheckpointArgument,
-    dataset: SavedDataSetOption = None,
-    data_dir: DataDirOption = None,
+    checkpoint: options.CheckpointArgument,
+    dataset: options.SavedDataSetOption = None,
+    data_dir: options.DataDirOption = None,
     count: Annotated[int, typer.Option("--count", help=f"Number of test images, at most {_MAX_PLOTTED}.")] = 15,
     start: Annotated[int, typer.Option("--start", help="Index of the first image, counted from 0.")] = 0,
-    threads: ThreadsOption = None,
-    backend: BackendOption = Backend.fastconv,
+    threads: options.ThreadsOption = None,
+    backend: options.BackendOption = options.Backend.fastconv,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
-            parser=path,
+            parser=options.path,
             help="The .png file to write. Default: predictions.png beside the checkpoint.",
             show_default=False,
         ),
@@ -52,9 +42,9 @@ def plot(
         raise UserError(f"--output must end in .png: {output}")
     if not 1 <= count <= _MAX_PLOTTED:
         raise UserError(f"--count must be between 1 and {_MAX_PLOTTED}, not {count}")
-    set_threads(threads)
+    options.set_threads(threads)
     saved = load(checkpoint)
-    data = load_data_for(saved, dataset, data_dir)
+    data = options.load_data_for(saved, dataset, data_dir)
     shown = slice(data.checked_index(start), start + count)
     images, labels = data.test_images[shown], data.test_labels[shown]
     files.check_output_folder(output.parent)

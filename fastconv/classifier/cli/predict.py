@@ -9,23 +9,14 @@ from torch import Tensor
 
 from fastconv.classifier import evaluation
 from fastconv.classifier.checkpoint import load
-from fastconv.classifier.cli.options import (
-    Backend,
-    BackendOption,
-    CheckpointArgument,
-    DataDirOption,
-    SavedDataSetOption,
-    ThreadsOption,
-    load_data_for,
-    set_threads,
-)
+from fastconv.classifier.cli import options
 from fastconv.classifier.cli.table import print_table
 from fastconv.classifier.data.images import read_for
 from fastconv.classifier.errors import UserError, printable
 
 
 def predict(
-    checkpoint: CheckpointArgument,
+    checkpoint: options.CheckpointArgument,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -34,10 +25,10 @@ def predict(
             show_default=False,
         ),
     ],
-    dataset: SavedDataSetOption = None,
-    data_dir: DataDirOption = None,
-    threads: ThreadsOption = None,
-    backend: BackendOption = Backend.fastconv,
+    dataset: options.SavedDataSetOption = None,
+    data_dir: options.DataDirOption = None,
+    threads: options.ThreadsOption = None,
+    backend: options.BackendOption = options.Backend.fastconv,
 ) -> None:
     """Print the most probable class of each image, and its probability.
 
@@ -45,11 +36,11 @@ def predict(
     digits they are prepared like MNIST: dark digits on a light background are inverted, and digits in files that are
     not 28 x 28 are scaled and centred. If the output is not a terminal, the table is tab-separated.
     """
-    set_threads(threads)
+    options.set_threads(threads)
     if "" in images:
         raise UserError("the name of an image file must not be empty")
     saved = load(checkpoint)
-    data = load_data_for(saved, dataset, data_dir) if any(map(_is_index, images)) else None
+    data = options.load_data_for(saved, dataset, data_dir) if any(map(_is_index, images)) else None
     inputs: list[Tensor] = []
     labels: list[str] = []
     for name in images:

@@ -6,16 +6,7 @@ from typing import Annotated
 import typer
 
 from fastconv.classifier.checkpoint import load
-from fastconv.classifier.cli.options import (
-    Backend,
-    BackendOption,
-    DataDirOption,
-    SavedDataSetOption,
-    ThreadsOption,
-    load_data_for,
-    path,
-    set_threads,
-)
+from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError
 from fastconv.classifier.report import write
 from fastconv.classifier.runs import RunFolder
@@ -24,17 +15,19 @@ from fastconv.classifier.runs import RunFolder
 def report(
     run: Annotated[
         Path,
-        typer.Argument(parser=path, help="The folder that train wrote.", metavar="RUN_FOLDER", show_default=False),
+        typer.Argument(
+            parser=options.path, help="The folder that train wrote.", metavar="RUN_FOLDER", show_default=False
+        ),
     ],
-    dataset: SavedDataSetOption = None,
-    data_dir: DataDirOption = None,
-    threads: ThreadsOption = None,
-    backend: BackendOption = Backend.fastconv,
+    dataset: options.SavedDataSetOption = None,
+    data_dir: options.DataDirOption = None,
+    threads: options.ThreadsOption = None,
+    backend: options.BackendOption = options.Backend.fastconv,
     output: Annotated[
         Path | None,
         typer.Option(
             "--output",
-            parser=path,
+            parser=options.path,
             help="The .html file to write. Default: report.html in the run's folder.",
             show_default=False,
         ),
@@ -47,9 +40,9 @@ def report(
     """
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output must end in .html: {output}")
-    set_threads(threads)
+    options.set_threads(threads)
     folder = RunFolder(run)
     folder.read_history()
     saved = load(folder.checkpoint)
-    data = load_data_for(saved, dataset, data_dir)
+    data = options.load_data_for(saved, dataset, data_dir)
     print(f"wrote {write(folder, saved.build(backend.value), data, output)}")
