@@ -39,7 +39,7 @@ $(VENV)/torch: Makefile
 
 $(VENV)/packages: $(VENV)/torch pyproject.toml
 	$(PIP) install 'numpy>=1.24' 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
-	FASTCONV_COMPILE=0 $(PIP) install --no-build-isolation --editable '.[mnist,export,tensorboard,test]'
+	FASTCONV_COMPILE=0 $(PIP) install --no-build-isolation --editable '.[classifier,export,tensorboard,test]'
 	@touch $@
 
 # ninja compiles what changed.

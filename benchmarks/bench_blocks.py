@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import torch
 from bench_operators import BATCH, CONV1, CONV2, CONV3, Layer
-from ratios import VARIANTS, size_claim
+from ratios import size_claim
 from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
+from fastconv.benchmarking.ratios import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("keep_pages")
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from ratios import VARIANTS, speed_up_claim, time_claim
+from ratios import speed_up_claim, time_claim
 
 import fastconv
-from fastconv.mnist import data
-from fastconv.mnist.alternate import Make
-from fastconv.mnist.bench import adam, training_step
+from fastconv.benchmarking.processes import Make
+from fastconv.benchmarking.ratios import VARIANTS
+from fastconv.benchmarking.training_step import adam, training_step
+from fastconv.classifier import data
 from fastconv.models import MnistCNN
 
 STEPS_BEFORE = 750

@@ -5,8 +5,6 @@ python benchmarks/call_overhead.py
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -16,20 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
+from fastconv.benchmarking.alternating import alternate
+from fastconv.benchmarking.ratios import medians
 
 ROUNDS, CALLS = 15, 300
-
-
-def microseconds(*functions: Callable[[], object]) -> list[float]:
-    """The median over rounds in which the functions take turns."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, of_function in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                function()
-            of_function.append((time.perf_counter() - start) / CALLS * 1e6)
-    return [statistics.median(of_function) for of_function in times]
 
 
 def main() -> None:
@@ -49,8 +37,9 @@ def main() -> None:
         ("max_pool2d", lambda: F.max_pool2d(x, 2), lambda: FF.max_pool2d(x, 2), (x,)),
         ("relu", lambda: F.relu(x), lambda: FF.relu(x), (x,)),
     ):
-        costs = microseconds(forward_and_backward(theirs, *inputs), forward_and_backward(ours, *inputs))
-        table.add_row(name, *(f"{cost:.0f}" for cost in costs))
+        functions = {"theirs": forward_and_backward(theirs, *inputs), "ours": forward_and_backward(ours, *inputs)}
+        seconds = medians(alternate(functions, ROUNDS, CALLS))
+        table.add_row(name, *(f"{seconds[side] * 1e6:.0f}" for side in functions))
     Console().print(table)
 
 

@@ -1,19 +1,19 @@
-"""How everything here is timed: PyTorch and fastconv in turn, so that a machine that slows down slows both."""
+"""Fixtures that time PyTorch and fastconv in turn, so that a machine that slows down slows both."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from machine import machine
 from ratios import time_claim
 
+from fastconv.benchmarking.alternating import alternate as alternate_in_process
+from fastconv.benchmarking.alternating import keep_pages as keep_pages_of_the_allocator
+from fastconv.benchmarking.machine import machine
+from fastconv.benchmarking.processes import Make, alternate_processes
+from fastconv.benchmarking.ratios import Rounds, medians
 from fastconv.environment import benchmark_rounds
-from fastconv.mnist.alternate import Make, Rounds, alternate_processes, medians
 
 ROUNDS = benchmark_rounds()
 WARM_UP = 5
@@ -27,41 +27,23 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="module")
 def keep_pages() -> None:
-    """Tells the C allocator to keep its pages.
-
-    As installed, glibc gives some back and asks for them again, and which of the variants pays for that (up to 1.5 ms
-    for 5 MB) is a lottery that falls out differently in every run.
-    """
-    if sys.platform == "linux":
-        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
-        for setting in (trim_threshold, mmap_threshold):
-            ctypes.CDLL(None).mallopt(setting, 1 << 30)
+    """Times a module with an allocator that keeps its pages."""
+    keep_pages_of_the_allocator()
 
 
 @pytest.fixture
 def alternate(benchmark: Any) -> Callable[..., None]:
-    """Times the variants in turn, ROUNDS times; the last is the one that pytest-benchmark itself reports.
+    """Times the variants in turn, ROUNDS times, in this process.
 
-    The median seconds of each go to the JSON, under extra_info["seconds"]; what is claimed, under extra_info["claims"].
+    The JSON has the median seconds of each variant in extra_info["seconds"], and the claims in extra_info["claims"].
+    pytest-benchmark's own figure is the time of all rounds.
     """
 
     def run(variants: Variants, claim: str = "") -> None:
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        *others, last = variants
-
-        def timed(name: str) -> None:
-            start = time.perf_counter()
-            variants[name]()
-            seconds[name].append(time.perf_counter() - start)
-
-        def before_each_round() -> None:
-            for name in others:
-                timed(name)
-
         for _ in range(WARM_UP):
             for variant in variants.values():
                 variant()
-        benchmark.pedantic(timed, args=(last,), setup=before_each_round, rounds=ROUNDS, iterations=1)
+        seconds = benchmark.pedantic(alternate_in_process, args=(variants, ROUNDS), rounds=1, iterations=1)
         benchmark.extra_info["seconds"] = medians(seconds)
         if claim:
             benchmark.extra_info["claims"] = [time_claim(claim, seconds)]
@@ -71,9 +53,9 @@ def alternate(benchmark: Any) -> Callable[..., None]:
 
 @pytest.fixture
 def alternate_alone(benchmark: Any) -> Callable[..., Rounds]:
-    """The same with a process for each variant, and the seconds of every round as the result.
+    """Times each variant in a process of its own, and returns the seconds of every round.
 
-    What pytest-benchmark reports is all of it, the start of the processes too.
+    pytest-benchmark's own figure includes the start of the processes.
     """
 
     def run(

@@ -10,9 +10,7 @@ other programs on the machine disturb less. A layer is worth converting if fastc
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import caption, machine
-from ratios import VARIANTS, geometric_mean
+from ratios import geometric_mean
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from fastconv import nn as fnn
+from fastconv.benchmarking.alternating import alternate, keep_pages
+from fastconv.benchmarking.machine import caption, machine
+from fastconv.benchmarking.ratios import VARIANTS, medians
 
 #: Alone, with ReLU, and with ReLU and a pool of 2 x 2.
 CONVOLUTIONS = ("conv", "block", "pooled")
@@ -141,14 +141,7 @@ def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     for run in variants.values():
         run()
     repeats = max(1, int(8e-3 / (clock() - start)))
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, run in variants.items():
-            start = clock()
-            for _ in range(repeats):
-                run()
-            seconds[name].append((clock() - start) / repeats)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return medians(alternate(variants, rounds, repeats, clock))
 
 
 def main() -> None:
@@ -157,9 +150,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if sys.platform == "linux":  # as conftest.keep_pages
-        for setting in (-1, -3):
-            ctypes.CDLL(None).mallopt(setting, 1 << 30)
+    keep_pages()
     results: list[dict[str, Any]] = []
     table = Table(title="torch's / fastconv's milliseconds: NCHW, channels_last, fastest", caption=caption(machine()))
     for heading in ("layer", "forward + backward", "", "", "inference", "", ""):

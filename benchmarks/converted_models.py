@@ -15,15 +15,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from machine import caption, machine
 from models import NETWORKS
-from ratios import VARIANTS, Claim, geometric_mean, spread
+from ratios import Claim, geometric_mean, spread
 from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
 import fastconv
-from fastconv.mnist.alternate import OURS, TORCH, Make, Rounds, alternate_processes, medians
+from fastconv.benchmarking.machine import caption, machine
+from fastconv.benchmarking.processes import Make, alternate_processes
+from fastconv.benchmarking.ratios import OURS, TORCH, VARIANTS, Rounds, medians
 
 #: Images of a step, and whether it is one of training.
 JOBS = {"training step, 64": (64, True), "inference, 64": (64, False), "inference, 1": (1, False)}

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
-from fastconv.mnist.bench import VARIANTS
+from fastconv.benchmarking.ratios import OURS, TORCH
 
+VARIANTS = (*TORCH, OURS)
 CALLS, ROUNDS = 20, 20
 
 

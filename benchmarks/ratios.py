@@ -7,9 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-from fastconv.mnist.alternate import OURS, TORCH, Rounds, medians, quartiles, torch_over_ours
-
-VARIANTS = (*TORCH, "fastconv NCHW", OURS)
+from fastconv.benchmarking.ratios import OURS, VARIANTS, Rounds, medians, quartiles, torch_over_ours
 
 
 class Claim(TypedDict, total=False):

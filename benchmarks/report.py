@@ -12,15 +12,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from machine import caption
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from ratios import VARIANTS, Claim, geometric_mean, ratios
+from ratios import Claim, geometric_mean, ratios
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastconv.mnist import UserError, files, printable, schemas
-from fastconv.mnist.alternate import OURS, TORCH
+from fastconv.benchmarking.machine import caption
+from fastconv.benchmarking.ratios import OURS, TORCH, VARIANTS
+from fastconv.classifier import files, schemas
+from fastconv.classifier.errors import UserError, printable
 
 OPERATORS = ["", *VARIANTS, "torch's fastest / fastconv", "NCHW / NCHW"]
 CLAIMS = ["", *TORCH, OURS, "torch's fastest / fastconv", "quartiles"]

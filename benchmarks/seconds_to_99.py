@@ -18,9 +18,10 @@ from typing import Any
 
 from ratios import Claim, spread
 
-from fastconv.mnist import data
-from fastconv.mnist.config import RECIPES, TrainingConfig
-from fastconv.mnist.training import evaluate, fit
+from fastconv.classifier import data
+from fastconv.classifier.config import RECIPES, TrainingConfig
+from fastconv.classifier.evaluation import evaluate
+from fastconv.classifier.fit import fit
 
 WHAT = "seconds to 99 % on MNIST, recipe fast"
 GOAL = 0.99

@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 from bench_training_step import save_trained, trained_model
-from machine import caption, machine
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastconv.benchmarking.machine import caption, machine
+from fastconv.benchmarking.training_step import adam, batches
 from fastconv.environment import benchmark_rounds
-from fastconv.mnist.bench import adam, batches
 
 VARIANTS = {"torch channels_last": "PyTorch", "fastconv channels_last": "fastconv"}
 TURNS, STEPS = max(2, benchmark_rounds() // 6), 20

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastconv.mnist.cli import main
+from fastconv.classifier.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

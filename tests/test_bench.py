@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.mnist import bench
-from fastconv.mnist.bench import VARIANTS, Row
-from fastconv.mnist.cli import main
+from fastconv.classifier import bench
+from fastconv.classifier.bench import VARIANTS, Row
+from fastconv.classifier.cli.main import main
 
 Output = pytest.CaptureFixture[str]
 

@@ -18,10 +18,11 @@ import models
 import ratios
 import report
 import torch
-from test_mnist_files import mutants
+from test_classifier_files import mutants
 
 import fastconv
-from fastconv.mnist import alternate
+from fastconv.benchmarking.processes import alternate_processes
+from fastconv.benchmarking.ratios import VARIANTS, medians
 
 MADE_UP = "FASTCONV_MADE_UP"
 SECONDS = {
@@ -61,7 +62,7 @@ def test_the_report_has_a_table_of_operators_and_one_of_claims() -> None:
     info = {"cpu": "a CPU", "threads": 2, "level": "avx2", "preloaded": "", "torch": "1", "fastconv": "2"}
     info |= {"compiler": "g++", "rounds": 3}
     claims: list[Any] = [ratios.time_claim("step", SECONDS), {"what": "step, tcmalloc", "missing": "not found"}]
-    seconds = alternate.medians(SECONDS)
+    seconds = medians(SECONDS)
     run = {
         "machine_info": {"fastconv": info},
         "benchmarks": [
@@ -85,12 +86,12 @@ def test_the_report_has_a_table_of_operators_and_one_of_claims() -> None:
 def test_the_report_of_a_damaged_file_is_one_line_and_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = alternate.medians(SECONDS)
+    seconds = medians(SECONDS)
     info = {"cpu": "a CPU", "threads": 2, "level": "avx2", "preloaded": "", "torch": "1", "fastconv": "2"}
     info |= {"compiler": "g++", "rounds": 3}
     claims = [ratios.time_claim("step", SECONDS), {"what": "step", "missing": "not found"}]
     extra = {"seconds": seconds, "claims": claims}
-    sizes = dict.fromkeys(ratios.VARIANTS, 1)
+    sizes = dict.fromkeys(VARIANTS, 1)
     saved = {"bytes": sizes, "claims": [ratios.size_claim("saved", sizes)]}
     threads = {
         "seconds": {"torch NCHW, 1 threads": 1.0},
@@ -117,7 +118,7 @@ def test_the_report_of_a_damaged_file_is_one_line_and_exit_code_2(
 
 
 def test_processes_have_their_own_threads_and_environment() -> None:
-    seconds = alternate.alternate_processes(
+    seconds = alternate_processes(
         {"one": make_assertion}, rounds=3, calls=2, threads={"one": 1}, environment={MADE_UP: "yes"}
     )
     assert list(seconds) == ["assertion"]

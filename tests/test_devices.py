@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import fastconv
-from fastconv.mnist import UserError, cuda_graph, device
-from fastconv.mnist.cli import main
+from fastconv.classifier import cuda_graph, device
+from fastconv.classifier.cli.main import main
+from fastconv.classifier.errors import UserError
 
 
 def test_the_cpu_is_there() -> None:
@@ -24,18 +25,18 @@ def test_what_is_missing_for_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         device.find("cuda")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="torch finds none"):
+    with pytest.raises(UserError, match="torch finds no GPU"):
         device.find("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(device, "has_cuda", lambda: False)
-    with pytest.raises(UserError, match="FASTCONV_CUDA=1, or take --backend torch"):
+    with pytest.raises(UserError, match="FASTCONV_CUDA=1, or use --backend torch"):
         device.find("cuda")
     assert device.find("cuda", "torch") == torch.device("cuda:1")
     monkeypatch.setattr(device, "has_cuda", lambda: True)
     assert device.find("cuda") == torch.device("cuda:1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="in one process"):
+    with pytest.raises(UserError, match="uses one process"):
         device.find("cuda")
 
 

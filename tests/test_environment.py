@@ -145,8 +145,8 @@ print(fastconv.environment.settings()["FASTCONV_CACHE_MB"])
 def test_the_folder_of_the_data_is_any_text_and_a_file_there_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from fastconv.mnist.data.dataset import DataError
-    from fastconv.mnist.data.places import default_folders
+    from fastconv.classifier.data.dataset import DataError
+    from fastconv.classifier.data.places import default_folders
 
     for value, folder in [("", None), ("some folder", Path("some folder")), ("-1", Path("-1"))]:
         monkeypatch.setenv("FASTCONV_DATA", value)

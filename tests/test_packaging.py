@@ -137,7 +137,14 @@ def test_the_sdist_has_all_that_a_build_needs(tmp_path: Path) -> None:
     needed = {
         str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix != ".pyc" and path.is_file()
     }
-    needed |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "fastconv/py.typed", "fastconv/mnist/cli.py"}
+    needed |= {
+        "setup.py",
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "fastconv/py.typed",
+        "fastconv/classifier/cli/main.py",
+    }
     assert needed <= names
     assert not any(name.endswith(".so") for name in names)
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import fastconv.functional as FF
-from fastconv.mnist.config import TrainingConfig
-from fastconv.mnist.training import Training
+from fastconv.classifier.config import TrainingConfig
+from fastconv.classifier.fit import Training
 
 pytestmark = [
     pytest.mark.skipif(no_gpu() is not None, reason=no_gpu() or ""),
@@ -170,7 +170,7 @@ def test_a_training_of_graphs_is_the_training_of_single_kernels(
         return [p.detach().cpu() for p in training.model.parameters()]
 
     graphed = train()
-    monkeypatch.setattr("fastconv.mnist.cuda_graph._STEPS_BEFORE", 10**9)
+    monkeypatch.setattr("fastconv.classifier.cuda_graph._STEPS_BEFORE", 10**9)
     for mine, other in zip(graphed, train(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 

@@ -1,0 +1,45 @@
+"""``fastconv export``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastconv.classifier.checkpoint import load
+from fastconv.classifier.cli.options import CheckpointArgument, Format, path
+from fastconv.classifier.errors import UserError
+from fastconv.classifier.export import SUFFIXES, write
+
+
+def export(
+    checkpoint: CheckpointArgument,
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="safetensors and torch write the weights alone; torch is a state_dict as torch.save writes it."
+            " pt2 and onnx write the network itself, for torch.export.load and for ONNX runtimes.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            parser=path,
+            help="The file to write. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a file that is not an export in this format.")
+    ] = False,
+) -> None:
+    """Write a checkpoint's network as a file that other programs can read without fastconv."""
+    saved = load(checkpoint)
+    if output is None:
+        output = checkpoint.with_name(f"model{SUFFIXES[format.value]}")
+    if output.exists() and output.samefile(checkpoint):
+        raise UserError(f"--output is the checkpoint itself: {output}")
+    size = write(saved, format.value, output, force)
+    print(f"wrote {output}, {size:,} bytes")

@@ -1,0 +1,113 @@
+"""Options that several subcommands share, and the functions that apply them.
+
+The choices repeat the names of tables elsewhere (config, data, augment, export), because typer requires classes. A test
+compares both.
+"""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from fastconv.classifier import data
+from fastconv.classifier.checkpoint import Checkpoint
+from fastconv.classifier.data import DataSet
+from fastconv.classifier.errors import UserError
+
+_MAX_THREADS = 1024
+
+DataSetName = Enum(
+    "DataSetName",
+    {
+        "mnist5k": "mnist5k",
+        "mnist": "mnist",
+        "fashion_mnist": "fashion-mnist",
+        "cifar10": "cifar10",
+        "folder": "folder",
+    },
+    type=str,
+)
+Downloadable = Enum(
+    "Downloadable", {"mnist": "mnist", "fashion_mnist": "fashion-mnist", "cifar10": "cifar10"}, type=str
+)
+Backend = Enum("Backend", {"fastconv": "fastconv", "torch": "torch"}, type=str)
+Recipe = Enum("Recipe", {"reference": "reference", "fast": "fast", "accurate": "accurate"}, type=str)
+Schedule = Enum("Schedule", {"constant": "constant", "cosine": "cosine", "one_cycle": "one-cycle"}, type=str)
+Optimizer = Enum("Optimizer", {"adam": "adam", "adamw": "adamw", "sgd": "sgd"}, type=str)
+Loss = Enum("Loss", {"cross_entropy": "cross-entropy", "mse": "mse"}, type=str)
+DType = Enum("DType", {"float32": "float32", "float64": "float64", "bfloat16": "bfloat16"}, type=str)
+Device = Enum("Device", {"cpu": "cpu", "cuda": "cuda"}, type=str)
+Augment = Enum("Augment", {"none": "none", "shift": "shift", "affine": "affine", "flip": "flip"}, type=str)
+Format = Enum("Format", {"safetensors": "safetensors", "torch": "torch", "pt2": "pt2", "onnx": "onnx"}, type=str)
+
+
+def path(text: str) -> Path:
+    """Parse a path. An empty path would mean the current folder, so it is refused."""
+    if not text or "\0" in text:
+        raise typer.BadParameter("a path must not be empty")
+    return Path(text)
+
+
+CheckpointArgument = Annotated[
+    Path, typer.Argument(parser=path, help="The checkpoint that train wrote.", show_default=False)
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        parser=path,
+        help="The folder that contains torchvision's folders (MNIST/raw, FashionMNIST/raw, cifar-10-batches-py)."
+        " Default: $FASTCONV_DATA, then the user's cache folder, then /usr/share/datasets."
+        " With --dataset folder: the folder of images itself.",
+        show_default=False,
+    ),
+]
+SavedDataSetOption = Annotated[
+    DataSetName | None,
+    typer.Option("--dataset", help="Default: the data set that the network was trained on.", show_default=False),
+]
+BackendOption = Annotated[
+    Backend, typer.Option("--backend", help="The operators that run the network: fastconv's or PyTorch's.")
+]
+DeviceOption = Annotated[Device, typer.Option("--device", help="The device to use: the CPU, or a GPU with CUDA.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", help="Number of threads. Default: PyTorch's choice.", show_default=False)
+]
+
+
+def set_threads(threads: int | None) -> None:
+    """Apply ``--threads``."""
+    if threads is None:
+        return
+    if not 1 <= threads <= _MAX_THREADS:
+        raise UserError(f"--threads must be between 1 and {_MAX_THREADS}, not {threads}")
+    torch.set_num_threads(threads)
+
+
+def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path | None) -> DataSet:
+    """Load ``dataset``, by default the data set that the checkpoint was trained on.
+
+    Raises:
+        UserError: if its images or classes do not fit the checkpoint.
+    """
+    if dataset is None:
+        before = saved.config.get("dataset")
+        dataset = DataSetName(before) if before in data.NAMES else DataSetName.mnist5k
+        if data_dir is None and saved.config.get("data_dir") is not None:
+            data_dir = Path(str(saved.config["data_dir"]))
+    if dataset is DataSetName.folder:
+        found = data.load(dataset.value, data_dir, saved.shape[1], saved.shape[0])
+    else:
+        found = data.load(dataset.value, data_dir)
+    if (found.shape, len(found.class_names)) != (saved.shape, len(saved.class_names)):
+        needs, has = (" x ".join(map(str, shape)) for shape in (saved.shape, found.shape))
+        raise UserError(
+            f"the checkpoint needs images of {needs} in {len(saved.class_names)} classes, but {found.name} has images"
+            f" of {has} in {len(found.class_names)} classes"
+        )
+    for expected, name in zip(saved.class_names, found.class_names, strict=True):
+        if name != expected:
+            raise UserError(f"the classes of {found.name} differ from the checkpoint's: {name} in place of {expected}")
+    return found

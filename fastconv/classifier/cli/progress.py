@@ -1,0 +1,83 @@
+"""Progress of a training: a live bar on a terminal, and one line for each epoch."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fastconv.classifier.fit import EpochResult, Totals
+
+# Seconds between updates of the bar. Each update reads the sums, which waits for the step to end.
+_INTERVAL = 0.2
+
+
+def test_line(loss: float, accuracy: float, count: int) -> str:
+    """Describe the results on ``count`` test images in a line."""
+    return f"test accuracy {accuracy:.2%} ({round(accuracy * count)} of {count}), loss {loss:.4f}"
+
+
+class TrainingProgress:
+    """Shows the progress that :func:`fastconv.classifier.fit.fit` reports to ``step`` and ``epoch_done``.
+
+    Example::
+
+        with TrainingProgress(Console(), epochs=5, images=3200) as progress:
+            fit(images, labels, config, progress.step, progress.epoch_done)
+    """
+
+    def __init__(self, console: Console, epochs: int, images: int, epochs_done: int = 0) -> None:
+        self._console = console
+        self._epochs = epochs
+        self._images = images
+        self._epochs_done = epochs_done
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}  {task.fields[figures]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._started = self._shown = 0.0
+
+    def __enter__(self) -> "TrainingProgress":
+        if self._console.is_terminal:
+            self._bar.start()
+        self._start_epoch(self._epochs_done + 1)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:  # before rich 14, stop() prints an empty line even if the bar never started
+            self._bar.stop()
+
+    def step(self, epoch: int, totals: Totals) -> None:
+        """Update the bar, a few times per second."""
+        now = time.perf_counter()
+        if self._task is None or not self._console.is_terminal or now - self._shown < _INTERVAL:
+            return
+        self._shown = now
+        loss, accuracy = totals.loss.item() / totals.own, totals.correct.item() / totals.own
+        speed = totals.images / (now - self._started)
+        figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {speed:,.0f} images/s"
+        self._bar.update(self._task, completed=totals.images, figures=figures)
+
+    def epoch_done(self, result: EpochResult) -> None:
+        """Print the epoch's line, and start the bar of the next epoch."""
+        line = f"epoch {result.epoch}/{self._epochs}  loss {result.loss:.4f}  accuracy {result.accuracy:.2%}"
+        if result.val_loss is not None and result.val_accuracy is not None:
+            line += f"  validation loss {result.val_loss:.4f}  validation accuracy {result.val_accuracy:.2%}"
+        line += f"  {result.seconds:.1f} s  {result.images_per_second:,.0f} images/s"
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._start_epoch(result.epoch + 1)
+
+    def _start_epoch(self, epoch: int) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+        if epoch <= self._epochs:
+            self._task = self._bar.add_task("", total=self._images, epoch=f"{epoch}/{self._epochs}", figures="")
+        self._started = self._shown = time.perf_counter()

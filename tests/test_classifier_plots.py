@@ -1,0 +1,334 @@
+"""The plots of a run and its report."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageShow
+from torch import Tensor
+
+from fastconv.builder import build_cnn
+from fastconv.classifier import evaluation, plots, report
+from fastconv.classifier.cli.main import main
+from fastconv.classifier.data import DataSet
+from fastconv.classifier.plots.style import drawn, drawn_names, percent
+from fastconv.classifier.runs import RunFolder
+
+Output = pytest.CaptureFixture[str]
+BLUE, RED, ORANGE = (31, 119, 180), (214, 39, 40), (255, 127, 14)
+LONG_NAMES = [f"a class <of> the name no. {index} & $x^2$ \n 漢字" for index in range(100)]
+PLOTS = ["training_curves", "predictions", "confusion_matrix", "worst_mistakes", "filters", "feature_maps"]
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    """A picture, (H, W, 3), of a size that can be looked at."""
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.format == "PNG"
+        assert 300 <= picture.width <= 3000
+        assert 100 <= picture.height <= 4000
+        return np.asarray(picture.convert("RGB"))
+
+
+def colours(png: bytes) -> set[tuple[int, ...]]:
+    return set(map(tuple, pixels(png).reshape(-1, 3).tolist()))
+
+
+def history(epochs: int, validated: bool = True) -> list[dict[str, Any]]:
+    return [
+        {
+            "epoch": epoch,
+            "loss": 1 / epoch,
+            "accuracy": 1 - 0.1 / epoch,
+            "val_loss": 0.9 / epoch if validated else None,
+            "val_accuracy": 0.9 if validated else None,
+            "seconds": 2.0,
+            "images_per_second": 1000.0,
+        }
+        for epoch in range(1, epochs + 1)
+    ]
+
+
+def predictions(count: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Labels and probabilities, the half of them right."""
+    probabilities = (3 * torch.randn(count, classes)).softmax(1)
+    labels = probabilities.argmax(1)
+    labels[::2] = (labels[::2] + 1) % classes
+    return labels, probabilities
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 15])
+def test_training_curves_have_a_second_colour_for_validation(epochs: int) -> None:
+    assert {BLUE, ORANGE} <= colours(plots.training_curves(history(epochs)))
+    alone = colours(plots.training_curves(history(epochs, validated=False)))
+    assert BLUE in alone
+    assert ORANGE not in alone
+
+
+def test_training_curves_need_an_epoch() -> None:
+    with pytest.raises(ValueError, match="no epoch"):
+        plots.training_curves([])
+
+
+@pytest.mark.parametrize(("channels", "classes"), [(1, 2), (1, 10), (3, 10), (3, 100)])
+def test_prediction_grid_takes_grey_and_coloured_images_and_names_of_any_length(channels: int, classes: int) -> None:
+    labels, probabilities = predictions(4, classes)
+    found = colours(plots.prediction_grid(torch.rand(4, channels, 32, 32), labels, probabilities, 7, "a $ title",
+                                          LONG_NAMES[:classes]))  # fmt: skip
+    assert {BLUE, RED} <= found
+
+
+def test_confusion_counts_are_of_label_and_prediction() -> None:
+    labels, predicted = torch.randint(0, 5, (200,)), torch.randint(0, 5, (200,))
+    counts = plots.confusion_counts(labels, predicted, 6)
+    assert counts.shape == (6, 6)
+    assert counts.sum() == 200
+    assert counts[3, 1] == ((labels == 3) & (predicted == 1)).sum()
+
+
+@pytest.mark.parametrize("classes", [2, 10, 20, 100])
+def test_confusion_matrix_is_dark_where_all_of_a_row_is(classes: int) -> None:
+    labels = torch.arange(classes - 1).repeat(9)  # nothing of the last class
+    picture = plots.confusion_matrix(labels, labels, LONG_NAMES[:classes])
+    assert (8, 48, 107) in colours(picture)  # the end of Blues
+
+
+def test_worst_mistakes_begin_with_the_largest_loss() -> None:
+    images = torch.stack([torch.full((1, 8, 8), grey) for grey in (0.0, 0.25, 0.5, 0.75)])
+    probabilities = torch.tensor([[1.0, 0.0], [0.6, 0.4], [0.9, 0.1], [0.8, 0.2]])
+    picture = pixels(plots.worst_mistakes(images, torch.tensor([0, 1, 1, 1]), probabilities, ["no", "yes"]))
+    row = picture[picture.shape[0] // 2, :, 0].tolist()
+    order = [round(1 - grey / 255, 2) for grey in dict.fromkeys(row) if row.count(grey) > 50 and grey != 255]
+    assert order == pytest.approx([0.5, 0.75, 0.25], abs=0.15)  # gray_r is near the values
+
+
+def test_worst_mistakes_says_so_without_any() -> None:
+    probabilities = torch.eye(10)
+    found = colours(plots.worst_mistakes(torch.rand(10, 3, 8, 8), torch.arange(10), probabilities))
+    assert RED not in found
+    assert len(found) > 1
+
+
+def test_worst_mistakes_takes_a_right_class_of_probability_0() -> None:
+    probabilities = torch.eye(100)[:20]
+    pixels(plots.worst_mistakes(torch.rand(20, 3, 8, 8), torch.arange(20) + 1, probabilities, LONG_NAMES))
+
+
+@pytest.mark.parametrize("shape", [(32, 1, 3, 3), (1, 1, 5, 5), (100, 3, 3, 3), (9, 6, 1, 1)])
+def test_filters_are_drawn_for_any_number_of_channels(shape: tuple[int, ...]) -> None:
+    pixels(plots.filters(torch.randn(shape)))
+
+
+def test_filters_of_zero_are_white_in_grey_and_grey_in_colour() -> None:
+    assert (247, 247, 247) in colours(plots.filters(torch.zeros(2, 1, 3, 3)))
+    assert (127, 127, 127) in colours(plots.filters(torch.zeros(2, 3, 3, 3)))
+
+
+@pytest.mark.parametrize("layers", ["fastconv", "torch"])
+def test_feature_maps_leave_the_network_as_it_was(layers: str) -> None:
+    kind = {"layers": torch.nn} if layers == "torch" else {}
+    model = build_cnn("conv6x5, conv32same, pool, dropout.5, dense8", (3, 32, 32), 4, **kind).train()
+    pixels(plots.feature_maps(model, torch.rand(3, 32, 32)))
+    pixels(plots.feature_maps(model.double(), torch.rand(3, 32, 32)))
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_feature_maps_need_a_convolution() -> None:
+    with pytest.raises(ValueError, match="no convolution"):
+        plots.feature_maps(build_cnn("dense8"), torch.rand(1, 28, 28))
+
+
+def test_names_are_shortened_in_the_middle() -> None:
+    assert drawn("automobile", 10) == "automobile"
+    assert drawn("aquarium fish 12", 12) == "aquariu…h 12"
+    assert drawn("a $ b\nc") == r"a \$ b c"
+
+
+def test_names_that_look_alike_when_short_have_their_index() -> None:
+    names = ["automobile", *(f"a class of the name no. {index} of many others" for index in range(2))]
+    assert drawn(names[1], 16) == drawn(names[2], 16)
+    assert drawn_names(names, 16) == ["automobile", *(f"{drawn(names[i], 12)} ({i})" for i in (1, 2))]
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0 %"), (1.0, "100 %"), (0.42, "42 %"), (0.9996, "99.96 %"), (1 - 1e-7, "> 99.99 %"), (1e-9, "< 0.01 %")],
+)
+def test_percentages_do_not_round_to_certainty(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+# The report
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short training and its report."""
+    folder = tmp_path_factory.mktemp("runs") / "a<b & c"
+    train = ["train", "--model", "simple-cnn", "--limit", "200", "--epochs", "1", "--validation-split", "0"]
+    assert main([*train, "--output", str(folder), "--report"]) == 0
+    return folder
+
+
+class Page(HTMLParser):
+    """The images, the addresses and the text of a page; that its elements are closed in turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.addresses: list[str | None] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe")
+        values = dict(attributes)
+        self.addresses += [values[name] for name in ("src", "href", "srcset", "data") if name in values]
+        if tag == "img":
+            self.images.append(values)
+        if tag not in ("img", "meta"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_report_holds_every_plot_and_needs_nothing_else(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert sorted(path.stem for path in (run / "plots").iterdir()) == sorted(PLOTS)
+    assert [image["src"] for image in page.images] == [
+        "data:image/png;base64," + base64.b64encode((run / "plots" / f"{name}.png").read_bytes()).decode()
+        for name in PLOTS
+    ]
+    assert all(image["alt"] for image in page.images)
+    assert all(str(address).startswith("data:") for address in page.addresses)
+    assert not re.search(r"https?:|url\(|@import", text)
+
+
+def test_a_report_says_how_well_and_how_fast(run: Path) -> None:
+    page = Page((run / "report.html").read_text())
+    record = json.loads((run / "history.json").read_text())
+    assert f"{record['test_accuracy']:.2%} of 1,000 test images of mnist5k" in page.text
+    assert f"{record['epochs'][0]['images_per_second']:,.0f} images/s" in page.text
+    assert "simple-cnn on mnist5k" in page.text
+    assert record["versions"]["torch"] in page.text
+    assert str(run) in page.text  # its < and & are text
+
+
+def test_report_writes_where_it_is_told(run: Path, tmp_path: Path, capsys: Output) -> None:
+    output = tmp_path / "made" / "page.html"
+    assert main(["report", str(run), "--output", str(output), "--backend", "torch"]) == 0
+    assert capsys.readouterr().out == f"wrote {output}\n"
+    assert len(Page(output.read_text()).images) == len(PLOTS)
+
+
+def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path: Path) -> None:
+    model = build_cnn("conv4, pool, dense4", (3, 12, 12), 3)
+    images = torch.rand(6, 3, 12, 12)
+    labels = evaluation.predict(model, images).argmax(1)
+    names = ("<b>bold</b>", "a & b", '"quoted" $')
+    data = DataSet("tiny <set>", images, labels, images, labels, names)
+    record: dict[str, Any] = {"config": {"model": "<i>"}, "versions": {"<u>": "&amp;"}, "epochs": history(2)}
+    record["config"] |= {"dataset": "folder", "data_dir": "/of/pictures"}
+    record["compare"] = {"backend": "<torch>", "epochs": history(2), "test_accuracy": 0.4321}
+    (tmp_path / "history.json").write_text(json.dumps(record))
+    text = report.write(RunFolder(tmp_path), model, data).read_text()
+    page = Page(text)
+    assert "100.00% of 6 test images of tiny <set>" in page.text
+    assert "<title>&lt;i&gt; on pictures</title>" in text
+    assert "Training on the backend <torch>" in page.text
+    assert "43.21% of the test images predicted correctly; 1,000 images/s" in page.text
+    assert "&amp;amp;" in text
+    assert not re.search("<b>|<i>|<u>", text)
+    assert names[int(labels[0])] in page.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read run/history.json: No such file"),
+        ("{", "run/history.json is not the history of a training, or a damaged one"),
+        ("[]", "is not the history"),
+        ({"epochs": []}, "is not the history"),
+        ({"epochs": 3}, "is not the history"),
+        ({"epochs": [{**history(1)[0], "loss": "<b>"}]}, "is not the history"),
+        ({"epochs": [history(2)[0], history(2, False)[1]]}, "is not the history"),
+        ({"epochs": [{**history(1)[0], "loss": float("nan")}]}, "is not the history"),
+        ({"versions": 3}, "is not the history"),
+        ({"compare": {"epochs": history(1), "test_accuracy": "<b>"}}, "is not the history"),
+        ({"compare": {"epochs": []}}, "is not the history"),
+        ({}, "cannot read run/checkpoint.pt: No such file"),
+    ],
+)
+def test_a_run_that_cannot_be_reported_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output, content: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    if isinstance(content, dict):
+        content = json.dumps({"config": {}, "versions": {}, "epochs": history(1), **content})
+    if content is not None:
+        Path("run/history.json").write_text(content)
+    assert main(["report", "run"]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert errors.count("\n") == 1
+
+
+def test_other_mistakes_in_report(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    Path("half").mkdir()
+    Path("half/training.pt").write_text("")
+    shutil.copytree(run, "whole")
+    shutil.rmtree("whole/plots")
+    Path("whole/plots").write_text("mine")
+    for arguments, message in (
+        (["nowhere"], "nowhere is not the folder of a run"),
+        (["file"], "file is not the folder of a run"),
+        (["half"], "the training in half is not finished: continue it with --resume"),
+        ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
+        ([str(run), "--output", "file/page.html"], "cannot write into file: "),
+        (["whole"], "cannot write into whole/plots: "),
+        ([str(run), "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
+        ([], "Missing argument"),
+    ):
+        assert main(["report", *arguments]) == 2
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert errors.count("\n") == 1
+
+
+def test_plot_shows_the_picture_where_there_is_a_display(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    shown: list[str | None] = []
+
+    def show(image: Image.Image, title: str | None = None) -> bool:
+        shown.append(title)
+        return True
+
+    monkeypatch.setattr(ImageShow, "show", show)
+    plot = ["plot", str(run / "checkpoint.pt"), "--count", "1", "--output", str(tmp_path / "one.png"), "--show"]
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert main(plot) == 0
+    assert shown == ["one.png"]
+    monkeypatch.setattr(ImageShow, "show", lambda *_: False)
+    assert main(plot) == 2
+    assert "no display or no picture viewer was found" in capsys.readouterr().err
