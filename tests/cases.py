@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
+from fastconv import _C
 
 THREADS = (1, 2, 3, 8)
+LEVELS = _C.cpu_capabilities()
+MEMORY_FORMATS = ("contiguous", "channels_last")
 
 
 @dataclass(frozen=True)

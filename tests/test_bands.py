@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 import fastconv.functional as FF
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 # More than a band of a 16-bit type takes, in one image and in several.
 LARGE = [
     conv(1, 16, 260, 200, 24, 3, 3, padding=1),
@@ -193,6 +195,7 @@ def memory(library: str, case: tuple[Any, ...]) -> tuple[float, float]:
     return float(peak), float(kept)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(
     "case",

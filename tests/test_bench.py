@@ -6,28 +6,26 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import COMMAND, ROOT, running
 from PIL import Image
 
-import fastconv
 from fastconv.mnist import bench
 from fastconv.mnist.bench import VARIANTS, Row
 from fastconv.mnist.cli import main
 
 Output = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    # The processes that it starts find the package where this one has it, installed or not.
-    monkeypatch.setenv("PYTHONPATH", str(Path(fastconv.__file__).parents[1]))
+def _processes_find_fastconv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the processes that `bench` starts the path of the package, installed or not."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def row(what: str, *seconds: list[float]) -> Row:
@@ -111,12 +109,10 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_measured(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_processes_in_one_line() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastconv", "bench", "--rounds", "1000"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    time.sleep(8)
-    os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=30)  # returns once every process has closed the pipes
+    with running([*COMMAND, "bench", "--rounds", "1000"]) as process:
+        time.sleep(8)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=30)  # returns once every process has closed the pipes
     assert (output, errors, process.returncode) == ("", "fastconv: interrupted\n", 130)

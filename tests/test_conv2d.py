@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import Any
 
@@ -11,6 +10,8 @@ from cases import (
     CONV2D,
     LARGE_WEIGHT,
     LAYOUTS,
+    LEVELS,
+    MEMORY_FORMATS,
     THREADS,
     Conv2dCase,
     assert_as_accurate,
@@ -19,8 +20,10 @@ from cases import (
     root_mean_square,
     with_gradients,
 )
+from helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -68,9 +71,7 @@ def test_conv2d_in_float64_equals_pytorchs(case: Conv2dCase, level: str) -> None
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-11)
 
 
-@every_case
-@pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last", "transposed"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@over(case=[*CONV2D, LARGE_WEIGHT], layout=LAYOUTS, weight_layout=["contiguous", "channels_last", "transposed"])
 def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout: str, weight_layout: str) -> None:
     x, w, b = case.tensors()
     expected = FF.conv2d(x, w, b, **case.arguments)
@@ -102,22 +103,11 @@ def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
 
 
 def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
-    """Where FASTCONV_WINOGRAD=4 asks for them."""
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "cuts_images_of_every_size[",
-    ]
-    run = subprocess.run(
-        tests, env={**os.environ, "FASTCONV_WINOGRAD": "4"}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout
+    """With FASTCONV_WINOGRAD=4, which asks for these tiles."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "FASTCONV_WINOGRAD": "4"}
+    done = run([*pytest_, __file__, "-k", "cuts_images_of_every_size["], env=environment)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -144,8 +134,7 @@ def test_gradients_have_the_layout_of_what_they_belong_to() -> None:
             assert dw.is_contiguous(memory_format=format_w)
 
 
-@pytest.mark.parametrize("case", [*CONV2D[:6], *SPARSE, CONV2D[-2]], ids=str)
-@pytest.mark.parametrize("live", [1.0, 0.2])
+@over(case=[*CONV2D, *SPARSE], live=[1.0, 0.2])
 def test_conv2d_is_bitwise_the_same_for_every_number_of_threads(case: Conv2dCase, live: float) -> None:
     tensors = case.tensors()
     g = torch.randn(F.conv2d(*tensors, **case.arguments).shape)
@@ -158,9 +147,7 @@ def test_conv2d_is_bitwise_the_same_for_every_number_of_threads(case: Conv2dCase
         assert_identical(results[0], other)
 
 
-@pytest.mark.parametrize("case", SPARSE, ids=str)
-@pytest.mark.parametrize("live", [0.0, 0.02, 0.3])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@over(case=SPARSE, live=[0.0, 0.02, 0.3], layout=MEMORY_FORMATS, level=LEVELS)
 def test_gradients_are_right_where_most_of_grad_output_is_zero(
     case: Conv2dCase, live: float, layout: str, level: str
 ) -> None:

@@ -19,6 +19,8 @@ import torch
 from cases import (
     FUSED,
     LAYOUTS,
+    LEVELS,
+    MEMORY_FORMATS,
     THREADS,
     FusedCase,
     assert_as_accurate,
@@ -30,6 +32,7 @@ from cases import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
@@ -69,8 +72,7 @@ def is_composed(case: FusedCase) -> bool:
 # ---- values and gradients --------------------------------------------------------------------------------------------
 
 
-@every_case
-@every_dtype
+@over(case=FUSED, dtype=FLOATS, level=LEVELS)
 def test_values_and_gradients_of_small_integers_are_pytorchs_bit_for_bit(
     case: FusedCase, dtype: torch.dtype, level: str
 ) -> None:
@@ -121,8 +123,7 @@ def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
     return function
 
 
-@pytest.mark.parametrize("case", [case for case in FUSED if not is_composed(case)], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@over(case=[case for case in FUSED if not is_composed(case)], layout=MEMORY_FORMATS, level=LEVELS)
 def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(case: FusedCase, layout: str, level: str) -> None:
     x, w, b = case.conv.tensors()
     tensors = (LAYOUTS[layout](x).requires_grad_(), LAYOUTS[layout](w), b)
@@ -162,18 +163,17 @@ def test_each_gradient_can_be_had_without_the_others(case: FusedCase, wanted: tu
 # ---- layouts and threads ---------------------------------------------------------------------------------------------
 
 
-@every_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_taken_and_pytorchs_returned(case: FusedCase, layout: str) -> None:
+@over(case=FUSED, layout=LAYOUTS, other_layouts=[*zip(LAYOUTS, [*LAYOUTS][::-1], strict=True)])
+def test_every_layout_is_taken_and_pytorchs_returned(
+    case: FusedCase, layout: str, other_layouts: tuple[str, str]
+) -> None:
     tensors = case.conv.integers()
     g = integers_like(composed(*tensors, **case.arguments))
-    expected = exact(case, tensors, g)
-    for weight_layout, grad_layout in zip(LAYOUTS, [*LAYOUTS][::-1], strict=True):
-        x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[weight_layout](tensors[1]), tensors[2]
-        theirs = composed(x, w, b, **case.arguments)
-        mine = with_gradients(case.function, (x, w, b), LAYOUTS[grad_layout](g), **case.arguments)
-        assert mine[0].stride() == theirs.stride()
-        assert_identical(mine, expected)
+    weight_layout, grad_layout = other_layouts
+    x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[weight_layout](tensors[1]), tensors[2]
+    mine = with_gradients(case.function, (x, w, b), LAYOUTS[grad_layout](g), **case.arguments)
+    assert mine[0].stride() == composed(x, w, b, **case.arguments).stride()
+    assert_identical(mine, exact(case, tensors, g))
 
 
 @pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
@@ -221,10 +221,7 @@ SPECIAL = [
 ]
 
 
-@pytest.mark.parametrize("case", SPECIAL, ids=str)
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("place", ["input", "weight", "bias"])
-@every_dtype
+@over(case=SPECIAL, special=[NAN, INF, -INF], place=["input", "weight", "bias"], dtype=FLOATS, level=LEVELS)
 def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
     case: FusedCase, special: float, place: str, dtype: torch.dtype, level: str
 ) -> None:
@@ -236,9 +233,7 @@ def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
     assert_identical(mine, exact(case, (x, w, b), g))
 
 
-@pytest.mark.parametrize("case", SPECIAL, ids=str)
-@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
-@every_dtype
+@over(case=SPECIAL, share=[0.01, 0.3, 1.0], dtype=FLOATS, level=LEVELS)
 def test_nan_and_infinity_in_grad_output_pass_where_relu_lets_them(
     case: FusedCase, share: float, dtype: torch.dtype, level: str
 ) -> None:
@@ -263,8 +258,7 @@ def test_nan_in_the_gradient_of_dead_windows_vanishes(case: FusedCase, level: st
     assert_identical(mine, exact(case, (x, w, b), torch.where(y == 0, 0, g)))
 
 
-@pytest.mark.parametrize("case", SPECIAL, ids=str)
-@pytest.mark.parametrize("share", [0.02, 0.5])
+@over(case=SPECIAL, share=[0.02, 0.5], level=LEVELS)
 def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float, level: str) -> None:
     x, w, b = case.conv.integers()
     x[torch.rand(x.shape) < share / w[0].numel()] = NAN
@@ -273,9 +267,12 @@ def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float,
     assert_identical(mine, exact(case, (x, w, b), g))
 
 
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (4, 3), (7, 8)], ids=str)
-@pytest.mark.parametrize("function", [F.conv2d, F.relu, F.max_pool2d], ids=lambda f: f.__name__)
+@over(
+    special=[NAN, INF, -INF],
+    pixel=[(0, 0), (3, 4), (4, 3), (7, 8)],
+    function=[F.conv2d, F.relu, F.max_pool2d],
+    level=LEVELS,
+)
 def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
     function: Callable[..., Tensor], pixel: tuple[int, int], special: float, level: str
 ) -> None:
@@ -294,9 +291,7 @@ def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
     assert 0 < (~y.isfinite()).sum() < y[1].numel()
 
 
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (4, 3), (7, 8)], ids=str)
-@pytest.mark.parametrize("live", [1.0, 0.1])
+@over(special=[NAN, INF, -INF], pixel=[(0, 0), (3, 4), (4, 3), (7, 8)], live=[1.0, 0.1], level=LEVELS)
 def test_what_is_not_finite_stays_with_the_gradients_that_read_it(
     live: float, pixel: tuple[int, int], special: float, level: str
 ) -> None:

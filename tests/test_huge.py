@@ -11,7 +11,10 @@ import torch
 import fastconv.functional as FF
 from fastconv.autograd import conv2d_backward_weight
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is promised and not given")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is promised and not given"),
+]
 
 STEP = 2**20
 WIDTH = 2**31 + STEP

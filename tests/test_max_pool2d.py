@@ -4,9 +4,19 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, MAX_POOL2D, THREADS, Pool2dCase, assert_identical, with_gradients
+from cases import (
+    LAYOUTS,
+    LEVELS,
+    MAX_POOL2D,
+    MEMORY_FORMATS,
+    THREADS,
+    Pool2dCase,
+    assert_identical,
+    with_gradients,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -29,8 +39,7 @@ def assert_like_pytorchs(x: torch.Tensor, **arguments: Any) -> None:
     assert_identical(list(result), list(expected))
 
 
-@every_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over(case=MAX_POOL2D, dtype=DTYPES, level=LEVELS)
 def test_max_pool2d_gives_pytorchs_values_and_indices(case: Pool2dCase, dtype: torch.dtype, level: str) -> None:
     for layout in ("contiguous", "channels_last"):
         assert_like_pytorchs(LAYOUTS[layout](case.tensor(dtype)), **case.arguments)
@@ -42,9 +51,7 @@ def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, la
     assert_like_pytorchs(LAYOUTS[layout](case.tensor()), **case.arguments)
 
 
-@every_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@over(case=MAX_POOL2D, layout=LAYOUTS, dtype=[torch.float32, torch.float64], level=LEVELS)
 def test_the_gradient_goes_where_pytorchs_goes(case: Pool2dCase, layout: str, dtype: torch.dtype, level: str) -> None:
     x = LAYOUTS[layout](case.tensor(dtype))
     g = torch.randint(-8, 9, F.max_pool2d(x, **case.arguments).shape).to(dtype)
@@ -53,9 +60,7 @@ def test_the_gradient_goes_where_pytorchs_goes(case: Pool2dCase, layout: str, dt
         assert_identical(with_gradients(FF.max_pool2d, (x,), LAYOUTS[grad_layout](g), **case.arguments), expected)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-@pytest.mark.parametrize("special", [NAN, -INF, INF])
+@over(special=[NAN, -INF, INF], share=[0.02, 0.5, 1.0], layout=MEMORY_FORMATS, level=LEVELS)
 def test_nan_and_infinity_are_pooled_as_by_pytorch(special: float, share: float, layout: str, level: str) -> None:
     for case in MAX_POOL2D[:9]:
         x = case.tensor()

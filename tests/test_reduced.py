@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -12,21 +11,14 @@ from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, 
 from torch import Tensor
 from torch.nn import functional as F
 
-import fastconv
 import fastconv.functional as FF
 from fastconv import models
 
 DTYPES = [torch.bfloat16, torch.float16]
-LEVELS = fastconv._C.cpu_capabilities()
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Any:
-    before = fastconv._C.cpu_capability()
-    fastconv._C.set_cpu_capability(request.param)
-    yield request.param
-    fastconv._C.set_cpu_capability(before)
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+]
 
 
 def every_code(dtype: torch.dtype) -> Tensor:

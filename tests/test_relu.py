@@ -4,9 +4,10 @@ import itertools
 
 import pytest
 import torch
-from cases import LAYOUTS, THREADS, assert_identical, with_gradients
+from cases import LAYOUTS, LEVELS, THREADS, assert_identical, with_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -17,8 +18,7 @@ DTYPES = [torch.float32, torch.float64, torch.int8, torch.uint8, torch.int16, to
 SIZES = [(), (1,), (7,), (0, 3), (3, 5, 11), (2, 17, 9, 10), (3, 32, 26, 26), (70000,)]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over(size=SIZES, dtype=DTYPES, level=LEVELS)
 def test_relu_gives_pytorchs_values(size: tuple[int, ...], dtype: torch.dtype, level: str) -> None:
     x = (torch.randn(size) * 50).to(dtype)
     y = FF.relu(x)

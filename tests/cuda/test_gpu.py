@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, graphs, several devices, autograd, training. Without one, all is skipped."""
+"""Tests that need a GPU: streams, graphs, several devices, autograd, training. Without a GPU they are deselected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, composed, with_gradients
-from devices import FLOATING, no_gpu
+from devices import FLOATING
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -17,10 +17,7 @@ import fastconv.functional as FF
 from fastconv.mnist.config import TrainingConfig
 from fastconv.mnist.training import Training
 
-pytestmark = [
-    pytest.mark.skipif(no_gpu() is not None, reason=no_gpu() or ""),
-    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 #: In units of the last place of the result's largest value; sums of a thousand terms in float.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
