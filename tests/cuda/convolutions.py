@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Conv2dCase, FusedCase
+from cases import MEMORY_FORMATS, Conv2dCase, FusedCase
 from devices import FLOATING, Device
+from sweep import FULL, over
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,15 +23,17 @@ DEAD = 255
 
 
 def in_types_and_layouts(cases: Sequence[Any], thorough: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrises case, dtype and layout: with all that there are.
+    """Parametrize a test over case, dtype and layout: every pair of two of them, and in ``make test-all`` all three.
 
-    Of the two 16-bit types, which share their kernels and are slow to emulate, each has one layout but for `thorough`.
+    The 16-bit types share their kernels and are slow to emulate, so only `thorough` cases have both layouts then.
     """
+    if not FULL:
+        return over(case=cases, dtype=FLOATING, layout=MEMORY_FORMATS)
     alone = {torch.float16: "channels_last", torch.bfloat16: "contiguous"}
     chosen = [
         pytest.param(case, dtype, layout, id=f"{case}-{layout}-{dtype}")
         for dtype in FLOATING
-        for layout in ("contiguous", "channels_last")
+        for layout in MEMORY_FORMATS
         for case in cases
         if case in thorough or layout == alone.get(dtype, layout)
     ]

@@ -7,6 +7,7 @@ import torch
 from cases import CONV2D, LAYOUTS, Conv2dCase, assert_as_accurate, assert_identical, conv
 from convolutions import arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -142,9 +143,11 @@ def test_channels_that_do_not_start_at_16_bytes_are_served(device: Device) -> No
     assert_identical([y.cpu()], [F.conv2d(x, w, b)])
 
 
-@pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("case", [CONV2D[1], conv(2, 8, 9, 9, 16, 3, 3), conv(2, 8, 9, 9, 8, 3, 3, groups=8)], ids=str)
+@over(
+    case=[CONV2D[1], conv(2, 8, 9, 9, 16, 3, 3), conv(2, 8, 9, 9, 8, 3, 3, groups=8)],
+    special=[NAN, INF, -INF],
+    dtype=FLOATING,
+)
 def test_nan_and_infinity_go_where_pytorchs_go(
     case: Conv2dCase, special: float, dtype: torch.dtype, device: Device
 ) -> None:

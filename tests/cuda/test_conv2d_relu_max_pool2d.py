@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FUSED, LAYOUTS, FusedCase, assert_as_accurate, assert_identical, conv, fused
+from cases import FUSED, LAYOUTS, MEMORY_FORMATS, FusedCase, assert_as_accurate, assert_identical, conv, fused
 from convolutions import DEAD, Call, Tensors, arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,9 +73,7 @@ def test_values_places_and_gradients_of_small_integers_are_exact(
     assert_exact(device, call, tensors, layout)
 
 
-@pytest.mark.parametrize("case", [*NETWORK, *TILES], ids=str)
-@every_dtype
-@both_layouts
+@over(case=[*NETWORK, *TILES], dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_none(
     case: FusedCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
@@ -113,10 +112,7 @@ def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(
     assert_as_accurate(results[:2], by_pytorch[:2], gradients(decided, g, exact)[:2])
 
 
-@every_dtype
-@both_layouts
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("case", [NETWORK[1], NETWORK[2], *TILES[:6]], ids=str)
+@over(case=[NETWORK[1], NETWORK[2], *TILES[:6]], special=[NAN, INF, -INF], dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_nan_and_infinity_win_or_die_as_in_pytorch(
     case: FusedCase, special: float, dtype: torch.dtype, layout: str, device: Device
 ) -> None:

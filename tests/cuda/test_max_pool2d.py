@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, MAX_POOL2D, Pool2dCase, assert_identical
+from cases import LAYOUTS, MAX_POOL2D, MEMORY_FORMATS, Pool2dCase, assert_identical
 from devices import FLOATING, Device
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,9 +43,7 @@ def assert_like_pytorchs(device: Device, case: Pool2dCase, x: Tensor) -> None:
         assert_identical([mine.cpu()], [other])
 
 
-@every_case
-@every_dtype
-@both_layouts
+@over(case=MAX_POOL2D, dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_max_pool2d_gives_pytorchs_values_and_indices(
     case: Pool2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
@@ -57,9 +56,7 @@ def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, la
     assert_like_pytorchs(device, case, LAYOUTS[layout](batch(case.tensor())))
 
 
-@every_case
-@every_dtype
-@both_layouts
+@over(case=MAX_POOL2D, dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_the_gradient_goes_where_pytorchs_goes(
     case: Pool2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
@@ -76,10 +73,7 @@ def test_the_gradient_goes_where_pytorchs_goes(
         assert_identical([gradient.cpu()], list(expected))
 
 
-@every_dtype
-@both_layouts
-@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-@pytest.mark.parametrize("special", [NAN, -INF, INF])
+@over(special=[NAN, -INF, INF], share=[0.02, 0.5, 1.0], dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_nan_and_infinity_are_pooled_as_by_pytorch(
     special: float, share: float, layout: str, dtype: torch.dtype, device: Device
 ) -> None:
