@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -301,3 +302,12 @@ def assert_identical(a: list[Tensor], b: list[Tensor]) -> None:
     """Assert that results have the same values, and NaN in the same places."""
     for first, second in zip(a, b, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_refused_alike(ours: Callable[..., Any], theirs: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Assert that a call fails with the same type of exception and the same message in both libraries."""
+    with pytest.raises(Exception) as expected:  # noqa: PT011  any exception of PyTorch's
+        theirs(*arguments, **named)
+    with pytest.raises(type(expected.value)) as found:
+        ours(*arguments, **named)
+    assert str(found.value) == str(expected.value)
