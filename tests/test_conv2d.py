@@ -42,7 +42,7 @@ SPARSE = [
     conv(2, 40, 11, 11, 16, 3, 3, padding=3, dilation=2),
     conv(2, 64, 7, 7, 5, 1, 1),
     conv(1, 16, 40, 41, 8, 3, 3, padding=1),
-    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of single rows, the last out of most taps' reach: for make asan
+    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of one row; most taps do not reach the last one (for make asan)
 ]
 
 
@@ -79,7 +79,7 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
     x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)
     y = FF.conv2d(x, w, b, **case.arguments)
     assert y.stride() == F.conv2d(x, w, b, **case.arguments).stride()
-    # The large weight is served by another algorithm in each order, and its sums have 2,304 terms.
+    # For the large weight each memory format has its own algorithm, and sums have 2,304 terms.
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=2e-4 if case is LARGE_WEIGHT else 1e-5)
     g = torch.randn_like(y)
     for grad_layout in ("contiguous", "channels_last", "sliced"):
@@ -93,7 +93,7 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
 
 @pytest.mark.parametrize("P", range(1, 10))
 def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
-    """Into tiles of 3, 2 and 1 outputs on a side, whole or hanging over the edge: enough images that it pays."""
+    """Tiles have 3, 2 or 1 outputs on a side and may extend beyond the edge. 130 images are enough for Winograd."""
     for Q in range(1, 10):
         padding = (P % 3 if P > 2 else 0, Q % 2)
         x = torch.randn(130, 33, P + 2 - 2 * padding[0], Q + 2 - 2 * padding[1], dtype=torch.float64)
@@ -117,7 +117,7 @@ def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
     ids=str,
 )
 def test_winograd_errs_at_most_twice_as_much_as_pytorch(size: Any, level: str) -> None:
-    """Over much padding, too, where PyTorch's sums are short."""
+    """The cases include large padding, where PyTorch's sums are short."""
     N, C, H, W, K, padding = size
     x, w = torch.randn(N, C, H, W), torch.randn(K, C, 3, 3)
     exact = F.conv2d(x.double(), w.double(), padding=padding)
@@ -206,9 +206,9 @@ def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     w, b = torch.randn(groups * group_K, group_C, R, S), torch.randn(groups * group_K)
     arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     exact_tensors = (x.double(), w.double(), b.double())
-    # Never in float32: oneDNN, under torch 2.13, ends the process where channels_last meets a kernel of one column,
-    # padding beyond the image, stride and dilation, as in (3, 21, 8, 2), weight (33, 7, 5, 1), 3 groups, stride
-    # (1, 3), padding (1, 4), dilation (2, 3).
+    # PyTorch computes in float64 only. In float32, oneDNN of torch 2.13 ends the process for a channels_last input
+    # with a kernel of one column, padding beyond the image, stride and dilation. Example: input (3, 21, 8, 2),
+    # weight (33, 7, 5, 1), 3 groups, stride (1, 3), padding (1, 4), dilation (2, 3).
     g = torch.randn(F.conv2d(*exact_tensors, **arguments).shape)
     g *= torch.rand_like(g) < live
     exact = with_gradients(F.conv2d, exact_tensors, g.double(), **arguments)

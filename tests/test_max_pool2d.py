@@ -29,7 +29,7 @@ every_case = pytest.mark.parametrize("case", MAX_POOL2D, ids=str)
 
 
 def assert_like_pytorchs(x: torch.Tensor, **arguments: Any) -> None:
-    # PyTorch refuses images of more than 127 or 255 pixels where bytes are channels_last: it counts pixels in bytes.
+    # PyTorch counts the pixels of channels_last images of bytes in bytes, and refuses more than 127 or 255.
     known = x.to(torch.int16) if x.dtype in (torch.int8, torch.uint8) else x
     expected = F.max_pool2d(known, **arguments, return_indices=True)
     expected = (expected[0].to(x.dtype), expected[1])
@@ -119,7 +119,7 @@ def test_max_pool2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    # Windows that lie wholly in the padding have an index outside of the image in PyTorch: half of the kernel at most.
+    # Padding is at most half of the kernel. For windows entirely in the padding, PyTorch's index is outside the image.
     padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
     size = (
         draw(st.integers(1, 3)),
@@ -147,7 +147,7 @@ def test_a_window_wholly_in_the_padding_takes_no_gradient() -> None:
 
 @pytest.mark.parametrize("case", [c for c in MAX_POOL2D if 0 < torch.Size(c.size).numel() <= 400], ids=str)
 def test_max_pool2d_passes_gradcheck_to_the_second_order_and_forward(case: Pool2dCase) -> None:
-    # Distinct values, further apart than the finite differences: a tie has no derivative.
+    # A tie has no derivative, so values are further apart than the step of the finite differences.
     x = torch.randperm(torch.Size(case.size).numel()).double().view(case.size).requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:

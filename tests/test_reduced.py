@@ -1,4 +1,4 @@
-"""bfloat16 and half: computed in float32, rounded once; and autocast, which casts to them as PyTorch does."""
+"""bfloat16 and half: results are computed in float32 and rounded once. Autocast casts to them as PyTorch does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def every_code(dtype: torch.dtype) -> Tensor:
-    """All 65,536 values that a tensor of 16 bits can have, and a few more to make a tail."""
+    """Return all 65,536 values of a 16-bit type, and five more as the remainder of a vector."""
     codes = torch.arange(65536 + 5).to(torch.int16)
     return codes.view(dtype)
 
@@ -62,7 +62,7 @@ def test_every_code_survives_the_way_to_float32_and_back(dtype: torch.dtype, lev
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rounds_to_nearest_even_at_every_magnitude(dtype: torch.dtype, level: str) -> None:
-    # a + b is exact in float32, so that what comes out is its rounding: ties, overflow and subnormal results included.
+    # a + b is exact in float32, so the result shows its rounding, with ties, overflow and subnormal results.
     x = every_code(dtype)
     a = x[x.isfinite() & (x.abs() > 1e-6)]
     ulp = (a.view(torch.int16) ^ 1).view(dtype) - a

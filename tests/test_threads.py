@@ -1,4 +1,4 @@
-"""Threads that infer while weights change and the cache of packed weights evicts. make tsan does more of it."""
+"""Inference in threads while weights change and the cache of packed weights evicts. `make tsan` runs longer tests."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from fastconv.mnist.config import TrainingConfig
 from fastconv.mnist.training import Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-#: In units of the last place of the result's largest value; sums of a thousand terms in float.
+#: Relative to the largest value of the result. Sums have up to a thousand terms.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -37,7 +37,7 @@ def assert_equal_to(expected: list[Tensor], results: list[Tensor], dtype: torch.
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("case", CONV2D, ids=str)
 def test_conv2d_and_its_gradients_are_those_of_the_cpu(case: Conv2dCase, dtype: torch.dtype) -> None:
-    tensors = case.integers(torch.float64)  # exact in every type, so only sums may differ
+    tensors = case.integers(torch.float64)  # exact in every type, so only sums may be rounded
     expected = with_gradients(F.conv2d, tensors, **case.arguments)
     assert_equal_to(expected, with_gradients(FF.conv2d, on_gpu(tensors, dtype), **case.arguments), dtype)
 
@@ -84,10 +84,10 @@ def test_operators_run_on_the_current_stream(operation: Callable[[Tensor, Tensor
     expected = step(operation, x, w)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # what is launched on another stream would overtake this
+        torch.cuda._sleep(50_000_000)  # kernels on another stream would overtake this
         late = torch.zeros_like(x).copy_(x.detach()).requires_grad_()
         results = step(operation, late, w)
-        assert not stream.query()  # nothing waited
+        assert not stream.query()  # no operator waited for the stream
     stream.synchronize()
     for mine, other in zip(results, expected, strict=True):
         assert torch.equal(mine, other)
