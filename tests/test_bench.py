@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import COMMAND, ROOT, running
+from helpers import COMMAND, ROOT, run, running
 from PIL import Image
 
 from fastconv.mnist import bench
@@ -108,11 +108,19 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_measured(
     assert os.listdir() == ["file"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+def number_of_processes(session: int) -> int:
+    listed = run(["ps", "-o", "pid=", "--sid", session])
+    return len(listed.stdout.split())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_processes_in_one_line() -> None:
     with running([*COMMAND, "bench", "--rounds", "1000"]) as process:
-        time.sleep(8)
+        while number_of_processes(process.pid) < 1 + len(VARIANTS):
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(2)
         os.killpg(process.pid, signal.SIGINT)
         output, errors = process.communicate(timeout=30)  # returns once every process has closed the pipes
     assert (output, errors, process.returncode) == ("", "fastconv: interrupted\n", 130)
