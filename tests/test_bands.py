@@ -196,7 +196,6 @@ def memory(library: str, case: tuple[Any, ...]) -> tuple[float, float]:
     return float(peak), float(kept)
 
 
-@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize(
     "case",
