@@ -1,4 +1,4 @@
-"""The cases and the measures that all tests share: one table an operator."""
+"""What all tests share: one table of cases for each operator, and functions that compare results."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
+from fastconv import _C
 
 THREADS = (1, 2, 3, 8)
+LEVELS = _C.cpu_capabilities()
+MEMORY_FORMATS = ("contiguous", "channels_last")
 
 
 @dataclass(frozen=True)
 class Conv2dCase:
-    """Sizes, then conv2d's own arguments."""
+    """The sizes of a convolution, and the arguments of conv2d."""
 
     N: int
     C: int
@@ -35,14 +39,14 @@ class Conv2dCase:
         return "-".join(filter(None, [sizes, arguments, "" if self.bias else "nobias"])).replace(" ", "")
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Fresh input, weight and bias."""
+        """Return a random input, weight and bias."""
         groups = self.arguments.get("groups", 1)
         x = torch.randn(self.N, self.C, self.H, self.W, dtype=dtype)
         w = torch.randn(self.K, self.C // groups, self.R, self.S, dtype=dtype)
         return x, w, torch.randn(self.K, dtype=dtype) if self.bias else None
 
     def integers(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The same of small integers, of which every sum is exact, in whatever order and by whatever algorithm."""
+        """Return them filled with small integers. Their sums are exact in any order and with any algorithm."""
         x, w, b = (None if t is None else t.shape for t in self.tensors())
         assert x is not None
         assert w is not None
@@ -55,17 +59,17 @@ def conv(N: int, C: int, H: int, W: int, K: int, R: int, S: int, bias: bool = Tr
 
 
 CONV2D = [
-    # the network's own, smaller batch: tails of pixels
+    # the layers of MnistCNN with a smaller batch, which leaves remainders of pixels
     conv(3, 1, 28, 28, 32, 3, 3),
     conv(3, 32, 13, 13, 64, 3, 3),
     conv(5, 64, 5, 5, 128, 3, 3),
-    # channels around the widths of vectors and blocks
+    # numbers of channels around the widths of vectors and blocks
     *[
         conv(2, C, 7, 6, K, 3, 3, padding=1)
         for C, K in [(1, 1), (3, 5), (5, 3), (16, 17), (17, 16), (31, 33), (33, 31)]
     ],
     *[conv(2, C, 6, 5, K, 2, 2) for C, K in [(2, 15), (4, 47), (48, 2), (8, 49), (65, 8)]],
-    # kernels
+    # sizes of kernels
     conv(2, 8, 9, 9, 16, 1, 1),
     conv(2, 19, 9, 9, 7, 1, 1, stride=2, bias=False),
     conv(2, 3, 12, 11, 8, 5, 5, padding=2),
@@ -74,7 +78,7 @@ CONV2D = [
     conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0)),
     conv(2, 3, 4, 5, 6, 4, 5),
     conv(1, 3, 3, 3, 4, 7, 7, padding=5),
-    # more padding than image: tiles and whole outputs that see nothing else
+    # more padding than image: some tiles, and some outputs, read padding only
     conv(1, 3, 1, 1, 4, 3, 3, padding=40),
     conv(2, 3, 2, 1, 4, 1, 1, padding=8, stride=40),
     # stride, dilation, 'same', 'valid'
@@ -93,24 +97,24 @@ CONV2D = [
     conv(2, 37, 9, 8, 37, 3, 3, groups=37, padding=1, stride=2),
     conv(2, 16, 10, 10, 16, 5, 3, groups=16, dilation=2, bias=False),
     conv(2, 5, 8, 8, 15, 3, 3, groups=5),
-    # few outputs of many channels: the weight as it lies
+    # few outputs with many channels: the algorithm that reads the weight without packing it
     conv(1, 32, 4, 5, 33, 3, 3, padding=1),
     conv(2, 48, 5, 6, 7, 3, 3, stride=2, bias=False),
     conv(1, 32, 6, 6, 5, 3, 2, dilation=(1, 2), padding=1),
-    # batch of none, of one, of more than any cut; a large image
+    # no image, one image, more images than a batch is ever split into; a large image
     conv(0, 3, 8, 8, 4, 3, 3),
     conv(1, 16, 9, 9, 32, 3, 3, padding=1),
     conv(37, 3, 6, 6, 4, 3, 3),
     conv(1, 4, 70, 65, 6, 3, 3, padding=1),
 ]
 
-#: A weight so large that the CPU reads it as it lies for 64 outputs, too.
+#: A weight so large that the CPU does not pack it even for 64 outputs.
 LARGE_WEIGHT = conv(1, 256, 8, 8, 120, 3, 3, padding=1)
 
 
 @dataclass(frozen=True)
 class Pool2dCase:
-    """The input's size, then max_pool2d's own arguments."""
+    """The size of the input, and the arguments of max_pool2d."""
 
     size: tuple[int, ...]
     arguments: dict[str, Any]
@@ -120,7 +124,7 @@ class Pool2dCase:
         return f"{'x'.join(map(str, self.size))}-{arguments}".replace(" ", "")
 
     def tensor(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Fresh small integers: many ties, in any dtype."""
+        """Return random small integers: windows have ties in every dtype."""
         return torch.randint(0 if dtype == torch.uint8 else -4, 5, self.size).to(dtype)
 
 
@@ -151,7 +155,7 @@ MAX_POOL2D = [
 
 @dataclass(frozen=True)
 class FusedCase:
-    """A convolution, then max_pool2d's own arguments; None: no pool."""
+    """A convolution, and the arguments of max_pool2d. None means that there is no pooling."""
 
     conv: Conv2dCase
     pool: dict[str, Any] | None = None
@@ -166,7 +170,7 @@ class FusedCase:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The function's, behind its tensors."""
+        """The arguments of `function` after its tensors."""
         return {**self.conv.arguments, **{f"pool_{name}": value for name, value in (self.pool or {}).items()}}
 
 
@@ -175,7 +179,7 @@ def fused(conv: Conv2dCase, **pool: Any) -> FusedCase:
 
 
 def composed(*tensors: Tensor | None, **arguments: Any) -> Tensor:
-    """PyTorch's own two or three functions, with the arguments of the fused one."""
+    """Call the two or three functions of PyTorch that a fused function replaces, with its arguments."""
     pool = {name.removeprefix("pool_"): value for name, value in arguments.items() if name.startswith("pool_")}
     rest = {name: value for name, value in arguments.items() if not name.startswith("pool_")}
     activations = F.relu(F.conv2d(*tensors, **rest))  # type: ignore[arg-type]
@@ -183,11 +187,11 @@ def composed(*tensors: Tensor | None, **arguments: Any) -> Tensor:
 
 
 FUSED = [
-    # the network's own, smaller batch
+    # the layers of MnistCNN with a smaller batch
     fused(conv(3, 1, 28, 28, 32, 3, 3), kernel_size=2),
     fused(conv(3, 32, 13, 13, 64, 3, 3), kernel_size=2),
     fused(conv(5, 64, 5, 5, 128, 3, 3)),
-    # channels around the widths of vectors and blocks, odd sizes
+    # numbers of channels around the widths of vectors and blocks; odd sizes
     *[
         fused(conv(2, C, 7, 6, K, 3, 3, padding=1), kernel_size=2)
         for C, K in [(1, 1), (3, 5), (5, 3), (15, 16), (16, 15), (16, 17), (17, 16), (31, 33), (33, 31), (48, 65)]
@@ -199,21 +203,21 @@ FUSED = [
     fused(conv(2, 3, 9, 9, 5, 5, 5, padding=2), kernel_size=(1, 2)),
     fused(conv(2, 2, 11, 11, 18, 3, 3, padding=1), kernel_size=3),
     fused(conv(2, 4, 6, 7, 19, 3, 3)),
-    # many output channels, and windows of one or two columns
+    # many output channels; windows of one or two columns
     fused(conv(2, 17, 8, 9, 130, 3, 3, padding=1), kernel_size=2),
     fused(conv(2, 16, 9, 9, 70, 3, 3), kernel_size=(3, 2), stride=1),
     fused(conv(3, 18, 6, 7, 33, 3, 3, padding=3), kernel_size=(2, 1)),
-    # kernels
+    # sizes of kernels
     fused(conv(2, 20, 9, 9, 33, 1, 1), kernel_size=2),
     fused(conv(2, 3, 6, 6, 4, 2, 4), kernel_size=3),
     fused(conv(2, 16, 12, 11, 20, 5, 5, padding=2), kernel_size=2),
     fused(conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0), bias=False), kernel_size=(3, 2)),
     fused(conv(1, 3, 1, 1, 40, 3, 3, padding=8), kernel_size=2),
-    # few outputs of many channels: the weight as it lies
+    # few outputs with many channels: the algorithm that reads the weight without packing it
     fused(conv(1, 64, 4, 4, 48, 3, 3, padding=1), kernel_size=2),
     fused(conv(1, 32, 5, 4, 17, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
     fused(conv(2, 48, 4, 5, 19, 3, 3, padding=(1, 0), bias=False)),
-    # pools: touching, overlapping, with gaps, one by one, padded, dilated, hanging over, many pixels
+    # windows of pools: adjacent, overlapping, with gaps, of one pixel, padded, dilated, beyond the edge, large
     fused(conv(2, 18, 11, 11, 20, 3, 3), kernel_size=3),
     fused(conv(2, 16, 12, 13, 35, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
     fused(conv(2, 3, 9, 10, 17, 3, 3), kernel_size=2, stride=1),
@@ -228,7 +232,7 @@ FUSED = [
     fused(conv(2, 17, 12, 17, 16, 3, 3), kernel_size=5),
     fused(conv(2, 2, 12, 13, 17, 3, 3), kernel_size=(4, 5), stride=(3, 2)),
     fused(conv(1, 3, 17, 19, 4, 3, 3), kernel_size=(15, 17), stride=1),
-    fused(conv(1, 3, 20, 20, 4, 3, 3), kernel_size=16, stride=2),  # too many for a byte
+    fused(conv(1, 3, 20, 20, 4, 3, 3), kernel_size=16, stride=2),  # positions that do not fit in a byte
     # stride, dilation, 'same', 'valid'
     fused(conv(2, 16, 14, 13, 20, 3, 3, stride=2, padding=1), kernel_size=2),
     fused(conv(2, 6, 17, 18, 10, 3, 3, stride=(1, 2), dilation=(2, 3), padding=(2, 4)), kernel_size=2),
@@ -243,7 +247,7 @@ FUSED = [
     fused(conv(2, 16, 13, 10, 16, 5, 3, groups=16, dilation=2, bias=False), kernel_size=3, stride=2),
     fused(conv(2, 8, 9, 9, 8, 3, 3, groups=8)),
     fused(conv(2, 5, 8, 8, 15, 3, 3, groups=5), kernel_size=2),
-    # batch of none, of one, of more than any cut; large images
+    # no image, one image, more images than a batch is ever split into; large images
     fused(conv(0, 16, 8, 8, 17, 3, 3), kernel_size=2),
     fused(conv(0, 3, 8, 8, 4, 3, 3)),
     fused(conv(1, 16, 9, 9, 32, 3, 3, padding=1)),
@@ -270,7 +274,7 @@ def with_gradients(
     grad_output: Tensor | None = None,
     **arguments: Any,
 ) -> list[Tensor]:
-    """The function's result, and then the gradient of each tensor that is there."""
+    """Return the result of a function and the gradient of each tensor that is not None."""
     leaves = [None if t is None else t.detach().requires_grad_() for t in tensors]
     output = function(*leaves, **arguments)
     if grad_output is None:
@@ -284,9 +288,9 @@ def root_mean_square(t: Tensor) -> float:
 
 
 def assert_as_accurate(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
-    """Our error against float64 is at most twice PyTorch's, give or take a unit in the last place of the result.
+    """Assert that our error against float64 is at most twice PyTorch's, plus one unit in the last place.
 
-    Or, where that is a sum that cancels, of one of its terms, which are about 1.
+    The unit is that of the result. For sums that cancel it is that of their terms, which are about 1.
     """
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
         assert mine.shape == reference.shape
@@ -295,6 +299,15 @@ def assert_as_accurate(ours: list[Tensor], theirs: list[Tensor], exact: list[Ten
 
 
 def assert_identical(a: list[Tensor], b: list[Tensor]) -> None:
-    """Bit for bit, NaN included."""
+    """Assert that results have the same values, and NaN in the same places."""
     for first, second in zip(a, b, strict=True):
         torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_refused_alike(ours: Callable[..., Any], theirs: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+    """Assert that a call fails with the same type of exception and the same message in both libraries."""
+    with pytest.raises(Exception) as expected:  # noqa: PT011  any exception of PyTorch's
+        theirs(*arguments, **named)
+    with pytest.raises(type(expected.value)) as found:
+        ours(*arguments, **named)
+    assert str(found.value) == str(expected.value)

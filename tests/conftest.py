@@ -1,16 +1,72 @@
+"""Fixtures and rules for all tests."""
+
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from devices import no_gpu
 
 from fastconv import _C
+
+#: How many cases need a GPU, if there is none.
+LEFT_OUT = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of worker processes for ``-n auto``: one per core, at most 8, since each takes about 1 GB."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Give each worker process, and what its tests start, one thread. Tests of threads ask for more themselves.
+
+    A thread that waits must not keep a core busy that another worker could use.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Without a GPU, leave out the cases that need one, and count them. `device` in tests/cuda has none of them."""
+    if no_gpu() is None:
+        return
+    needing = [item for item in items if item.path.name == "test_gpu.py"]
+    if needing:
+        items[:] = [item for item in items if item.path.name != "test_gpu.py"]
+        config.hook.pytest_deselected(items=needing)
+    emulated = sum("device" in getattr(item, "fixturenames", ()) for item in items)
+    config.stash[LEFT_OUT] = len(needing) + emulated
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker process of pytest-xdist, pass the number of cases to the main process."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["gpu cases left out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("gpu cases left out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{no_gpu()}: {config.stash[LEFT_OUT]} CUDA cases deselected")
 
 
 @pytest.fixture(params=_C.cpu_capabilities())
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every ISA level that this machine has, in turn."""
+    """Run the test at each ISA level that this machine has."""
     before = _C.cpu_capability()
     _C.set_cpu_capability(request.param)
     yield request.param
@@ -23,3 +79,26 @@ def _fixed_seed_and_threads() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def two_threads() -> None:
+    """Compute on two threads. `_fixed_seed_and_threads` restores their number."""
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make an empty folder the current one."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let SIGINT interrupt this process, and the processes that it starts, as it does in a terminal.
+
+    A shell starts background jobs with SIGINT ignored, and every process inherits that from its parent.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

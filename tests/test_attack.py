@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-import fastconv
+from helpers import run
 
 ATTACK = Path(__file__).parent / "attack.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its memory by /proc/self/statm")
 def test_no_call_with_arguments_that_do_not_fit_crashes_or_lies() -> None:
-    command = [sys.executable, ATTACK, "--count", "150"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(fastconv.__file__).parents[1])}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    found = run([sys.executable, ATTACK, "--count", "150"])
     assert found.returncode == 0, found.stdout + found.stderr

@@ -1,4 +1,4 @@
-"""Large calls are computed in bands (csrc/cpu/bands.h): the results are those of one piece, the memory is small."""
+"""Large calls are computed in bands (csrc/cpu/bands.h). Results do not change, and little memory is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 import fastconv.functional as FF
 
-# More than a band of a 16-bit type takes, in one image and in several.
+pytestmark = pytest.mark.usefixtures("two_threads")
+
+# Sizes beyond one band of a 16-bit type, in one image and in several.
 LARGE = [
     conv(1, 16, 260, 200, 24, 3, 3, padding=1),
     conv(1, 32, 331, 300, 32, 1, 1, stride=3),
@@ -42,13 +44,13 @@ def layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
 def assert_same_gradients(
     function: Any, reference: Any, tensors: tuple[Tensor | None, ...], dtype: torch.dtype
 ) -> None:
-    """function(...) in `dtype` is reference(...) in float64, of small integers, but for one rounding."""
+    """Assert that `function` in `dtype` equals `reference` in float64 except for one rounding."""
     rtol = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
     given = [None if t is None else t.detach().requires_grad_() for t in tensors]
     wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
     y, expected = function(*given), reference(*wide)
     torch.testing.assert_close(y, expected.to(dtype), rtol=rtol, atol=1e-3)
-    g = torch.randint(-1, 2, y.shape).to(dtype) * (torch.rand(y.shape) < 0.05)  # small sums, which half can hold
+    g = torch.randint(-1, 2, y.shape).to(dtype) * (torch.rand(y.shape) < 0.05)  # sums that fit in half
     y.backward(g)
     expected.backward(g.double())
     for ours, theirs in zip(given, wide, strict=True):
@@ -143,7 +145,8 @@ def test_max_pool2d_in_16_bits_agrees_with_pytorch(
 
 # ---- memory ------------------------------------------------------------------------------------------------------
 
-# The highest resident set during one call, above that before it, in MiB; then what stays when the result is gone.
+# Prints two numbers in MiB: how much the resident set grew at most during one call, and how much of that remains after
+# the result is deleted.
 MEASURE = """
 import sys, torch
 import torch.nn.functional as F, fastconv.functional as FF
@@ -212,5 +215,5 @@ def memory(library: str, case: tuple[Any, ...]) -> tuple[float, float]:
 def test_a_large_call_takes_at_most_a_tenth_more_memory_than_pytorch_and_keeps_none(case: tuple[Any, ...]) -> None:
     ours, kept = memory("fastconv", case)
     theirs, _ = memory("torch", case)
-    assert ours <= 1.1 * theirs + 4  # MiB that the allocator itself needs
+    assert ours <= 1.1 * theirs + 4  # MiB for the allocator itself
     assert kept <= 32

@@ -1,4 +1,4 @@
-"""fastconv bench, with one round: what it prints and writes, and what it says where fastconv loses."""
+"""The command `fastconv bench` with one round: its output, its files, and rows in which fastconv is slower."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import COMMAND, ROOT, run, running
 from PIL import Image
 
 import fastconv
@@ -21,13 +20,13 @@ from fastconv.classifier.bench import VARIANTS, Row
 from fastconv.classifier.cli.main import main
 
 Output = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 
 @pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    # The processes that it starts find the package where this one has it, installed or not.
-    monkeypatch.setenv("PYTHONPATH", str(Path(fastconv.__file__).parents[1]))
+def _processes_find_fastconv(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the processes that `bench` starts the path of the package, installed or not."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
 def row(what: str, *seconds: list[float]) -> Row:
@@ -110,13 +109,19 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_measured(
     assert os.listdir() == ["file"]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+def number_of_processes(session: int) -> int:
+    listed = run(["ps", "-o", "pid=", "--sid", session])
+    return len(listed.stdout.split())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_processes_in_one_line() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fastconv", "bench", "--rounds", "1000"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    time.sleep(8)
-    os.killpg(process.pid, signal.SIGINT)
-    output, errors = process.communicate(timeout=30)  # returns once every process has closed the pipes
+    with running([*COMMAND, "bench", "--rounds", "1000"]) as process:
+        while number_of_processes(process.pid) < 1 + len(VARIANTS):
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=30)  # returns once every process has closed the pipes
     assert (output, errors, process.returncode) == ("", "fastconv: interrupted\n", 130)

@@ -10,7 +10,6 @@ import math
 import os
 import pickle
 import random
-import subprocess
 import sys
 import time
 import zipfile
@@ -21,6 +20,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
+from helpers import COMMAND, ENVIRONMENT, complaint, run
 from PIL import Image
 from test_classifier_data import batch, idx, python2_pickle
 
@@ -39,7 +39,7 @@ from fastconv.classifier.networks import build_model
 from fastconv.classifier.runs import RunFolder
 
 Output = pytest.CaptureFixture[str]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(fastconv.__file__).parents[1])}
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 MODEL = "conv2, pool, dense4"
 SETTINGS = config.settle({"model": MODEL, "epochs": 3, "batch_size": 8, "validation_split": 0.25})
 #: What each value of a file is replaced by.
@@ -47,11 +47,6 @@ WRONG: list[Any] = [
     *(None, "text", "", 5, -1, 0.5, math.nan, math.inf, 2**63, 10**400, True, [], [1, 2], {}, {"a": 1}, ()),
     "\udcff",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def places(content: Any) -> Iterator[tuple[Any, ...]]:
@@ -552,10 +547,7 @@ def test_a_package_that_cannot_be_imported_is_named(capsys: Output, monkeypatch:
 def test_a_variable_that_holds_garbage_is_told_in_one_line(variable: str, arguments: list[str], message: str) -> None:
     if variable == "MPLBACKEND":
         checkpoint.save(Path("x.pt"), Checkpoint(MODEL, build_model(MODEL).state_dict(), 0.5))
-    done = subprocess.run(
-        [sys.executable, "-m", "fastconv", *arguments],
-        env=ENVIRONMENT | {variable: "garbage"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run([*COMMAND, *arguments], env=ENVIRONMENT | {variable: "garbage"})
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith(message)
     assert "garbage" in done.stderr
@@ -565,23 +557,11 @@ def test_output_on_a_full_disk_is_told_in_one_line() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("only Linux has /dev/full")
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "fastconv", "--version"]
-        done = subprocess.run(command, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        done = run([*COMMAND, "--version"], stdout=full)
     assert (done.returncode, done.stderr) == (2, "fastconv: [Errno 28] No space left on device\n")
 
 
 # Options
-
-
-def complaint(arguments: list[str], capsys: Output) -> str:
-    before = sorted(map(str, Path().rglob("*")))
-    assert main(arguments) == 2, arguments
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err.startswith("fastconv: ")
-    assert output.err.count("\n") == 1
-    assert sorted(map(str, Path().rglob("*"))) == before
-    return output.err
 
 
 @pytest.mark.parametrize(

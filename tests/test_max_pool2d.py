@@ -4,9 +4,20 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, MAX_POOL2D, THREADS, Pool2dCase, assert_identical, with_gradients
+from cases import (
+    LAYOUTS,
+    LEVELS,
+    MAX_POOL2D,
+    MEMORY_FORMATS,
+    THREADS,
+    Pool2dCase,
+    assert_identical,
+    assert_refused_alike,
+    with_gradients,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -18,7 +29,7 @@ every_case = pytest.mark.parametrize("case", MAX_POOL2D, ids=str)
 
 
 def assert_like_pytorchs(x: torch.Tensor, **arguments: Any) -> None:
-    # PyTorch refuses images of more than 127 or 255 pixels where bytes are channels_last: it counts pixels in bytes.
+    # PyTorch counts the pixels of channels_last images of bytes in bytes, and refuses more than 127 or 255.
     known = x.to(torch.int16) if x.dtype in (torch.int8, torch.uint8) else x
     expected = F.max_pool2d(known, **arguments, return_indices=True)
     expected = (expected[0].to(x.dtype), expected[1])
@@ -29,8 +40,7 @@ def assert_like_pytorchs(x: torch.Tensor, **arguments: Any) -> None:
     assert_identical(list(result), list(expected))
 
 
-@every_case
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@over(case=MAX_POOL2D, dtype=DTYPES, level=LEVELS)
 def test_max_pool2d_gives_pytorchs_values_and_indices(case: Pool2dCase, dtype: torch.dtype, level: str) -> None:
     for layout in ("contiguous", "channels_last"):
         assert_like_pytorchs(LAYOUTS[layout](case.tensor(dtype)), **case.arguments)
@@ -42,9 +52,7 @@ def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, la
     assert_like_pytorchs(LAYOUTS[layout](case.tensor()), **case.arguments)
 
 
-@every_case
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@over(case=MAX_POOL2D, layout=LAYOUTS, dtype=[torch.float32, torch.float64], level=LEVELS)
 def test_the_gradient_goes_where_pytorchs_goes(case: Pool2dCase, layout: str, dtype: torch.dtype, level: str) -> None:
     x = LAYOUTS[layout](case.tensor(dtype))
     g = torch.randint(-8, 9, F.max_pool2d(x, **case.arguments).shape).to(dtype)
@@ -53,9 +61,7 @@ def test_the_gradient_goes_where_pytorchs_goes(case: Pool2dCase, layout: str, dt
         assert_identical(with_gradients(FF.max_pool2d, (x,), LAYOUTS[grad_layout](g), **case.arguments), expected)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-@pytest.mark.parametrize("special", [NAN, -INF, INF])
+@over(special=[NAN, -INF, INF], share=[0.02, 0.5, 1.0], layout=MEMORY_FORMATS, level=LEVELS)
 def test_nan_and_infinity_are_pooled_as_by_pytorch(special: float, share: float, layout: str, level: str) -> None:
     for case in MAX_POOL2D[:9]:
         x = case.tensor()
@@ -113,7 +119,7 @@ def test_max_pool2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-    # Windows that lie wholly in the padding have an index outside of the image in PyTorch: half of the kernel at most.
+    # Padding is at most half of the kernel. For windows entirely in the padding, PyTorch's index is outside the image.
     padding = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
     size = (
         draw(st.integers(1, 3)),
@@ -141,7 +147,7 @@ def test_a_window_wholly_in_the_padding_takes_no_gradient() -> None:
 
 @pytest.mark.parametrize("case", [c for c in MAX_POOL2D if 0 < torch.Size(c.size).numel() <= 400], ids=str)
 def test_max_pool2d_passes_gradcheck_to_the_second_order_and_forward(case: Pool2dCase) -> None:
-    # Distinct values, further apart than the finite differences: a tie has no derivative.
+    # A tie has no derivative, so values are further apart than the step of the finite differences.
     x = torch.randperm(torch.Size(case.size).numel()).double().view(case.size).requires_grad_()
 
     def function(x: torch.Tensor) -> torch.Tensor:
@@ -184,31 +190,19 @@ def test_max_pool2d_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
 )
 def test_max_pool2d_refuses_what_pytorch_refuses_in_its_words(size: tuple[int, ...], arguments: dict[str, Any]) -> None:
     x = torch.randn(size)
-    with pytest.raises(Exception) as theirs:  # noqa: PT011  whatever it is
-        F.max_pool2d(x, **arguments)
-    with pytest.raises(type(theirs.value)) as mine:
-        FF.max_pool2d(x, **arguments)
-    assert str(mine.value) == str(theirs.value)
+    assert_refused_alike(FF.max_pool2d, F.max_pool2d, x, **arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=str)
 def test_max_pool2d_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) -> None:
     x = torch.ones(1, 1, 4, 4, dtype=dtype)
-    with pytest.raises(RuntimeError) as theirs:
-        F.max_pool2d(x, 2)
-    with pytest.raises(RuntimeError) as mine:
-        FF.max_pool2d(x, 2)
-    assert str(mine.value) == str(theirs.value)
+    assert_refused_alike(FF.max_pool2d, F.max_pool2d, x, 2)
 
 
 def test_numbers_beyond_any_image_are_refused() -> None:
     x = torch.ones(1, 1, 8, 8)
     for arguments in ({"kernel_size": 3, "dilation": 2**63 - 1}, {"kernel_size": (2**62 + 1, 1), "dilation": (4, 1)}):
-        with pytest.raises(RuntimeError) as theirs:
-            F.max_pool2d(x, **arguments)
-        with pytest.raises(RuntimeError) as mine:
-            FF.max_pool2d(x, **arguments)
-        assert str(mine.value) == str(theirs.value)
+        assert_refused_alike(FF.max_pool2d, F.max_pool2d, x, **arguments)
     with pytest.raises(RuntimeError, match=r"at most 2\^40"):
         FF.conv2d(x, torch.ones(1, 1, 3, 3), padding=2**63 - 1)
 

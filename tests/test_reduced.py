@@ -1,36 +1,28 @@
-"""bfloat16 and half: computed in float32, rounded once; and autocast, which casts to them as PyTorch does."""
+"""bfloat16 and half: results are computed in float32 and rounded once. Autocast casts to them as PyTorch does."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, composed
+from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, assert_refused_alike, composed
 from torch import Tensor
 from torch.nn import functional as F
 
-import fastconv
 import fastconv.functional as FF
 from fastconv import models
 
 DTYPES = [torch.bfloat16, torch.float16]
-LEVELS = fastconv._C.cpu_capabilities()
-pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest) -> Any:
-    before = fastconv._C.cpu_capability()
-    fastconv._C.set_cpu_capability(request.param)
-    yield request.param
-    fastconv._C.set_cpu_capability(before)
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
+]
 
 
 def every_code(dtype: torch.dtype) -> Tensor:
-    """All 65,536 values that a tensor of 16 bits can have, and a few more to make a tail."""
+    """Return all 65,536 values of a 16-bit type, and five more as the remainder of a vector."""
     codes = torch.arange(65536 + 5).to(torch.int16)
     return codes.view(dtype)
 
@@ -70,7 +62,7 @@ def test_every_code_survives_the_way_to_float32_and_back(dtype: torch.dtype, lev
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rounds_to_nearest_even_at_every_magnitude(dtype: torch.dtype, level: str) -> None:
-    # a + b is exact in float32, so that what comes out is its rounding: ties, overflow and subnormal results included.
+    # a + b is exact in float32, so the result shows its rounding, with ties, overflow and subnormal results.
     x = every_code(dtype)
     a = x[x.isfinite() & (x.abs() > 1e-6)]
     ulp = (a.view(torch.int16) ^ 1).view(dtype) - a
@@ -137,11 +129,7 @@ def test_max_pooling_is_pytorchs(case: Pool2dCase, dtype: torch.dtype, memory_fo
 def test_mixed_types_are_refused_in_pytorchs_words(dtype: torch.dtype) -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
     for tensors in ((x.to(dtype), w), (x, w.to(dtype)), (x.to(dtype), w.to(dtype), torch.randn(3))):
-        with pytest.raises(RuntimeError) as expected:
-            F.conv2d(*tensors)
-        with pytest.raises(RuntimeError) as found:
-            FF.conv2d(*tensors)
-        assert str(found.value) == str(expected.value)
+        assert_refused_alike(FF.conv2d, F.conv2d, *tensors)
 
 
 # ---- autocast ----

@@ -1,4 +1,4 @@
-"""Threads that infer while weights change and the cache of packed weights evicts. make tsan does more of it."""
+"""Inference in threads while weights change and the cache of packed weights evicts. `make tsan` runs longer tests."""
 
 from __future__ import annotations
 
@@ -9,20 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import ENVIRONMENT, ROOT, run
 
-import fastconv
-
-ROOT = Path(fastconv.__file__).parents[1]
 CXX = os.environ.get("CXX") or "c++"
 
 
 def test_threads_that_infer_get_pytorchs_results_while_weights_change_and_entries_are_evicted() -> None:
-    environment = {**os.environ, "FASTCONV_CACHE_MB": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "threads" / "infer.py"), "10"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stdout + run.stderr
+    environment = {**ENVIRONMENT, "FASTCONV_CACHE_MB": "1", "OMP_NUM_THREADS": "2"}
+    done = run([sys.executable, Path(__file__).parent / "threads" / "infer.py", "10"], env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.skipif(shutil.which(CXX) is None, reason="compiles C++")
@@ -32,6 +27,6 @@ def test_the_cache_has_no_data_race_and_an_evicted_entry_lives_as_long_as_it_is_
     if subprocess.run([*compile_, str(tmp_path / "empty.cpp")], capture_output=True, check=False).returncode != 0:
         pytest.skip("the compiler has no ThreadSanitizer")
     sources = [Path(__file__).parent / "threads" / "weight_cache.cpp", ROOT / "csrc" / "cpu" / "weight_cache.cpp"]
-    subprocess.run([*compile_, *map(str, sources)], check=True)
-    run = subprocess.run([str(tmp_path / "program")], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run([*compile_, *sources]).check_returncode()
+    done = run([tmp_path / "program"])
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -279,6 +279,7 @@ def test_two_python_threads_may_call_at_once(block: Function, plain_block: Funct
     assert not wrong
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
 def test_two_threads_really_work() -> None:
     script = """

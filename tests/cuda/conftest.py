@@ -1,10 +1,11 @@
-"""Where the CUDA operators run: on a GPU, and everywhere in an emulation on the CPU (tests/cuda/emulation).
+"""Run the tests of the CUDA operators on a GPU, if there is one, and in an emulation on the CPU.
 
 A test takes the fixture ``device`` and asks it for tensors and operators:
 
     y = device.ops.relu(device.put(x))
 
-so every test runs on both, or is skipped with the reason.
+The emulation is in tests/cuda/emulation. Without a GPU, the cases that need one are left out. The last lines of the
+output then tell their number.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastconv import ops as _ops  # noqa: F401  defines the schemas
 
 @pytest.fixture(scope="session")
 def emulation() -> Any:
-    """The emulation's library, whose operators are torch.ops.fastconv_emulated with the schemas of the real ones."""
+    """Load the emulation. Its operators are torch.ops.fastconv_emulated.*, with the schemas of torch.ops.fastconv.*."""
     path = emulated.operators()
     library = torch.library.Library("fastconv_emulated", "DEF")
     for name in torch._C._dispatch_get_all_op_names():
@@ -33,22 +34,20 @@ def emulation() -> Any:
             library.define(str(operator.default._schema).removeprefix("fastconv::"))
     torch.ops.load_library(path)
     shared = ctypes.CDLL(str(path))
-    shared.library = library  # defined as long as it lives
+    shared.library = library  # keeps the operators defined
     return shared
 
 
-@pytest.fixture(params=["emulated", "cuda"])
+@pytest.fixture(params=["emulated", "cuda"] if no_gpu() is None else ["emulated"])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """Run the test in the emulation and, if there is a GPU, on it."""
     if request.param == "cuda":
-        reason = no_gpu()
-        if reason is not None:
-            pytest.skip(reason)
         device = Device("cuda", torch.ops.fastconv)
     else:
         emulation = request.getfixturevalue("emulation")
         emulation.fastconv_emulation_set_seed(int(os.environ.get("FASTCONV_EMULATION_SEED", "1")))
         device = Device("cpu", torch.ops.fastconv_emulated)
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # what an operator leaves unwritten is NaN
+    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN, so elements that are never written show
     yield device
     torch.use_deterministic_algorithms(before)

@@ -1,4 +1,4 @@
-"""The convolution operators' own arguments, from the cases of tests/cases.py, and what PyTorch gives for them."""
+"""Arguments of the convolution operators for the cases of tests/cases.py, and PyTorch's results for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Conv2dCase, FusedCase
+from cases import MEMORY_FORMATS, Conv2dCase, FusedCase
 from devices import FLOATING, Device
+from sweep import FULL, over
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,15 +23,17 @@ DEAD = 255
 
 
 def in_types_and_layouts(cases: Sequence[Any], thorough: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrises case, dtype and layout: with all that there are.
+    """Parametrize a test over case, dtype and layout: every pair of two of them, and in ``make test-all`` all three.
 
-    Of the two 16-bit types, which share their kernels and are slow to emulate, each has one layout but for `thorough`.
+    The 16-bit types share their kernels and are slow to emulate, so only `thorough` cases have both layouts then.
     """
+    if not FULL:
+        return over(case=cases, dtype=FLOATING, layout=MEMORY_FORMATS)
     alone = {torch.float16: "channels_last", torch.bfloat16: "contiguous"}
     chosen = [
         pytest.param(case, dtype, layout, id=f"{case}-{layout}-{dtype}")
         for dtype in FLOATING
-        for layout in ("contiguous", "channels_last")
+        for layout in MEMORY_FORMATS
         for case in cases
         if case in thorough or layout == alone.get(dtype, layout)
     ]
@@ -43,13 +46,13 @@ def pair(value: Any) -> Pair:
 
 @dataclass(frozen=True)
 class Call:
-    """Stride, padding, dilation, groups; and those of the pool, or None."""
+    """Stride, padding, dilation and groups of the convolution, and the arguments of the pool or None."""
 
     geometry: tuple[Pair, Pair, Pair, int]
     pool: tuple[Pair, Pair, Pair, Pair, bool] | None = None
 
     def forward(self, device: Device, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Of the fused operators: output and argmax."""
+        """Call the fused operator, and return output and argmax."""
         if self.pool is None:
             return device.ops.conv2d_relu(x, w, b, *self.geometry)
         return device.ops.conv2d_relu_max_pool2d(x, w, b, *self.geometry, *self.pool)
@@ -71,7 +74,7 @@ class Call:
         )
 
     def argmax(self, y: Tensor) -> Tensor:
-        """What the fused operators write beside their output, from the convolution's results."""
+        """Compute the argmax of the fused operators from the results of the convolution."""
         if self.pool is None:
             return torch.where(y <= 0, DEAD, 0).to(torch.uint8)
         (_, S), (u_h, u_w), (z_h, z_w), (d_h, d_w), _ = self.pool
@@ -81,7 +84,7 @@ class Call:
         return torch.where(values <= 0, DEAD, rows // d_h * S + columns // d_w).to(torch.uint8)
 
     def by_decisions(self, argmax: Tensor, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        """The fused function whose maxima somebody has found already: linear in the convolution."""
+        """Compute the fused function with its maxima given. It is linear in the convolution."""
         stride, padding, dilation, groups = self.geometry
         y = F.conv2d(x, w, b, stride, padding, dilation, groups)
         one = (1, 1)
@@ -99,7 +102,7 @@ class Call:
 
 
 def arrange(case: Conv2dCase | FusedCase, tensors: Tensors) -> tuple[Tensors, Call]:
-    """The operators know 'same' and 'valid' only as numbers."""
+    """Return the arguments for the operators, which take padding as numbers, not as 'same' or 'valid'."""
     conv, pool = (case, None) if isinstance(case, Conv2dCase) else (case.conv, case.pool)
     (x, w, b), given = tensors, conv.arguments
     padding = given.get("padding", 0)

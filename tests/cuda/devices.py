@@ -1,4 +1,4 @@
-"""Where the tests' operators run, and why some of them cannot."""
+"""The devices that tests of the CUDA operators run on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Device:
 
 
 def no_gpu() -> str | None:
-    """Why nothing can run on a GPU; None if it can."""
+    """Return the reason why nothing can run on a GPU, or None if it can."""
     if not has_cuda():
         return "the extension was built without CUDA"
     return None if torch.cuda.is_available() else "no GPU"

@@ -1,14 +1,16 @@
-"""Compiles the CUDA sources, unchanged, for the CPU: C++ over the emulation in tests/cuda/emulation.
+"""Compile the unchanged CUDA sources for the CPU, as C++ on top of the emulation in tests/cuda/emulation.
 
-FASTCONV_SANITIZE=1 puts the libraries under AddressSanitizer, whose runtime must then be preloaded (make asan).
+With FASTCONV_SANITIZE=1 the libraries use AddressSanitizer, whose runtime must be preloaded (make asan does that).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -41,8 +43,18 @@ def torch_libraries() -> list[str]:
     return [f"-L{folder}", f"-Wl,-rpath,{folder}", "-ltorch", "-ltorch_cpu", "-lc10"]
 
 
+@contextlib.contextmanager
+def locked(file: Path) -> Iterator[None]:
+    """Let one process at a time run the block. Other workers of pytest-xdist wait."""
+    import fcntl
+
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build(name: str, sources: list[Path], link: list[str], sanitize: bool) -> Path:
-    """Below build/, compiled again where the sources or what they include changed."""
+    """Return a library or program below build/. Compile it again if its sources or the files they include changed."""
     folder = ROOT / "build" / "emulation" / ("asan" if sanitize else "plain") / name
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
@@ -57,9 +69,10 @@ def build(name: str, sources: list[Path], link: list[str], sanitize: bool) -> Pa
         *(f"build {to}: compile {source}" for source, to in zip(sources, objects, strict=True)),
         f"build {target}: link {' '.join(map(str, objects))}",
     ]
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     command = [sys.executable, "-m", "ninja", "-C", str(folder)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    with locked(folder / "lock"):
+        (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise RuntimeError(f"{name} does not compile:\n{finished.stdout}{finished.stderr}")
     return target
@@ -67,7 +80,7 @@ def build(name: str, sources: list[Path], link: list[str], sanitize: bool) -> Pa
 
 @functools.cache
 def operators() -> Path:
-    """The library of all CUDA operators, for torch.ops.load_library."""
+    """Build the library of all CUDA operators, for torch.ops.load_library."""
     csrc = ROOT / "csrc"
     sources = [csrc / "boundary.cpp", csrc / "checks.cpp", csrc / "tensor.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
     sources += [EMULATION, HERE / "emulation" / "ops.cpp"]
@@ -76,11 +89,11 @@ def operators() -> Path:
 
 @functools.cache
 def names() -> Path:
-    """A library of kernels that try the emulation itself, for ctypes."""
+    """Build a library of kernels that test the emulation itself, for ctypes."""
     return build("names.so", [HERE / "faults" / "names.cpp", EMULATION], ["-shared"], is_sanitized())
 
 
 @functools.cache
 def faults(sanitize: bool) -> Path:
-    """The program of the planted faults."""
+    """Build the program of the planted faults."""
     return build("faults", [HERE / "faults" / "faults.cpp", EMULATION], [], sanitize)

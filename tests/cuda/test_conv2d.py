@@ -7,16 +7,18 @@ import torch
 from cases import CONV2D, LAYOUTS, Conv2dCase, assert_as_accurate, assert_identical, conv
 from convolutions import arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
-# float's large tile serves them: forward the one, both gradients of the other.
+# float32's large tile computes the output of the first and both gradients of the second.
 MANY_GROUPS = [conv(1, 2048, 4, 4, 10240, 1, 1, groups=256), conv(1, 10240, 4, 4, 2048, 1, 1, groups=256)]
 
-# Edges of tiles: of 64 and 128 pixels, 32 and 64 channels, 16 and 32 taps, pieces of 256 pixels; vectors of 2, 4, 8.
+# Sizes around the edges of tiles (64 and 128 pixels, 32 and 64 channels, 16 and 32 taps, 256 pixels) and of vectors of
+# 2, 4 and 8 elements.
 TILES = [
     conv(1, 4, 8, 8, 8, 1, 1),
     conv(1, 8, 9, 8, 32, 1, 1, bias=False),
@@ -27,7 +29,7 @@ TILES = [
     conv(1, 8, 16, 16, 8, 3, 3, padding=1),
     conv(1, 8, 17, 16, 8, 3, 3, padding=1),
     *MANY_GROUPS,
-    # thin groups, of one channel or several, on either side
+    # groups of few input or output channels
     conv(2, 33, 9, 9, 33, 3, 3, groups=33, padding=1, stride=2),
     conv(2, 12, 7, 9, 8, 3, 3, groups=4, padding=1),
     conv(1, 64, 17, 16, 64, 3, 3, groups=64, padding=1),
@@ -40,7 +42,7 @@ both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"]
 def three_passes(
     device: Device, case: Conv2dCase, tensors: tuple[Tensor, Tensor, Tensor | None], g: Tensor, nhwc: bool
 ) -> list[Tensor]:
-    """Output, and the gradients of input, weight and, where there is one, bias."""
+    """Return the output and the gradients of input, weight and, if there is one, bias."""
     x, w, b = (None if t is None else device.put(t) for t in tensors)
     assert x is not None
     assert w is not None
@@ -59,7 +61,7 @@ def three_passes(
 def test_three_passes_over_small_integers_are_exact(
     case: Conv2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
-    """Every sum is, in float, and is rounded once to the type."""
+    """Every sum is exact in float32, and is rounded once to the type."""
     tensors, call = arrange(case, case.integers(dtype))
     exact = doubles(tensors)
     y = F.conv2d(*exact, *call.geometry)
@@ -93,7 +95,7 @@ def test_three_passes_err_at_most_twice_as_much_as_pytorchs(case: Conv2dCase, la
         )
         expected, by_pytorch = gradients(reference, g, exact), gradients(theirs, g, same)
         assert_as_accurate(mine[:3], [theirs.detach(), *by_pytorch[:2]], [reference.detach(), *expected[:2]])
-        if case.bias:  # a few sums of many terms of about 1: one of them may be lucky
+        if case.bias:  # few sums of many terms: PyTorch's error may be small by chance
             within = 8 * torch.finfo(dtype).eps * max(1, g[:, 0].numel()) ** 0.5
             torch.testing.assert_close(mine[3].double(), expected[2], rtol=2 * torch.finfo(dtype).eps, atol=within)
 
@@ -142,9 +144,11 @@ def test_channels_that_do_not_start_at_16_bytes_are_served(device: Device) -> No
     assert_identical([y.cpu()], [F.conv2d(x, w, b)])
 
 
-@pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("case", [CONV2D[1], conv(2, 8, 9, 9, 16, 3, 3), conv(2, 8, 9, 9, 8, 3, 3, groups=8)], ids=str)
+@over(
+    case=[CONV2D[1], conv(2, 8, 9, 9, 16, 3, 3), conv(2, 8, 9, 9, 8, 3, 3, groups=8)],
+    special=[NAN, INF, -INF],
+    dtype=FLOATING,
+)
 def test_nan_and_infinity_go_where_pytorchs_go(
     case: Conv2dCase, special: float, dtype: torch.dtype, device: Device
 ) -> None:
@@ -186,7 +190,7 @@ def test_results_are_the_same_bits_in_every_order_of_threads(
 
 @both_layouts
 def test_results_do_not_depend_on_the_tile_that_serves(layout: str, device: Device) -> None:
-    """Of many groups the large one, of one alone the small one."""
+    """Many groups use the large tile, and one group alone uses the small one."""
     place = LAYOUTS[layout]
     for many, one in zip(MANY_GROUPS, (conv(1, 8, 4, 4, 40, 1, 1), conv(1, 40, 4, 4, 8, 1, 1)), strict=True):
         x, w, b = many.tensors()

@@ -5,31 +5,32 @@ from typing import Any
 
 import pytest
 import torch
-from cases import FUSED, LAYOUTS, FusedCase, assert_as_accurate, assert_identical, conv, fused
+from cases import FUSED, LAYOUTS, MEMORY_FORMATS, FusedCase, assert_as_accurate, assert_identical, conv, fused
 from convolutions import DEAD, Call, Tensors, arrange, doubles, gradients, in_types_and_layouts
 from devices import FLOATING, Device
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
-# Of a window of more pixels than a byte can tell there is no operator: fastconv.functional composes it.
+# There is no operator for windows whose positions do not fit in a byte: fastconv.functional composes two operators.
 SERVED = [case for case in FUSED if case.pool != {"kernel_size": 16, "stride": 2}]
 TILES = [
-    # windows that fill tiles of 64 rows or leave some empty; vectors; tiles' last window
+    # windows that fill tiles of 64 rows, or leave some rows empty; vectors; the last window of a tile
     fused(conv(1, 8, 18, 18, 32, 3, 3), kernel_size=2),
     fused(conv(1, 8, 18, 19, 40, 1, 1), kernel_size=3),
     fused(conv(1, 8, 17, 17, 24, 3, 3, padding=1), kernel_size=4),
     fused(conv(2, 8, 12, 12, 16, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
     fused(conv(2, 16, 9, 9, 16, 2, 2, groups=2), kernel_size=2),
-    # overlapping windows, pooled by a second kernel; in vectors on the way back
+    # overlapping windows, which a second kernel pools; backward uses vectors
     fused(conv(2, 8, 9, 9, 16, 3, 3), kernel_size=3, stride=1),
     fused(conv(1, 8, 13, 13, 8, 1, 1), kernel_size=(5, 4), dilation=(1, 2), padding=1),
     fused(conv(2, 8, 9, 9, 16, 3, 3)),
-    # thin groups
+    # groups of few channels
     fused(conv(1, 33, 9, 9, 33, 3, 3, groups=33, padding=1), kernel_size=3, stride=1, padding=1),
 ]
 EVERY = [*SERVED, *TILES]
@@ -41,7 +42,7 @@ both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"]
 def run(
     device: Device, call: Call, tensors: Tensors, g: Tensor, layout: str, argmax: Tensor | None = None
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Output, argmax, and the gradients of input, weight and, where there is one, bias."""
+    """Return output, argmax, and the gradients of input, weight and, if there is one, bias."""
     place = LAYOUTS[layout]
     x, w = (device.put(place(t)) for t in tensors[:2])
     b = None if tensors[2] is None else device.put(tensors[2])
@@ -55,7 +56,7 @@ def assert_exact(device: Device, call: Call, tensors: Tensors, layout: str) -> N
     dtype = tensors[0].dtype
     exact = doubles(tensors)
     expected = call.composed(*exact)
-    # Maxima are decided among results of the type.
+    # Results are rounded to the type before their maximum is taken.
     at = call.argmax(F.conv2d(*exact, *call.geometry).detach().to(dtype).double())
     g = torch.randint(-3, 4, expected.shape).to(dtype)
     decided = call.by_decisions(at, *exact)
@@ -72,19 +73,17 @@ def test_values_places_and_gradients_of_small_integers_are_exact(
     assert_exact(device, call, tensors, layout)
 
 
-@pytest.mark.parametrize("case", [*NETWORK, *TILES], ids=str)
-@every_dtype
-@both_layouts
+@over(case=[*NETWORK, *TILES], dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_none(
     case: FusedCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
     (x, w, b), call = arrange(case, case.conv.integers(dtype))
-    w *= torch.rand(w.shape) < 2 / w[0].numel()  # a few taps of each kernel: small sums, often the same
+    w *= torch.rand(w.shape) < 2 / w[0].numel()  # few taps are non-zero, so that many sums are equal
     b = torch.zeros(len(w), dtype=dtype) if b is None else b.sign()
-    for channel, constant in enumerate((0, 1, -1)):  # whole channels of zeros, of ties, of nothing
+    for channel, constant in enumerate((0, 1, -1)):  # channels where all outputs are 0, 1 or -1
         w[channel], b[channel] = 0, constant
     assert_exact(device, call, (x, w, b), layout)
-    # And so says PyTorch of the composition.
+    # The composition in PyTorch has the same gradients.
     leaves = doubles((x, w, b))
     y = call.composed(*leaves)
     g = torch.randint(-3, 4, y.shape).to(dtype)
@@ -107,16 +106,13 @@ def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(
     y, argmax, results = run(device, call, tensors, g, layout)
     assert_as_accurate([y], [theirs.detach()], [reference.detach()])
     decided = call.by_decisions(argmax, *exact)
-    # The decisions are right, but for what rounding decides.
+    # The decisions are right, except for those that depend on rounding.
     torch.testing.assert_close(decided, reference, rtol=1e-5, atol=1e-4)
     by_pytorch = gradients(call.by_decisions(argmax, *same), g, same)
     assert_as_accurate(results[:2], by_pytorch[:2], gradients(decided, g, exact)[:2])
 
 
-@every_dtype
-@both_layouts
-@pytest.mark.parametrize("special", [NAN, INF, -INF])
-@pytest.mark.parametrize("case", [NETWORK[1], NETWORK[2], *TILES[:6]], ids=str)
+@over(case=[NETWORK[1], NETWORK[2], *TILES[:6]], special=[NAN, INF, -INF], dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_nan_and_infinity_win_or_die_as_in_pytorch(
     case: FusedCase, special: float, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
@@ -143,7 +139,7 @@ def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
         draw(st.integers(1, 18)),
         draw(st.integers(1, 18)),
     )
-    if draw(st.booleans()):  # as many as vectors have
+    if draw(st.booleans()):  # whole vectors
         group_C, group_K = 8 * (1 + group_C // 8), 8 * (1 + group_K // 8)
     (R, S), stride, dilation, padding = pair(1, 5), pair(1, 3), pair(1, 3), pair(0, 3)
     (H, W), kernel, steps, gaps = pair(1, 16), pair(1, 5), pair(1, 5), pair(1, 2)
@@ -152,7 +148,7 @@ def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
         for size, z, d, k, u in zip((H, W), padding, dilation, (R, S), stride, strict=True)
     )
     margin = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
-    # Windows wholly in the padding: the next test.
+    # The next test has windows entirely in the padding.
     assume(gaps[0] * (kernel[0] - 1) < P and gaps[1] * (kernel[1] - 1) < Q)
     bias, ceil_mode = draw(st.booleans()), draw(st.booleans())
     case = fused(
@@ -207,7 +203,7 @@ def test_results_are_the_same_bits_in_every_order_of_threads(
 
 
 def test_the_rounding_of_16_bits_ties(device: Device) -> None:
-    """What is written decides, as in the composition: 1 + 2^-12 and 1 are the same half, so the first of them wins."""
+    """Rounded results are compared, as in the composition. 1 + 2^-12 and 1 are the same in half: the first one wins."""
     x = torch.tensor([1.0, 1.0, 0.5, 1.0]).view(1, 1, 2, 2).half().repeat(1, 2, 1, 1)
     x[0, 1] = torch.tensor([0.0, 2**-12, 0.0, 0.0]).view(2, 2)
     w = torch.ones(1, 2, 1, 1).half()

@@ -1,4 +1,4 @@
-"""The one piece of arithmetic that decides which element an index means, over all of its range."""
+"""The division that turns an index into the position of an element, over its whole range."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def address(array: np.ndarray) -> ctypes.c_void_p:
 
 
 def pairs(last_n: int, last_divisor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Edges with edges, and numbers of every magnitude."""
+    """Return pairs of numbers around powers of two, and random pairs of every magnitude."""
     random = np.random.default_rng()
     n, d = np.meshgrid(around_powers_of_two(last_n), around_powers_of_two(last_divisor)[1:])
     magnitudes = random.uniform(0, last_n, 100_000), random.uniform(0, last_divisor, 100_000)
     more_n, more_d = (np.exp2(m).astype(np.int64) for m in magnitudes)
     n, d = np.concatenate([n.ravel(), more_n]), np.concatenate([d.ravel(), more_d])
-    # The neighbours of multiples, where rounding would show.
+    # Neighbours of multiples, where wrong rounding would show.
     multiples = np.minimum(n // d * d + random.integers(-1, 2, n.size), 2**last_n - 1)
     return np.concatenate([n, np.maximum(multiples, 0)]), np.concatenate([d, d])
 

@@ -1,4 +1,4 @@
-"""The tests of the tests: does the emulation do what CUDA does, and find what it is there to find?"""
+"""Tests of the emulation: it behaves as CUDA does, and it finds the faults that it is made to find."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_step_beyond_memory_is_found_by_addresssanitizer_with_its_line(fault: 
 def test_shared_memory_that_nobody_wrote_is_nan(seed: int, names: Any) -> None:
     assert run("unwritten_shared", seed) == "wrong\n"
     values = torch.zeros(64)
-    names.shared(pointer(values), 3)  # the last block to run sees nothing of the others'
+    names.shared(pointer(values), 3)  # the last block sees no values of the other blocks
     assert values.isnan().all()
 
 
@@ -98,7 +98,7 @@ def test_shuffles_and_ballots_are_cudas(width: int, names: Any) -> None:
     assert to[0].tolist() == (first + 3 % width).tolist()
     assert to[1].tolist() == torch.where(up >= first, up, lane).tolist()
     assert to[2].tolist() == torch.where(down < first + width, down, lane).tolist()
-    # CUDA lets a lane read from an earlier group, and not from a later one.
+    # In CUDA a lane may read from an earlier group, but not from a later one.
     assert to[3].tolist() == torch.where(xor < first + width, xor, lane).tolist()
     assert to[4].tolist() == [sum(1 << i for i in range(0, 31, 3))] * 32
 

@@ -1,6 +1,6 @@
-"""The public functions, with their gradients, over the CUDA operators: emulated ones here, in the place of the CPU's.
+"""The public functions and their gradients on the emulated CUDA operators, which replace those of the CPU here.
 
-On a GPU, test_gpu.py asks for the same and more.
+test_gpu.py tests the same on a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import fastconv
 import fastconv.functional as FF
 
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-#: Units in the last place of a result's largest value.
+#: One unit in the last place of a value of about 1, or a small multiple of it.
 EPSILON = {torch.float64: 2**-50, torch.float32: 2**-21, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 

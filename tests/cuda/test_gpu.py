@@ -1,4 +1,4 @@
-"""What only a GPU can show: streams, graphs, several devices, autograd, training. Without one, all is skipped."""
+"""Tests that need a GPU: streams, graphs, several devices, autograd, training. Without a GPU they are deselected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, composed, with_gradients
-from devices import FLOATING, no_gpu
+from devices import FLOATING
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
@@ -17,11 +17,8 @@ import fastconv.functional as FF
 from fastconv.classifier.config import TrainingConfig
 from fastconv.classifier.fit import Training
 
-pytestmark = [
-    pytest.mark.skipif(no_gpu() is not None, reason=no_gpu() or ""),
-    pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning"),
-]
-#: In units of the last place of the result's largest value; sums of a thousand terms in float.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+#: Relative to the largest value of the result. Sums have up to a thousand terms.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -40,7 +37,7 @@ def assert_equal_to(expected: list[Tensor], results: list[Tensor], dtype: torch.
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("case", CONV2D, ids=str)
 def test_conv2d_and_its_gradients_are_those_of_the_cpu(case: Conv2dCase, dtype: torch.dtype) -> None:
-    tensors = case.integers(torch.float64)  # exact in every type, so only sums may differ
+    tensors = case.integers(torch.float64)  # exact in every type, so only sums may be rounded
     expected = with_gradients(F.conv2d, tensors, **case.arguments)
     assert_equal_to(expected, with_gradients(FF.conv2d, on_gpu(tensors, dtype), **case.arguments), dtype)
 
@@ -87,10 +84,10 @@ def test_operators_run_on_the_current_stream(operation: Callable[[Tensor, Tensor
     expected = step(operation, x, w)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # what is launched on another stream would overtake this
+        torch.cuda._sleep(50_000_000)  # kernels on another stream would overtake this
         late = torch.zeros_like(x).copy_(x.detach()).requires_grad_()
         results = step(operation, late, w)
-        assert not stream.query()  # nothing waited
+        assert not stream.query()  # no operator waited for the stream
     stream.synchronize()
     for mine, other in zip(results, expected, strict=True):
         assert torch.equal(mine, other)

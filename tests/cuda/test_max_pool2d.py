@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-from cases import LAYOUTS, MAX_POOL2D, Pool2dCase, assert_identical
+from cases import LAYOUTS, MAX_POOL2D, MEMORY_FORMATS, Pool2dCase, assert_identical
 from devices import FLOATING, Device
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,14 +19,14 @@ both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"]
 
 
 def pairs(case: Pool2dCase) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Kernel size, stride, padding, dilation."""
+    """Return kernel size, stride, padding and dilation as pairs."""
     given = case.arguments
     values = (given["kernel_size"], given.get("stride", given["kernel_size"]), given.get("padding", 0))
     return tuple(v if isinstance(v, tuple) else (v, v) for v in (*values, given.get("dilation", 1)))  # type: ignore[return-value]
 
 
 def batch(x: Tensor) -> Tensor:
-    """The operators know batches alone."""
+    """Return the input as a batch, since the operators take nothing else."""
     return x if x.dim() == 4 else x.unsqueeze(0)
 
 
@@ -42,9 +43,7 @@ def assert_like_pytorchs(device: Device, case: Pool2dCase, x: Tensor) -> None:
         assert_identical([mine.cpu()], [other])
 
 
-@every_case
-@every_dtype
-@both_layouts
+@over(case=MAX_POOL2D, dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_max_pool2d_gives_pytorchs_values_and_indices(
     case: Pool2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
@@ -57,13 +56,11 @@ def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, la
     assert_like_pytorchs(device, case, LAYOUTS[layout](batch(case.tensor())))
 
 
-@every_case
-@every_dtype
-@both_layouts
+@over(case=MAX_POOL2D, dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_the_gradient_goes_where_pytorchs_goes(
     case: Pool2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
-    # Small integers: their sums are exact in every type.
+    # Sums of small integers are exact in every type.
     x = LAYOUTS[layout](batch(case.tensor(dtype))).requires_grad_()
     y, indices = F.max_pool2d(x, **case.arguments, return_indices=True)
     g = torch.randint(-8, 9, y.shape).to(dtype)
@@ -76,10 +73,7 @@ def test_the_gradient_goes_where_pytorchs_goes(
         assert_identical([gradient.cpu()], list(expected))
 
 
-@every_dtype
-@both_layouts
-@pytest.mark.parametrize("share", [0.02, 0.5, 1.0])
-@pytest.mark.parametrize("special", [NAN, -INF, INF])
+@over(special=[NAN, -INF, INF], share=[0.02, 0.5, 1.0], dtype=FLOATING, layout=MEMORY_FORMATS)
 def test_nan_and_infinity_are_pooled_as_by_pytorch(
     special: float, share: float, layout: str, dtype: torch.dtype, device: Device
 ) -> None:
@@ -116,7 +110,7 @@ def test_gradients_of_overlapping_windows_add_up_in_order(dtype: torch.dtype, la
     gradient = device.ops.max_pool2d_backward(
         device.put(g), device.put(indices), x.shape, *pairs(case), layout == "channels_last"
     ).cpu()
-    # The same sums, in float, of at most 25 terms, rounded once.
+    # The same sums of at most 25 terms in float32, rounded once.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     leaf = x.to(wide).requires_grad_()
     (exact,) = torch.autograd.grad(FF.max_pool2d(leaf, **case.arguments), leaf, g.to(wide))

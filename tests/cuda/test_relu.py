@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 NAN, INF = float("nan"), float("inf")
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-# Around 16 bytes and a block.
+# Sizes around 16 bytes and around a block of threads.
 SIZES = [(0,), (1,), (7,), (8,), (17,), (256,), (1023,), (2, 3, 4, 5), (3, 5, 19, 21)]
 
 

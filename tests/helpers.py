@@ -1,0 +1,75 @@
+"""Helpers for tests of the command line and of other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fastconv
+
+ROOT = Path(fastconv.__file__).parents[1]
+#: Tests run in folders of their own, so a new process is told where this one found the package, installed or not.
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+COMMAND = [sys.executable, "-m", "fastconv"]
+#: A worker process marks the processes that a test starts with this variable.
+_TAG = "FASTCONV_TEST_PROCESS"
+
+
+@contextlib.contextmanager
+def running(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a command in a session of its own. At the end, kill it and every process that it has started."""
+    tag = uuid.uuid4().hex
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": ENVIRONMENT, **options}
+    options["env"] = {**options["env"], _TAG: tag}
+    with subprocess.Popen(list(map(str, command)), start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            _kill_all(process, tag)
+
+
+def run(command: Sequence[Any], timeout: float | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command as ``subprocess.run(capture_output=True)`` does, but leave no process behind."""
+    with running(command, **options) as process:
+        output, errors = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def _kill_all(process: subprocess.Popen[str], tag: str) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    # torchrun gives its processes sessions of their own. On Linux the variable finds them.
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{_TAG}={tag}".encode() in (folder / "environ").read_bytes():
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder and its bytes."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what the command prints for a mistake: one line on stderr, with exit code 2, and no change to any file."""
+    from fastconv.__main__ import main
+
+    before = contents(Path()), sorted(map(str, Path().rglob("*")))
+    capsys.readouterr()
+    assert main(arguments) == 2, arguments
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("fastconv: ")
+    assert output.err.count("\n") == 1
+    assert output.err.endswith("\n")
+    assert (contents(Path()), sorted(map(str, Path().rglob("*")))) == before
+    return output.err
