@@ -13,11 +13,11 @@ from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why a
 
 import torch
 
-from fastconv import environment, ops
-from fastconv.ops import _C
+from fastconv import environment
+from fastconv._ops.library import _C, has_cuda
 from fastconv.version import __version__
 
-from fastconv import autograd, flops, functional, models, nn, optim  # isort: skip  after the operators
+from fastconv import flops, functional, models, nn, optim  # isort: skip  after the operators
 from fastconv.convert import conversion_report, convert, revert  # isort: skip
 from fastconv.enabled import enabled  # isort: skip
 from fastconv.interop import let_fuse_modules_take_layers  # isort: skip
@@ -27,7 +27,6 @@ let_fuse_modules_take_layers()
 __all__ = [
     "_C",
     "__version__",
-    "autograd",
     "conversion_report",
     "convert",
     "enabled",
@@ -36,7 +35,6 @@ __all__ = [
     "functional",
     "models",
     "nn",
-    "ops",
     "optim",
     "revert",
     "show_config",
@@ -63,7 +61,7 @@ def show_config() -> str:
             f"CPU level {_C.cpu_capability()} (available: {levels}; FASTCONV_CPU_CAPABILITY chooses)",
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
-            f"CUDA {build['cuda']}{f' ({_gpus()})' if ops.has_cuda() else ''}",
+            f"CUDA {build['cuda']}{f' ({_gpus()})' if has_cuda() else ''}",
             f"environment {settings}",
         ]
     )

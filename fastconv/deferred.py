@@ -35,9 +35,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 
-from fastconv import autograd
 from fastconv import functional as FF
-from fastconv.ops import suggests_channels_last
+from fastconv._ops import conv2d as _conv2d
+from fastconv._ops import conv2d_relu_max_pool2d as _fused
+from fastconv._ops.arguments import fused_pool_arguments
+from fastconv._ops.conv2d import Geometry
+from fastconv._ops.function import needs_gradient
+from fastconv._ops.max_pool2d import Pool
+from fastconv._ops.memory_format import suggests_channels_last
 
 __all__ = ["BACKWARD", "Deferred", "Producer", "defer", "settled"]
 
@@ -69,7 +74,7 @@ class Recipe(NamedTuple):
     """The operations that wait: a convolution, then ReLU and max-pool in either order, then the layout."""
 
     #: Stride, padding, dilation and groups. None: the operand is the result already, and only the layout waits.
-    geometry: autograd.Geometry | None
+    geometry: Geometry | None
     #: Whether the operator's own result is channels_last.
     natural_last: bool
     #: Whether the channels of a pixel are adjacent in memory.
@@ -77,7 +82,7 @@ class Recipe(NamedTuple):
     #: Whether the channels are the last axis, (N, P, Q, K), rather than the second.
     axes_last: bool = False
     rectified: bool = False
-    pool: autograd.Pool | None = None
+    pool: Pool | None = None
     #: The combinations that PyTorch computes faster, see :func:`fastconv.served.left_to_torch`.
     left_to_torch: Collection[str] = ()
 
@@ -93,8 +98,8 @@ class Recipe(NamedTuple):
         assert self.geometry is not None
         assert weight is not None
         if self.is_fused():
-            return autograd.conv2d_relu_max_pool2d(input, weight, bias, *self.geometry, self.pool)
-        convolve = F.conv2d if "alone" in self.left_to_torch else autograd.conv2d
+            return _fused.conv2d_relu_max_pool2d(input, weight, bias, *self.geometry, self.pool)
+        convolve = F.conv2d if "alone" in self.left_to_torch else _conv2d.conv2d
         y = convolve(input, weight, bias, *self.geometry)
         if self.rectified:
             y = F.relu(y)
@@ -342,7 +347,7 @@ def _deferrable(
         return None
     if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
         return None
-    convolution = FF._served_convolution(input, weight, bias, stride, padding, dilation, groups)
+    convolution = FF.convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
     if convolution is None:
         return None
     x, w, b, strides, paddings, _, _ = convolution
@@ -360,7 +365,7 @@ def _new(
     view_of: Deferred | None = None,
 ) -> Deferred:
     grad_enabled = torch.is_grad_enabled()
-    if grad_enabled and autograd.needs_gradient(operands):
+    if grad_enabled and needs_gradient(operands):
         deferred = super(Function, _Defer).apply(recipe, size, *operands)  # as autograd.apply: half the time
         with torch._C.DisableTorchFunction():
             deferred._node = deferred.grad_fn
@@ -418,7 +423,7 @@ def _max_pooled(
 ) -> Any:
     if isinstance(stride, list | tuple) and not stride:  # as torch.max_pool2d writes "none"
         stride = None
-    pool = None if return_indices else FF._served_pool(kernel_size, stride, padding, dilation, ceil_mode)
+    pool = None if return_indices else fused_pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
     recipe = deferred._recipe
     if pool is None or recipe.geometry is None or recipe.pool is not None or recipe.axes_last:
         return NotImplemented
@@ -442,7 +447,7 @@ def _max_pooled(
     return y.contiguous(memory_format=torch.channels_last if recipe.memory_last else torch.contiguous_format)
 
 
-def _windows(size: int, pool: autograd.Pool, axis: int) -> int:
+def _windows(size: int, pool: Pool, axis: int) -> int:
     """The number of a pool's windows along one axis of ``size`` pixels; 0 if the pool's arguments are wrong."""
     kernel, stride, padding, dilation = (numbers[axis] for numbers in pool[:4])
     if min(kernel, stride, dilation) < 1 or not 0 <= 2 * padding <= kernel:
