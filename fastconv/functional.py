@@ -1,8 +1,8 @@
 r"""Convolution, max-pooling and ReLU as in :mod:`torch.nn.functional`, and fused functions of the three.
 
-``conv2d``, ``max_pool2d`` and ``relu`` take the arguments of PyTorch's functions of the same names, in the same order and
-with the same defaults. They return the same values, dtypes, shapes, memory formats and errors. ``conv2d_relu`` and
-``conv2d_relu_max_pool2d`` are compositions of these in one operator. PyTorch computes what the operators do not support:
+``conv2d``, ``max_pool2d`` and ``relu`` take the arguments of PyTorch's functions of the same names, in the same order
+and with the same defaults. They return the same values, dtypes, shapes, memory formats and errors. ``conv2d_relu`` and
+``conv2d_relu_max_pool2d`` are compositions of these in one operator. PyTorch handles what the operators do not support:
 other devices and dtypes, and sparse and quantised tensors. For GPUs, build the extension with CUDA: see docs/cuda.md.
 """
 

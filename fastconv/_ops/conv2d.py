@@ -23,18 +23,6 @@ from fastconv._ops.function import differentiable, is_differentiated_again, tie,
 from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
 from fastconv._ops.sizes import Ints, conv2d_output
 
-__all__ = [
-    "Geometry",
-    "check_conv2d",
-    "conv2d",
-    "conv2d_backward_data",
-    "conv2d_backward_weight",
-    "conv2d_tangent",
-    "empty_output",
-    "input_gradient",
-    "weight_gradients",
-]
-
 _conv2d = torch.ops.fastconv.conv2d.default
 _conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
 _conv2d_backward_weight = torch.ops.fastconv.conv2d_backward_weight.default
