@@ -2,9 +2,9 @@
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
-fastconv.optim.Adam(...)           # torch.optim's, with less Python around it
-fastconv.convert(model)            # the layers of any model made fastconv's
-with fastconv.enabled(): ...       # PyTorch's own functions and layers, served by fastconv
+fastconv.optim.Adam(...)           # torch.optim's Adam, with less Python around the kernel
+fastconv.convert(model)            # replaces the layers of any model
+with fastconv.enabled(): ...       # PyTorch's own functions and layers, computed by fastconv
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from fastconv._ops.library import _C, has_cuda
 from fastconv.version import __version__
 
 from fastconv import flops, functional, models, nn, optim  # isort: skip  after the operators
-from fastconv.convert import conversion_report, convert, revert  # isort: skip
-from fastconv.enabled import enabled  # isort: skip
-from fastconv.interop import let_fuse_modules_take_layers  # isort: skip
+from fastconv.conversion import conversion_report, convert, let_fuse_modules_take_layers, revert  # isort: skip
+from fastconv.override import enabled  # isort: skip
 
 let_fuse_modules_take_layers()
 

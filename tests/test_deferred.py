@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastconv
-from fastconv.deferred import Deferred
+from fastconv._deferred import Deferred
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 Program = Callable[[Tensor, Tensor, Tensor], Any]
