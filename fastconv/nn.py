@@ -86,7 +86,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
         torch.Size([8, 16, 32, 32])
     """
 
-    _torch_class = torch.nn.Conv2d
+    _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
     _conversion_attributes = ("_patience", "_torch_is_faster")
     #: How many results in a row may still wait in vain for an operation to fuse with (:mod:`fastconv._deferred`).
     #: :func:`fastconv.convert` sets it. 0: results are computed at once.
@@ -262,8 +262,8 @@ class Sequential(Layer, torch.nn.Sequential):
     """A :class:`torch.nn.Sequential` that runs a :class:`Conv2d`, a ReLU and a max-pool in a row as one operator.
 
     It also fuses a :class:`Conv2d` and a ReLU, and a pool before the ReLU, which gives the same result. The layers do
-    not change: they can be indexed, sliced, called one by one and replaced. Each call looks at the layers again. It runs
-    them one by one if a hook, another class or a replaced ``forward`` could see the difference.
+    not change: they can be indexed, sliced, called one by one and replaced. Each call looks at the layers again. It
+    runs them one by one if a hook, another class or a replaced ``forward`` could see the difference.
 
     Example:
         >>> layers = Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2))

@@ -49,7 +49,7 @@ def differentiable(
                 if isinstance(argument, Tensor) and argument.requires_grad:
                     # Function.apply, without the part that only transforms need: it binds the arguments to the
                     # signature of forward, which takes longer than a small convolution.
-                    return super(Function, function).apply(*args)
+                    return super(Function, function).apply(*args)  # type: ignore[misc]
         return operator(*args)
 
     return call

@@ -1,10 +1,10 @@
 """The layers that PyTorch computes faster. :func:`fastconv.convert` does not convert these.
 
 ``python benchmarks/convert_layers.py`` measures. The rows are PyTorch's time divided by fastconv's, each in its faster
-memory format: a training step and inference of 64 images or of 0.3e9 multiplications in all, and inference of one image.
-One thread of Zen 4, AVX-512, float32. A conversion knows neither the size of the images nor the batch, so PyTorch
-computes a layer if the three figures together favour it. A layer of 1 or 3 channels is a first layer, whose input has no
-gradient.
+memory format: a training step and inference of 64 images or of 0.3e9 multiplications in all, and inference of one
+image. One thread of Zen 4, AVX-512, float32. A conversion knows neither the size of the images nor the batch, so
+PyTorch computes a layer if the three figures together favour it. A layer of 1 or 3 channels is a first layer, whose
+input has no gradient.
 
     alone, 3x3         64: train  infer   1: infer       with ReLU: train  infer  1: infer
       1->32   32x32        1.92   1.40    0.85                      1.72   2.23   1.56
