@@ -21,7 +21,7 @@ from fastconv._ops import conv2d_relu_max_pool2d as _fused
 from fastconv._ops import max_pool2d as _max_pool2d
 from fastconv._ops import relu as _relu
 from fastconv._ops.arguments import accepts, accepts_in_place, fused_pool_arguments, pad_same, pair, pool_arguments
-from fastconv._ops.library import FLOATING_TENSORS
+from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA
 
 __all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
@@ -93,9 +93,11 @@ def convolution_arguments(
     for tensor in tensors:  # A loop is twice as fast as all() here.
         if (
             not isinstance(tensor, Tensor)
-            or (tensor.device.type, tensor.dtype, tensor.layout) not in FLOATING_TENSORS
+            or tensor.dtype not in FLOATING_DTYPES
+            or not (tensor.is_cpu or tensor.is_meta or (HAS_CUDA and tensor.is_cuda))  # meta: the fake kernel
+            or tensor.layout is not torch.strided
             or tensor.is_nested
-            or tensor.device != input.device
+            or (tensor is not input and tensor.device != input.device)
         ):
             return None
     if torch._C._get_tracing_state() is not None:  # torch.jit.trace has to record PyTorch's operators.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastconv._ops.conv2d_relu_max_pool2d import MOST_POSITIONS
-from fastconv._ops.library import REAL_TENSORS
+from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA, REAL_DTYPES
 from fastconv._ops.max_pool2d import Pool
 
 __all__ = ["accepts", "accepts_in_place", "fused_pool_arguments", "pad_same", "pair", "pool_arguments"]
@@ -61,7 +61,12 @@ def accepts(tensor: Any) -> bool:
     """
     return (
         isinstance(tensor, Tensor)
-        and (tensor.device.type, tensor.dtype, tensor.layout) in REAL_TENSORS
+        and (
+            tensor.dtype in REAL_DTYPES
+            if tensor.is_cpu or tensor.is_meta  # meta: the fake kernels
+            else HAS_CUDA and tensor.is_cuda and tensor.dtype in FLOATING_DTYPES
+        )
+        and tensor.layout is torch.strided
         and not tensor.is_nested
         and torch._C._get_tracing_state() is None
     )

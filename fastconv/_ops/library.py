@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["FLOATING_TENSORS", "REAL_TENSORS", "_C", "has_cuda"]
+__all__ = ["FLOATING_DTYPES", "HAS_CUDA", "REAL_DTYPES", "_C", "has_cuda"]
 
 #: The oldest torch that has the stable ABI that the extension uses.
 OLDEST_TORCH = (2, 10)
@@ -41,13 +41,8 @@ def has_cuda() -> bool:
     return _C.build_info()["cuda"] != "no"
 
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_INTEGER = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
-#: Device type, dtype and layout of the tensors that convolutions accept. Meta tensors use the fake kernels.
-FLOATING_TENSORS = frozenset(
-    (device, dtype, torch.strided)
-    for device in ("cpu", "meta", *(("cuda",) if has_cuda() else ()))
-    for dtype in _FLOATING
-)
-#: The same for max-pooling and ReLU.
-REAL_TENSORS = FLOATING_TENSORS | {(device, dtype, torch.strided) for device in ("cpu", "meta") for dtype in _INTEGER}
+HAS_CUDA = has_cuda()
+#: What convolutions accept on every device, and max-pooling and ReLU on a GPU.
+FLOATING_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+#: What max-pooling and ReLU accept on the CPU.
+REAL_DTYPES = FLOATING_DTYPES | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}
