@@ -1,5 +1,5 @@
 // The operators of fastconv: what they are called, what they take, and which function serves them on which device.
-// Start reading here. Gradients are composed of these in fastconv/autograd.py, fake kernels stand in fastconv/ops.py.
+// Start reading here. Gradients and fake kernels: fastconv/_ops, one file an operator.
 //
 // Activations are (N, C, H, W), weights (K, C / groups, R, S). `channels_last` of an unfused backward operator is the
 // memory format of its result.

@@ -2,9 +2,9 @@
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
-fastconv.optim.Adam(...)           # torch.optim's, with less Python around it
-fastconv.convert(model)            # the layers of any model made fastconv's
-with fastconv.enabled(): ...       # PyTorch's own functions and layers, served by fastconv
+fastconv.optim.Adam(...)           # torch.optim's Adam, with less Python around the kernel
+fastconv.convert(model)            # replaces the layers of any model
+with fastconv.enabled(): ...       # PyTorch's own functions and layers, computed by fastconv
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why a
 
 import torch
 
-from fastconv import environment, ops
-from fastconv.ops import _C
+from fastconv import environment
+from fastconv._ops.library import _C, has_cuda
 from fastconv.version import __version__
 
-from fastconv import autograd, flops, functional, models, nn, optim  # isort: skip  after the operators
-from fastconv.convert import conversion_report, convert, revert  # isort: skip
-from fastconv.enabled import enabled  # isort: skip
-from fastconv.interop import let_fuse_modules_take_layers  # isort: skip
+from fastconv import flops, functional, models, nn, optim  # isort: skip  after the operators
+from fastconv.conversion import conversion_report, convert, let_fuse_modules_take_layers, revert  # isort: skip
+from fastconv.override import enabled  # isort: skip
 
 let_fuse_modules_take_layers()
 
 __all__ = [
     "_C",
     "__version__",
-    "autograd",
     "conversion_report",
     "convert",
     "enabled",
@@ -36,7 +34,6 @@ __all__ = [
     "functional",
     "models",
     "nn",
-    "ops",
     "optim",
     "revert",
     "show_config",
@@ -63,7 +60,7 @@ def show_config() -> str:
             f"CPU level {_C.cpu_capability()} (available: {levels}; FASTCONV_CPU_CAPABILITY chooses)",
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
-            f"CUDA {build['cuda']}{f' ({_gpus()})' if ops.has_cuda() else ''}",
+            f"CUDA {build['cuda']}{f' ({_gpus()})' if has_cuda() else ''}",
             f"environment {settings}",
         ]
     )

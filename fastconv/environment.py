@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastconv.ops import _C
+from fastconv._ops.library import _C
 
 __all__ = ["benchmark_rounds", "data_folder", "settings"]
 

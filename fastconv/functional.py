@@ -1,14 +1,14 @@
-r"""Convolution, max-pooling and ReLU: drop-in replacements for the functions of :mod:`torch.nn.functional`, and fused.
+r"""Convolution, max-pooling and ReLU as in :mod:`torch.nn.functional`, and fused functions of the three.
 
-The former take the arguments of PyTorch's functions of the same names, in the same order and with the same defaults,
-and return the same values, dtypes, shapes, memory formats and errors; conv2d_relu and conv2d_relu_max_pool2d are their
-compositions in one operator. Tensors that fastconv's operators do not serve (another device, another dtype, a sparse or
-quantised layout) are passed on to PyTorch: GPUs are served by an extension that is built with CUDA, see docs/cuda.md.
+``conv2d``, ``max_pool2d`` and ``relu`` take the arguments of PyTorch's functions of the same names, in the same order
+and with the same defaults. They return the same values, dtypes, shapes, memory formats and errors. ``conv2d_relu`` and
+``conv2d_relu_max_pool2d`` are compositions of these in one operator. PyTorch handles what the operators do not support:
+other devices and dtypes, and sparse and quantised tensors. For GPUs, build the extension with CUDA: see docs/cuda.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, overload
 
 import torch
@@ -16,63 +16,19 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from fastconv import autograd
-from fastconv.ops import has_cuda
+from fastconv._ops import conv2d as _conv2d
+from fastconv._ops import conv2d_relu_max_pool2d as _fused
+from fastconv._ops import max_pool2d as _max_pool2d
+from fastconv._ops import relu as _relu
+from fastconv._ops.arguments import accepts, accepts_in_place, fused_pool_arguments, pad_same, pair, pool_arguments
+from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA
 
 __all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
 Size2 = int | Sequence[int]
 Pair = tuple[int, int]
-#: A convolution operator's own: input, weight, bias, stride, padding, dilation, groups.
+#: The arguments of a convolution operator: input, weight, bias, stride, padding, dilation, groups.
 Convolution = tuple[Tensor, Tensor, Tensor | None, Pair, Pair, Pair, int]
-
-_REDUCED = frozenset({torch.bfloat16, torch.float16})
-_FLOATING = frozenset({torch.float32, torch.float64}) | _REDUCED
-#: A byte says where in its window a maximum was, or, by one more value, that no gradient passes.
-_MOST_POSITIONS = 255
-_REAL = _FLOATING | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}
-#: What the operators take on a GPU; nothing where the extension is built without CUDA.
-_ON_CUDA = _FLOATING if has_cuda() else frozenset()
-
-
-def _is_served(tensor: Any, dtypes: frozenset[torch.dtype]) -> bool:
-    """Whether an operator of fastconv takes this tensor: of these dtypes on the CPU, of its own on a GPU.
-
-    Meta tensors count: the operators have fake kernels.
-    """
-    return (
-        isinstance(tensor, Tensor)
-        and (tensor.dtype in dtypes if tensor.is_cpu or tensor.is_meta else tensor.is_cuda and tensor.dtype in _ON_CUDA)
-        and tensor.layout is torch.strided
-        and not tensor.is_nested
-    )
-
-
-def _is_recorded() -> bool:
-    """Whether torch.jit.trace is watching: what it keeps shall be PyTorch's operators, which run without fastconv."""
-    return torch._C._get_tracing_state() is not None
-
-
-def _pair(value: Any) -> tuple[int, int] | None:
-    """An int or two, as two. None for anything else, which is then left to PyTorch to take or to refuse."""
-    # The usual cases: without these lines, a layer's pairs are a tenth of a small call.
-    if type(value) is int:
-        return value, value
-    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
-        return value
-    values = tuple(value) if isinstance(value, tuple | list) else (value,)
-    # bool is an int to Python, but not to PyTorch.
-    if len(values) not in (1, 2) or not all(isinstance(v, int | torch.SymInt) and type(v) is not bool for v in values):
-        return None
-    return values[0], values[-1]
-
-
-def _pad_same(input: Tensor, weight: Tensor, dilation: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """'same' as numbers. Where it is uneven, the input gets one more row below, or column on the right."""
-    total_h, total_w = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
-    if total_h % 2 or total_w % 2:
-        input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
-    return input, (total_h // 2, total_w // 2)
 
 
 def conv2d(
@@ -92,14 +48,14 @@ def conv2d(
     with stride :math:`u`, zero padding :math:`z`, dilation :math:`d`, and c over the channels of k's group.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). float32, float64, and bfloat16 and float16 with sums in float32, are served
-            by fastconv, on the CPU and, where the extension has CUDA, on a GPU; the rest by PyTorch.
+        input: (N, C, H, W), or (C, H, W). fastconv computes float32 and float64, and bfloat16 and float16 with sums in
+            float32, on the CPU and, if the extension has CUDA, on a GPU. PyTorch computes the rest.
         weight: (K, C / groups, R, S), of the input's dtype.
         bias: (K,), or None.
         stride: one int or two, > 0.
         padding: one int or two, >= 0; or ``'valid'`` (none), or ``'same'`` (P = H, Q = W; stride 1 only).
         dilation: one int or two, > 0.
-        groups: divides C and K; C is depthwise.
+        groups: divides C and K. C groups make a depthwise convolution.
 
     Returns:
         (N, K, P, Q), or (K, P, Q), with P = floor((H + 2 z - d (R - 1) - 1) / u) + 1; Q likewise.
@@ -118,50 +74,67 @@ def conv2d(
         return handle_torch_function(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
-    served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
-    if served is None:
+    arguments = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
+    if arguments is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
-        return autograd.conv2d(served[0].unsqueeze(0), *served[1:]).squeeze(0)
-    return autograd.conv2d(*served)
+        return _unbatched(_conv2d.conv2d, *arguments)
+    return _conv2d.conv2d(*arguments)
 
 
-def _served_convolution(
+def convolution_arguments(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Convolution | None:
-    """The operator's own arguments: cast by autocast, padded where 'same' is uneven. None: left to PyTorch."""
+    """Return the operator's arguments: pairs of ints, tensors that autocast has cast, and 'same' as numbers.
+
+    None for arguments that PyTorch has to handle, because the operator does not support them or because they are wrong.
+    """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if _is_recorded():
-        return None
-    for tensor in tensors:  # all() and any() take twice as long
-        if not _is_served(tensor, _FLOATING) or tensor.device != input.device:
+    for tensor in tensors:  # A loop is twice as fast as all() here.
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.dtype not in FLOATING_DTYPES
+            or not (tensor.is_cpu or tensor.is_meta or (HAS_CUDA and tensor.is_cuda))  # meta: the fake kernel
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or (tensor is not input and tensor.device != input.device)
+        ):
             return None
+    if torch._C._get_tracing_state() is not None:  # torch.jit.trace has to record PyTorch's operators.
+        return None
     device = "cuda" if input.is_cuda else "cpu"
     if torch.is_autocast_enabled(device) and torch.float64 not in {t.dtype for t in tensors}:
-        # PyTorch's rule for convolution, which leaves float64 as it is.
+        # PyTorch's rule for convolution, which does not cast float64.
         dtype = torch.get_autocast_dtype(device)
         input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     elif weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
         return None
-    strides, dilations = _pair(stride), _pair(dilation)
-    paddings = _pair(0 if isinstance(padding, str) else padding)
+    pairs: list[Any] = [stride, 0 if isinstance(padding, str) and padding in ("same", "valid") else padding, dilation]
+    for i, value in enumerate(pairs):
+        if type(value) is int:
+            pairs[i] = (value, value)
+        elif type(value) is not tuple or len(value) != 2 or not type(value[0]) is type(value[1]) is int:
+            pairs[i] = pair(value)  # Only for the unusual: the call takes 3 % of a small convolution.
+    strides, paddings, dilations = pairs
     if strides is None or paddings is None or dilations is None:
         return None
-    regular = type(groups) is not bool and isinstance(groups, int | torch.SymInt)
-    regular = regular and weight.dim() == 4 and input.dim() in (3, 4)
-    # Of empty images, channels or kernels, PyTorch takes some and refuses others.
-    regular = regular and 0 not in input.shape[-3:] and 0 not in weight.shape
-    if padding == "same":
-        regular = regular and strides == (1, 1)
-    elif isinstance(padding, str):
-        regular = regular and padding == "valid"
-    if not regular:
+    if type(groups) is bool or not isinstance(groups, int | torch.SymInt):
         return None
-    if dilations[0] <= 0 or dilations[1] <= 0:  # which PyTorch words in two ways
+    # PyTorch accepts some empty images, channels and kernels, and refuses others.
+    if weight.dim() != 4 or input.dim() not in (3, 4) or 0 in input.shape[-3:] or 0 in weight.shape:
+        return None
+    if dilations[0] <= 0 or dilations[1] <= 0:  # PyTorch has two messages for this.
         return None
     if padding == "same":
-        input, paddings = _pad_same(input, weight, dilations)
+        if strides != (1, 1):
+            return None
+        input, paddings = pad_same(input, weight, dilations)
     return input, weight, bias, strides, paddings, dilations, groups
+
+
+def _unbatched(operator: Callable[..., Tensor], input: Tensor, *args: Any) -> Tensor:
+    """Apply an operator to one image, as a batch of one."""
+    return operator(input.unsqueeze(0), *args).squeeze(0)
 
 
 def conv2d_relu(
@@ -178,14 +151,16 @@ def conv2d_relu(
     .. math::
         y_{n,k,p,q} = \max(0, \mathrm{conv2d}(x, w, b)_{n,k,p,q})
 
-    The convolution's results are never written down. For backward, input, weight and one byte for each output are
-    saved, and what ReLU let through takes part in it alone (Shi and Chu, "Speeding up Convolutional Neural Networks By
-    Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
+    The convolution's output is never stored. Backward saves the input, the weight and one byte an output element, and
+    processes only the outputs that passed the ReLU where these are few (Shi and Chu, "Speeding up Convolutional Neural
+    Networks By Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
 
-    Args and raised errors: see :func:`conv2d`, of which every argument is served. Values and gradients are those of
-    the composition, to rounding, NaN and infinities included. (Where PyTorch leaves out the products of padding, an
-    infinite or NaN weight over it gives NaN here. And where Winograd's algorithm serves, see docs/kernels.md, rounding
-    is that of the largest results nearby, so a result that should be exactly zero may come out slightly above.)
+    Values and gradients equal those of the composition up to rounding, including NaN and infinities. Two cases differ.
+    PyTorch may omit the products of padding: here an infinite or NaN weight over padding gives NaN. With Winograd's
+    algorithm (docs/kernels.md), the rounding error scales with the largest outputs nearby, so an output that should be
+    exactly zero may be slightly above zero.
+
+    Args and raised errors: see :func:`conv2d`.
 
     Returns:
         (N, K, P, Q), or (K, P, Q); channels_last if the input or the weight is.
@@ -199,10 +174,12 @@ def conv2d_relu(
         return handle_torch_function(
             conv2d_relu, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
-    served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
-    if served is None:
+    arguments = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
+    if arguments is None:
         return relu(conv2d(input, weight, bias, stride, padding, dilation, groups))
-    return _fused(served, None)
+    if input.dim() == 3:
+        return _unbatched(_fused.conv2d_relu_max_pool2d, *arguments, None)
+    return _fused.conv2d_relu_max_pool2d(*arguments, None)
 
 
 def conv2d_relu_max_pool2d(
@@ -224,20 +201,19 @@ def conv2d_relu_max_pool2d(
     .. math::
         y_{n,k,p,q} = \max_{i,j} \max(0, \mathrm{conv2d}(x, w, b)_{n,\,k,\,p u_h - z_h + i d_h,\,q u_w - z_w + j d_w})
 
-    with the pool's stride u, padding z and dilation d. Only the pooled values are written down, and a byte for each
-    that says where in its window the maximum was; with input and weight that is all that backward saves. Backward
-    multiplies the live gradients alone where they are few: at most one value of a window is, and none where ReLU lets
-    none pass.
+    with the pool's stride u, padding z and dilation d. The operator stores the pooled values, and for each the position
+    of the maximum in its window as one byte. Backward saves these bytes, the input and the weight. At most one value of
+    a window has a gradient, and none if ReLU blocks it. Where few have one, backward multiplies only those.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.
-        pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. Pools of
-            more than 255 pixels are composed of the three functions, as is everything that conv2d leaves to PyTorch.
+        pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. A pool of
+            more than 255 pixels is computed as three functions, and so are arguments that conv2d passes to PyTorch.
 
     Returns:
-        (N, K, P', Q'), or (K, P', Q'): the pool's size over the convolution's; channels_last if the input or the weight
-        is. Values and gradients are those of the composition, to rounding: the first of several maxima takes the
-        gradient, a NaN wins over every number.
+        (N, K, P', Q'), or (K, P', Q'): the size of the pooled convolution; channels_last if the input or the weight is.
+        Values and gradients equal those of the composition up to rounding. The first of several maxima takes the
+        gradient, and NaN is larger than every number.
 
     Raises:
         RuntimeError: sizes, dtypes or parameters that do not fit, in PyTorch's words.
@@ -254,28 +230,14 @@ def conv2d_relu_max_pool2d(
             groups=groups, pool_kernel_size=pool_kernel_size, pool_stride=pool_stride, pool_padding=pool_padding,
             pool_dilation=pool_dilation, pool_ceil_mode=pool_ceil_mode,
         )  # fmt: skip
-    served = _served_convolution(input, weight, bias, stride, padding, dilation, groups)
-    pool = _served_pool(pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
-    if served is None or pool is None:
+    arguments = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
+    pool = fused_pool_arguments(pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    if arguments is None or pool is None:
         conv = conv2d(input, weight, bias, stride, padding, dilation, groups)
         return max_pool2d(relu(conv), pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
-    return _fused(served, pool)
-
-
-def _served_pool(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> autograd.Pool | None:
-    """The fused operator's own arguments. None: not for it."""
-    kernel, paddings, dilations = _pair(kernel_size), _pair(padding), _pair(dilation)
-    strides = kernel if stride is None else _pair(stride)
-    if kernel is None or strides is None or paddings is None or dilations is None or type(ceil_mode) is not bool:
-        return None
-    return (kernel, strides, paddings, dilations, ceil_mode) if 0 < kernel[0] * kernel[1] <= _MOST_POSITIONS else None
-
-
-def _fused(served: Convolution, pool: autograd.Pool | None) -> Tensor:
-    input, *others = served
     if input.dim() == 3:
-        return autograd.conv2d_relu_max_pool2d(input.unsqueeze(0), *others, pool).squeeze(0)
-    return autograd.conv2d_relu_max_pool2d(*served, pool)
+        return _unbatched(_fused.conv2d_relu_max_pool2d, *arguments, pool)
+    return _fused.conv2d_relu_max_pool2d(*arguments, pool)
 
 
 @overload
@@ -323,18 +285,18 @@ def max_pool2d(
     .. math::
         y_{n,c,p,q} = \max_{r,s} x_{n,\,c,\,p u_h - z_h + r d_h,\,q u_w - z_w + s d_w}
 
-    over the taps that lie in the image. The first maximum in scan order wins, and takes the gradient; a NaN wins over
+    over the taps inside the image. The first maximum in scan order is chosen and takes the gradient. NaN is larger than
     every number.
 
     Args:
-        input: (N, C, H, W), or (C, H, W). Floating types and integers on the CPU, and floating types on a GPU where the
-            extension has CUDA, are served by fastconv.
+        input: (N, C, H, W), or (C, H, W). fastconv computes floating types and integers on the CPU and, if the
+            extension has CUDA, floating types on a GPU. PyTorch computes the rest.
         kernel_size: one int or two, > 0.
         stride: one int or two, > 0; ``kernel_size`` by default.
         padding: one int or two, at most half of the kernel.
         dilation: one int or two, > 0.
-        ceil_mode: round the output's size up: windows may hang over the right and lower edge.
-        return_indices: return where each maximum was found, too.
+        ceil_mode: round the output's size up: windows may extend beyond the right and lower edge.
+        return_indices: also return where each maximum was found.
 
     Returns:
         (N, C, P, Q) or (C, P, Q), in the input's memory format; with ``return_indices``, and int64 indices of the same
@@ -353,12 +315,11 @@ def max_pool2d(
             max_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, dilation=dilation,
             ceil_mode=ceil_mode, return_indices=return_indices,
         )  # fmt: skip
-    pairs = [_pair(v) for v in (kernel_size, kernel_size if stride is None else stride, padding, dilation)]
-    regular = None not in pairs and type(ceil_mode) is bool and _is_served(input, _REAL) and input.dim() in (3, 4)
-    if not regular or _is_recorded() or 0 in input.shape[-3:]:
+    pool = pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
+    if pool is None or not accepts(input) or input.dim() not in (3, 4) or 0 in input.shape[-3:]:
         return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)  # type: ignore[call-overload, misc]
     batch = input.unsqueeze(0) if input.dim() == 3 else input
-    values, indices = autograd.max_pool2d(batch, *pairs, ceil_mode)
+    values, indices = _max_pool2d.max_pool2d(batch, *pool)
     if input.dim() == 3:
         values, indices = values.squeeze(0), indices.squeeze(0)
     return (values, indices) if return_indices else values
@@ -368,8 +329,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     r"""The rectifier :math:`\max(0, x)`, as :func:`torch.nn.functional.relu`.
 
     Args:
-        input: any shape. Floating types and integers on the CPU, and floating types on a GPU where the extension has
-            CUDA, are served by fastconv.
+        input: any shape. fastconv computes floating types and integers on the CPU and, if the extension has CUDA,
+            floating types on a GPU. PyTorch computes the rest.
         inplace: change the input instead of making a new tensor.
 
     Returns:
@@ -384,16 +345,6 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """
     if has_torch_function((input,)):
         return handle_torch_function(relu, (input,), input, inplace=inplace)
-    if not _is_served(input, _REAL) or _is_recorded() or (inplace and not _may_change(input)):
+    if not accepts(input) or (inplace and not accepts_in_place(input)):
         return F.relu(input, inplace)
-    return autograd.relu_(input) if inplace else autograd.relu(input)
-
-
-def _may_change(input: Tensor) -> bool:
-    """Whether the operator may write to this tensor. What PyTorch refuses, it shall refuse in its own words."""
-    if input.is_leaf and input.requires_grad and torch.is_grad_enabled():
-        return False
-    if torch.compiler.is_compiling():  # Dynamo does not trace is_inference
-        return True
-    is_frozen = input.is_inference() and not torch.is_inference_mode_enabled()
-    return not (is_frozen or input.is_neg())
+    return _relu.relu_(input) if inplace else _relu.relu(input)

@@ -1,8 +1,8 @@
-"""Layers: those of :mod:`torch.nn` on fastconv's operators, fused layers, and a Sequential that fuses its members.
+"""The layers of :mod:`torch.nn` on fastconv's operators, fused layers, and a Sequential that fuses its members.
 
 The layers subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation, ``repr``, pickling and
 ``torch.nn.utils`` work as before. Where a program replaces a method of PyTorch's classes or a function that they call
-(``torch.nn.ReLU.forward = ...``, ``F.relu = ...``), the layers run PyTorch's code, and so the replacement.
+(``torch.nn.ReLU.forward = ...``, ``F.relu = ...``), the layers run PyTorch's code with the replacement.
 """
 
 from __future__ import annotations
@@ -18,40 +18,34 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.utils import _pair
 
 from fastconv import functional as FF
-from fastconv.deferred import defer
-from fastconv.interop import Layer, scripted_as
+from fastconv._deferred import Fusion, defer
+from fastconv._layer import Layer, is_observed, kind, scripted_as
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d", "ReLU", "Sequential"]
 
 
-#: What fastconv's layers do the work of, as PyTorch defines it.
-_STOCK = (
-    torch.nn.Module.__call__,
-    torch.nn.Conv2d.forward,
-    torch.nn.Conv2d._conv_forward,
-    torch.nn.MaxPool2d.forward,
-    torch.nn.ReLU.forward,
-    torch.nn.Sequential.forward,
-    F.conv2d,
-    F.max_pool2d,
-    F.relu,
-)
+def _replaceable() -> tuple[Any, ...]:
+    """The methods and functions of PyTorch whose work the layers do."""
+    return (
+        torch.nn.Module.__call__,
+        torch.nn.Conv2d.forward,
+        torch.nn.Conv2d._conv_forward,
+        torch.nn.MaxPool2d.forward,
+        torch.nn.ReLU.forward,
+        torch.nn.Sequential.forward,
+        F.conv2d,
+        F.max_pool2d,
+        F.relu,
+    )
+
+
+#: The same, as PyTorch defines them.
+_STOCK = _replaceable()
 
 
 def _is_patched() -> bool:
-    """Whether the program has replaced a method or a function whose work the layers do."""
-    # One comparison after the other: a loop over names takes 1 us, these take 0.3.
-    return not (
-        torch.nn.Module.__call__ is _STOCK[0]
-        and torch.nn.Conv2d.forward is _STOCK[1]
-        and torch.nn.Conv2d._conv_forward is _STOCK[2]
-        and torch.nn.MaxPool2d.forward is _STOCK[3]
-        and torch.nn.ReLU.forward is _STOCK[4]
-        and torch.nn.Sequential.forward is _STOCK[5]
-        and F.conv2d is _STOCK[6]
-        and F.max_pool2d is _STOCK[7]
-        and F.relu is _STOCK[8]
-    )
+    """Whether the program has replaced one of these."""
+    return _replaceable() != _STOCK
 
 
 def _scripted_relu(self: Any, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
@@ -92,12 +86,14 @@ class Conv2d(Layer, torch.nn.Conv2d):
         torch.Size([8, 16, 32, 32])
     """
 
-    #: How many more results may wait for the next operation without being fused with it (:mod:`fastconv.deferred`).
+    _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
+    _conversion_attributes = ("_patience", "_torch_is_faster")
+    #: How many results in a row may still wait in vain for an operation to fuse with (:mod:`fastconv._deferred`).
     #: :func:`fastconv.convert` sets it. 0: results are computed at once.
-    _waits = 0
-    #: The combinations that PyTorch computes faster, see :func:`fastconv.served.left_to_torch`.
+    _patience = 0
+    #: The combinations that PyTorch computes faster: see :func:`fastconv.conversion.slower_layers.torch_is_faster`.
     #: A tuple, which torch.load(weights_only=True) accepts, without an annotation, which torch.jit.script would read.
-    _left_to_torch = ()  # type: tuple[str, ...]
+    _torch_is_faster = ()  # type: tuple[Fusion, ...]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,21 +102,21 @@ class Conv2d(Layer, torch.nn.Conv2d):
         arguments = self._arguments(input, weight, bias)
         if torch.compiler.is_compiling():
             return FF.conv2d(*arguments)
-        if self._waits > 0 and not is_observed(self):
-            result = defer(*arguments, layer=self, left_to_torch=self._left_to_torch)
+        if self._patience > 0 and not is_observed(self):
+            result = defer(*arguments, layer=self, torch_is_faster=self._torch_is_faster)
             if result is not None:
                 return result
-        return F.conv2d(*arguments) if "alone" in self._left_to_torch else FF.conv2d(*arguments)
+        return F.conv2d(*arguments) if "alone" in self._torch_is_faster else FF.conv2d(*arguments)
 
-    def _was_fused(self, fused: bool) -> None:
-        """Called for each result that waited. A layer whose results are never fused stops to defer them."""
-        if fused or self._waits > 0:
-            vars(self)["_waits"] = _WAITS if fused else self._waits - 1
+    def _note_fusion(self, fused: bool) -> None:
+        """Note whether a result that waited was fused. A layer whose results never are stops deferring them."""
+        if fused or self._patience > 0:
+            vars(self)["_patience"] = _PATIENCE if fused else self._patience - 1
 
     def _arguments(
         self, input: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None, Any, Any, Any, int]:
-        """Those of :func:`fastconv.functional.conv2d`; padding other than of zeros is done here."""
+        """Return the arguments of :func:`fastconv.functional.conv2d`. Pad here if the padding is not zeros."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
@@ -129,7 +125,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
 
 class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]
-    """A :class:`Conv2d` whose ``in_channels`` the first input decides: :class:`torch.nn.LazyConv2d`'s arguments.
+    """A :class:`Conv2d` that takes ``in_channels`` from its first input: the arguments of :class:`torch.nn.LazyConv2d`.
 
     Example:
         >>> layer = LazyConv2d(16, 3)
@@ -138,13 +134,15 @@ class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]
     """
 
     cls_to_become = Conv2d  # type: ignore[assignment]
+    _torch_class = torch.nn.LazyConv2d
+    _conversion_attributes = Conv2d._conversion_attributes
 
 
 class ConvReLU2d(Conv2d):
     """:class:`Conv2d` and ReLU in one: the arguments and parameters of the former.
 
-    To code that asks ``isinstance`` it is a convolution: what folds a following batch norm into convolutions has to be
-    kept from it.
+    ``isinstance(layer, torch.nn.Conv2d)`` is true, so do not give it to code that folds a following batch norm into
+    convolutions.
 
     Shapes and errors: see :func:`fastconv.functional.conv2d_relu`.
 
@@ -153,13 +151,15 @@ class ConvReLU2d(Conv2d):
         torch.Size([8, 16, 30, 30])
     """
 
+    _torch_class = None
+
     @scripted_as(_scripted_relu)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d_relu(*self._arguments(input, weight, bias))
 
 
 class ConvReLUMaxPool2d(Conv2d):
-    """:class:`Conv2d`, ReLU and :class:`MaxPool2d` in one: parameters as :class:`torch.nn.Conv2d` has them.
+    """:class:`Conv2d`, ReLU and :class:`MaxPool2d` in one: the parameters of :class:`torch.nn.Conv2d`.
 
     Args:
         args, kwargs: those of :class:`torch.nn.Conv2d`.
@@ -172,6 +172,8 @@ class ConvReLUMaxPool2d(Conv2d):
         >>> ConvReLUMaxPool2d(1, 32, 3)(torch.randn(8, 1, 28, 28)).shape
         torch.Size([8, 32, 13, 13])
     """
+
+    _torch_class = None
 
     def __init__(
         self,
@@ -222,6 +224,8 @@ class MaxPool2d(Layer, torch.nn.MaxPool2d):
         torch.Size([8, 16, 16, 16])
     """
 
+    _torch_class = torch.nn.MaxPool2d
+
     @scripted_as(torch.nn.MaxPool2d.forward)
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         if _is_patched():
@@ -245,6 +249,8 @@ class ReLU(Layer, torch.nn.ReLU):
         tensor([0., 2.])
     """
 
+    _torch_class = torch.nn.ReLU
+
     @scripted_as(torch.nn.ReLU.forward)
     def forward(self, input: Tensor) -> Tensor:
         if _is_patched():
@@ -253,11 +259,11 @@ class ReLU(Layer, torch.nn.ReLU):
 
 
 class Sequential(Layer, torch.nn.Sequential):
-    """:class:`torch.nn.Sequential`, which runs a :class:`Conv2d`, a ReLU and a max-pool in a row as one operator.
+    """A :class:`torch.nn.Sequential` that runs a :class:`Conv2d`, a ReLU and a max-pool in a row as one operator.
 
-    It also fuses a :class:`Conv2d` and a ReLU, and a pool before the ReLU, which gives the same result. The layers stay
-    what they are: indexed, sliced, called one by one or replaced, each does its own work. Each call looks at the layers
-    again, and runs them one by one where a hook, another class, or a replaced ``forward`` could tell the difference.
+    It also fuses a :class:`Conv2d` and a ReLU, and a pool before the ReLU, which gives the same result. The layers do
+    not change: they can be indexed, sliced, called one by one and replaced. Each call looks at the layers again. It
+    runs them one by one if a hook, another class or a replaced ``forward`` could see the difference.
 
     Example:
         >>> layers = Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2))
@@ -265,9 +271,11 @@ class Sequential(Layer, torch.nn.Sequential):
         (torch.Size([8, 32, 13, 13]), torch.Size([8, 32, 26, 26]))
     """
 
+    _torch_class = torch.nn.Sequential
+
     @scripted_as(torch.nn.Sequential.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):  # torch.fx records the layers, each by itself
+        if isinstance(input, Proxy):  # torch.fx records each layer
             return super().forward(input)
         if _is_patched() or torch_module._has_any_global_hook():
             return super().forward(input)
@@ -275,7 +283,7 @@ class Sequential(Layer, torch.nn.Sequential):
         i = 0
         while i < len(layers):
             conv, block = layers[i], match(layers, i, ROLES)
-            if len(block) > 1 and fused_with(block) not in conv._left_to_torch:
+            if len(block) > 1 and fusion_of(block) not in conv._torch_is_faster:
                 pool = next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
                 input = conv_relu_max_pool(conv, input, conv.weight, conv.bias, pool)
                 i += len(block)
@@ -285,16 +293,16 @@ class Sequential(Layer, torch.nn.Sequential):
         return input
 
 
-#: A convolution whose results have waited in vain so many times in a row computes the next ones at once.
-_WAITS = 3
+#: After so many results in a row that waited in vain, a convolution computes its results at once.
+_PATIENCE = 3
 
 
-def wait_for_fusion(conv: torch.nn.Module, left_to_torch: frozenset[str]) -> None:
-    """Lets the results of a :class:`Conv2d` or :class:`LazyConv2d` wait for the operations that follow."""
-    vars(conv).update(_waits=_WAITS, _left_to_torch=tuple(sorted(left_to_torch)))
+def wait_for_fusion(conv: torch.nn.Module, torch_is_faster: frozenset[Fusion]) -> None:
+    """Let the results of a :class:`Conv2d` or :class:`LazyConv2d` wait for the operations that follow."""
+    vars(conv).update(_patience=_PATIENCE, _torch_is_faster=tuple(sorted(torch_is_faster)))
 
 
-#: The classes that a Sequential runs as one, and the role of each.
+#: The classes that a Sequential fuses, and the role of each.
 ROLES: dict[type, str] = {
     Conv2d: "conv",
     torch.nn.ReLU: "relu",
@@ -305,7 +313,7 @@ ROLES: dict[type, str] = {
 
 
 def flat(layers: torch.nn.Sequential) -> list[Any]:
-    """The layers, and in the place of a Sequential among them, its own."""
+    """Return the layers, with each Sequential among them replaced by its own layers."""
     result: list[Any] = []
     for layer in layers._modules.values():
         if type(layer) in (Sequential, torch.nn.Sequential) and not is_observed(layer):
@@ -316,7 +324,7 @@ def flat(layers: torch.nn.Sequential) -> list[Any]:
 
 
 def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
-    """The layers from i on that make one block: a convolution, ReLU and perhaps a pool. Else layer i alone."""
+    """Return the layers from i on that make one block: a convolution, ReLU and perhaps a pool. Else layer i alone."""
     if role(layers[i], roles) == "conv":
         found = [role(layer, roles) for layer in layers[i + 1 : i + 3]]
         if found in (["relu", "pool"], ["pool", "relu"]):
@@ -326,38 +334,17 @@ def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
     return layers[i : i + 1]
 
 
-def fused_with(block: list[Any]) -> str:
-    """What the convolution of a block is fused with, in the words of :func:`fastconv.served.left_to_torch`."""
+def fusion_of(block: list[Any]) -> Fusion:
+    """Return what the convolution of a block of two or three layers is fused with."""
     return "ReLU" if len(block) == 2 else "pool"
 
 
 def role(layer: Any, roles: Mapping[type, str]) -> str | None:
-    """The role of a layer in a block. None if something observes the layer, or if it returns indices as well."""
+    """Return the role of a layer in a block. None if the layer is observed, or if it returns indices as well."""
     result = roles.get(kind(layer))
     if result is None or is_observed(layer) or (result == "pool" and layer.return_indices):
         return None
     return result
-
-
-def kind(module: torch.nn.Module) -> type:
-    """The module's class; of a parametrised one, the class that it had before."""
-    return type(module).__bases__[0] if "parametrizations" in module._modules else type(module)
-
-
-def is_observed(module: torch.nn.Module) -> bool:
-    """Whether a hook sees this module's input or result, or a method of this very instance has been replaced."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or not _OWN_METHODS.isdisjoint(module.__dict__)
-        or module._compiled_call_impl is not None
-    )
-
-
-#: Methods that a program may replace in an instance.
-_OWN_METHODS = frozenset({"forward", "_conv_forward", "_call_impl", "_wrapped_call_impl"})
 
 
 def conv_relu_max_pool(

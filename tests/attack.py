@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastconv import _C
-from fastconv import ops as _ops  # noqa: F401  defines torch.ops.fastconv
 
 COUNT = 10_000
 HUGE = (2**31 - 1, 2**31, 2**33, 2**40, 2**40 + 1, 2**61, 2**62 + 1, 2**63 - 1)

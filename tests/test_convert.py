@@ -19,12 +19,13 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import fastconv
 from fastconv import models
 from fastconv import nn as fnn
+from fastconv.conversion.slower_layers import FASTCONV, Choice
 
 
 @pytest.fixture(autouse=True)
-def _every_layer_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def _fastconv_computes_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is served is a matter of measurements, and tested by itself."""
-    monkeypatch.setattr("fastconv.served.slower_than_torch", lambda module, fused_with="": None)
+    monkeypatch.setattr("fastconv.conversion.slower_layers.choose", lambda module, fusion="alone": FASTCONV)
 
 
 def everything(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -395,7 +396,7 @@ def test_convert_twice_is_convert_once() -> None:
     assert report == str(fastconv.conversion_report(everything_model()))
     fastconv.convert(model, fuse=False)
     assert not any(isinstance(m, fnn.Sequential) for m in model.modules())
-    assert not any("_waits" in vars(m) or "_left_to_torch" in vars(m) for m in model.modules())
+    assert not any("_patience" in vars(m) or "_torch_is_faster" in vars(m) for m in model.modules())
 
 
 def test_without_fuse_layers_are_converted_alone() -> None:
@@ -707,15 +708,15 @@ def test_intermediate_results_taken_out_of_a_sequential_are_what_they_were() -> 
     torch.testing.assert_close(model.layers(images().fill_(0.1)), original.layers(images().fill_(0.1)))
 
 
-def test_layers_that_pytorch_serves_faster_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slower(module: nn.Module, fused_with: str = "") -> str | None:
+def test_layers_that_pytorch_computes_faster_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(module: nn.Module, fusion: str = "alone") -> Choice:
         if isinstance(module, nn.Conv2d):
-            slow = module.kernel_size == (1, 1) or (fused_with == "ReLU" and module.out_channels == 5)
+            slow = module.kernel_size == (1, 1) or (fusion == "ReLU" and module.out_channels == 5)
         else:
             slow = isinstance(module, nn.ReLU)
-        return "slow here" if slow else None
+        return Choice(False, "slow here") if slow else FASTCONV
 
-    monkeypatch.setattr("fastconv.served.slower_than_torch", slower)
+    monkeypatch.setattr("fastconv.conversion.slower_layers.choose", choose)
     layers = [
         nn.Conv2d(3, 3, 1),
         nn.ReLU(),
@@ -740,7 +741,7 @@ def test_layers_that_pytorch_serves_faster_are_left(monkeypatch: pytest.MonkeyPa
         report = str(fastconv.conversion_report(model))
         assert types(fastconv.convert(model)) == types(fastconv.convert(original))
         assert str(fastconv.conversion_report(model)) == report
-        assert not any("_waits" in vars(m) for m in fastconv.revert(model).modules())
+        assert not any("_patience" in vars(m) for m in fastconv.revert(model).modules())
 
 
 def test_the_report_prints_as_text_and_as_a_table() -> None:

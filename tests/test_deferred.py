@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastconv
-from fastconv.deferred import Deferred
+from fastconv._deferred import Deferred
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 Program = Callable[[Tensor, Tensor, Tensor], Any]
@@ -906,6 +906,16 @@ def test_a_change_of_a_result_does_not_reach_what_was_made_of_it_before(made: st
     assert len(found) >= len(expected)
     for ours, theirs in zip(found, expected, strict=False):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_an_in_place_relu_is_kept_when_the_result_before_it_is_read() -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    for make in MADE_OF_A_RESULT.values():
+        with fastconv.enabled(fuse=True):
+            y = F.conv2d(x.double(), w.double())
+            z = F.relu(make(y), inplace=True)
+            y.sum()
+            torch.testing.assert_close(z + 0, F.relu(make(F.conv2d(x.double(), w.double()) + 0)))
 
 
 def test_a_change_of_what_was_made_does_not_reach_the_result() -> None:

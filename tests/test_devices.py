@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import fastconv
+from fastconv._ops.library import has_cuda
 from fastconv.classifier import cuda_graph, device
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.errors import UserError
@@ -51,7 +52,7 @@ def test_a_command_without_a_gpu_says_so_in_one_line(command: str, capsys: pytes
 
 def test_show_config_says_whether_there_is_cuda() -> None:
     (line,) = [line for line in fastconv.show_config().splitlines() if line.startswith("CUDA ")]
-    assert line.startswith("CUDA no") != fastconv.ops.has_cuda()
+    assert line.startswith("CUDA no") != has_cuda()
 
 
 def test_a_step_is_recorded_after_a_few_and_other_shapes_go_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastconv.functional as FF
-from fastconv.autograd import conv2d_backward_weight
+from fastconv._ops.conv2d import conv2d_backward_weight
 
 pytestmark = [
     pytest.mark.alone,

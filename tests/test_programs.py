@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv import nn as fnn
+from fastconv.conversion.slower_layers import FASTCONV, Choice
 
 
 @pytest.fixture(autouse=True)
 def _every_layer_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastconv.served.slower_than_torch", lambda module, fused_with="": None)
+    monkeypatch.setattr("fastconv.conversion.slower_layers.choose", lambda module, fusion="alone": FASTCONV)
 
 
 class Net(nn.Module):
@@ -331,7 +332,8 @@ def test_a_convolution_that_pytorch_computes_faster_alone_is_pytorchs_unless_it_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "fastconv.served.slower_than_torch", lambda module, fused_with="": None if fused_with == "pool" else "slow"
+        "fastconv.conversion.slower_layers.choose",
+        lambda module, fusion="alone": FASTCONV if fusion == "pool" else Choice(False, "slow"),
     )
     net = Net()
     fastconv.convert(net)
@@ -354,4 +356,4 @@ def test_flags_of_a_converted_model_do_not_reach_its_state() -> None:
     assert list(net.state_dict()) == keys
     assert type(net.conv1) is fnn.Conv2d
     fastconv.revert(net)
-    assert not {"_waits", "_left_to_torch"} & set(vars(net.conv1))
+    assert not {"_patience", "_torch_is_faster"} & set(vars(net.conv1))

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from torch import nn
 
 import fastconv
-from fastconv.report import Line, Report
+from fastconv.conversion.report import Line, Report
 
 
 class Table(HTMLParser):

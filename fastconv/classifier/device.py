@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from fastconv._ops.library import has_cuda
 from fastconv.classifier.distributed import alone
 from fastconv.classifier.errors import UserError
-from fastconv.ops import has_cuda
 
 
 def find(name: str, backend: str = "fastconv") -> torch.device:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from devices import Device, no_gpu
 
-from fastconv import ops as _ops  # noqa: F401  defines the schemas
+import fastconv  # noqa: F401  defines the schemas
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from sweep import FULL, over
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastconv.functional import _pad_same
+from fastconv._ops.arguments import pad_same
 
 Pair = tuple[int, int]
 Tensors = tuple[Tensor, Tensor, Tensor | None]
@@ -107,7 +107,7 @@ def arrange(case: Conv2dCase | FusedCase, tensors: Tensors) -> tuple[Tensors, Ca
     (x, w, b), given = tensors, conv.arguments
     padding = given.get("padding", 0)
     if padding == "same":
-        x, padding = _pad_same(x, w, pair(given.get("dilation", 1)))
+        x, padding = pad_same(x, w, pair(given.get("dilation", 1)))
     geometry = (
         pair(given.get("stride", 1)),
         pair(0 if padding == "valid" else padding),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastconv.ops import has_cuda
+from fastconv._ops.library import has_cuda
 
 FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -5,6 +5,8 @@ test_gpu.py tests the same on a GPU.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +16,6 @@ from devices import FLOATING
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-import fastconv
 import fastconv.functional as FF
 
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
@@ -23,13 +24,19 @@ EPSILON = {torch.float64: 2**-50, torch.float32: 2**-21, torch.float16: 2**-10, 
 
 
 @pytest.fixture(autouse=True)
-def _emulated(emulation: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def _emulated(emulation: Any) -> Iterator[None]:
+    """Replace the CPU's kernels by the emulated ones."""
     emulation.fastconv_emulation_set_seed(1)
-    monkeypatch.setattr(FF, "_FLOATING", frozenset(FLOATING))
-    for name, value in vars(fastconv.autograd).items():
-        if isinstance(value, torch._ops.OpOverload) and value.namespace == "fastconv":
-            operator = getattr(torch.ops.fastconv_emulated, value._opname)
-            monkeypatch.setattr(fastconv.autograd, name, operator.default)
+    library = torch.library.Library("fastconv", "IMPL")
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("fastconv_emulated::"):
+            opname = name.removeprefix("fastconv_emulated::")
+            emulated = getattr(torch.ops.fastconv_emulated, opname).default
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the kernels are replaced on purpose
+                library.impl(opname, emulated, "CPU", allow_override=True)
+    yield
+    library._destroy()
 
 
 def assert_right(function: Any, reference: Any, tensors: tuple[Any, ...], dtype: torch.dtype, **arguments: Any) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import fastconv
 import fastconv.functional as FF
+from fastconv._ops.arguments import fused_pool_arguments
 
 from .compare import Mismatch, close, same, same_bits, same_values, tolerance
 from .draw import ALGORITHMS, FLOATING, INTEGERS, LEVELS, THREADS, Draw, _pair
@@ -162,7 +163,7 @@ class Convolution:
     def argmax(self) -> tuple[Tensor, Tensor]:
         """Where the fused operator found each maximum, in its image, and whether ReLU let it pass."""
         a = self.arguments
-        served = FF._served_convolution(
+        served = FF.convolution_arguments(
             self.given["x"],
             self.given["w"],
             self.given.get("b"),
@@ -177,9 +178,9 @@ class Convolution:
         pool: Any = ((1, 1), (1, 1), (0, 0), (1, 1), False)
         if self.pool is not None:
             p = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, **self.pool}
-            pool = FF._served_pool(p["kernel_size"], p["stride"], p["padding"], p["dilation"], p["ceil_mode"])
+            pool = fused_pool_arguments(p["kernel_size"], p["stride"], p["padding"], p["dilation"], p["ceil_mode"])
         kernel, stride, padding, dilation, _ = pool
-        fused: Any = fastconv.autograd._fused
+        fused: Any = fastconv._ops.conv2d_relu_max_pool2d.forward
         byte = fused(batch, *rest, pool if self.pool else None)[1]
         position = byte.long()
         live = position != 255

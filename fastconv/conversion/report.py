@@ -1,4 +1,4 @@
-"""What :func:`fastconv.convert` does with each layer of a model, as text, HTML or a rich table."""
+"""The report of :func:`fastconv.convert`: a line for each layer of a model, as text, HTML or a rich table."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HEADINGS = ("", "layer", "becomes", "why")
 
 @dataclass(frozen=True)
 class Line:
-    """What becomes of a layer."""
+    """The result of the conversion for one layer."""
 
     name: str
     layer: str
@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(repr=False)
 class Report:
-    """What :func:`fastconv.convert` makes of a model's layers, and why. Print it, or let a notebook show it."""
+    """The result of :func:`fastconv.convert` for each layer, and the reason. Print it, or let a notebook show it."""
 
     lines: list[Line] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -40,11 +40,11 @@ class Report:
     __repr__ = __str__
 
     def summary(self) -> str:
-        counts = {what: sum(line.becomes == what for line in self.lines) for what in ("converted", "fused", "left")}
+        counts = {name: sum(line.becomes == name for line in self.lines) for name in ("converted", "fused", "left")}
         return "layers: {converted} converted, {fused} fused, {left} left to PyTorch".format(**counts)
 
     def _repr_html_(self) -> str:
-        """The table in a notebook, in the notebook's own colours: no background, lines of the text's colour."""
+        """Return the table in a notebook's own colours: no background, lines in the colour of the text."""
         border = "border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent)"
         style = f"text-align: left; padding: 2px 12px 2px 0; {border}"
         faint = "opacity: 0.65; "

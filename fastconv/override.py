@@ -1,4 +1,4 @@
-"""fastconv for code that cannot be edited: ``with fastconv.enabled():``."""
+"""Use fastconv in code that cannot be edited: ``with fastconv.enabled():``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
-from fastconv.deferred import BACKWARD, Deferred, defer
+from fastconv._deferred import BACKWARD, Deferred, defer
 
 __all__ = ["enabled"]
 
@@ -29,7 +29,7 @@ def _max_pool2d(
     dilation: FF.Size2 = 1,
     ceil_mode: bool = False,
 ) -> Any:
-    """As :func:`torch.max_pool2d`, to which no stride is an empty one."""
+    """As :func:`torch.max_pool2d`, which writes a missing stride as an empty tuple."""
     return FF.max_pool2d(input, kernel_size, None if stride == () else stride, padding, dilation, ceil_mode)
 
 
@@ -42,12 +42,12 @@ def _max_pool2d_with_indices(
     ceil_mode: bool = False,
     return_indices: bool = True,
 ) -> Any:
-    """As :func:`torch.nn.functional.max_pool2d_with_indices`, which returns indices whatever it is told."""
+    """As :func:`torch.nn.functional.max_pool2d_with_indices`, which always returns indices."""
     return FF.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
-#: What fastconv does in place of each function, by the function that the override protocol names. ``F.conv2d`` is
-#: ``torch.conv2d``, ``F.relu_`` is ``torch.relu_``; the modules of torch.nn call the functions.
+#: fastconv's replacement of each function that the override protocol names. ``F.conv2d`` is ``torch.conv2d``, and
+#: ``F.relu_`` is ``torch.relu_``. The modules of torch.nn call these functions.
 ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: FF.conv2d,
     F.max_pool2d: FF.max_pool2d,
@@ -61,7 +61,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-#: The types of tensors that have no override of their own to be called.
+#: The types of tensors without an override that has to be called.
 _OWN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
 
 
@@ -71,15 +71,15 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
     These are ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``,
     ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms, and all code that
     calls them: the layers of :mod:`torch.nn`, Keras on its torch backend. Values, gradients, memory formats and errors
-    stay PyTorch's. PyTorch computes what fastconv does not support, see :mod:`fastconv.functional`.
+    stay PyTorch's. PyTorch handles what fastconv does not support: see :mod:`fastconv.functional`.
 
     The context uses PyTorch's override protocol (:class:`torch.overrides.TorchFunctionMode`). Nothing is patched, other
-    threads are not affected, and contexts nest. It also works as a decorator. Each call of any function of PyTorch
-    takes about a microsecond more within it. :func:`fastconv.convert` has no such cost.
+    threads are not affected, and contexts nest. It also works as a decorator. Within it, each call of any function of
+    PyTorch takes about a microsecond more. :func:`fastconv.convert` has no such cost.
 
     Args:
         fuse: let convolutions wait for a bias, a ReLU and a max-pool, and run them as one operator, see
-            :mod:`fastconv.deferred`. Their results are tensors of a subclass that are computed when they are needed.
+            :mod:`fastconv._deferred`. Their results are tensors of a subclass that are computed when they are needed.
             Values and gradients are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`. docs/convert.md lists
             what a program can tell.
 

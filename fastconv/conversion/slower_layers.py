@@ -1,10 +1,10 @@
-"""Which layers fastconv serves slower than PyTorch: every such choice of :func:`fastconv.convert` stands here.
+"""The layers that PyTorch computes faster. :func:`fastconv.convert` does not convert these.
 
-``python benchmarks/convert_layers.py`` measures; the rows below are PyTorch's time over fastconv's, each in its faster
-memory format: a training step and inference of 64 images or of what amounts to 0.3e9 multiplications, and inference of
-one image. One thread of Zen 4, AVX-512, float32. Image sizes are not known when a model is converted, nor are batches:
-a layer is left to PyTorch where the three together say so. A layer of 1 or 3 channels is a first one, whose input has
-no gradient.
+``python benchmarks/convert_layers.py`` measures. The rows are PyTorch's time divided by fastconv's, each in its faster
+memory format: a training step and inference of 64 images or of 0.3e9 multiplications in all, and inference of one
+image. One thread of Zen 4, AVX-512, float32. A conversion knows neither the size of the images nor the batch, so
+PyTorch computes a layer if the three figures together favour it. A layer of 1 or 3 channels is a first layer, whose
+input has no gradient.
 
     alone, 3x3         64: train  infer   1: infer       with ReLU: train  infer  1: infer
       1->32   32x32        1.92   1.40    0.85                      1.72   2.23   1.56
@@ -43,62 +43,79 @@ no gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import get_args
+
 import torch
 
-__all__ = ["left_to_torch", "slower_than_torch"]
+from fastconv._deferred import Fusion
+
+__all__ = ["FASTCONV", "Choice", "choose", "torch_is_faster"]
 
 
-def left_to_torch(conv: torch.nn.Conv2d) -> frozenset[str]:
-    """The combinations of a convolution that PyTorch computes faster.
+@dataclass(frozen=True)
+class Choice:
+    """Which library computes a layer: fastconv, or PyTorch with the reason."""
 
-    Returns:
-        Some of 'alone', 'ReLU' (with a ReLU that follows) and 'pool' (with a ReLU and a max-pool).
+    fastconv: bool
+    reason: str = ""
+
+
+FASTCONV = Choice(fastconv=True)
+
+
+def torch_is_faster(conv: torch.nn.Conv2d) -> frozenset[Fusion]:
+    """Return the combinations of a convolution that PyTorch computes faster.
 
     Example:
-        >>> sorted(left_to_torch(torch.nn.Conv2d(64, 64, 1)))
+        >>> sorted(torch_is_faster(torch.nn.Conv2d(64, 64, 1)))
         ['ReLU', 'alone']
     """
-    combinations = {"alone": "", "ReLU": "ReLU", "pool": "pool"}
-    return frozenset(name for name, partner in combinations.items() if slower_than_torch(conv, partner) is not None)
+    return frozenset(fusion for fusion in get_args(Fusion) if not choose(conv, fusion).fastconv)
 
 
-def slower_than_torch(module: torch.nn.Module, fused_with: str = "") -> str | None:
-    """Why a layer is left to PyTorch, or None where fastconv is to serve it.
+def choose(module: torch.nn.Module, fusion: Fusion = "alone") -> Choice:
+    """Choose the faster library for a layer.
 
     Args:
         module: a convolution, max-pool or ReLU of :mod:`torch.nn`.
-        fused_with: of a convolution, 'ReLU' or 'pool' (a ReLU and a max-pool) if it is to run as one with those.
+        fusion: what a convolution runs with: 'alone', 'ReLU', or 'pool' (a ReLU and a max-pool).
 
     Example:
-        >>> slower_than_torch(torch.nn.Conv2d(64, 64, 3))
-        >>> slower_than_torch(torch.nn.Conv2d(64, 64, 1))
+        >>> choose(torch.nn.Conv2d(64, 64, 3))
+        Choice(fastconv=True, reason='')
+        >>> choose(torch.nn.Conv2d(64, 64, 1)).reason
         'PyTorch is faster at 1x1 kernels of stride 1'
     """
     if isinstance(module, torch.nn.ReLU):
-        return "PyTorch is faster at ReLU alone"
-    if not isinstance(module, torch.nn.Conv2d) or module.in_channels == 0:  # a lazy one
-        return None
-    slow = _slow_convolution(module, fused_with)
-    together = f", even with {fused_with}" if fused_with and slow and "with" not in slow else ""
-    return f"PyTorch is faster at {slow}{together}" if slow else None
+        return Choice(False, "PyTorch is faster at ReLU alone")
+    if not isinstance(module, torch.nn.Conv2d) or module.in_channels == 0:  # 0: a lazy one
+        return FASTCONV
+    slow = _slow_convolution(module, fusion)
+    if not slow:
+        return FASTCONV
+    together = f", even with {fusion}" if fusion != "alone" and "with" not in slow else ""
+    return Choice(False, f"PyTorch is faster at {slow}{together}")
 
 
-def _slow_convolution(module: torch.nn.Conv2d, fused_with: str) -> str:
+def _slow_convolution(module: torch.nn.Conv2d, fusion: Fusion) -> str:
+    """Describe a convolution that PyTorch computes faster. Empty for the others."""
     R, S = module.kernel_size
+    with_relu = fusion != "alone"
     taps, strided, C = R * S, module.stride not in ((1, 1), 1), module.in_channels // module.groups
     if module.groups > 1 and C < 32:
         return "depthwise convolution" if C == 1 else f"groups of {C} channels"
-    if fused_with == "pool":
+    if fusion == "pool":
         return ""
     kernel = f"{R}x{S} kernels"
     if taps == 1:
         if not strided:
             return "1x1 kernels of stride 1"
-        return f"{kernel} on {C} channels" if C >= 256 or fused_with else ""
+        return f"{kernel} on {C} channels" if C >= 256 or with_relu else ""
     if C <= 4:
-        return f"{kernel} on {C} channels with ReLU" if fused_with and taps * C > 32 else ""
+        return f"{kernel} on {C} channels with ReLU" if with_relu and taps * C > 32 else ""
     if taps <= 9:
-        least, most = (32 if fused_with else 16), (256 if strided else 512)
+        least, most = (32 if with_relu else 16), (256 if strided else 512)
     else:
-        least, most = (16, 512) if fused_with and taps <= 25 else (5, 5)
+        least, most = (16, 512) if with_relu and taps <= 25 else (5, 5)
     return "" if least <= C < most else f"{kernel} on {C} channels"

@@ -1,8 +1,8 @@
-"""Converts the convolutions, max-pools and ReLUs of a model to fastconv's layers, and back.
+"""Convert the convolutions, max-pools and ReLUs of a model to fastconv's layers, and back.
 
-A layer is converted by a change of its class: ``layer.__class__ = fastconv.nn.Conv2d``. It stays the same object, so
-its parameters, buffers, hooks and attributes stay, as does everything that refers to it: optimizers, tied layers, the
-model's own code.
+A conversion changes the class of a layer: ``layer.__class__ = fastconv.nn.Conv2d``. The layer stays the same object. So
+it keeps its parameters, buffers, hooks and attributes, and everything that refers to it still works: optimizers, tied
+layers, the model's own code.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import Module
 
-from fastconv import models, served
+from fastconv import models
 from fastconv import nn as fnn
-from fastconv.report import Line, Report
+from fastconv._deferred import Fusion
+from fastconv._layer import Layer, kind, set_class
+from fastconv.conversion import slower_layers
+from fastconv.conversion.report import Line, Report
+from fastconv.conversion.slower_layers import FASTCONV, Choice
 
 __all__ = ["conversion_report", "convert", "revert"]
 
@@ -28,13 +32,13 @@ LAYERS: dict[type, type] = {
     torch.nn.MaxPool2d: fnn.MaxPool2d,
     torch.nn.ReLU: fnn.ReLU,
 }
-#: fastconv's own blocks, of PyTorch's operators and fused.
+#: fastconv's blocks: on PyTorch's operators, and fused.
 BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,
     models.TorchConvReLUMaxPool2d: fnn.ConvReLUMaxPool2d,
 }
 TO_TORCH = {**{ours: theirs for theirs, ours in (LAYERS | BLOCKS).items()}, fnn.Sequential: torch.nn.Sequential}
-#: The classes of a Sequential's members that it runs as one, before the conversion or after.
+#: The classes that a Sequential fuses, before the conversion and after, with their roles.
 ROLES: dict[type, str] = {torch.nn.Conv2d: "conv", **fnn.ROLES}
 
 
@@ -43,27 +47,27 @@ class Plan:
     """The conversion of one model."""
 
     classes: dict[Module, type] = field(default_factory=dict)
-    waiting: dict[Module, frozenset[str]] = field(default_factory=dict)  # convolutions, and what is left to PyTorch
+    waiting: dict[Module, frozenset[Fusion]] = field(default_factory=dict)  # and what PyTorch computes faster
     report: Report = field(default_factory=Report)
 
 
 def convert(model: M, fuse: bool = True) -> M:
-    """Converts the convolutions, max-pools and ReLUs of a model to fastconv's layers. In place.
+    """Convert the convolutions, max-pools and ReLUs of a model to fastconv's layers. In place.
 
-    Every layer stays the same object, with its parameters, buffers, hooks, parametrisations and attributes, and changes
-    its class alone. So optimizers, tied layers, state_dict and checkpoints work as before, as do the model's own class
-    and methods, and pickling. Results and gradients are the same, to rounding.
+    Every layer stays the same object, with its parameters, buffers, hooks, parametrisations and attributes. Only its
+    class changes. So optimizers, tied layers, state_dict, checkpoints, pickling and the model's own methods work as
+    before. Results and gradients are the same up to rounding.
 
     Only layers whose class is exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
     :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. PyTorch computes the layers that it computes
-    faster (:mod:`fastconv.served`). Such a convolution changes its class only if it may be fused.
+    faster (:mod:`fastconv.conversion.slower_layers`). Such a convolution changes its class only if it may be fused.
     :func:`conversion_report` lists every layer, with the reason.
 
     Args:
         model: any module, or a single layer.
         fuse: run a convolution and the ReLU and max-pool that follow it as one operator. A Sequential fuses its
             members. In other code a convolution returns a tensor that waits for the next operation
-            (:mod:`fastconv.deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
+            (:mod:`fastconv._deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
 
     Returns:
         The model itself.
@@ -85,16 +89,16 @@ def convert(model: M, fuse: bool = True) -> M:
     forget(model)
     for module, cls in plan.classes.items():
         set_class(module, cls)
-    for conv, left_to_torch in plan.waiting.items():
-        fnn.wait_for_fusion(conv, left_to_torch)
+    for conv, torch_is_faster in plan.waiting.items():
+        fnn.wait_for_fusion(conv, torch_is_faster)
     return model
 
 
 def revert(model: M) -> M:
-    """Undoes :func:`convert`: makes all layers plain :mod:`torch.nn` again. In place.
+    """Undo :func:`convert`: make all layers plain :mod:`torch.nn` again. In place.
 
-    The layers stay the same objects with the same parameters. Layers that were fastconv's from the beginning become
-    PyTorch's, too. A fused layer becomes a convolution whose ``forward`` calls PyTorch's functions.
+    The layers stay the same objects with the same parameters. Layers that were fastconv's before any conversion
+    become PyTorch's, too. A fused layer becomes a convolution whose ``forward`` calls PyTorch's functions.
 
     Returns:
         The model itself.
@@ -105,13 +109,13 @@ def revert(model: M) -> M:
     check(model, "revert")
     forget(model)
     for module in model.modules():
-        if (cls := TO_TORCH.get(fnn.kind(module))) is not None:
+        if (cls := TO_TORCH.get(kind(module))) is not None:
             set_class(module, cls)
     return model
 
 
 def conversion_report(model: Module, fuse: bool = True) -> Report:
-    """Lists what :func:`convert` will do with every layer of a model, or has done, and why. The model is not changed.
+    """List what :func:`convert` will do with every layer of a model, or has done, and why. The model does not change.
 
     Args:
         model: before its conversion or after.
@@ -144,7 +148,7 @@ def make_plan(model: Module, fuse: bool) -> Plan:
 
 
 def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
-    """Plans the Sequentials that fuse their members. Returns these, each with the names of its partners."""
+    """Plan the Sequentials that fuse their members. Return the fused layers, each with the names of its partners."""
     fused: dict[Module, str] = {}
     for sequential in names:
         if type(sequential) not in (torch.nn.Sequential, fnn.Sequential):
@@ -155,7 +159,7 @@ def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
         while i < len(layers):
             conv, *followers = block = fnn.match(layers, i, ROLES)
             i += len(block)
-            if not followers or slower(conv, fnn.fused_with(block)):
+            if not followers or not choose(conv, fnn.fusion_of(block)).fastconv:
                 continue
             plan.classes[sequential] = fnn.Sequential
             if conv not in fused:  # else by a Sequential around this one
@@ -167,8 +171,8 @@ def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
 
 
 def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str, str, str] | None:
-    """Plans one layer. Returns its line of the report, without the name; None for a module of no interest."""
-    cls = fnn.kind(module)
+    """Plan one layer. Return its line of the report, without the name. None for a module that convert ignores."""
+    cls = kind(module)
     theirs = TO_TORCH.get(cls, cls)
     if theirs in BLOCKS:
         if not fuse and cls is theirs:
@@ -182,49 +186,41 @@ def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str,
     if replaced := [name for name in ("forward", "_conv_forward") if name in vars(module)]:
         plan.classes[module] = theirs
         return theirs.__name__, "left", f"it has been given another {replaced[0]}"
-    reason = slower(module)
+    choice = choose(module)
     partners = plan_waiting(module, plan) if fuse and isinstance(module, torch.nn.Conv2d) else ""
-    plan.classes[module] = theirs if reason and not partners else LAYERS[theirs]
+    plan.classes[module] = LAYERS[theirs] if choice.fastconv or partners else theirs
     if fused:
         return theirs.__name__, "fused", fused
-    if reason:
-        return theirs.__name__, "left", f"{reason}, unless {partners} follows" if partners else reason
-    return theirs.__name__, "converted", ""
+    if choice.fastconv:
+        return theirs.__name__, "converted", ""
+    return theirs.__name__, "left", f"{choice.reason}, unless {partners} follows" if partners else choice.reason
 
 
 def plan_waiting(conv: torch.nn.Conv2d, plan: Plan) -> str:
-    """Lets the results of a convolution wait for the next operation, if any is worth it. Returns which."""
-    left_to_torch = frozenset() if is_native(conv) else served.left_to_torch(conv)
-    partners = {"ReLU": "a ReLU", "pool": "a max-pool with ReLU"}
-    worthwhile = [text for name, text in partners.items() if name not in left_to_torch]
+    """Let the results of a convolution wait, if any fusion makes it faster than PyTorch. Return for what it waits."""
+    torch_is_faster = frozenset() if is_native(conv) else slower_layers.torch_is_faster(conv)
+    partners: dict[Fusion, str] = {"ReLU": "a ReLU", "pool": "a max-pool with ReLU"}
+    worthwhile = [text for fusion, text in partners.items() if fusion not in torch_is_faster]
     if worthwhile:
-        plan.waiting[conv] = left_to_torch
+        plan.waiting[conv] = torch_is_faster
     return " or ".join(worthwhile)
 
 
 def is_native(module: Module) -> bool:
-    """Whether a layer was fastconv's before any conversion: then its author has chosen."""
-    return fnn.kind(module) in LAYERS.values() and "_left_to_torch" not in vars(module)
+    """Whether a layer was fastconv's before any conversion. Then its author has chosen fastconv."""
+    return kind(module) in LAYERS.values() and "_torch_is_faster" not in vars(module)
 
 
-def slower(module: Module, fused_with: str = "") -> str:
-    """Why PyTorch should compute a layer; empty if fastconv should."""
-    return "" if is_native(module) else served.slower_than_torch(module, fused_with) or ""
-
-
-def set_class(module: Module, cls: type) -> None:
-    """Gives a module another class. A parametrised one has a class of its own, with its tensors as properties."""
-    own = type(module)
-    if own is not fnn.kind(module):
-        members = {name: value for name, value in vars(own).items() if name not in ("__dict__", "__weakref__")}
-        cls = type(f"Parametrized{cls.__name__}", (cls,), members)
-    module.__class__ = cls
+def choose(module: Module, fusion: Fusion = "alone") -> Choice:
+    """Choose the library that computes a layer."""
+    return FASTCONV if is_native(module) else slower_layers.choose(module, fusion)
 
 
 def forget(model: Module) -> None:
-    """Undoes what an earlier conversion with ``fuse`` has set."""
+    """Undo the settings of an earlier conversion with ``fuse``."""
     for module in model.modules():
-        vars(module).pop("_waits", None)
-        vars(module).pop("_left_to_torch", None)
+        if isinstance(module, Layer):
+            for name in module._conversion_attributes:
+                vars(module).pop(name, None)
         if type(module) is fnn.Sequential:
             set_class(module, torch.nn.Sequential)

@@ -1,0 +1,141 @@
+"""Make a Deferred: from the arguments of a convolution, or from one more operation on another Deferred."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
+from fastconv._deferred.tensor import Deferred, Layer, is_watched
+from fastconv._ops.function import needs_gradient
+from fastconv._ops.memory_format import suggests_channels_last
+from fastconv._ops.sizes import conv2d_output
+from fastconv.functional import Convolution, convolution_arguments
+
+__all__ = ["PLAIN", "defer", "new_deferred"]
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def defer(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+    *,
+    layer: Layer | None = None,
+    torch_is_faster: Collection[str] = (),
+) -> Deferred | None:
+    """Return the result of ``conv2d`` with these arguments, to be computed later.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: those of :func:`torch.nn.functional.conv2d`.
+        layer: learns whether the convolution was fused with anything.
+        torch_is_faster: see :class:`Recipe`.
+
+    Returns:
+        None if the convolution should run at once: because something watches it, because its operands are large
+        beside its result, or because its arguments are wrong and the operator raises the error.
+    """
+    if type(input) is Deferred:
+        input = input.settle()
+    convolution = _deferrable(input, weight, bias, stride, padding, dilation, groups)
+    if convolution is None:
+        return None
+    x, w, b, strides, paddings, dilations, groups = convolution
+    (N, _, H, W), (K, _, R, S) = x.shape, w.shape
+    P, Q = conv2d_output((H, W), (R, S), strides, paddings, dilations)
+    if N < 1 or min(K, P, Q) < 2:  # an error, or strides that leave the layout open
+        return None
+    kept = tuple(None if t is None else snapshot(t, N * K * P * Q) for t in (x, w, b))
+    if any(k is None and t is not None for k, t in zip(kept, (x, w, b), strict=True)):
+        return None
+    last = suggests_channels_last(x) or suggests_channels_last(w)
+    recipe = Recipe((strides, paddings, dilations, groups), last, last, torch_is_faster=torch_is_faster)
+    return new_deferred(recipe, (N, K, P, Q), kept, layer)  # type: ignore[arg-type]
+
+
+def _deferrable(
+    input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
+) -> Convolution | None:
+    """Return the operator's arguments, if they are right and only autograd watches the call."""
+    tensors = (input, weight) if bias is None else (input, weight, bias)
+    if any(type(t) not in PLAIN for t in tensors) or input.dim() != 4 or input.is_meta or is_watched():
+        return None
+    if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
+        return None
+    convolution = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
+    if convolution is None:
+        return None
+    x, w, b, strides, paddings, _, _ = convolution
+    fits = groups > 0 and x.shape[1] == w.shape[1] * groups and w.shape[0] % groups == 0
+    fits = fits and (b is None or b.shape == w.shape[:1]) and min(strides) > 0 and min(paddings) >= 0
+    return convolution if fits else None
+
+
+def new_deferred(
+    recipe: Recipe,
+    size: tuple[int, int, int, int],
+    operands: Operands,
+    layer: Layer | None = None,
+    source: tuple[Deferred, Step] | None = None,
+    view_of: Deferred | None = None,
+) -> Deferred:
+    grad_enabled = torch.is_grad_enabled()
+    if grad_enabled and needs_gradient(operands):
+        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # half the time: see _ops/function.py
+        with torch._C.DisableTorchFunction():
+            deferred._node = deferred.grad_fn
+    else:
+        deferred = _placeholder(recipe, size, operands[0])
+    deferred._recipe, deferred._size, deferred._operands = recipe, size, operands
+    deferred._grad_enabled, deferred._inference = grad_enabled, torch.is_inference_mode_enabled()
+    if layer is not None:
+        deferred._layer = layer
+    if source is not None:
+        deferred._source = source
+        source[0]._derived = (*source[0]._derived, TensorWeakRef(deferred))
+    if view_of is not None:
+        deferred._viewed = view_of
+    return deferred  # type: ignore[no-any-return]
+
+
+class _Defer(Function):
+    """The gradient function of a Deferred, for code that uses one without settling it, such as a user's Function."""
+
+    @staticmethod
+    def forward(ctx: Any, recipe: Recipe, size: Sequence[int], *operands: Tensor | None) -> Tensor:
+        ctx.recipe = recipe
+        ctx.save_for_backward(*operands)
+        return _placeholder(recipe, size, operands[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            y = ctx.recipe.compute(*ctx.saved_tensors)
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
+        inputs = [ctx.saved_tensors[i] for i in wanted]
+        grads: list[Tensor | None] = [None] * 5
+        for i, found in zip(wanted, torch.autograd.grad(y, inputs, grad, create_graph=create_graph), strict=True):
+            grads[2 + i] = found
+        return tuple(grads)
+
+
+def _placeholder(recipe: Recipe, size: Sequence[int], operand: Tensor | None) -> Tensor:
+    assert operand is not None
+    N, K, P, Q = size
+    return Tensor._make_wrapper_subclass(
+        Deferred,
+        (N, P, Q, K) if recipe.axes_nhwc else (N, K, P, Q),
+        strides=recipe.strides(K, P, Q),
+        dtype=operand.dtype,
+        device=operand.device,
+    )

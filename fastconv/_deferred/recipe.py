@@ -1,0 +1,77 @@
+"""The recipe of a Deferred: which operations wait, and on which operands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastconv import functional as FF
+from fastconv._ops import conv2d as _conv2d
+from fastconv._ops import conv2d_relu_max_pool2d as _fused
+from fastconv._ops.conv2d import Geometry
+from fastconv._ops.max_pool2d import Pool
+
+__all__ = ["TO_NCHW", "TO_NHWC", "Fusion", "Operands", "Recipe", "Step", "snapshot"]
+
+TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+#: Input, weight, bias; or a computed result, None, None.
+Operands = tuple[Tensor, Tensor | None, Tensor | None]
+#: From the value of a Deferred to a value that was computed without it.
+Step = Callable[[Tensor], Tensor]
+#: What runs with a convolution: nothing, a ReLU, or a ReLU and a max-pool.
+Fusion = Literal["alone", "ReLU", "pool"]
+
+
+def snapshot(tensor: Tensor, result_elements: int) -> Tensor | None:
+    """Return a copy of ``tensor``, with the gradient of a clone. None if it is expensive beside a result of this size.
+
+    A copy is the only safe snapshot. A version counter does not see NumPy, other processes and raw pointers. PyTorch's
+    copy-on-write tensors (``torch._lazy_clone``) move the original when it is written to, and a NumPy array that shares
+    its memory then points to freed memory.
+    """
+    return tensor.clone() if tensor.numel() <= 4 * result_elements else None
+
+
+class Recipe(NamedTuple):
+    """The operations that wait: a convolution, then ReLU and max-pool in either order, then the layout."""
+
+    #: None: the operand is the result already, and only the layout waits.
+    geometry: Geometry | None
+    #: Whether the operator's own result is channels_last.
+    operator_channels_last: bool
+    #: Whether the channels of a pixel are adjacent in memory.
+    channels_last: bool
+    #: Whether the axes are (N, P, Q, K), rather than (N, K, P, Q).
+    axes_nhwc: bool = False
+    relu: bool = False
+    pool: Pool | None = None
+    #: The combinations that PyTorch computes faster.
+    torch_is_faster: Collection[str] = ()
+
+    def is_fused(self) -> bool:
+        fusion: Fusion = "pool" if self.pool else "ReLU"
+        return self.relu and fusion not in self.torch_is_faster
+
+    def compute(self, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        y = input if self.geometry is None else self._convolve(input, weight, bias)
+        y = y.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+        return y.permute(TO_NHWC) if self.axes_nhwc else y
+
+    def _convolve(self, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        assert self.geometry is not None
+        assert weight is not None
+        if self.is_fused():
+            return _fused.conv2d_relu_max_pool2d(input, weight, bias, *self.geometry, self.pool)
+        convolve = F.conv2d if "alone" in self.torch_is_faster else _conv2d.conv2d
+        y = convolve(input, weight, bias, *self.geometry)
+        if self.relu:
+            y = F.relu(y)
+        return y if self.pool is None else FF.max_pool2d(y, *self.pool)
+
+    def strides(self, K: int, P: int, Q: int) -> tuple[int, int, int, int]:
+        n, k, p, q = (K * P * Q, 1, Q * K, K) if self.channels_last else (K * P * Q, P * Q, Q, 1)
+        return (n, p, q, k) if self.axes_nhwc else (n, k, p, q)

@@ -1,0 +1,224 @@
+"""The tensor that is computed when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import TensorWeakRef
+
+from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step
+
+__all__ = [
+    "FOLDS",
+    "GRADIENTS",
+    "Deferred",
+    "Layer",
+    "compute_deferred",
+    "in_sequence",
+    "is_watched",
+    "note_bypass",
+    "settled",
+]
+
+#: Operations that join the recipe of a Deferred: :mod:`fastconv._deferred.folding` fills this table.
+FOLDS: dict[Callable[..., Any], Callable[..., Any]] = {}
+#: Functions that ask for the gradient with respect to a Deferred: :mod:`fastconv._deferred.gradients` fills this table.
+GRADIENTS: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+class Layer(Protocol):
+    """A layer whose results wait."""
+
+    def _note_fusion(self, fused: bool) -> None: ...
+
+
+class Deferred(Tensor):
+    """The result of a convolution that is computed when it is needed."""
+
+    _recipe: Recipe
+    _size: tuple[int, int, int, int]  # (N, K, P, Q)
+    _operands: Operands
+    _grad_enabled: bool
+    _inference: bool
+    _layer: Layer | None = None
+    _source: tuple[Deferred, Step] | None = None  # the Deferred that this one was computed from, and how
+    _viewed: Deferred | None = None  # the Deferred that this one is a view of
+    _is_viewed = False  # by another Deferred
+    _derived: tuple[TensorWeakRef, ...] = ()  # the Deferreds that were made from this one
+    _node: Any = None  # its gradient function
+    _settled: Tensor | None = None
+    _linked: Tensor | None = None
+    #: Results that were computed from the recipe, without this tensor's value: their gradients, and the steps to them.
+    _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        fold = FOLDS.get(func)
+        if fold is not None and args and type(args[0]) is Deferred and args[0]._can_fold():
+            result = fold(args[0], *args[1:], **kwargs)
+            if result is not NotImplemented:
+                return result
+        gradients = GRADIENTS.get(func)
+        if gradients is not None:
+            return gradients(*args, **kwargs)
+        args, kwargs = settled((args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = tree_map_only(Deferred, lambda d: d._value().detach(), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def settle(self) -> Tensor:
+        """Return the computed tensor: the same at each call."""
+        if not self._is_adopted():
+            return self._value()
+        if self._linked is None:
+            with torch._C.DisableTorchFunction():
+                self._linked = torch.ops.aten.alias(self)  # through __torch_dispatch__
+        return self._linked
+
+    def base(self) -> Deferred:
+        """Return the Deferred that this one is a view of, directly or not; else itself."""
+        return self if self._viewed is None else self._viewed.base()
+
+    def _is_adopted(self) -> bool:
+        """Whether a user's autograd.Function returned it, and so gave it another gradient function."""
+        with torch._C.DisableTorchFunction():
+            return self.grad_fn is not self._node
+
+    def _can_fold(self) -> bool:
+        """Whether an operation may join the recipe."""
+        if self._settled is not None or self.base()._settled is not None or self._is_adopted():
+            return False
+        if self._settled_source() is not None:
+            return False
+        # A result that was computed without gradients stays without them.
+        if torch.is_grad_enabled() and not self._grad_enabled:
+            return False
+        return torch.is_inference_mode_enabled() == self._inference and not is_watched()
+
+    def _settled_source(self) -> tuple[Deferred, tuple[Step, ...]] | None:
+        """Return the nearest settled Deferred that this one was computed from, and the steps from there.
+
+        The program has read that one or asked for its gradient, so this one is computed from its value.
+        """
+        steps: tuple[Step, ...] = ()
+        source = self._source
+        while source is not None:
+            deferred, step = source
+            steps = (step, *steps)
+            if deferred._settled is not None:
+                return deferred, steps
+            source = deferred._source
+        return None
+
+    def _value(self) -> Tensor:
+        if self._settled is None:
+            with torch._C.DisableTorchFunction():
+                if self._viewed is not None:
+                    y = self._viewed._value()  # computes what was made from it, too: possibly this one
+                    if self._settled is None:
+                        with torch.set_grad_enabled(self._grad_enabled):
+                            self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
+                elif (found := self._settled_source()) is not None:
+                    deferred, steps = found
+                    # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
+                    with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
+                        self._settled = in_sequence(steps)(deferred.settle())
+                else:
+                    self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
+                self._operands = (self._settled, None, None)
+                self._source = None  # releases the operands of the Deferreds before this one
+                # The program may now write to this value. Tensors that were made from it before must not change.
+                for derived in self._waiting():
+                    derived._value()
+                self._derived = ()
+        return self._settled
+
+    def _waiting(self) -> list[Deferred]:
+        """Return the Deferreds that were made from this one, are still in use, and are not computed yet."""
+        alive = [reference() for reference in self._derived]
+        return [deferred for deferred in alive if deferred is not None and deferred._settled is None]
+
+
+def compute_deferred(
+    recipe: Recipe, deferred: Deferred, source: tuple[Deferred, Step] | None, grad_enabled: bool
+) -> Tensor:
+    """Run ``recipe`` in the modes (inference, gradient, autocast) of the deferred call, not in those of now.
+
+    Args:
+        recipe: the recipe of ``deferred``, or the same with one more step.
+        source: the Deferred that the result is computed from.
+        grad_enabled: the gradient mode of the last step.
+    """
+    inference = deferred._inference
+    device = deferred._operands[0].device.type
+    casts, hooks = torch.is_autocast_enabled(device), _has_saved_tensors_hooks()
+    if (inference, grad_enabled) == (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) and not casts | hooks:
+        y = recipe.compute(*deferred._operands)  # a context takes 3 us
+    else:
+        # Autocast has cast the operands at the call, and no hooks were active.
+        hooks_off = saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext()
+        casts_off = torch.autocast(device, enabled=False) if casts else nullcontext()
+        with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled), hooks_off, casts_off:
+            y = recipe.compute(*deferred._operands)
+    if deferred._layer is not None:
+        deferred._layer._note_fusion(recipe.is_fused())
+    note_bypass(source, y)
+    return y
+
+
+def settled(tree: Any) -> Any:
+    """Return ``tree`` with each Deferred in it replaced by its computed tensor."""
+    return tree_map_only(Deferred, Deferred.settle, tree)
+
+
+def _has_saved_tensors_hooks() -> bool:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+def is_watched() -> bool:
+    """Whether each operation is observed: by a transform, a dispatch mode, a tracer or activation checkpointing."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _get_current_dispatch_mode() is not None
+        or _has_saved_tensors_hooks()
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def note_bypass(source: tuple[Deferred, Step] | None, y: Tensor) -> None:
+    """Tell the Deferreds that ``y`` was computed from, without their values, about the gradient of ``y``."""
+    if source is None or not y.requires_grad:
+        return
+    edge = get_gradient_edge(y)
+    steps: tuple[Step, ...] = ()
+    while source is not None:
+        deferred, step = source
+        steps = (step, *steps)
+        deferred._bypasses = (*deferred._bypasses, (edge, in_sequence(steps)))
+        source = deferred._source
+
+
+def in_sequence(steps: Sequence[Step]) -> Step:
+    def run(tensor: Tensor) -> Tensor:
+        for step in steps:
+            tensor = step(tensor)
+        return tensor
+
+    return run

@@ -1,0 +1,339 @@
+"""Convolution: fake kernels and gradients.
+
+Convolution is linear in its input, its weight and its bias. So the gradient of each of its three passes is made of the
+other two, to any order:
+
+    y            = conv2d(x, w, b)
+    dx           = conv2d_backward_data(dy, w)
+    dw, db       = conv2d_backward_weight(dy, x)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastconv._ops import library  # noqa: F401  defines the operators
+from fastconv._ops.checks import FLOATING, check, check_gradient, check_implemented, check_sizes, check_type
+from fastconv._ops.function import differentiable, is_differentiated_again, tie, vmap_batch, vmap_loop
+from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
+from fastconv._ops.sizes import Ints, conv2d_output
+
+_conv2d = torch.ops.fastconv.conv2d.default
+_conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
+_conv2d_backward_weight = torch.ops.fastconv.conv2d_backward_weight.default
+
+Pair = tuple[int, int]
+#: Stride, padding, dilation, groups.
+Geometry = tuple[Pair, Pair, Pair, int]
+
+
+def _check_geometry(stride: Ints, padding: Ints, dilation: Ints, groups: int, kernel_size: Ints = (1, 1)) -> None:
+    pairs = (("stride", stride), ("padding", padding), ("dilation", dilation), ("kernel_size", kernel_size))
+    for name, values in pairs:
+        if len(values) != 2:
+            raise RuntimeError(
+                f"expected {name} to be a single integer value or a list of 2 values to match the convolution "
+                f"dimensions, but got {name}={list(values)}"
+            )
+    check(groups > 0, "non-positive groups is not supported")
+    check(min(padding) >= 0, "negative padding is not supported")
+    check(min(stride) > 0, "non-positive stride is not supported")
+    check(min(dilation) > 0, "non-positive dilation is not supported")
+    check(max(*stride, *padding, *dilation) <= 2**40, "expected stride, padding and dilation to be at most 2^40")
+
+
+def _output_size(
+    input: Ints, weight: Ints, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> list[int]:
+    """Check the sizes of conv2d's arguments, and return the size of its output."""
+    check_sizes(input)
+    check_sizes(weight)
+    N, C, *image = input
+    K, group_C, *kernel = weight
+    given = f"Given groups={groups},"
+    if groups > K:
+        raise RuntimeError(
+            f"{given} expected weight to be at least {groups} at dimension 0, but got weight of size {list(weight)} "
+            "instead"
+        )
+    if K % groups != 0:
+        raise RuntimeError(
+            f"{given} expected weight to be divisible by {groups} at dimension 0, but got weight of size "
+            f"[{list(weight)}] instead"
+        )
+    if group_C * groups != C:
+        raise RuntimeError(
+            f"{given} weight of size {list(weight)}, expected input{list(input)} to have {group_C * groups} channels, "
+            f"but got {C} channels instead"
+        )
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != K):
+        raise RuntimeError(
+            f"Given weight of size {list(weight)}, expected bias to be 1-dimensional with {K} elements, but got bias "
+            f"of size {list(bias.shape)} instead"
+        )
+    if kernel[0] <= 0 or kernel[1] <= 0:
+        raise RuntimeError(
+            f"kernel size should be greater than zero, but got kernel_height: {kernel[0]} kernel_width: {kernel[1]}"
+        )
+    padded = [size + 2 * pad for size, pad in zip(image, padding, strict=True)]
+    extent = [step * (taps - 1) + 1 for step, taps in zip(dilation, kernel, strict=True)]
+    if padded[0] < extent[0] or padded[1] < extent[1]:
+        raise RuntimeError(
+            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({extent[0]} x "
+            f"{extent[1]}). Kernel size can't be greater than actual input size"
+        )
+    if (image[0] == 0 or image[1] == 0) and N != 0 and C != 0:
+        raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input)}")
+    return [N, K, *conv2d_output(image, kernel, stride, padding, dilation)]
+
+
+def check_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> list[int]:
+    """Check conv2d's arguments, and return the size of its output."""
+    if input.dim() != 4:
+        raise RuntimeError(
+            f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {list(input.shape)}"
+        )
+    _check_geometry(stride, padding, dilation, groups)
+    if weight.dim() != 4:
+        raise RuntimeError(
+            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
+            f"but got 4-dimensional input of size {list(input.shape)} instead"
+        )
+    size = _output_size(input.shape, weight.shape, bias, stride, padding, dilation, groups)
+    check_type(weight, input.dtype, "weight")
+    if bias is not None:
+        check_type(bias, input.dtype, "bias")
+    check_implemented(input, "conv2d", FLOATING)
+    return size
+
+
+def empty_output(input: Tensor, weight: Tensor, size: Ints) -> Tensor:
+    """A convolution's output, not computed: channels_last if the input or the weight is."""
+    channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
+    return empty(input, size, channels_last and input.numel() > 0)
+
+
+@torch.library.register_fake("fastconv::conv2d")
+def _fake_conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> Tensor:
+    return empty_output(input, weight, check_conv2d(input, weight, bias, stride, padding, dilation, groups))
+
+
+@torch.library.register_fake("fastconv::conv2d_backward_data")
+def _fake_conv2d_backward_data(
+    grad_output: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    channels_last: bool,
+) -> Tensor:  # fmt: skip
+    _check_geometry(stride, padding, dilation, groups)
+    check(len(input_size) == 4 and weight.dim() == 4, "expected a 4-dimensional input and weight")
+    check_gradient(_output_size(input_size, weight.shape, None, stride, padding, dilation, groups), grad_output)
+    check_type(weight, grad_output.dtype, "weight")
+    check_implemented(grad_output, "conv2d_backward_data", FLOATING)
+    return empty(grad_output, input_size, channels_last)
+
+
+@torch.library.register_fake("fastconv::conv2d_backward_weight")
+def _fake_conv2d_backward_weight(
+    grad_output: Tensor, input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    channels_last: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check_geometry(stride, padding, dilation, groups, kernel_size)
+    check(input.dim() == 4 and grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
+    K, C = grad_output.shape[1], input.shape[1]
+    if C % groups != 0:
+        raise RuntimeError(f"expected the {C} channels of input to be divisible by groups={groups}")
+    weight_size = (K, C // groups, *kernel_size)
+    check_gradient(_output_size(input.shape, weight_size, None, stride, padding, dilation, groups), grad_output)
+    check_type(grad_output, input.dtype, "grad_output")
+    check_implemented(input, "conv2d_backward_weight", FLOATING)
+    return empty(input, weight_size, channels_last), input.new_empty((K,))
+
+
+class Conv2d(Function):
+    @staticmethod
+    def forward(
+        input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+    ) -> Tensor:
+        return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        input, weight, bias, *geometry = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.save_for_forward(input, weight)
+        ctx.set_materialize_grads(False)
+        ctx.has_bias = bias is not None
+        ctx.geometry = geometry
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 7
+        input, weight = ctx.saved_tensors
+        grad_input = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_input = input_gradient(grad_output, weight, input, ctx.geometry)
+        if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
+            grad_weight, grad_bias = weight_gradients(grad_output, input, weight, ctx.geometry)
+        if is_differentiated_again():
+            grad_input = tie(grad_input, input)
+            grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
+        return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        if in_dims[1] is not None or in_dims[2] is not None:
+            return vmap_loop(conv2d, info, in_dims, *args)
+        return vmap_batch(conv2d, in_dims[0], *args)
+
+
+class Conv2dWithJvp(Conv2d):
+    @staticmethod
+    def jvp(ctx: Any, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
+        input, weight = ctx.saved_tensors
+        return conv2d_tangent(input, weight, input_t, weight_t, bias_t, ctx.geometry)
+
+
+class Conv2dBackwardData(Function):
+    @staticmethod
+    def forward(
+        grad_output: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair,
+        groups: int, channels_last: bool,
+    ) -> Tensor:  # fmt: skip
+        return _conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups, channels_last)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_output, weight, ctx.input_size, *ctx.geometry, ctx.channels_last = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad_output, weight)
+        ctx.save_for_forward(grad_output, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 8
+        grad_output, weight = ctx.saved_tensors
+        grad_grad_output = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_grad_output = conv2d(grad, weight, None, *ctx.geometry)
+        if ctx.needs_input_grad[1]:
+            grad_weight, _ = weight_gradients(grad_output, grad, weight, ctx.geometry)
+        return grad_grad_output, grad_weight, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        if in_dims[1] is not None:
+            return vmap_loop(conv2d_backward_data, info, in_dims, *args)
+        grad_output, weight, input_size, *rest = args
+        size = (info.batch_size * input_size[0], *input_size[1:])
+        return vmap_batch(conv2d_backward_data, in_dims[0], grad_output, weight, size, *rest)
+
+
+class Conv2dBackwardDataWithJvp(Conv2dBackwardData):
+    @staticmethod
+    def jvp(ctx: Any, grad_output_t: Tensor | None, weight_t: Tensor | None, *_: None) -> Tensor:
+        grad_output, weight = ctx.saved_tensors
+        rest = (ctx.input_size, *ctx.geometry, ctx.channels_last)
+        terms = []
+        if grad_output_t is not None:
+            terms.append(conv2d_backward_data(grad_output_t, weight, *rest))
+        if weight_t is not None:
+            terms.append(conv2d_backward_data(grad_output, weight_t, *rest))
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+class Conv2dBackwardWeight(Function):
+    @staticmethod
+    def forward(
+        grad_output: Tensor, input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair,
+        groups: int, channels_last: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        return _conv2d_backward_weight(
+            grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
+        ctx.save_for_backward(grad_output, input)
+        ctx.save_for_forward(grad_output, input)
+        # Zeros in place of a missing gradient would make NaN of infinite factors.
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, grad_weight: Tensor | None, grad_bias: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_output, input = ctx.saved_tensors
+        grad_grad_output = grad_input = None
+        if ctx.needs_input_grad[0]:
+            if grad_weight is not None:
+                grad_grad_output = conv2d(input, grad_weight, grad_bias, *ctx.geometry)
+            elif grad_bias is not None:
+                grad_grad_output = grad_bias.view(-1, 1, 1).expand_as(grad_output)
+        if ctx.needs_input_grad[1] and grad_weight is not None:
+            grad_input = input_gradient(grad_output, grad_weight, input, ctx.geometry)
+        return grad_grad_output, grad_input, None, None, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+        return vmap_loop(conv2d_backward_weight, info, in_dims, *args)
+
+
+class Conv2dBackwardWeightWithJvp(Conv2dBackwardWeight):
+    @staticmethod
+    def jvp(ctx: Any, grad_output_t: Tensor | None, input_t: Tensor | None, *_: None) -> tuple[Tensor, Tensor]:
+        grad_output, input = ctx.saved_tensors
+        rest = (ctx.kernel_size, *ctx.geometry, ctx.channels_last)
+        weight: Tensor | None = None
+        bias = grad_output.new_zeros(grad_output.shape[1])
+        if grad_output_t is not None:
+            weight, bias = conv2d_backward_weight(grad_output_t, input, *rest)
+        if input_t is not None:
+            term = conv2d_backward_weight(grad_output, input_t, *rest)[0]
+            weight = term if weight is None else weight + term
+        assert weight is not None
+        return weight, bias
+
+
+def input_gradient(grad_output: Tensor, weight: Tensor, input: Tensor, geometry: Sequence[Any]) -> Tensor:
+    """The gradient of a convolution's input, in the input's size and memory format."""
+    return conv2d_backward_data(grad_output, weight, tuple(input.shape), *geometry, is_channels_last(input))
+
+
+def weight_gradients(
+    grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Sequence[Any]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's weight and bias, in the weight's size and memory format."""
+    return conv2d_backward_weight(grad_output, input, tuple(weight.shape[2:]), *geometry, is_channels_last(weight))
+
+
+def conv2d_tangent(
+    input: Tensor, weight: Tensor, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None,
+    geometry: Sequence[Any],
+) -> Tensor:  # fmt: skip
+    """The tangent of a convolution's output, from the tangents of its arguments."""
+    result = None
+    if input_t is not None:
+        result = conv2d(input_t, weight, None, *geometry)
+    if weight_t is not None:
+        term = conv2d(input, weight_t, bias_t, *geometry)
+        return term if result is None else result + term
+    if bias_t is not None:
+        if result is None:
+            return conv2d(input, torch.zeros_like(weight), bias_t, *geometry)
+        return result + bias_t.view(-1, 1, 1)
+    assert result is not None
+    return result
+
+
+conv2d = differentiable(_conv2d, Conv2d, Conv2dWithJvp)
+conv2d_backward_data = differentiable(_conv2d_backward_data, Conv2dBackwardData, Conv2dBackwardDataWithJvp)
+conv2d_backward_weight = differentiable(_conv2d_backward_weight, Conv2dBackwardWeight, Conv2dBackwardWeightWithJvp)

@@ -1,0 +1,48 @@
+"""Load the compiled extension, which defines the operators ``torch.ops.fastconv``."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["FLOATING_DTYPES", "HAS_CUDA", "REAL_DTYPES", "_C", "has_cuda"]
+
+#: The oldest torch that has the stable ABI that the extension uses.
+OLDEST_TORCH = (2, 10)
+
+
+def _check_torch() -> None:
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    if (major, minor) < OLDEST_TORCH:
+        oldest = ".".join(map(str, OLDEST_TORCH))
+        raise ImportError(
+            f"fastconv needs torch >= {oldest}, but found torch {torch.__version__}: pip install 'torch>={oldest}'"
+        )
+
+
+_check_torch()
+
+try:
+    from fastconv import _C
+except ImportError as error:
+    if getattr(error, "name", None) == "fastconv._C" or "cannot import name '_C'" in str(error):
+        raise ImportError(
+            "fastconv's extension is not built: pip install --no-build-isolation . (in its source folder)"
+        ) from error
+    raise ImportError(
+        f"fastconv's extension does not load beside torch {torch.__version__}: {error}\n"
+        "Build it again: pip install --no-build-isolation --force-reinstall fastconv"
+    ) from error
+
+_C.environment()  # Raises ValueError for an environment variable that is not accepted: now, not in the first call.
+
+
+def has_cuda() -> bool:
+    """Whether the extension is built with CUDA, so that the operators accept a GPU's tensors."""
+    return _C.build_info()["cuda"] != "no"
+
+
+HAS_CUDA = has_cuda()
+#: What convolutions accept on every device, and max-pooling and ReLU on a GPU.
+FLOATING_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+#: What max-pooling and ReLU accept on the CPU.
+REAL_DTYPES = FLOATING_DTYPES | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}

@@ -1,0 +1,28 @@
+"""Output sizes of convolution and max-pooling: the only place in Python that has the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["Ints", "conv2d_output", "pool_output"]
+
+Ints = Sequence[int]
+
+
+def conv2d_output(image: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:
+    """Height and width (P, Q) of a convolution's output. Less than 1 where the kernel is larger than the image."""
+    P, Q = (
+        (size + 2 * pad - step * (taps - 1) - 1) // jump + 1
+        for size, taps, jump, pad, step in zip(image, kernel, stride, padding, dilation, strict=True)
+    )
+    return P, Q
+
+
+def pool_output(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
+    """The number of windows of a max-pool along one axis. Less than 1 where no window fits."""
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    if not ceil_mode:
+        return span // stride + 1
+    windows = (span + stride - 1) // stride + 1
+    # PyTorch drops a last window that would start beyond the input and its left padding.
+    return windows - 1 if (windows - 1) * stride >= size + padding else windows

@@ -1,0 +1,6 @@
+"""Convert whole models: ``convert``, ``revert``, the report, and other tools that meet converted layers."""
+
+from fastconv.conversion.convert import conversion_report, convert, revert
+from fastconv.conversion.interop import let_fuse_modules_take_layers
+
+__all__ = ["conversion_report", "convert", "let_fuse_modules_take_layers", "revert"]

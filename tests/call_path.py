@@ -1,0 +1,76 @@
+"""List the functions that a call enters on its way to the kernel, with their files.
+
+    python tests/call_path.py
+
+The Python functions are recorded with ``sys.setprofile``. Functions of PyTorch between them are not listed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+import fastconv
+import fastconv.functional as FF
+
+PACKAGE = Path(fastconv.__file__).parent
+
+#: The C++ functions of each call, from the operator to the kernel: (file below csrc/, function). Not recorded, but
+#: read from the sources.
+CPP: dict[str, list[tuple[str, str]]] = {
+    "conv2d, contiguous": [],
+    "conv2d, channels_last": [],
+    "conv2d_relu_max_pool2d, backward": [],
+}
+
+
+def python_functions(call: Callable[[], object]) -> list[tuple[str, str]]:
+    """The functions of fastconv that ``call`` enters, in order and without repetitions: (file, function)."""
+    found: dict[tuple[str, str], None] = {}
+
+    def note(frame: FrameType, event: str, _: Any) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(PACKAGE):
+            found[str(path.relative_to(PACKAGE)), frame.f_code.co_name] = None
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return list(found)
+
+
+def calls() -> dict[str, Callable[[], object]]:
+    """The calls by their names."""
+    w, b = torch.randn(16, 8, 3, 3), torch.randn(16)
+    contiguous = torch.randn(2, 8, 12, 12)
+    channels_last = contiguous.contiguous(memory_format=torch.channels_last)
+    y = FF.conv2d_relu_max_pool2d(contiguous, w.clone().requires_grad_(), b)
+    return {
+        "conv2d, contiguous": torch.no_grad()(lambda: FF.conv2d(contiguous, w, b)),
+        "conv2d, channels_last": torch.no_grad()(lambda: FF.conv2d(channels_last, w, b)),
+        "conv2d_relu_max_pool2d, backward": lambda: y.sum().backward(retain_graph=True),
+    }
+
+
+def main() -> None:
+    for name, call in calls().items():
+        python, cpp = python_functions(call), CPP[name]
+        functions = [*((f"fastconv/{file}", function) for file, function in python)]
+        functions += [(f"csrc/{file}", function) for file, function in cpp]
+        print(f"{name}: {len(functions)} functions in {len({file for file, _ in functions})} files")
+        for file, function in functions:
+            print(f"    {file:<40} {function}")
+
+
+if __name__ == "__main__":
+    main()
