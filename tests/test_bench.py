@@ -14,7 +14,6 @@ import torch
 from helpers import COMMAND, ROOT, run, running
 from PIL import Image
 
-import fastconv
 from fastconv.classifier import bench
 from fastconv.classifier.bench import VARIANTS, Row
 from fastconv.classifier.cli.main import main

@@ -1,4 +1,4 @@
-"""fastconv._C.plan: which algorithm computes which call, and that each algorithm computes every shape that it accepts."""
+"""fastconv._C.plan names the algorithm of a call, and each algorithm is exact on every shape that it accepts."""
 
 from __future__ import annotations
 
