@@ -1,4 +1,4 @@
-"""Single layers, PyTorch's against fastconv's: what fastconv/served.py is decided by.
+"""Single layers, PyTorch's against fastconv's: the figures for fastconv/conversion/slower_layers.py.
 
 python benchmarks/convert_layers.py [--only depthwise] [--rounds 9] [--json .benchmarks/convert_layers.json]
 

@@ -275,9 +275,7 @@ class Sequential(Layer, torch.nn.Sequential):
 
     @scripted_as(torch.nn.Sequential.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy):  # torch.fx records each layer
-            return super().forward(input)
-        if _is_patched() or torch_module._has_any_global_hook():
+        if isinstance(input, Proxy) or _is_patched() or torch_module._has_any_global_hook():  # Proxy: torch.fx
             return super().forward(input)
         layers = flat(self)
         i = 0
@@ -285,7 +283,12 @@ class Sequential(Layer, torch.nn.Sequential):
             conv, block = layers[i], match(layers, i, ROLES)
             if len(block) > 1 and fusion_of(block) not in conv._torch_is_faster:
                 pool = next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
-                input = conv_relu_max_pool(conv, input, conv.weight, conv.bias, pool)
+                arguments = conv._arguments(input, conv.weight, conv.bias)
+                if pool is None:
+                    input = FF.conv2d_relu(*arguments)
+                else:
+                    pooling = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+                    input = FF.conv2d_relu_max_pool2d(*arguments, *pooling)
                 i += len(block)
             else:
                 input = layers[i](input)
@@ -345,13 +348,3 @@ def role(layer: Any, roles: Mapping[type, str]) -> str | None:
     if result is None or is_observed(layer) or (result == "pool" and layer.return_indices):
         return None
     return result
-
-
-def conv_relu_max_pool(
-    conv: Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None, pool: torch.nn.MaxPool2d | None
-) -> Tensor:
-    arguments = conv._arguments(input, weight, bias)
-    if pool is None:
-        return FF.conv2d_relu(*arguments)
-    pooling = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-    return FF.conv2d_relu_max_pool2d(*arguments, *pooling)
