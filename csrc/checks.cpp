@@ -224,7 +224,8 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
 
 // A position and `no_gradient` share a byte.
 void check_positions(const Ints& pool_kernel_size) {
-  check(pool_kernel_size[0] <= no_gradient && pool_kernel_size[1] <= no_gradient && pool_kernel_size[0] * pool_kernel_size[1] <= no_gradient,
+  check(pool_kernel_size[0] <= no_gradient && pool_kernel_size[1] <= no_gradient &&
+            pool_kernel_size[0] * pool_kernel_size[1] <= no_gradient,
         "expected a pool of at most ", static_cast<int>(no_gradient), " pixels, but got kernel size ",
         Sizes(pool_kernel_size));
 }
