@@ -112,49 +112,46 @@ struct BlockOutputs {
   uint8_t* argmax;
 };
 
-// An output pixel of one image, counted without pooling.
-struct OutputPixel {
+// The outputs of one tile: the first, counted without pooling, and the number of rows and columns in the image.
+struct TileOutputs {
   int64_t n, p, q;
+  int rows, columns;
 };
 
-// Writes one vector of channels, from k on, of one tile's outputs.
+// Writes one vector of channels, from k on, of one tile. Outputs beyond the edge are dropped.
 template <class T, int mh, int mw, Epilogue epilogue>
 FC_INLINE void store_outputs(const FusedShape& f, const Vec<T> (&out)[mh][mw], const BlockOutputs<T>& to,
-                             OutputPixel first, int64_t k, int64_t count) {
+                             const TileOutputs& tile, int64_t k, int64_t count) {
   const Conv2dShape& s = f.conv;
-  T* y = to.y;
-  uint8_t* argmax = to.argmax;
-  const int64_t n = first.n, p = first.p, q = first.q;
   if constexpr (epilogue == Epilogue::relu_max_pool) {
     static_assert(mh == 2 && mw == 2);
     WindowMax<T> max(out[0][0]);
     max.take(out[0][1], 1);
     max.take(out[1][0], 2);
     max.take(out[1][1], 3);
-    const int64_t at = ((n * f.pool.P + p / 2) * f.pool.Q + q / 2) * s.K + k;
-    max.store(y + at, argmax + at, count);
+    const int64_t at = ((tile.n * f.pool.P + tile.p / 2) * f.pool.Q + tile.q / 2) * s.K + k;
+    max.store(to.y + at, to.argmax + at, count);
     return;
   }
-  const int rows = upto(mh, s.P - p), columns = upto(mw, s.Q - q);
 #pragma GCC unroll 4
   for (int i = 0; i < mh; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < mw; ++j) {
-      if (i >= rows || j >= columns) continue;
-      const int64_t at = ((n * s.P + p + i) * s.Q + q + j) * s.K + k;
+      if (i >= tile.rows || j >= tile.columns) continue;
+      const int64_t at = ((tile.n * s.P + tile.p + i) * s.Q + tile.q + j) * s.K + k;
       if constexpr (epilogue == Epilogue::relu) {
-        WindowMax<T>(out[i][j]).store(y + at, argmax + at, count);
+        WindowMax<T>(out[i][j]).store(to.y + at, to.argmax + at, count);
       } else {
-        store_upto(y + at, out[i][j], count);
+        store_upto(to.y + at, out[i][j], count);
       }
     }
   }
 }
 
-// Transforms one tile and one block of channels: M to the outputs from pixel `first` on, or to their pooling window.
-// Outputs beyond the edge are dropped. Returns true if all sums are finite.
+// Transforms one tile and one block of channels: M to the tile's outputs, or to their pooling window.
+// Returns true if all sums are finite.
 template <class T, int mh, int mw, Epilogue epilogue>
-FC_INLINE bool output_tile(const FusedShape& f, const BlockOutputs<T>& to, const T* product, OutputPixel first) {
+FC_INLINE bool output_tile(const FusedShape& f, BlockOutputs<T> to, const T* product, const TileOutputs& tile) {
   const ChannelBlock<T>& block = to.block;
   const T* bias = to.bias;
   Vec<T> zero_if_finite = {};
@@ -180,7 +177,7 @@ FC_INLINE bool output_tile(const FusedShape& f, const BlockOutputs<T>& to, const
         zero_if_finite += out[i][j] * T(0);
       }
     }
-    store_outputs<T, mh, mw, epilogue>(f, out, to, first, k, count);
+    store_outputs<T, mh, mw, epilogue>(f, out, to, tile, k, count);
   }
   return nonzero_lanes<T>(zero_if_finite) == 0;
 }
@@ -199,7 +196,8 @@ void input_tiles(const Conv2dShape& s, const WinogradUnit<T>& unit, const T* x, 
 template <class T, int mh, int mw, Epilogue epilogue>
 void output_tiles(const FusedShape& f, const WinogradUnit<T>& unit, BlockOutputs<T> to) {
   for_each_tile(unit, [&](int64_t tile, int64_t n, int64_t p, int64_t q) {
-    if (!output_tile<T, mh, mw, epilogue>(f, to, to.product + tile * block_lanes<T>, {n, p, q})) {
+    const TileOutputs outputs = {n, p, q, upto(mh, f.conv.P - p), upto(mw, f.conv.Q - q)};
+    if (!output_tile<T, mh, mw, epilogue>(f, to, to.product + tile * block_lanes<T>, outputs)) {
       __atomic_store_n(unit.non_finite + n, 1, __ATOMIC_RELAXED);
     }
   });
