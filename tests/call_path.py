@@ -21,12 +21,37 @@ import fastconv.functional as FF
 
 PACKAGE = Path(fastconv.__file__).parent
 
-#: The C++ functions of each call, from the operator to the kernel: (file below csrc/, function). Not recorded, but
-#: read from the sources.
+_FORWARD = [
+    ("boundary.h", "Guarded::call"),
+    ("cpu/conv2d.cpp", "conv2d"),
+    ("checks.cpp", "check_conv2d"),
+    ("cpu/forward.cpp", "run_forward"),
+    ("cpu/forward.cpp", "forward"),
+    ("cpu/plan.cpp", "plan_forward"),
+    ("cpu/drivers/direct.cpp", "direct_forward"),
+    ("cpu/kernels/direct_forward.h", "the kernel"),
+]
+#: The C++ functions of each call, from the operator to the kernel: (file below csrc/, function). They are not recorded
+#: but read from the sources. Accessors, and what a driver calls for its tiles, are left out.
 CPP: dict[str, list[tuple[str, str]]] = {
-    "conv2d, contiguous": [],
-    "conv2d, channels_last": [],
-    "conv2d_relu_max_pool2d, backward": [],
+    "conv2d, contiguous": _FORWARD,
+    "conv2d, channels_last": _FORWARD,
+    "conv2d_relu_max_pool2d, backward": [
+        ("boundary.h", "Guarded::call"),
+        ("fused.h", "conv2d_relu_max_pool2d_backward"),
+        ("checks.cpp", "check_conv2d_relu_max_pool2d_backward"),
+        ("cpu/conv2d_relu_max_pool2d.cpp", "fused_backward"),
+        ("cpu/backward.cpp", "run_backward"),
+        ("cpu/backward.cpp", "backward"),
+        ("cpu/backward.cpp", "backward_data"),
+        ("cpu/plan.cpp", "plan_backward_data"),
+        ("cpu/drivers/sparse_gradient.cpp", "sparse_backward_data"),
+        ("cpu/kernels/sparse_gradient_3x3.h", "the kernel"),
+        ("cpu/backward.cpp", "backward_weight"),
+        ("cpu/plan.cpp", "plan_backward_weight"),
+        ("cpu/drivers/sparse_gradient.cpp", "sparse_backward_weight"),
+        ("cpu/kernels/sparse_gradient.h", "the kernel"),
+    ],
 }
 
 

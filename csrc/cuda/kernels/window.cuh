@@ -1,5 +1,5 @@
 // The end of a fused convolution, window by window, by the rules of csrc/cpu/kernels/pooling_epilogue.h: the first
-// maximum wins; a NaN wins over every number, the last of several; what is not above zero is dead.
+// maximum wins; a NaN wins over every number, the last of several; what is not above zero gets no gradient.
 #pragma once
 
 #include "../../shapes.h"
