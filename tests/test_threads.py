@@ -26,7 +26,8 @@ def test_the_cache_has_no_data_race_and_an_evicted_entry_lives_as_long_as_it_is_
     compile_ = [CXX, "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-o", str(tmp_path / "program")]
     if subprocess.run([*compile_, str(tmp_path / "empty.cpp")], capture_output=True, check=False).returncode != 0:
         pytest.skip("the compiler has no ThreadSanitizer")
-    sources = [Path(__file__).parent / "threads" / "weight_cache.cpp", ROOT / "csrc" / "cpu" / "memory" / "weight_cache.cpp"]
+    memory = ROOT / "csrc" / "cpu" / "memory"
+    sources = [Path(__file__).parent / "threads" / "weight_cache.cpp", memory / "weight_cache.cpp"]
     run([*compile_, *sources]).check_returncode()
     done = run([tmp_path / "program"])
     assert done.returncode == 0, done.stdout + done.stderr
