@@ -13,8 +13,8 @@ struct Environment {
   int64_t cache_bytes;         // FASTCONV_CACHE_MB: INT64_MAX for no limit
 };
 
-// Throws std::invalid_argument if a variable has a value that is not accepted. fastconv/_ops/library.py calls this first, so
-// that the error is the import's, not a convolution's.
+// Throws std::invalid_argument if a variable has a value that is not accepted. fastconv/_ops/library.py calls this at
+// import, so that the import raises the error and not the first convolution.
 const Environment& environment();
 
 }  // namespace fastconv
