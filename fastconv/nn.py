@@ -287,7 +287,7 @@ class Sequential(Layer, torch.nn.Sequential):
                 if pool is None:
                     input = FF.conv2d_relu(*arguments)
                 else:
-                    pooling = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
+                    pooling: Any = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
                     input = FF.conv2d_relu_max_pool2d(*arguments, *pooling)
                 i += len(block)
             else:
