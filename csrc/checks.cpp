@@ -3,50 +3,13 @@
 #include <algorithm>
 #include <initializer_list>
 #include <limits>
+#include <sstream>
 #include <string>
+
+#include "sizes.h"
 
 namespace fastconv {
 namespace {
-
-// Sums and products of a few 64-bit sizes are exact in 128 bits, so no size formula can overflow.
-using Wide = __int128;
-
-struct Count {
-  Wide value;
-};
-
-std::ostream& operator<<(std::ostream& out, Count count) {
-  std::string digits;
-  Wide rest = count.value;
-  do {
-    digits += static_cast<char>('0' + static_cast<int>(rest < 0 ? -(rest % 10) : rest % 10));
-    rest /= 10;
-  } while (rest != 0);
-  if (count.value < 0) digits += '-';
-  std::reverse(digits.begin(), digits.end());
-  return out << digits;
-}
-
-// Rounds towards minus infinity. b > 0.
-Wide floor_div(Wide a, Wide b) { return a / b - (a % b < 0 ? 1 : 0); }
-
-// The pixels along one side that the taps of one output span.
-Wide extent(int64_t taps, int64_t dilation) { return static_cast<Wide>(dilation) * (static_cast<Wide>(taps) - 1) + 1; }
-
-Wide padded(int64_t size, int64_t pad) { return static_cast<Wide>(size) + 2 * static_cast<Wide>(pad); }
-
-// The number of outputs along one side; less than 1 if the taps do not fit.
-Wide output_size(int64_t size, int64_t taps, int64_t pad, int64_t stride, int64_t dilation) {
-  return floor_div(padded(size, pad) - extent(taps, dilation), stride) + 1;
-}
-
-// The same for a pool. PyTorch's rule for ceil_mode: a last window that would start beyond the input and its left
-// padding is dropped.
-Wide pooled_size(int64_t size, int64_t kernel, int64_t pad, int64_t stride, int64_t dilation, bool ceil_mode) {
-  if (!ceil_mode) return output_size(size, kernel, pad, stride, dilation);
-  const Wide windows = floor_div(padded(size, pad) - extent(kernel, dilation) + stride - 1, stride) + 1;
-  return (windows - 1) * stride >= static_cast<Wide>(size) + pad ? windows - 1 : windows;
-}
 
 // Below the checks, elements and bytes are counted in 64 bits. Tensors of up to 2^50 elements, more than any machine's
 // memory, leave room for the padding of every block and list there.

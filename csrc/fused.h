@@ -1,5 +1,5 @@
-// The fused operators, for every device: their arguments, checked and put into a shape. A device brings a function for
-// forward and one for backward; no pool is a pool of one pixel. Schemas: ops.cpp.
+// The fused operators, for every device. They check their arguments and build a FusedShape. Each device has a function
+// for forward and one for backward. No pooling is represented as 1x1 pooling. Schemas: ops.cpp.
 #pragma once
 
 #include <tuple>

@@ -89,7 +89,12 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
     const Conv2dShape& s = f.conv;
     f.pool = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, kernel, pool_stride, pool_padding, pool_dilation, false);
   }
-  const auto run = dtype == "float64" ? plan_as_dict<double> : plan_as_dict<float>;
+  const bool narrow = dtype == "float32" || dtype == "bfloat16" || dtype == "float16";
+  if (!narrow && dtype != "float64") {
+    throw std::invalid_argument("expected a dtype out of float32, float64, bfloat16, float16, but got '" + dtype + "'");
+  }
+  if (!(nonzero >= 0 && nonzero <= 1)) throw std::invalid_argument("expected nonzero to be between 0 and 1");
+  const auto run = narrow ? plan_as_dict<float> : plan_as_dict<double>;
   return run(pass, f, relu || pool.has_value(), channels_last, nonzero, finite);
 }
 

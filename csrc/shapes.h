@@ -1,5 +1,5 @@
-// The numbers that describe one call, named as the field names them and shared by every device.
-// No torch and no STL here: kernels include this file.
+// The numbers that describe one call, with the field's names, for every device. Kernels include this file, so it uses
+// neither torch nor the STL.
 #pragma once
 
 #include <cstdint>
@@ -20,14 +20,14 @@ struct Conv2dShape {
 
   int64_t group_C() const { return C / groups; }
   int64_t group_K() const { return K / groups; }
-  // Length of the sum behind one output value.
+  // The number of products in one output value.
   int64_t taps() const { return R * S * group_C(); }
   bool depthwise() const { return groups == C && groups == K && groups > 1; }
 };
 
 // y[n, c, p, q] = max over r < R, s < S of
 //   x[n, c, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w]
-// where what lies outside the image is not looked at.
+// over the taps inside the image.
 struct Pool2dShape {
   int64_t N, C, H, W;
   int64_t R, S;
@@ -37,21 +37,21 @@ struct Pool2dShape {
   int64_t dilation_h, dilation_w;
 };
 
-// Convolution, ReLU and max-pooling as one: the pool's C, H, W are the convolution's K, P, Q. A pool of one pixel is
-// none.
+// Convolution, ReLU and max-pooling in one. The pool's C, H, W are the convolution's K, P, Q. No pooling is represented
+// as 1x1 pooling.
 struct FusedShape {
   Conv2dShape conv;
   Pool2dShape pool;
 
   int64_t window() const { return pool.R * pool.S; }
   int64_t windows() const { return pool.N * pool.P * pool.Q; }
-  // No window hangs over an edge.
+  // All windows are inside the image.
   bool windows_inside() const {
     return pool.pad_h == 0 && pool.pad_w == 0 &&
            (pool.P - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h < pool.H &&
            (pool.Q - 1) * pool.stride_w + (pool.S - 1) * pool.dilation_w < pool.W;
   }
-  // The windows touch: each pixel is in at most one, and those of one lie side by side.
+  // The windows tile the image: each pixel is in at most one window, and a window has no gaps.
   bool windows_touch() const {
     return windows_inside() && pool.stride_h == pool.R && pool.stride_w == pool.S && pool.dilation_h == 1 &&
            pool.dilation_w == 1;

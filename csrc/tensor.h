@@ -1,4 +1,4 @@
-// What every torch-facing function needs of a tensor: checks that speak PyTorch's words, and memory formats.
+// Tensors of torch's stable ABI: errors in PyTorch's words, memory formats, and dispatch on the element type.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -38,8 +38,7 @@ struct Sizes {
 };
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
 
-// PyTorch's answer to "is this channels_last?", which it reads off the strides; where sizes of 1 leave it open, as
-// PyTorch decides.
+// Whether PyTorch takes the tensor for channels_last. It decides by the strides, also where sizes of 1 allow both.
 bool suggests_channels_last(const Tensor& tensor);
 
 // Whether PyTorch's convolution of these gives a channels_last result.
@@ -47,37 +46,37 @@ inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
   return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
 }
 
-// (N, C, H, W), uninitialised, dense in the one format or the other.
+// An uninitialised dense tensor of (N, C, H, W), contiguous or channels_last.
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type);
 
-// Uninitialised, with the strides that PyTorch's elementwise operators give their result.
+// An uninitialised tensor with the strides that PyTorch's elementwise operators give their result.
 Tensor empty_as(const Tensor& tensor);
 
-// Whether the elements fill their memory without gaps or overlaps, in whatever order.
+// Whether the elements fill their memory without gaps or overlaps, in any order.
 bool fills_memory(const Tensor& tensor);
 
-// How the elements of a 4-D tensor lie. One with a single channel, or a single pixel, is both.
+// The memory order of a 4-D tensor. A tensor of one channel, or of one pixel, is both NHWC and NCHW.
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);
 
-// Whether a 4-D tensor is channels_last and nothing else, so that its gradient shall be, too. (To PyTorch, a tensor
-// without elements is always contiguous.)
+// Whether a 4-D tensor is channels_last and not contiguous, so that its gradient is channels_last, too. PyTorch regards
+// a tensor without elements as contiguous.
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
-// Uninitialised, each as the tensor lies that it is the gradient of. One that is not needed has no elements.
+// Uninitialised gradients in the memory formats of input and weight. A gradient that is not needed has no elements.
 Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight);
 
-// Fills a tensor on the CPU that fills its memory.
+// Sets all elements to zero. The tensor is on the CPU and fills its memory.
 void zero(const Tensor& tensor);
 
-// Whether the elements of two tensors of one size lie in the same order.
+// Whether two tensors of the same sizes have the same memory order.
 bool same_strides(const Tensor& a, const Tensor& b);
 
-// The tensor itself where its elements lie in either order, else a copy in NHWC.
+// The tensor itself if it is NHWC or NCHW, else a copy in NHWC.
 Tensor dense(const Tensor& tensor);
 
-// The tensor in the one order or the other, as it is or as a copy.
+// The tensor in NHWC or NCHW order: itself if it has that order, else a copy.
 Tensor ordered(const Tensor& tensor, bool channels_last);
 
 // `tensor` with the strides of `like`, which fills its memory.

@@ -59,6 +59,10 @@ def test_the_plan_refuses_what_the_operators_refuse() -> None:
         plan("forward", (1, 1, 2, 2), (1, 1, 3, 3))
     with pytest.raises(ValueError, match="expected a pass out of forward"):
         plan("sideways", (1, 1, 3, 3), (1, 1, 3, 3))
+    with pytest.raises(ValueError, match="expected a dtype out of float32"):
+        plan("forward", (1, 1, 3, 3), (1, 1, 3, 3), dtype="int8")
+    with pytest.raises(ValueError, match="expected nonzero to be between 0 and 1"):
+        plan("backward_data", (1, 1, 3, 3), (1, 1, 3, 3), nonzero=float("nan"))
 
 
 # Each algorithm, and shapes that it accepts: input, weight, stride, padding.

@@ -9,7 +9,7 @@
 namespace fastconv::cpu {
 namespace {
 
-// Elements that are worth a thread of their own; PyTorch's grain.
+// The least number of elements for one thread: PyTorch's grain size.
 constexpr int64_t grain = 32768;
 
 template <class T>
@@ -19,8 +19,8 @@ void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tens
   parallel_for(0, from.numel(), grain, [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
 }
 
-// Where g's memory is y's in matrices transposed, they are turned in a thread's scratch, one by one: a whole copy of g
-// costs more than all the rest, most of it fetching pages.
+// If g's memory is that of y with transposed matrices, transposes one matrix at a time in per-thread workspace. A whole
+// copy of g would cost more than the rest of the operator, because of fresh pages.
 template <class T>
 bool apply_backward_transposed(const Tensor& g, const Tensor& y, const Tensor& dx) {
   if (same_strides(g, y) || !fills_memory(g)) return false;
@@ -73,7 +73,7 @@ void relu_(const Tensor& input) {
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   check_relu_backward(grad_output, output);
-  // In the order of the output, which the layer before it made, and which it wants its gradient in.
+  // The gradient has the memory order of the output, which is the one that the layer before expects.
   const Tensor grad_input = empty_as(output);
   const Tensor y = ordered_as(output, grad_input);
   if (is_reduced(output)) {

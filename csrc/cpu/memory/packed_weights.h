@@ -22,8 +22,8 @@ struct Packing {
   int64_t detail;  // of Winograd: the plan's layout
 };
 
-// `bytes` bytes that `pack` has filled, now or earlier. `weight` is dense. `use`: the scratch of a weight that is not
-// kept.
+// Returns `bytes` bytes that `pack` has filled, now or in an earlier call. `weight` is dense. `use`: the workspace of a
+// weight that the cache does not keep.
 std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& weight, const Packing& packing,
                                           int64_t bytes, Workspace use, const WeightCache::Pack& pack);
 

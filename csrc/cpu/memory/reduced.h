@@ -1,6 +1,6 @@
-// bfloat16 and half: kept in 16 bits, computed in float32. An operator that is given them widens them, does its work on
-// float32, and rounds the result once. All float32 lies in the calling thread's scratch, so that no pages are fetched
-// for it: fresh ones for the results alone were a sixth of a small network's step.
+// bfloat16 and half ("reduced" types) are stored in 16 bits and computed in float32. An operator widens its operands,
+// computes in float32, and rounds the result once. The float32 values are in per-thread workspace: fresh pages for the
+// results alone took a sixth of a small network's step.
 #pragma once
 
 #include <optional>
@@ -15,10 +15,10 @@ inline bool is_reduced(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::BFloat16 || tensor.scalar_type() == ScalarType::Half;
 }
 
-// Of the tensor's type, which is reduced.
+// The conversions of a reduced type.
 const ReducedKernels& reduced_kernels(ScalarType type);
 
-// The elements of a tile as kernels compute them: where they are, if they are computed as they are kept, ...
+// Gives kernels the elements of a tile. Types that are computed as they are stored stay in place.
 template <class T>
 struct PlainElements {
   using Stored = T;
@@ -29,7 +29,7 @@ struct PlainElements {
   void store(const T*, T*, int64_t) const {}
 };
 
-// ... and in the thread's scratch, if they are widened to float32.
+// Reduced types are widened to float32 in per-thread workspace, and rounded when they are stored.
 struct ReducedElements {
   using Stored = uint16_t;
   using Computed = float;
@@ -45,21 +45,21 @@ struct ReducedElements {
   void store(const float* result, uint16_t* to, int64_t count) const { kernels.round(result, to, count); }
 };
 
-// float32, and as the tensor's elements lie; where they have gaps, in its memory format. Good until the next call with
-// that `use`.
+// The tensor in float32, with its own strides, or in its memory format if its elements have gaps. Valid until the next
+// call with that `use`.
 Tensor widened(const Tensor& tensor, Workspace use);
 std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Workspace use);
 
-// float32, uninitialised, with the strides of a tensor that fills its memory.
+// An uninitialised float32 tensor with the strides of a tensor that fills its memory.
 Tensor wide_like(const Tensor& tensor, Workspace use);
 
-// float32, uninitialised, contiguous, of a tensor's size.
+// An uninitialised, contiguous float32 tensor of a tensor's size.
 Tensor wide_contiguous(const Tensor& tensor, Workspace use);
 
-// Of two tensors that lie alike.
+// Rounds `wide` into `result`, which has the same strides.
 void round_into(const Tensor& result, const Tensor& wide);
 
-// `result`, of a reduced type, as compute(wide) leaves it in float32.
+// Calls compute(wide) with a float32 tensor, and rounds that into `result`.
 template <class Compute>
 void compute_wide(const Tensor& result, Workspace use, const Compute& compute) {
   if (fills_memory(result)) {
@@ -74,7 +74,7 @@ void compute_wide(const Tensor& result, Workspace use, const Compute& compute) {
   }
 }
 
-// How a call reads and writes its tensors: as they are, ...
+// How a call reads and writes its tensors. PlainView uses them in place.
 struct PlainView {
   static constexpr bool always_by_rows = false;
 
@@ -85,7 +85,7 @@ struct PlainView {
   }
 };
 
-// ... or through float32 in workspace.
+// ReducedView converts them to float32 in workspace.
 struct ReducedView {
   static constexpr bool always_by_rows = true;
 

@@ -1,5 +1,5 @@
-// How the orders of two tensors' elements compare: NCHW and NHWC, under whatever permutation of the dimensions, are a
-// batch of matrices and those transposed.
+// Compares the memory orders of two tensors. Under any permutation of the dimensions, NCHW is a batch of matrices, and
+// NHWC is the same batch with each matrix transposed.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +10,13 @@
 
 namespace fastconv::cpu {
 
-// `batches` matrices of rows x columns, dense in the one tensor, and dense and transposed in the other.
+// `batches` matrices of rows x columns. They are dense in one tensor, and dense and transposed in the other.
 struct Transposition {
   int64_t batches, rows, columns;
 };
 
-// How `from`'s memory becomes that of `to`, which has its sizes. Both fill their memory.
+// The transposition that turns the memory of `from` into that of `to`, if there is one. Both tensors have the same
+// sizes and fill their memory.
 inline std::optional<Transposition> transposition(const Tensor& from, const Tensor& to) {
   constexpr int dims = 4;
   if (from.dim() != dims) return std::nullopt;
