@@ -19,7 +19,7 @@ SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 .PHONY: help train test test-all attack fuzz bench lint check cuda asan tsan format clean
 help:
 	@echo 'make train   train the MNIST CNN on the images that come with it'
-	@echo 'make test    check everything against PyTorch, in parallel (6 minutes on two cores)'
+	@echo 'make test    check everything against PyTorch, in parallel (7 minutes on two cores)'
 	@echo 'make test-all  the same, with the full cross products of types, layouts, ISA levels and shapes'
 	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
 	@echo "make fuzz    random programs against PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
