@@ -50,10 +50,8 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
 
 // The windows that forward may have given a pixel of these rows: not fewer than none.
 Rows windows_of(const Pool2dShape& s, int64_t row, int64_t rows) {
-  const Range from_last(row, row + rows, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
-  const Range from_first(0, row + rows, s.stride_h, -s.pad_h, s.P);
-  const int64_t first = std::min(from_last.begin, from_first.end);
-  return {first, from_first.end - first};
+  const Range windows = outputs_above(row, row + rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
+  return {windows.begin, windows.end - windows.begin};
 }
 
 // Some rows of some images at a time, each the sum of the gradients of all windows that reach it.

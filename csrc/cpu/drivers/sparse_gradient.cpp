@@ -6,15 +6,10 @@
 namespace fastconv::cpu {
 namespace {
 
-// The windows that the outputs `rows` belong to: from the last row of windows' taps over the first output, to the first
-// row of taps over the last.
+// The pooling windows that read some rows of the convolution.
 Range windows_above(const FusedShape& f, const Range& rows) {
   const Pool2dShape& pool = f.pool;
-  const int64_t last_tap = (pool.R - 1) * pool.dilation_h - pool.pad_h;
-  const Range from_last_tap(rows.begin, rows.end, pool.stride_h, last_tap, pool.P);
-  Range windows(0, rows.end, pool.stride_h, -pool.pad_h, pool.P);
-  windows.begin = std::min(from_last_tap.begin, windows.end);
-  return windows;
+  return outputs_above(rows.begin, rows.end, pool.stride_h, pool.R, pool.dilation_h, pool.pad_h, pool.P);
 }
 
 template <class T>

@@ -37,13 +37,9 @@ InputTile<T> input_of(const Conv2dShape& s, const NhwcReader<T>& x, const Tile& 
                 use);
 }
 
-// The output rows that read the input rows [tile.row, tile.row + tile.rows): from the last row of taps over the first
-// of these rows, to the first row of taps over the last.
+// The output rows that read the input rows [tile.row, tile.row + tile.rows).
 inline Range rows_above(const Conv2dShape& s, const Tile& tile) {
-  const Range from_last_tap(tile.row, s.H, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
-  Range rows(0, tile.row + tile.rows, s.stride_h, -s.pad_h, s.P);
-  rows.begin = std::min(from_last_tap.begin, rows.end);
-  return rows;
+  return outputs_above(tile.row, tile.row + tile.rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
 }
 
 // The rows of the convolution that a tile of pooling windows looks at.

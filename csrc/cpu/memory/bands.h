@@ -73,9 +73,7 @@ inline Conv2dShape band_of(const Conv2dShape& s, const Tile& tile) {
 
 // The outputs that read a tile of the input: at least one, and none that begins below the tile's first row.
 inline Rows output_rows(const Conv2dShape& s, const Tile& tile) {
-  const Range from_last_tap(tile.row, s.H, s.stride_h, (s.R - 1) * s.dilation_h - s.pad_h, s.P);
-  Range reading(0, tile.row + tile.rows, s.stride_h, -s.pad_h, s.P);
-  reading.begin = std::min(from_last_tap.begin, reading.end);
+  const Range reading = outputs_above(tile.row, tile.row + tile.rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
   const int64_t first = std::min({reading.begin, (tile.row + s.pad_h) / s.stride_h, s.P - 1});
   return {first, std::max(reading.end, first + 1) - first};
 }
@@ -161,10 +159,9 @@ void for_each_data_band(const FusedShape& f, bool by_rows, const BandLimits& lim
     const Tile tile = tiles[i];
     const Rows outputs = output_rows(s, tile);
     const Pool2dShape& pool = f.pool;
-    const Range from_last(outputs.first, outputs.first + outputs.count, pool.stride_h,
-                          (pool.R - 1) * pool.dilation_h - pool.pad_h, pool.P);
-    const Range from_first(0, outputs.first + outputs.count, pool.stride_h, -pool.pad_h, pool.P);
-    const int64_t end = std::max<int64_t>(from_first.end, 1), first = std::min(from_last.begin, end - 1);
+    const Range above = outputs_above(outputs.first, outputs.first + outputs.count, pool.stride_h, pool.R,
+                                      pool.dilation_h, pool.pad_h, pool.P);
+    const int64_t end = std::max<int64_t>(above.end, 1), first = std::min(above.begin, end - 1);
     // The rows of the convolution include those between windows that leave gaps.
     const Rows window_rows = pooled_rows(pool, first, end - first);
     const int64_t row = std::min(window_rows.first, outputs.first);

@@ -54,6 +54,16 @@ inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dila
   return (outputs - 1) * stride + (taps - 1) * dilation + 1;
 }
 
+// The outputs, of `size` in all, whose taps reach the input rows [first, last): from the last tap over the first row,
+// to the first tap over the last row.
+inline Range outputs_above(int64_t first, int64_t last, int64_t stride, int64_t taps, int64_t dilation, int64_t pad,
+                           int64_t size) {
+  const int64_t begin = Range(first, last, stride, (taps - 1) * dilation - pad, size).begin;
+  Range outputs(0, last, stride, -pad, size);
+  outputs.begin = begin < outputs.end ? begin : outputs.end;
+  return outputs;
+}
+
 // The channels of all groups in blocks of the kernels' width.
 struct Blocks {
   int64_t groups, channels, width;
