@@ -118,10 +118,11 @@ PYBIND11_MODULE(_C, m) {
         "format. Of a gradient, `nonzero` is the share of the convolution's results that it reaches, and `finite` says "
         "that the other factor has no infinity and no NaN.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
+        pybind11::arg("band") = 0,
         "For tests, while nothing computes: force or forbid algorithms of the CPU for this process. `choices` gives "
         "'always' (wherever it can compute the shape) or 'never' to any of winograd, small_output, sparse_gradient, "
         "few_channels, pool_in_registers and weight_as_patches; the plan decides the rest. `winograd` replaces "
-        "FASTCONV_WINOGRAD.");
+        "FASTCONV_WINOGRAD. `band` is the number of elements of input and output that a band of a large call has.");
   m.def(
       "packed_weights",
       [] {

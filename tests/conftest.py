@@ -82,6 +82,13 @@ def _fixed_seed_and_threads() -> Iterator[None]:
 
 
 @pytest.fixture
+def algorithms_as_measured() -> Iterator[None]:
+    """Forget the algorithms and bands that a test forced."""
+    yield
+    _C.set_algorithms({})
+
+
+@pytest.fixture
 def two_threads() -> None:
     """Compute on two threads. `_fixed_seed_and_threads` restores their number."""
     torch.set_num_threads(2)

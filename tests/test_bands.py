@@ -1,4 +1,4 @@
-"""Large calls are computed in bands (csrc/cpu/bands.h). Results do not change, and little memory is needed."""
+"""Large calls are computed in bands (csrc/cpu/memory/bands.h). Results do not change, and little memory is needed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from cases import Conv2dCase, conv
+from cases import CONV2D, FUSED, Conv2dCase, FusedCase, composed, conv, with_gradients
+from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
+from fastconv import _C
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -35,6 +37,7 @@ POOLS: list[dict[str, Any]] = [
     {"pool_kernel_size": (1, 2), "pool_stride": 1, "pool_dilation": 2},
 ]
 TYPES = [torch.bfloat16, torch.float16]
+FORMATS = [torch.contiguous_format, torch.channels_last]
 
 
 def layout(x: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -60,7 +63,27 @@ def assert_same_gradients(
             torch.testing.assert_close(ours.grad, theirs.grad.to(dtype), rtol=rtol, atol=1e-3)
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@over(case=[*CONV2D, *FUSED], band=[1, 300, 3000], memory_format=FORMATS, dtype=[torch.float32, *TYPES])
+@pytest.mark.usefixtures("algorithms_as_measured")
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+def test_bands_of_any_size_give_the_same_results(
+    case: Conv2dCase | FusedCase, band: int, memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    _C.set_algorithms({}, winograd=2, band=band)  # exact for small integers
+    if isinstance(case, Conv2dCase):
+        function, reference, (x, w, b) = FF.conv2d, F.conv2d, case.integers(dtype)
+    else:
+        function, reference, (x, w, b) = case.function, composed, case.conv.integers(dtype)
+    tensors = (layout(x, memory_format), layout(w, memory_format), b)
+    wide = tuple(None if t is None else t.double() for t in tensors)
+    y = reference(*wide, **case.arguments)
+    g = torch.randint(-1, 2, y.shape) * (torch.rand(y.shape) < 0.3)
+    expected = with_gradients(reference, wide, g, **case.arguments)
+    for ours, exact in zip(with_gradients(function, tensors, g, **case.arguments), expected, strict=True):
+        torch.testing.assert_close(ours, exact.to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=str)
 def test_conv2d_of_a_large_image_in_16_bits_is_that_in_one_piece(
@@ -73,7 +96,7 @@ def test_conv2d_of_a_large_image_in_16_bits_is_that_in_one_piece(
     )
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("case", LARGE[:4], ids=str)
 def test_the_fused_operators_of_a_large_image_in_16_bits_are_those_in_one_piece(
@@ -116,7 +139,7 @@ def test_gradients_of_a_large_image_in_float32_are_those_in_one_piece(case: Conv
     )
 
 
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize(
     "pool",

@@ -145,6 +145,20 @@ def test_a_window_wholly_in_the_padding_takes_no_gradient() -> None:
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], torch.zeros_like(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_window_wholly_in_the_padding_may_give_its_gradient_to_the_next_row(
+    memory_format: torch.memory_format, dtype: torch.dtype
+) -> None:
+    """Its index is that of column `width`, which is the first pixel of the next row. The last row has none."""
+    x = torch.randn(2, 3, 200, 100).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
+    y, indices = FF.max_pool2d(x, (1, 2), 1, (0, 1), (1, 101), return_indices=True)
+    assert torch.equal(indices[0, 0, :, 0], 100 * torch.arange(1, 201))
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(dx[..., 1:, 0], torch.ones_like(dx[..., 1:, 0]))
+    assert dx.sum() == 2 * 3 * 199
+
+
 @pytest.mark.parametrize("case", [c for c in MAX_POOL2D if 0 < torch.Size(c.size).numel() <= 400], ids=str)
 def test_max_pool2d_passes_gradcheck_to_the_second_order_and_forward(case: Pool2dCase) -> None:
     # A tie has no derivative, so values are further apart than the step of the finite differences.

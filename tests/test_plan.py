@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,10 +14,7 @@ from fastconv import _C
 POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 
 
-@pytest.fixture(autouse=True)
-def _algorithms_as_measured() -> Iterator[None]:
-    yield
-    _C.set_algorithms({})
+pytestmark = pytest.mark.usefixtures("algorithms_as_measured")
 
 
 def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -112,3 +108,5 @@ def test_an_unknown_algorithm_or_choice_is_refused() -> None:
         _C.set_algorithms({"fast": "always"})
     with pytest.raises(ValueError, match="expected 'always' or 'never'"):
         _C.set_algorithms({"winograd": "sometimes"})
+    with pytest.raises(ValueError, match="expected band to be at least 0"):
+        _C.set_algorithms({}, band=-1)

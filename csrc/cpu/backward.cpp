@@ -194,12 +194,12 @@ void backward(const Backward& call, const BandLimits& limits, const View& view) 
 }  // namespace
 
 void run_backward(const Backward& call) {
-  if (is_reduced(call.grad_output)) return backward<float>(call, reduced_limits, ReducedView{});
+  if (is_reduced(call.grad_output)) return backward<float>(call, band_limits(true), ReducedView{});
   const char* name = call.argmax       ? "conv2d_relu_max_pool2d_backward"
                      : call.grad_input ? "conv2d_backward_data"
                                        : "conv2d_backward_weight";
   dispatch_floating(call.grad_output, name,
-                    [&](auto type) { backward<decltype(type)>(call, plain_limits, PlainView{}); });
+                    [&](auto type) { backward<decltype(type)>(call, band_limits(false), PlainView{}); });
 }
 
 }  // namespace fastconv::cpu

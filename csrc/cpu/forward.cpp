@@ -23,7 +23,7 @@ void forward(const Forward& call) {
 void forward_reduced(const Forward& call, const std::optional<Tensor>& argmax) {
   const Tensor weight = widened(call.weight, Workspace::wide_weight);
   const std::optional<Tensor> bias = widened(call.bias, Workspace::wide_bias);
-  for_each_band(call.shape, true, reduced_limits, [&](const Band& band) {
+  for_each_band(call.shape, true, band_limits(true), [&](const Band& band) {
     const Tensor x = part_of(call.input, band.images, band.input);
     compute_wide(part_of(call.output, band.images, band.windows), Workspace::wide_result, [&](const Tensor& y) {
       uint8_t* at = argmax ? mutable_data<uint8_t>(part_of(*argmax, band.images, band.windows)) : nullptr;

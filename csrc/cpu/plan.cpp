@@ -25,6 +25,7 @@ constexpr std::array<const char*, options> option_names{"winograd",     "small_o
                                                         "few_channels", "pool_in_registers", "weight_as_patches"};
 std::array<std::atomic<Choice>, options> choices{};
 std::atomic<int> forced_winograd_side{-1};
+std::atomic<int64_t> forced_band{0};
 
 bool always(Option option) { return choices[option].load(std::memory_order_relaxed) == Choice::always; }
 bool never(Option option) { return choices[option].load(std::memory_order_relaxed) == Choice::never; }
@@ -231,6 +232,11 @@ Conv2dShape turned_around(const Conv2dShape& s) {
   return turned;
 }
 
+BandLimits band_limits(bool reduced) {
+  if (const int64_t band = forced_band.load(std::memory_order_relaxed)) return {band, 0, 0};
+  return reduced ? BandLimits{1 << 20, 4, 2 << 20} : BandLimits{4 << 20, 4, 16 << 20};
+}
+
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
@@ -276,7 +282,7 @@ template BackwardPlan plan_backward_data<double>(const FusedShape&, const Gradie
 template BackwardPlan plan_backward_weight<float>(const FusedShape&, const GradientFacts&);
 template BackwardPlan plan_backward_weight<double>(const FusedShape&, const GradientFacts&);
 
-void set_algorithms(const std::map<std::string, std::string>& wanted, int side) {
+void set_algorithms(const std::map<std::string, std::string>& wanted, int side, int64_t band) {
   std::array<Choice, options> found{};
   size_t known = 0;
   for (int option = 0; option < options; ++option) {
@@ -297,8 +303,10 @@ void set_algorithms(const std::map<std::string, std::string>& wanted, int side) 
   if (side < -1 || side == 1 || side > 4) {
     throw std::invalid_argument("fastconv: expected winograd to be -1, 0, 2, 3 or 4");
   }
+  if (band < 0) throw std::invalid_argument("fastconv: expected band to be at least 0");
   for (int option = 0; option < options; ++option) choices[option] = found[option];
   forced_winograd_side = side;
+  forced_band = band;
 }
 
 }  // namespace fastconv::cpu

@@ -72,6 +72,16 @@ BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& grad
 constexpr int64_t sparse_weight_pixels = 64;
 constexpr int64_t sparse_data_pixels = 128;
 
+// Large calls are computed in bands (memory/bands.h). Sizes are in elements of input and output together.
+struct BandLimits {
+  int64_t band;     // a band is about this large
+  int64_t weights;  // and at least so many times as large as the weight, which is packed or summed once a band
+  int64_t call;     // the largest call that is computed in one piece
+};
+
+// The limits for 16-bit types are lower, because all their tensors are copied.
+BandLimits band_limits(bool reduced);
+
 // The pixels of the convolution from one pooling window to the next, at most those of the image.
 int64_t pixels_between_windows(const Pool2dShape& s);
 
@@ -80,8 +90,8 @@ Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: replaces decisions for this process, while nothing computes. `choices` gives "always" (wherever the
 // algorithm can compute the shape) or "never" to any of winograd, small_output, sparse_gradient, few_channels,
-// pool_in_registers and weight_as_patches. `winograd_side` replaces FASTCONV_WINOGRAD; -1 leaves it. Throws
-// std::invalid_argument.
-void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side);
+// pool_in_registers and weight_as_patches. `winograd_side` replaces FASTCONV_WINOGRAD; -1 leaves it. `band`
+// is the number of elements of a band; 0 leaves it. Throws std::invalid_argument.
+void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
 }  // namespace fastconv::cpu

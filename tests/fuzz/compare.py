@@ -10,6 +10,8 @@ WINOGRAD  A result of Winograd's algorithm is as exact as the largest values nea
 SMALL INTEGERS  PyTorch refuses to pool channels_last images of more pixels than their integer type can count.
 UNBATCHED PyTorch's max_pool2d makes one image without a batch contiguous, the fused operator keeps channels_last.
 ONE PIXEL Strides of an image of one pixel are those of both memory formats.
+CRASH     PyTorch 2.13 ends with a segmentation fault in float32 convolutions of channels_last images of one column with
+          kernels of one column, a stride and a dilation. The reference is computed in float64.
 NAN BITS  The bits inside a NaN.
 """
 

@@ -10,24 +10,17 @@
 #include <optional>
 
 #include "../../tensor.h"
+#include "../plan.h"
 #include "tiles.h"
 #include "workspace.h"
 
 namespace fastconv::cpu {
 
-// The size of a band, and the largest call that is computed in one piece, in elements of input and output together.
-// The limits for 16-bit types are lower, because all their tensors are copied.
-struct BandLimits {
-  int64_t band, call;
-};
-constexpr BandLimits reduced_limits{1 << 20, 2 << 20}, plain_limits{4 << 20, 16 << 20};
-
-// Images of rows x width pixels, of `elements` elements a pixel. A band is several times as large as the weight, which
-// is packed, or its gradient added, once for each.
+// Images of rows x width pixels, of `elements` elements a pixel.
 inline Tiles bands(int64_t images, int64_t rows, int64_t width, int64_t elements, int64_t weight, bool by_rows,
                    const BandLimits& limits) {
   const int64_t all = images * rows * width;
-  int64_t pixels = std::max<int64_t>(1, std::max(limits.band, 4 * weight) / (2 * elements));
+  int64_t pixels = std::max<int64_t>(1, std::max(limits.band, limits.weights * weight) / (2 * elements));
   if (!by_rows) pixels = std::max(pixels, rows * width);
   if (all <= limits.call / elements) pixels = std::max<int64_t>(1, all);
   return Tiles(images, rows, width, pixels, 1);
@@ -125,9 +118,14 @@ inline Rows pooled_rows(const Pool2dShape& pool, int64_t first, int64_t count) {
   return within(first * pool.stride_h - pool.pad_h, reach(count, pool.stride_h, pool.R, pool.dilation_h), pool.H);
 }
 
-// A tile of windows as a call.
+// A tile of windows as a call. Every row of the convolution is part of a band, also a row that no window reads: its
+// zero gradient times an infinite input is NaN.
 inline Band band_of(const FusedShape& f, const Tile& tile) {
-  const Rows conv = pooled_rows(f.pool, tile.row, tile.rows);
+  Rows conv = pooled_rows(f.pool, tile.row, tile.rows);
+  if (tile.row == 0) conv = {0, conv.first + conv.count};
+  const int64_t last = tile.row + tile.rows, next = last * f.pool.stride_h - f.pool.pad_h;
+  const int64_t end = last == f.pool.P ? f.conv.P : std::clamp(next, conv.first + conv.count, f.conv.P);
+  conv.count = end - conv.first;
   const Tile outputs{tile.image, tile.images, conv.first, conv.count};
   Band band{f, tile, input_rows(f.conv, outputs), {tile.row, tile.rows}};
   band.shape.conv = band_of(f.conv, outputs);
