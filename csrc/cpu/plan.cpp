@@ -87,8 +87,8 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 //
 // PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
 // simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for
-// padding 1 of a 3 x 3 image). In these cases, with a pool (see kernels/winograd.h) and without AVX2, no tile is larger
-// than 2 x 2.
+// padding 1 of a 3 x 3 image). No tile is larger than 2 x 2 in these cases, with a pool (see kernels/winograd.h) or
+// without AVX2.
 int winograd_side(const FusedShape& f, bool backward) {
   const Conv2dShape& s = f.conv;
   const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);

@@ -1,8 +1,8 @@
 // Decides how the CPU computes a convolution. forward.cpp and backward.cpp ask here, and Python asks here through
 // fastconv._C.plan. The measurements behind the decisions are in plan.cpp.
 //
-// A plan depends on the shape, the element type, the memory format of the weight, the ISA level and, for a gradient, on
-// its share of non-zero values. It never depends on the number of threads.
+// A plan depends on the shape, the element type, the memory format of the weight and the ISA level. For a gradient, it
+// also depends on GradientFacts. It never depends on the number of threads.
 #pragma once
 
 #include <array>
@@ -76,8 +76,8 @@ constexpr int64_t sparse_data_pixels = 128;
 // The number of pixels of the convolution for each pooling window: the product of the strides, limited by the image.
 int64_t pixels_between_windows(const Pool2dShape& s);
 
-// backward_data is the convolution of grad_output with the kernel, rotated by 180 degrees and with C and K exchanged.
-// Returns the shape of that convolution.
+// backward_data is a convolution of grad_output, with the kernel rotated by 180 degrees and C and K exchanged. Returns
+// the shape of that convolution.
 Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of winograd, small_output,

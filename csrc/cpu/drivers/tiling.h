@@ -29,7 +29,7 @@ inline int64_t parts_of_tile(const Tiles& tiles, const Blocks& blocks) {
 // Output pixels of a tile: a multiple of the rows of a register block, and few enough to stay in the cache.
 constexpr int64_t tile_pixels = 720;
 
-// The input pixels that rows [row, row + rows) of the output read, with their padding.
+// The input pixels, with padding, that the output rows [tile.row, tile.row + tile.rows) read.
 template <class T>
 InputTile<T> input_of(const Conv2dShape& s, const NhwcReader<T>& x, const Tile& tile, Workspace use) {
   return x.view(tile.image, tile.images, tile.row * s.stride_h - s.pad_h,

@@ -1,4 +1,4 @@
-// Winograd's convolution (kernels/winograd.h), for forward and, with the kernel turned around, for backward_data.
+// Winograd's convolution (kernels/winograd.h), for forward and, with the kernel rotated, for backward_data.
 #include <vector>
 
 #include "../memory/packed_weights.h"
@@ -75,7 +75,8 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
   for (const Layout::Kind& kind : layout.kinds) rounds = std::max(rounds, kind.units);
   // If there are few units, the work is also divided by halves of the output channels. A thread then reads the half of
   // the weight that it packed, which is in its cache. conv3 of MnistCNN has three units and takes 0.12 ms instead of
-  // 0.15 (2 threads of Zen 5), or 0.16 instead of 0.24 while data moves slowly between the cores: 2 % of a step.
+  // 0.15 (2 threads of Zen 5), or 0.16 instead of 0.24 while data moves slowly between the cores. That saves 2 % of a
+  // step.
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
   parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {

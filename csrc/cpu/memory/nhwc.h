@@ -32,8 +32,8 @@ class NhwcReader {
     return {data_ + ((image * H_ + h0) * W_ + w0) * C_, {H_ * W_ * C_, W_ * C_, C_}};
   }
 
-  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. What lies outside the
-  // image is padding.
+  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. Pixels outside of the
+  // image become zero.
   void copy(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
     if (rows * columns * C_ == 0) return;
     for (int64_t n = image; n < image + images; ++n) {

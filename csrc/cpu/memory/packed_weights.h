@@ -15,7 +15,7 @@
 
 namespace fastconv::cpu {
 
-// What the packed form depends on besides the weight's shape and values.
+// Everything that the packed form depends on, except the weight's shape and values.
 struct Packing {
   enum Kind { direct, winograd };
   Kind kind;

@@ -2,8 +2,8 @@
 // ThreadSanitizer can see all of it (tests/threads/weight_cache.cpp).
 //
 // An entry holds the packed weight and a copy of the bytes that were packed. A lookup is a hit only if every byte of
-// the caller's weight equals the copy. Addresses and version counters prove nothing: a foreign pointer may write a
-// weight's memory, and the allocator reuses addresses.
+// the caller's weight equals the copy. Addresses and version counters prove nothing: other code may write a weight's
+// memory through a pointer, and the allocator reuses addresses.
 //
 // A hint of 64 bits chooses the entries to compare. It samples at most 64 words of the weight. Different weights may
 // share a hint. They then cost a comparison, never a wrong result.
@@ -39,7 +39,7 @@ namespace fastconv::cpu {
 // Everything that the packed form depends on, except the weight's bytes.
 struct WeightKey {
   std::array<int64_t, 10> numbers;
-  const void* kernels;  // the ISA level's
+  const void* kernels;  // of the ISA level
   bool operator==(const WeightKey&) const = default;
 };
 
