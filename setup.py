@@ -1,11 +1,11 @@
-"""Builds fastconv's extension, fastconv._C, with torch's cpp_extension. Everything else is in pyproject.toml.
+"""Builds the extension fastconv._C with torch's cpp_extension. All other settings are in pyproject.toml.
 
-FASTCONV_CUDA=1|0    with CUDA or an error, or without; else with it where torch and a toolkit have it
-TORCH_CUDA_ARCH_LIST the GPUs to compile for, such as '8.6;9.0': else those that are there, or all that torch serves
-FASTCONV_DEBUG=1     -O1 -g, the kernels' assertions and the standard library's bounds checks
-FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan); thread: ThreadSanitizer (make tsan)
-FASTCONV_COMPILE=0   no extension, only the metadata: the Makefile lets ninja compile afterwards, in a folder that stays
-MAX_JOBS=n           compilations at a time
+FASTCONV_CUDA=1|0    1: with CUDA, or an error. 0: without CUDA. Unset: with CUDA if torch and a toolkit have it.
+TORCH_CUDA_ARCH_LIST GPUs to compile for, such as '8.6;9.0'. Unset: those of this machine, else all that torch supports.
+FASTCONV_DEBUG=1     -O1 -g, assertions in the kernels and bounds checks of the standard library.
+FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan). thread: ThreadSanitizer (make tsan).
+FASTCONV_COMPILE=0   Installs without compiling. The Makefile then compiles in build/, so that later builds are fast.
+MAX_JOBS=n           Number of compilations in parallel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OLDEST_SETUPTOOLS = 77  # reads the license and the packages as pyproject.toml w
 
 
 def stop(problem: str, remedy: str) -> None:
-    """One line and no traceback, which is what a person who types ``pip install`` needs to see."""
+    """Exit with one line and no traceback, so that users of pip see what to do."""
     sys.exit(f"\nfastconv: {problem}. {remedy}\n")
 
 
@@ -35,9 +35,9 @@ try:
     import torch
 except ImportError:
     stop(
-        "torch is not there to build with",
+        "the build needs torch, which is not installed",
         "Type: pip install torch 'setuptools>=77' ninja pybind11 && pip install --no-build-isolation . "
-        "(without build isolation: fastconv builds with the torch that you run)",
+        "(without build isolation, fastconv is built with the torch that you use)",
     )
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < OLDEST_TORCH:
@@ -54,17 +54,17 @@ if shutil.which(compiler) is None:
 try:
     import pybind11
 except ImportError:
-    stop("pybind11 is not there to build with", "Type: pip install pybind11 ninja")
+    stop("the build needs pybind11, which is not installed", "Type: pip install pybind11 ninja")
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc" / "cuda"))
 import toolkit  # noqa: E402
 
 
 def choose_cuda() -> Path | None:
-    """The folder of the toolkit to build with; None: for the CPU alone. Says which, and why."""
+    """Return the folder of the CUDA toolkit, or None to build for the CPU alone. Print the choice and its reason."""
     wanted = os.environ.get("FASTCONV_CUDA", "")
     if wanted not in ("", "0", "1"):
-        stop(f"FASTCONV_CUDA={wanted} is neither 0 nor 1", "Leave it out for CUDA where torch and a toolkit have it")
+        stop(f"FASTCONV_CUDA={wanted} is neither 0 nor 1", "Unset it to use CUDA if torch and a toolkit have it")
     if wanted == "0":
         say("building for the CPU alone: FASTCONV_CUDA=0")
         return None
@@ -76,7 +76,7 @@ def choose_cuda() -> Path | None:
         say(f"building for the CPU alone: {problem}")
         return None
     if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-        # cpp_extension would ask the GPUs, of which there are none.
+        # Without this list, cpp_extension asks the GPUs of this machine, and there are none.
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.served_by(torch.cuda.get_arch_list()))
     targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or "the GPUs that are here"
     say(f"building with CUDA {toolkit.version(home)} from {home} for {targets}")
@@ -89,21 +89,21 @@ def say(line: str) -> None:
 
 cuda_home = None if os.environ.get("FASTCONV_COMPILE") == "0" else choose_cuda()
 if cuda_home is not None:
-    os.environ["CUDA_HOME"] = str(cuda_home)  # which cpp_extension reads as it is imported
+    os.environ["CUDA_HOME"] = str(cuda_home)  # cpp_extension reads it on import
 
 from torch.utils import cpp_extension  # noqa: E402
 
 
 def compile_arguments() -> list[str]:
-    # Other people's headers are system headers: -Werror is for our own. pybind11's come before torch's copy of them,
-    # which torch 2.11 refuses beside the stable ABI.
+    # -isystem, because -Werror applies to our own headers only. pybind11's headers come first, because torch has a copy
+    # of them that torch 2.11 does not allow together with the stable ABI.
     system_headers = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     arguments = [argument for path in system_headers for argument in ("-isystem", path)]
     arguments += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"]
-    # What __FILE__ says: no path of the machine that builds.
+    # Keep paths of the build machine out of __FILE__.
     torch_headers = cpp_extension.include_paths()[0]
     arguments += [f"-fmacro-prefix-map={torch_headers}/=", f"-fmacro-prefix-map={Path(__file__).parent.resolve()}/="]
-    # The stable ABI of torch 2.10 and later, and nothing else of torch: see docs/architecture.md.
+    # Use only the stable ABI of torch 2.10 and later (docs/architecture.md).
     arguments += [TARGET]
     if cuda_home is not None:
         arguments += [f"-DFASTCONV_CUDA={toolkit.version(cuda_home)}"]
@@ -112,7 +112,7 @@ def compile_arguments() -> list[str]:
         arguments += ["-UNDEBUG", "-DFASTCONV_DEBUG", "-D_GLIBCXX_ASSERTIONS"]
     if not debug and not sanitizers():
         return [*arguments, "-O3", "-g0"]
-    # At -O1, g++ 12 warns about vectors whose lanes are set one by one, and about variables that memcpy sets.
+    # At -O1, g++ 12 has false warnings about vectors that are set lane by lane and about variables that memcpy sets.
     arguments += ["-O1", "-g", "-Wno-maybe-uninitialized"]
     return [*arguments, *sanitizers(), "-fno-sanitize-recover=undefined"] if sanitizers() else arguments
 
@@ -124,11 +124,11 @@ def sanitizers() -> list[str]:
 
 def nvcc_arguments() -> list[str]:
     arguments = [argument for path in cpp_extension.include_paths() for argument in ("-isystem", path)]
-    # cpp_extension takes away the conversions of 16-bit types, lest PyTorch's own operators use them unawares.
+    # cpp_extension disables the conversions and operators of 16-bit types, which the kernels use.
     names = ["HALF_CONVERSIONS", "HALF_OPERATORS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     arguments += [f"-U__CUDA_NO_{name}__" for name in names]
     arguments += ["-DUSE_CUDA", TARGET, "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
-    # Said here, since cpp_extension adds none where any flag, a path for example, has "arch" in it.
+    # Explicit, because cpp_extension adds no architectures if any flag (a path, for example) contains "arch".
     arguments += cpp_extension._get_cuda_arch_flags()
     return [*arguments, "-O1", "-lineinfo"] if os.environ.get("FASTCONV_DEBUG") == "1" else [*arguments, "-O3"]
 
@@ -138,7 +138,7 @@ def link_arguments() -> list[str]:
 
 
 class Extension(cpp_extension.BuildExtension):
-    """torch's, without the libraries that are outside of the stable ABI: the extension uses none of them."""
+    """torch's BuildExtension without the libraries outside of the stable ABI, which the extension does not use."""
 
     def build_extensions(self) -> None:
         for extension in self.extensions:

@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-// Torch 2.13 and later: what the last failed C function of this thread said. Null in older ones.
+// Returns the message of the last C function that failed in this thread. torch 2.12 and older do not have it: null.
 extern "C" __attribute__((weak, visibility("default"))) const char* torch_exception_get_what_without_backtrace();
 
 namespace fastconv {

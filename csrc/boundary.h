@@ -1,18 +1,19 @@
-// How an operator's errors leave it, for every device: in PyTorch's words or ours, never in those of a failed C call.
+// Error messages of the operators, for every device: they show the text of PyTorch or of fastconv, never that of a
+// failed call of torch's C functions.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
 
 namespace fastconv {
 
-// Rethrows the exception that is being handled. What a failed call of torch's C functions says (the call, the file and
-// line of a header) becomes what PyTorch itself said about it, and std::bad_alloc a sentence.
+// Rethrows the exception that is being handled. The text of a failed call of torch's C functions names the call, a
+// header and a line. It is replaced by PyTorch's own message. std::bad_alloc gets a message that says what to do.
 [[noreturn]] void rethrow_in_words();
 
 struct NoScope {};
 
-// `function`, with an object of type Scope that exists while it runs. (The type of the function is a parameter of its
-// own, since nvcc 13 does not match it in a partial specialisation of `function`.)
+// `function`, with an object of type Scope that exists while it runs. Type is a separate parameter, because nvcc 13
+// does not match it in a partial specialisation on `function` alone.
 template <auto function, class Scope = NoScope, class Type = decltype(function)>
 struct Guarded;
 

@@ -11,8 +11,8 @@
 namespace fastconv {
 namespace {
 
-// Below the checks, elements and bytes are counted in 64 bits. Tensors of up to 2^50 elements, more than any machine's
-// memory, leave room for the padding of every block and list there.
+// The rest of csrc counts elements and bytes in 64 bits. 2^50 elements are more than any machine's memory, and leave
+// room for the padding of blocks and lists.
 void check_elements(const char* what, std::initializer_list<Wide> sizes) {
   constexpr Wide most = Wide{1} << 50;
   Wide elements = 1;
@@ -36,7 +36,7 @@ void check_pair(const Ints& values, const char* name, const char* operation) {
         operation, " dimensions, but got ", name, "=", Sizes(values));
 }
 
-// Far above any image, and far below where sums of products overflow.
+// 2^40 is far above the size of any image. Sums of products of such numbers do not overflow.
 void check_countable(const Ints& stride, const Ints& padding, const Ints& dilation) {
   constexpr int64_t most = int64_t{1} << 40;
   for (int i = 0; i < 2; ++i) {
@@ -70,7 +70,7 @@ void check_floating(const Tensor& tensor, const char* name) {
         "\"", name, "\" not implemented for '", torch::headeronly::toString(type), "'");
 }
 
-// The dispatcher asks for one tensor on a GPU, not for all.
+// The dispatcher calls CUDA's operator if one tensor is on a GPU, even if others are not.
 void check_same_device(const Tensor& a, const Tensor& b) {
   check(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
         "Expected all tensors to be on the same device, but found at least two devices, ", device_name(a), " and ",
@@ -150,9 +150,8 @@ void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, co
         " dilationW: ", dilation[1]);
 }
 
-// The one place where a pool's sizes are computed, for an input of some size (N, C, H, W). `given`: null, or the
-// numbers of windows that the gradient has, (P, Q). The schemas of backward operators omit ceil_mode, so either
-// rounding is accepted for them.
+// The one place where a pool's sizes are computed. `input`: (N, C, H, W). `given`: the (P, Q) of the gradient in
+// backward, else null. The schemas of backward operators omit ceil_mode, so backward accepts either rounding.
 Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                          const Ints& dilation, bool ceil_mode, const Ints* given) {
   check_sizes(input);
@@ -179,13 +178,13 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
   check_elements("the input of max_pool2d", {s.N, s.C, padded(s.H, s.pad_h), padded(s.W, s.pad_w)});
   check_elements("the output of max_pool2d", {s.N, s.C, P, Q});
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
-  // The kernels count pixels in 32 bits inside a window, and in 64 bits outside.
+  // The kernels store the distance of two pixels of one window in 32 bits, and all other positions in 64 bits.
   check((extent(s.R, s.dilation_h) - 1) * s.W + extent(s.S, s.dilation_w) - 1 <= std::numeric_limits<int32_t>::max(),
         "max_pool2d: a window may span at most 2^31 - 1 pixels of the image");
   return s;
 }
 
-// A position and `no_gradient` share a byte.
+// A byte of the argmax holds either a position in the window or `no_gradient`.
 void check_positions(const Ints& pool_kernel_size) {
   check(pool_kernel_size[0] <= no_gradient && pool_kernel_size[1] <= no_gradient &&
             pool_kernel_size[0] * pool_kernel_size[1] <= no_gradient,
@@ -193,7 +192,7 @@ void check_positions(const Ints& pool_kernel_size) {
         Sizes(pool_kernel_size));
 }
 
-// For the backward operators, which users reach through autograd only: every number must fit every other.
+// Autograd calls the backward operators, so all sizes must match exactly.
 void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
   const Ints expected{s.N, s.K, s.P, s.Q};
   check(sizes_of(grad_output) == expected, "expected grad_output of size ", Sizes(expected), ", but got ",
@@ -221,7 +220,7 @@ Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints
                                const Ints& dilation, int64_t groups) {
   check_pairs(stride, padding, dilation);
   check_conv2d_parameters(stride, padding, dilation, groups);
-  check(input.size() == 4 && weight.size() == 4, "expected 4 sizes of input and of weight");
+  check(input.size() == 4 && weight.size() == 4, "expected input_size and weight_size to have 4 values");
   return conv2d_shape(input, weight, {}, stride, padding, dilation, groups);
 }
 
@@ -265,7 +264,7 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                    const Ints& dilation, bool ceil_mode) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
-  check(input.size() == 4, "expected 4 sizes of input");
+  check(input.size() == 4, "expected the input size to have 4 values");
   return pool2d_shape(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
 }
 

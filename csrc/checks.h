@@ -1,4 +1,5 @@
-// Arguments are checked once, here, for every device, with PyTorch's own words. Below this, they are trusted.
+// Checks the arguments of every operator, for every device, with PyTorch's own error messages. All other code trusts
+// them.
 #pragma once
 
 #include "shapes.h"
@@ -13,7 +14,7 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
                                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 
-// The same from the sizes of input and weight alone.
+// Checks sizes without tensors.
 Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
                                const Ints& dilation, int64_t groups);
 
@@ -23,11 +24,11 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
 
-// The same from the size of the input alone.
+// Checks sizes without a tensor.
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                    const Ints& dilation, bool ceil_mode);
 
-// What relu_ writes to.
+// The input of relu_, which is also its output.
 void check_no_overlap(const Tensor& input);
 void check_relu_backward(const Tensor& grad_output, const Tensor& output);
 

@@ -11,7 +11,7 @@
 namespace fastconv {
 namespace {
 
-// Without the spaces around it. Empty if the variable is not set.
+// Returns the value without the spaces around it. Empty if the variable is not set.
 std::string_view value_of(const char* name) {
   const char* variable = std::getenv(name);
   std::string_view value = variable == nullptr ? "" : variable;
@@ -21,7 +21,7 @@ std::string_view value_of(const char* name) {
   return value;
 }
 
-// On one line, in ASCII, and not too long.
+// Returns the value for an error message: on one line, in ASCII, at most 60 characters of it.
 std::string printable(std::string_view value) {
   constexpr size_t most = 60;
   constexpr char digits[] = "0123456789abcdef";
@@ -49,14 +49,14 @@ std::string cpu_capability_from(const char* name) {
     if (value == level) return level;
     have += (have.empty() ? "" : ", ") + level;
   }
-  refuse(name, value, "is not one of this machine's: " + have + " (empty or unset: the last)");
+  refuse(name, value, "is not an ISA level of this machine: " + have + " (empty or unset: the last)");
 }
 
 int winograd_from(const char* name) {
   const std::string_view value = value_of(name);
   if (value.empty()) return 3;
   if (value.size() == 1 && std::string_view("0234").find(value) != std::string_view::npos) return value[0] - '0';
-  refuse(name, value, "is not one of 0, 2, 3, 4, the largest side of Winograd's tiles (empty or unset: 3)");
+  refuse(name, value, "is not one of 0, 2, 3, 4 (largest side of Winograd's tiles; 0: no Winograd; empty or unset: 3)");
 }
 
 int64_t cache_bytes_from(const char* name) {
@@ -66,7 +66,7 @@ int64_t cache_bytes_from(const char* name) {
   int64_t megabytes = 0;
   for (const char c : value) {
     if (c < '0' || c > '9') {
-      refuse(name, value, "is not a whole number of MB, 0 or more (0 keeps nothing; empty or unset: 512)");
+      refuse(name, value, "is not a whole number of MB, 0 or more (0 turns the cache off; empty or unset: 512)");
     }
     megabytes = std::min(megabytes * 10 + (c - '0'), most + 1);
   }

@@ -1,5 +1,5 @@
-// The environment variables of the extension, read and checked once, at import. docs/environment.md describes them;
-// Python's own are in fastconv/environment.py.
+// The environment variables of the extension, read and checked once, at import. docs/environment.md describes them. The
+// variables that only Python reads are in fastconv/environment.py.
 #pragma once
 
 #include <cstdint>
@@ -8,9 +8,9 @@
 namespace fastconv {
 
 struct Environment {
-  std::string cpu_capability;  // FASTCONV_CPU_CAPABILITY: a level of this machine, or empty for its highest
-  int winograd;                // FASTCONV_WINOGRAD: the largest side of a tile, 0 for none
-  int64_t cache_bytes;         // FASTCONV_CACHE_MB: INT64_MAX for no limit
+  std::string cpu_capability;  // FASTCONV_CPU_CAPABILITY: an ISA level of this machine; empty: the highest
+  int winograd;                // FASTCONV_WINOGRAD: the largest side of a tile; 0: no Winograd
+  int64_t cache_bytes;         // FASTCONV_CACHE_MB in bytes; INT64_MAX: no limit
 };
 
 // Throws std::invalid_argument if a variable has a value that is not accepted. fastconv/_ops/library.py calls this at

@@ -1,4 +1,4 @@
-// The Python module fastconv._C: what is not an operator. Importing it registers the operators too (ops.cpp).
+// The Python module fastconv._C. Importing it also registers the operators (ops.cpp).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -26,7 +26,7 @@ namespace {
 
 std::map<std::string, std::string> build_info() {
   std::ostringstream target;
-  // 0x020a... is torch 2.10: the oldest release whose stable ABI serves this build.
+  // 0x020a... is torch 2.10, the oldest release that this build runs with.
   target << ((TORCH_TARGET_VERSION >> 56) & 0xff) << '.' << ((TORCH_TARGET_VERSION >> 48) & 0xff);
   return {{"compiler",
 #if defined(__clang__)
@@ -39,7 +39,7 @@ std::map<std::string, std::string> build_info() {
           {"cuda", FASTCONV_STRING(FASTCONV_CUDA)}};
 }
 
-// kernel_size, stride, padding, dilation of a max-pool after the convolution and a ReLU.
+// kernel_size, stride, padding and dilation of the fused max-pooling.
 using PoolArguments = std::array<fastconv::Ints, 4>;
 
 pybind11::list tiles_of(const fastconv::cpu::WinogradCut& cut) {
@@ -66,7 +66,7 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
     return result;
   }
   if (pass != "backward_data" && pass != "backward_weight") {
-    throw std::invalid_argument("expected a pass out of forward, backward_data, backward_weight, but got '" + pass +
+    throw std::invalid_argument("expected pass_ to be forward, backward_data or backward_weight, but got '" + pass +
                                 "'");
   }
   const GradientFacts gradient{fused, [=](double) { return nonzero; }, [=] { return finite; }};
@@ -91,7 +91,7 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
   }
   const bool narrow = dtype == "float32" || dtype == "bfloat16" || dtype == "float16";
   if (!narrow && dtype != "float64") {
-    throw std::invalid_argument("expected a dtype out of float32, float64, bfloat16, float16, but got '" + dtype + "'");
+    throw std::invalid_argument("expected dtype to be float32, float64, bfloat16 or float16, but got '" + dtype + "'");
   }
   if (!(nonzero >= 0 && nonzero <= 1)) throw std::invalid_argument("expected nonzero to be between 0 and 1");
   const auto run = narrow ? plan_as_dict<float> : plan_as_dict<double>;
@@ -101,35 +101,37 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "fastconv's compiled part: operators (torch.ops.fastconv) and the CPU level that serves them.";
+  m.doc() = "The compiled part of fastconv. Importing it registers the operators torch.ops.fastconv.";
   m.def("cpu_capability", &fastconv::cpu_capability, "The ISA level in use: default, avx2 or avx512.");
   m.def("cpu_capabilities", &fastconv::cpu_capabilities, "The ISA levels of this machine, lowest first.");
   m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
-        "Choose the ISA level for this process, while nothing computes. ValueError if the machine lacks it.");
+        "Choose the ISA level of this process, while no operator runs. ValueError if the machine lacks the level.");
   namespace py = pybind11;
   m.def("plan", &plan, py::arg("pass_"), py::arg("input_size"), py::arg("weight_size"),
         py::arg("stride") = fastconv::Ints{1, 1}, py::arg("padding") = fastconv::Ints{0, 0},
         py::arg("dilation") = fastconv::Ints{1, 1}, py::arg("groups") = 1, py::kw_only(), py::arg("relu") = false,
         py::arg("pool") = py::none(), py::arg("dtype") = "float32", py::arg("channels_last") = true,
         py::arg("nonzero") = 1.0, py::arg("finite") = true,
-        "How the CPU would compute a convolution: a dict with its 'algorithm' and what belongs to that. `pass_` is "
-        "forward, backward_data or backward_weight. `relu` and `pool`, a max-pool's (kernel_size, stride, padding, "
-        "dilation), are fused with it. 16-bit dtypes are computed in float32. `channels_last` is the weight's memory "
-        "format. Of a gradient, `nonzero` is the share of the convolution's results that it reaches, and `finite` says "
-        "that the other factor has no infinity and no NaN.");
+        "How the CPU computes a convolution: a dict with the 'algorithm' and the decisions that belong to it. `pass_` "
+        "is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a (kernel_size, stride, padding, "
+        "dilation), fuses a ReLU and max-pooling. 16-bit dtypes are computed in float32. `channels_last` says that the "
+        "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
+        "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
-        "For tests, while nothing computes: force or forbid algorithms of the CPU for this process. `choices` gives "
-        "'always' (wherever it can compute the shape) or 'never' to any of winograd, small_output, sparse_gradient, "
-        "few_channels, pool_in_registers and weight_as_patches; the plan decides the rest. `winograd` replaces "
-        "FASTCONV_WINOGRAD. `band` is the number of elements of input and output that a band of a large call has.");
+        "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
+        "of winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to 'always' "
+        "(for every shape that it can compute) or 'never'. The plan decides on the others. `winograd` replaces "
+        "FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, in elements of input "
+        "and output, "
+        "unless it is 0.");
   m.def(
       "packed_weights",
       [] {
         const fastconv::cpu::WeightCache::State state = fastconv::cpu::packed_weights();
         return std::map<std::string, int64_t>{{"bytes", state.bytes}, {"hits", state.hits}};
       },
-      "The packed weights that are kept: their bytes now, and the calls so far that found theirs.");
+      "The cache of packed weights: 'bytes', its size now, and 'hits', the number of calls that found their weight.");
   m.def(
       "environment",
       [] {
@@ -140,7 +142,6 @@ PYBIND11_MODULE(_C, m) {
             {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
             {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
       },
-      "The settings that the environment variables chose at import. ValueError if one has a value that is not "
-      "accepted.");
+      "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
   m.def("build_info", &build_info, "How the extension was built.");
 }

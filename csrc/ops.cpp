@@ -1,5 +1,5 @@
-// The operators of fastconv: what they are called, what they take, and which function serves them on which device.
-// Start reading here. Gradients and fake kernels: fastconv/_ops, one file an operator.
+// The schemas of the operators, and the functions that implement them on each device. Start reading here. Gradients and
+// fake kernels are in fastconv/_ops, which has one file for each operator.
 //
 // Activations are (N, C, H, W), weights (K, C / groups, R, S). `channels_last` of an unfused backward operator is the
 // memory format of its result.
@@ -38,8 +38,8 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def("relu_(Tensor(a!) input) -> ()");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
 
-  // Fused. `argmax`, uint8, is all that backward needs to know of the results: for each, which pixel of its window was
-  // the largest, or 255 where ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
+  // Fused operators. Backward needs no results of forward except `argmax` (uint8): for each output, the position of the
+  // largest pixel in its window, or 255 if ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
       "conv2d_relu(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride=1, SymInt[2] padding=0, "
       "SymInt[2] dilation=1, SymInt groups=1) -> (Tensor output, Tensor argmax)");
@@ -48,7 +48,8 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "SymInt[2] dilation=1, SymInt groups=1, SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, "
       "SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, bool pool_ceil_mode=False) "
       "-> (Tensor output, Tensor argmax)");
-  // Gradients lie as input and weight do. One that is not needed has no elements; `needs_weight` is the bias's, too.
+  // Gradients have the memory formats of input and weight. A gradient that is not needed has no elements.
+  // `needs_weight` also decides on grad_bias.
   m.def(
       "conv2d_relu_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool needs_input, "
       "bool needs_weight, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "

@@ -1,5 +1,5 @@
-// The numbers that describe one call, with the field's names, for every device. Kernels include this file, so it uses
-// neither torch nor the STL.
+// The shape of one call, with the field's letters, for every device. Kernels include this file, so it uses neither
+// torch nor the STL.
 #pragma once
 
 #include <cstdint>
@@ -37,8 +37,8 @@ struct Pool2dShape {
   int64_t dilation_h, dilation_w;
 };
 
-// Convolution, ReLU and max-pooling in one. The pool's C, H, W are the convolution's K, P, Q. No pooling is represented
-// as 1x1 pooling.
+// Convolution, ReLU and max-pooling. The pool's C, H, W are the convolution's K, P, Q. No pooling is represented as 1x1
+// pooling.
 struct FusedShape {
   Conv2dShape conv;
   Pool2dShape pool;
@@ -58,7 +58,7 @@ struct FusedShape {
   }
 };
 
-// The convolution alone: windows of one pixel.
+// A convolution without pooling, as windows of one pixel.
 inline FusedShape without_pool(const Conv2dShape& s) {
   FusedShape f{s, {}};
   f.pool.N = s.N, f.pool.C = s.K, f.pool.H = f.pool.P = s.P, f.pool.W = f.pool.Q = s.Q;
@@ -68,11 +68,11 @@ inline FusedShape without_pool(const Conv2dShape& s) {
 }
 
 // The argmax of the fused operators has one byte for each pooling window and channel: the position r * S + s of the
-// pixel that receives the window's gradient, or no_gradient if no pixel receives it. So the argmax is also the mask of
-// the gradients that count. A convolution without pooling has windows of one pixel, and its bytes are 0 or no_gradient.
+// pixel that receives the window's gradient, or no_gradient if no pixel receives a gradient. A convolution without
+// pooling has windows of one pixel, and its bytes are 0 or no_gradient.
 constexpr uint8_t no_gradient = 255;
 
-// Element strides of an activation whose channels are adjacent (NHWC, also a part of one).
+// Element strides of an NHWC tensor, or of a part of one. The channels are adjacent.
 struct Strides {
   int64_t image, row, pixel;
 };

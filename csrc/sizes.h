@@ -30,7 +30,7 @@ inline std::ostream& operator<<(std::ostream& out, Count count) {
 // Rounds towards minus infinity. b > 0.
 inline Wide floor_div(Wide a, Wide b) { return a / b - (a % b < 0 ? 1 : 0); }
 
-// The pixels along one side that the taps of one output span.
+// The number of pixels along one side that the taps of one output span.
 inline Wide extent(int64_t taps, int64_t dilation) {
   return static_cast<Wide>(dilation) * (static_cast<Wide>(taps) - 1) + 1;
 }

@@ -8,7 +8,7 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
-// Whether walking the dimensions in `order`, innermost first, walks memory without gaps.
+// Whether the dimensions in `order`, innermost first, fill memory without gaps.
 bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();
@@ -20,9 +20,9 @@ bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
   return true;
 }
 
-// Through the C function rather than torch::stable::empty, which finds aten::empty by its name on every call (1 us).
+// Calls the C function, because torch::stable::empty looks up aten::empty by its name on every call (1 us).
 Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, const Tensor& like, ScalarType type) {
-  int64_t bytes = static_cast<int64_t>(sizeof(double));  // of any element, at most
+  int64_t bytes = static_cast<int64_t>(sizeof(double));  // the largest element
   bool fits = true;
   for (int64_t d = 0; d < dim; ++d)
     fits = !__builtin_mul_overflow(bytes, std::max<int64_t>(1, sizes[d]), &bytes) && fits;
@@ -52,7 +52,7 @@ bool suggests_channels_last(const Tensor& tensor) {
   int64_t least = 0;
   for (const int d : {1, 3, 2, 0}) {
     if (sizes[d] == 0 || strides[d] < least) return false;
-    // Where every order of the dimensions fits the strides, the answer is contiguous.
+    // Strides that fit every order, as those of size (N, 1, 1, 1), count as contiguous.
     if (d == 0 && least == strides[1]) return false;
     least = strides[d];
     if (sizes[d] > 1) least *= sizes[d];
@@ -65,7 +65,7 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarTy
   int64_t step = 1;
   const auto place = [&](size_t d) {
     strides[d] = step;
-    // An overflow is reported by empty_strided.
+    // empty_strided reports the overflow.
     if (__builtin_mul_overflow(step, std::max<int64_t>(1, sizes[d]), &step)) step = 1;
   };
   if (channels_last) {

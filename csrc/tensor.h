@@ -17,7 +17,8 @@ using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, weight and bias
 
-// A std::runtime_error reaches Python as RuntimeError with this very text, as TORCH_CHECK's do.
+// Throws std::runtime_error with the text `parts` unless the condition holds. Python raises it as a RuntimeError with
+// the same text.
 template <class... Parts>
 void check(bool condition, const Parts&... parts) {
   if (condition) return;
@@ -38,10 +39,10 @@ struct Sizes {
 };
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
 
-// Whether PyTorch takes the tensor for channels_last. It decides by the strides, also where sizes of 1 allow both.
+// Whether PyTorch regards the tensor as channels_last. The strides decide, even if sizes of 1 fit both memory formats.
 bool suggests_channels_last(const Tensor& tensor);
 
-// Whether PyTorch's convolution of these gives a channels_last result.
+// Whether PyTorch's convolution of input and weight returns a channels_last tensor.
 inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
   return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
 }
@@ -60,8 +61,8 @@ bool fills_memory(const Tensor& tensor);
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);
 
-// Whether a 4-D tensor is channels_last and not contiguous, so that its gradient is channels_last, too. PyTorch regards
-// a tensor without elements as contiguous.
+// Whether a 4-D tensor is channels_last and not contiguous. Its gradient is then channels_last, too. PyTorch regards a
+// tensor without elements as contiguous.
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
 // Uninitialised gradients in the memory formats of input and weight. A gradient that is not needed has no elements.
@@ -73,13 +74,13 @@ void zero(const Tensor& tensor);
 // Whether two tensors of the same sizes have the same memory order.
 bool same_strides(const Tensor& a, const Tensor& b);
 
-// The tensor itself if it is NHWC or NCHW, else a copy in NHWC.
+// Returns the tensor itself if it is NHWC or NCHW, else a copy in NHWC.
 Tensor dense(const Tensor& tensor);
 
-// The tensor in NHWC or NCHW order: itself if it has that order, else a copy.
+// Returns the tensor in NHWC (channels_last) or NCHW order: itself if it has that order, else a copy.
 Tensor ordered(const Tensor& tensor, bool channels_last);
 
-// `tensor` with the strides of `like`, which fills its memory.
+// Returns the tensor itself if it has the strides of `like`, else a copy with them. `like` fills its memory.
 Tensor ordered_as(const Tensor& tensor, const Tensor& like);
 
 // One image of a batch, as a batch of one.

@@ -36,11 +36,11 @@ def test_the_highest_level_is_the_default() -> None:
 
 
 def test_an_unknown_level_is_refused_with_the_levels_that_there_are() -> None:
-    with pytest.raises(ValueError, match="'mmx' is not one of this machine's: default"):
+    with pytest.raises(ValueError, match="'mmx' is not an ISA level of this machine: default"):
         _C.set_cpu_capability("mmx")
     result = python("import fastconv", FASTCONV_CPU_CAPABILITY="mmx")
     assert result.returncode != 0
-    assert "'mmx' is not one of this machine's: default" in result.stderr
+    assert "'mmx' is not an ISA level of this machine: default" in result.stderr
 
 
 def test_the_levels_differ_only_by_rounding() -> None:

@@ -50,7 +50,7 @@ REFUSED = [
         for value in [*NUMBER, "1", "5", "on", "33", "99999999999999999999"]
     ),
     *(
-        ("FASTCONV_CPU_CAPABILITY", value, "is not one of this machine's: default")
+        ("FASTCONV_CPU_CAPABILITY", value, "is not an ISA level of this machine: default")
         for value in ["mmx", "AVX2", "avx", "default,avx2", "-1", "99999999999999999999", "a\nb", "x" * 1000]
     ),
 ]

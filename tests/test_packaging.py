@@ -49,7 +49,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 def test_a_build_without_torch_says_what_to_type() -> None:
     message = setup("sys.modules['torch'] = None")
-    assert message.startswith("fastconv: torch is not there to build with.")
+    assert message.startswith("fastconv: the build needs torch, which is not installed.")
     assert "pip install --no-build-isolation ." in message
     assert len(message.splitlines()) == 1
 
@@ -114,7 +114,7 @@ def test_a_build_says_in_a_line_whether_it_has_cuda_and_why(
         (None, {}, "torch 2.13.0 is built without CUDA", "Install a CUDA build of torch"),
         ("13.0", {"CUDA_HOME": "/nowhere"}, "no CUDA toolkit in /nowhere (CUDA_HOME)", "CUDA_HOME=/usr/local/cuda"),
         ("12.8", {}, "is built with CUDA 12.8, and the toolkit in", "Install toolkit 12.8 and name its folder"),
-        ("13.0", {"FASTCONV_CUDA": "yes"}, "FASTCONV_CUDA=yes is neither 0 nor 1", "Leave it out"),
+        ("13.0", {"FASTCONV_CUDA": "yes"}, "FASTCONV_CUDA=yes is neither 0 nor 1", "Unset it"),
     ],
 )
 def test_a_build_that_must_have_cuda_and_cannot_says_what_to_do(

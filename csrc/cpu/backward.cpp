@@ -55,7 +55,7 @@ class Gradient {
 
   const FusedShape& shape() const { return f_; }
 
-  // `other`, which is dense, is what the gradient is multiplied with.
+  // `other`: the other factor (weight or input), dense.
   GradientFacts facts(const Tensor& other) {
     return {argmax_.has_value(), [this](double limit) { return nonzero(limit); },
             [&other] { return all_finite<T>(other); }};
@@ -144,7 +144,7 @@ void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_wei
   }
 }
 
-// Computes in T, band by band. `view` reads and writes tensors that are kept in another type (memory/reduced.h).
+// Computes in T, band by band. `view` converts tensors that are stored in another type (memory/reduced.h).
 template <class T, class View>
 void backward(const Backward& call, const BandLimits& limits, const View& view) {
   const auto gradient_of = [&](const Band& band) {

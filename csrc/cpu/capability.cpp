@@ -39,7 +39,7 @@ const Level& level_named(const std::string& name) {
     if (name == level.name) return level;
     have += have.empty() ? level.name : std::string(", ") + level.name;
   }
-  throw std::invalid_argument("fastconv: CPU capability '" + name + "' is not one of this machine's: " + have);
+  throw std::invalid_argument("fastconv: CPU capability '" + name + "' is not an ISA level of this machine: " + have);
 }
 
 const Level& first_choice() {

@@ -1,4 +1,4 @@
-// Which ISA level serves this process.
+// Chooses the ISA level of this process.
 #pragma once
 
 #include <string>
@@ -8,13 +8,14 @@
 
 namespace fastconv {
 
-// The table in use: the highest level of the machine, unless FASTCONV_CPU_CAPABILITY or set_cpu_capability chose one.
+// The kernels of the level in use: the highest level of the machine, unless FASTCONV_CPU_CAPABILITY or
+// set_cpu_capability chose another one.
 const Kernels& kernels();
 
 std::string cpu_capability();
-// What this machine has, lowest first.
+// The levels of this machine, lowest first.
 std::vector<std::string> cpu_capabilities();
-// Throws std::invalid_argument when the name is unknown or the machine lacks the level.
+// Throws std::invalid_argument if the name is unknown or the machine lacks the level.
 void set_cpu_capability(const std::string& name);
 
 }  // namespace fastconv

@@ -1,4 +1,4 @@
-// Convolution, ReLU and max-pooling as one, on the CPU. argmax: kernels/pooling_epilogue.h.
+// The CPU's fused convolution, ReLU and max-pooling. Schemas: ops.cpp. The argmax: shapes.h.
 #pragma once
 
 #include "../fused.h"

@@ -7,14 +7,13 @@
 
 namespace fastconv::cpu {
 
-// Writes `output`, which has elements. Without an argmax, this is the convolution alone. With an argmax, ReLU and
-// max-pooling follow.
+// Writes `output`, which is not empty: the convolution, followed by ReLU and max-pooling if there is an argmax.
 void run_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                  const Tensor& output, const std::optional<Tensor>& argmax);
 
 // The tensors of a backward call. Without an argmax, grad_output is the gradient of the convolution itself. Gradients
-// that are not wanted are absent; grad_weight and grad_bias are wanted together. weight is read for grad_input only,
-// and input for grad_weight only.
+// that are not needed are absent. grad_weight and grad_bias are needed together. Only grad_input needs weight, and only
+// grad_weight needs input.
 struct Backward {
   FusedShape shape;
   Tensor grad_output;

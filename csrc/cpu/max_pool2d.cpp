@@ -12,14 +12,14 @@
 namespace fastconv::cpu {
 namespace {
 
-// N images of C channels, or what NCHW is: N * C images of one channel.
+// The shape as the kernels see it: NCHW is N * C images of one channel.
 Pool2dShape images_of(const Pool2dShape& s, bool nhwc) {
   Pool2dShape images = s;
   if (!nhwc) images.N = s.N * s.C, images.C = 1;
   return images;
 }
 
-// Some rows of some images at a time.
+// Computes the outputs tile by tile.
 template <class Elements>
 void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input, const Tensor& output,
              const Tensor& indices, bool nhwc) {
@@ -39,7 +39,7 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
         Stored* to = y + (n * s.P + tile.row) * out_row;
         const T* in = elements.load(x + (n * s.H + rows.first) * row, rows.count * row, Workspace::input_tile);
         T* out = elements.result(to, tile.rows * out_row, Workspace::output_tile);
-        // The kernel counts from the image's first row.
+        // The kernel expects pointers to row 0 of the image.
         kernel(s, in - rows.first * row, out - tile.row * out_row, at + n * s.P * out_row, tile.row,
                tile.row + tile.rows);
         elements.store(out, to, tile.rows * out_row);
@@ -48,13 +48,13 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
   });
 }
 
-// The windows that forward may have given a pixel of these rows: not fewer than none.
+// The windows whose maximum may be a pixel of these rows.
 Rows windows_of(const Pool2dShape& s, int64_t row, int64_t rows) {
   const Range windows = outputs_above(row, row + rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
   return {windows.begin, windows.end - windows.begin};
 }
 
-// Some rows of some images at a time, each the sum of the gradients of all windows that reach it.
+// Computes grad_input tile by tile. A tile adds the gradients of all windows that reach its rows.
 template <class Elements>
 void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad_output, const Tensor& indices,
               const Tensor& grad_input) {

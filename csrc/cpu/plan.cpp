@@ -11,7 +11,7 @@
 #include "capability.h"
 #include "memory/tiles.h"
 
-// The tables are times of one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels, unless they say otherwise.
+// Unless a table says otherwise, it was measured with one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels.
 namespace fastconv::cpu {
 namespace {
 
@@ -19,7 +19,7 @@ namespace {
 
 enum class Choice { measured, always, never };
 
-// What a test may force or forbid.
+// The decisions that a test may force or forbid.
 enum Option { winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, options };
 constexpr std::array<const char*, options> option_names{"winograd",     "small_output",      "sparse_gradient",
                                                         "few_channels", "pool_in_registers", "weight_as_patches"};
@@ -39,8 +39,8 @@ struct CutSide {
   int rest;
 };
 
-// The outputs that remain at an edge get tiles of their own, which save multiplications and cost a transformed weight,
-// or the last tile hangs over the edge.
+// Lists the ways to cut one side. The outputs that remain at the edge either get smaller tiles, which save
+// multiplications but need another transformed weight, or one more tile of m, part of which is outside of the image.
 std::vector<CutSide> cuts_of_side(int64_t outputs, int largest, int window) {
   std::vector<CutSide> result;
   for (int m = largest; m > 0; --m) {
@@ -52,7 +52,7 @@ std::vector<CutSide> cuts_of_side(int64_t outputs, int largest, int window) {
 }
 
 WinogradCut cheapest_cut(const FusedShape& f, int largest) {
-  constexpr int64_t weight_in_tiles = 40;  // A transformed weight costs as much as so many tiles.
+  constexpr int64_t weight_in_tiles = 40;  // To transform a weight costs as much as 40 tiles.
   const int window = static_cast<int>(f.pool.R);
   WinogradCut best{{}, std::numeric_limits<int64_t>::max()};
   for (const CutSide& h : cuts_of_side(f.pool.P * window, largest, window)) {
@@ -73,21 +73,23 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
   return best;
 }
 
-// The largest side of a tile. Error of the forward pass against float64 over PyTorch's, root mean square, of normal x
-// (after ReLU all are a fifth larger), padding 1 but for 64->128, with tiles of up to 4 / 3 / 2 on a side:
+// The largest side of a tile. The table has the error of the forward pass divided by PyTorch's error, with tiles of up
+// to 4 / 3 / 2 on a side. Errors are root mean squares against float64. x is normally distributed (after ReLU, all
+// ratios are a fifth larger). The padding is 1, but 0 for 64->128.
 //                      contiguous, AVX-512     channels_last, or PyTorch with AVX2
 //   32->32   14x14     2.25 / 1.60 / 0.80      1.61 / 1.15 / 0.57
 //   64->64   16x16     2.35 / 1.71 / 0.98      1.20 / 0.87 / 0.50
 //   64->128  5x5       1.72 / 1.72 / 0.87      0.88 / 0.88 / 0.45
 //   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
 //   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
-// The goal is at most about twice PyTorch's error, so the default is 3 and tiles of 4 x 4 need FASTCONV_WINOGRAD=4 (0.7
-// to 1.0 of the time). FASTCONV_WINOGRAD=0 is for users who need each result to be as exact as its own terms:
-// Winograd's error is small against the largest results of a tile, so a result of exactly 0 may become 1e-7 of those.
+// The goal is at most about twice PyTorch's error, so the default is 3. Tiles of 4 x 4 take 0.7 to 1.0 of the time and
+// need FASTCONV_WINOGRAD=4. Winograd's error is small compared with the largest results of a tile, so a result of
+// exactly 0 may become 1e-7 of those. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its terms.
 //
-// PyTorch's own sums are shorter with fewer channels (16: ratio 2.1 in a simulation), in backward_data where memory is
-// contiguous, and over much padding (4.7 for padding 3; after ReLU 2.9 for padding 1 of a 3 x 3 image). Tiles are small
-// there, and with a pool (kernels/winograd.h says why). Without AVX2 no tile is larger than 2.
+// PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
+// simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for
+// padding 1 of a 3 x 3 image). No tile is larger than 2 x 2 in these cases, with a pool (see kernels/winograd.h) or
+// without AVX2.
 int winograd_side(const FusedShape& f, bool backward) {
   const Conv2dShape& s = f.conv;
   const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
@@ -96,8 +98,9 @@ int winograd_side(const FusedShape& f, bool backward) {
   return std::min(forced < 0 ? environment().winograd : forced, small ? 2 : kernels().conv2d<float>().winograd.largest);
 }
 
-// The cut of a convolution whose direct kernel needs `direct` multiplications for each pair of channels, or nothing.
-// Time of the direct kernel / Winograd's (padding 1, but 64->128 5x5 without; one thread of Zen 5, AVX-512):
+// Returns the cheapest cut, or nothing if Winograd cannot compute the shape or does not pay. `direct` is the number of
+// multiplications of the direct kernel for each pair of channels. The table has the time of the direct kernel divided
+// by Winograd's, with tiles of up to 3 x 3 (padding 1, but 0 for 64->128; one thread of Zen 5, AVX-512):
 //                  batch    1     2     4     8    16    64      with tiles of up to 2 x 2:  16    64      4 x 4:  64
 //   16->16   28x28         1.1   1.1   1.1   1.1   1.1   1.2                              1.1   1.0             1.0
 //   32->32   14x14         1.2   1.4   1.5   1.7   1.7   1.9                              1.6   1.6             2.0
@@ -110,7 +113,7 @@ int winograd_side(const FusedShape& f, bool backward) {
 //   512->512 7x7           1.0   1.0   1.1   1.2   1.5   1.5                              1.4   1.0             1.9
 //   512->512 4x4           1.0   1.0   1.0   1.0   1.5   1.5                              1.6   1.4             2.4
 //   64->128  5x5           1.0   1.0   1.0   1.0   1.0   1.9                              1.0   1.2             1.9
-// Winograd needs enough channels for the transforms of x and y, and enough tiles for those of the weight.
+// The transforms of x and y pay only with enough channels, and those of the weight only with enough tiles.
 std::optional<WinogradCut> winograd_cut(const FusedShape& f, int side, int64_t direct) {
   const Conv2dShape& s = f.conv;
   const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
@@ -131,14 +134,14 @@ std::optional<WinogradCut> winograd_cut_forward(const FusedShape& f) {
 std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s) {
   if (s.pad_h >= s.R || s.pad_w >= s.S) return {};
   const FusedShape turned = without_pool(turned_around(s));
-  // The direct kernel of backward_data skips the products that padding throws away.
+  // The direct kernel of backward_data skips the products that padding would discard.
   return winograd_cut(turned, winograd_side(turned, true), s.N * s.P * s.Q * 9);
 }
 
 // ---- other algorithms --------------------------------------------------------------------------------------------
 
-// Microseconds of PyTorch / with the weight packed before and found in the cache / with small_output; 3 x 3, one image,
-// 2 threads, weights from memory:
+// Microseconds of PyTorch / of fastconv with the weight from the cache of packed weights / of small_output. One image,
+// 2 threads, and the weight is not in the CPU's caches:
 //   64->128   5x5 (9 outputs)    34 /   70 /   30
 //   64->64    4x4 (16)           18 /   51 /   33
 //   512->512  4x4 (16)          898 / 1633 /  856
@@ -163,15 +166,15 @@ bool pools_in_registers(const FusedShape& f) {
   return size && f.windows_touch() && !f.conv.depthwise() && !never(pool_in_registers);
 }
 
-// Whether sparse_gradient can compute the shape, and its vectors are full: runs of adjacent taps fill them.
+// Whether sparse_gradient can compute the shape with full vectors. A vector holds a run of adjacent taps.
 template <class T>
 bool can_be_sparse(const FusedShape& f) {
   const Conv2dShape& s = f.conv;
   if (s.groups != 1 || !f.windows_inside() || never(sparse_gradient)) return false;
   const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
   if (run < kernels().conv2d<T>().direct.block_lanes && !always(sparse_gradient)) return false;
-  // Lists hold offsets of 32 bits into the weight, into a tile of x with its padding, and into a tile's own lists. A
-  // tile has several images only if they are small.
+  // Lists hold 32-bit offsets into the weight, into a tile of x with its padding, and into the lists of a tile. A tile
+  // has several images only if they are small.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t images_x = 1 + sparse_weight_pixels / (f.pool.P * f.pool.Q);
   const int64_t images_dx = 1 + sparse_data_pixels / std::max<int64_t>(1, s.H * s.W);
@@ -180,8 +183,8 @@ bool can_be_sparse(const FusedShape& f) {
   return s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
 }
 
-// Time of the dense kernel (for data: Winograd's, but not for 5x5) / time of sparse_gradient, by the share of non-zero
-// values:
+// Time of the dense kernel / time of sparse_gradient, by the share of non-zero values. The dense kernel of data is
+// Winograd's, except for 5x5:
 //                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
 //   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
 //                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9
@@ -196,11 +199,12 @@ double sparse_weight_below() { return always(sparse_gradient) ? 2 : 0.6; }
 
 double sparse_data_below(const Conv2dShape& s, const std::optional<WinogradCut>& cut) {
   if (always(sparse_gradient)) return 2;
-  // Winograd's advantage counts where it is the alternative: its cost over the direct kernel's.
+  // If Winograd is possible, sparse_gradient must beat it, and Winograd costs less than the direct kernel.
   return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
 }
 
-// Chooses sparse_gradient if it can compute the pooled shape, or else the convolution's own, and if it pays.
+// Chooses sparse_gradient if it is faster. It skips zeros of the pool's gradient if it can, else zeros of the
+// convolution's gradient.
 template <class T>
 bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double below, int64_t least_windows,
                     BackwardPlan& plan) {
@@ -247,7 +251,7 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
 template <class T>
 BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient) {
   BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
-  // Rows of grad_output that reach no input, as a band of a large image may have, would rule out Winograd.
+  // A band of a large image may have rows of grad_output that reach no input. They would rule out Winograd.
   Conv2dShape s = f.conv;
   plan.unused_rows = std::max<int64_t>(0, std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1));
   s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
@@ -298,7 +302,7 @@ void set_algorithms(const std::map<std::string, std::string>& wanted, int side, 
   if (known != wanted.size()) {
     std::string names;
     for (const char* name : option_names) names += (names.empty() ? "" : ", ") + std::string(name);
-    throw std::invalid_argument("fastconv: expected algorithms out of " + names);
+    throw std::invalid_argument("fastconv: unknown algorithm; expected any of " + names);
   }
   if (side < -1 || side == 1 || side > 4) {
     throw std::invalid_argument("fastconv: expected winograd to be -1, 0, 2, 3 or 4");

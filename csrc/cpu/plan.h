@@ -1,9 +1,8 @@
-// Decides how the CPU computes a convolution. Nothing else decides: conv2d.cpp and conv2d_relu_max_pool2d.cpp ask here,
-// and Python asks here through fastconv._C.plan and fastconv._C.slower_than_torch. The measurements that the decisions
-// follow are in plan.cpp.
+// Decides how the CPU computes a convolution. forward.cpp and backward.cpp ask here, and Python asks here through
+// fastconv._C.plan. The measurements behind the decisions are in plan.cpp.
 //
-// A plan depends on the shape, the element type, the memory format of the weight, the ISA level and, for a gradient, on
-// its share of non-zero values. It never depends on the number of threads.
+// A plan depends on the shape, the element type, the memory format of the weight and the ISA level. For a gradient, it
+// also depends on GradientFacts. It never depends on the number of threads.
 #pragma once
 
 #include <array>
@@ -19,15 +18,15 @@ namespace fastconv::cpu {
 enum class Algorithm {
   direct,           // multiplies every tap of every pixel; also depthwise convolutions
   winograd,         // 3 x 3 kernels with fewer multiplications
-  small_output,     // few output pixels: reads the weight as it is, without packing it
+  small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
   few_channels,     // backward_weight of 1 to 4 input channels
 };
 
 const char* name_of(Algorithm algorithm);
 
-// How Winograd's algorithm cuts images into tiles: up to four kinds of tiles, and the cost of all of them in
-// multiplications for each pair of channels.
+// How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
+// multiplications of all tiles for each pair of input and output channel.
 struct WinogradCut {
   std::array<WinogradTiles, 4> kinds;
   int64_t cost;
@@ -35,30 +34,32 @@ struct WinogradCut {
 
 struct ForwardPlan {
   Algorithm algorithm;     // direct, winograd or small_output
-  WinogradCut cut;         // of winograd
-  bool pool_in_registers;  // of direct: each window is pooled before it is written
+  WinogradCut cut;         // for winograd
+  bool pool_in_registers;  // for direct: pool each window before it is written to memory
 };
 
 // `T` is float or double. `krsc_weight`: the weight is in KRSC order.
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight);
 
-// What a plan may ask about a gradient. It asks only if the answer decides, because the answers cost a pass over data.
+// The facts about a gradient that a plan needs. A plan calls these functions only if the answer decides, because each
+// reads a whole tensor.
 struct GradientFacts {
   bool has_argmax;  // the gradient of a fused operator
-  // The share of the convolution's results that the gradient reaches, or any number below `limit` if it is below that.
+  // Returns the share of the convolution's results that the gradient reaches. If it is below `limit`, an upper bound
+  // below `limit` is enough.
   std::function<double(double limit)> nonzero;
-  // Whether the other factor, weight or input, is finite. Only then are products with zero zero.
+  // Whether the other factor (weight or input) is finite. Only then may products with a zero gradient be skipped.
   std::function<bool()> other_is_finite;
 };
 
 struct BackwardPlan {
   Algorithm algorithm;     // of backward_data: direct, winograd or sparse_gradient
                            // of backward_weight: direct, sparse_gradient or few_channels
-  WinogradCut cut;         // of winograd
-  bool unpool;             // the algorithm works on the gradient of the convolution, not on that of the pool
-  bool weight_as_patches;  // of sparse_gradient in backward_data
-  int64_t unused_rows;     // of direct and winograd in backward_data: the first rows of grad_output reach no input
+  WinogradCut cut;         // for winograd
+  bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
+  bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h
+  int64_t unused_rows;     // for direct and winograd in backward_data: the first rows of grad_output reach no input
 };
 
 template <class T>
@@ -66,32 +67,33 @@ BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradie
 template <class T>
 BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient);
 
-// Pixels of the convolution in a tile of sparse_gradient. For the weight: x stays in the first-level cache, and lists
-// are long enough for a loop (conv3 of MnistCNN: 0.42 ms; 0.46 ms with 128). For data: dx stays there, and few windows
-// reach two tiles.
+// Pixels of the convolution in a tile of sparse_gradient. In backward_weight, x stays in the first-level cache, and the
+// lists are long enough for their loops (conv3 of MnistCNN: 0.42 ms; 0.46 ms with 128 pixels). In backward_data, dx
+// stays in the first-level cache, and few windows reach two tiles.
 constexpr int64_t sparse_weight_pixels = 64;
 constexpr int64_t sparse_data_pixels = 128;
 
 // Large calls are computed in bands (memory/bands.h). Sizes are in elements of input and output together.
 struct BandLimits {
-  int64_t band;     // a band is about this large
-  int64_t weights;  // and at least so many times as large as the weight, which is packed or summed once a band
+  int64_t band;     // the size of a band
+  int64_t weights;  // a band is at least so many times as large as the weight, which each band packs or adds up
   int64_t call;     // the largest call that is computed in one piece
 };
 
 // The limits for 16-bit types are lower, because all their tensors are copied.
 BandLimits band_limits(bool reduced);
 
-// The pixels of the convolution from one pooling window to the next, at most those of the image.
+// The number of pixels of the convolution for each pooling window: the product of the strides, limited by the image.
 int64_t pixels_between_windows(const Pool2dShape& s);
 
-// backward_data is the convolution of grad_output with the kernel turned around and its channels exchanged.
+// backward_data is a convolution of grad_output, with the kernel rotated by 180 degrees and C and K exchanged. Returns
+// the shape of that convolution.
 Conv2dShape turned_around(const Conv2dShape& s);
 
-// For tests: replaces decisions for this process, while nothing computes. `choices` gives "always" (wherever the
-// algorithm can compute the shape) or "never" to any of winograd, small_output, sparse_gradient, few_channels,
-// pool_in_registers and weight_as_patches. `winograd_side` replaces FASTCONV_WINOGRAD; -1 leaves it. `band`
-// is the number of elements of a band; 0 leaves it. Throws std::invalid_argument.
+// For tests: overrides decisions in this process, while no operator runs. `choices` maps any of winograd, small_output,
+// sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "always" (for every shape that it can
+// compute) or "never". `winograd_side` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band,
+// unless it is 0. Throws std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
 }  // namespace fastconv::cpu

@@ -19,8 +19,9 @@ void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tens
   parallel_for(0, from.numel(), grain, [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
 }
 
-// If g's memory is that of y with transposed matrices, transposes one matrix at a time in per-thread workspace. A whole
-// copy of g would cost more than the rest of the operator, because of fresh pages.
+// Computes dx if g and y differ only by transposed matrices (memory/reorder.h), else returns false. It transposes one
+// matrix at a time in per-thread workspace. A copy of all of g would cost more than the rest of the operator, because
+// of fresh pages.
 template <class T>
 bool apply_backward_transposed(const Tensor& g, const Tensor& y, const Tensor& dx) {
   if (same_strides(g, y) || !fills_memory(g)) return false;
@@ -73,7 +74,7 @@ void relu_(const Tensor& input) {
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   check_relu_backward(grad_output, output);
-  // The gradient has the memory order of the output, which is the one that the layer before expects.
+  // The gradient has the memory order of the output, because the backward of the preceding layer expects that order.
   const Tensor grad_input = empty_as(output);
   const Tensor y = ordered_as(output, grad_input);
   if (is_reduced(output)) {

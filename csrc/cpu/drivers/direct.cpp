@@ -1,5 +1,5 @@
-// Every tap of every pixel is multiplied (kernels/direct_forward.h, direct_backward.h). Depthwise convolutions have
-// kernels of their own (kernels/depthwise.h) and the same driver.
+// Multiplies every tap of every pixel (kernels/direct_forward.h, direct_backward.h). Depthwise convolutions have their
+// own kernels (kernels/depthwise.h) and the same driver.
 #include "../memory/packed_weights.h"
 #include "tiling.h"
 #include "weight_sums.h"
@@ -19,8 +19,8 @@ Tile convolution_rows(const FusedShape& f, const Tile& tile) {
 
 }  // namespace
 
-// With `pool_in_registers`, and without a pool, kernels write results. With any other pool they write a tile of the
-// convolution to workspace, which is pooled from there.
+// With `pool_in_registers`, or without an argmax, the kernels write the results. Otherwise they write a tile of the
+// convolution to workspace, and relu_max_pool2d reads it there.
 template <class T>
 void direct_forward(const Forward& call, bool pool_in_registers) {
   const FusedShape& f = call.shape;

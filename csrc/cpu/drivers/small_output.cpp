@@ -23,7 +23,7 @@ void small_output_forward(const Forward& call) {
     }
   }
   const PixelList list{pixels.data(), static_cast<int64_t>(pixels.size())};
-  constexpr int64_t channels = 16;  // of one task
+  constexpr int64_t channels = 16;  // for each task
   parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
     kernels().conv2d<T>().small_output.forward(s, x, list, {data<T>(call.weight), bias.data}, conv,
                                                {begin * channels, std::min(end * channels, s.K)});

@@ -10,7 +10,7 @@
 
 namespace fastconv::cpu {
 
-// K adjacent values; null if there is no bias.
+// `data` has K adjacent values, or is null if there is no bias.
 template <class T>
 struct Bias {
   Tensor owner;
@@ -20,16 +20,16 @@ struct Bias {
       : owner(bias ? torch::stable::contiguous(*bias) : weight), data(bias ? fastconv::data<T>(owner) : nullptr) {}
 };
 
-// If there are few tiles, each is divided into so many parts, by channel blocks.
+// The number of parts that each tile is divided into, by channel blocks. It is above 1 only if there are few tiles.
 inline int64_t parts_of_tile(const Tiles& tiles, const Blocks& blocks) {
   const int64_t wanted = ceil_div(wanted_pieces, tiles.count() > 0 ? tiles.count() : 1);
   return wanted < blocks.count() ? wanted : blocks.count();
 }
 
-// Output pixels of a tile: some multiples of a kernel's rows, and few enough to stay in the cache.
+// Output pixels of a tile: a multiple of the rows of a register block, and few enough to stay in the cache.
 constexpr int64_t tile_pixels = 720;
 
-// The input pixels that rows [row, row + rows) of the output read, with their padding.
+// The input pixels, with padding, that the output rows [tile.row, tile.row + tile.rows) read.
 template <class T>
 InputTile<T> input_of(const Conv2dShape& s, const NhwcReader<T>& x, const Tile& tile, Workspace use) {
   return x.view(tile.image, tile.images, tile.row * s.stride_h - s.pad_h,
@@ -42,13 +42,13 @@ inline Range rows_above(const Conv2dShape& s, const Tile& tile) {
   return outputs_above(tile.row, tile.row + tile.rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
 }
 
-// The rows of the convolution that a tile of pooling windows looks at.
+// The rows of the convolution that a tile of pooling windows reads.
 inline Tile outputs_of_windows(const FusedShape& f, const Tile& tile) {
   return {tile.image, tile.images, tile.row * f.pool.stride_h,
           reach(tile.rows, f.pool.stride_h, f.pool.R, f.pool.dilation_h)};
 }
 
-// Rows [tile.row, tile.row + tile.rows) of windows.
+// The gradient of rows [tile.row, tile.row + tile.rows) of pooling windows.
 template <class T>
 SparseGradientTile<T> tile_of(const SparseGradient<T>& g, const Tile& tile) {
   const int64_t window = (tile.image * g.shape.pool.P + tile.row) * g.shape.pool.Q * g.shape.conv.K;

@@ -1,7 +1,7 @@
-// The gradient of the weight is one long sum over all pixels of all images. The work is cut into
-//   pieces of the images, each with a partial sum of its own, while the weight is small, and
-//   parts of the sum's elements, each over all images, where pieces alone are not enough independent work.
-// Partial sums are then added in order, so the result does not depend on the number of threads.
+// The gradient of the weight is one long sum over all pixels of all images. There are two ways to divide the work:
+//   pieces: each piece of the images has its own partial sum. A small weight has many pieces, a large one has few.
+//   parts: each part computes some elements of the sums. There are several parts only if there are too few pieces.
+// The partial sums are then added in order, so the result does not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -11,32 +11,34 @@
 
 namespace fastconv::cpu {
 
-// The number of partial sums of the weight and the bias: about 1 MiB in all, because they are written and read again.
+// The number of partial sums of the weight and the bias. All together have about 1 MiB, because each is written and
+// read again.
 template <class T>
 int64_t affordable_pieces(const Conv2dShape& s) {
   const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));
   return std::clamp<int64_t>((1 << 20) / bytes, 1, wanted_pieces);
 }
 
-// Partial sums, each of the weight and then of the bias. Each worker zeroes its slice before it accumulates, so that
-// the threads share that work and have the slice in their caches: 1.7 % of a step of MnistCNN.
+// The partial sums. Each has the elements of the weight, then those of the bias. Each worker zeroes its slice before it
+// accumulates. So the threads share that work and have the slice in their caches, which saves 1.7 % of a step of
+// MnistCNN.
 template <class T>
 struct Pieces {
   int64_t size, count;
   T* sums;  // uninitialised
 
   Pieces(const Conv2dShape& s, int64_t most) : size((s.taps() + 1) * s.K) {
-    for (count = 1; 2 * count <= most;) count *= 2;  // a power of two divides the images evenly, as a rule
+    for (count = 1; 2 * count <= most;) count *= 2;  // a power of two usually divides the images evenly
     sums = workspace<T>(Workspace::weight_sums, count * size);
   }
 
-  // The sums of one piece; `weight_size` elements are the weight's.
+  // The sums of one piece. The first `weight_size` elements belong to the weight.
   WeightSums<T> at(int64_t piece, int64_t weight_size) const {
     T* weight = sums + piece * size;
     return {weight, weight + weight_size};
   }
 
-  // sum[i] = the i-th elements from `first` on, of all pieces, in order.
+  // sum[i] = element first + i of piece 0 + that of piece 1 + ...
   void add_up(int64_t first, int64_t elements, T* sum) const {
     std::memcpy(sum, sums + first, static_cast<size_t>(elements) * sizeof(T));
     for (int64_t piece = 1; piece < count; ++piece) {
@@ -45,7 +47,7 @@ struct Pieces {
     }
   }
 
-  // Writes the sum of the pieces in the weight's own order. Pieces are [r, s, c][K].
+  // Writes the sum of the pieces in the memory order of grad_weight. Pieces are [r, s, c][K].
   void finish_rsck(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
     const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C();
     const bool krsc = is_nhwc(grad_weight);
@@ -80,7 +82,7 @@ struct Pieces {
   }
 };
 
-// grad_output is read as it is: one tap, no padding.
+// The shape that SummedInput needs to read grad_output: one tap, no padding.
 inline Conv2dShape one_tap(const Conv2dShape& s) {
   Conv2dShape g{};
   g.N = s.N, g.C = s.K, g.H = s.P, g.W = s.Q;
@@ -89,8 +91,8 @@ inline Conv2dShape one_tap(const Conv2dShape& s) {
   return g;
 }
 
-// Reads x, or grad_output as a convolution of one tap, tile by tile: NHWC, with padding. If they must be copied for
-// that and tiles are read more than once, everything is copied before the sum.
+// Reads x (or grad_output, with one_tap) tile by tile, in NHWC and with its padding. If the tiles must be copied and
+// are read more than once, the constructor copies the whole tensor.
 template <class T>
 class SummedInput {
  public:

@@ -1,4 +1,4 @@
-// Winograd's convolution (kernels/winograd.h), for forward and, with the kernel turned around, for backward_data.
+// Winograd's convolution (kernels/winograd.h), for forward and, with the kernel rotated, for backward_data.
 #include <vector>
 
 #include "../memory/packed_weights.h"
@@ -32,7 +32,7 @@ Layout layout_of(const FusedShape& f, const WinogradCut& cut) {
   return layout;
 }
 
-// packed: the weight as pack_weight_forward packs it, or as pack_weight_backward does, with `rotated`.
+// `packed`: the weight as pack_weight_forward packs it. With `rotated`: as pack_weight_backward packs it.
 template <class T>
 void transform_weight(const FusedShape& f, const Layout& layout, const T* packed, bool rotated, T* weight) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
@@ -69,12 +69,14 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
   const auto count = static_cast<int64_t>(layout.kinds.size());
   const Tensor nhwc = to_nhwc<T>(input);
   std::vector<uint8_t> non_finite(static_cast<size_t>(f.conv.N));
-  // The kinds take turns, a share of each in every round, because their tiles cost different times.
+  // Tiles of different kinds take different times. So each round computes a share of every kind, and all threads get a
+  // similar mix.
   int64_t rounds = 0;
   for (const Layout::Kind& kind : layout.kinds) rounds = std::max(rounds, kind.units);
-  // Few units are divided once more, by halves of the channels, in the order in which the weights were packed, so that
-  // a thread has its half of them in its cache. conv3 of MnistCNN has three units: 0.15 to 0.12 ms (2 threads, Zen 5),
-  // and 0.24 to 0.16 ms at times when one core's writes are slow to reach the other. That is 2 % of a step.
+  // If there are few units, the work is also divided by halves of the output channels. A thread then reads the half of
+  // the weight that it packed, which is in its cache. conv3 of MnistCNN has three units and takes 0.12 ms instead of
+  // 0.15 (2 threads of Zen 5), or 0.16 instead of 0.24 while data moves slowly between the cores. That saves 2 % of a
+  // step.
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
   parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
@@ -83,7 +85,7 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
       const int64_t part = i / turns, round = i % turns / count, which = i % turns % count;
       const int64_t first_block = blocks.count() * part / parts, last_block = blocks.count() * (part + 1) / parts;
       const Layout::Kind& kind = layout.kinds[which];
-      const int64_t uneven = which * rounds / count;  // so that not all kinds round alike
+      const int64_t uneven = which * rounds / count;  // so that the kinds do not all round up in the same turns
       const auto units_before = [&](int64_t turn) { return (kind.units * turn + uneven) / rounds; };
       for (int64_t u = units_before(round); u < units_before(round + 1); ++u) {
         const int64_t first = u * kernel.unit_tiles, last = std::min(kind.count, first + kernel.unit_tiles);

@@ -1,8 +1,8 @@
 // Large calls are computed band by band. A band is some images, or some rows of one image. So the copies that a call
 // makes of its tensors (in float32, in NHWC, without the zeros) have the size of a band and not of the tensors.
 //
-// A band is a call with a shape of its own. Its pad_h says how far it begins above the rows that it reads, and its
-// number of output rows says how far it reaches below them. Bands depend on the shape alone and never on the number of
+// A band is a call with its own shape. Its pad_h says how many rows above its first input row its first output begins.
+// Its number of output rows says how far it reaches below. Bands depend on the shape alone and never on the number of
 // threads.
 #pragma once
 
@@ -16,7 +16,7 @@
 
 namespace fastconv::cpu {
 
-// Images of rows x width pixels, of `elements` elements a pixel.
+// Cuts images of rows x width pixels into bands. A pixel has `elements` elements.
 inline Tiles bands(int64_t images, int64_t rows, int64_t width, int64_t elements, int64_t weight, bool by_rows,
                    const BandLimits& limits) {
   const int64_t all = images * rows * width;
@@ -43,7 +43,7 @@ inline Rows within(int64_t first, int64_t count, int64_t size) {
   return {begin, end - begin};
 }
 
-// Rows can be cut only if every output reads the image and not padding alone.
+// Images can be cut into rows only if every output reads at least one row of the image.
 inline bool rows_divide(const Conv2dShape& s) { return s.pad_h <= (s.R - 1) * s.dilation_h; }
 
 inline int64_t elements_per_output(const Conv2dShape& s) {
@@ -55,7 +55,7 @@ inline Rows input_rows(const Conv2dShape& s, const Tile& tile) {
   return within(tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h), s.H);
 }
 
-// A tile of outputs as a call.
+// The shape of the call that computes a tile of outputs.
 inline Conv2dShape band_of(const Conv2dShape& s, const Tile& tile) {
   const Rows rows = input_rows(s, tile);
   Conv2dShape band = s;
@@ -64,14 +64,15 @@ inline Conv2dShape band_of(const Conv2dShape& s, const Tile& tile) {
   return band;
 }
 
-// The outputs that read a tile of the input: at least one, and none that begins below the tile's first row.
+// The outputs that read a tile of the input. There is at least one, and the first one begins at or above the tile's
+// first row, so pad_h of the band is not negative.
 inline Rows output_rows(const Conv2dShape& s, const Tile& tile) {
   const Range reading = outputs_above(tile.row, tile.row + tile.rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
   const int64_t first = std::min({reading.begin, (tile.row + s.pad_h) / s.stride_h, s.P - 1});
   return {first, std::max(reading.end, first + 1) - first};
 }
 
-// Sums the gradients of the bands. The first band writes to the sums themselves.
+// Sums the gradients of the bands. The first band writes directly to the sums.
 class BandSum {
  public:
   BandSum(const Tensor& weight, const Tensor& bias) : weight_(weight), bias_(bias) {}
@@ -118,8 +119,8 @@ inline Rows pooled_rows(const Pool2dShape& pool, int64_t first, int64_t count) {
   return within(first * pool.stride_h - pool.pad_h, reach(count, pool.stride_h, pool.R, pool.dilation_h), pool.H);
 }
 
-// A tile of windows as a call. Every row of the convolution is part of a band, also a row that no window reads: its
-// zero gradient times an infinite input is NaN.
+// The band that computes a tile of windows. Every row of the convolution belongs to a band, also a row that no window
+// reads: its zero gradient times an infinite input is NaN.
 inline Band band_of(const FusedShape& f, const Tile& tile) {
   Rows conv = pooled_rows(f.pool, tile.row, tile.rows);
   if (tile.row == 0) conv = {0, conv.first + conv.count};
@@ -160,7 +161,7 @@ void for_each_data_band(const FusedShape& f, bool by_rows, const BandLimits& lim
     const Range above = outputs_above(outputs.first, outputs.first + outputs.count, pool.stride_h, pool.R,
                                       pool.dilation_h, pool.pad_h, pool.P);
     const int64_t end = std::max<int64_t>(above.end, 1), first = std::min(above.begin, end - 1);
-    // The rows of the convolution include those between windows that leave gaps.
+    // Rows of the convolution that lie between windows belong to the band, too.
     const Rows window_rows = pooled_rows(pool, first, end - first);
     const int64_t row = std::min(window_rows.first, outputs.first);
     const int64_t row_end = std::max(window_rows.first + window_rows.count, outputs.first + outputs.count);

@@ -1,5 +1,5 @@
 // Tensors in the order of the convolution kernels: NHWC, with zeros for the padding. A tensor in that order is read and
-// written in place. Of any other tensor, one tile at a time is copied through per-thread workspace.
+// written in place. Any other tensor is copied through per-thread workspace, one tile at a time.
 #pragma once
 
 #include <algorithm>
@@ -32,8 +32,8 @@ class NhwcReader {
     return {data_ + ((image * H_ + h0) * W_ + w0) * C_, {H_ * W_ * C_, W_ * C_, C_}};
   }
 
-  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. What lies outside the
-  // image is padding.
+  // Copies rows [h0, h0 + rows) and columns [w0, w0 + columns) of some images to `to`, dense. Pixels outside of the
+  // image become zero.
   void copy(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
     if (rows * columns * C_ == 0) return;
     for (int64_t n = image; n < image + images; ++n) {
@@ -42,7 +42,7 @@ class NhwcReader {
     }
   }
 
-  // The same rows and columns, in place if possible, else copied to workspace.
+  // Returns these rows and columns in place if possible, else a copy in workspace.
   InputTile<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
                     Workspace use) const {
     if (readable_in_place(h0, rows, w0, columns)) return in_place(image, h0, w0);
@@ -123,13 +123,13 @@ class NhwcWriter {
     return std::min(pixels, std::max<int64_t>(48, 16 * 1024 / pixel_bytes));
   }
 
-  // The memory that kernels write the tile to, NHWC and dense.
+  // Returns the memory for the results of a tile, NHWC and dense.
   T* tile(const Tile& tile) const {
     if (nhwc_) return data_ + (tile.image * H_ + tile.row) * W_ * C_;
     return workspace<T>(Workspace::output_tile, tile.images * tile.rows * W_ * C_);
   }
 
-  // Puts channels [c0, c1) of a tile that kernels have written in their places.
+  // Copies channels [c0, c1) of a computed tile to the tensor, unless they are already there.
   void finish(const Tile& tile, const T* from, int64_t c0, int64_t c1) const {
     if (nhwc_) return;
     const auto transpose = kernels().conv2d<T>().transpose;

@@ -25,7 +25,7 @@ std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& we
   if (auto kept = cache().find_or_keep(key, from, bytes, pack)) return kept;
   void* to = workspace<char>(use, bytes);
   pack(from.data, to);
-  return {std::shared_ptr<const void>(), to};  // the thread's own, which nobody gives back
+  return {std::shared_ptr<const void>(), to};  // workspace: the pointer owns nothing
 }
 
 WeightCache::State packed_weights() { return cache().state(); }

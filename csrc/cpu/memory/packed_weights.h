@@ -1,9 +1,9 @@
 // Weights in the order in which the kernels read them. Inference keeps them from call to call until they change,
 // because packing the weight takes longer than the convolution of one small image.
 //
-// The first call with a weight packs it into workspace: in training, every weight is new in every step. The second call
-// with the same weight keeps it. weight_cache.h finds it by comparing every byte, and evicts the least recently used
-// entries when all together need more than FASTCONV_CACHE_MB (512 by default; 0 keeps nothing).
+// The first call with a weight packs it into workspace, because in training every step has new weights. The second call
+// with the same weight keeps it in a cache (weight_cache.h). The cache compares every byte. It evicts the least
+// recently used entries when its size exceeds FASTCONV_CACHE_MB (512 by default; 0 turns the cache off).
 #pragma once
 
 #include <memory>
@@ -15,15 +15,15 @@
 
 namespace fastconv::cpu {
 
-// What the packed form depends on besides the weight's shape and values.
+// Everything that the packed form depends on, except the weight's shape and values.
 struct Packing {
   enum Kind { direct, winograd };
   Kind kind;
-  int64_t detail;  // of Winograd: the plan's layout
+  int64_t detail;  // for winograd: the sides of its tiles
 };
 
-// Returns `bytes` bytes that `pack` has filled, now or in an earlier call. `weight` is dense. `use`: the workspace of a
-// weight that the cache does not keep.
+// Returns `bytes` bytes that `pack` has filled, now or in an earlier call. `weight` is dense. A weight that the cache
+// does not keep is packed into workspace `use`.
 std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& weight, const Packing& packing,
                                           int64_t bytes, Workspace use, const WeightCache::Pack& pack);
 

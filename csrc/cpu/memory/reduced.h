@@ -1,6 +1,6 @@
 // bfloat16 and half ("reduced" types) are stored in 16 bits and computed in float32. An operator widens its operands,
-// computes in float32, and rounds the result once. The float32 values are in per-thread workspace: fresh pages for the
-// results alone took a sixth of a small network's step.
+// computes in float32, and rounds the result once. The float32 values are in per-thread workspace. New memory for the
+// results alone took a sixth of a small network's step, because of fresh pages.
 #pragma once
 
 #include <optional>
@@ -18,7 +18,8 @@ inline bool is_reduced(const Tensor& tensor) {
 // The conversions of a reduced type.
 const ReducedKernels& reduced_kernels(ScalarType type);
 
-// Gives kernels the elements of a tile. Types that are computed as they are stored stay in place.
+// Loads and stores the elements of a tile. PlainElements is for types that are computed as they are stored: it copies
+// nothing.
 template <class T>
 struct PlainElements {
   using Stored = T;
@@ -29,7 +30,7 @@ struct PlainElements {
   void store(const T*, T*, int64_t) const {}
 };
 
-// Reduced types are widened to float32 in per-thread workspace, and rounded when they are stored.
+// ReducedElements widens to float32 in per-thread workspace, and rounds when it stores.
 struct ReducedElements {
   using Stored = uint16_t;
   using Computed = float;
@@ -45,8 +46,8 @@ struct ReducedElements {
   void store(const float* result, uint16_t* to, int64_t count) const { kernels.round(result, to, count); }
 };
 
-// The tensor in float32, with its own strides, or in its memory format if its elements have gaps. Valid until the next
-// call with that `use`.
+// Returns the tensor in float32, with the same strides. If its elements have gaps, the result is contiguous or
+// channels_last. The result is valid until the next call with that `use`.
 Tensor widened(const Tensor& tensor, Workspace use);
 std::optional<Tensor> widened(const std::optional<Tensor>& tensor, Workspace use);
 

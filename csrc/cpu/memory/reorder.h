@@ -1,5 +1,5 @@
-// Compares the memory orders of two tensors. Under any permutation of the dimensions, NCHW is a batch of matrices, and
-// NHWC is the same batch with each matrix transposed.
+// Compares the memory orders of two tensors. NCHW is a batch of matrices (C rows, H * W columns), and NHWC is the same
+// batch with each matrix transposed. Other memory orders can be related in the same way.
 #pragma once
 
 #include <algorithm>

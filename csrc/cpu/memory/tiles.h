@@ -1,5 +1,5 @@
-// How work is cut: into tiles of several small images, or of some rows of one large image, and into blocks of channels.
-// Cuts depend on the shape alone and never on the number of threads, so sums do not depend on it either.
+// Cuts work into tiles (several small images, or some rows of one large image) and into blocks of channels. Cuts depend
+// on the shape alone and never on the number of threads, so sums do not depend on it either.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace fastconv {
 
-// Independent pieces that a call is cut into where it can be: enough to keep 16 cores busy.
+// The number of independent pieces that a call is cut into, if possible: enough for 16 cores.
 constexpr int64_t wanted_pieces = 16;
 
 struct Tile {
@@ -17,8 +17,8 @@ struct Tile {
   int64_t row, rows;      // rows of each of them
 };
 
-// Cuts `images` images of `rows` rows of `width` pixels into tiles of about `pixels` pixels, and into `pieces` of them
-// at least, if there are images enough for a register block in each.
+// Cuts `images` images of rows x width pixels into tiles of about `pixels` pixels. There are at least `pieces` tiles if
+// the images are enough for a register block in each.
 class Tiles {
  public:
   Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels, int64_t pieces = wanted_pieces)
@@ -28,7 +28,7 @@ class Tiles {
     if (row_tiles_ > rows) row_tiles_ = rows;
     if (row_tiles_ < 1) row_tiles_ = 1;
     images_per_tile_ = row_tiles_ > 1 ? 1 : pixels / image_pixels;
-    // A fair share, but no less than the pixels of a register block (12 with AVX-512, two of 6 with less).
+    // At most 1 / pieces of the images, but at least 12 pixels: a register block of AVX-512, or two of other levels.
     const int64_t fair_share = ceil_div(images, pieces), least = ceil_div(12, image_pixels);
     const int64_t most = fair_share > least ? fair_share : least;
     if (images_per_tile_ > most) images_per_tile_ = most;
@@ -54,8 +54,8 @@ inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dila
   return (outputs - 1) * stride + (taps - 1) * dilation + 1;
 }
 
-// The outputs, of `size` in all, whose taps reach the input rows [first, last): from the last tap over the first row,
-// to the first tap over the last row.
+// The outputs in [0, size) whose taps reach the input rows [first, last): from the output whose last tap is at the
+// first row, to the output whose first tap is at the last row.
 inline Range outputs_above(int64_t first, int64_t last, int64_t stride, int64_t taps, int64_t dilation, int64_t pad,
                            int64_t size) {
   const int64_t begin = Range(first, last, stride, (taps - 1) * dilation - pad, size).begin;
@@ -70,7 +70,7 @@ struct Blocks {
 
   int64_t per_group() const { return ceil_div(channels, width); }
   int64_t count() const { return groups * per_group(); }
-  // The first channel, over all groups, of block i; of i == count(), the end.
+  // The first channel of block i, counted over all groups. first_channel(count()) is the number of all channels.
   int64_t first_channel(int64_t i) const { return i / per_group() * channels + i % per_group() * width; }
 };
 
@@ -82,7 +82,8 @@ const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
   return s.depthwise() ? family.depthwise : family.direct;
 }
 
-// Blocks of C or K channels, whichever `group_channels` counts. The depthwise kernels cut all channels at once.
+// Blocks of input or output channels. `group_channels` is the number of them in a group. Depthwise kernels ignore the
+// groups.
 template <class T>
 Blocks channel_blocks(const Conv2dKernels<T>& kernel, const Conv2dShape& s, int64_t group_channels) {
   return s.depthwise() ? Blocks{1, s.C, kernel.block_lanes} : Blocks{s.groups, group_channels, kernel.block_lanes};

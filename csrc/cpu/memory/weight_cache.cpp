@@ -13,7 +13,7 @@ uint64_t mix(uint64_t state, uint64_t word) {
   return state ^ state >> 32;
 }
 
-// Of the key, and of 64 words that are spread evenly over the weight, the first and the last among them. Never 0.
+// Hashes the key and 64 words that are spread evenly over the weight, including the first and the last. Never 0.
 uint64_t hint_of(const WeightKey& key, const WeightBytes& weight) {
   uint64_t hint = static_cast<uint64_t>(weight.count);
   for (const int64_t number : key.numbers) hint = mix(hint, static_cast<uint64_t>(number));
@@ -29,7 +29,7 @@ uint64_t hint_of(const WeightKey& key, const WeightBytes& weight) {
     }
   } else {
     for (int64_t i = 0; i < samples; ++i) {
-      // The product of the whole quotient cannot overflow.
+      // Quotient and remainder are multiplied separately, so that no product overflows.
       const int64_t last = weight.count - size,
                     at = last / (samples - 1) * i + last % (samples - 1) * i / (samples - 1);
       std::memcpy(&word, bytes + at, size);
@@ -43,7 +43,7 @@ uint64_t hint_of(const WeightKey& key, const WeightBytes& weight) {
 
 std::shared_ptr<const void> WeightCache::find_or_keep(const WeightKey& key, const WeightBytes& weight,
                                                       int64_t packed_bytes, const Pack& pack) {
-  // No sum here overflows: both are sizes of memory that is there, or would have to be.
+  // These sums do not overflow, because both sizes are those of memory that exists or is about to be allocated.
   const int64_t padded = (packed_bytes + 63) / 64 * 64, bytes = padded + weight.count + overhead;
   if (weight.count == 0 || bytes > most_bytes_) return nullptr;
   const uint64_t hint = hint_of(key, weight);
@@ -52,9 +52,9 @@ std::shared_ptr<const void> WeightCache::find_or_keep(const WeightKey& key, cons
 
   const int64_t size = (padded + weight.count + 63) / 64 * 64;
   const std::shared_ptr<char> memory(static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(size))), std::free);
-  if (memory == nullptr) return nullptr;  // inference goes on without
+  if (memory == nullptr) return nullptr;  // the caller packs into its own memory
   char* copy = memory.get() + padded;
-  // The copy is packed, not the weight: if another thread writes the weight meanwhile, the two still agree.
+  // Packs the copy and not the weight. If another thread writes the weight meanwhile, copy and packed form still agree.
   std::memcpy(copy, weight.data, static_cast<size_t>(weight.count));
   pack(copy, memory.get());
   if (auto found = find(hint, key, {copy, weight.count}, bytes)) return found;  // another thread was faster
@@ -109,7 +109,7 @@ bool WeightCache::equal(const void* a, const void* b, int64_t count) const {
   return same;
 }
 
-// Only a hint, too: a wrong "yes" costs the memory of an entry, a wrong "no" one more packing.
+// May be wrong: a wrong "yes" costs the memory of an entry, and a wrong "no" costs one more packing.
 bool WeightCache::seen_before(uint64_t hint) {
   const std::lock_guard lock(mutex_);
   uint64_t& slot = seen_[hint % seen_.size()];
@@ -119,7 +119,7 @@ bool WeightCache::seen_before(uint64_t hint) {
 }
 
 void WeightCache::insert(Entry entry) {
-  Entries evicted;  // destroyed after the lock: to give back large memory takes time
+  Entries evicted;  // freed after the lock is released, because to free large memory takes time
   const std::lock_guard lock(mutex_);
   const uint64_t hint = entry.hint;
   bytes_ += entry.bytes;

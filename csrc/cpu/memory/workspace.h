@@ -10,7 +10,7 @@
 
 namespace fastconv {
 
-// The uses of workspace. Those before whole_input belong to one run of a parallel loop's body, on its thread. The
+// The uses of workspace. Those before whole_input are for the body of a parallel loop: each thread has its own. The
 // others belong to the calling thread, and all threads of the call read them.
 enum class Workspace {
   input_tile,
