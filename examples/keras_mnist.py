@@ -1,12 +1,12 @@
-"""The textbook's program: a deep CNN for MNIST in Keras, as it is written for any backend.
+"""Train a deep CNN on MNIST with Keras, as in a textbook.
 
-It knows nothing of fastconv. On Keras's torch backend, fastconv serves it from outside:
+The program does not mention fastconv. With Keras's torch backend, enabled.py runs it with fastconv:
 
     pip install keras
     KERAS_BACKEND=torch python examples/keras_mnist.py                      # PyTorch's operators
     KERAS_BACKEND=torch python examples/enabled.py examples/keras_mnist.py  # fastconv's
 
-MNIST_NPZ names the file mnist.npz, if Keras is not to download it; MNIST_LIMIT takes so many images only.
+MNIST_NPZ: path of a local mnist.npz, else Keras downloads it. MNIST_LIMIT: number of images. MNIST_EPOCHS: default 5.
 """
 
 import os

@@ -2,19 +2,19 @@
 //
 //   acc[i][v] += sum over t of a[i][offset(t)] * b[t * b_step + v * lanes ...]       i < rows, v < vectors
 //
-// It broadcasts one scalar of each row i and multiplies it with the same one or two vectors of b. The passes differ in
-// what the rows and the lanes are (C input channels, K output channels):
+// For each t, it multiplies one broadcast scalar of each row by the same one or two vectors of b. Rows and lanes mean
+// different things in each pass:
 //
 //   pass              rows i (broadcast)      lanes                 sum over t
 //   forward           output pixels of x      output channels of w  taps (r, s, c)
 //   backward_data     output pixels of g      input channels of w   output channels
 //   backward_weight   taps (r, s, c) of x     output channels of g  output pixels
 //
-// offset(t) walks three nested loops (Walk). So stride, dilation and padding cost nothing in here.
+// offset(t) comes from three nested loops (Walk), so stride and dilation cost nothing. The callers handle padding.
 //
-// Blocking: AVX-512 has 32 registers, for 12 x 2 accumulators, 2 vectors of b and 1 broadcast. 16 registers hold 6 x 2.
-// Measured: the direct forward pass of 32->64 channels, 3x3, 13x13, batch 64, reaches 213 GFLOP/s on 2 cores of Zen 4,
-// which is 93 % of their peak.
+// Blocking: AVX-512 and NEON have 32 registers: 12 x 2 accumulators, 2 vectors of b and 1 broadcast fit. AVX2 and SSE2
+// have 16 registers, enough for 6 x 2 accumulators. Measured: the direct forward pass of 32->64 channels, 3x3, 13x13,
+// batch 64, reaches 213 GFLOP/s on 2 cores of Zen 4, which is 93 % of their peak.
 #pragma once
 
 #include "simd.h"
@@ -39,7 +39,7 @@ struct Block {
   Vec<T> value[rows][vectors];
 };
 
-// Vector v of `vectors`. `partial`: the last of them holds only `last_lanes` elements.
+// Loads vector v of `vectors` adjacent ones. `partial`: the last vector holds only `last_lanes` elements.
 template <class T, int vectors, bool partial>
 FC_INLINE Vec<T> load_lane_vector(const T* from, int v, int64_t last_lanes) {
   if constexpr (partial) {

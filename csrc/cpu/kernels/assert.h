@@ -1,5 +1,5 @@
-// FASTCONV_ASSERT(condition) ends the process with the file, the line and the condition when the condition is false.
-// Builds with FASTCONV_DEBUG=1 check it. Other builds do not evaluate it. No torch and no STL here.
+// In builds with FASTCONV_DEBUG=1, FASTCONV_ASSERT(condition) prints the file, the line and the condition if the
+// condition is false, and aborts. Other builds do not evaluate the condition. This file uses neither torch nor the STL.
 #pragma once
 
 namespace fastconv {

@@ -1,7 +1,7 @@
 #if defined(__x86_64__)
 
-// These come before the region opens. Otherwise their inline functions would be compiled above the baseline, and the
-// linker might keep that copy for all levels.
+// Include these before the target region opens. Inside it, their inline functions would use this level's instructions,
+// and the linker might keep that copy for all levels.
 #include <immintrin.h>
 
 #include <cstdint>

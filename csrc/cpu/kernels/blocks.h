@@ -1,4 +1,4 @@
-// Blocks of channels, and blocks of sums in memory: the parts that the convolution kernels share.
+// Code that the convolution kernels share: blocks of channels, blocks of sums, and the gradient of the bias.
 #pragma once
 
 #include "accumulate.h"
@@ -8,8 +8,8 @@
 
 namespace fastconv::FC_LEVEL {
 
-// Block `index` of the channels of all groups. A block has at most block_lanes channels of one group, and each group
-// has `channels` of them.
+// Block `index` of the channels. Each group's `channels` channels are cut into blocks of at most block_lanes channels.
+// Blocks are numbered through all groups.
 template <class T>
 struct ChannelBlock {
   int64_t group, first, count;  // `first` counts within the group

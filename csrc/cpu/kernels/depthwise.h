@@ -2,13 +2,13 @@
 // one lane in sixteen here.
 //
 //   y[n, p, q, c]  = b[c] + sum over r, s of x[n, p * u + r * d - pad, q * v + s * d - pad, c] * w[r, s, c]
-//   dx[n, h, w, c] = sum over r, s of g[n, p, q, c] * w[r, s, c]
+//   dx[n, h, w, c] = sum over r, s of g[n, p, q, c] * w[r, s, c]     h = p * u + r * d - pad, w = q * v + s * d - pad
 //   dw[r, s, c]    = sum over n, p, q of g[n, p, q, c] * x[...]
 //
-// Layout: x, y, g and dx are NHWC; the packed weight and the sums of the weight are [r, s][C]. The interface is that of
-// the direct kernels. A block is block_lanes adjacent channels.
+// Layout: x, y, g and dx are NHWC. The packed weight and dw are [r, s][C]. The interface is that of the direct kernels.
+// A block is block_lanes adjacent channels.
 //
-// Blocking: forward holds 4 output pixels of one vector of channels, which share each load of the weight.
+// Blocking: forward holds 4 output pixels of one vector of channels in registers. They share each load of the weight.
 // backward_weight holds the sums of 9 taps. backward_data adds one tap at a time to dx in memory.
 #pragma once
 
@@ -35,7 +35,7 @@ void pack_weight(const Conv2dShape& s, const T* weight, bool, int64_t index, T* 
   transpose(weight + c.first * RS, RS, c.last - c.first, RS, packed + c.first, s.C);
 }
 
-// Pixels that share one load of the weight.
+// Number of output pixels that share one load of the weight.
 constexpr int pixels_at_once = 4;
 
 template <class T>

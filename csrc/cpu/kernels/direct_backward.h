@@ -1,16 +1,16 @@
 // The gradients of the direct convolution (formula of the convolution: shapes.h):
 //
-//   dx[n, h, w, c]  = sum over r, s, k of g[n, p, q, k] * w[k, r, s, c]   where h = p * u + r * d - pad, and w alike
-//   dw[k, r, s, c]  = sum over n, p, q of g[n, p, q, k] * x[n, p * u + r * d - pad, q * u + s * d - pad, c]
-//   db[k]           = sum over n, p, q of g[n, p, q, k]
+//   dx[n, h, w, c] = sum over r, s, k of g[n, p, q, k] * w[k, r, s, c]
+//                    where h = p * u + r * d - pad and w = q * v + s * d - pad
+//   dw[k, r, s, c] = sum over n, p, q of g[n, p, q, k] * x[n, p * u + r * d - pad, q * v + s * d - pad, c]
+//   db[k]          = sum over n, p, q of g[n, p, q, k]
 //
-// Layout: x, g and dx are NHWC; the packed weight is that of direct_pack.h; the sums of the weight are [r, s, c][K] and
-// those of the bias [K]. One call computes one tile of pixels and one block of channels. Tiles and blocks are
-// independent for dx. Each sum runs in a fixed order.
+// Layout: x, g and dx are NHWC. direct_pack.h packs the weight. dw is [r, s, c][K] and db is [K]. One call processes
+// one tile of pixels and one block of channels. For dx, calls are independent. Each sum has a fixed order.
 //
 // Blocking: backward_data holds block_rows pixels of dx x block_lanes input channels in registers and sums over K.
-// backward_weight holds block_rows taps x block_lanes output channels and sums over the pixels of the tile, whose x and
-// g stay in the first-level cache while all taps pass over them.
+// backward_weight holds block_rows taps x block_lanes output channels and sums over the pixels of the tile. The tile's
+// x and g stay in the first-level cache and are read again for each block of taps.
 #pragma once
 
 #include "blocks.h"
@@ -23,8 +23,8 @@ struct Tap {
   int64_t r, s;
 };
 
-// One tap (r, s): dx[pixel] += sum over k of g[pixel][k] * w[r, s][k][c]. It visits only the output pixels whose tap
-// lies in the tile, so no product is computed that padding would discard.
+// One tap (r, s): dx[pixel] += sum over k of g[pixel][k] * w[r, s][k][c]. It skips output pixels whose tap is in the
+// padding or outside of the tile, so no product is wasted.
 template <class T, int vectors>
 FC_INLINE void backward_data_tap(const Conv2dShape& s, const GradientTile<T>& g, const T* packed,
                                  const OutputTile<T>& dx, const Tap& tap, int64_t last_lanes) {
@@ -81,8 +81,8 @@ void backward_data_block(const Conv2dShape& s, const GradientTile<T>& g, const T
   }
 }
 
-// Adds the gradient to one block of channels of dx, which the caller has zeroed. g holds the rows of the same images
-// that the tile's pixels contribute to.
+// Adds the gradient to one block of channels of dx, which the caller has zeroed. g has the same images, and all output
+// rows that read the tile's pixels.
 template <class T>
 void backward_data(const Conv2dShape& s, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,
                    int64_t index) {
@@ -133,8 +133,8 @@ FC_INLINE void backward_weight_taps(const Conv2dShape& s, const InputTile<T>& x,
   }
 }
 
-// Adds a tile's part of the gradient to the sums, for some taps of one block of output channels. The images of g are
-// adjacent.
+// Adds one tile's contribution to dw, for a range of taps and one block of output channels, and to db. The images of g
+// are contiguous.
 template <class T>
 void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g, const WeightSums<T>& sums,
                      const TapRange& taps, int64_t index) {

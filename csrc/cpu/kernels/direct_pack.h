@@ -3,10 +3,9 @@
 //   forward         [block of K][r, s, c][block_lanes of k]
 //   backward_data   [block of C][r, s][k][block_lanes of c]
 //
-// The kernels then read their weights in the order of memory, one vector after the other. The last block of a group is
-// filled with zeros up to a whole vector.
+// So the kernels read their weights sequentially. The last block of a group is filled with zeros up to a whole vector.
 //
-// Input: a contiguous weight (K, C / groups, R, S), in memory [k][r, s][c] (`krsc`) or [k][c][r, s].
+// Input: a weight (K, C / groups, R, S) in memory as [k][r, s][c] (channels_last, `krsc`) or [k][c][r, s] (contiguous).
 #pragma once
 
 #include "blocks.h"

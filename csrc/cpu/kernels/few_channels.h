@@ -3,16 +3,16 @@
 //   dw[r, s, c, k] = sum over windows of g[window, k] * x[(pixel argmax[window, k] of the window) + (r, s), c]
 //   db[k]          = sum over windows of g[window, k]
 //
-// Layout: x is NHWC; g and argmax are NHWC; the sums of the weight are [r, s, c][K]. Stride and dilation are 1.
+// Layout: x, g and argmax are NHWC. dw is [r, s, c][K]. Stride and dilation are 1.
 //
-// Idea: lanes are output channels. Each lane reads another pixel of the window, so a permutation picks its x. The patch
-// of x that one window reads is so small that R_pool rows of S_pool + S - 1 pixels fit into one vector. So a vector of
-// k costs one permutation and one FMA for each tap, however many gradients are zero. conv1 of MnistCNN takes 9 of each,
-// and one permutation for the position. Masking each of the four pixels instead would take 36 FMAs. The lists of
-// sparse_gradient.h would cost more than they save here, where each gradient needs one vector of taps only.
+// Idea: lanes are output channels. Each lane needs the x of its own argmax pixel, so a permutation picks it. That works
+// because the patch of x that one window reads is small: pool.R rows of pool.S + S - 1 pixels fit into one vector. A
+// vector of k costs one permutation and one FMA for each tap, no matter how many gradients are zero. conv1 of MnistCNN
+// takes 9 of each, and one permutation for the positions. Masks for each of the four pixels would take 36 FMAs. Lists
+// (sparse_gradient.h) cost more than they save here, because each gradient needs only one vector of taps.
 //
-// Blocking: the patches of 64 windows are copied at once and stay in the first-level cache while all k pass over them.
-// One vector of k and all taps of one channel are in registers.
+// Blocking: the patches of 64 windows are copied to workspace and stay in the first-level cache while all k read them.
+// The sums of one vector of k and all taps of one channel stay in registers.
 #pragma once
 
 #include "accumulate.h"
@@ -22,7 +22,7 @@
 
 namespace fastconv::FC_LEVEL::few_channels {
 
-// Windows whose patches are copied at once.
+// Number of windows whose patches are copied at once.
 constexpr int64_t chunk = 64;
 
 // The pixels that all taps of one window read.
@@ -53,7 +53,7 @@ template <class T>
 FC_INLINE void copy_patch(const Patch& patch, const T* x, const Strides& strides, T* to) {
   for (int64_t row = 0; row < patch.rows; ++row) {
     const T* from = x + row * strides.row;
-    if (strides.pixel == 1 && patch.width == 4) {  // a 3x3 kernel before a 2x2 pool
+    if (strides.pixel == 1 && patch.width == 4) {  // a 3x3 kernel followed by 2x2 pooling
       __builtin_memcpy(to, from, 4 * sizeof(T));
     } else {
       for (int64_t i = 0; i < patch.width; ++i) to[i] = from[i * strides.pixel];
@@ -62,7 +62,7 @@ FC_INLINE void copy_patch(const Patch& patch, const T* x, const Strides& strides
   }
 }
 
-// The patches of `windows` windows, and their gradients from one vector of k on.
+// The patches of `windows` windows. g and argmax point to the first window's gradients, at the vector of k in use.
 template <class T>
 struct WindowPatches {
   const T* patches;
@@ -87,7 +87,7 @@ struct LanesOfK {
   }
 };
 
-// Adds one vector of k and one channel of x to the sums. position[i]: the place of the window's pixel i in its patch.
+// Adds one vector of k and one channel of x to dw, and to db if not null. position[i]: index of pixel i in its patch.
 template <class T, int R, int S, bool partial>
 void add_windows(const FusedShape& f, const WindowPatches<T>& from, Vec<IntLike<T>> position, const WeightSums<T>& sums,
                  int64_t lanes_in_use) {
@@ -122,8 +122,8 @@ void add_windows(const FusedShape& f, const WindowPatches<T>& from, Vec<IntLike<
   if (sums.bias) k.add_to(sums.bias, sum);
 }
 
-// Adds a tile's part of the gradient to the sums. x begins at the first pixel that the tile's first window reads. No
-// window crosses an edge.
+// Adds one tile's contribution to dw and db. x begins at the first pixel that the tile's first window reads. No window
+// crosses an edge.
 template <class T>
 void backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGradientTile<T>& g,
                      const WeightSums<T>& sums, T* workspace) {

@@ -1,6 +1,5 @@
 // The table of the kernels of one ISA level. default.cpp, avx2.cpp and avx512.cpp each fill one such table from the
-// same source, and capability.cpp chooses one. Each kernel's file says what its arguments are. operands.h has the
-// structs.
+// same source, and capability.cpp chooses one. Each kernel's file describes its arguments. operands.h has the structs.
 #pragma once
 
 #include "operands.h"
@@ -10,7 +9,7 @@ namespace fastconv {
 // The three passes of the direct convolution (direct_*.h) and of the depthwise one (depthwise.h).
 template <class T>
 struct Conv2dKernels {
-  int64_t block_lanes;  // channels of a block
+  int64_t block_lanes;  // channels in a block
   int64_t block_taps;   // taps that backward_weight sums at once
   int64_t (*packed_forward_size)(const Conv2dShape&);
   int64_t (*packed_backward_size)(const Conv2dShape&);
@@ -36,8 +35,8 @@ struct FusedKernels {
 // Winograd's algorithm (winograd.h).
 template <class T>
 struct WinogradKernels {
-  int largest;         // side of a tile, in outputs
-  int64_t unit_tiles;  // tiles of a unit
+  int largest;         // largest tile to use: outputs along one side
+  int64_t unit_tiles;  // tiles in a unit
   int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
   int64_t (*workspace_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTiles&, int64_t block, T* to);
@@ -58,7 +57,7 @@ struct SparseGradientKernels {
                         const NonZeroList<T>&);
 };
 
-// The same for 3x3 kernels (sparse_gradient_3x3.h).
+// backward_data of such gradients for 3x3 kernels (sparse_gradient_3x3.h).
 template <class T>
 struct SparseGradient3x3Kernels {
   bool (*supports)(const FusedShape&);
@@ -119,7 +118,7 @@ struct ElementwiseKernels {
   ReluKernels<T> relu;
 };
 
-// A floating type of 16 bits (reduced.h).
+// A 16-bit floating-point type (reduced.h).
 struct ReducedKernels {
   void (*widen)(const uint16_t* from, float* to, int64_t count);
   void (*round)(const float* from, uint16_t* to, int64_t count);

@@ -1,7 +1,6 @@
-// Lists of the non-zero values of a gradient, and the sums over them. Used by sparse_gradient.h and
-// sparse_gradient_3x3.h.
+// Lists of the non-zero values of a gradient, and sums over these lists, for sparse_gradient.h and its 3x3 variant.
 //
-// Offsets are counted in Offset<T>, which is as wide as T. So an offset and a value fill the same lane of a vector.
+// Offsets have the type Offset<T>, which is as wide as T. So an offset and a value fill the same lane of a vector.
 #pragma once
 
 #include "blocks.h"
@@ -9,9 +8,9 @@
 
 namespace fastconv::FC_LEVEL {
 
-// The runs of one pixel's taps. A run is a part of the taps whose x is contiguous in NHWC memory: (s, c) for one r if
-// dilation_w is 1 (`whole_rows`), else c for one (r, s). A line is a set of runs at equal distances in x: the rows of
-// the kernel, or the pixels of one row.
+// Runs of taps. A run is a sequence of taps whose x is contiguous in NHWC memory: all (s, c) of one r if dilation_w is
+// 1 (`whole_rows`), else all c of one (r, s). A line is a group of runs at equal distances in x: all rows of the kernel
+// if `whole_rows`, else the pixels of one row.
 struct Runs {
   int64_t length;        // elements of a run
   int64_t lines, count;  // `count` runs in a line
@@ -25,19 +24,19 @@ struct Runs {
   }
 };
 
-// Runs in memory, `step` elements from one to the next.
+// Runs that begin `step` elements apart.
 template <class T>
 struct RunsAt {
   T* data;
   int64_t step;
 };
 
-// sum[run][0 ... vectors) += value[i] * from[offset[i] + run * step ...] over i, for `runs` runs, the sums in
-// registers.
+// sum[run][v] += sum over i < length of value[i] * (vector v at from[offset[i] + run * step]), for all runs at once.
+// The sums stay in registers.
 template <class T, int runs, int vectors, bool partial>
 FC_INLINE void add_list(RunsAt<T> sum, RunsAt<const T> from, const Offset<T>* offset, const T* value, int64_t length,
                         int64_t last_lanes) {
-  // The sum starts at zero and is then added. A sum that starts at dx has more than twice PyTorch's error.
+  // The sum starts at zero and is then added to `sum`. A sum that starts at dx has more than twice PyTorch's error.
   Vec<T> acc[runs][vectors] = {};
   for (int64_t i = 0; i < length; ++i) {
     const T* row = opaque(from.data + offset[i]);
@@ -66,8 +65,8 @@ FC_INLINE void add_list(RunsAt<T> sum, RunsAt<const T> from, const Offset<T>* of
   }
 }
 
-// `count` lists of non-zero values. List i begins at offset + i * capacity and value + i * capacity. The sums of the
-// lists are `sum_step` apart.
+// `count` lists of non-zero values. List i begins at element i * capacity of `offset` and `value`, and its sums at
+// element i * sum_step of the sums.
 template <class T>
 struct NonZeroLists {
   const Offset<T>* offset;
@@ -76,12 +75,12 @@ struct NonZeroLists {
   int64_t count, capacity, sum_step;
 };
 
-// The same for all lists, and for runs of any length, with as many vectors at once as the registers hold.
+// Calls add_list for all lists and all vectors of a run, with as many vectors at once as the registers hold.
 //
 // A list costs about 60 cycles besides its FMAs: its sums are loaded and stored, and the branch at its end is
 // mispredicted. Several runs at once share that cost. dw of 3x3x32 with lists of 12 values takes 27 cycles for each
-// value with three runs at once, and 34 with one. The loop over the lists is the inner one, so that the columns of
-// `from` that they read stay in the first-level cache.
+// value with three runs at once, and 34 with one. The loop over the lists is inside the loop over the vectors, so that
+// all lists read the same few columns of `from` from the first-level cache.
 template <class T, int runs>
 FC_INLINE void add_lists_to_runs(RunsAt<T> sum, RunsAt<const T> from, const NonZeroLists<T>& lists, int64_t length) {
   constexpr int64_t n = lanes<T>;
@@ -116,8 +115,8 @@ struct WindowPixel {
   int64_t position;
 };
 
-// Appends the channels with a gradient at this pixel to a list of `found` values: k * step, which is the offset in the
-// weight, and the gradient. Returns the new length. It writes whole vectors, also after the end of the list.
+// For each channel k that has a gradient at this pixel, appends the offset in the weight (k * step) and the gradient to
+// a list of `found` values. Returns the new length. It writes whole vectors, also beyond the end of the list.
 template <class T>
 FC_INLINE int64_t list_channels(const WindowPixel<T>& pixel, ChannelRange channels, int64_t step,
                                 const NonZeroList<T>& list, int64_t found) {

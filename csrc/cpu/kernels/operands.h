@@ -1,6 +1,6 @@
-// The operands of the kernels: pointers, and the numbers that belong to them. Drivers fill these structs once for each
-// tile. Activations are NHWC. Kernels copy the members to local variables before their loops, since the compiler would
-// reload them after each store. No torch and no STL here.
+// The operands of the kernels. Drivers fill these structs once for each tile. Activations are NHWC. Kernels copy the
+// members to local variables before their loops, because the compiler would reload members after each store. This file
+// uses neither torch nor the STL.
 #pragma once
 
 #include <cstdint>
@@ -16,15 +16,14 @@ struct InputTile {
   Strides strides;
 };
 
-// Some rows of some images of a result, contiguous. `row` is the number of the first row in the image.
+// The rows [row, row + rows) of `images` images of a result, contiguous.
 template <class T>
 struct OutputTile {
   T* data;
   int64_t images, row, rows;
 };
 
-// Some rows of some images of a result after ReLU and max-pooling, contiguous. `argmax` (shapes.h) has one byte for
-// each element of `data`.
+// The same for a result after ReLU and max-pooling. `argmax` (shapes.h) has one byte for each element of `data`.
 template <class T>
 struct PooledTile {
   T* data;
@@ -32,7 +31,7 @@ struct PooledTile {
   int64_t images, row, rows;
 };
 
-// Some rows of some images of the gradient of a convolution's result. Images are `image_stride` elements apart.
+// The rows [row, row + rows) of a convolution's output gradient. Images are `image_stride` elements apart.
 template <class T>
 struct GradientTile {
   const T* data;
@@ -40,9 +39,9 @@ struct GradientTile {
   int64_t images, row, rows;
 };
 
-// A gradient that is mostly zeros, before it passes pooling and ReLU: one value and one byte of `argmax` (shapes.h) for
-// each window and channel. The tile has the rows [row, row + rows) of windows of each image. Both pointers point to its
-// first window. Images are P * Q windows apart.
+// The gradient of the output of ReLU and max-pooling: one value and one byte of `argmax` (shapes.h) for each window and
+// channel. The tile has the rows [row, row + rows) of windows of each image. Both pointers point to its first window.
+// Images are P * Q windows apart.
 template <class T>
 struct SparseGradientTile {
   const T* data;
@@ -74,7 +73,7 @@ struct ChannelRange {
   int64_t first, last;
 };
 
-// A list of output pixels. offset[i] is the place of pixel i's first input pixel, in elements from InputTile::data.
+// A list of output pixels. The input that pixel i reads begins offset[i] elements after InputTile::data.
 struct PixelList {
   const int64_t* offset;
   int64_t count;
@@ -101,8 +100,8 @@ struct NonZeroList {
   T* value;
 };
 
-// One kind of Winograd tile, of mh x mw outputs, 1 to 4 each. An image has `rows` x `columns` of them, from output
-// (row0, column0) on. The last ones may cross the edge.
+// All Winograd tiles of one size: mh x mw outputs, 1 to 4 along each side. An image has `rows` x `columns` of these
+// tiles. The first one begins at output (row0, column0). The last ones may cross the edge of the output.
 struct WinogradTiles {
   int mh, mw;
   int64_t row0, column0, rows, columns;
@@ -111,7 +110,7 @@ struct WinogradTiles {
   int64_t per_image() const { return rows * columns; }
 };
 
-// A unit of Winograd's work: the tiles [first_tile, last_tile) of one kind, numbered through all images, and the
+// One call of the Winograd kernel: the tiles [first_tile, last_tile) of one kind, numbered through all images, and the
 // channel blocks [first_block, last_block). The kernel sets non_finite[n] to 1 if a sum of image n is not finite.
 template <class T>
 struct WinogradUnit {

@@ -1,9 +1,8 @@
-// The epilogue of a fused convolution: ReLU and max-pooling of sums in registers or in a workspace, and the gradient's
-// way back through both.
+// The epilogue of a fused convolution: ReLU and max-pooling of sums in registers or workspace, and their gradient.
 //
 //   y[n, p, q, c] = max over r, s of max(0, conv[n, p * u + r * d - pad, q * v + s * d - pad, c])
 //
-// Backward needs one byte of each window and channel, the argmax (shapes.h): the position r * S + s of the maximum, or
+// Backward needs one byte for each window and channel, the argmax (shapes.h): the position r * S + s of the maximum, or
 // no_gradient if the maximum is not above zero. PyTorch's rules hold: the first maximum wins. A NaN wins over every
 // number, and the last of several NaNs wins. The gradient of ReLU is 1 at NaN and 0 at 0.
 //
@@ -38,7 +37,7 @@ struct WindowMax {
   }
 };
 
-// ReLU and max-pooling of any kind, from the convolution's results. `conv` has all rows that the windows of `to` read.
+// ReLU and any max-pooling of the convolution's results. `conv` has all rows that the windows of `to` read.
 template <class T>
 void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const PooledTile<T>& to) {
   FASTCONV_ASSERT((conv.rows == 0 || readable(conv.data)) && readable(to.data) && readable(to.argmax));
@@ -58,7 +57,6 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
         for (int64_t c = 0; c < s.C; c += lanes<T>) {
           const T* from = image + (h0 * s.W + w0) * s.C + c;
           const int64_t left = s.C - c;
-          // Every number is larger, so the first tap is taken.
           const Vec<T> lowest = -static_cast<T>(__builtin_inf()) - Vec<T>{};
           WindowMax<T> max(lowest);
           for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
@@ -68,7 +66,7 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
             }
           }
           max.store(y + c, argmax + c, left);
-          // A window that lies in the padding altogether is -infinity, as in PyTorch. ReLU does not change it.
+          // A window entirely in the padding gives -infinity, as in PyTorch. ReLU ran before, so it does not change it.
           if (taps_r.begin >= taps_r.end || taps_s.begin >= taps_s.end) store_upto(y + c, lowest, left);
         }
         y += s.C;
@@ -78,8 +76,8 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
   }
 }
 
-// Adds the gradient of one image to that of the convolution's results, which the caller has zeroed. Bytes of argmax
-// that point out of the image are ignored.
+// Adds the gradient of one image's windows to grad_conv, the gradient of the convolution's results, which the caller
+// has zeroed. Bytes of argmax that point outside of the image are ignored.
 template <class T>
 void unpool(const Pool2dShape& s, const T* g, const uint8_t* argmax, T* grad_conv) {
   FASTCONV_ASSERT(readable(g) && readable(argmax) && readable(grad_conv));

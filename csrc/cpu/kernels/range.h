@@ -7,8 +7,8 @@ namespace fastconv {
 // a / b, rounded up. b is positive.
 inline int64_t ceil_div(int64_t a, int64_t b) { return a > 0 ? (a + b - 1) / b : -(-a / b); }
 
-// The i in [0, size) with first <= i * stride + shift < last. It says which outputs read rows (or columns)
-// [first, last) of the input.
+// The i in [0, size) with first <= i * stride + shift < last. For example, the outputs i whose tap at `shift` reads the
+// rows (or columns) [first, last) of the input.
 struct Range {
   int64_t begin, end;
 

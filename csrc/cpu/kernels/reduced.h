@@ -1,5 +1,5 @@
-// The floating types of 16 bits, bfloat16 and half. Arithmetic is in float32. These are the conversions, which are
-// exact from 16 bits and round to nearest, ties to even, to 16 bits. ReLU needs no conversion: it looks at the bits.
+// The 16-bit types bfloat16 and half. Kernels compute in float32. Conversion from 16 bits is exact. Conversion to 16
+// bits rounds to nearest, ties to even. ReLU needs no conversion: it tests the bits.
 #pragma once
 
 #include "simd.h"
@@ -26,8 +26,8 @@ struct Half {
   static FC_INLINE uint16_t round(float value) { return __builtin_bit_cast(uint16_t, static_cast<_Float16>(value)); }
 };
 
-// The number of elements that an intrinsic converts at once. Zero: the compiler finds the instruction by itself. For
-// half, g++ 12 calls a function for each element instead.
+// The number of elements that one intrinsic converts, or 0 for a plain loop. The compiler vectorizes the loop for
+// bfloat16. For half, g++ 12 calls a function for each element.
 template <class Format>
 constexpr int64_t at_once = 0;
 #if FC_VECTOR_BYTES == 64
@@ -76,7 +76,7 @@ void round(const float* from, uint16_t* to, int64_t count) {
 
 constexpr uint16_t negative_zero = 0x8000;
 
-// Negative numbers are the codes after that of -0, up to that of -infinity. The codes after that are NaNs.
+// The bit patterns of negative numbers begin after that of -0 and end with that of -infinity. NaNs come after that.
 template <class Format>
 void relu(const uint16_t* x, uint16_t* y, int64_t count) {
 #pragma GCC ivdep

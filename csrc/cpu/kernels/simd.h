@@ -1,10 +1,9 @@
-// Vectors: load, store, shuffle. The comparisons are in simd_masks.h, and the conversions from and to bytes in
-// simd_bytes.h.
+// The vector type, its loads, stores and shuffles. Comparisons are in simd_masks.h, byte conversions in simd_bytes.h.
 //
-// Vectors are the compiler's vector extensions. A vector has FC_VECTOR_BYTES bytes. The file of each ISA level
-// (default.cpp, avx2.cpp, avx512.cpp) sets that number and opens the target region before it includes this file. The
-// kernels write + and *, which the compiler contracts to FMA if the level has it. Intrinsics are used only for what the
-// extensions lack or the compiler does badly.
+// Vec<T> uses the compiler's vector extensions and has FC_VECTOR_BYTES bytes. The file of each ISA level (default.cpp,
+// avx2.cpp, avx512.cpp) sets that number and opens the target region before it includes this file. The kernels write +
+// and *, which the compiler contracts to FMA if the level has it. Intrinsics are used only for operations that the
+// extensions lack or that the compiler translates badly.
 #pragma once
 
 #if defined(__x86_64__)
@@ -22,7 +21,7 @@ namespace fastconv::FC_LEVEL {
 template <class T>
 struct VecOf {
   typedef T type __attribute__((vector_size(FC_VECTOR_BYTES)));
-  // The same vector in memory that is aligned to its elements only.
+  // For loads and stores: memory need only be aligned to the elements.
   typedef T unaligned __attribute__((vector_size(FC_VECTOR_BYTES), aligned(alignof(T)), may_alias));
 };
 template <class T>
@@ -45,7 +44,7 @@ using IntLike = typename IntOfSize<sizeof(T)>::type;
 template <class T>
 constexpr int64_t lanes = FC_VECTOR_BYTES / sizeof(T);
 
-// For assertions: `data` is not null, and aligned to its elements.
+// True if `data` is not null and is aligned to its elements. For assertions.
 template <class T>
 bool readable(const T* data) {
   return data != nullptr && reinterpret_cast<uintptr_t>(data) % alignof(T) == 0;
@@ -61,8 +60,8 @@ FC_INLINE void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(to) = value;
 }
 
-// Tails: the first `count` lanes, 0 < count <= lanes, of elements of 4 or 8 bytes. Memory after them is not touched. A
-// load sets the other lanes to zero.
+// Load and store only the first `count` lanes, 0 < count <= lanes. Elements have 4 or 8 bytes. Memory after these lanes
+// is not accessed. A load sets the other lanes to zero.
 #if FC_VECTOR_BYTES == 64
 template <class T>
 FC_INLINE Vec<T> load_partial(const T* from, int64_t count) {
@@ -118,7 +117,7 @@ FC_INLINE void store_partial(T* to, Vec<T> value, int64_t count) {
 }
 #endif
 
-// A full vector if `count`, which is positive, is large enough, else a tail.
+// Load and store min(count, lanes) lanes. `count` is positive.
 template <class T>
 FC_INLINE Vec<T> load_upto(const T* from, int64_t count) {
   return count >= lanes<T> ? load(from) : load_partial(from, count);
@@ -159,21 +158,21 @@ FC_INLINE Vec<I> lane_numbers() {
   return numbers;
 }
 
-// The same address, hidden from the optimiser. Otherwise the compiler keeps one pointer for each load that uses it, and
-// spills them.
+// Returns the same address but hides that from the optimiser. Otherwise the compiler keeps one pointer for each load
+// from the address, runs out of registers, and spills the pointers.
 template <class T>
 FC_INLINE const T* opaque(const T* address) {
   asm("" : "+r"(address));
   return address;
 }
 
-// A number that a generic lambda can use as a constant: decltype(argument)::value.
+// Passes a number to a generic lambda as a constant: decltype(argument)::value.
 template <int n>
 struct Constant {
   static constexpr int value = n;
 };
 
-// shuffle(type, a, b, Indices<I...>): for each I, lane I of a if I < n, else lane I - n of b. `type` only gives T.
+// shuffle(type, a, b, Indices<I...>): for each I, lane I of a if I < n, else lane I - n of b. T is deduced from `type`.
 template <int... I>
 struct Indices {};
 template <int N, int... I>

@@ -1,4 +1,4 @@
-// Vectors from and to bytes, and lists of selected lanes.
+// Conversions of vectors from and to bytes, and a store of selected lanes only.
 #pragma once
 
 #include "simd_masks.h"
@@ -12,11 +12,11 @@ struct BytesOf {
   typedef uint8_t unaligned __attribute__((vector_size(lanes<T>), aligned(1), may_alias));
 };
 
-// The lanes as bytes. Each lane is from 0 to 255.
+// Converts the lanes, which are 0 to 255, to bytes.
 template <class T>
 FC_INLINE typename BytesOf<T>::type narrowed(Vec<IntLike<T>> values) {
 #if FC_VECTOR_BYTES == 32
-  // g++ 12 extracts the lanes one by one, which takes a third of the time of conv1's forward pass of MnistCNN.
+  // g++ 12 would extract the lanes one by one, a third of the time of the forward pass of MnistCNN's conv1.
   __m256i lanes_32 = (__m256i)values;
   if constexpr (sizeof(T) == 8)
     lanes_32 = _mm256_permutevar8x32_epi32(lanes_32, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0));
@@ -40,7 +40,7 @@ FC_INLINE void store_bytes(uint8_t* to, Vec<IntLike<T>> values, int64_t count) {
   }
 }
 
-// The first `count` bytes, as integers. The other lanes are `rest`.
+// Loads the first `count` bytes as integers. The other lanes are `rest`.
 template <class T>
 FC_INLINE Vec<IntLike<T>> load_bytes(const uint8_t* from, int64_t count, uint8_t rest) {
   typename BytesOf<T>::type bytes;
@@ -53,7 +53,7 @@ FC_INLINE Vec<IntLike<T>> load_bytes(const uint8_t* from, int64_t count, uint8_t
 }
 
 #if FC_VECTOR_BYTES == 32
-// The lanes of each set of 8 bits.
+// lane[bits]: the numbers of the lanes whose bit is set.
 struct CompressTable {
   uint8_t lane[256][8];
   constexpr CompressTable() : lane{} {
@@ -68,8 +68,8 @@ struct CompressTable {
 constexpr CompressTable compress_table;
 #endif
 
-// Stores the lanes whose bit is set, one after the other. It writes a whole vector. It has no branch, since a loop over
-// random bits costs a misprediction for each vector, as much as the vector's arithmetic.
+// Stores the lanes whose bit is set, without gaps. It may overwrite as much memory as a whole vector. It has no branch:
+// a loop over random bits costs one misprediction for each vector, as much as the vector's arithmetic.
 template <class T>
 FC_INLINE void compress_store(T* to, Vec<T> value, uint32_t bits) {
 #if FC_VECTOR_BYTES == 64

@@ -1,4 +1,4 @@
-// Comparisons of vectors, and what follows from them.
+// Comparisons of vectors, masks and selection.
 #pragma once
 
 #include "simd.h"
@@ -9,7 +9,7 @@ namespace fastconv::FC_LEVEL {
 template <class T>
 FC_INLINE Vec<T> zero_or_above(Vec<T> value) {
 #if FC_VECTOR_BYTES == 64
-  // g++ 12 turns the selection into a compare and a masked move, and warns about _mm512_max_ps.
+  // g++ 12 compiles the selection below to a compare and a masked move. It warns about the unmasked _mm512_max_ps.
   if constexpr (sizeof(T) == 4 && T(0.5) != T(0)) {
     return (Vec<T>)_mm512_maskz_max_ps(0xffff, _mm512_setzero_ps(), (__m512)value);
   }
@@ -43,7 +43,7 @@ FC_INLINE uint32_t nonzero_lanes(Vec<T> value) {
 #endif
 }
 
-// One truth value for each lane: a bit in a mask register (AVX-512), else all bits of the lane.
+// One truth value for each lane. With AVX-512 it is a bit in a mask register, else all bits of the lane.
 #if FC_VECTOR_BYTES == 64
 template <class T>
 struct LaneMaskOf {
@@ -68,7 +68,7 @@ using LaneMask = Vec<IntLike<T> >;
 template <class T>
 FC_INLINE LaneMask<T> larger_or_nan(Vec<T> value, Vec<T> best) {
 #if FC_VECTOR_BYTES == 64
-  // The inverse of "a number and not larger" takes two compares and nothing else.
+  // Computed as not (value is a number and not larger), which takes only two compares.
   if constexpr (sizeof(T) == 4) {
     const __mmask16 number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
     return ~_mm512_mask_cmp_ps_mask(number, (__m512)value, (__m512)best, _CMP_NGT_UQ);
@@ -95,7 +95,7 @@ FC_INLINE LaneMask<T> not_above_zero(Vec<T> value) {
 #endif
 }
 
-// Lane by lane, a if the mask is set, else b.
+// For each lane, a if the mask is set, else b.
 template <class T>
 FC_INLINE Vec<T> select(LaneMask<T> mask, Vec<T> a, Vec<T> b) {
 #if FC_VECTOR_BYTES == 64

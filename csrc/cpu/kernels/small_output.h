@@ -2,11 +2,11 @@
 //
 //   y[i, k] = b[k] + sum over r, s, c of x[offset[i] + (r, s) + c] * w[k, r, s, c]
 //
-// Layout: x is NHWC; the weight is KRSC, as a channels_last weight is, and is not packed; y is [pixel][K].
+// Layout: x is NHWC. The weight is channels_last (KRSC) and is not packed. y is [pixel][K].
 //
-// Blocking: lanes are input channels on both sides. A register block holds block_rows pixels x 2 output channels, whose
-// lanes are added up at the end. Each weight is read once for each block of pixels. That is the cost that counts when
-// the weight comes from memory and only a few pixels use it, as in inference on one image.
+// Blocking: lanes are input channels, of x and of the weight. A register block holds block_rows pixels x 2 output
+// channels. Its lanes are added up at the end. The weight is read once for each block of pixels. That read is the main
+// cost when the weight comes from memory and only a few pixels use it, as in inference on one image.
 #pragma once
 
 #include "blocks.h"
@@ -14,8 +14,8 @@
 
 namespace fastconv::FC_LEVEL::small_output {
 
-// The sum of the lanes of each vector of a block, row by row. The block is transposed first, so that whole vectors are
-// added. Adding lane by lane costs as much as all multiplications of 512 channels.
+// Sums the lanes of each vector of a block, row by row. The block is transposed first, so that whole vectors are added.
+// Adding lane by lane costs as much as all multiplications of 512 channels.
 template <class T>
 FC_INLINE void sum_lanes(const Block<T, 2>& acc, T* sums) {
   constexpr int64_t count = 2 * block_rows;

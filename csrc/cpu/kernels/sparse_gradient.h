@@ -4,19 +4,19 @@
 //   dx[pixel + (r, s), c] += sum over k of g[window, k] * w[k][r, s, c]
 //
 // A 2x2 max-pool passes the gradient to at most one value in four. ReLU passes it only where the output is above zero.
-// In training, those are 50 to 60 % of the windows of MnistCNN's pools, and 30 % of conv3's outputs. The kernels skip
-// all products with a zero gradient. The caller checks that x and w are finite, so that those products are zero.
+// In training, 50 to 60 % of the pooling windows of MnistCNN and 30 % of conv3's outputs are above zero. The kernels
+// skip all products with a zero gradient. The caller checks that x and w are finite, so that these products are zero.
 //
-// Layout: g, argmax (shapes.h), x and dx are NHWC. The weight and the sums of the weight are [K][r, s, c]. Bytes of
-// argmax that are neither a position nor no_gradient can come from a direct call of the operators only. They give
-// meaningless results, but no access out of bounds.
+// Layout: g, argmax (shapes.h), x and dx are NHWC. The weight and dw are [K][r, s, c]. Bytes of argmax that are neither
+// a position nor no_gradient give meaningless results but no access out of bounds. Only direct calls of the operators
+// can pass such bytes.
 //
-// Idea: write the non-zero values to lists, and then spend one FMA on each value and vector of taps:
+// Idea: write the non-zero values to lists. Then each value costs one FMA for each vector of taps:
 //   backward_weight   a list of pixels for each k; the sums of a run (nonzero_lists.h) of dw[k] stay in registers
 //   backward_data     a list of k for each pixel; the sums of a run of dx stay in registers
 //
-// Tried and lost in both passes: scattering each value to sums in memory. Stores cost more than loads, so dx of 3x3x32
-// took 42 cycles for each value instead of 26 (Zen 4).
+// Tried in both passes: scattering each value to sums in memory. Stores cost more than loads, so dx of 3x3x32 took 42
+// cycles for each value instead of 26 (Zen 4).
 #pragma once
 
 #include "nonzero_lists.h"
@@ -24,7 +24,7 @@
 
 namespace fastconv::FC_LEVEL::sparse_gradient {
 
-// Multiplies by zero, which gives zero only for finite values. Four sums hide the latency of the FMAs.
+// Tests value * 0 == 0, which only finite values pass. Four sums hide the latency of the FMAs.
 template <class T>
 bool all_finite(const T* values, int64_t count) {
   Vec<T> sum[4] = {};
@@ -64,7 +64,7 @@ inline int64_t count_nonzero(const uint8_t* argmax, int64_t count) {
   return nonzero;
 }
 
-// Elements of workspace that the lists of `windows` windows need, of offsets and of values.
+// The number of offsets, and of values, that the workspace for the lists of `windows` windows needs.
 template <class T>
 int64_t list_size(const FusedShape& f, int64_t windows) {
   const int64_t by_channel = 3 * lanes<T> * (ceil_div(windows, lanes<T>) + 1) * lanes<T>;
@@ -72,11 +72,11 @@ int64_t list_size(const FusedShape& f, int64_t windows) {
   return by_channel > by_pixel ? by_channel : by_pixel;
 }
 
-// For each window and channel of a vector of channels: the offset in x of the pixel that receives the gradient, or -1
-// if no pixel does, and the gradient. Layout: [window][lanes], and after that the same transposed, [lanes][row].
+// For each window and each channel of one vector: the gradient, and the offset in x of the pixel that receives it, or
+// -1 if no pixel does. `at` and `value` hold this as [window][lanes], followed by the same transposed, [lanes][row].
 template <class T>
 struct WindowOffsets {
-  int64_t windows, row;  // row: the number of windows, rounded up
+  int64_t windows, row;  // row: `windows`, rounded up to lanes
   Offset<T>* at;
   T* value;
 
@@ -124,8 +124,8 @@ struct WindowOffsets {
     transpose(value, lanes<T>, windows, lanes<T>, value + row * lanes<T>, row);
   }
 
-  // Writes the list of channel k, in the order of the windows, and returns its length. It writes whole vectors, also
-  // after the end of the list.
+  // Writes the list of channel k, in the order of the windows, and returns its length. It writes whole vectors,
+  // also beyond the end of the list.
   FC_INLINE int64_t list(int64_t k, const NonZeroList<T>& to) const {
     int64_t length = 0;
     for (int64_t i = 0; i < windows; i += lanes<T>) {
@@ -142,8 +142,8 @@ struct WindowOffsets {
   static uint32_t first_bits(int64_t count) { return count >= lanes<T> ? ~0u : (1u << count) - 1; }
 };
 
-// Adds a tile's part of the gradient to the sums, for output channels [k0, k0 + lanes). x begins at the first pixel
-// that the tile's first window reads. No window crosses an edge.
+// Adds one tile's contribution to dw and db, for output channels [k0, k0 + lanes). x begins at the first pixel that the
+// tile's first window reads. No window crosses an edge.
 template <class T>
 void backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGradientTile<T>& g,
                      const WeightSums<T>& sums, int64_t k0, const NonZeroList<T>& list) {
@@ -179,8 +179,8 @@ void backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGra
   }
 }
 
-// Adds the list of one output pixel to all pixels of dx that its taps read. (h, w) is the first of them, in the tile of
-// one image.
+// Adds the products of one output pixel's list to all pixels of dx that its taps read. (h, w) is the first of these
+// pixels, counted in the tile of one image.
 template <class T>
 FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const NonZeroLists<T>& list,
                              const OutputTile<T>& tile, int64_t h, int64_t w) {
@@ -207,7 +207,7 @@ FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const NonZer
   }
 }
 
-// Adds the gradient to dx, which the caller has zeroed. `gradient` has the rows of windows that contribute to the tile.
+// Adds the gradient to dx, which the caller has zeroed. `gradient` has all rows of windows that read the tile's pixels.
 template <class T>
 void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, const T* weight, const OutputTile<T>& dx,
                    const NonZeroList<T>& workspace) {

@@ -36,7 +36,7 @@ struct Matrix {
   int64_t stride, rows, columns;
 };
 
-// One block, at row i and column j of the source. row_of(j) gives the address of row j of the result.
+// Transposes one block, at row i and column j of the source. row_of(j) gives the address of row j of the result.
 template <class T, class RowOf>
 FC_INLINE void transpose_block(const Matrix<T>& src, int64_t i, int64_t j, RowOf row_of) {
   constexpr int64_t n = lanes<T>;
@@ -70,7 +70,7 @@ void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t column
   }
 }
 
-// The inner loop goes along the rows of the side whose rows are further apart, where jumps cost more.
+// The inner loop runs along the rows of the matrix with the larger stride, because changing its rows costs more.
 template <class T>
 void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
   FASTCONV_ASSERT(rows >= 0 && columns >= 0 && (rows * columns == 0 || (readable(src) && readable(dst))));

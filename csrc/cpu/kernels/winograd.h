@@ -5,20 +5,19 @@
 //
 // F(m, 3) computes m outputs from m + 2 pixels with m + 2 multiplications instead of 3 m. In two dimensions, a tile of
 // 4x4 outputs takes 36 multiplications instead of 144, one of 3x3 takes 25 instead of 81, and one of 2x2 takes 16
-// instead of 36. Outputs that are left over at the edges have smaller tiles, down to F(1, 3), the plain sum of 3
-// products.
+// instead of 36. Smaller tiles compute the remaining outputs at the edges, down to F(1, 3), a plain sum of 3 products.
 //
 // Layout: x and y are NHWC and contiguous, without padding in memory. The packed weight of one kind of tile is
 // [block of K][frequency][c][block_lanes of k]. A frequency is one element of a transformed tile.
 //
-// Blocking: the sum over c is 36 (25, 16) matrix products, [tiles][C] x [C][K], one for each frequency, by the
-// micro-kernel of the direct convolution. The tiles of one kind are numbered through all images, so only the last unit
-// of a kind is not full. The V and M (winograd_tiles.h) of a unit stay in the second-level cache.
+// Blocking: accumulate.h computes the sum over c as 36 (25, 16) matrix products, [tiles][C] x [C][K], one for each
+// frequency. A unit is unit_tiles tiles of one kind. Tiles are numbered through all images, so only the last unit of a
+// kind is not full. The V and M (winograd_tiles.h) of a unit stay in the second-level cache.
 //
 // Pooling: a tile of 2x2 outputs is one window of a 2x2 pool, so ReLU, maximum and argmax happen in the output
-// transform. Larger tiles do not pool. If all pixels that a window reads are equal, as in the background of a digit,
-// F(2, 3) gives exactly equal results, and the first takes the gradient as in PyTorch. F(4, 3) gives results that
-// differ by rounding.
+// transform. Larger tiles are not used with pooling, because of ties. If all pixels that a window reads are equal, as
+// in the background of a digit, F(2, 3) gives exactly equal results, and the first one receives the gradient as in
+// PyTorch. F(4, 3) gives results that differ by rounding.
 //
 // An infinity or NaN in x or w reaches all outputs of its tile. The kernel reports images with sums that are not
 // finite, and the caller computes those again with the direct kernels.
@@ -28,9 +27,9 @@
 
 namespace fastconv::FC_LEVEL::winograd {
 
-// Elements from one frequency to the next. The distance is one vector longer than needed, as in V (winograd_tiles.h).
-// At a distance of a power of two, all frequencies would share a few lines of the first-level cache. So the weight of
-// MnistCNN's conv3 is packed in 60 us instead of 115 (one thread of Zen 3).
+// Elements from one frequency to the next. The distance is 64 bytes longer than needed, as in V (winograd_tiles.h). If
+// it were a power of two, all frequencies would share a few lines of the first-level cache, and packing the weight of
+// MnistCNN's conv3 would take 115 us instead of 60 (one thread of Zen 3).
 template <class T>
 int64_t weight_step(const Conv2dShape& s) {
   return s.C * block_lanes<T> + 64 / sizeof(T);
@@ -41,8 +40,8 @@ int64_t packed_size(const Conv2dShape& s, const WinogradTiles& kind) {
   return ceil_div(s.K, block_lanes<T>) * kind.frequencies() * weight_step<T>(s);
 }
 
-// Packs one block of output channels from the direct kernels' packed weight of forward. `rotated`: from that of
-// backward_data instead, and the kernel is rotated by 180 degrees.
+// Packs one block of output channels. The input is a weight that pack_weight_forward (direct_pack.h) has packed. If
+// `rotated`, pack_weight_backward has packed it, and this function rotates the kernel by 180 degrees.
 template <class T>
 void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const WinogradTiles& kind, int64_t index, T* to) {
   FASTCONV_ASSERT(readable(packed) && readable(to) && is_block<T>(index, 1, s.K));
@@ -79,9 +78,9 @@ void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const Wino
   }
 }
 
-// One frequency: M = V * weight. The sum over c is added up from sums of `longest`, and each of those from two halves.
-// The halves cost 0 to 4 % of the time and save 10 to 20 % of the error. The last block of rows also multiplies
-// the memory after the last tile, and nothing reads those products.
+// One frequency: M = V * weight. The sum over c is split into sums of `longest` terms, and each of these into two
+// halves. The halves cost 0 to 4 % of the time and save 10 to 20 % of the error. If the number of tiles is no multiple
+// of block_rows, the last block also multiplies rows of V after the last tile. Nothing reads these products.
 template <class T, int vectors>
 void multiply(const T* v, int64_t C, int longest, const T* weight, T* product, int64_t tiles) {
   const int64_t v_row = round_up_to_lanes<T>(C);
@@ -112,8 +111,8 @@ void multiply(const T* v, int64_t C, int longest, const T* weight, T* product, i
   }
 }
 
-// Computes one unit of at most unit_tiles tiles. The packed weight is that of the unit's kind. x, y and argmax are
-// those of all images. argmax is null if nothing is fused.
+// Computes one unit of at most unit_tiles tiles. The weight is packed for the unit's kind of tile. x, y and argmax hold
+// all images. argmax is null if nothing is fused.
 template <class T>
 void forward(const FusedShape& f, const WinogradUnit<T>& unit, const T* x, const PackedWeight<T>& packed, T* y,
              uint8_t* argmax) {

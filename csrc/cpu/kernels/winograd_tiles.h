@@ -3,7 +3,7 @@
 //   V = B' x B      pixels of x to V[frequency][unit_tiles][C, rounded up to lanes]
 //   y = A' M A      M[frequency][unit_tiles][block_lanes] to outputs, with ReLU and max-pooling in the epilogue
 //
-// x and y are NHWC and contiguous. Lanes are channels. The pixels of a tile stay in registers between both dimensions.
+// x and y are NHWC and contiguous. Lanes are channels. A tile stays in registers while both sides are transformed.
 #pragma once
 
 #include "blocks.h"
@@ -13,8 +13,8 @@
 namespace fastconv::FC_LEVEL::winograd {
 
 constexpr int largest = 4;
-// The largest tile that drivers should use at this level. Without FMA (SSE2) each product is rounded, too, and larger
-// tiles have more than twice the error of PyTorch's AVX-512 kernels.
+// The largest tile that drivers should use at this level. Without FMA (SSE2), each product is rounded before it is
+// added, and larger tiles have more than twice the error of PyTorch's AVX-512 kernels.
 #if defined(__x86_64__) && FC_VECTOR_BYTES == 16
 constexpr int largest_wanted = 2;
 #else
@@ -22,14 +22,13 @@ constexpr int largest_wanted = largest;
 #endif
 constexpr int64_t unit_tiles = 2 * block_rows;
 
-// The sum over c is added up from sums of this length. The larger the tile, the more its output transform enlarges
-// their rounding errors. With sums of 16, conv3 of MnistCNN takes 4 % longer than with one sum.
+// The sum over c is split into sums of this many terms. The output transform of a larger tile amplifies rounding errors
+// more, so its sums are shorter. With sums of 16 terms, conv3 of MnistCNN takes 4 % longer than with one sum.
 inline int longest_product_sum(const WinogradTiles& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
 
-// The smaller of both.
 inline int upto(int most, int64_t count) { return count < most ? static_cast<int>(count) : most; }
 
-// Calls run with m as a constant.
+// Calls run(m) with m as a Constant.
 template <class Run>
 FC_INLINE void with_outputs(int m, Run run) {
   switch (m) {
@@ -44,7 +43,7 @@ FC_INLINE void with_outputs(int m, Run run) {
   }
 }
 
-// Calls visit(tile, n, p, q) for each tile of a unit: its number within the unit, its image, and its first output.
+// Calls visit(tile, n, p, q) for each tile of a unit, with its number in the unit, its image n and first output (p, q).
 template <class T, class Visit>
 FC_INLINE void for_each_tile(const WinogradUnit<T>& unit, Visit visit) {
   const WinogradTiles& kind = unit.kind;
@@ -71,8 +70,7 @@ int64_t workspace_size(const Conv2dShape& s) {
   return pixels<largest> * pixels<largest> * (v_step<T>(s) + m_step<T>);
 }
 
-// Transforms the pixels of one tile. (h0, w0) is the first of them in its image. `edge`: some of them may lie out of
-// the image, and are zero.
+// Transforms the pixels of one tile, from (h0, w0) on. `edge`: some may be outside of the image, where pixels are zero.
 template <class T, int mh, int mw, bool edge>
 void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v) {
   const int64_t step = v_step<T>(s), C = s.C, W = s.W;
@@ -102,7 +100,7 @@ void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T*
 
 enum class Epilogue { none, relu, relu_max_pool };
 
-// One block of channels: the products of a unit, the bias, and the results of all images.
+// A block of channels, the products M of one unit for it, the bias, and the results of all images.
 template <class T>
 struct BlockOutputs {
   ChannelBlock<T> block;
@@ -112,13 +110,13 @@ struct BlockOutputs {
   uint8_t* argmax;
 };
 
-// The outputs of one tile: the first, counted without pooling, and the number of rows and columns in the image.
+// The outputs of one tile: image n, first output (p, q) before pooling, and how many rows and columns are in the image.
 struct TileOutputs {
   int64_t n, p, q;
   int rows, columns;
 };
 
-// Writes one vector of channels, from k on, of one tile. Outputs beyond the edge are dropped.
+// Writes one vector of channels, from k on, of one tile. Outputs beyond the edge are not written.
 template <class T, int mh, int mw, Epilogue epilogue>
 FC_INLINE void store_outputs(const FusedShape& f, const Vec<T> (&out)[mh][mw], const BlockOutputs<T>& to,
                              const TileOutputs& tile, int64_t k, int64_t count) {
@@ -148,8 +146,7 @@ FC_INLINE void store_outputs(const FusedShape& f, const Vec<T> (&out)[mh][mw], c
   }
 }
 
-// Transforms one tile and one block of channels: M to the tile's outputs, or to their pooling window.
-// Returns true if all sums are finite.
+// Transforms M of one tile and one block of channels, and applies the epilogue. Returns true if all sums are finite.
 template <class T, int mh, int mw, Epilogue epilogue>
 FC_INLINE bool output_tile(const FusedShape& f, BlockOutputs<T> to, const T* product, const TileOutputs& tile) {
   const ChannelBlock<T>& block = to.block;

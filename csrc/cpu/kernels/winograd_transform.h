@@ -1,20 +1,20 @@
-// The one-dimensional transforms of Winograd's algorithm, F(m, 3): B' d of m + 2 pixels, G g of three taps, and A' of
-// their products, which gives m outputs (winograd.h).
+// The one-dimensional transforms of Winograd's algorithm, F(m, 3) (winograd.h). B' transforms m + 2 pixels d, and G
+// transforms three taps g. A' transforms the products of both to m outputs.
 //
 // They evaluate polynomials at points and interpolate. F(2, 3) has the points 0, 1, -1 and infinity. F(4, 3) has 0, a,
-// -a, b, -b and infinity, in this order. F(3, 3) has the same without 0. a = 5/8 and b = 3/2 are exact in binary.
+// -a, b, -b and infinity, in this order. F(3, 3) has these except 0. a = 5/8 and b = 3/2 are exact in binary.
 //
-// Measured in a simulation of one tile in float32 (64 channels, root mean square error over PyTorch's): F(4, 3) has 1.1
-// to 1.2 with these points, and 2.5 to 2.7 with 0, +-1, +-2. Without sums of 16 over c it has 1.7 to 1.9, or 3.9 to
-// 4.0. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural
-// Networks", arXiv 1803.10986.)
+// Measured in a simulation of one F(4, 3) tile in float32 with 64 channels: the root mean square error is 1.1 to 1.2
+// times PyTorch's with these points, and 2.5 to 2.7 times with 0, +-1, +-2. If the sum over c is not split into sums of
+// 16, these are 1.7 to 1.9 and 3.9 to 4.0. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of
+// Winograd Convolution for Deep Neural Networks", arXiv 1803.10986.)
 #pragma once
 
 #include "simd.h"
 
 namespace fastconv::FC_LEVEL::winograd {
 
-// The pixels, and the multiplications, along one side of a tile of m outputs.
+// The number of pixels, and of multiplications, along one side of a tile of m outputs.
 template <int m>
 constexpr int pixels = m + 2;
 
@@ -23,7 +23,7 @@ struct Points {
   static constexpr T a = T(0.625), b = T(1.5), a2 = a * a, b2 = b * b;
 };
 
-// The points a, -a, b and -b, from four neighbouring pixels.
+// Transforms four neighbouring pixels to the values at the points a, -a, b and -b.
 template <class T>
 FC_INLINE void transform_middle(Vec<T> (&d)[4]) {
   const Vec<T> even_a = d[2] - Points<T>::b2 * d[0], odd_a = d[3] - Points<T>::b2 * d[1];
@@ -34,7 +34,7 @@ FC_INLINE void transform_middle(Vec<T> (&d)[4]) {
   d[3] = odd_b - Points<T>::b * even_b;
 }
 
-// The points 0 and infinity: (x^2 - a^2) (x^2 - b^2).
+// The value at the point 0 or infinity, with the coefficients of (x^2 - a^2) (x^2 - b^2).
 template <class T>
 FC_INLINE Vec<T> transform_end(Vec<T> d0, Vec<T> d2, Vec<T> d4) {
   return d4 - (Points<T>::a2 + Points<T>::b2) * d2 + (Points<T>::a2 * Points<T>::b2) * d0;
@@ -76,8 +76,8 @@ FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m +
   } else {
     constexpr int first = m - 3;
     constexpr T scale = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
-    // F(4, 3) divides by 2 p^2 (a^2 - b^2), or the negative of that, at the point p. F(3, 3) divides by 2 p (a^2 -
-    // b^2).
+    // The values at the points a and -a are divided by 2 a^2 (a^2 - b^2) in F(4, 3), and by 2 a (a^2 - b^2), with the
+    // sign of the point, in F(3, 3). For b and -b, exchange a and b.
     constexpr T scale_a = m == 4 ? scale / Points<T>::a2 : scale / Points<T>::a,
                 scale_b = m == 4 ? -scale / Points<T>::b2 : -scale / Points<T>::b;
     constexpr T sign = m == 4 ? 1 : -1;
