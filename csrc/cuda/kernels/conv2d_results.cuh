@@ -88,7 +88,7 @@ struct DataResult {
   }
 };
 
-// The sums of each piece of backward_weight's pixels: [piece][k][tap], then [k] of the bias.
+// The sums of backward_weight. Each piece of the pixels has the weight's sums, [k][tap], then the bias's, [k].
 template <class T>
 struct PieceSums {
   Accumulator<T>* data;

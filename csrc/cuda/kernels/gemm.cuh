@@ -53,7 +53,7 @@ struct FmaTile {
   static constexpr int rows = row_count, columns = column_count, depth = 16;
   static constexpr int thread_rows = rows / row_block, thread_columns = columns / column_block;
   static constexpr int threads = thread_rows * thread_columns;
-  // double mainly serves gradient checks. Without vectors for it, there are half as many kernels to compile.
+  // double is mainly for gradient checks. Without vectors for it, there are half as many kernels to compile.
   static constexpr int vector = sizeof(T) == 4 ? widest_vector<T> : 1;
   static constexpr bool depth_adjacent = false;
 
