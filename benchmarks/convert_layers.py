@@ -1,10 +1,10 @@
-"""Single layers, PyTorch's against fastconv's: the figures for fastconv/conversion/slower_layers.py.
+"""Time single layers of PyTorch and of fastconv, for the table in fastconv/conversion/slower_layers.py.
 
 python benchmarks/convert_layers.py [--only depthwise] [--rounds 9] [--json .benchmarks/convert_layers.json]
 
-Each layer forward and backward, and forward under inference_mode, in both memory formats; variants take turns in one
-process, with an allocator that keeps its pages. One thread (OMP_NUM_THREADS=1) is timed by its own CPU time, which
-other programs on the machine disturb less. A layer is worth converting if fastconv's best is not behind PyTorch's.
+Each layer runs forward and backward, and forward under inference_mode, in both memory formats. The variants take turns
+in one process, with an allocator that keeps its pages. With one thread (OMP_NUM_THREADS=1) the CPU time is measured,
+which other programs disturb less. A layer is worth converting if fastconv's faster format is not slower than PyTorch's.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from fastconv.benchmarking.alternating import alternate, keep_pages
 from fastconv.benchmarking.machine import caption, machine
 from fastconv.benchmarking.ratios import VARIANTS, medians
 
-#: Alone, with ReLU, and with ReLU and a pool of 2 x 2.
+#: A convolution alone, with ReLU, and with ReLU and 2x2 pooling.
 CONVOLUTIONS = ("conv", "block", "pooled")
-MOST_MULTIPLICATIONS = 0.3e9  # of a batch: larger layers are measured with smaller ones
+MOST_MULTIPLICATIONS = 0.3e9  # per batch; larger layers get smaller batches
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,7 @@ def runs(case: Case, training: bool) -> dict[str, Callable[[], object]]:
                     module(x_)
 
             return infer
-        x_.requires_grad_(
-            case.C > 4
-        )  # a convolution of so few channels is the first: nobody asks for images' gradients
+        x_.requires_grad_(case.C > 4)  # layers with fewer channels are first layers, and images need no gradient
         inputs = [t for t in (x_, *module.parameters()) if t.requires_grad]
         g = torch.randn_like(module(x_))
         return lambda: torch.autograd.grad(module(x_), inputs, g)
@@ -133,7 +131,7 @@ def runs(case: Case, training: bool) -> dict[str, Callable[[], object]]:
 
 
 def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each; short ones are repeated within a round."""
+    """Return the median seconds of each variant. Short ones are repeated within a round."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     for run in variants.values():
         run()
@@ -146,7 +144,7 @@ def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], help="cases with one of these in their names")
+    parser.add_argument("--only", nargs="+", default=[""], help="run only cases whose names contain one of these")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -172,7 +170,7 @@ def main() -> None:
         min(s[name] for name in VARIANTS[:2]) / min(s[name] for name in VARIANTS[2:])
         for s in (result["seconds"] for result in results)
     ]
-    Console().print(f"geometric mean of the fastest's ratios: {geometric_mean(fastest):.2f}")
+    Console().print(f"geometric mean of the ratios, fastest / fastest: {geometric_mean(fastest):.2f}")
     if arguments.json:
         arguments.json.parent.mkdir(exist_ok=True)
         arguments.json.write_text(json.dumps({"machine": machine(), "layers": results}, indent=1))

@@ -1,8 +1,8 @@
-"""Whole networks before fastconv.convert and after: a training step of 64 images, inference of 1 and of 64.
+"""Time networks before and after fastconv.convert: a training step of 64 images, inference of 1 and of 64.
 
 python benchmarks/converted_models.py [--only LeNet-5] [--rounds 15] [--json .benchmarks/converted_models.json]
 
-The variants take turns, each in a process of its own. A training step is forward, cross-entropy, backward and SGD with
+The variants take turns, each in its own process. A training step is forward, cross-entropy, backward and SGD with
 momentum; inference runs in evaluation mode under inference_mode.
 """
 
@@ -26,7 +26,7 @@ from fastconv.benchmarking.machine import caption, machine
 from fastconv.benchmarking.processes import Make, alternate_processes
 from fastconv.benchmarking.ratios import OURS, TORCH, VARIANTS, Rounds, medians
 
-#: Images of a step, and whether it is one of training.
+#: The number of images, and whether the job is training.
 JOBS = {"training step, 64": (64, True), "inference, 64": (64, False), "inference, 1": (1, False)}
 
 
@@ -60,7 +60,7 @@ def make_step(name: str, job: str, variant: str) -> dict[str, Callable[[], objec
 
 
 def claim(what: str, seconds: Rounds) -> Claim:
-    """PyTorch's faster layout over fastconv's, each the one with the lower median, round by round."""
+    """Return the ratio of the libraries' times, round by round, each in the layout with its lower median."""
     theirs = seconds[min(TORCH, key=medians(seconds).__getitem__)]
     ours = seconds[min(VARIANTS[2:], key=medians(seconds).__getitem__)]
     milliseconds = {name: value * 1e3 for name, value in medians(seconds).items()}
@@ -74,7 +74,7 @@ def claim(what: str, seconds: Rounds) -> Claim:
 
 def table_of(claims: list[Claim]) -> Table:
     where = caption(machine())
-    table = Table(caption=f"milliseconds (inference, 1: of ten calls); {where}")
+    table = Table(caption=f"milliseconds (inference, 1: for ten calls); {where}")
     for heading in ("", *TORCH, VARIANTS[2], OURS, "torch's fastest / converted", "quartiles"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=not heading)
     for each in claims:

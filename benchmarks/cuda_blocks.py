@@ -1,8 +1,9 @@
-"""Device time of convolution blocks on a GPU, PyTorch's and fastconv's, with no time of the CPU in it.
+"""Measure the device time of convolution blocks of PyTorch and of fastconv on a GPU, without CPU time.
 
     python benchmarks/cuda_blocks.py
 
-Each variant's calls stand in a CUDA graph; the graphs are replayed in turn. Microseconds a call, medians.
+Each variant's calls are captured in a CUDA graph, and the graphs are replayed in turn. The table has the medians, in
+microseconds per call.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ BLOCKS = [
 
 
 def calls(block: Block, variant: str, dtype: torch.dtype) -> list[Callable[[], object]]:
-    """The forward pass, and it with the backward pass."""
+    """Return two functions: the forward pass, and the forward and backward pass."""
     backend, layout = variant.split()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
@@ -74,7 +75,7 @@ def calls(block: Block, variant: str, dtype: torch.dtype) -> list[Callable[[], o
 def graphed(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries choose their algorithms
+    with torch.cuda.stream(side):  # the libraries choose their algorithms during these calls
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(side)
@@ -86,7 +87,7 @@ def graphed(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
 
 
 def microseconds(functions: list[Callable[[], object]]) -> list[float]:
-    """Of a call of each. The functions hold the tensors that the graphs read, so they live as long."""
+    """Return the time per call of each function. The functions keep the tensors alive that the graphs read."""
     graphs = [graphed(function) for function in functions]
     times: list[list[float]] = [[] for _ in graphs]
     for _ in range(ROUNDS):

@@ -1,4 +1,4 @@
-"""Networks as people write them, with torch.nn's layers alone: what fastconv.convert is measured on."""
+"""Networks in plain torch.nn, on which fastconv.convert is measured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LeNet5(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch norm, and a way around them."""
+    """Two 3 x 3 convolutions with batch norm, and a shortcut around them."""
 
     def __init__(self, C: int, K: int, stride: int) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class VGG11(nn.Module):
 
 
 def mnist_cnn() -> nn.Module:
-    """fastconv.models.MnistCNN, as it is written with torch.nn."""
+    """Return the network of fastconv.models.MnistCNN, in plain torch.nn."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),
@@ -109,7 +109,7 @@ def mnist_cnn() -> nn.Module:
 
 
 def simple_cnn() -> nn.Module:
-    """fastconv.models.SimpleCNN, as it is written with torch.nn."""
+    """Return the network of fastconv.models.SimpleCNN, in plain torch.nn."""
     return nn.Sequential(
         *(nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2)),

@@ -1,4 +1,4 @@
-"""From the times of rounds to what is claimed: PyTorch's faster layout over fastconv, round by round."""
+"""Compute the claims of the report from the times of all rounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastconv.benchmarking.ratios import OURS, VARIANTS, Rounds, medians, quarti
 
 
 class Claim(TypedDict, total=False):
-    """A row of the report's second table, as the JSON has it."""
+    """A row of the report's second table, as it is in the JSON."""
 
     what: str
     missing: str  # why there are no figures
@@ -23,7 +23,7 @@ class Claim(TypedDict, total=False):
 
 
 def ratios(seconds: Mapping[str, float]) -> tuple[float, float]:
-    """PyTorch's faster layout over our faster layout, and NCHW over NCHW. Above 1, fastconv is faster."""
+    """Return PyTorch's faster layout over fastconv in channels_last, and NCHW over NCHW. Above 1, fastconv wins."""
     torch_nchw, torch_last, nchw, last = (seconds[variant] for variant in VARIANTS)
     return min(torch_nchw, torch_last) / last, torch_nchw / nchw
 
@@ -37,13 +37,13 @@ def spread(by_round: list[float]) -> Claim:
 
 
 def time_claim(what: str, seconds: Rounds) -> Claim:
-    """PyTorch's faster layout over fastconv in channels_last, each round's against the same round's."""
+    """Return the ratio of PyTorch's faster layout to fastconv in channels_last, round by round."""
     milliseconds = {name: value * 1e3 for name, value in medians(seconds).items()}
     return {"what": what, "unit": "ms", "values": milliseconds, **spread(torch_over_ours(seconds))}
 
 
 def speed_up_claim(what: str, before: Rounds, after: Rounds) -> Claim:
-    """Each variant's own speed-up; ratio and quartiles are fastconv's in channels_last."""
+    """Return the speed-up of each variant. Ratio and quartiles are those of fastconv in channels_last."""
     by_round = {name: [slow / fast for slow, fast in zip(before[name], after[name], strict=True)] for name in VARIANTS}
     return {"what": what, "unit": "x", "values": medians(by_round), **spread(by_round[OURS])}
 

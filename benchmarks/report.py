@@ -1,4 +1,4 @@
-"""Turns the JSON of a benchmark run into the tables of the README: the operators, and what is claimed.
+"""Print the tables of docs/benchmarks.md, operators and claims, from the JSON of a benchmark run.
 
 python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy}.json [--markdown]
 """
@@ -37,7 +37,7 @@ class _Record(BaseModel):
 
 
 class _Claim(_Record):
-    """:class:`ratios.Claim`: figures, or why there are none."""
+    """A :class:`ratios.Claim`: figures, or the reason why there are none."""
 
     what: str
     missing: str | None = None
@@ -54,7 +54,7 @@ class _Claim(_Record):
 
 
 class _ExtraInfo(_Record):
-    """An operator has the seconds of each variant. A benchmark that makes claims measures what they need."""
+    """The seconds of each variant, or claims. Benchmarks with claims may have other seconds."""
 
     seconds: dict[str, Positive] = {}
     claims: list[_Claim] = []
@@ -62,7 +62,7 @@ class _ExtraInfo(_Record):
     @model_validator(mode="after")
     def _has_figures(self) -> _ExtraInfo:
         if "claims" not in self.model_fields_set and set(self.seconds) != set(VARIANTS):
-            raise ValueError(f"seconds must be of {', '.join(VARIANTS)}")
+            raise ValueError(f"seconds must have the keys {', '.join(VARIANTS)}")
         return self
 
 
@@ -87,7 +87,7 @@ class _MachineInfo(_Record):
 
 
 class _Timed(_Record):
-    """What pytest-benchmark wrote."""
+    """The JSON that pytest-benchmark writes."""
 
     machine_info: _MachineInfo
     benchmarks: list[_Benchmark]
@@ -95,26 +95,26 @@ class _Timed(_Record):
 
 
 class _Claims(_Record):
-    """What accuracy.py wrote."""
+    """The JSON that accuracy.py and seconds_to_99.py write."""
 
     claims: list[_Claim]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The results of a run.
+    """Return the results of a run.
 
     Raises:
-        UserError: if the file cannot be read, or holds something else.
+        UserError: if the file cannot be read, or is not the result of a benchmark.
     """
     content = files.read_bytes(path, _LARGEST)
     try:
         run = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON, or a damaged one: {error}") from error
+        raise UserError(f"{path} is not JSON, or is damaged: {error}") from error
     timed = isinstance(run, dict) and "benchmarks" in run
     wrong = schemas.problem(_Timed if timed else _Claims, run)
     if wrong is not None:
-        raise UserError(f"{path} is not the result of a benchmark, or a damaged one: {wrong}")
+        raise UserError(f"{path} is not the result of a benchmark, or is damaged: {wrong}")
     return run
 
 
@@ -140,22 +140,22 @@ def claim_row(claim: Claim) -> list[str]:
     form = {"ms": "{:.2f}", "s": "{:.2f} s", "MB": "{:.2f} MB", "x": "x {:.2f}"}[claim.get("unit", "ms")]
     columns = [form.format(values[variant]) if variant in values else "" for variant in (*TORCH, OURS)]
     quartiles = "{:.2f} to {:.2f}".format(*claim["quartiles"]) if "quartiles" in claim else ""
-    # A speed-up is not PyTorch's over ours: it stands with its variant, and the quartiles are fastconv's.
+    # A speed-up is not a ratio of PyTorch to fastconv, so only the variants' columns have it. Quartiles are fastconv's.
     ratio = "" if claim.get("unit") == "x" else f"{claim['ratio']:.2f}"
     return [claim["what"], *columns, ratio, quartiles]
 
 
 def tables(runs: list[dict[str, Any]]) -> list[tuple[list[str], list[list[str]], str]]:
-    """Headings, rows and caption of each."""
+    """Return headings, rows and caption of each table."""
     timed = [run for run in runs if "benchmarks" in run]
     benchmarks = [benchmark for run in timed for benchmark in run["benchmarks"]]
     claims = [claim for benchmark in benchmarks for claim in benchmark["extra_info"].get("claims", [])]
     claims += [claim for run in runs for claim in run.get("claims", [])]
     if not timed:
-        raise UserError("one of the files must be of benchmarks that were timed: operators.json, for example")
+        raise UserError("no file has timed benchmarks: name at least one such as operators.json")
     info = timed[0]["machine_info"]["fastconv"]
     where = f"{caption(info)}; median of {info['rounds']} alternating rounds"
-    of_claims = f"{where}; ratios and quartiles of the rounds' pairs, torch's layout the one with the lower median"
+    of_claims = f"{where}; ratios and quartiles compare the same rounds, with torch's layout of the lower median"
     return [
         (OPERATORS, operator_rows([b for b in benchmarks if "claims" not in b["extra_info"]]), where),
         (CLAIMS, [claim_row(claim) for claim in claims], of_claims),
@@ -165,7 +165,7 @@ def tables(runs: list[dict[str, Any]]) -> list[tuple[list[str], list[list[str]],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, nargs="+")
-    parser.add_argument("--markdown", action="store_true", help="for the README")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown, for docs/benchmarks.md")
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

@@ -1,12 +1,11 @@
-"""What the CUDA kernels of MnistCNN's three convolutions should take on a GPU, on paper: docs/cuda.md has the table.
+"""Estimate the times of the CUDA kernels of MnistCNN's three convolutions. docs/cuda.md has the table.
 
     python benchmarks/roofline.py
 
-No GPU is used. For each kernel: the arithmetic of the passes (useful FLOP), the bytes of every tensor read and written
-once, their ratio, and the time that the roofline allows (Williams, Waterman, Patterson, "Roofline", 2009): the longer
-of FLOP / peak and bytes / bandwidth. Then what the tiles make of it: the FLOP that blocks execute, edges of tiles
-included, on as many multiprocessors as there are blocks. Launches (2 to 3 us each outside of a CUDA graph) are not
-counted.
+No GPU is needed. For each kernel, the table has the useful FLOP, the bytes if each tensor is read or written once,
+their ratio, and the time of the roofline model: the longer of FLOP / peak and bytes / bandwidth (Williams, Waterman,
+Patterson, "Roofline", 2009). The last columns have the FLOP that blocks execute, including the edges of tiles, and the
+time with at most one multiprocessor per block. Launches (2 to 3 us each outside of a CUDA graph) are not counted.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ H100_PCIE = Gpu("H100 PCIe", 114, 51.2e12, 756e12, 2.039e12)
 
 @dataclass(frozen=True)
 class Block:
-    """Convolution, ReLU and a pool (1: none), without padding, stride 1."""
+    """Convolution, ReLU and pooling (1: none), without padding, stride 1."""
 
     name: str
     N: int
@@ -63,7 +62,7 @@ BLOCKS = [
 
 @dataclass(frozen=True)
 class Tile:
-    """Of csrc/cuda/kernels/conv2d_tiles.cuh, with its steps of depth."""
+    """A tile of csrc/cuda/kernels/conv2d_tiles.cuh. `depth` is the depth of a chunk."""
 
     rows: int
     columns: int
@@ -74,7 +73,7 @@ WANTED_BLOCKS = 512
 
 
 def tile(rows: int, columns: int, more: int, half: bool) -> Tile:
-    """with_tile of conv2d_tiles.cuh."""
+    """Return the tile that with_tile of conv2d_tiles.cuh chooses."""
     if half:
         return Tile(64, 64, 32)
     large = ceil(rows / 128) * ceil(columns / 64) * more
@@ -82,7 +81,7 @@ def tile(rows: int, columns: int, more: int, half: bool) -> Tile:
 
 
 def pieces(block: Block) -> tuple[int, int]:
-    """Pieces of conv2d_backward_weight.cuh, and the pixels of one."""
+    """Return the number of pieces in conv2d_backward_weight.cuh, and the pixels of each."""
     pixels = block.N * block.P**2
     blocks = ceil(block.K / 64) * ceil(block.taps / 64)
     length = min(max(256, ceil(ceil(pixels * min(blocks, WANTED_BLOCKS) / WANTED_BLOCKS) / 32) * 32), 8192)
@@ -109,11 +108,11 @@ def kernels(block: Block, half: bool) -> list[Kernel]:
         executed = 2.0 * blocks * t.rows * t.columns * ceil(ceil(depth / cuts) / t.depth) * t.depth
         return Kernel(name, useful, tensors, executed, blocks)
 
-    # Pixels that the pool does not look at are not computed.
+    # Pixels outside of all pooling windows are not computed.
     pixels = b.N * (b.pooled * b.pool) ** 2
     sums = 2.0 * pixels * b.K * b.taps
     result = [product("forward", pixels, b.K, b.taps, sums, (x + w + y) * size + y)]
-    if b.C > 1:  # nobody wants the gradient of the images
+    if b.C > 1:  # the images need no gradient
         depth = b.R * b.R * b.K
         result.append(product("backward_data", b.N * b.H**2, b.C, depth, sums, (x + w + y) * size + y))
     cuts, _ = pieces(b)
@@ -136,7 +135,7 @@ def table(gpu: Gpu, half: bool) -> str:
     total = [0.0, 0.0]
     for block in BLOCKS:
         for kernel in kernels(block, half):
-            # add_pieces adds in float, by the ordinary units.
+            # add_pieces adds in float, without tensor cores.
             speed = gpu.float32 if kernel.name == "add_pieces" else peak
             arithmetic, memory = kernel.flop / speed, kernel.bytes / gpu.bandwidth
             busy = min(1.0, kernel.blocks / gpu.multiprocessors)

@@ -1,8 +1,8 @@
-"""Seconds of training to 99 % test accuracy on the full MNIST: `fastconv train --recipe fast`, on both backends.
+"""Time training to 99 % test accuracy on the full MNIST: `fastconv train --recipe fast`, on both backends.
 
-PyTorch is timed with the same recipe, and with batches of 64 at half the rate, lest 128 suit fastconv only.
-Each training has a process of its own, as a user's has; the variants take turns, seed by seed. Both backends train in
-channels_last, PyTorch's faster layout. Seconds are those of training: no set-up, no evaluation.
+PyTorch trains with the same recipe, and also with batches of 64 at half the learning rate, in case the recipe's batches
+of 128 suit only fastconv. Each training has its own process, and the variants take turns, seed by seed. Both backends
+train in channels_last, PyTorch's faster layout. The seconds exclude set-up and evaluation.
 
 python benchmarks/seconds_to_99.py [--seeds 3] [--json FILE]
 """
@@ -43,12 +43,12 @@ def train(variant: str, seed: int) -> tuple[float, float]:
 
 
 def claim(runs: Runs, variant: str) -> Claim:
-    """PyTorch's ``variant`` over fastconv. One that misses the goal has no time to it."""
+    """Return the ratio of PyTorch's ``variant`` to fastconv, or the variant that misses the goal."""
     what = f"{WHAT}, PyTorch with {variant}"
     for name in (OURS, variant):
         accuracy = statistics.mean(accuracy for _, accuracy in runs[name])
         if accuracy < GOAL:
-            return {"what": what, "missing": f"{name} reaches {accuracy:.2%} only"}
+            return {"what": what, "missing": f"{name} reaches only {accuracy:.2%}"}
     theirs, ours = ([seconds for seconds, _ in runs[name]] for name in (variant, OURS))
     values = {"torch channels_last": statistics.median(theirs), "fastconv channels_last": statistics.median(ours)}
     return {"what": what, "unit": "s", "values": values, **spread([a / b for a, b in zip(theirs, ours, strict=True)])}

@@ -1,10 +1,9 @@
-"""Where a training step's time goes: PyTorch in channels_last and fastconv, stage by stage, as a table and a picture.
+"""Profile the stages of a training step of PyTorch and of fastconv in channels_last, as a table and a picture.
 
-Each has a process of its own; they take turns of 20 steps. The clock is read between the stages of forward. In backward
-it is read when autograd arrives at a block's output: a hook on that tensor runs right before the block's own backward.
-Python and autograd's bookkeeping count to the stage that they happen in; conv1's backward ends with the return of
-backward(); "rest" is the loss's .item() and the clock. Shown are means over the middle half of the steps, so that the
-stages add up.
+Each library has its own process. They take turns of 20 steps. The clock is read between the stages of forward. In
+backward, a hook on each block's output reads it right before the block's own backward. The time of Python and autograd
+counts for the stage in which it occurs. conv1's backward ends when backward() returns. "rest" is the loss's .item() and
+the clock. The results are means over the middle half of the steps, so that the stages add up.
 
 python benchmarks/step_profile.py [--png docs/step_profile.png]
 """
@@ -46,7 +45,7 @@ Seconds = dict[str, list[float]]
 
 
 class Step:
-    """A training step with a clock. Lives in the variant's process."""
+    """A training step with a clock, in the variant's process."""
 
     def __init__(self, variant: str, path: Path) -> None:
         self.model, digits, memory_format = trained_model(variant, path)
@@ -58,13 +57,13 @@ class Step:
         self.last = 0.0
 
     def mark(self, stage: str) -> None:
-        """The time since the last mark goes to ``stage``."""
+        """Add the time since the last mark to ``stage``."""
         now = time.perf_counter()
         self.seconds.setdefault(stage, []).append(now - self.last)
         self.last = now
 
     def mark_backward(self, output: Tensor, stage: str) -> Tensor:
-        """``stage`` ends when the gradient of ``output`` is there."""
+        """End ``stage`` when the gradient of ``output`` has been computed."""
         output.register_hook(lambda _: self.mark(stage))
         return output
 
@@ -107,7 +106,7 @@ def start(variant: str, path: Path, threads: int) -> None:
 
 
 def turn() -> Seconds:
-    """The seconds of some steps, after two that wake the threads up."""
+    """Return the seconds of STEPS steps, after two untimed steps that wake up the threads."""
     _step.run()
     _step.run()
     _step.seconds = {}
@@ -117,7 +116,7 @@ def turn() -> Seconds:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Milliseconds of each variant and stage."""
+    """Return the milliseconds of each variant and stage."""
     seconds: dict[str, Seconds] = {variant: {} for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "state.pt")
@@ -127,7 +126,7 @@ def measure() -> dict[str, dict[str, float]]:
             variant: ProcessPoolExecutor(1, context, start, (variant, path, torch.get_num_threads()))
             for variant in VARIANTS
         }
-        for process in processes.values():  # both are up before the first is timed
+        for process in processes.values():  # start both before the first is timed
             process.submit(turn).result()
         for _ in range(TURNS):
             for variant, process in processes.items():
@@ -139,7 +138,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 
 def middle_half(seconds: Seconds) -> dict[str, float]:
-    """Milliseconds: the mean of each stage over the steps that are neither of the fast quarter nor of the slow."""
+    """Return the mean milliseconds of each stage, without the fastest and the slowest quarter of the steps."""
     steps = seconds["step"]
     by_time = sorted(range(len(steps)), key=steps.__getitem__)
     middle = by_time[len(steps) // 4 : len(steps) - len(steps) // 4]

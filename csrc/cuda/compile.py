@@ -1,7 +1,7 @@
-"""Compiles all CUDA sources for every architecture, and says what each kernel takes: registers, shared memory, spills.
+"""Compile all CUDA sources for every architecture, and print the registers, shared memory and spills of each kernel.
 
-Needs nvcc and the headers of any torch, no GPU. With a CUDA build of torch, links the extension too and imports it.
-`make cuda` runs this. It fails where a source does not compile without warnings, or a kernel spills registers.
+This needs nvcc and the headers of any build of torch, but no GPU. With a CUDA build of torch, it also links and imports
+the extension. `make cuda` runs it. It fails if a source gives a warning or an error, or if a kernel spills registers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TARGETS = [f"sm_{capability.replace('.', '')}" for capability in ARCHITECTURES]
 
 @dataclass
 class Usage:
-    """What ptxas says of one kernel for one architecture."""
+    """The resources of a kernel on one architecture, as ptxas reports them. `shared` and `spilled` are bytes."""
 
     registers: int
     shared: int
@@ -38,7 +38,7 @@ class Usage:
 
 def nvcc_command(folder: Path) -> list[str]:
     command = [str(folder / "bin" / "nvcc"), "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas", "-v"]
-    # 128: a loop that a template's argument empties.
+    # Warning 128 is about a loop that never runs. Template arguments make some loops empty.
     command += ["--Werror", "all-warnings", "-diag-suppress", "128"]
     command += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     command += [argument for path in cpp_extension.include_paths() for argument in ("-isystem", path)]
@@ -46,7 +46,7 @@ def nvcc_command(folder: Path) -> list[str]:
 
 
 def compile_sources(folder: Path) -> list[Path]:
-    """ptxas's words on every source, in files that ninja renews where something changed."""
+    """Return a log of ptxas for each source. Ninja compiles only the sources that changed."""
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = sorted(HERE.glob("*.cu"))
     logs = [BUILD.resolve() / f"{source.stem}.log" for source in sources]
@@ -66,11 +66,11 @@ def compile_sources(folder: Path) -> list[Path]:
 
 
 def usages(log: str) -> Iterator[tuple[str, str, Usage]]:
-    """Kernel's mangled name, architecture, what it takes."""
+    """Return the mangled name, the architecture and the usage of each kernel in the log."""
     entries = re.split(r"ptxas info\s*: Compiling entry function ", log)[1:]
     for entry in entries:
         name, target = re.match(r"'(\S+)' for '(\S+)'", entry).groups()  # type: ignore[union-attr]
-        # Functions that were not inlined into the kernel have properties of their own.
+        # Functions that were not inlined into the kernel have their own lines. So spills are summed.
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", entry)))
         registers = re.search(r"Used (\d+) registers", entry)
         shared = re.search(r"(\d+) bytes smem", entry)
@@ -79,7 +79,7 @@ def usages(log: str) -> Iterator[tuple[str, str, Usage]]:
 
 
 def readable(names: list[str]) -> list[str]:
-    """Mangled names as a reader knows them: gemm<FmaTile<float, 128, 64, 8, 8>, 4, ...>."""
+    """Demangle and shorten names: gemm<FmaTile<float, 128, 64, 8, 8>, 4, ...>."""
     text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
     result = []
     for line in text.splitlines():
@@ -96,7 +96,7 @@ def readable(names: list[str]) -> list[str]:
 
 
 def print_table(logs: list[Path]) -> int:
-    """How many kernels spill, for one architecture or more."""
+    """Print the usage of all kernels. Return the number of kernels that spill on at least one architecture."""
     kernels: dict[tuple[str, str], dict[str, Usage]] = defaultdict(dict)
     for log in logs:
         for name, target, usage in usages(log.read_text()):
@@ -118,7 +118,7 @@ def print_table(logs: list[Path]) -> int:
 
 
 def link(folder: Path) -> None:
-    """The extension with CUDA, below build/, and an import of it."""
+    """Build the extension with CUDA below build/, and load it."""
     library = BUILD.resolve() / "lib"
     environment = {**os.environ, "FASTCONV_CUDA": "1", "CUDA_HOME": str(folder)}
     command = [sys.executable, "setup.py", "--quiet", "build_ext"]
@@ -128,22 +128,22 @@ def link(folder: Path) -> None:
     code = f"import torch; torch.ops.load_library({str(extension)!r}); print(torch.ops.fastconv.conv2d.default)"
     subprocess.run([sys.executable, "-c", code], check=True)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU here"
-    print(f"linked and loaded beside torch {torch.__version__}; {gpu}")
+    print(f"linked and loaded with torch {torch.__version__}; {gpu}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--optional", action="store_true", help="a machine without a toolkit is no failure")
+    parser.add_argument("--optional", action="store_true", help="succeed if there is no CUDA toolkit")
     optional = parser.parse_args().optional
     try:
         folder = home()
     except NoCuda as problem:
-        print(f"CUDA: {problem}, so its sources are not compiled. {problem.remedy}")
+        print(f"CUDA: {problem}, so the CUDA sources are not compiled. {problem.remedy}")
         return 0 if optional else 1
     print(f"CUDA {version(folder)} in {folder}")
     spilling = print_table(compile_sources(folder))
     if torch.version.cuda is None:
-        print(f"torch {torch.__version__} is built without CUDA: the extension is not linked")
+        print(f"torch {torch.__version__} is built without CUDA, so the extension is not linked")
     else:
         link(folder)
     return 1 if spilling else 0

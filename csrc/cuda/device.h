@@ -1,6 +1,5 @@
-// What every torch-facing function of the CUDA part needs for a launch: device and stream, the element type, and
-// whether the launch was taken. In the emulation (tests/cuda/emulation) the device is the CPU, and a bad launch throws
-// by itself.
+// Launches of kernels by the CUDA operators: they set the device and the stream, choose the element type and check for
+// launch errors. In the emulation (tests/cuda/emulation) the device is the CPU, and FC_LAUNCH itself throws.
 #pragma once
 
 #include "../tensor.h"
@@ -26,8 +25,8 @@ void dispatch_floating(const Tensor& tensor, const char* name, const F& f) {
   }
 }
 
-// Runs f(T{}, stream), which launches kernels: T is the tensor's element type, stream PyTorch's current one on the
-// tensor's device, which is the current device meanwhile.
+// Runs f(T{}, stream), which launches kernels. T is the tensor's element type. The tensor's device is made the current
+// device, and stream is PyTorch's current stream on it.
 template <class F>
 void launch_on(const Tensor& tensor, const char* name, const F& f) {
   Stream stream = nullptr;

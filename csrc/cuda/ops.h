@@ -29,7 +29,7 @@ Tensor relu(const Tensor& input);
 void relu_(const Tensor& input);
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output);
 
-// To whatever library these are to serve: the dispatcher's, or that of the emulation.
+// Registers the functions in a library: for the device CUDA, or for the emulation's operators.
 inline void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("conv2d", FASTCONV_BOX(conv2d));
   m.impl("conv2d_backward_data", FASTCONV_BOX(conv2d_backward_data));

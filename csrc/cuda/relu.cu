@@ -29,7 +29,7 @@ void relu_(const Tensor& input) {
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
   check_relu_backward(grad_output, output);
-  const Tensor grad_input = empty_as(output);  // in its order, as on the CPU
+  const Tensor grad_input = empty_as(output);  // in the memory order of output, as on the CPU
   const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
   launch_on(grad_output, "relu_backward", [&](auto type, Stream stream) {
     using T = decltype(type);

@@ -1,4 +1,4 @@
-"""The CUDA toolkit, and whether a build can have CUDA: for setup.py and for `make cuda`."""
+"""Find the CUDA toolkit, and decide whether to build with CUDA. setup.py and `make cuda` use this."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-#: What the kernels are compiled for where nothing else is said: compute capabilities.
+#: The compute capabilities that the kernels are compiled for by default.
 ARCHITECTURES = ("7.5", "8.0", "8.6", "9.0", "10.0", "12.0")
 
 
 class NoCuda(Exception):
-    """Why a build has no CUDA, and what to do if one is wanted."""
+    """The reason why a build has no CUDA, and how to get a build with CUDA (`remedy`)."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -21,10 +21,10 @@ class NoCuda(Exception):
 
 
 def home() -> Path:
-    """The toolkit's folder, which has bin/nvcc and include/cuda_runtime.h."""
+    """Return the toolkit's folder, which has bin/nvcc and include/cuda_runtime.h."""
     named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
-    # Behind a link, the toolkit; a script of that name says nothing of where it is.
+    # A symbolic link named nvcc leads to the toolkit. A wrapper script of that name does not.
     guessed = ["/usr/local/cuda", "/opt/cuda", *([str(Path(nvcc).resolve().parents[1])] if nvcc else [])]
     for folder in named or guessed:
         if (Path(folder) / "bin" / "nvcc").exists() and (Path(folder) / "include" / "cuda_runtime.h").exists():
@@ -34,23 +34,23 @@ def home() -> Path:
 
 
 def version(folder: Path) -> str:
-    """Such as 13.0."""
+    """Return the toolkit's version, for example 13.0."""
     text = subprocess.run([folder / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release (\d+\.\d+)", text)
     return match[1] if match else "unknown"
 
 
 def served_by(names: list[str]) -> list[str]:
-    """Of torch's architectures, such as sm_90, the capabilities that the kernels are compiled for."""
+    """Return the capabilities that are also among torch's architectures (such as sm_90), or all if none is."""
     served = [capability for capability in ARCHITECTURES if f"sm_{capability.replace('.', '')}" in names]
     return served or list(ARCHITECTURES)
 
 
 def matching_home(torch_version: str, torch_cuda: str | None) -> Path:
-    """The toolkit's folder, if it is one that goes with this torch.
+    """Return the folder of a toolkit that is compatible with this torch.
 
     Raises:
-        NoCuda: there is none.
+        NoCuda: if there is none.
     """
     if torch_cuda is None:
         raise NoCuda(
@@ -59,7 +59,7 @@ def matching_home(torch_version: str, torch_cuda: str | None) -> Path:
         )
     folder = home()
     found = version(folder)
-    # Minor versions work together, major ones do not.
+    # Minor versions are compatible with each other, major versions are not.
     if found.split(".")[0] != torch_cuda.split(".")[0]:
         raise NoCuda(
             f"torch {torch_version} is built with CUDA {torch_cuda}, and the toolkit in {folder} is {found}",

@@ -4,8 +4,8 @@ A test takes the fixture ``device`` and asks it for tensors and operators:
 
     y = device.ops.relu(device.put(x))
 
-The emulation is in tests/cuda/emulation. Without a GPU, the cases that need one are left out. The last lines of the
-output then tell their number.
+The emulation is in tests/cuda/emulation. Without a GPU, the cases that need one are left out. The end of the output
+states their number.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def emulation() -> Any:
 
 @pytest.fixture(params=["emulated", "cuda"] if no_gpu() is None else ["emulated"])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    """Run the test in the emulation and, if there is a GPU, on it."""
+    """Run the test in the emulation, and on a GPU if there is one."""
     if request.param == "cuda":
         device = Device("cuda", torch.ops.fastconv)
     else:
@@ -48,6 +48,6 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
         emulation.fastconv_emulation_set_seed(int(os.environ.get("FASTCONV_EMULATION_SEED", "1")))
         device = Device("cpu", torch.ops.fastconv_emulated)
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # fills new tensors with NaN, so elements that are never written show
+    torch.use_deterministic_algorithms(True)  # new tensors are NaN, which exposes elements that are never written
     yield device
     torch.use_deterministic_algorithms(before)

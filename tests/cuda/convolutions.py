@@ -23,9 +23,10 @@ DEAD = 255
 
 
 def in_types_and_layouts(cases: Sequence[Any], thorough: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test over case, dtype and layout: every pair of two of them, and in ``make test-all`` all three.
+    """Parametrize a test over case, dtype and layout, so that every pair of values of two of them occurs.
 
-    The 16-bit types share their kernels and are slow to emulate, so only `thorough` cases have both layouts then.
+    In ``make test-all`` every combination occurs. But the 16-bit types share their kernels and are slow to emulate, so
+    each of them has both layouts only in the `thorough` cases.
     """
     if not FULL:
         return over(case=cases, dtype=FLOATING, layout=MEMORY_FORMATS)
@@ -84,7 +85,7 @@ class Call:
         return torch.where(values <= 0, DEAD, rows // d_h * S + columns // d_w).to(torch.uint8)
 
     def by_decisions(self, argmax: Tensor, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        """Compute the fused function with its maxima given. It is linear in the convolution."""
+        """Compute the fused function with the argmax given. It then picks pixels of the convolution, or 0."""
         stride, padding, dilation, groups = self.geometry
         y = F.conv2d(x, w, b, stride, padding, dilation, groups)
         one = (1, 1)

@@ -16,11 +16,11 @@ FLOATING = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 @dataclass(frozen=True)
 class Device:
     name: str
-    #: torch.ops.fastconv or its like.
+    #: torch.ops.fastconv, or torch.ops.fastconv_emulated.
     ops: Any
 
     def put(self, tensor: Tensor) -> Tensor:
-        """The tensor there, in the same memory format."""
+        """Return the tensor on this device, in the same memory format."""
         return tensor.to(self.name)
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
-# float32's large tile computes the output of the first and both gradients of the second.
+# The large tile of float32 computes the output of the first case, and both gradients of the second.
 MANY_GROUPS = [conv(1, 2048, 4, 4, 10240, 1, 1, groups=256), conv(1, 10240, 4, 4, 2048, 1, 1, groups=256)]
 
 # Sizes around the edges of tiles (64 and 128 pixels, 32 and 64 channels, 16 and 32 taps, 256 pixels) and of vectors of
@@ -29,7 +29,7 @@ TILES = [
     conv(1, 8, 16, 16, 8, 3, 3, padding=1),
     conv(1, 8, 17, 16, 8, 3, 3, padding=1),
     *MANY_GROUPS,
-    # groups of few input or output channels
+    # groups with few input or output channels, which have their own kernels
     conv(2, 33, 9, 9, 33, 3, 3, groups=33, padding=1, stride=2),
     conv(2, 12, 7, 9, 8, 3, 3, groups=4, padding=1),
     conv(1, 64, 17, 16, 64, 3, 3, groups=64, padding=1),
@@ -61,7 +61,7 @@ def three_passes(
 def test_three_passes_over_small_integers_are_exact(
     case: Conv2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
-    """Every sum is exact in float32, and is rounded once to the type."""
+    """Every sum is exact in float32. It is rounded to the type once."""
     tensors, call = arrange(case, case.integers(dtype))
     exact = doubles(tensors)
     y = F.conv2d(*exact, *call.geometry)
@@ -95,7 +95,7 @@ def test_three_passes_err_at_most_twice_as_much_as_pytorchs(case: Conv2dCase, la
         )
         expected, by_pytorch = gradients(reference, g, exact), gradients(theirs, g, same)
         assert_as_accurate(mine[:3], [theirs.detach(), *by_pytorch[:2]], [reference.detach(), *expected[:2]])
-        if case.bias:  # few sums of many terms: PyTorch's error may be small by chance
+        if case.bias:  # db has few values, so PyTorch's error may be small by chance
             within = 8 * torch.finfo(dtype).eps * max(1, g[:, 0].numel()) ** 0.5
             torch.testing.assert_close(mine[3].double(), expected[2], rtol=2 * torch.finfo(dtype).eps, atol=within)
 
@@ -118,7 +118,7 @@ def test_16_bits_are_summed_in_float_and_rounded_once(dtype: torch.dtype, layout
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", [CONV2D[1], CONV2D[3], TILES[4], TILES[-3]], ids=str)
-def test_every_layout_is_taken(case: Conv2dCase, layout: str, device: Device) -> None:
+def test_every_memory_layout_is_accepted(case: Conv2dCase, layout: str, device: Device) -> None:
     tensors, call = arrange(case, case.integers())
     y = F.conv2d(*tensors, *call.geometry)
     g = torch.randint(-3, 4, y.shape).float()
@@ -134,7 +134,7 @@ def test_every_layout_is_taken(case: Conv2dCase, layout: str, device: Device) ->
         assert_identical(three_passes(device, case, (placed[0], placed[1], tensors[2]), placed[2], False), plain)
 
 
-def test_channels_that_do_not_start_at_16_bytes_are_served(device: Device) -> None:
+def test_a_misaligned_input_gives_pytorchs_output(device: Device) -> None:
     case = conv(2, 8, 6, 6, 8, 3, 3)
     x, w, b = case.integers()
     askew = torch.empty(x.numel() + 1)[1:].view(2, 6, 6, 8).permute(0, 3, 1, 2).copy_(x)
@@ -149,7 +149,7 @@ def test_channels_that_do_not_start_at_16_bytes_are_served(device: Device) -> No
     special=[NAN, INF, -INF],
     dtype=FLOATING,
 )
-def test_nan_and_infinity_go_where_pytorchs_go(
+def test_nan_and_infinity_spread_as_in_pytorch(
     case: Conv2dCase, special: float, dtype: torch.dtype, device: Device
 ) -> None:
     tensors, call = arrange(case, case.integers(dtype))
@@ -189,7 +189,7 @@ def test_results_are_the_same_bits_in_every_order_of_threads(
 
 
 @both_layouts
-def test_results_do_not_depend_on_the_tile_that_serves(layout: str, device: Device) -> None:
+def test_results_do_not_depend_on_the_tile_size(layout: str, device: Device) -> None:
     """Many groups use the large tile, and one group alone uses the small one."""
     place = LAYOUTS[layout]
     for many, one in zip(MANY_GROUPS, (conv(1, 8, 4, 4, 40, 1, 1), conv(1, 40, 4, 4, 8, 1, 1)), strict=True):
@@ -215,7 +215,7 @@ def test_without_images_gradients_of_weight_and_bias_are_zero(device: Device) ->
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_without_input_channels_the_bias_is_left(groups: int, device: Device) -> None:
+def test_without_input_channels_the_output_is_the_bias(groups: int, device: Device) -> None:
     x, w = device.put(torch.randn(2, 0, 5, 5)), device.put(torch.randn(8, 0, 3, 3))
     b = device.put(torch.randn(8))
     geometry = ((1, 1), (0, 0), (1, 1), groups)
@@ -230,13 +230,13 @@ def test_without_input_channels_the_bias_is_left(groups: int, device: Device) ->
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-def test_a_kernel_without_taps_is_refused_in_pytorchs_words(groups: int, device: Device) -> None:
+def test_an_empty_kernel_raises_pytorchs_error(groups: int, device: Device) -> None:
     x, w = device.put(torch.randn(2, 4, 5, 5)), device.put(torch.randn(8, 4 // groups, 0, 3))
     with pytest.raises(RuntimeError, match=r"kernel size should be greater than zero, but got kernel_height: 0"):
         device.ops.conv2d(x, w, None, (1, 1), (0, 0), (1, 1), groups)
 
 
-def test_what_does_not_fit_is_refused_in_pytorchs_words(device: Device) -> None:
+def test_invalid_arguments_raise_errors(device: Device) -> None:
     x, w = device.put(torch.randn(2, 3, 8, 8)), device.put(torch.randn(4, 3, 3, 3))
     one, zero = (1, 1), (0, 0)
     with pytest.raises(RuntimeError, match="expected input\\[2, 3, 8, 8\\] to have 6 channels"):

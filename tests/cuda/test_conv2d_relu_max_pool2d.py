@@ -17,20 +17,21 @@ from torch.nn import functional as F
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
-# There is no operator for windows whose positions do not fit in a byte: fastconv.functional composes two operators.
+# The fused operator needs window positions that fit in a byte. For larger windows, fastconv.functional calls two
+# operators.
 SERVED = [case for case in FUSED if case.pool != {"kernel_size": 16, "stride": 2}]
 TILES = [
-    # windows that fill tiles of 64 rows, or leave some rows empty; vectors; the last window of a tile
+    # windows that fill a tile of 64 rows, windows that leave rows empty, vectors, a last tile that is not full
     fused(conv(1, 8, 18, 18, 32, 3, 3), kernel_size=2),
     fused(conv(1, 8, 18, 19, 40, 1, 1), kernel_size=3),
     fused(conv(1, 8, 17, 17, 24, 3, 3, padding=1), kernel_size=4),
     fused(conv(2, 8, 12, 12, 16, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
     fused(conv(2, 16, 9, 9, 16, 2, 2, groups=2), kernel_size=2),
-    # overlapping windows, which a second kernel pools; backward uses vectors
+    # overlapping windows, which a second kernel pools, and vectors in backward
     fused(conv(2, 8, 9, 9, 16, 3, 3), kernel_size=3, stride=1),
     fused(conv(1, 8, 13, 13, 8, 1, 1), kernel_size=(5, 4), dilation=(1, 2), padding=1),
     fused(conv(2, 8, 9, 9, 16, 3, 3)),
-    # groups of few channels
+    # groups with few channels
     fused(conv(1, 33, 9, 9, 33, 3, 3, groups=33, padding=1), kernel_size=3, stride=1, padding=1),
 ]
 EVERY = [*SERVED, *TILES]
@@ -66,7 +67,7 @@ def assert_exact(device: Device, call: Call, tensors: Tensors, layout: str) -> N
 
 
 @in_types_and_layouts(EVERY, [*NETWORK, *TILES])
-def test_values_places_and_gradients_of_small_integers_are_exact(
+def test_output_argmax_and_gradients_of_small_integers_are_exact(
     case: FusedCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
     tensors, call = arrange(case, case.conv.integers(dtype))
@@ -74,7 +75,7 @@ def test_values_places_and_gradients_of_small_integers_are_exact(
 
 
 @over(case=[*NETWORK, *TILES], dtype=FLOATING, layout=MEMORY_FORMATS)
-def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_none(
+def test_the_first_maximum_gets_the_gradient_unless_it_is_zero_or_negative(
     case: FusedCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
     (x, w, b), call = arrange(case, case.conv.integers(dtype))
@@ -106,14 +107,14 @@ def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(
     y, argmax, results = run(device, call, tensors, g, layout)
     assert_as_accurate([y], [theirs.detach()], [reference.detach()])
     decided = call.by_decisions(argmax, *exact)
-    # The decisions are right, except for those that depend on rounding.
+    # argmax is right, except where the maximum depends on rounding.
     torch.testing.assert_close(decided, reference, rtol=1e-5, atol=1e-4)
     by_pytorch = gradients(call.by_decisions(argmax, *same), g, same)
     assert_as_accurate(results[:2], by_pytorch[:2], gradients(decided, g, exact)[:2])
 
 
 @over(case=[NETWORK[1], NETWORK[2], *TILES[:6]], special=[NAN, INF, -INF], dtype=FLOATING, layout=MEMORY_FORMATS)
-def test_nan_and_infinity_win_or_die_as_in_pytorch(
+def test_nan_and_infinity_are_pooled_as_in_pytorch(
     case: FusedCase, special: float, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
     (x, w, b), call = arrange(case, case.conv.integers(dtype))
@@ -128,7 +129,7 @@ def test_nan_and_infinity_win_or_die_as_in_pytorch(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
+def test_random_valid_arguments_give_exact_results(device: Device, data: Any) -> None:
     draw = data.draw
 
     def pair(low: int, high: int) -> tuple[int, int]:
@@ -139,7 +140,7 @@ def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
         draw(st.integers(1, 18)),
         draw(st.integers(1, 18)),
     )
-    if draw(st.booleans()):  # whole vectors
+    if draw(st.booleans()):  # multiples of the vector width
         group_C, group_K = 8 * (1 + group_C // 8), 8 * (1 + group_K // 8)
     (R, S), stride, dilation, padding = pair(1, 5), pair(1, 3), pair(1, 3), pair(0, 3)
     (H, W), kernel, steps, gaps = pair(1, 16), pair(1, 5), pair(1, 5), pair(1, 2)
@@ -148,7 +149,7 @@ def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
         for size, z, d, k, u in zip((H, W), padding, dilation, (R, S), stride, strict=True)
     )
     margin = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
-    # The next test has windows entirely in the padding.
+    # Windows entirely in the padding are left to the next test.
     assume(gaps[0] * (kernel[0] - 1) < P and gaps[1] * (kernel[1] - 1) < Q)
     bias, ceil_mode = draw(st.booleans()), draw(st.booleans())
     case = fused(
@@ -161,7 +162,7 @@ def test_whatever_fits_is_exact(device: Device, data: Any) -> None:
     assert_exact(device, call, tensors, draw(st.sampled_from(["contiguous", "channels_last"])))
 
 
-def test_a_window_wholly_in_the_padding_is_minus_infinity_and_dead(device: Device) -> None:
+def test_a_window_in_the_padding_is_minus_infinity_and_gets_no_gradient(device: Device) -> None:
     for groups in (1, 2):
         call = Call(((1, 1), (0, 0), (1, 1), groups), ((2, 2), (1, 1), (1, 1), (3, 3), False))
         x, w = torch.randn(1, 2, 2, 2), torch.randn(2, 2 // groups, 1, 1)
@@ -175,7 +176,7 @@ def test_a_window_wholly_in_the_padding_is_minus_infinity_and_dead(device: Devic
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", [NETWORK[1], TILES[3], TILES[-1]], ids=str)
-def test_every_layout_is_taken(case: FusedCase, layout: str, device: Device) -> None:
+def test_every_memory_layout_is_accepted(case: FusedCase, layout: str, device: Device) -> None:
     tensors, call = arrange(case, case.conv.integers())
     g = torch.randint(-3, 4, call.composed(*tensors).shape).float()
     y, argmax, results = run(device, call, tensors, g, "contiguous")
@@ -202,8 +203,8 @@ def test_results_are_the_same_bits_in_every_order_of_threads(
         assert_identical(results[0], results[2])
 
 
-def test_the_rounding_of_16_bits_ties(device: Device) -> None:
-    """Rounded results are compared, as in the composition. 1 + 2^-12 and 1 are the same in half: the first one wins."""
+def test_16_bit_values_are_rounded_before_they_are_compared(device: Device) -> None:
+    """1 and 1 + 2^-12 are equal in half, so the first one wins, as in the composition."""
     x = torch.tensor([1.0, 1.0, 0.5, 1.0]).view(1, 1, 2, 2).half().repeat(1, 2, 1, 1)
     x[0, 1] = torch.tensor([0.0, 2**-12, 0.0, 0.0]).view(2, 2)
     w = torch.ones(1, 2, 1, 1).half()
@@ -222,7 +223,7 @@ def test_without_images_gradients_of_weight_and_bias_are_zero(device: Device) ->
 
 
 @pytest.mark.parametrize("pool", [None, ((2, 2), (2, 2), (0, 0), (1, 1), False)])
-def test_gradients_lie_as_input_and_weight_do(pool: Any, device: Device) -> None:
+def test_gradients_have_the_memory_formats_of_input_and_weight(pool: Any, device: Device) -> None:
     x, w = torch.randint(-3, 4, (2, 8, 9, 9)).float(), torch.randint(-3, 4, (16, 8, 3, 3)).float()
     call = Call(((1, 1), (0, 0), (1, 1), 1), pool)
     y, argmax = call.forward(device, device.put(x), device.put(w), None)
@@ -241,7 +242,7 @@ def test_gradients_lie_as_input_and_weight_do(pool: Any, device: Device) -> None
         assert [t.numel() for t in (none, *nothing)] == [0, 0, 0]
 
 
-def test_what_does_not_fit_is_refused(device: Device) -> None:
+def test_invalid_arguments_raise_errors(device: Device) -> None:
     x, w = device.put(torch.randn(2, 3, 8, 8)), device.put(torch.randn(4, 3, 3, 3))
     one, zero = (1, 1), (0, 0)
     with pytest.raises(RuntimeError, match="a pool of at most 255 pixels"):

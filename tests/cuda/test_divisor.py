@@ -1,4 +1,4 @@
-"""The division that turns an index into the position of an element, over its whole range."""
+"""Tests of Divisor, over the entire range of dividends and divisors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pairs(last_n: int, last_divisor: int) -> tuple[np.ndarray, np.ndarray]:
     magnitudes = random.uniform(0, last_n, 100_000), random.uniform(0, last_divisor, 100_000)
     more_n, more_d = (np.exp2(m).astype(np.int64) for m in magnitudes)
     n, d = np.concatenate([n.ravel(), more_n]), np.concatenate([d.ravel(), more_d])
-    # Neighbours of multiples, where wrong rounding would show.
+    # Neighbours of multiples of d, where wrong rounding changes the quotient.
     multiples = np.minimum(n // d * d + random.integers(-1, 2, n.size), 2**last_n - 1)
     return np.concatenate([n, np.maximum(multiples, 0)]), np.concatenate([d, d])
 

@@ -1,4 +1,4 @@
-"""Tests of the emulation: it behaves as CUDA does, and it finds the faults that it is made to find."""
+"""Tests of the emulation: it behaves like CUDA, and it finds the planted faults."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(fault: str, seed: int, sanitize: bool = False) -> str:
 
 @pytest.mark.parametrize("sanitize", [False, True], ids=["plain", "sanitized"])
 @pytest.mark.parametrize("seed", [0, *SEEDS])
-def test_a_right_kernel_passes_in_every_order_of_threads(seed: int, sanitize: bool) -> None:
+def test_a_correct_kernel_passes_in_every_order_of_threads(seed: int, sanitize: bool) -> None:
     assert run("none", seed, sanitize) == "right\n"
 
 
@@ -49,7 +49,7 @@ def test_a_missing_barrier_gives_wrong_results(fault: str, seed: int) -> None:
     [
         ("divergent_barrier", "is reached by 64 of 96 threads"),
         ("two_barriers", "wait at different barriers"),
-        ("absent_lane", "whose mask does not name it"),
+        ("absent_lane", "whose mask does not include it"),
     ],
 )
 @pytest.mark.parametrize("seed", [0, *SEEDS])
@@ -65,21 +65,21 @@ def test_threads_that_would_wait_forever_are_an_error(fault: str, message: str, 
         ("load_beyond_input", "heap-buffer-overflow"),
     ],
 )
-def test_a_step_beyond_memory_is_found_by_addresssanitizer_with_its_line(fault: str, message: str) -> None:
+def test_addresssanitizer_reports_an_access_out_of_bounds_with_its_line(fault: str, message: str) -> None:
     report = run(fault, 1, sanitize=True)
     assert message in report
     assert "faults.cpp:" in report
 
 
 @pytest.mark.parametrize("seed", [0, *SEEDS])
-def test_shared_memory_that_nobody_wrote_is_nan(seed: int, names: Any) -> None:
+def test_uninitialised_shared_memory_is_nan(seed: int, names: Any) -> None:
     assert run("unwritten_shared", seed) == "wrong\n"
     values = torch.zeros(64)
-    names.shared(pointer(values), 3)  # the last block sees no values of the other blocks
+    names.shared(pointer(values), 3)  # the last block must not see values of the other blocks
     assert values.isnan().all()
 
 
-def test_every_thread_of_every_block_runs_once_and_knows_its_place(names: Any) -> None:
+def test_every_thread_of_every_block_runs_once_with_its_indices(names: Any) -> None:
     to = torch.full((4, 3, 2, 7, 6, 5, 6), -1, dtype=torch.int32)
     names.threads(pointer(to))
     z, y, x, tz, ty, tx = torch.meshgrid(
@@ -89,7 +89,7 @@ def test_every_thread_of_every_block_runs_once_and_knows_its_place(names: Any) -
 
 
 @pytest.mark.parametrize("width", [32, 16, 8, 4])
-def test_shuffles_and_ballots_are_cudas(width: int, names: Any) -> None:
+def test_shuffles_and_ballots_behave_as_in_cuda(width: int, names: Any) -> None:
     to = torch.full((5, 32), -1, dtype=torch.int32)
     names.shuffles(pointer(to), width)
     lane = torch.arange(32)
@@ -103,13 +103,13 @@ def test_shuffles_and_ballots_are_cudas(width: int, names: Any) -> None:
     assert to[4].tolist() == [sum(1 << i for i in range(0, 31, 3))] * 32
 
 
-def test_parts_of_a_warp_shuffle_by_themselves(names: Any) -> None:
+def test_the_halves_of_a_warp_shuffle_independently(names: Any) -> None:
     to = torch.full((32,), -1, dtype=torch.int32)
     names.half_a_warp(pointer(to))
     assert to.tolist() == [lane ^ (1 if lane < 16 else 2) for lane in range(32)]
 
 
-def test_a_seed_shuffles_threads_and_blocks_and_no_seed_keeps_their_order(names: Any) -> None:
+def test_a_seed_shuffles_threads_and_blocks_and_seed_0_does_not(names: Any) -> None:
     orders = []
     for seed in (0, 1, 1, 2):
         names.set_seed(seed)
@@ -126,7 +126,7 @@ def test_a_seed_shuffles_threads_and_blocks_and_no_seed_keeps_their_order(names:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_16_bit_types_round_as_pytorchs(dtype: torch.dtype, names: Any) -> None:
+def test_16_bit_types_round_as_in_pytorch(dtype: torch.dtype, names: Any) -> None:
     every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).float()
     between = (every[:-1] + every[1:]) / 2
     x = torch.cat([every, between, torch.randn(10_000) * torch.logspace(-30, 30, 10_000)])

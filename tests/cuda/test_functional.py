@@ -1,6 +1,6 @@
-"""The public functions and their gradients on the emulated CUDA operators, which replace those of the CPU here.
+"""Tests of the public functions and their gradients. The emulated CUDA operators replace the CPU operators here.
 
-test_gpu.py tests the same on a GPU.
+test_gpu.py has the same tests on a GPU.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.nn import functional as F
 import fastconv.functional as FF
 
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-#: One unit in the last place of a value of about 1, or a small multiple of it.
+#: One or four units in the last place of 1.
 EPSILON = {torch.float64: 2**-50, torch.float32: 2**-21, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 
 @pytest.fixture(autouse=True)
 def _emulated(emulation: Any) -> Iterator[None]:
-    """Replace the CPU's kernels by the emulated ones."""
+    """Replace the CPU's operators by the emulated ones."""
     emulation.fastconv_emulation_set_seed(1)
     library = torch.library.Library("fastconv", "IMPL")
     for name in torch._C._dispatch_get_all_op_names():
@@ -33,7 +33,7 @@ def _emulated(emulation: Any) -> Iterator[None]:
             opname = name.removeprefix("fastconv_emulated::")
             emulated = getattr(torch.ops.fastconv_emulated, opname).default
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the kernels are replaced on purpose
+                warnings.simplefilter("ignore")  # the operators are replaced on purpose
                 library.impl(opname, emulated, "CPU", allow_override=True)
     yield
     library._destroy()

@@ -84,7 +84,7 @@ def test_operators_run_on_the_current_stream(operation: Callable[[Tensor, Tensor
     expected = step(operation, x, w)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # kernels on another stream would overtake this
+        torch.cuda._sleep(50_000_000)  # kernels on another stream would run before this ends
         late = torch.zeros_like(x).copy_(x.detach()).requires_grad_()
         results = step(operation, late, w)
         assert not stream.query()  # no operator waited for the stream
@@ -133,7 +133,7 @@ def test_operators_run_where_their_tensors_are(operation: Callable[[Tensor, Tens
         assert torch.equal(mine.cpu(), other.cpu())
 
 
-def test_tensors_on_two_devices_are_refused() -> None:
+def test_tensors_on_two_devices_raise_an_error() -> None:
     x, w = inputs()
     with pytest.raises(RuntimeError):
         FF.conv2d(x, w.detach().cpu())
@@ -141,7 +141,7 @@ def test_tensors_on_two_devices_are_refused() -> None:
         torch.ops.fastconv.conv2d(x, w.detach().cpu(), None, (1, 1), (0, 0), (1, 1), 1)
 
 
-def test_no_kernel_but_fastconvs_runs_in_a_fused_step() -> None:
+def test_a_fused_forward_runs_only_fastconvs_kernels() -> None:
     x, w = inputs()
     x, w = (t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
     FF.conv2d_relu_max_pool2d(x, w).sum().backward()
@@ -155,7 +155,7 @@ def test_no_kernel_but_fastconvs_runs_in_a_fused_step() -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_a_training_of_graphs_is_the_training_of_single_kernels(
+def test_training_with_cuda_graphs_gives_the_weights_of_training_without(
     optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = torch.rand(200, 1, 28, 28), torch.arange(200) % 10
@@ -172,7 +172,7 @@ def test_a_training_of_graphs_is_the_training_of_single_kernels(
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
 
 
-def test_a_training_on_the_gpu_is_that_on_the_cpu_and_can_be_resumed() -> None:
+def test_training_on_the_gpu_matches_the_cpu_and_can_be_resumed() -> None:
     images, labels = torch.rand(200, 1, 28, 28), torch.arange(200) % 10
     results = []
     for device in ("cpu", "cuda"):

@@ -26,7 +26,7 @@ def pairs(case: Pool2dCase) -> tuple[tuple[int, int], tuple[int, int], tuple[int
 
 
 def batch(x: Tensor) -> Tensor:
-    """Return the input as a batch, since the operators take nothing else."""
+    """Return the input as a batch, because the operators accept only batches."""
     return x if x.dim() == 4 else x.unsqueeze(0)
 
 
@@ -52,12 +52,12 @@ def test_max_pool2d_gives_pytorchs_values_and_indices(
 
 @every_case
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "sliced"])
-def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, layout: str, device: Device) -> None:
+def test_every_memory_layout_gives_pytorchs_result(case: Pool2dCase, layout: str, device: Device) -> None:
     assert_like_pytorchs(device, case, LAYOUTS[layout](batch(case.tensor())))
 
 
 @over(case=MAX_POOL2D, dtype=FLOATING, layout=MEMORY_FORMATS)
-def test_the_gradient_goes_where_pytorchs_goes(
+def test_max_pool2d_backward_gives_pytorchs_gradient(
     case: Pool2dCase, dtype: torch.dtype, layout: str, device: Device
 ) -> None:
     # Sums of small integers are exact in every type.
@@ -74,7 +74,7 @@ def test_the_gradient_goes_where_pytorchs_goes(
 
 
 @over(special=[NAN, -INF, INF], share=[0.02, 0.5, 1.0], dtype=FLOATING, layout=MEMORY_FORMATS)
-def test_nan_and_infinity_are_pooled_as_by_pytorch(
+def test_nan_and_infinity_are_pooled_as_in_pytorch(
     special: float, share: float, layout: str, dtype: torch.dtype, device: Device
 ) -> None:
     for case in MAX_POOL2D[:9]:
@@ -110,14 +110,14 @@ def test_gradients_of_overlapping_windows_add_up_in_order(dtype: torch.dtype, la
     gradient = device.ops.max_pool2d_backward(
         device.put(g), device.put(indices), x.shape, *pairs(case), layout == "channels_last"
     ).cpu()
-    # The same sums of at most 25 terms in float32, rounded once.
+    # The reference computes the same sums of at most 25 terms in float32, and rounds them once.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     leaf = x.to(wide).requires_grad_()
     (exact,) = torch.autograd.grad(FF.max_pool2d(leaf, **case.arguments), leaf, g.to(wide))
     assert_identical([gradient], [exact.to(dtype)])
 
 
-def test_a_window_wholly_in_the_padding_takes_no_gradient(device: Device) -> None:
+def test_a_window_in_the_padding_gives_no_gradient(device: Device) -> None:
     case = Pool2dCase((1, 1, 2, 2), {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3})
     x = torch.randn(case.size)
     values, indices = pooled(device, case, x)
@@ -126,7 +126,7 @@ def test_a_window_wholly_in_the_padding_takes_no_gradient(device: Device) -> Non
     assert torch.equal(gradient.cpu(), torch.zeros_like(x))
 
 
-def test_channels_that_do_not_start_at_16_bytes_are_served(device: Device) -> None:
+def test_a_misaligned_input_gives_pytorchs_result(device: Device) -> None:
     case = Pool2dCase((2, 8, 6, 6), {"kernel_size": 2})
     data = torch.randn(2 * 8 * 6 * 6 + 1)
     x = data[1:].view(2, 6, 6, 8).permute(0, 3, 1, 2)
@@ -137,7 +137,7 @@ def test_channels_that_do_not_start_at_16_bytes_are_served(device: Device) -> No
     assert_identical([values.cpu(), indices.cpu()], list(expected))
 
 
-def test_what_does_not_fit_is_refused_in_pytorchs_words(device: Device) -> None:
+def test_invalid_arguments_raise_pytorchs_errors(device: Device) -> None:
     x = device.put(torch.randn(2, 3, 8, 8))
     one: Any = (1, 1)
     with pytest.raises(RuntimeError, match="stride should not be zero"):

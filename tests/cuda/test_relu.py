@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 NAN, INF = float("nan"), float("inf")
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-# Sizes around 16 bytes and around a block of threads.
+# Sizes around 16 bytes, and around the 256 threads of a block.
 SIZES = [(0,), (1,), (7,), (8,), (17,), (256,), (1023,), (2, 3, 4, 5), (3, 5, 19, 21)]
 
 
@@ -33,7 +33,7 @@ def test_relu_backward_gives_pytorchs_gradient(size: tuple[int, ...], dtype: tor
 
 
 @every_dtype
-def test_nan_and_negative_zero_pass_and_have_pytorchs_gradient(dtype: torch.dtype, device: Device) -> None:
+def test_special_values_give_pytorchs_values_and_gradients(dtype: torch.dtype, device: Device) -> None:
     x = torch.tensor([NAN, -0.0, 0.0, -1.0, 1.0, INF, -INF, 1e-7], dtype=dtype).repeat(9).requires_grad_()
     g = torch.randn(72).to(dtype)
     expected = F.relu(x)
@@ -46,7 +46,7 @@ def test_nan_and_negative_zero_pass_and_have_pytorchs_gradient(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_relu_takes_every_layout_and_returns_pytorchs(layout: str, device: Device) -> None:
+def test_every_memory_layout_gives_pytorchs_result(layout: str, device: Device) -> None:
     x, g = LAYOUTS[layout](torch.randn(2, 17, 9, 10)).requires_grad_(), torch.randn(2, 17, 9, 10)
     expected = F.relu(x)
     (gradient,) = torch.autograd.grad(expected, x, g)
@@ -60,7 +60,7 @@ def test_relu_takes_every_layout_and_returns_pytorchs(layout: str, device: Devic
     assert_identical([changed], [y])
 
 
-def test_data_that_does_not_start_at_16_bytes_is_served(device: Device) -> None:
+def test_misaligned_data_gives_pytorchs_result(device: Device) -> None:
     x = torch.randn(1000)
     for offset in range(1, 5):
         y = device.ops.relu(device.put(x)[offset:])
@@ -70,7 +70,7 @@ def test_data_that_does_not_start_at_16_bytes_is_served(device: Device) -> None:
         assert_identical([whole.cpu()], [torch.cat([x[:offset], F.relu(x[offset:-1]), x[-1:]])])
 
 
-def test_what_does_not_fit_is_refused(device: Device) -> None:
+def test_invalid_arguments_raise_errors(device: Device) -> None:
     x = device.put(torch.randn(3, 4))
     with pytest.raises(RuntimeError, match="expected grad_output of size"):
         device.ops.relu_backward(x, x[:2])

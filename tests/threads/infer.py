@@ -1,6 +1,6 @@
-"""Threads that infer with several models while weights change and the cache evicts: for ThreadSanitizer (make tsan).
+"""Run inference in several threads while weights change and the cache evicts entries. `make tsan` runs this.
 
-Every result is compared with PyTorch's. FASTCONV_CACHE_MB=1 holds only a part of the weights.
+Every result is compared with PyTorch's. FASTCONV_CACHE_MB=1 is too small for all weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SHAPES = [
     ((1, 16, 20, 20), (24, 16, 3, 3)),  # Winograd
     ((1, 64, 5, 5), (128, 64, 3, 3)),  # direct
     ((1, 8, 9, 9), (8, 1, 3, 3)),  # depthwise
-    ((1, 128, 7, 7), (128, 128, 3, 3)),  # with its copy, larger than the cache
+    ((1, 128, 7, 7), (128, 128, 3, 3)),  # packed weight and copy are larger than the cache
 ]
 
 
@@ -40,7 +40,7 @@ def infer(
                 wrong.append(f"round {round_}, weight {tuple(w.shape)}")
         if not torch.equal(model(image), before):
             wrong.append(f"round {round_}, the model")
-        for _, w in own:  # in place, at the same address, in a way that few lookups can tell
+        for _, w in own:  # one element in place, which the cache's hint may not sample
             w.view(-1)[round_ % w.numel()] *= -1
 
 

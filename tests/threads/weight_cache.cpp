@@ -1,6 +1,6 @@
-// csrc/cpu/memory/weight_cache.cpp under ThreadSanitizer: threads infer with weights that they share and with weights
-// that change, in a cache so small that entries are evicted while they are in use. Exits with 1 at a wrong result;
-// ThreadSanitizer itself exits with 66 at a race. make tsan and tests/test_threads.py compile and run it.
+// A test of csrc/cpu/memory/weight_cache.cpp under ThreadSanitizer. Threads use shared weights and weights that change.
+// The cache is so small that it evicts entries while they are in use. A wrong result exits with 1, and ThreadSanitizer
+// exits with 66 at a race. make tsan and tests/test_threads.py compile and run this program.
 #include "../../csrc/cpu/memory/weight_cache.h"
 
 #include <cstdio>
@@ -18,7 +18,7 @@ void fail(const char* what) {
   std::_Exit(1);
 }
 
-// Two threads of its own, as torch's parallel_for has.
+// Runs body on two threads, like torch's parallel_for.
 void in_parallel(int64_t count, const WeightCache::Body& body) {
   std::thread other([&] { body(0, count / 2); });
   body(count / 2, count);
@@ -33,14 +33,15 @@ std::vector<uint64_t> weight_of(uint64_t value, size_t words, bool sampled) {
   return weight;
 }
 
-// Packing negates.
+// "Packing" inverts all bits.
 void pack(const void* weight, void* packed, size_t words) {
   for (size_t i = 0; i < words; ++i) {
     static_cast<uint64_t*>(packed)[i] = ~static_cast<const uint64_t*>(weight)[i];
   }
 }
 
-// Looks a weight up and checks the packed form, twice: the second time after other threads had time to evict it.
+// Looks up a weight and checks its packed form twice. In between, `between` or other threads may evict the entry.
+// Returns false if the cache did not keep the weight.
 bool use(WeightCache& cache, const std::vector<uint64_t>& weight, bool between(WeightCache&)) {
   const auto bytes = static_cast<int64_t>(weight.size() * sizeof(uint64_t));
   const WeightKey key{{bytes}, nullptr};
@@ -61,7 +62,7 @@ constexpr size_t words = 1024, large_words = 1 << 19;  // 8 KB; 4 MB, which seve
 constexpr int64_t entry = 2 * 8 * words + WeightCache::overhead;
 
 void threads_infer_while_weights_change(int rounds) {
-  WeightCache cache(4 * entry, in_parallel);  // four of the 24 weights below
+  WeightCache cache(4 * entry, in_parallel);  // room for four of the 27 weights below
   std::vector<std::vector<uint64_t>> shared;
   for (uint64_t i = 0; i < 8; ++i) shared.push_back(weight_of(i + 1, words, i % 2 == 0));
   std::vector<std::thread> threads;
@@ -71,21 +72,20 @@ void threads_infer_while_weights_change(int rounds) {
       for (int round = 0; round < rounds; ++round) {
         for (const auto& weight : shared) use(cache, weight, nullptr);
         for (int again = 0; again < 3; ++again) use(cache, own, nullptr);
-        own[1] =
-            1000 * t + static_cast<uint64_t>(round) % 4;  // changes in place, at the same address, with the same hint
+        own[1] = 1000 * t + static_cast<uint64_t>(round) % 4;  // in place, with the same hint
         if (cache.state().bytes > 4 * entry) fail("more bytes than the limit");
       }
     });
   }
   for (std::thread& thread : threads) thread.join();
   const WeightCache::State state = cache.state();
-  if (state.hits == 0 || state.entries == 0) fail("nothing was kept, so that nothing was tried");
+  if (state.hits == 0 || state.entries == 0) fail("the cache kept nothing, so nothing was tested");
   std::printf("%lld hits in 4 threads, %lld entries kept\n", static_cast<long long>(state.hits),
               static_cast<long long>(state.entries));
 }
 
 void an_evicted_entry_lives_as_long_as_it_is_in_use() {
-  WeightCache cache(entry, in_parallel);  // one
+  WeightCache cache(entry, in_parallel);  // room for one weight
   const std::vector<uint64_t> weight = weight_of(1, words, true);
   use(cache, weight, nullptr);
   use(cache, weight, nullptr);
@@ -96,10 +96,10 @@ void an_evicted_entry_lives_as_long_as_it_is_in_use() {
     });
     other.join();
     if (cache.state().hits != hits + 1 || cache.state().entries != 1)
-      fail("nothing was evicted, so that nothing was tried");
+      fail("the cache evicted nothing, so nothing was tested");
     return true;
   };
-  if (!use(cache, weight, evict)) fail("was not kept");
+  if (!use(cache, weight, evict)) fail("the cache did not keep the weight");
 }
 
 void large_weights_are_compared_by_several_threads() {
@@ -115,7 +115,7 @@ void large_weights_are_compared_by_several_threads() {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  if (cache.state().hits == 0) fail("nothing was kept, so that nothing was tried");
+  if (cache.state().hits == 0) fail("the cache kept nothing, so nothing was tested");
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// dx[n, h, w, c] = sum over r, s, k of g[n, p, q, k] * w[k, r, s, c] where p * u + r = h, q * v + s = w: gathered, so
-// that each result is written once, by one thread. Tiles of input pixels x input channels (gemm.cuh). g is the gradient
-// of the convolution's results, or what the pool behind it lets through (conv2d_gradient.cuh).
+// dx[n, h, w, c] = sum over r, s, k of g[n, p, q, k] * w[k, r, s, c] where p * u + r = h, q * v + s = w
+//
+// in tiles of input pixels x input channels (gemm.cuh). One thread gathers each result and writes it once. g is the
+// gradient of the convolution's results, given or computed through ReLU and max-pooling (conv2d_gradient.cuh).
 #pragma once
 
 #include "conv2d_operands.cuh"

@@ -1,9 +1,9 @@
 // dw[k, r, s, c] = sum over n, p, q of g[n, p, q, k] * x[n, p * u + r, q * v + s, c], and db[k] = sum of g[n, p, q, k].
 //
-// Tiles of output channels x taps (gemm.cuh), of which there are few, over pixels, of which there are many: so these
-// are cut into pieces, whose number depends on the shape alone; each piece's sums go to a workspace, [piece][k][tap]
-// and then [k], and a second kernel adds them in order. No atomics: the same bits in every run, on every GPU. db falls
-// out of the same tiles: it is the sum of their rows of g.
+// The tiles are output channels x taps (gemm.cuh). They are few, and each sums over many pixels. So the pixels are cut
+// into pieces, whose number depends on the shape alone. Each piece writes its sums to a workspace (PieceSums), and a
+// second kernel adds the pieces in order. Without atomics, every run on every GPU gives the same bits. The same tiles
+// also sum the rows of g, which gives db.
 #pragma once
 
 #include "conv2d_operands.cuh"
@@ -20,7 +20,7 @@ struct Pieces {
     const int64_t all = s.N * s.P * s.Q;
     const int64_t blocks = has_thin_groups(s) ? ceil_div(s.K, 32) * s.taps()
                                               : ceil_div(s.group_K(), 64) * ceil_div(s.taps(), 64) * s.groups;
-    // Long enough to be worth a block, and short enough for sums in float.
+    // In pixels: long enough to occupy a block, and short enough for sums in float.
     constexpr int64_t shortest = 256, longest = 8192;
     pixels = ceil_div(all * (blocks < wanted_blocks ? blocks : wanted_blocks), wanted_blocks);
     pixels = pixels < shortest ? shortest : pixels > longest ? longest : ceil_div(pixels, 32) * 32;
@@ -28,7 +28,7 @@ struct Pieces {
   }
 };
 
-// The elements, accumulators, that launch_conv2d_backward_weight needs as workspace.
+// The number of accumulators in the workspace of launch_conv2d_backward_weight.
 inline int64_t backward_weight_workspace(const Conv2dShape& s) { return Pieces(s).count * s.K * (s.taps() + 1); }
 
 template <class T>
@@ -54,7 +54,7 @@ struct StoreBackwardWeight {
   }
 };
 
-// One gradient a thread.
+// Each thread adds up one gradient.
 template <class T>
 __global__ void __launch_bounds__(256)
     add_pieces(PieceSums<T> sums, int64_t pieces, T* dw, Layout layout, T* db, Divisor by_taps, Divisor by_group_C) {
@@ -81,7 +81,7 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
   const PieceSums<T> sums{workspace, static_cast<int>(s.K), static_cast<int>(taps)};
   const GradientChannels<T, Gradient> a(s, g);
   if (has_thin_groups(s)) {
-    // Neighbouring threads take what lies side by side in memory.
+    // Neighbouring threads read neighbours in memory: channels, or pixels.
     const int channels = g.channels_adjacent() ? 32 : 1;
     const int64_t channel_blocks = ceil_div(s.K, channels);
     FC_LAUNCH((thin_backward_weight<T, Gradient>), dim3(static_cast<unsigned>(channel_blocks * taps * pieces.count)),
@@ -96,7 +96,7 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
       Tiling tiling{};
       tiling.rows_per_tile = Tile::rows;
       tiling.row_tiles = ceil_div(s.group_K(), Tile::rows);
-      tiling.column_tiles = taps == 0 ? 1 : static_cast<int>(ceil_div(taps, Tile::columns));  // the bias has a row
+      tiling.column_tiles = taps == 0 ? 1 : static_cast<int>(ceil_div(taps, Tile::columns));  // db needs a tile too
       tiling.groups = static_cast<int>(s.groups);
       tiling.pieces = static_cast<int>(pieces.count);
       tiling.depth = pixels;

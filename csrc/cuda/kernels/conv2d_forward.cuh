@@ -1,12 +1,12 @@
-// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c], alone or with ReLU and a
-// max-pool behind it, by tiles of pixels x output channels (gemm.cuh).
+// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c], optionally followed by ReLU
+// and max-pooling, in tiles of pixels x output channels (gemm.cuh).
 //
-// With a pool, a tile's pixels are those of whole windows, one after another: 16 windows of 2 x 2 to 64 rows. The block
-// finds them in shared memory and writes the largest of each, and its place in the window. Where windows overlap, the
-// pixels that they share are computed for each; where that is too often, or a window too large, the convolution is
-// written down after all and pooled by a second kernel.
+// With pooling, a tile holds whole windows, one after another: 64 rows hold 16 windows of 2 x 2. The block reads the
+// sums from shared memory, and writes each window's maximum and its position. Overlapping windows compute their common
+// pixels again. If a pixel would be computed more than three times, or if a window has more than 16 pixels, the
+// convolution goes to a workspace, and a second kernel pools it.
 //
-// Figures, on paper: docs/cuda.md.
+// docs/cuda.md has measured times and estimates.
 #pragma once
 
 #include "conv2d_operands.cuh"
@@ -21,9 +21,9 @@ struct StoreForward {
   static constexpr bool wants_row_sums = false;
 
   ForwardResult<T> to;
-  int group_K, windows;  // of a tile
+  int group_K, windows;  // windows per tile
 
-  // Neighbouring threads write neighbours: argmax by channels always, y by channels or by windows.
+  // Neighbouring threads write neighbours in memory. In argmax these are channels, in y channels or windows.
   template <class Sums, class Row>
   __device__ void store(const Part& part, Sums& sums, const Row* rows) const {
     const bool alone = to.argmax == nullptr;
@@ -89,12 +89,12 @@ void launch_forward_tiles(const FusedShape& f, Dense<const T> x, Dense<const T> 
   launch_gemm<Tile, V>(a, b, epilogue, tiling, stream);
 }
 
-// Whether a window's pixels are computed in the tile that pools them.
+// Whether the block that computes a window's pixels also pools them.
 inline bool pools_in_tile(const FusedShape& f) {
   return f.window() <= 16 && f.window() <= 3 * f.pool.stride_h * f.pool.stride_w;
 }
 
-// The elements that launch_conv2d_relu_max_pool2d needs for the convolution's own results.
+// The number of elements of the workspace for the convolution's results, in launch_conv2d_relu_max_pool2d.
 inline int64_t forward_workspace(const FusedShape& f) {
   if (pools_in_tile(f) || has_thin_groups(f.conv)) return 0;
   return f.conv.N * f.conv.K * f.conv.P * f.conv.Q;
@@ -116,7 +116,7 @@ void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, con
   });
 }
 
-// The kernels, which conv2d.cu compiles once for itself and for conv2d_relu_max_pool2d.cu.
+// The instantiations of launch_forward. conv2d.cu compiles them, and conv2d_relu_max_pool2d.cu uses them too.
 #define FC_FORWARD_KERNELS(instantiate)      \
   FC_FORWARD_KERNELS_OF(instantiate, float)  \
   FC_FORWARD_KERNELS_OF(instantiate, double) \
@@ -133,7 +133,7 @@ void launch_conv2d(const Conv2dShape& s, Dense<const T> x, Dense<const T> w, con
   launch_forward<T>(f, x, w, ForwardResult<T>(f, bias, y, nullptr), stream);
 }
 
-// One thread a window and channel, from the convolution's results, NHWC.
+// One thread per window and channel. conv has the convolution's results, NHWC.
 template <class T>
 __global__ void __launch_bounds__(256) relu_max_pool2d(const T* conv, Windows windows, ForwardResult<T> to) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(256) relu_max_pool2d(const T* conv, Windows wi
   to.store(at.pixel, at.channel, max);
 }
 
-// y, and argmax as an NHWC tensor: (N, K, P', Q'). workspace: forward_workspace(f) elements.
+// y and argmax: (N, K, P', Q'), where argmax is NHWC. workspace: forward_workspace(f) elements.
 template <class T>
 void launch_conv2d_relu_max_pool2d(const FusedShape& f, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y,
                                    uint8_t* argmax, T* workspace, Stream stream) {

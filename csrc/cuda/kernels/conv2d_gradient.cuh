@@ -1,5 +1,5 @@
-// The gradient of a convolution's results, value by value: as it is given, or found in the windows of the pool and the
-// ReLU that follow, through the byte that they left for each (conv2d_relu_max_pool2d.cuh). It is never written down.
+// The gradient of a convolution's results, value by value: the given tensor, or the gradient that comes back through
+// ReLU and max-pooling. The latter is computed from argmax (shapes.h) at every read, and never stored.
 #pragma once
 
 #include "../../shapes.h"
@@ -37,14 +37,14 @@ struct DenseGradient {
   }
 };
 
-// argmax lies as an NHWC tensor, whatever the layout of g.
+// argmax is NHWC. g has either layout.
 template <class T>
 struct PooledGradient {
   const T* g;
   const uint8_t* argmax;
   Layout layout;
   int K, R, S, P, Q, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  bool touching;  // each pixel is in one window or none
+  bool touching;  // each pixel is in at most one window
   Divisor by_stride_h, by_stride_w, by_dilation_h, by_dilation_w;
 
   PooledGradient(const FusedShape& f, Dense<const T> grad_output, const uint8_t* at)
@@ -71,7 +71,8 @@ struct PooledGradient {
   bool channels_adjacent() const { return layout.channel == 1; }
   bool is_aligned() const { return cuda::is_aligned(g) && cuda::is_aligned(argmax); }
 
-  // Where windows touch: the pixel's window and its position there. Else the image's first window, and the pixel.
+  // If windows touch: the offsets of the pixel's window, and the position in the window as p. Otherwise: the offsets of
+  // the image's first window, and the pixel.
   struct Pixel {
     int64_t g, argmax;
     int p, q;
@@ -107,7 +108,7 @@ struct PooledGradient {
   }
 
  private:
-  // The windows that hold the pixel, in order: those that begin at most (R - 1) * dilation before it.
+  // Adds up the windows that contain the pixel, in order. They begin at most (R - 1) * dilation before it.
   template <int V>
   __device__ Vector<T, V> sum_of_windows(const Pixel& pixel, int k) const {
     Accumulator<T> sums[V] = {};

@@ -1,13 +1,13 @@
-// What the tile kernel (gemm.cuh) multiplies, read from the tensors where they lie: no matrix is ever written down.
+// The operands of the matrix products of gemm.cuh. They read the tensors directly: no matrix is built in memory.
 //
 //   pass              rows of A            depth                rows of B             A                  B
 //   forward           pixels (n, p, q)     taps (r, s, c)       output channels k     ForwardPatches     ForwardWeight
 //   backward_data     pixels (n, h, w)     taps (r, s, k)       input channels c      GradientPatches    BackwardWeight
 //   backward_weight   output channels k    pixels (n, p, q)     taps (r, s, c)        GradientChannels   WeightPatches
 //
-// An operand tells what a row and what a step of depth mean, once for each, and then reads the element where they meet.
-// Channels are the innermost of the taps, so that V neighbours of a channels_last tensor are read at once. no_row and
-// no_column lie beyond the edges: whatever meets them is zero.
+// An operand's row() and column() decode the index of a row and of a step of depth. load() reads the element at a row
+// and a column. Within a tap (r, s, c), c varies fastest, so that V neighbours of a channels_last tensor are read at
+// once. load() returns zero for no_row() and no_column(), which fill the edges of tiles.
 #pragma once
 
 #include "../../shapes.h"
@@ -17,10 +17,10 @@
 
 namespace fastconv::cuda {
 
-// Added to a coordinate of an image, leaves it negative. Coordinates are below 2^30 (checked by the torch-facing side).
+// A coordinate outside of every image. Coordinates are below 2^30 (check_coordinates), so sums with it are negative.
 constexpr int nowhere = -(1 << 30);
 
-// Output pixels of a convolution, window by window of the pool that follows; without one, windows have one pixel.
+// The output pixels of a convolution, in the order of the pooling windows. Without pooling, a window has one pixel.
 struct Windows {
   int P, Q, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int positions;
@@ -44,7 +44,7 @@ struct Windows {
         by_image(s.P * s.Q),
         by_row(s.Q) {}
 
-  // p is negative where the window hangs over an edge.
+  // p is negative if the position is outside of the image.
   struct Pixel {
     int n, p, q;
   };
@@ -61,7 +61,7 @@ struct Windows {
   }
 };
 
-// x as a convolution sees it: the value at an output pixel and a tap, zero in the padding.
+// The input x, addressed by an output pixel and a tap. The padding is zero.
 template <class T>
 struct Patches {
   const T* x;
@@ -151,7 +151,7 @@ struct ForwardPatches {
   __device__ void enter_group(int group) { x.enter_group(group); }
 };
 
-// A weight, offsets of a row and a column apart; negative: none.
+// A weight. Rows and columns are offsets whose sum addresses an element. A negative offset means none.
 template <class T>
 struct WeightView {
   using Row = int64_t;
@@ -198,8 +198,8 @@ struct ForwardWeight : WeightView<T> {
 
 // ---- backward_data: input pixels x input channels, over taps and output channels -----------------------------------
 
-// The gradient that each tap of the kernel, turned around, finds over an input pixel. Where the stride has no output
-// for it, or where that lies outside, it finds zero.
+// The gradient of the output, addressed by an input pixel and a tap. It is zero if no output pixel multiplies this tap
+// by this input pixel, because of the stride or the edges.
 template <class T, class Gradient>
 struct GradientPatches {
   static constexpr bool vectors_along_depth = true;

@@ -1,4 +1,4 @@
-// Where the passes' results lie, and how threads find theirs.
+// The results of the three passes, and the addresses that threads write.
 #pragma once
 
 #include "../../shapes.h"
@@ -8,7 +8,7 @@
 
 namespace fastconv::cuda {
 
-// What thread i of a launch stands for, one thread a result: pixels of all images are counted through.
+// The pixel and the channel of thread i, with one thread per result. Pixels are numbered across all images.
 struct PixelAndChannel {
   int64_t pixel;
   int channel;
@@ -25,7 +25,7 @@ struct PixelAndChannel {
   }
 };
 
-// Where forward's results go. argmax is null for the convolution alone, whose windows are single pixels.
+// The results of forward. Without ReLU and pooling, argmax is null and windows are single pixels.
 template <class T>
 struct ForwardResult {
   const T* bias;  // or null
@@ -88,7 +88,7 @@ struct DataResult {
   }
 };
 
-// The sums of each piece of backward_weight's pixels: [piece][k][tap], then [k] of the bias.
+// The sums of backward_weight. Each piece of the pixels has the weight's sums, [k][tap], then the bias's, [k].
 template <class T>
 struct PieceSums {
   Accumulator<T>* data;

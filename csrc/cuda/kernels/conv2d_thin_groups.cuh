@@ -1,6 +1,6 @@
-// Convolutions of many groups of few channels, depthwise above all: too thin for tiles of a matrix product. A thread
-// computes one result, or in backward_weight a part of the sum behind one; neighbours in memory are served by
-// neighbouring threads, and what they read in common comes from the first-level cache.
+// Convolutions with groups of few channels, such as depthwise ones. They are too thin for tiles of a matrix product. In
+// forward and backward_data, a thread computes one result. In backward_weight it computes a part of a sum. Neighbouring
+// threads compute neighbours in memory, and the first-level cache holds the values that they share.
 #pragma once
 
 #include "conv2d_operands.cuh"
@@ -16,7 +16,7 @@ constexpr int thin_threads = 256;
 
 inline dim3 thin_grid(int64_t results) { return dim3(static_cast<unsigned>(ceil_div(results, thin_threads))); }
 
-// The sum behind one result: of f(r, s, channel) * w at the same tap, `channels` each.
+// One result: the sum over r, s and c < channels of f(r, s, c) times the weight.
 template <class T, class Weight, class F>
 __device__ Accumulator<T> sum_of_taps(const Weight& w, int64_t row, int R, int S, int channels, const F& f) {
   Accumulator<T> sum = 0;
@@ -33,7 +33,7 @@ __device__ Accumulator<T> sum_of_taps(const Weight& w, int64_t row, int R, int S
 
 // ---- forward -------------------------------------------------------------------------------------------------------
 
-// One window of one output channel a thread.
+// Each thread computes one window of one output channel.
 template <class T>
 __global__ void __launch_bounds__(thin_threads, 2)
     thin_forward(Patches<T> x, ForwardWeight<T> w, Windows windows, ForwardResult<T> to, Divisor by_group_K, int R) {
@@ -72,7 +72,7 @@ void launch_thin_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w
 
 // ---- backward_data -------------------------------------------------------------------------------------------------
 
-// One channel of one input pixel a thread.
+// Each thread computes one channel of one input pixel.
 template <class T, class Gradient>
 __global__ void __launch_bounds__(thin_threads, 2)
     thin_backward_data(GradientPatches<T, Gradient> g, BackwardWeight<T> w, DataResult<T> to, Divisor by_group_C,
@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(thin_threads, 2)
 
 // ---- backward_weight -----------------------------------------------------------------------------------------------
 
-// One tap of `channels` output channels a block: its threads take the pixels of a piece in turns, and add up what they
-// have found two by two.
+// Each block computes one tap of `channels` output channels over the pixels of one piece. Its threads share the pixels,
+// and then add up their sums in pairs.
 template <class T, class Gradient>
 __global__ void __launch_bounds__(thin_threads, 2)
     thin_backward_weight(GradientChannels<T, Gradient> g, Patches<T> x, PieceSums<T> to, Divisor by_group_K,

@@ -1,4 +1,4 @@
-// Which tile serves which product, and how it is launched: the choices stand here.
+// The choice of the tile for each product, and its launch.
 #pragma once
 
 #include <type_traits>
@@ -15,11 +15,11 @@ void launch_gemm(const A& a, const B& b, const Epilogue& epilogue, const Tiling&
             a, b, epilogue, tiling);
 }
 
-// Blocks that keep every multiprocessor of a large GPU busy, a few on each.
+// This many blocks keep all multiprocessors of a large GPU busy, with a few blocks on each.
 constexpr int64_t wanted_blocks = 512;
 
-// Runs f(a tile, the width of its vectors as an integral constant). 16-bit types go to tensor cores. float has a large
-// tile, 8 x 8 sums a thread, and a small one for when large ones are too few to keep the GPU busy, or half empty.
+// Runs f(tile, the width of its vectors as an integral constant). 16-bit types use tensor cores. float uses a large
+// tile with 8 x 8 sums per thread. It uses a small tile if large ones are too few to keep the GPU busy, or half empty.
 template <class T, class F>
 void with_tile(int64_t rows, int64_t columns, int64_t groups, bool vectors, const F& f) {
   const auto with_width = [&](auto tile) {

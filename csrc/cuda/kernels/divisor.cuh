@@ -1,4 +1,4 @@
-// Division by a number that stays the same for a whole launch: one multiplication and a shift (Granlund and Montgomery,
+// Division by a number that is constant during a launch, as one multiplication and a shift (Granlund and Montgomery,
 // "Division by Invariant Integers using Multiplication", 1994). A GPU has no instruction that divides integers.
 #pragma once
 
@@ -9,23 +9,23 @@ namespace fastconv::cuda {
 class Divisor {
  public:
   Divisor() = default;
-  // Of an empty dimension nothing is ever divided; 1 serves.
+  // Empty dimensions are never divided. 1 is a placeholder.
   explicit Divisor(int64_t size) : divisor_(size > 0 ? size : 1) {
     const int64_t divisor = divisor_;
     while (shift_ < 31 && (int64_t{1} << shift_) < divisor) ++shift_;
-    // Above 2^31, every 32-bit quotient is 0: no multiplier, and a shift that leaves nothing.
+    // Above `most`, every 32-bit quotient is 0: the multiplier stays 0, and the shift by 31 gives 0.
     if (divisor > most) return;
     multiplier_ = static_cast<uint32_t>(((int64_t{1} << 32) * ((int64_t{1} << shift_) - divisor)) / divisor + 1);
   }
 
-  // Of n in [0, 2^31).
+  // For n in [0, 2^31).
   FC_HOST_DEVICE int divide(int n) const {
     const auto dividend = static_cast<uint32_t>(n);
     const auto high = static_cast<uint32_t>((static_cast<uint64_t>(dividend) * multiplier_) >> 32);
     return static_cast<int>((high + dividend) >> shift_);
   }
 
-  // Of any n >= 0.
+  // For any n >= 0.
   FC_HOST_DEVICE int64_t divide(int64_t n) const { return n <= most ? divide(static_cast<int>(n)) : n / divisor_; }
 
   FC_HOST_DEVICE int64_t divisor() const { return divisor_; }

@@ -1,32 +1,32 @@
-// One tile of a matrix product a block: C[i, j] = sum over d of A[i, d] * B[j, d], for operands that are read from
-// tensors where they lie (conv2d_operands.cuh), and results that an epilogue puts where they belong.
+// A matrix product, C[i, j] = sum over d of A[i, d] * B[j, d]. Each block computes one tile of C. The operands are read
+// directly from tensors (conv2d_operands.cuh), and an epilogue writes the results.
 //
-// A block keeps a chunk of both operands in shared memory, twice: while one is multiplied, the next is on its way from
-// global memory to registers, and then to the other half, so that one barrier a chunk is enough. What a row or a step
-// of depth means is decoded once a block, not once a thread, into tables in shared memory. The sums lie in registers;
-// at the end they go to shared memory, over the operands, where the epilogue finds them in whatever order it writes.
+// A block has two buffers in shared memory, each for a chunk of both operands. While it multiplies one chunk, the next
+// is read from global memory into registers and then stored in the other buffer. So one barrier per chunk is enough.
+// Rows and steps of depth are decoded once per block, into tables in shared memory, and not once per thread. The sums
+// are in registers. At the end they overwrite the operands in shared memory, and the epilogue reads them in any order.
 //
-// Each sum runs over its depth in order, whatever the tile: results do not depend on the tile that was chosen. Depth is
-// cut into pieces only where the caller says so, and each piece has its own results.
+// Every tile adds up depth in the same order, so results do not depend on the choice of the tile. Depth is cut into
+// pieces only if the caller asks for it. Then each piece has its own results.
 #pragma once
 
 #include "layout.cuh"
 
 namespace fastconv::cuda {
 
-// How the product is cut into blocks: row tiles x groups x pieces of depth x column tiles, these adjacent, so that
-// neighbours read the same rows.
+// The grid of blocks: row tiles x groups x pieces of depth x column tiles. Blocks that differ only in the column tile
+// are neighbours, because they read the same rows of A.
 struct Tiling {
   int64_t row_tiles, depth, piece_depth;
-  int rows_per_tile;  // at most the block's rows: whole windows
+  int rows_per_tile;  // the tile's rows, rounded down to whole windows
   int column_tiles, groups, pieces;
-  // Which neighbours in memory the scalar path reads side by side: rows, or steps of depth.
+  // Whether neighbouring threads of the scalar path read neighbouring rows. Otherwise, neighbouring steps of depth.
   bool a_rows_adjacent, b_rows_adjacent;
 
   int64_t blocks() const { return row_tiles * column_tiles * groups * pieces; }
 };
 
-// Which part of the product a block computes.
+// The part of the product that a block computes.
 struct Part {
   int64_t first_row, first_depth, last_depth;
   int first_column, column_tile, group, piece;
@@ -45,7 +45,7 @@ struct Part {
   }
 };
 
-// Rows x columns by fused multiply-adds: each thread sums row_block x column_block of them, in quads of neighbours.
+// A tile of fused multiply-adds. Each thread has row_block x column_block sums, in squares of 4 x 4.
 template <class Scalar, int row_count, int column_count, int row_block, int column_block>
 struct FmaTile {
   using T = Scalar;
@@ -53,11 +53,11 @@ struct FmaTile {
   static constexpr int rows = row_count, columns = column_count, depth = 16;
   static constexpr int thread_rows = rows / row_block, thread_columns = columns / column_block;
   static constexpr int threads = thread_rows * thread_columns;
-  // double is for checking gradients, more than for speed: half as many kernels to compile.
+  // double is mainly for gradient checks. Without vectors for it, there are half as many kernels to compile.
   static constexpr int vector = sizeof(T) == 4 ? widest_vector<T> : 1;
   static constexpr bool depth_adjacent = false;
 
-  // Depth by depth; a quad more to a line keeps stores of a column apart in the banks.
+  // Rows are adjacent in memory. The padding of 4 per line makes stores along depth use different banks.
   struct Buffer {
     alignas(16) Acc a[depth][rows + 4], b[depth][columns + 4];
 
@@ -102,9 +102,9 @@ struct FmaTile {
   }
 };
 
-// A thread's share of a chunk of one operand, on its way from global to shared memory: V neighbours at a time, rows or
-// steps of depth. Vectors wait in registers while the chunk before is multiplied. Single elements would need too many
-// registers, and go straight on; other warps multiply meanwhile.
+// A thread's share of a chunk of one operand. It copies V neighbours at a time, rows or steps of depth, from global to
+// shared memory. Vectors stay in registers while the previous chunk is multiplied. Single elements would need too many
+// registers, so they are stored at once, while other warps multiply.
 template <class Tile, class Operand, int row_count, int V>
 struct Share {
   using T = typename Tile::T;
@@ -121,8 +121,8 @@ struct Share {
     const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
     const bool by_rows = V > 1 ? !Operand::vectors_along_depth : rows_adjacent;
     if (V > 1 && by_rows && Tile::depth_adjacent) {
-      // Vectors of rows are taken apart. Lanes that differ in depth store side by side, those that differ in rows into
-      // the same bank: so two vectors, which fill a sector of global memory, and then along depth.
+      // Vectors of rows are stored element by element. Lanes that differ in depth store side by side, lanes that differ
+      // in rows to the same bank. So each pair of lanes reads a sector of 32 bytes, and the pairs follow depth.
       const int two = index / (2 * Tile::depth);
       return {(2 * two + index % 2) * V, index / 2 % Tile::depth};
     }
@@ -130,7 +130,7 @@ struct Share {
     return {index / (Tile::depth / V), index % (Tile::depth / V) * V};
   }
 
-  // `to(row, d)` is where an element belongs.
+  // `to(row, d)` returns an element of the buffer.
   template <class To>
   __device__ void begin(const Operand& operand, const typename Operand::Row* rows,
                         const typename Operand::Column* columns, bool rows_adjacent, const To& to) {
@@ -178,7 +178,7 @@ __device__ void decode_rows(const Operand& operand, int64_t first, int count, ty
   }
 }
 
-// By `size` threads from `first_thread` on.
+// Threads first_thread to first_thread + size - 1 decode one column each.
 template <class Operand>
 __device__ void decode_columns(const Operand& operand, int64_t first, int64_t last, typename Operand::Column* columns,
                                int size, int first_thread) {
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epil
     }
     tile.multiply(buffers[chunk % 2]);
     if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
-      // Four short sums, for the sake of rounding.
+      // Four shorter sums have a smaller rounding error.
       Acc sums[4] = {};
       for (int d = 0; d < depth; ++d) sums[d % 4] += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, d));
       row_sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);

@@ -1,12 +1,12 @@
-// Where the elements of a dense tensor lie, and how threads read several of them at once.
+// The memory layout of a dense tensor, and vectors of elements that a thread reads at once.
 #pragma once
 
 #include "platform.cuh"
 
 namespace fastconv::cuda {
 
-// Element strides. Of an activation: image n, pixel h * W + w, channel c. Of a weight: output channel k, tap r * S + s,
-// input channel c.
+// Strides in elements: of the image n, of the pixel h * W + w, and of the channel c. For a weight: of the output
+// channel k, of r * S + s, and of the input channel c.
 struct Layout {
   int64_t outer, pixel, channel;
 
@@ -15,7 +15,7 @@ struct Layout {
   }
 };
 
-// A dense tensor: NHWC (channels_last) or NCHW; of a weight, (K, C, R, S) stand for these.
+// A dense tensor: NHWC (channels_last) or NCHW. For a weight: KRSC or KCRS.
 template <class T>
 struct Dense {
   T* data;
@@ -24,7 +24,7 @@ struct Dense {
   bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 };
 
-// V neighbours, read and written by one instruction.
+// V neighbours in memory, read and written together.
 template <class T, int V>
 struct alignas(sizeof(T) * V) Vector {
   T values[V];
@@ -41,11 +41,11 @@ __device__ Vector<T, V> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
-// 16 bytes, the most that a thread reads at once.
+// A thread reads at most 16 bytes at once.
 template <class T>
 constexpr int widest_vector = 16 / sizeof(T);
 
-// What sums are kept in.
+// The type of sums.
 template <class T>
 struct AccumulatorOf {
   using type = float;

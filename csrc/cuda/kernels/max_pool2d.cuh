@@ -1,11 +1,11 @@
 // Max-pooling with indices, forward and backward (formula: shapes.h), for NHWC and NCHW.
 //
-// PyTorch's rules: the first maximum in scan order wins; a NaN wins over every number, and the last of several NaNs
-// gives the index; indices are flat over H * W.
+// The rules are PyTorch's. The first maximum in scan order wins. A NaN wins over every number, and the last of several
+// NaNs gives the index. Indices are flat over H * W.
 //
-// Bound by memory. A thread has one window, or in NHWC the same window of V neighbouring channels. Backward gathers: a
-// thread has a pixel and asks the few windows that cover it, in order, whether their index names it. So nothing is
-// zeroed first, each value is written once, and the same bits come out in every run.
+// Memory bandwidth limits the speed. A thread computes one window, or in NHWC the same window of V neighbouring
+// channels. Backward gathers: the thread of a pixel reads the indices of the few windows that cover it, in order. So dx
+// is not zeroed first, each value is written once, and every run gives the same bits.
 #pragma once
 
 #include <type_traits>
@@ -18,11 +18,11 @@ namespace fastconv::cuda {
 
 constexpr int pool_threads = 256;
 
-// Neighbouring channels of a thread: with their indices, of 8 bytes each, two to four reads.
+// The number of neighbouring channels per thread. Their values and their indices of 8 bytes take two or three accesses.
 template <class T>
 constexpr int pool_width = sizeof(T) == 8 ? 2 : 4;
 
-// One side of image (N, C, H, W), and which of its elements thread i of a launch has. V > 1: of V channels, the first.
+// The input or the output, (N, C, H, W), and the place of thread i in it. With V > 1, c is the first of V channels.
 struct Plane {
   Layout layout;
   Divisor by_channels, by_height, by_width;
@@ -53,11 +53,11 @@ struct Plane {
     return at;
   }
 
-  // Of the first pixel of channel c.
+  // The offset of the first pixel of channel c.
   __device__ int64_t offset(const Place& at) const { return at.n * layout.outer + at.c * layout.channel; }
 };
 
-// The taps of a window from `start` that lie in [0, limit).
+// The range of taps in [0, limit), for a window that begins at `start`.
 struct Taps {
   int64_t begin, end;
 
@@ -77,9 +77,9 @@ __global__ void __launch_bounds__(pool_threads)
   const Plane::Place at = output.place(i, V);
   const int64_t h0 = at.h * s.stride_h - s.pad_h, w0 = at.w * s.stride_w - s.pad_w;
   const Taps taps_r(h0, s.H, s.dilation_h, s.R), taps_s(w0, s.W, s.dilation_w, s.S);
-  // A window that lies wholly in the padding has this index, outside of the image, as in PyTorch.
+  // A window entirely in the padding returns this index, which is outside of the image, as in PyTorch.
   const int64_t first = (h0 + taps_r.begin * s.dilation_h) * s.W + w0 + taps_s.begin * s.dilation_w;
-  // From there on, 32 bits are enough for what lies within a window (checks.cpp).
+  // Offsets within a window fit in 32 bits (checks.cpp).
   const auto right = static_cast<int>(s.dilation_w), down = static_cast<int>(s.dilation_h * s.W);
   const T* row = x + input.offset(at) + first * input.layout.pixel;
   Vector<T, V> best;
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(pool_threads)
   *reinterpret_cast<Vector<int64_t, V>*>(indices + to) = found;
 }
 
-// The windows, of `count`, that cover a pixel: those with position * stride - pad in [pixel - reach, pixel].
+// The windows among `count` that cover a pixel. Window i begins at i * stride - pad, in [pixel - reach, pixel].
 struct Covering {
   int64_t first, last;
 

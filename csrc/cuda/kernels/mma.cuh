@@ -1,20 +1,21 @@
-// Tensor cores: 16 x 8 sums over a depth of 16 by one instruction of a warp, from half or bf16 into float.
+// Matrix products on tensor cores. One instruction of a warp adds to 16 x 8 sums over a depth of 16. The operands are
+// half or bf16, the sums float.
 //
-// sm_80 and later have the instruction for both types; sm_75 has half's, of depth 8. Where there is none (bf16 on
-// sm_75, and the emulation), the lanes show each other their fragments through shared memory and multiply one by one.
+// sm_80 and later have the instruction for both types. sm_75 has it for half only, with a depth of 8. Without it (bf16
+// on sm_75, and the emulation), the lanes exchange their fragments through shared memory and use scalar multiply-adds.
 #pragma once
 
 #include "layout.cuh"
 
 namespace fastconv::cuda {
 
-// Two neighbours in depth, a register.
+// Two neighbours in depth, which share a register.
 template <class T>
 using HalfPair = Vector<T, 2>;
 
-// The lane's part of a 16 x 16 chunk of A, an 8 x 16 chunk of B and the 16 x 8 sums, as PTX lays them out: with
-// g = lane / 4 and t = lane % 4, a[2 * j + i] is A[g + 8 * i, 2 * t + 8 * j ...], b[j] is B[g, 2 * t + 8 * j ...], and
-// c[2 * i + j] is C[g + 8 * i, 2 * t + j].
+// One lane's elements of a 16 x 16 chunk of A and an 8 x 16 chunk of B, in the layout of PTX. Let g = lane / 4 and
+// t = lane % 4. Then a[2 * j + i] holds A[g + 8 * i, 2 * t + 8 * j] and its neighbour in depth, and b[j] holds
+// B[g, 2 * t + 8 * j] and its neighbour. The lane's sum c[2 * i + j] is C[g + 8 * i, 2 * t + j].
 template <class T>
 struct Fragments {
   HalfPair<T> a[4], b[2];
@@ -22,7 +23,7 @@ struct Fragments {
 
 constexpr int mma_threads = 128;
 
-// The lane's fragments as floats, for its warp to read.
+// One lane's fragments as floats. The other lanes of the warp read them.
 struct ShownFragments {
   float a[4][2], b[2][2];
 };
@@ -84,7 +85,7 @@ __device__ inline void mma(float (&c)[4], const Fragments<bf16>& f) {
 #endif
 }
 
-// gemm.cuh's tile by tensor cores: warps in a row of two by two, each with row_block x column_block sums.
+// A tile of gemm.cuh on tensor cores: 2 x 2 warps, each with row_block x column_block sums.
 template <class Scalar, int row_block, int column_block>
 struct MmaTile {
   using T = Scalar;
@@ -94,7 +95,7 @@ struct MmaTile {
   static constexpr int vector = widest_vector<T>;
   static constexpr bool depth_adjacent = true;
 
-  // Row by row; with 16 bytes more to a line, the lanes' reads fall into different banks.
+  // Depth is adjacent in memory. The padding of 16 bytes per line makes the lanes read from different banks.
   struct Buffer {
     alignas(16) T a[rows][depth + 8], b[columns][depth + 8];
 

@@ -1,12 +1,12 @@
-// What every kernel file includes first, and all that it includes of a platform: CUDA under nvcc; under any other
-// compiler the emulation (tests/cuda/emulation), which runs the same source on the CPU, thread by thread.
+// The platform of the kernels: CUDA under nvcc. Under any other compiler it is the emulation (tests/cuda/emulation),
+// which runs the same source on the CPU, thread by thread. Kernel files include no other platform header.
 //
 //   FC_SHARED(T, name, [2][32]);            a block's shared memory: a variable `name` of type T[2][32]
 //   FC_LAUNCH(kernel, grid, block, stream, arguments...);
 //   half, bf16, Stream
 //
-// Launch functions neither allocate nor wait, so that a CUDA graph can capture them. They leave the launch's error to
-// their caller (device.h).
+// Launch functions neither allocate nor wait, so that a CUDA graph can capture them. Their caller checks for launch
+// errors (device.h).
 #pragma once
 
 #include <math.h>

@@ -1,14 +1,14 @@
-// y = x < 0 ? 0 : x, so NaN and -0.0 pass; dx = y <= 0 ? 0 : g, so the gradient at 0 is 0 and at NaN is g.
+// y = x < 0 ? 0 : x, so NaN and -0.0 are kept. dx = y <= 0 ? 0 : g, so the gradient is 0 at 0 and g at NaN.
 //
-// Bound by memory: a thread reads 16 bytes at once, and the grid goes over the data in strides. What does not fill 16
-// bytes, or lies askew, goes one by one.
+// Memory bandwidth limits the speed. A thread reads 16 bytes at once, in a grid-stride loop. Elements that do not fill
+// 16 bytes, and misaligned data, are computed one by one.
 #pragma once
 
 #include "layout.cuh"
 
 namespace fastconv::cuda {
 
-// Of a GPU of any size: enough to fill it. Each thread takes several elements where there are more.
+// Enough blocks to fill any GPU. Larger data give each thread several vectors.
 constexpr int64_t most_blocks = 4096;
 constexpr int relu_threads = 256;
 

@@ -1,4 +1,4 @@
-// One block at a time: its threads' fibers take turns, each until it waits at a barrier or is done.
+// Runs one block at a time. The fibers of its threads take turns: each runs until it waits at a barrier or ends.
 #include "emulation.h"
 
 #include <algorithm>
@@ -20,7 +20,7 @@ int lane;
 namespace {
 
 constexpr size_t stack_bytes = 256 << 10;
-// What every architecture grants without being asked.
+// The static shared memory that a block may have on every architecture.
 constexpr size_t most_shared_bytes = 48 << 10;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
@@ -45,7 +45,7 @@ struct SharedVariable {
 
 void run_body();
 
-// All that there is between calls: one block, on one thread of the machine.
+// The state of the running block. The emulation runs on one thread of the CPU.
 struct Emulator {
   std::mt19937 random;
   bool shuffled = false;
@@ -85,7 +85,7 @@ struct Emulator {
     }
   }
 
-  // Every thread that can run, once. Whether there was one.
+  // Runs each thread that is ready once. False if there was none, or in error.
   bool run_ready_threads(std::vector<int>& order) {
     if (shuffled) std::shuffle(order.begin(), order.end(), random);
     bool any = false;
@@ -101,14 +101,14 @@ struct Emulator {
     return any;
   }
 
-  // Nobody can run. Opens the block's barrier if everybody stands there; false at the block's end, or in error.
+  // No thread is ready. Opens the block's barrier if all threads wait there. False at the block's end, or in error.
   bool open_barrier() {
     int waiting = 0, done = 0, line = 0;
     for (int i = 0; i < count(); ++i) {
       const Thread& thread = *threads[i];
       done += thread.state == State::done;
       if (thread.state == State::at_warp_barrier) {
-        error = "a warp waits for a lane that its mask names and that does not come";
+        error = "deadlock: a warp waits for a lane of its mask that does not arrive";
       } else if (thread.state == State::at_block_barrier) {
         if (waiting++ && line != thread.line) {
           std::ostringstream text;
@@ -198,7 +198,7 @@ void block_barrier(int line) {
 void warp_barrier(unsigned mask) {
   Thread& self = *emulator.running;
   Warp& warp = emulator.warp();
-  if (!(mask >> lane & 1)) emulator.fail("a lane takes part in a warp's operation whose mask does not name it");
+  if (!(mask >> lane & 1)) emulator.fail("a lane takes part in a warp operation whose mask does not include it");
   mask &= warp.alive;
   warp.arrived |= 1u << lane;
   if ((warp.arrived & mask) != mask) {
@@ -212,12 +212,12 @@ void warp_barrier(unsigned mask) {
 }
 
 void* warp_slots(size_t bytes) {
-  if (bytes > sizeof(Warp::slots) / 32) emulator.fail("a warp's operation on more than 64 bytes");
+  if (bytes > sizeof(Warp::slots) / 32) emulator.fail("a warp operation on more than 64 bytes per lane");
   return emulator.warp().slots;
 }
 
 void check_lane(unsigned mask, int source) {
-  if (!(mask & emulator.warp().alive) >> source & 1) emulator.fail("a shuffle reads a lane that takes no part in it");
+  if (!(mask & emulator.warp().alive) >> source & 1) emulator.fail("a shuffle reads a lane that does not take part");
 }
 
 void* shared_memory(const void* key, size_t bytes, size_t alignment) {
@@ -226,7 +226,7 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
   }
   emulator.shared_bytes += bytes;
   if (emulator.shared_bytes > most_shared_bytes) emulator.fail("a block uses more than 48 KiB of shared memory");
-  // Its exact size, so that AddressSanitizer sees a step beyond.
+  // The exact size, so that AddressSanitizer finds accesses out of bounds.
   void* memory = nullptr;
   if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), bytes) != 0) emulator.fail("out of memory");
   std::memset(memory, 0xff, bytes);

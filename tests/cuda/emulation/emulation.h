@@ -1,12 +1,10 @@
-// CUDA on the CPU, for tests: the names that kernels use, over one fiber a CUDA thread. Blocks run one after another.
+// An emulation of CUDA on the CPU, for tests. It defines the CUDA names that kernels use. Each CUDA thread is a fiber,
+// and blocks run one after another (emulation.cpp).
 //
-// What it sees that a GPU may not: threads of a block, and blocks, run in an order shuffled by a seed, each thread
-// until it waits, so a missing barrier gives wrong results. A barrier that not all threads reach is an error that names
-// its line. Shared memory has its exact size, is NaN at first (bytes of 0xff), and with the tensors lies under
-// AddressSanitizer in a build that has it. What it does not see: speed, memory coalescing, bank conflicts, a GPU's own
-// rounding of expf and the like.
-//
-// The barriers and fibers themselves: emulation.cpp.
+// It finds faults that a GPU may hide. A seed shuffles the order of blocks and threads, and each thread runs until it
+// waits, so a missing barrier gives wrong results. If not all threads reach a barrier, an error names its line. Shared
+// memory has its exact size and starts as NaN (bytes of 0xff). AddressSanitizer can check its bounds and those of
+// tensors. The emulation does not show speed, memory coalescing, bank conflicts, or how a GPU rounds expf.
 #pragma once
 
 #include <cmath>
@@ -28,15 +26,15 @@ struct Size {
 
 // ---- launch, threads, barriers -----------------------------------------------------------------------------------
 
-// The running thread's, set whenever one goes on.
+// The indices of the running thread. They are set whenever the emulation switches threads.
 extern Index thread_index, block_index;
 extern Size block_size, grid_size;
 extern int lane;
 
-// 0: ascending order of threads and blocks; else shuffled.
+// 0: threads and blocks run in ascending order. Any other seed shuffles them.
 void set_seed(unsigned seed);
 
-// Runs body once for each thread. std::runtime_error: an impossible launch, or threads that wait forever.
+// Runs body once for each thread. Throws std::runtime_error if the launch is invalid, or if threads wait forever.
 void launch(Size grid, Size block, void (*body)(void*), void* context);
 
 template <class Body>
@@ -47,13 +45,13 @@ void launch(Size grid, Size block, Body&& body) {
 void block_barrier(int line);
 void warp_barrier(unsigned mask);
 
-// The block's memory behind a FC_SHARED variable.
+// The memory of an FC_SHARED variable in the running block.
 void* shared_memory(const void* key, size_t bytes, size_t alignment);
 
-// Every lane of the mask shows the others a value: f(lanes) sees those of all 32.
 void* warp_slots(size_t bytes);
 void check_lane(unsigned mask, int source);
 
+// Exchanges a value between the lanes of the mask: f(lanes) reads the values of all lanes.
 template <class T, class F>
 auto collective(unsigned mask, const T& value, const F& f) {
   T* lanes = static_cast<T*>(warp_slots(sizeof(T)));
@@ -70,7 +68,7 @@ T shuffle(unsigned mask, const T& value, int source) {
   return collective(mask, value, [&](const T* lanes) { return lanes[source]; });
 }
 
-// ---- 16-bit types: as CUDA's, without implicit conversions -------------------------------------------------------
+// ---- 16-bit types, like CUDA's without implicit conversions ------------------------------------------------------
 
 struct Half {
   Half() = default;
@@ -86,7 +84,7 @@ struct BFloat16 {
   explicit BFloat16(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    // Round to the nearest, ties to even; a NaN stays one.
+    // Round to nearest, ties to even. A NaN stays NaN.
     bits_ = value != value ? 0x7fff : static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
   }
   explicit operator float() const {
@@ -126,7 +124,7 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   return fastconv::emulation::shuffle(mask, value, first + (source & (width - 1)));
 }
 
-// Of the other three, a lane without a partner in its group of `width` keeps its own value.
+// In the next three, a lane without a source in its group of `width` reads itself. Xor may also read earlier groups.
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   const int lane = fastconv::emulation::lane, source = lane - static_cast<int>(delta);
@@ -153,7 +151,7 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   });
 }
 
-// Threads take turns only where they wait: nothing comes between.
+// Threads switch only where they wait, so this is atomic.
 template <class T>
 T atomicAdd(T* address, T value) {
   const T before = *address;

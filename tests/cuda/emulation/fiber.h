@@ -1,4 +1,4 @@
-// Functions that wait in the middle: each has a stack, and the processor goes from one to the other.
+// Fibers: functions that can pause and continue later. Each has a stack of its own.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ namespace fastconv::emulation {
 
 #if defined(__x86_64__)
 
-// glibc's swapcontext asks the kernel for the signal mask, twice a switch: 50 times slower than this.
+// 50 times faster than glibc's swapcontext, which sets the signal mask by a system call at each switch.
 extern "C" void fastconv_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -37,7 +37,7 @@ struct Context {
 
   void prepare(char* stack, size_t size, void (*entry)()) {
     void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + size) & ~uintptr_t{15});
-    *--top = nullptr;  // where entry would return to; aligns the stack as after a call
+    *--top = nullptr;  // the return address of entry, never used; it aligns the stack as after a call
     *--top = reinterpret_cast<void*>(entry);
     for (int saved = 0; saved < 6; ++saved) *--top = nullptr;
     stack_pointer = top;
@@ -60,7 +60,7 @@ struct Context {
 
 #endif
 
-// A stack, and where on it we are. Without a size: the caller's own stack.
+// A stack and the point where its execution paused. Fiber() without arguments stands for the caller's own stack.
 class Fiber {
  public:
   Fiber() = default;
@@ -68,7 +68,7 @@ class Fiber {
     context_.prepare(own_.get(), size, entry);
   }
 
-  // Called on `this`, comes back when some fiber goes to `this` again.
+  // Call it on the running fiber. It returns when some fiber switches back to `this`.
   void go_to(Fiber& to) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&fake_stack_, to.stack_, to.size_);
@@ -78,7 +78,7 @@ class Fiber {
     arrive(fake_stack_);
   }
 
-  // The first thing that an entry function does.
+  // An entry function must call this first.
   static void arrive([[maybe_unused]] void* fake_stack = nullptr) {
 #if defined(__SANITIZE_ADDRESS__)
     Fiber& from = *came_from();

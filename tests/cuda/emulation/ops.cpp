@@ -1,4 +1,4 @@
-// The CUDA functions as operators of the CPU, torch.ops.fastconv_emulated: schemas are given by conftest.py.
+// Registers the CUDA functions as CPU operators, torch.ops.fastconv_emulated. conftest.py defines their schemas.
 #include "../../../csrc/cuda/ops.h"
 
 #include "emulation.h"

@@ -1,6 +1,6 @@
-// A kernel with a fault of one's choice: what the emulation is there to find. test_emulation.py runs it.
+// A kernel with a planted fault, which the emulation must find. test_emulation.py runs this program:
 //
-//   faults FAULT SEED    prints "right", "wrong", or the emulation's error; AddressSanitizer ends it by itself
+//   faults FAULT SEED    prints "right", "wrong" or the emulation's error, unless AddressSanitizer aborts it
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -100,7 +100,7 @@ int main(int count, char** arguments) {
   }
   fastconv::emulation::set_seed(static_cast<unsigned>(std::atoi(arguments[2])));
   constexpr int blocks = 5, tiles = 3;
-  // Small integers: exact in any order.
+  // Sums of small integers are exact in any order.
   std::vector<float> x(blocks * tiles * tile), y(blocks);
   for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * i % 7);
   try {

@@ -1,5 +1,4 @@
-// Each of the names that the emulation has from CUDA, in a kernel of its own. test_emulation.py says what they must
-// give.
+// Kernels that use the CUDA names that the emulation defines. test_emulation.py checks their results.
 #include "../../../csrc/cuda/kernels/platform.cuh"
 
 namespace {

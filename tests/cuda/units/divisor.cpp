@@ -1,4 +1,4 @@
-// csrc/cuda/kernels/divisor.cuh for ctypes.
+// C functions that call the Divisor of csrc/cuda/kernels/divisor.cuh, for test_divisor.py.
 #include "../../../csrc/cuda/kernels/divisor.cuh"
 
 using fastconv::cuda::Divisor;
