@@ -1,4 +1,4 @@
-"""The two MNIST networks of :mod:`fastconv.classifier`. Their convolutions have no padding.
+"""Two small CNNs for MNIST, without padding.
 
 :mod:`fastconv.builder` makes other networks.
 """
