@@ -9,7 +9,7 @@ with fastconv.enabled(): ...       # PyTorch's own functions and layers, compute
 
 from __future__ import annotations
 
-from fastconv import startup  # noqa: F401  # isort: skip  first: it tells why an import below failed
+from fastconv import startup  # noqa: F401  # isort: skip  first: it explains a failed import below
 
 import torch
 
@@ -41,7 +41,7 @@ __all__ = [
 
 
 def show_config() -> str:
-    """What runs here: versions, the ISA level in use, threads, how the extension was built, and the environment.
+    """Describe this installation: versions, the ISA level in use, threads, the build and the environment.
 
     Returns:
         A text of several lines.
@@ -57,7 +57,7 @@ def show_config() -> str:
         [
             f"fastconv {__version__}",
             f"torch {torch.__version__} (extension built for >= {build['torch_target_version']})",
-            f"CPU level {_C.cpu_capability()} (available: {levels}; FASTCONV_CPU_CAPABILITY chooses)",
+            f"CPU level {_C.cpu_capability()} (available: {levels}; set FASTCONV_CPU_CAPABILITY to choose)",
             f"threads {torch.get_num_threads()}",
             f"compiler {build['compiler']}",
             f"CUDA {build['cuda']}{f' ({_gpus()})' if has_cuda() else ''}",

@@ -1,8 +1,8 @@
-"""Base of fastconv's layers: what PyTorch's other tools see of them, and how a layer changes its class.
+"""Base class of fastconv's layers, which makes PyTorch's tools accept them, and functions that change a layer's class.
 
-These tools find layers by their exact class (``type(module) is torch.nn.Conv2d``) or by the module of that class. A
-subclass is not found: it is not fused and not quantised, without an error. :mod:`fastconv.conversion.interop` has the
-tools that need more than this base.
+Some tools find layers by their exact class (``type(module) is torch.nn.Conv2d``) or by the module of that class. They
+neither fuse nor quantise a subclass, and raise no error. :mod:`fastconv.conversion.interop` supports the tools that
+need more than this base class.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Layer", "become_torchs", "is_observed", "kind", "scripted_as", "set_
 
 
 class _DefinedIn(str):
-    """The name of the Python module that defines a class; for an instance of the class, "torch.nn".
+    """The attribute ``__module__`` of a class. An instance of the class sees "torch.nn" instead of the true name.
 
-    torch.fx decides by it which layers become nodes: ``layer.__module__.startswith("torch.nn")``. Pickle asks the
-    class, and gets the true name.
+    torch.fx makes a layer a node if ``layer.__module__.startswith("torch.nn")``. Pickle reads the attribute from the
+    class and gets the true name.
     """
 
     __slots__ = ()
@@ -32,7 +32,7 @@ class _DefinedIn(str):
 
 
 class _QConfig:
-    """The attribute ``qconfig``: a layer that gets one becomes torch.nn's."""
+    """The attribute ``qconfig``. Setting it changes the layer's class to that of torch.nn."""
 
     def __get__(self, layer: Any, owner: type | None = None) -> Any:
         if layer is None:
@@ -56,7 +56,7 @@ class Layer:
     """Base of fastconv's layers."""
 
     # torch.jit.script would read annotations, so the types are comments.
-    #: torch.nn's class that computes the same. A fused layer has none.
+    #: The torch.nn class that computes the same. None for a fused layer.
     _torch_class = None  # type: type[Module] | None
     #: Attributes of an instance that :func:`fastconv.convert` sets.
     _conversion_attributes = ()  # type: tuple[str, ...]
@@ -64,7 +64,7 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__ == "fastconv.nn":  # a user's subclass is no leaf, as a subclass of torch.nn's is none
+        if cls.__module__ == "fastconv.nn":  # torch.fx traces into users' subclasses, as into those of torch.nn
             cls.__module__ = _DefinedIn(cls.__module__)
 
     def _get_name(self) -> str:
@@ -86,12 +86,12 @@ def scripted_as(source: Callable[..., Any]) -> Callable[[Callable[..., Any]], Ca
 
 
 def kind(module: Module) -> type:
-    """Return the module's class. Of a parametrised module, the class that it had before."""
+    """Return the module's class. For a parametrised module, return the class that it had before."""
     return type(module).__bases__[0] if "parametrizations" in module._modules else type(module)
 
 
 def set_class(module: Module, cls: type) -> None:
-    """Give a module another class. A parametrised module has a class of its own, with its tensors as properties."""
+    """Change a module's class. For a parametrised module, keep the properties of its generated class."""
     own = type(module)
     if own is not kind(module):
         members = {name: value for name, value in vars(own).items() if name not in ("__dict__", "__weakref__")}
@@ -100,18 +100,18 @@ def set_class(module: Module, cls: type) -> None:
 
 
 def torch_class(module: Module) -> type[Module] | None:
-    """Return torch.nn's class of one of fastconv's layers. None for a fused layer, and for other modules."""
-    return vars(kind(module)).get("_torch_class")  # not that of a base: a user's subclass has none
+    """Return the torch.nn class of a fastconv layer. None for a fused layer, and for other modules."""
+    return vars(kind(module)).get("_torch_class")  # vars: a user's subclass must not inherit it
 
 
 def become_torchs(layer: Any) -> None:
-    """Make one layer torch.nn's, in place. Members of a Sequential keep their classes."""
+    """Change a layer's class to that of torch.nn, in place. The members of a Sequential keep their classes."""
     theirs = torch_class(layer)
     if theirs is None:
         raise TypeError(
-            f"{kind(layer).__name__} cannot be quantised: it computes several layers in one. Build the model of "
-            "torch.nn's Conv2d, ReLU and MaxPool2d, which fastconv.convert accelerates, or set qconfig = None on this "
-            "layer to keep it in floating point"
+            f"{kind(layer).__name__} cannot be quantised because it computes several layers in one. Build the "
+            "model from torch.nn's Conv2d, ReLU and MaxPool2d, which fastconv.convert accelerates, or set qconfig = "
+            "None on this layer to keep it in floating point"
         )
     for name in layer._conversion_attributes:
         vars(layer).pop(name, None)
@@ -119,7 +119,7 @@ def become_torchs(layer: Any) -> None:
 
 
 def is_observed(module: Module) -> bool:
-    """Whether a hook sees this module's input or result, or a method of this very instance has been replaced."""
+    """Return whether a hook sees this module's input or result, or a method of this instance has been replaced."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks

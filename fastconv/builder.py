@@ -23,23 +23,23 @@ _LAYER = re.compile(
 def build_cnn(
     description: str, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, layers: Any = fastconv.nn
 ) -> torch.nn.Sequential:
-    """A network of convolutions and dense layers, each with ReLU, of pools, and of a last dense layer to the classes.
+    """Build a network from a description. A ReLU follows each convolution and dense layer. A last dense layer is added.
 
     A convolution and the pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
 
     Args:
         description: the layers, separated by commas: ``conv32`` (32 output channels, 3 x 3), ``conv32x5`` (5 x 5),
-            ``conv32same`` (padded, so that the size stays), ``pool`` (2 x 2 max-pooling), ``pool3``, ``dense128``,
+            ``conv32same`` (padded to keep the size), ``pool`` (2 x 2 max-pooling), ``pool3``, ``dense128``,
             ``dropout.5``. Dense layers come last.
         shape: (C, H, W) of an image.
-        classes: how many.
-        layers: whose layers to take: :mod:`fastconv.nn`'s, or :mod:`torch.nn`'s.
+        classes: the number of classes.
+        layers: the module that has the layers: :mod:`fastconv.nn` or :mod:`torch.nn`.
 
     Shape:
         (N, C, H, W) -> (N, classes), logits.
 
     Raises:
-        ValueError: a description that cannot be read, or that leaves no pixel of an image.
+        ValueError: the description is invalid, or it shrinks the image to nothing.
 
     Example:
         >>> model = build_cnn("conv32same, conv32, pool, dropout.25, dense128", shape=(3, 32, 32))
@@ -68,17 +68,17 @@ def build_cnn(
 
 
 def parse(description: str) -> list[dict[str, str]]:
-    """The layers of a description, each with its ``word`` and numbers.
+    """Parse a description into its layers, each with its ``word`` and numbers.
 
     Raises:
-        ValueError: a word that is no layer.
+        ValueError: a word does not name a layer.
     """
     words = [word.strip() for word in description.split(",")]
     matches = [_LAYER.fullmatch(word) for word in words]
     for word, match in zip(words, matches, strict=True):
         if match is None:
-            known = "conv32, conv32x5, conv32same, pool, pool3, dense128 and dropout.5 are"
-            raise ValueError(f"{word!r} is no layer: {known}")
+            known = "conv32, conv32x5, conv32same, pool, pool3, dense128 or dropout.5"
+            raise ValueError(f"{word!r} is not a layer: expected, for example, {known}")
     return [match.groupdict() | {"word": match[0]} for match in matches if match is not None]
 
 
@@ -91,7 +91,7 @@ def _window(layer: dict[str, str]) -> int:
 
 
 class _Network:
-    """The modules so far, and the shape that comes out of them. Names as in :class:`fastconv.models.MnistCNN`."""
+    """The modules built so far and the shape of their output, with the names of :class:`fastconv.models.MnistCNN`."""
 
     def __init__(self, shape: tuple[int, int, int], layers: Any) -> None:
         self.modules: dict[str, torch.nn.Module] = {}

@@ -1,7 +1,7 @@
 """The environment variables of fastconv, each checked in one place.
 
-The extension's are read once, at import, in ``csrc/environment.cpp``. Python's are read here. ``docs/environment.md``
-lists all of them.
+``csrc/environment.cpp`` reads the extension's variables once, at import. This module reads Python's.
+``docs/environment.md`` lists all of them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from fastconv._ops.library import _C
 
 __all__ = ["benchmark_rounds", "data_folder", "settings"]
 
-#: More rounds than anybody waits for: larger values of ``FASTCONV_BENCH_ROUNDS`` mean this.
+#: The upper limit of ``FASTCONV_BENCH_ROUNDS``. Larger values are reduced to it.
 MOST_ROUNDS = 1_000_000
 
 
 def settings() -> dict[str, str]:
-    """Settings in force: the value of each variable, or what stands for it where it is empty or not set."""
+    """Return the value of each variable, or its default if it is empty or not set."""
     return {
         **_C.environment(),
         "FASTCONV_DATA": str(data_folder() or ""),
@@ -27,13 +27,13 @@ def settings() -> dict[str, str]:
 
 
 def data_folder() -> Path | None:
-    """Folder of the data sets, ``FASTCONV_DATA``; None if that is empty or not set."""
+    """Return the folder of the data sets, ``FASTCONV_DATA``. None if it is empty or not set."""
     value = os.environ.get("FASTCONV_DATA")
     return Path(value) if value else None
 
 
 def benchmark_rounds() -> int:
-    """Rounds of each benchmark, ``FASTCONV_BENCH_ROUNDS``: 60 if that is empty or not set.
+    """Return the rounds of each benchmark, ``FASTCONV_BENCH_ROUNDS``. 60 if it is empty or not set.
 
     Raises:
         ValueError: The value is not a whole number, 1 or more.
@@ -49,4 +49,4 @@ def benchmark_rounds() -> int:
     return MOST_ROUNDS if len(digits) > len(str(MOST_ROUNDS)) else min(int(digits), MOST_ROUNDS)
 
 
-benchmark_rounds()  # refuses a value now, not when a benchmark starts
+benchmark_rounds()  # raises the error for an invalid value at import, not when a benchmark starts

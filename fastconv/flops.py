@@ -1,7 +1,7 @@
 """The number of floating-point operations of each operator, for :class:`torch.utils.flop_counter.FlopCounterMode`.
 
-PyTorch's own formulas count, so a model has the same number on fastconv's operators as on PyTorch's. Max-pooling and
-ReLU count nothing there, and a fused operator counts as its convolution.
+The counts come from PyTorch's own formulas, so a model has the same number with fastconv's operators as with PyTorch's.
+PyTorch counts no operations for max-pooling and ReLU. A fused operator therefore counts as its convolution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ops = torch.ops.fastconv
 Shape = Sequence[int]
 
 
-# A formula gets the shape of each tensor in the tensor's place. ``out_shape`` is the result's, or a tuple of shapes.
+# A formula receives shapes instead of tensors. ``out_shape`` is the shape of the result, or a tuple of shapes.
 
 
 @register_flop_formula(_ops.conv2d)
@@ -56,12 +56,12 @@ def _fused_backward(
 def _backward(grad_output: Shape, input: Shape, weight: Shape, needs_input: bool, needs_weight: bool) -> int:
     unused = (None, None, None, None, False, None, None)  # bias, geometry, transposed, output_padding, groups
     output_mask, gradients = (needs_input, needs_weight, True), (input, weight, None)
-    formula: Any = conv_backward_flop  # decorated: the shapes of the results come as out_val
+    formula: Any = conv_backward_flop  # its decorator takes the shapes of the results as out_val
     return int(formula(grad_output, input, weight, *unused, output_mask, out_val=gradients))
 
 
 def _conv_shape(input: Shape, weight: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
-    """The shape of the convolution's result, which a fused operator does not return."""
+    """Return the shape of the convolution's result, which a fused operator does not return."""
     sizes = (
         (size + 2 * z - d * (kernel - 1) - 1) // u + 1
         for size, kernel, u, z, d in zip(input[2:], weight[2:], stride, padding, dilation, strict=True)

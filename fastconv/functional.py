@@ -1,9 +1,9 @@
 r"""Convolution, max-pooling and ReLU as in :mod:`torch.nn.functional`, and fused functions of the three.
 
 ``conv2d``, ``max_pool2d`` and ``relu`` take the arguments of PyTorch's functions of the same names, in the same order
-and with the same defaults. They return the same values, dtypes, shapes, memory formats and errors. ``conv2d_relu`` and
-``conv2d_relu_max_pool2d`` are compositions of these in one operator. PyTorch handles what the operators do not support:
-other devices and dtypes, and sparse and quantised tensors. For GPUs, build the extension with CUDA: see docs/cuda.md.
+and with the same defaults. They return the same values, dtypes, shapes and memory formats, and raise the same
+errors. ``conv2d_relu`` and ``conv2d_relu_max_pool2d`` are compositions of these in one operator. PyTorch handles other
+devices and dtypes, and sparse and quantised tensors. For GPUs, build the extension with CUDA: see docs/cuda.md.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def conv2d(
         stride: one int or two, > 0.
         padding: one int or two, >= 0; or ``'valid'`` (none), or ``'same'`` (P = H, Q = W; stride 1 only).
         dilation: one int or two, > 0.
-        groups: divides C and K. C groups make a depthwise convolution.
+        groups: must divide C and K. C groups make a depthwise convolution.
 
     Returns:
         (N, K, P, Q), or (K, P, Q), with P = floor((H + 2 z - d (R - 1) - 1) / u) + 1; Q likewise.
         channels_last if the input or the weight is.
 
     Raises:
-        RuntimeError: sizes, dtypes or parameters that do not fit, in PyTorch's words.
+        RuntimeError: invalid sizes, dtypes or parameters, with PyTorch's message.
 
     Example:
         >>> x, w = torch.randn(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
@@ -87,7 +87,7 @@ def convolution_arguments(
 ) -> Convolution | None:
     """Return the operator's arguments: pairs of ints, tensors that autocast has cast, and 'same' as numbers.
 
-    None for arguments that PyTorch has to handle, because the operator does not support them or because they are wrong.
+    Return None if PyTorch has to handle the call: the operator does not support the arguments, or they are invalid.
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
     for tensor in tensors:  # A loop is twice as fast as all() here.
@@ -104,7 +104,7 @@ def convolution_arguments(
         return None
     device = "cuda" if input.is_cuda else "cpu"
     if torch.is_autocast_enabled(device) and torch.float64 not in {t.dtype for t in tensors}:
-        # PyTorch's rule for convolution, which does not cast float64.
+        # PyTorch's autocast rule for convolution: float64 is not cast.
         dtype = torch.get_autocast_dtype(device)
         input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     elif weight.dtype != input.dtype or (bias is not None and bias.dtype != input.dtype):
@@ -114,7 +114,7 @@ def convolution_arguments(
         if type(value) is int:
             pairs[i] = (value, value)
         elif type(value) is not tuple or len(value) != 2 or not type(value[0]) is type(value[1]) is int:
-            pairs[i] = pair(value)  # Only for the unusual: the call takes 3 % of a small convolution.
+            pairs[i] = pair(value)  # Only for unusual arguments: the call takes 3 % of a small convolution.
     strides, paddings, dilations = pairs
     if strides is None or paddings is None or dilations is None:
         return None
@@ -151,14 +151,14 @@ def conv2d_relu(
     .. math::
         y_{n,k,p,q} = \max(0, \mathrm{conv2d}(x, w, b)_{n,k,p,q})
 
-    The convolution's output is never stored. Backward saves the input, the weight and one byte an output element, and
-    processes only the outputs that passed the ReLU where these are few (Shi and Chu, "Speeding up Convolutional Neural
-    Networks By Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
+    The convolution's output is never stored. The input, the weight and one byte per output element are saved for
+    backward. Where few outputs passed the ReLU, backward processes only those (Shi and Chu, "Speeding up Convolutional
+    Neural Networks By Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
 
     Values and gradients equal those of the composition up to rounding, including NaN and infinities. Two cases differ.
-    PyTorch may omit the products of padding: here an infinite or NaN weight over padding gives NaN. With Winograd's
-    algorithm (docs/kernels.md), the rounding error scales with the largest outputs nearby, so an output that should be
-    exactly zero may be slightly above zero.
+    PyTorch may skip products with padding. fastconv does not, so an infinite or NaN weight over padding gives NaN.
+    With Winograd's algorithm (docs/kernels.md), the rounding error scales with the largest outputs nearby, so an output
+    that should be exactly zero may be slightly above zero.
 
     Args and raised errors: see :func:`conv2d`.
 
@@ -202,13 +202,13 @@ def conv2d_relu_max_pool2d(
         y_{n,k,p,q} = \max_{i,j} \max(0, \mathrm{conv2d}(x, w, b)_{n,\,k,\,p u_h - z_h + i d_h,\,q u_w - z_w + j d_w})
 
     with the pool's stride u, padding z and dilation d. The operator stores the pooled values, and for each the position
-    of the maximum in its window as one byte. Backward saves these bytes, the input and the weight. At most one value of
-    a window has a gradient, and none if ReLU blocks it. Where few have one, backward multiplies only those.
+    of the maximum in its window as one byte. These bytes, the input and the weight are saved for backward. At most one
+    value of a window has a gradient, and none if ReLU blocks it. If few have one, backward multiplies only those.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.
         pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. A pool of
-            more than 255 pixels is computed as three functions, and so are arguments that conv2d passes to PyTorch.
+            more than 255 pixels, and arguments that conv2d passes to PyTorch, are computed as three functions.
 
     Returns:
         (N, K, P', Q'), or (K, P', Q'): the size of the pooled convolution; channels_last if the input or the weight is.
@@ -216,7 +216,7 @@ def conv2d_relu_max_pool2d(
         gradient, and NaN is larger than every number.
 
     Raises:
-        RuntimeError: sizes, dtypes or parameters that do not fit, in PyTorch's words.
+        RuntimeError: invalid sizes, dtypes or parameters, with PyTorch's message.
 
     Example:
         >>> x, w = torch.randn(8, 1, 28, 28), torch.randn(32, 1, 3, 3)
@@ -299,11 +299,11 @@ def max_pool2d(
         return_indices: also return where each maximum was found.
 
     Returns:
-        (N, C, P, Q) or (C, P, Q), in the input's memory format; with ``return_indices``, and int64 indices of the same
+        (N, C, P, Q) or (C, P, Q), in the input's memory format. With ``return_indices``, also int64 indices of the same
         shape, flat over H * W.
 
     Raises:
-        RuntimeError: sizes or parameters that do not fit, in PyTorch's words.
+        RuntimeError: invalid sizes or parameters, with PyTorch's message.
 
     Example:
         >>> max_pool2d(torch.arange(16.0).view(1, 4, 4), 2)
@@ -337,7 +337,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         The input's shape and strides. NaN and -0.0 pass; the gradient at 0 is 0.
 
     Raises:
-        RuntimeError: bool or complex input; in place on a leaf that requires grad; in PyTorch's words.
+        RuntimeError: bool or complex input, or in place on a leaf that requires grad, with PyTorch's message.
 
     Example:
         >>> relu(torch.tensor([-1.0, 0.0, 2.0]))

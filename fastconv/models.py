@@ -1,6 +1,6 @@
-"""The two networks of the worked job (MNIST; cross-correlation without padding, as in the textbook).
+"""Two small CNNs for MNIST, without padding.
 
-:mod:`fastconv.builder` makes others.
+:mod:`fastconv.builder` makes other networks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class TorchConvReLUMaxPool2d(torch.nn.Conv2d):
 
 
 def blocks(layers: Any) -> tuple[Any, Any]:
-    """A convolution with ReLU, and one with ReLU and pooling: fastconv's in one operator, PyTorch's in three."""
+    """Return two classes: convolution with ReLU, and convolution with ReLU and max-pool. Only fastconv's are fused."""
     if layers is torch.nn:
         return TorchConvReLU2d, TorchConvReLUMaxPool2d
     return layers.ConvReLU2d, layers.ConvReLUMaxPool2d
@@ -61,14 +61,14 @@ class MnistCNN(torch.nn.Module):
     241,546 parameters.
 
     Args:
-        layers: whose layers to take: :mod:`fastconv.nn`'s, fused, or :mod:`torch.nn`'s for the same network, with the
-            same state_dict, on PyTorch's operators.
+        layers: :mod:`fastconv.nn` for fused layers, or :mod:`torch.nn` for the same network, with the same state_dict,
+            on PyTorch's operators.
 
     Shape:
         (N, 1, 28, 28) -> (N, 10), logits.
 
     Raises:
-        RuntimeError: an input of another size, in PyTorch's words.
+        RuntimeError: an input of another size, with PyTorch's message.
 
     Example:
         >>> MnistCNN()(torch.rand(2, 1, 28, 28)).shape
@@ -100,7 +100,7 @@ class SimpleCNN(torch.nn.Module):
         (N, 1, 28, 28) -> (N, 10), logits.
 
     Raises:
-        RuntimeError: an input of another size, in PyTorch's words.
+        RuntimeError: an input of another size, with PyTorch's message.
 
     Example:
         >>> SimpleCNN()(torch.rand(2, 1, 28, 28)).shape

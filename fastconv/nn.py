@@ -1,7 +1,7 @@
 """The layers of :mod:`torch.nn` on fastconv's operators, fused layers, and a Sequential that fuses its members.
 
 The layers subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation, ``repr``, pickling and
-``torch.nn.utils`` work as before. Where a program replaces a method of PyTorch's classes or a function that they call
+``torch.nn.utils`` work as before. If a program replaces a method of PyTorch's classes or a function that they call
 (``torch.nn.ReLU.forward = ...``, ``F.relu = ...``), the layers run PyTorch's code with the replacement.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d
 
 
 def _replaceable() -> tuple[Any, ...]:
-    """The methods and functions of PyTorch whose work the layers do."""
+    """Return PyTorch's methods and functions that fastconv's layers bypass."""
     return (
         torch.nn.Module.__call__,
         torch.nn.Conv2d.forward,
@@ -39,12 +39,12 @@ def _replaceable() -> tuple[Any, ...]:
     )
 
 
-#: The same, as PyTorch defines them.
+#: These methods and functions at import, as PyTorch defines them.
 _STOCK = _replaceable()
 
 
 def _is_patched() -> bool:
-    """Whether the program has replaced one of these."""
+    """Return whether the program has replaced one of these methods or functions."""
     return _replaceable() != _STOCK
 
 
@@ -78,8 +78,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
     'circular'.
 
     Raises:
-        ValueError: channels or padding that do not fit, as PyTorch's constructor raises.
-        RuntimeError: an input that does not fit, in PyTorch's words.
+        ValueError: invalid channels or padding, with PyTorch's message.
+        RuntimeError: an invalid input, with PyTorch's message.
 
     Example:
         >>> Conv2d(3, 16, 3, padding="same")(torch.randn(8, 3, 32, 32)).shape
@@ -88,11 +88,11 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
     _conversion_attributes = ("_patience", "_torch_is_faster")
-    #: How many results in a row may still wait in vain for an operation to fuse with (:mod:`fastconv._deferred`).
-    #: :func:`fastconv.convert` sets it. 0: results are computed at once.
+    #: How many more results in a row may wait without being fused (:mod:`fastconv._deferred`). With 0, results are
+    #: computed at once. :func:`fastconv.convert` sets it.
     _patience = 0
-    #: The combinations that PyTorch computes faster: see :func:`fastconv.conversion.slower_layers.torch_is_faster`.
-    #: A tuple, which torch.load(weights_only=True) accepts, without an annotation, which torch.jit.script would read.
+    #: The fusions that PyTorch computes faster: see :func:`fastconv.conversion.slower_layers.torch_is_faster`. It is a
+    #: tuple because torch.load(weights_only=True) accepts one. torch.jit.script would read an annotation.
     _torch_is_faster = ()  # type: tuple[Fusion, ...]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
@@ -109,7 +109,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
         return F.conv2d(*arguments) if "alone" in self._torch_is_faster else FF.conv2d(*arguments)
 
     def _note_fusion(self, fused: bool) -> None:
-        """Note whether a result that waited was fused. A layer whose results never are stops deferring them."""
+        """Reset ``_patience`` if a deferred result was fused. Otherwise count it down."""
         if fused or self._patience > 0:
             vars(self)["_patience"] = _PATIENCE if fused else self._patience - 1
 
@@ -125,7 +125,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
 
 class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]
-    """A :class:`Conv2d` that takes ``in_channels`` from its first input: the arguments of :class:`torch.nn.LazyConv2d`.
+    """A :class:`Conv2d` that takes ``in_channels`` from its first input. Arguments: see :class:`torch.nn.LazyConv2d`.
 
     Example:
         >>> layer = LazyConv2d(16, 3)
@@ -139,10 +139,10 @@ class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]
 
 
 class ConvReLU2d(Conv2d):
-    """:class:`Conv2d` and ReLU in one: the arguments and parameters of the former.
+    """:class:`Conv2d` and ReLU in one operator, with the arguments and parameters of :class:`Conv2d`.
 
-    ``isinstance(layer, torch.nn.Conv2d)`` is true, so do not give it to code that folds a following batch norm into
-    convolutions.
+    Do not give this layer to code that folds a following batch norm into convolutions. Such code would ignore the ReLU,
+    because ``isinstance(layer, torch.nn.Conv2d)`` is true.
 
     Shapes and errors: see :func:`fastconv.functional.conv2d_relu`.
 
@@ -159,7 +159,7 @@ class ConvReLU2d(Conv2d):
 
 
 class ConvReLUMaxPool2d(Conv2d):
-    """:class:`Conv2d`, ReLU and :class:`MaxPool2d` in one: the parameters of :class:`torch.nn.Conv2d`.
+    """:class:`Conv2d`, ReLU and :class:`MaxPool2d` in one operator, with the parameters of :class:`Conv2d`.
 
     Args:
         args, kwargs: those of :class:`torch.nn.Conv2d`.
@@ -261,9 +261,9 @@ class ReLU(Layer, torch.nn.ReLU):
 class Sequential(Layer, torch.nn.Sequential):
     """A :class:`torch.nn.Sequential` that runs a :class:`Conv2d`, a ReLU and a max-pool in a row as one operator.
 
-    It also fuses a :class:`Conv2d` and a ReLU, and a pool before the ReLU, which gives the same result. The layers do
-    not change: they can be indexed, sliced, called one by one and replaced. Each call looks at the layers again. It
-    runs them one by one if a hook, another class or a replaced ``forward`` could see the difference.
+    It also fuses a :class:`Conv2d` and a ReLU without a pool. The pool may come before the ReLU: the result is the
+    same. The layers do not change: they can be indexed, sliced, called one by one and replaced. Each call inspects the
+    layers and runs them one by one if a hook, another class or a replaced ``forward`` could notice the difference.
 
     Example:
         >>> layers = Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2))
@@ -296,12 +296,12 @@ class Sequential(Layer, torch.nn.Sequential):
         return input
 
 
-#: After so many results in a row that waited in vain, a convolution computes its results at once.
+#: A convolution stops deferring its results after this many in a row that were not fused.
 _PATIENCE = 3
 
 
 def wait_for_fusion(conv: torch.nn.Module, torch_is_faster: frozenset[Fusion]) -> None:
-    """Let the results of a :class:`Conv2d` or :class:`LazyConv2d` wait for the operations that follow."""
+    """Defer the results of a :class:`Conv2d` or :class:`LazyConv2d`, so that the next operations can be fused."""
     vars(conv).update(_patience=_PATIENCE, _torch_is_faster=tuple(sorted(torch_is_faster)))
 
 
@@ -327,7 +327,7 @@ def flat(layers: torch.nn.Sequential) -> list[Any]:
 
 
 def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
-    """Return the layers from i on that make one block: a convolution, ReLU and perhaps a pool. Else layer i alone."""
+    """Return the block that starts at layer i: a convolution, ReLU and perhaps a pool. Without one, layer i alone."""
     if role(layers[i], roles) == "conv":
         found = [role(layer, roles) for layer in layers[i + 1 : i + 3]]
         if found in (["relu", "pool"], ["pool", "relu"]):

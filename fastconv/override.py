@@ -29,7 +29,7 @@ def _max_pool2d(
     dilation: FF.Size2 = 1,
     ceil_mode: bool = False,
 ) -> Any:
-    """As :func:`torch.max_pool2d`, which writes a missing stride as an empty tuple."""
+    """As :func:`torch.max_pool2d`, whose default stride is an empty tuple."""
     return FF.max_pool2d(input, kernel_size, None if stride == () else stride, padding, dilation, ceil_mode)
 
 
@@ -46,7 +46,7 @@ def _max_pool2d_with_indices(
     return FF.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
-#: fastconv's replacement of each function that the override protocol names. ``F.conv2d`` is ``torch.conv2d``, and
+#: fastconv's replacement of each function that the override protocol reports. ``F.conv2d`` is ``torch.conv2d``, and
 #: ``F.relu_`` is ``torch.relu_``. The modules of torch.nn call these functions.
 ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: FF.conv2d,
@@ -61,27 +61,27 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
-#: The types of tensors without an override that has to be called.
+#: The tensor types whose own ``__torch_function__`` need not be called.
 _OWN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
 
 
-class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
+class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_grad
     """A context in which fastconv computes this thread's calls of PyTorch's conv2d, max_pool2d and relu.
 
     These are ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``,
     ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms, and all code that
     calls them: the layers of :mod:`torch.nn`, Keras on its torch backend. Values, gradients, memory formats and errors
-    stay PyTorch's. PyTorch handles what fastconv does not support: see :mod:`fastconv.functional`.
+    are PyTorch's. PyTorch handles what fastconv does not support: see :mod:`fastconv.functional`.
 
     The context uses PyTorch's override protocol (:class:`torch.overrides.TorchFunctionMode`). Nothing is patched, other
     threads are not affected, and contexts nest. It also works as a decorator. Within it, each call of any function of
-    PyTorch takes about a microsecond more. :func:`fastconv.convert` has no such cost.
+    PyTorch takes about a microsecond longer. :func:`fastconv.convert` has no such cost.
 
     Args:
-        fuse: let convolutions wait for a bias, a ReLU and a max-pool, and run them as one operator, see
-            :mod:`fastconv._deferred`. Their results are tensors of a subclass that are computed when they are needed.
+        fuse: let convolutions wait for a bias, a ReLU and a max-pool, and run them as one operator: see
+            :mod:`fastconv._deferred`. A convolution then returns a tensor of a subclass, which is computed when needed.
             Values and gradients are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`. docs/convert.md lists
-            what a program can tell.
+            the differences that a program can notice.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
@@ -105,6 +105,6 @@ class enabled(TorchFunctionMode, ContextDecorator):  # as torch.no_grad is
             if result is not None:
                 return result
         if func in BACKWARD and _OWN_TYPES.issuperset(types):
-            with self:  # a checkpoint computes again what it computed within the context
+            with self:  # so that activation checkpointing recomputes with fastconv, too
                 return BACKWARD[func](*args, **kwargs)
         return ROUTES.get(func, func)(*args, **kwargs)

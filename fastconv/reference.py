@@ -1,6 +1,6 @@
-"""Every function of :mod:`fastconv.functional` once more, in plain PyTorch: what it means.
+"""Reference implementations of the functions of :mod:`fastconv.functional`, in plain PyTorch.
 
-The tests compare with it. Slow, and written to be read. Same arguments, same results.
+They have the same arguments and results. They are slow and written to be read. The tests compare with them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def conv2d(
     dilation: Size2 = 1,
     groups: int = 1,
 ) -> Tensor:
-    """See :func:`fastconv.functional.conv2d`; the input has its batch dimension.
+    """See :func:`fastconv.functional.conv2d`. The input must have a batch dimension.
 
     Example:
         >>> conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 2, 2))
@@ -68,7 +68,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """See :func:`fastconv.functional.max_pool2d`; a floating input, with its batch dimension.
+    """See :func:`fastconv.functional.max_pool2d`. The input must be floating, with a batch dimension.
 
     Example:
         >>> max_pool2d(torch.tensor([[[[1.0, 2.0], [4.0, 3.0]]]]), 2, return_indices=True)

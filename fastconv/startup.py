@@ -1,6 +1,6 @@
-"""What the command ``fastconv`` says when a package that it needs cannot be imported, fastconv itself included.
+"""The error message of the command ``fastconv`` if a package cannot be imported, including fastconv itself.
 
-Python imports this package before it runs the command, so the command's own handler of errors is not there yet.
+Python imports this package before it runs the command, so the command's own error handler is not active yet.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-#: Variables of the environment that a package refuses while it is imported.
+#: Environment variables that make the import of a package fail if their value is invalid.
 _VARIABLES = {"matplotlib": "MPLBACKEND"}
 
 
 def failed_import(trace: TracebackType | None) -> str | None:
-    """The package whose import an exception with this traceback came from; ``None`` if it came from no import."""
+    """Return the package whose import raised the exception with this traceback. None if no import raised it."""
     package = None
     while trace is not None:
         frame = trace.tb_frame
@@ -28,7 +28,7 @@ def failed_import(trace: TracebackType | None) -> str | None:
 
 
 def explanation(package: str, error: BaseException) -> str:
-    """What to say of a package that cannot be imported."""
+    """Return the message for a package that cannot be imported."""
     variable = _VARIABLES.get(package)
     hint = f" ({variable} is {os.environ[variable]!r})" if variable is not None and variable in os.environ else ""
     message = " ".join(str(error).split()) or type(error).__name__
@@ -36,16 +36,16 @@ def explanation(package: str, error: BaseException) -> str:
 
 
 def _is_command() -> bool:
-    """Whether this process runs the command, as ``fastconv`` or as ``python -m fastconv``."""
+    """Return whether this process runs the command, as ``fastconv`` or as ``python -m fastconv``."""
     arguments = sys.orig_argv
     module = ("-m", "fastconv") in itertools.pairwise(arguments)
     return module or Path(sys.argv[0] if sys.argv else "").stem == "fastconv"
 
 
 def explain_failures() -> None:
-    """While the command is imported: one line on stderr and exit code 2, in place of a traceback.
+    """Report a failed import of the command with one line on stderr and exit code 2, instead of a traceback.
 
-    ``fastconv --traceback`` keeps the traceback. In other programs this does nothing.
+    ``fastconv --traceback`` keeps the traceback. In other programs this function does nothing.
     """
     if not _is_command() or wants_traceback(sys.argv):
         return

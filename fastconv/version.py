@@ -1,3 +1,3 @@
-"""The one place that says which version this is; setuptools reads it without importing the package."""
+"""The version of fastconv. setuptools reads it from this file without importing the package."""
 
 __version__ = "0.1.0"

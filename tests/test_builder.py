@@ -45,11 +45,11 @@ def test_both_libraries_layers_give_the_same_network() -> None:
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ("conv32, lstm4", "'lstm4' is no layer: conv32, conv32x5"),
-        ("", "'' is no layer"),
-        ("conv0", "'conv0' is no layer"),
-        ("conv99999999", "'conv99999999' is no layer"),
-        ("dropout5", "'dropout5' is no layer"),
+        ("conv32, lstm4", "'lstm4' is not a layer: expected, for example, conv32, conv32x5"),
+        ("", "'' is not a layer"),
+        ("conv0", "'conv0' is not a layer"),
+        ("conv99999999", "'conv99999999' is not a layer"),
+        ("dropout5", "'dropout5' is not a layer"),
         ("dense5, conv3", "'conv3' comes after a dense layer"),
         ("dense5, pool", "'pool' comes after a dense layer"),
         ("conv4x4same", "'conv4x4same': an even kernel cannot keep the size"),

@@ -5,20 +5,20 @@ In ``relu(conv2d(x, w))``, conv2d does not know that relu follows. A converted c
 gradient function, whose values are not computed yet. The program decides what happens next:
 
 * ReLU, a max-pool, a bias or a change of layout is added to the recipe, and the fused operator runs.
-* Any other operation *settles* the tensor: the plain convolution runs, once, and the operation gets its result.
+* Any other operation *settles* the tensor: the plain convolution runs once, and the operation gets its result.
 
-So the program's own code runs in every call, and nothing about it has to be guessed.
+So the program's own code runs in every call. fastconv makes no assumptions about it.
 
 A Deferred holds copies of its operands (:func:`fastconv._deferred.recipe.snapshot`). So it always has the values of the
 call that made it, whatever the program writes to the operands later. Where copies are expensive, the convolution runs
 at once.
 
 A Deferred is a tensor subclass. PyTorch's functions settle it through ``__torch_function__``. Code below those, such as
-a user's autograd.Function or a C++ operator, settles it through ``__torch_dispatch__``. docs/convert.md lists what a
-program can still tell.
+a user's autograd.Function or a C++ operator, settles it through ``__torch_dispatch__``. docs/convert.md lists the
+differences that a program can notice.
 
-Keras needs the changes of layout. Its convolution permutes NHWC images to NCHW and the results back, adds the bias as
-an operation of its own, and copies before and after every pool. So the result of a pool may wait for its layout, too.
+Changes of layout may wait because of Keras. Its convolution permutes NHWC images to NCHW and the results back, and adds
+the bias separately. It copies before and after every pool, so a pool's result may wait for a change of layout, too.
 
 Modules: ``recipe`` (which operations wait), ``tensor`` (the tensor), ``creation`` (makes one), ``folding`` (operations
 that join the recipe), ``gradients`` (backward with respect to a Deferred that was fused).

@@ -38,12 +38,12 @@ def defer(
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: those of :func:`torch.nn.functional.conv2d`.
-        layer: learns whether the convolution was fused with anything.
+        layer: is told whether the convolution was fused with another operation.
         torch_is_faster: see :class:`Recipe`.
 
     Returns:
-        None if the convolution should run at once: because something watches it, because its operands are large
-        beside its result, or because its arguments are wrong and the operator raises the error.
+        None if the convolution should run at once: something besides autograd watches the call, the operands are large
+        compared with the result, or the arguments are invalid and the operator raises the error.
     """
     if type(input) is Deferred:
         input = input.settle()
@@ -53,7 +53,7 @@ def defer(
     x, w, b, strides, paddings, dilations, groups = convolution
     (N, _, H, W), (K, _, R, S) = x.shape, w.shape
     P, Q = conv2d_output((H, W), (R, S), strides, paddings, dilations)
-    if N < 1 or min(K, P, Q) < 2:  # an error, or strides that leave the layout open
+    if N < 1 or min(K, P, Q) < 2:  # an error, or a size of 1: then strides do not determine the layout
         return None
     kept = tuple(None if t is None else snapshot(t, N * K * P * Q) for t in (x, w, b))
     if any(k is None and t is not None for k, t in zip(kept, (x, w, b), strict=True)):
@@ -66,7 +66,7 @@ def defer(
 def _deferrable(
     input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Convolution | None:
-    """Return the operator's arguments, if they are right and only autograd watches the call."""
+    """Return the operator's arguments if they are valid and only autograd watches the call."""
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if any(type(t) not in PLAIN for t in tensors) or input.dim() != 4 or input.is_meta or is_watched():
         return None
@@ -91,7 +91,7 @@ def new_deferred(
 ) -> Deferred:
     grad_enabled = torch.is_grad_enabled()
     if grad_enabled and needs_gradient(operands):
-        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # half the time: see _ops/function.py
+        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # half the time: see differentiable
         with torch._C.DisableTorchFunction():
             deferred._node = deferred.grad_fn
     else:

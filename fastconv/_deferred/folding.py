@@ -1,4 +1,4 @@
-"""Operations that join the recipe of a Deferred. A function returns NotImplemented where the Deferred has to settle."""
+"""Operations that join the recipe of a Deferred. A function returns NotImplemented if the Deferred has to settle."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _fold_max_pool(
     ceil_mode: Any = False,
     return_indices: Any = False,
 ) -> Any:
-    if isinstance(stride, list | tuple) and not stride:  # torch.max_pool2d's "none"
+    if isinstance(stride, list | tuple) and not stride:  # the default of torch.max_pool2d
         stride = None
     pool = None if return_indices else fused_pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
     recipe = deferred._recipe
@@ -73,7 +73,7 @@ def _fold_max_pool(
     if not recipe.relu:
         N, K, H, W = deferred._size
         P, Q = _windows(H, pool, 0), _windows(W, pool, 1)
-        if min(P, Q) < 2:  # an error, or strides that leave the layout open
+        if min(P, Q) < 2:  # an error, or a size of 1: then strides do not determine the layout
             return NotImplemented
         return new_deferred(pooled, (N, K, P, Q), deferred._operands, deferred._layer, (deferred, step))
     if recipe.operator_channels_last == recipe.channels_last:
@@ -130,8 +130,8 @@ def _fold_contiguous(deferred: Deferred, memory_format: torch.memory_format = to
         return _append(deferred, recipe._replace(channels_last=channels_last), step)
     if not channels_last:
         return NotImplemented
-    # The result already has this layout, so PyTorch's two copies are saved. Copy-on-write is safe here, because nothing
-    # else refers to this memory.
+    # The operator's result already has this layout, so the two copies that PyTorch makes are not needed. Copy-on-write
+    # is safe here, because nothing else refers to this memory.
     y = torch._lazy_clone(deferred.base()._operands[0])
     note_bypass((deferred, step), y)
     return y
@@ -153,7 +153,7 @@ def _fold_bias(deferred: Deferred, other: Any, **kwargs: Any) -> Any:
 
 
 def _fold_to(deferred: Deferred, *args: Any, **kwargs: Any) -> Any:
-    """``Tensor.to``, where it returns the tensor itself."""
+    """Fold a ``Tensor.to`` that returns the tensor itself."""
     if kwargs or len(args) != 1:
         return NotImplemented
     (to,) = args
@@ -177,7 +177,7 @@ def _reads(name: str) -> Callable[..., Any]:
     return getattr(Tensor, name).__get__  # type: ignore[no-any-return]
 
 
-#: What a Deferred answers without settling.
+#: Functions that read only metadata. A Deferred answers them without settling.
 _METADATA: tuple[Callable[..., Any], ...] = (
     *map(_reads, ("shape", "dtype", "device", "ndim", "is_meta", "is_cuda", "layout", "requires_grad")),
     *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.stride, Tensor.is_contiguous, Tensor.is_floating_point),

@@ -30,7 +30,7 @@ def _pull_back(value: Tensor, step: Step, grad: Tensor, create_graph: bool) -> T
 
 
 def _without_override_check(function: Any) -> Callable[..., Any]:
-    """Return ``function`` of torch.autograd without the override protocol: its arguments are settled already."""
+    """Return ``function`` of torch.autograd without the override protocol, for arguments that are settled already."""
     unchecked = FunctionType(
         function.__code__,
         {**function.__globals__, "has_torch_function": lambda tensors: False},
@@ -63,7 +63,7 @@ def _grad(
 ) -> Any:
     """As :func:`torch.autograd.grad`. Gradients of fused results are carried back to the Deferreds in ``inputs``."""
     inputs = _as_tuple(inputs)
-    outputs, grad_outputs = settled((outputs, grad_outputs))  # before the edges are known
+    outputs, grad_outputs = settled((outputs, grad_outputs))  # first, because this may add bypasses
     edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _bypasses_of(tensor)]
     values = settled(inputs)
     if not edges:

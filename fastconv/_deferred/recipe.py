@@ -1,4 +1,4 @@
-"""The recipe of a Deferred: which operations wait, and on which operands."""
+"""The recipe of a Deferred, which lists the operations that wait, and copies of its operands."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["TO_NCHW", "TO_NHWC", "Fusion", "Operands", "Recipe", "Step", "snapsh
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 #: Input, weight, bias; or a computed result, None, None.
 Operands = tuple[Tensor, Tensor | None, Tensor | None]
-#: From the value of a Deferred to a value that was computed without it.
+#: A function from the value of a Deferred to a result that was computed without that value.
 Step = Callable[[Tensor], Tensor]
 #: What runs with a convolution: nothing, a ReLU, or a ReLU and a max-pool.
 Fusion = Literal["alone", "ReLU", "pool"]
 
 
 def snapshot(tensor: Tensor, result_elements: int) -> Tensor | None:
-    """Return a copy of ``tensor``, with the gradient of a clone. None if it is expensive beside a result of this size.
+    """Return a differentiable copy of ``tensor``. None if it is expensive compared with a result of this size.
 
-    A copy is the only safe snapshot. A version counter does not see NumPy, other processes and raw pointers. PyTorch's
-    copy-on-write tensors (``torch._lazy_clone``) move the original when it is written to, and a NumPy array that shares
-    its memory then points to freed memory.
+    A copy is the only safe snapshot. A version counter does not see writes by NumPy, by other processes and through raw
+    pointers. PyTorch's copy-on-write tensors (``torch._lazy_clone``) move the original when it is written to. A NumPy
+    array that shares its memory then points to freed memory.
     """
     return tensor.clone() if tensor.numel() <= 4 * result_elements else None
 
@@ -39,17 +39,17 @@ def snapshot(tensor: Tensor, result_elements: int) -> Tensor | None:
 class Recipe(NamedTuple):
     """The operations that wait: a convolution, then ReLU and max-pool in either order, then the layout."""
 
-    #: None: the operand is the result already, and only the layout waits.
+    #: None if the operand is the result already, and only the layout waits.
     geometry: Geometry | None
-    #: Whether the operator's own result is channels_last.
+    #: True if the operator's own result is channels_last.
     operator_channels_last: bool
-    #: Whether the channels of a pixel are adjacent in memory.
+    #: True if the channels of a pixel are adjacent in memory.
     channels_last: bool
-    #: Whether the axes are (N, P, Q, K), rather than (N, K, P, Q).
+    #: True if the axes are (N, P, Q, K), not (N, K, P, Q).
     axes_nhwc: bool = False
     relu: bool = False
     pool: Pool | None = None
-    #: The combinations that PyTorch computes faster.
+    #: The fusions that PyTorch computes faster.
     torch_is_faster: Collection[str] = ()
 
     def is_fused(self) -> bool:

@@ -1,4 +1,4 @@
-"""The tensor that is computed when it is needed."""
+"""A tensor that is computed when it is needed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Deferred(Tensor):
     _node: Any = None  # its gradient function
     _settled: Tensor | None = None
     _linked: Tensor | None = None
-    #: Results that were computed from the recipe, without this tensor's value: their gradients, and the steps to them.
+    #: The gradient edge of each result that was computed from the recipe without this tensor's value, and its step.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
 
     @classmethod
@@ -92,16 +92,16 @@ class Deferred(Tensor):
         return self._linked
 
     def base(self) -> Deferred:
-        """Return the Deferred that this one is a view of, directly or not; else itself."""
+        """Follow the views to the Deferred that is not a view itself."""
         return self if self._viewed is None else self._viewed.base()
 
     def _is_adopted(self) -> bool:
-        """Whether a user's autograd.Function returned it, and so gave it another gradient function."""
+        """Return whether a user's autograd.Function returned this tensor, and so gave it another gradient function."""
         with torch._C.DisableTorchFunction():
             return self.grad_fn is not self._node
 
     def _can_fold(self) -> bool:
-        """Whether an operation may join the recipe."""
+        """Return whether an operation may join the recipe."""
         if self._settled is not None or self.base()._settled is not None or self._is_adopted():
             return False
         if self._settled_source() is not None:
@@ -114,7 +114,7 @@ class Deferred(Tensor):
     def _settled_source(self) -> tuple[Deferred, tuple[Step, ...]] | None:
         """Return the nearest settled Deferred that this one was computed from, and the steps from there.
 
-        The program has read that one or asked for its gradient, so this one is computed from its value.
+        The program has read that Deferred or asked for its gradient, so this one is computed from its value.
         """
         steps: tuple[Step, ...] = ()
         source = self._source
@@ -130,7 +130,7 @@ class Deferred(Tensor):
         if self._settled is None:
             with torch._C.DisableTorchFunction():
                 if self._viewed is not None:
-                    y = self._viewed._value()  # computes what was made from it, too: possibly this one
+                    y = self._viewed._value()  # may compute this one, too: see the end of this function
                     if self._settled is None:
                         with torch.set_grad_enabled(self._grad_enabled):
                             self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
@@ -158,7 +158,7 @@ class Deferred(Tensor):
 def compute_deferred(
     recipe: Recipe, deferred: Deferred, source: tuple[Deferred, Step] | None, grad_enabled: bool
 ) -> Tensor:
-    """Run ``recipe`` in the modes (inference, gradient, autocast) of the deferred call, not in those of now.
+    """Run ``recipe`` in the modes (inference, gradient, autocast) of the deferred call, not in the current ones.
 
     Args:
         recipe: the recipe of ``deferred``, or the same with one more step.
@@ -169,9 +169,9 @@ def compute_deferred(
     device = deferred._operands[0].device.type
     casts, hooks = torch.is_autocast_enabled(device), _has_saved_tensors_hooks()
     if (inference, grad_enabled) == (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) and not casts | hooks:
-        y = recipe.compute(*deferred._operands)  # a context takes 3 us
+        y = recipe.compute(*deferred._operands)  # without a context, which takes 3 us
     else:
-        # Autocast has cast the operands at the call, and no hooks were active.
+        # At the deferred call, autocast has already cast the operands, and no hooks were active.
         hooks_off = saved_tensors_hooks(lambda t: t, lambda t: t) if hooks else nullcontext()
         casts_off = torch.autocast(device, enabled=False) if casts else nullcontext()
         with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled), hooks_off, casts_off:
@@ -192,7 +192,7 @@ def _has_saved_tensors_hooks() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether each operation is observed: by a transform, a dispatch mode, a tracer or activation checkpointing."""
+    """Return whether a transform, a dispatch mode, a tracer or activation checkpointing observes each operation."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
@@ -203,7 +203,7 @@ def is_watched() -> bool:
 
 
 def note_bypass(source: tuple[Deferred, Step] | None, y: Tensor) -> None:
-    """Tell the Deferreds that ``y`` was computed from, without their values, about the gradient of ``y``."""
+    """Note the gradient edge of ``y`` in each Deferred that ``y`` was computed from without using its value."""
     if source is None or not y.requires_grad:
         return
     edge = get_gradient_edge(y)

@@ -1,4 +1,4 @@
-"""Arguments of PyTorch's functions, as the operators take them. None stands for arguments that PyTorch must handle."""
+"""Convert the arguments of PyTorch's functions to those of the operators. None means that PyTorch handles the call."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Pair = tuple[int, int]
 
 
 def pair(value: Any) -> Pair | None:
-    """Return one int or two as two. None for everything else."""
-    # The usual cases first: without these lines, a layer's pairs take a tenth of a small call.
+    """Return one int or two as a pair. None for everything else."""
+    # The usual cases come first. Without them, a layer's pairs take a tenth of the time of a small call.
     if type(value) is int:
         return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
@@ -32,7 +32,7 @@ def pair(value: Any) -> Pair | None:
 
 
 def pad_same(input: Tensor, weight: Tensor, dilation: Pair) -> tuple[Tensor, Pair]:
-    """Replace padding='same' by numbers. Where it is uneven, pad the input by one row below or one column right."""
+    """Replace padding='same' by numbers. For an odd total padding, pad the input by a row below or a column right."""
     total_h, total_w = (d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True))
     if total_h % 2 or total_w % 2:
         input = F.pad(input, (0, total_w % 2, 0, total_h % 2))
@@ -49,15 +49,15 @@ def pool_arguments(kernel_size: Any, stride: Any, padding: Any, dilation: Any, c
 
 
 def fused_pool_arguments(kernel_size: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: Any) -> Pool | None:
-    """As :func:`pool_arguments`. None for a pool of more pixels than the fused operator accepts, too."""
+    """As :func:`pool_arguments`, but also None for a pool of more pixels than the fused operator accepts."""
     pool = pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
     return pool if pool is not None and 0 < pool[0][0] * pool[0][1] <= MOST_POSITIONS else None
 
 
 def accepts(tensor: Any) -> bool:
-    """Whether the operators of max-pooling and ReLU accept the tensor.
+    """Return whether the operators of max-pooling and ReLU accept the tensor.
 
-    Not while torch.jit.trace records: a traced model contains PyTorch's operators, so that it runs without fastconv.
+    False while torch.jit.trace records. A traced model contains PyTorch's operators, so it runs without fastconv.
     """
     return (
         isinstance(tensor, Tensor)
@@ -73,7 +73,7 @@ def accepts(tensor: Any) -> bool:
 
 
 def accepts_in_place(tensor: Tensor) -> bool:
-    """Whether ReLU may write to the tensor. Where it may not, PyTorch raises its own error."""
+    """Return whether the in-place ReLU accepts the tensor. PyTorch handles other tensors, mostly with an error."""
     if tensor.is_leaf and tensor.requires_grad and torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling():  # Dynamo does not trace is_inference.

@@ -47,7 +47,7 @@ def check_sizes(sizes: Ints) -> None:
 
 
 def check_gradient(expected: Ints, grad_output: Tensor, second: Tensor | None = None, name: str = "") -> None:
-    """Check that ``grad_output`` has the output's size, and ``second``, a forward result called ``name``, too."""
+    """Check that ``grad_output`` and ``second`` have the output's size. ``name`` is the name of ``second``."""
     found = [grad_output] if second is None else [grad_output, second]
     if any(tensor.dim() != len(expected) for tensor in found) or any(
         given != wanted for tensor in found for given, wanted in zip(tensor.shape, expected, strict=True)

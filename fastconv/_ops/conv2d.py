@@ -1,7 +1,7 @@
 """Convolution: fake kernels and gradients.
 
-Convolution is linear in its input, its weight and its bias. So the gradient of each of its three passes is made of the
-other two, to any order:
+Convolution is linear in its input, its weight and its bias. So the other two passes compute the gradient of each of the
+three passes, to any order:
 
     y            = conv2d(x, w, b)
     dx           = conv2d_backward_data(dy, w)
@@ -115,7 +115,7 @@ def check_conv2d(
 
 
 def empty_output(input: Tensor, weight: Tensor, size: Ints) -> Tensor:
-    """A convolution's output, not computed: channels_last if the input or the weight is."""
+    """Return an empty tensor for a convolution's output. It is channels_last if the input or the weight is."""
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     return empty(input, size, channels_last and input.numel() > 0)
 
@@ -266,7 +266,7 @@ class Conv2dBackwardWeight(Function):
         grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
-        # Zeros in place of a missing gradient would make NaN of infinite factors.
+        # Zeros instead of a missing gradient, multiplied by infinity, would give NaN.
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -304,14 +304,14 @@ class Conv2dBackwardWeightWithJvp(Conv2dBackwardWeight):
 
 
 def input_gradient(grad_output: Tensor, weight: Tensor, input: Tensor, geometry: Sequence[Any]) -> Tensor:
-    """The gradient of a convolution's input, in the input's size and memory format."""
+    """Return the gradient of a convolution's input, in the input's size and memory format."""
     return conv2d_backward_data(grad_output, weight, tuple(input.shape), *geometry, is_channels_last(input))
 
 
 def weight_gradients(
     grad_output: Tensor, input: Tensor, weight: Tensor, geometry: Sequence[Any]
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of a convolution's weight and bias, in the weight's size and memory format."""
+    """Return the gradients of a convolution's weight and bias, in the weight's size and memory format."""
     return conv2d_backward_weight(grad_output, input, tuple(weight.shape[2:]), *geometry, is_channels_last(weight))
 
 
@@ -319,7 +319,7 @@ def conv2d_tangent(
     input: Tensor, weight: Tensor, input_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None,
     geometry: Sequence[Any],
 ) -> Tensor:  # fmt: skip
-    """The tangent of a convolution's output, from the tangents of its arguments."""
+    """Return the tangent of a convolution's output, from the tangents of its arguments."""
     result = None
     if input_t is not None:
         result = conv2d(input_t, weight, None, *geometry)

@@ -1,9 +1,9 @@
 """Convolution, ReLU and perhaps max-pooling in one operator: fake kernels and gradients.
 
 Without a pool (``pool=None``) the operator is ``conv2d_relu``, else ``conv2d_relu_max_pool2d``. Both return the output
-and ``argmax``, one byte an output element: the position of the maximum in its window, or ``BLOCKED`` where ReLU blocks
-the gradient. Backward needs ``argmax``, the input and the weight. It is one operator for all gradients. Where the
-gradient is differentiated again, it is composed of the unfused operators.
+and ``argmax``, one byte per output element: the position of the maximum in its window, or ``BLOCKED`` where ReLU blocks
+the gradient. One backward operator computes all gradients from ``argmax``, the input and the weight. If a gradient is
+differentiated again, unfused operators compute it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _conv2d_relu_max_pool2d_backward = torch.ops.fastconv.conv2d_relu_max_pool2d_bac
 Pair = tuple[int, int]
 #: The byte of ``argmax`` where ReLU blocks the gradient.
 BLOCKED = 255
-#: The largest number of pixels of a pool: their positions are the other bytes.
+#: The largest number of pixels of a pool. Their positions are the bytes from 0 to 254.
 MOST_POSITIONS = 255
 #: The defaults of the operators.
 _GEOMETRY: Geometry = ((1, 1), (0, 0), (1, 1), 1)
@@ -121,7 +121,7 @@ def _fake_conv2d_relu_max_pool2d_backward(
 
 
 def _numbers(geometry: Geometry, pool: Pool | None) -> tuple[Any, ...]:
-    """The numbers of an operator call. None at all if they are its defaults: each list costs 1 us to pass."""
+    """Return the numbers of an operator call. Omit them if all are defaults, because passing each list takes 1 us."""
     if geometry == _GEOMETRY and (pool is None or pool == _POOL):
         return ()
     return geometry if pool is None else (*geometry, *pool)
@@ -131,7 +131,7 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int,
     pool: Pool | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Call the operator. Returns the output and argmax."""
+    """Call the operator. Return the output and argmax."""
     operator = _conv2d_relu if pool is None else _conv2d_relu_max_pool2d
     return operator(input, weight, bias, *_numbers((stride, padding, dilation, groups), pool))
 
@@ -145,7 +145,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Ten
         gradients = _composed_backward(ctx, grad_output, needs_input, needs_weight)
     else:
         operator = _conv2d_relu_backward if ctx.pool is None else _conv2d_relu_max_pool2d_backward
-        numbers = ctx.numbers[:8]  # without ceil_mode, which only forward has
+        numbers = ctx.numbers[:8]  # without ceil_mode, which only forward takes
         gradients = operator(grad_output, argmax, input, weight, needs_input, needs_weight, *numbers)
     grad_input = gradients[0] if needs_input else None
     grad_weight = gradients[1] if needs_weight else None
@@ -156,7 +156,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Ten
 def _composed_backward(
     ctx: Any, grad_output: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients by operators that can be differentiated again."""
+    """Compute the gradients by operators that can be differentiated again."""
     input, weight, argmax = ctx.saved_tensors
     unpooled = torch.where(argmax == BLOCKED, 0, grad_output)
     if ctx.pool is not None:
@@ -166,7 +166,7 @@ def _composed_backward(
         indices = _pool_indices(argmax, Q, ctx.pool)
         unpooled = max_pool2d_backward(unpooled, indices, size, *ctx.pool[:4], channels_last)
     if is_differentiated_again():
-        # PyTorch's ReLU and pool give zeros to everything that their operand was computed from.
+        # In PyTorch, a second backward through ReLU or a pool gives zeros to the convolution's arguments.
         unpooled = tie(unpooled, input, weight, ctx.bias, zeros=True)
     grad_input = grad_weight = grad_bias = None
     if needs_input:
@@ -187,7 +187,7 @@ def _pool_indices(argmax: Tensor, width: int, pool: Pool) -> Tensor:
 
 
 class Conv2dReLUMaxPool2d(Function):
-    """For transforms and torch.compile."""
+    """The operator for transforms and torch.compile."""
 
     forward = staticmethod(forward)
     backward = staticmethod(_backward)
@@ -224,7 +224,7 @@ class Conv2dReLUMaxPool2dWithJvp(Conv2dReLUMaxPool2d):
 
 
 class EagerConv2dReLUMaxPool2d(Function):
-    """For plain calls. One output instead of two saves 20 us of a small call's 110, with backward."""
+    """The operator for plain calls. One output instead of two saves 20 of the 110 us of a small call with backward."""
 
     backward = staticmethod(_backward)
 
@@ -238,7 +238,7 @@ class EagerConv2dReLUMaxPool2d(Function):
         operator = _conv2d_relu if pool is None else _conv2d_relu_max_pool2d
         output, argmax = operator(input, weight, bias, *ctx.numbers)
         ctx.save_for_backward(input, weight, argmax)
-        # Not saved for backward, which would refuse a changed bias: its values are not needed.
+        # Backward does not need the bias's values. save_for_backward would raise an error if they changed.
         ctx.bias, ctx.has_bias = bias, bias is not None
         return output
 
@@ -247,7 +247,7 @@ _with_argmax = differentiable(forward, Conv2dReLUMaxPool2d, Conv2dReLUMaxPool2dW
 
 
 def conv2d_relu_max_pool2d(*args: Any) -> Tensor:
-    """The output, with its gradient. Arguments: those of :func:`forward`."""
+    """Return the output, and record its gradient. Arguments: those of :func:`forward`."""
     if is_transformed():
         return _with_argmax(*args)[0]
     if needs_gradient(args):

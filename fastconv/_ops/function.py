@@ -1,4 +1,4 @@
-"""What the autograd Functions of all operators share.
+"""Code that the autograd Functions of all operators share.
 
 Every Function has ``setup_context`` and ``vmap``, so ``torch.func`` and ``torch.compile`` work with it. Its ``jvp``,
 which forward-mode AD needs, is in a subclass, because Dynamo does not trace a Function that defines ``jvp``.
@@ -38,7 +38,7 @@ def differentiable(
     def call(*args: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             if torch.compiler.is_compiling():
-                torch._dynamo.graph_break()  # Dynamo would trace the Function, and lose the transform's gradient.
+                torch._dynamo.graph_break()  # Otherwise Dynamo traces the Function and loses the transform's gradient.
             return function_with_jvp.apply(*args)
         if torch.compiler.is_compiling():
             return function.apply(*args)
@@ -47,8 +47,8 @@ def differentiable(
         if torch.is_grad_enabled():
             for argument in args:  # A loop is twice as fast as any() here.
                 if isinstance(argument, Tensor) and argument.requires_grad:
-                    # Function.apply, without the part that only transforms need: it binds the arguments to the
-                    # signature of forward, which takes longer than a small convolution.
+                    # This skips the part of Function.apply that only transforms need. That part binds the arguments
+                    # to the signature of forward, which takes longer than a small convolution.
                     return super(Function, function).apply(*args)  # type: ignore[misc]
         return operator(*args)
 
@@ -56,7 +56,7 @@ def differentiable(
 
 
 def needs_gradient(args: Sequence[Any]) -> bool:
-    """Whether autograd records a call with these arguments."""
+    """Return whether autograd records a call with these arguments."""
     if torch.is_grad_enabled():
         for argument in args:  # A loop is twice as fast as any() here.
             if isinstance(argument, Tensor) and argument.requires_grad:
@@ -65,21 +65,21 @@ def needs_gradient(args: Sequence[Any]) -> bool:
 
 
 def is_transformed() -> bool:
-    """Whether the call is part of a transform, a compilation or forward-mode AD."""
+    """Return whether the call is part of a transform, a compilation or forward-mode AD."""
     return (
         torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling() or forward_ad._current_level >= 0
     )
 
 
 def is_differentiated_again() -> bool:
-    """Whether a running backward has ``create_graph=True``. Transforms give zeros to all inputs without our help."""
+    """Return whether backward runs with ``create_graph=True``, outside of transforms, which need no :func:`tie`."""
     return torch.is_grad_enabled() and not is_transformed()
 
 
 def vmap_batch(
     function: Callable[..., Any], in_dim: int | None, batch: Tensor, *args: Any
 ) -> tuple[Any, int | tuple[int, ...]]:
-    """The vmap rule where only the batched tensor is mapped: merge the mapped dimension into the batch."""
+    """The vmap rule if only the batched tensor is mapped: merge the mapped dimension into the batch."""
     assert in_dim is not None
     examples = batch.movedim(in_dim, 0)
     results = function(examples.flatten(0, 1), *args)
@@ -91,7 +91,7 @@ def vmap_batch(
 def vmap_loop(
     function: Callable[..., Any], info: Any, in_dims: Sequence[int | None], *args: Any
 ) -> tuple[Any, int | tuple[int, ...]]:
-    """The vmap rule of last resort: apply the function to each example in a loop."""
+    """The fallback vmap rule: apply the function to each example in a loop."""
     results = [
         function(*(a.select(d, i) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)))
         for i in range(info.batch_size)

@@ -29,20 +29,20 @@ except ImportError as error:
             "fastconv's extension is not built: pip install --no-build-isolation . (in its source folder)"
         ) from error
     raise ImportError(
-        f"fastconv's extension does not load beside torch {torch.__version__}: {error}\n"
+        f"fastconv's extension does not load with torch {torch.__version__}: {error}\n"
         "Build it again: pip install --no-build-isolation --force-reinstall fastconv"
     ) from error
 
-_C.environment()  # Raises ValueError for an environment variable that is not accepted: now, not in the first call.
+_C.environment()  # Raises ValueError for an invalid environment variable at import, not in the first call.
 
 
 def has_cuda() -> bool:
-    """Whether the extension is built with CUDA, so that the operators accept a GPU's tensors."""
+    """Return whether the extension is built with CUDA, so that the operators accept a GPU's tensors."""
     return _C.build_info()["cuda"] != "no"
 
 
 HAS_CUDA = has_cuda()
-#: What convolutions accept on every device, and max-pooling and ReLU on a GPU.
+#: The dtypes that convolutions accept on every device, and max-pooling and ReLU on a GPU.
 FLOATING_DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
-#: What max-pooling and ReLU accept on the CPU.
+#: The dtypes that max-pooling and ReLU accept on the CPU.
 REAL_DTYPES = FLOATING_DTYPES | {torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64}

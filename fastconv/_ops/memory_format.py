@@ -11,9 +11,9 @@ __all__ = ["empty", "is_channels_last", "suggests_channels_last"]
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
-    """Whether the strides of a 4-D tensor are those of channels_last (c10/core/MemoryFormat.h).
+    """Return whether the strides of a 4-D tensor are those of channels_last (c10/core/MemoryFormat.h).
 
-    ``torch._prims_common.suggest_memory_format`` gives the same answer in 2 us, six times as long.
+    ``torch._prims_common.suggest_memory_format`` gives the same answer but takes 2 us, six times as long.
     """
     sizes, strides = tensor.shape, tensor.stride()
     if strides[1] == 0:
@@ -21,7 +21,7 @@ def suggests_channels_last(tensor: Tensor) -> bool:
     least = 0
     for axis in (1, 3, 2, 0):
         stride = strides[axis]
-        # The batch's stride distinguishes (N, C, 1, 1) from channels_last.
+        # PyTorch treats the ambiguous (N, 1, 1, 1) with equal strides as contiguous.
         if sizes[axis] == 0 or stride < least or (axis == 0 and least == strides[1]):
             return False
         least = stride * max(sizes[axis], 1)
@@ -29,7 +29,7 @@ def suggests_channels_last(tensor: Tensor) -> bool:
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether a 4-D tensor is channels_last and not contiguous as well. Its gradient then is channels_last, too."""
+    """Return whether a 4-D tensor is channels_last and not also contiguous. Its gradient is then channels_last, too."""
     return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
 
 

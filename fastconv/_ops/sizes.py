@@ -1,4 +1,4 @@
-"""Output sizes of convolution and max-pooling: the only place in Python that has the formulas."""
+"""Output sizes of convolution and max-pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Ints = Sequence[int]
 
 
 def conv2d_output(image: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:
-    """Height and width (P, Q) of a convolution's output. Less than 1 where the kernel is larger than the image."""
+    """Return height and width (P, Q) of a convolution's output. Less than 1 if the kernel is larger than the image."""
     P, Q = (
         (size + 2 * pad - step * (taps - 1) - 1) // jump + 1
         for size, taps, jump, pad, step in zip(image, kernel, stride, padding, dilation, strict=True)
@@ -19,7 +19,7 @@ def conv2d_output(image: Ints, kernel: Ints, stride: Ints, padding: Ints, dilati
 
 
 def pool_output(size: int, kernel: int, stride: int, padding: int, dilation: int, ceil_mode: bool) -> int:
-    """The number of windows of a max-pool along one axis. Less than 1 where no window fits."""
+    """Return the number of windows of a max-pool along one axis. Less than 1 if no window fits."""
     span = size + 2 * padding - dilation * (kernel - 1) - 1
     if not ceil_mode:
         return span // stride + 1

@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def caption(info: dict[str, Any]) -> str:
-    """Return what :func:`machine` returned, in a line."""
+    """Format the result of :func:`machine` as one line."""
     preloaded = f", {Path(info['preloaded']).name} preloaded" if info["preloaded"] else ""
     return (
         f"{info['cpu']}, {info['threads']} threads, {info['level']}{preloaded}; torch {info['torch']}, "

@@ -1,8 +1,8 @@
 """Timing of variants that take turns, each in a process of its own.
 
 A training step is timed as a user runs it: in a process that does nothing else. In a process that also runs PyTorch's
-variants, the caches are full of their activations, and the heap is fragmented by them: MnistCNN's step takes 6.9 ms
-there and 4.3 ms alone. The processes take turns of a few calls, so that a machine that slows down slows all of them.
+variants, their activations fill the caches and fragment the heap: MnistCNN's step takes 6.9 ms there and 4.3 ms alone.
+The processes take turns of a few calls, so that a machine that slows down affects all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-#: Returns the functions to time, by name. It is called in the new process. It is pickled, so it must be a function of a
+#: Returns the functions to time, by name. It runs in the new process. It is pickled, so define it at the top level of a
 #: module.
 Make = Callable[[], Mapping[str, Callable[[], object]]]
 #: Seconds by the function's name, then by the variant's name, round by round.
@@ -40,7 +40,7 @@ def alternate_processes(
     threads: int | Mapping[str, int],
     environment: Mapping[str, str] | None = None,
 ) -> Seconds:
-    """Time the functions of each variant, and return the seconds. One more round than ``rounds`` runs; it is discarded.
+    """Time the functions of each variant, and return the seconds. An additional first round is discarded.
 
     Args:
         variants: each must return functions of the same names.
@@ -69,7 +69,7 @@ def alternate_processes(
         try:
             seconds = _take_turns(pipes, rounds)
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise BenchError("a process of the measurement ended; is there too little memory?") from error
+            raise BenchError("a process that measures has ended, perhaps because memory ran out") from error
     for process in processes:  # so that they do not disturb the next measurement
         process.join()
     return seconds
@@ -128,15 +128,15 @@ def _environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Block SIGINT within this context, for good in the processes that start here.
+    """Block SIGINT within this context. Processes that start within it never receive SIGINT.
 
-    Ctrl-C reaches all processes of the group. The started ones must end silently, when their pipe closes. SIGINT is
+    Ctrl-C reaches all processes of the group. The started processes must end silently when their pipe closes. SIGINT is
     blocked and not ignored, because an ignored signal would be lost.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # it would unblock the signals when it starts with the first process
+    resource_tracker.ensure_running()  # otherwise it starts with the first process and unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -25,14 +25,14 @@ __all__ = ["conversion_report", "convert", "revert"]
 
 M = TypeVar("M", bound=Module)
 
-#: PyTorch's classes, and those that they become.
+#: PyTorch's classes, and the classes that they become.
 LAYERS: dict[type, type] = {
     torch.nn.Conv2d: fnn.Conv2d,
     torch.nn.LazyConv2d: fnn.LazyConv2d,
     torch.nn.MaxPool2d: fnn.MaxPool2d,
     torch.nn.ReLU: fnn.ReLU,
 }
-#: fastconv's blocks: on PyTorch's operators, and fused.
+#: Blocks on PyTorch's operators, and the fused classes that they become.
 BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,
     models.TorchConvReLUMaxPool2d: fnn.ConvReLUMaxPool2d,
@@ -47,20 +47,20 @@ class Plan:
     """The conversion of one model."""
 
     classes: dict[Module, type] = field(default_factory=dict)
-    waiting: dict[Module, frozenset[Fusion]] = field(default_factory=dict)  # and what PyTorch computes faster
+    waiting: dict[Module, frozenset[Fusion]] = field(default_factory=dict)  # and the fusions that PyTorch does faster
     report: Report = field(default_factory=Report)
 
 
 def convert(model: M, fuse: bool = True) -> M:
-    """Convert the convolutions, max-pools and ReLUs of a model to fastconv's layers. In place.
+    """Convert the convolutions, max-pools and ReLUs of a model to fastconv's layers, in place.
 
     Every layer stays the same object, with its parameters, buffers, hooks, parametrisations and attributes. Only its
     class changes. So optimizers, tied layers, state_dict, checkpoints, pickling and the model's own methods work as
     before. Results and gradients are the same up to rounding.
 
     Only layers whose class is exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
-    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. PyTorch computes the layers that it computes
-    faster (:mod:`fastconv.conversion.slower_layers`). Such a convolution changes its class only if it may be fused.
+    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. Layers that PyTorch computes faster stay
+    PyTorch's (:mod:`fastconv.conversion.slower_layers`). Such a convolution changes its class only if it may be fused.
     :func:`conversion_report` lists every layer, with the reason.
 
     Args:
@@ -73,7 +73,7 @@ def convert(model: M, fuse: bool = True) -> M:
         The model itself.
 
     Raises:
-        TypeError: not a module.
+        TypeError: the model is not a module.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))
@@ -95,7 +95,7 @@ def convert(model: M, fuse: bool = True) -> M:
 
 
 def revert(model: M) -> M:
-    """Undo :func:`convert`: make all layers plain :mod:`torch.nn` again. In place.
+    """Undo :func:`convert`: make all layers plain :mod:`torch.nn` again, in place.
 
     The layers stay the same objects with the same parameters. Layers that were fastconv's before any conversion
     become PyTorch's, too. A fused layer becomes a convolution whose ``forward`` calls PyTorch's functions.
@@ -104,7 +104,7 @@ def revert(model: M) -> M:
         The model itself.
 
     Raises:
-        TypeError: not a module.
+        TypeError: the model is not a module.
     """
     check(model, "revert")
     forget(model)
@@ -118,14 +118,14 @@ def conversion_report(model: Module, fuse: bool = True) -> Report:
     """List what :func:`convert` will do with every layer of a model, or has done, and why. The model does not change.
 
     Args:
-        model: before its conversion or after.
+        model: a model, before or after its conversion.
         fuse: as for :func:`convert`.
 
     Returns:
         A report to print; rich prints a table.
 
     Raises:
-        TypeError: not a module.
+        TypeError: the model is not a module.
     """
     return make_plan(model, fuse).report
 
@@ -162,7 +162,7 @@ def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
             if not followers or not choose(conv, fnn.fusion_of(block)).fastconv:
                 continue
             plan.classes[sequential] = fnn.Sequential
-            if conv not in fused:  # else by a Sequential around this one
+            if conv not in fused:  # an outer Sequential may have fused it already
                 fused[conv] = f"with {' and '.join(names[layer] for layer in followers)}"
                 for layer in followers:
                     before = f"{fused[layer]} and " if layer in fused else "into "
@@ -181,11 +181,11 @@ def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str,
         return theirs.__name__, "converted", ""
     if theirs not in LAYERS:
         if isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d | torch.nn.ReLU):
-            return theirs.__name__, "left", f"of another class, {cls.__module__}.{cls.__qualname__}"
+            return theirs.__name__, "left", f"a subclass of torch.nn's layer: {cls.__module__}.{cls.__qualname__}"
         return None
     if replaced := [name for name in ("forward", "_conv_forward") if name in vars(module)]:
         plan.classes[module] = theirs
-        return theirs.__name__, "left", f"it has been given another {replaced[0]}"
+        return theirs.__name__, "left", f"its {replaced[0]} has been replaced"
     choice = choose(module)
     partners = plan_waiting(module, plan) if fuse and isinstance(module, torch.nn.Conv2d) else ""
     plan.classes[module] = LAYERS[theirs] if choice.fastconv or partners else theirs
@@ -197,7 +197,7 @@ def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str,
 
 
 def plan_waiting(conv: torch.nn.Conv2d, plan: Plan) -> str:
-    """Let the results of a convolution wait, if any fusion makes it faster than PyTorch. Return for what it waits."""
+    """Let the results of a convolution wait if fastconv is faster with any fusion. Return the layers to wait for."""
     torch_is_faster = frozenset() if is_native(conv) else slower_layers.torch_is_faster(conv)
     partners: dict[Fusion, str] = {"ReLU": "a ReLU", "pool": "a max-pool with ReLU"}
     worthwhile = [text for fusion, text in partners.items() if fusion not in torch_is_faster]
@@ -207,7 +207,7 @@ def plan_waiting(conv: torch.nn.Conv2d, plan: Plan) -> str:
 
 
 def is_native(module: Module) -> bool:
-    """Whether a layer was fastconv's before any conversion. Then its author has chosen fastconv."""
+    """Return whether a layer was fastconv's before any conversion. If so, its author has chosen fastconv."""
     return kind(module) in LAYERS.values() and "_torch_is_faster" not in vars(module)
 
 

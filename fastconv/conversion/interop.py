@@ -3,13 +3,13 @@
 * torch.fx records a layer of fastconv as one ``call_module`` node, like torch.nn's. A new ``GraphModule`` gets a layer
   of torch.nn that shares the parameters, so that every pass recognises it. The traced model stays converted.
   :func:`fastconv.convert` also converts a GraphModule.
-* A layer that is given a ``qconfig`` becomes torch.nn's. ``prepare`` and ``prepare_qat`` give one to each layer that is
-  to be quantised, in a copy of the model unless ``inplace=True``.
+* A layer becomes torch.nn's when its ``qconfig`` is set. ``prepare`` and ``prepare_qat`` set that of each layer to be
+  quantised, in a copy of the model unless ``inplace=True``.
 * ``fuse_modules`` accepts fastconv's layers wherever it accepts torch.nn's.
 * ``torch.jit.script`` compiles the code of torch.nn's layers.
 
 :class:`fastconv.nn.ConvReLU2d` and :class:`fastconv.nn.ConvReLUMaxPool2d` have no counterpart that can be quantised.
-They raise a TypeError. :mod:`fastconv._layer` has the part of this that is in the layers' base class.
+They raise a TypeError. :mod:`fastconv._layer` has the part of this support that is in the layers' base class.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["let_fuse_modules_take_layers"]
 
 
 def _give_graphs_torchs_layers(parent: Module, name: str, module: Module | None) -> Module | None:
-    """Hook of every new sub-module. In a new GraphModule, replace fastconv's layer by torch.nn's."""
+    """Replace fastconv's layer by torch.nn's in a new GraphModule. PyTorch calls this hook for every new sub-module."""
     if not isinstance(module, Layer):
         return None
-    copying = sys._getframe(2)  # this function, Module.__setattr__, and what assigns
+    copying = sys._getframe(2)  # frames: this function, Module.__setattr__, its caller
     if copying.f_code is not graph_module._copy_attr.__code__ or copying.f_back is None:
         return None
     root = copying.f_back.f_locals.get("root")
-    if isinstance(root, graph_module._CodeOnlyModule) or torch_class(module) is None:  # deepcopy and unpickling: a copy
+    if isinstance(root, graph_module._CodeOnlyModule) or torch_class(module) is None:  # deepcopy, unpickling: keep it
         return None
     twin: Module = object.__new__(type(module))
     twin.__dict__ = dict(vars(module))  # shares parameters, buffers and hooks, also those that come later
@@ -58,7 +58,7 @@ def let_fuse_modules_take_layers() -> None:
     """Add fastconv's layers to the table of the classes that ``fuse_modules`` fuses."""
     try:
         from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD as fusers
-    except ImportError:  # a torch without it: fuse_modules raises, if there is one
+    except ImportError:  # this torch has no such table
         return
 
     def fuser(theirs: Callable[..., Any]) -> Callable[..., Any]:

@@ -44,7 +44,7 @@ class Report:
         return "layers: {converted} converted, {fused} fused, {left} left to PyTorch".format(**counts)
 
     def _repr_html_(self) -> str:
-        """Return the table in a notebook's own colours: no background, lines in the colour of the text."""
+        """Return HTML in the notebook's own colours: no background, and lines in the colour of the text."""
         border = "border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent)"
         style = f"text-align: left; padding: 2px 12px 2px 0; {border}"
         faint = "opacity: 0.65; "

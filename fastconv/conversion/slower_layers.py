@@ -1,10 +1,10 @@
 """The layers that PyTorch computes faster. :func:`fastconv.convert` does not convert these.
 
-``python benchmarks/convert_layers.py`` measures. The rows are PyTorch's time divided by fastconv's, each in its faster
-memory format: a training step and inference of 64 images or of 0.3e9 multiplications in all, and inference of one
-image. One thread of Zen 4, AVX-512, float32. A conversion knows neither the size of the images nor the batch, so
-PyTorch computes a layer if the three figures together favour it. A layer of 1 or 3 channels is a first layer, whose
-input has no gradient.
+``python benchmarks/convert_layers.py`` measured these figures on one thread of Zen 4 (AVX-512, float32). Each is
+PyTorch's time divided by fastconv's, both in their faster memory format. The figures of a layer are a training step and
+inference of a batch (at most 64 images and 0.3e9 multiplications), and inference of one image. A conversion knows
+neither the size of the images nor the batch, so PyTorch computes a layer if the three figures together favour it. A
+layer with 1 or 3 input channels is a first layer, whose input has no gradient.
 
     alone, 3x3         64: train  infer   1: infer       with ReLU: train  infer  1: infer
       1->32   32x32        1.92   1.40    0.85                      1.72   2.23   1.56
@@ -31,7 +31,7 @@ input has no gradient.
       3->32   32x32        1.00   1.00    1.34                      0.74   1.12   1.68
       16->16  28x28        0.80   0.92    1.01                      1.03   0.95   1.11
       64->64  14x14        0.84   0.82    0.99                      1.00   0.85   1.24
-    with ReLU and a pool of 2x2: 1.3 to 9, but
+    with ReLU and a pool of 2x2: 1.3 to 9, except
       8->8 3x3 28x28       0.65   1.25   1.70     16->16 1x1  0.90  1.65  0.85
     groups, 3x3
       64 in 2              1.00   1.04    1.10     128 in 8 0.91 0.87 1.01     256 in 32 0.56 0.70 0.49
@@ -89,7 +89,7 @@ def choose(module: torch.nn.Module, fusion: Fusion = "alone") -> Choice:
     """
     if isinstance(module, torch.nn.ReLU):
         return Choice(False, "PyTorch is faster at ReLU alone")
-    if not isinstance(module, torch.nn.Conv2d) or module.in_channels == 0:  # 0: a lazy one
+    if not isinstance(module, torch.nn.Conv2d) or module.in_channels == 0:  # 0: LazyConv2d
         return FASTCONV
     slow = _slow_convolution(module, fusion)
     if not slow:
@@ -99,7 +99,7 @@ def choose(module: torch.nn.Module, fusion: Fusion = "alone") -> Choice:
 
 
 def _slow_convolution(module: torch.nn.Conv2d, fusion: Fusion) -> str:
-    """Describe a convolution that PyTorch computes faster. Empty for the others."""
+    """Describe a convolution that PyTorch computes faster. Empty for other convolutions."""
     R, S = module.kernel_size
     with_relu = fusion != "alone"
     taps, strided, C = R * S, module.stride not in ((1, 1), 1), module.in_channels // module.groups
