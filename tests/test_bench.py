@@ -66,8 +66,8 @@ def test_ratios_are_of_pytorchs_layout_with_the_lower_median() -> None:
 def test_what_fastconv_loses_is_marked_counted_and_red() -> None:
     _, rows = bench.table([WON, LOST])
     assert [cells[-1] for cells in rows] == ["", "slower"]
-    assert bench.summary([WON, LOST]) == "fastconv is faster in 1 of 2; PyTorch is faster in 1: lost"
-    assert bench.summary([WON]) == "fastconv is faster in 1 of 1"
+    assert bench.summary([WON, LOST]) == "fastconv is faster in 1 of 2 rows; PyTorch is faster in 1: lost"
+    assert bench.summary([WON]) == "fastconv is faster in 1 of 1 rows"
     with Image.open(io.BytesIO(bench.picture([WON, LOST], "here; torch"))) as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**24) or []}
     assert {(31, 119, 180), (214, 39, 40)} <= colours

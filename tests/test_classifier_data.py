@@ -185,7 +185,7 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 def test_an_unknown_data_set_and_a_folder_for_mnist5k_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown data set 'emnist': choose one of mnist5k, mnist"):
         data.load("emnist")
-    with pytest.raises(DataError, match="applies to the other data sets"):
+    with pytest.raises(DataError, match="leave out --data-dir"):
         data.load("mnist5k", tmp_path)
 
 

@@ -130,7 +130,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage) -> None: 
 
 
 def test_a_size_or_no_folder_with_another_data_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="image size applies to the data set folder"):
+    with pytest.raises(DataError, match="use --image-size with --dataset folder only"):
         data.load("mnist5k", size=28)
     with pytest.raises(DataError, match="needs --data-dir"):
         data.load("folder")
@@ -155,9 +155,11 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
         assert main(["evaluate", "../run/checkpoint.pt"]) == 0
     assert capsys.readouterr().out.startswith("test accuracy 100.00% (12 of 12), loss ")
     assert main([*train, "--data-dir", "grey"]) == 2
-    assert f"checkpoint.pt was trained with the images in {Path('images').resolve()} and is" in capsys.readouterr().err
+    assert (
+        f"checkpoint.pt is from a run with the images in {Path('images').resolve()} and is" in capsys.readouterr().err
+    )
     assert main(["train", "--model", "conv8, pool, dense16", "--output", "run"]) == 2
-    assert "checkpoint.pt was trained with the data set folder and is not overwritten" in capsys.readouterr().err
+    assert "checkpoint.pt is from a run with the data set folder and is not overwritten" in capsys.readouterr().err
     assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 0  # grey ones fit coloured ones
     assert " of 3), loss " in capsys.readouterr().out
 

@@ -263,7 +263,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
     ("content", "message"),
     [
         (None, "cannot read run/history.json: No such file"),
-        ("{", "run/history.json is not the history of a training, or a damaged one"),
+        ("{", "run/history.json is not the history of a run, or is damaged"),
         ("[]", "is not the history"),
         ({"epochs": []}, "is not the history"),
         ({"epochs": 3}, "is not the history"),
@@ -302,7 +302,7 @@ def test_other_mistakes_in_report(run: Path, tmp_path: Path, monkeypatch: pytest
     for arguments, message in (
         (["nowhere"], "nowhere is not the folder of a run"),
         (["file"], "file is not the folder of a run"),
-        (["half"], "the training in half is not finished: continue it with --resume"),
+        (["half"], "the run in half is not finished: continue it with --resume"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),
         (["whole"], "cannot write into whole/plots: "),

@@ -361,8 +361,8 @@ def test_the_classifier_trains_a_module_of_ones_own() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.rand(4, 1, 27, 28), torch.zeros(4).long(), r"one or more of 1 x 28 x 28, not of shape \(4, 1, 27, 28\)"),
-        (torch.rand(0, 1, 28, 28), torch.zeros(0).long(), "one or more"),
+        (torch.rand(4, 1, 27, 28), torch.zeros(4).long(), r"the shape N x 1 x 28 x 28, .* not \(4, 1, 27, 28\)"),
+        (torch.rand(0, 1, 28, 28), torch.zeros(0).long(), "with N at least 1"),
         (torch.rand(4, 1, 28, 28), torch.zeros(3).long(), "labels must be 4 integers or one-hot rows"),
         (torch.rand(4, 1, 28, 28), torch.zeros(4), r"not torch.float32 of \(4,\)"),
         (torch.rand(4, 1, 28, 28), torch.full((4,), 10), "labels must be 0 to 9, not 10 to 10"),
@@ -508,9 +508,9 @@ def with_weight(value: object) -> Callable[[dict[str, Any]], object]:
         (lambda content: [1, 2], "not a checkpoint of fastconv"),
         (lambda content: content["state_dict"], "not a checkpoint of fastconv"),
         (lambda content: content | {"version": 3}, r"later version of fastconv \(format 3; this version reads 2\)"),
-        (lambda content: content | {"shape": (1, 28)}, "does not say which images it is for"),
+        (lambda content: content | {"shape": (1, 28)}, "the description of its images is wrong"),
         (lambda content: content | {"shape": (1, 3, 3)}, "'mnist-cnn': .* leaves nothing of an image of 3 x 3"),
-        (lambda content: content | {"class_names": "0123456789"}, "does not say which images it is for"),
+        (lambda content: content | {"class_names": "0123456789"}, "the description of its images is wrong"),
         (lambda content: content | {"class_names": ("0", "1")}, "dense2.weight is not torch.float32 of shape"),
         (without("state_dict"), "lacks state_dict"),
         (without("model"), "lacks model"),
@@ -543,7 +543,7 @@ class Unsafe:
 def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": Unsafe()}, "checkpoint.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint, or a damaged one"):
+    with pytest.raises(CheckpointError, match="not a checkpoint, or is damaged"):
         checkpoint.load(Path("checkpoint.pt"))
     assert not Path("unsafe").exists()
 

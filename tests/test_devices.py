@@ -46,7 +46,7 @@ def test_what_is_missing_for_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_command_without_a_gpu_says_so_in_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--device", "cuda"]) == 2
     output = capsys.readouterr()
-    assert output.err.startswith("fastconv: no GPU to train on: torch ")
+    assert output.err.startswith("fastconv: cannot use a GPU: torch ")
     assert (output.out, output.err.count("\n")) == ("", 1)
 
 

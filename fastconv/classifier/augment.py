@@ -1,6 +1,7 @@
 """Augmentation: small random changes of a batch of training images.
 
-A step takes a few milliseconds. Shifting a batch of 64 digits takes less than 0.1 ms, and :func:`affine` takes 0.2 ms.
+A training step takes a few milliseconds, so augmentation must be fast. For a batch of 64 digits, :func:`shift` takes
+less than 0.1 ms, and :func:`affine` takes 0.2 ms.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
     N, C, H, W = images.shape
     padded = F.pad(images.contiguous(), (_PIXELS,) * 4)
     corners = 2 * _PIXELS + 1
-    # A view of all windows of H x W pixels. The indexing below is then the only pass over the images.
+    # Make a view of all windows of H x W pixels, so that one indexing operation copies the chosen windows.
     strides = padded.stride()
     windows = padded.as_strided(
         (N, corners, corners, C, H, W), (strides[0], strides[2], strides[3], *strides[1:]), padded.storage_offset()
@@ -42,7 +43,7 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
 
 
 def affine(images: Tensor, generator: Generator) -> Tensor:
-    """Rotate each image by up to 10 degrees, scale it by up to 10 %, and move it by up to 2 pixels, bilinearly.
+    """Rotate each image by up to 10 degrees, scale it by up to 10 %, and move it by up to 2 pixels (bilinear).
 
     Shape:
         (N, C, H, W) -> (N, C, H, W).

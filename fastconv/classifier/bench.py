@@ -1,6 +1,6 @@
-"""fastconv against PyTorch on the user's machine: the three blocks of MnistCNN, and its training step.
+"""Time fastconv against PyTorch on the user's machine: the three blocks of MnistCNN, and its training step.
 
-Each variant has a process of its own, with the system's C allocator (see :mod:`fastconv.benchmarking.processes`). The
+Each variant runs in its own process, with the system's C allocator (see :mod:`fastconv.benchmarking.processes`). The
 network has been trained for three epochs on real images, because the time of backward depends on how many activations
 are zero.
 """
@@ -53,7 +53,7 @@ class Row:
 
 
 def measure(rounds: int, threads: int, device: str = "cpu") -> list[Row]:
-    """Time everything ``rounds`` times, on ``threads`` threads of the CPU or on a GPU.
+    """Time each block and the training step ``rounds`` times, on ``threads`` threads of the CPU or on a GPU.
 
     Raises:
         BenchError: if the process of a variant ended.
@@ -92,7 +92,7 @@ def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Calla
         calls[f"{what}: forward"] = functools.partial(block, x)
         calls[f"{what}: forward + backward"] = functools.partial(_backward, block, x, inputs, torch.randn_like(y))
         x = y.detach().requires_grad_()
-    # Training changes the weights, so it has a network of its own.
+    # Training changes the weights, so use a separate network.
     in_training = build_model("mnist-cnn", backend)
     in_training.load_state_dict(state)
     calls[f"training step, batch {BATCH}"] = _digits_step(in_training, memory_format, device, backend)
@@ -130,9 +130,9 @@ def caption(rounds: int, threads: int, device: str = "cpu") -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Return in how many rows fastconv is faster, and the names of the other rows."""
+    """Return the number of rows in which fastconv is faster, and the names of the other rows."""
     lost = [row.what for row in rows if row.ratio < 1]
-    return f"fastconv is faster in {len(rows) - len(lost)} of {len(rows)}" + (
+    return f"fastconv is faster in {len(rows) - len(lost)} of {len(rows)} rows" + (
         f"; PyTorch is faster in {len(lost)}: {', '.join(lost)}" if lost else ""
     )
 

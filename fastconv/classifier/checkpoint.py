@@ -31,7 +31,7 @@ class CheckpointError(UserError):
 class Checkpoint:
     """The content of a checkpoint file: the network, and the shape and the classes of its images.
 
-    ``config`` has the settings of the training. Commands use its data set and loss as defaults.
+    ``config`` has the settings of the run. Commands use its data set and loss as defaults.
     """
 
     model: str
@@ -43,7 +43,7 @@ class Checkpoint:
 
     @property
     def loss(self) -> str:
-        """The loss of the training, one of :data:`~fastconv.classifier.config.LOSSES`."""
+        """The loss function of the run, one of :data:`~fastconv.classifier.config.LOSSES`."""
         loss = self.config.get("loss")
         return loss if loss in LOSSES else "cross-entropy"
 
@@ -88,7 +88,7 @@ def serialized(content: object) -> bytes:
 
 
 def read(path: Path, kind: str) -> object:
-    """Read a file of plain types and tensors that torch.save wrote. ``kind`` names the file's purpose in errors.
+    """Read a file of plain types and tensors that torch.save wrote. ``kind`` names the expected content in errors.
 
     Raises:
         CheckpointError: if the file cannot be read, or torch.save did not write it.
@@ -97,7 +97,7 @@ def read(path: Path, kind: str) -> object:
         check_regular(path)
         with path.open("rb") as file:
             if not zipfile.is_zipfile(file):
-                raise CheckpointError(f"{path} is not a {kind}, or a truncated one")
+                raise CheckpointError(f"{path} is not a {kind}, or is truncated")
             with zipfile.ZipFile(file) as archive:  # torch.load does not check the checksums
                 # torch.save does not compress. A small file with compressed entries could fill the memory.
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
@@ -114,11 +114,11 @@ def read(path: Path, kind: str) -> object:
     except UserError as error:
         raise CheckpointError(str(error)) from error
     except Exception as error:  # torch.load raises RuntimeError, UnpicklingError, KeyError and others
-        raise CheckpointError(f"{path} is not a {kind}, or a damaged one") from error
+        raise CheckpointError(f"{path} is not a {kind}, or is damaged") from error
 
 
 def _checked(path: Path, content: object) -> Checkpoint:
-    """Check what torch.load returned for ``path``, and return it as a checkpoint."""
+    """Check ``content``, which was read from ``path``, and return it as a checkpoint."""
     from fastconv.classifier import schemas
 
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -131,13 +131,13 @@ def _checked(path: Path, content: object) -> Checkpoint:
     wrong = schemas.problem(schemas.Checkpoint, content)
     if wrong is not None:
         if wrong.startswith(("shape", "class_names")):
-            wrong = f"it does not say which images it is for: {wrong}"
+            wrong = f"the description of its images is wrong: {wrong}"
         raise CheckpointError(f"{path} is damaged: {wrong}")
     model, weights = content["model"], content["state_dict"]
     # Version 1 supported digits only.
     shape, class_names = content.get("shape", (1, 28, 28)), content.get("class_names", CLASS_NAMES)
     try:
-        with torch.device("meta"):  # the model can name any size, so allocate nothing before its weights are checked
+        with torch.device("meta"):  # a damaged file may name huge layers, so allocate nothing yet
             expected = build_model(model, shape=shape, classes=len(class_names)).state_dict()
     except TrainingError as error:
         raise CheckpointError(f"{path} has a model that cannot be built, {model!r}: {error}") from error

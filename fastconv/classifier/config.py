@@ -1,4 +1,4 @@
-"""The settings of a training, and the recipes."""
+"""The settings of a run, and the recipes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOSSES = ("cross-entropy", "mse")
 #: bfloat16 uses torch.autocast, and the weights stay in float32.
 DTYPES = ("float32", "float64", "bfloat16")
 DEVICES = ("cpu", "cuda")
-#: Larger values are refused as typing errors.
+#: Larger values are rejected, because they are probably typos.
 MAX_EPOCHS = 1_000_000
 MAX_LIMIT = 1_000_000_000
 
@@ -30,15 +30,15 @@ MODELS = {
     "simple-cnn": "conv32, pool, conv64, pool, dense64",
 }
 
-#: Factors of the learning rate, as functions of the finished share of the training, 0 to 1.
+#: Each function returns the factor of the learning rate after a share of the steps, 0 to 1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    # Up for a fifth of the steps, then down: Smith and Topin, "Super-convergence" (2017), without its momentum.
+    # A rise for a fifth of the steps, then a fall: Smith and Topin, "Super-convergence" (2017), at constant momentum.
     "one-cycle": lambda done: min(0.1 + 0.9 * done / 0.2, (1 - done) / 0.8),
 }
 
-#: The fields of :class:`TrainingConfig` that each recipe sets. The defaults of the fields are the reference run.
+#: The fields of :class:`TrainingConfig` that each recipe sets. Other fields keep their defaults.
 #: docs/training.md has the test accuracies, and describes the other settings that were tried.
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
@@ -70,28 +70,28 @@ class TrainingError(UserError):
 
 
 class Diverged(TrainingError):
-    """The loss of a training is no longer finite."""
+    """The training loss or the validation loss is no longer finite."""
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The settings of :func:`fastconv.classifier.fit.fit`. The defaults are the reference run.
+    """The settings of :func:`fastconv.classifier.fit.fit`. The defaults are the recipe ``reference``.
 
     ``TrainingConfig(**RECIPES["fast"])`` gives the settings of another recipe.
 
     Args:
         model: one of :data:`MODELS`, or a list of layers as :func:`fastconv.builder.build_cnn` accepts it.
-        backend: the library of the operators, one of :data:`BACKENDS`.
+        backend: the library that runs the layers, one of :data:`BACKENDS`.
         epochs: passes over the training images.
         batch_size: number of images per step.
         validation_split: share of the images, from their end, that is used for validation.
-        lr: the learning rate: the highest value of the schedule.
+        lr: the highest learning rate of the schedule.
         seed: the seed of the weights, the order and the augmentation.
         schedule: how the learning rate changes from step to step, one of :data:`SCHEDULES`.
         label_smoothing: the share of the target that is spread over all classes (Szegedy et al., 2015).
         augment: the random changes of the images, one of :data:`~fastconv.classifier.augment.AUGMENTATIONS`.
         optimizer: one of :data:`OPTIMIZERS`. sgd has Nesterov momentum of 0.9.
-        loss: one of :data:`LOSSES`. mse compares the probabilities with 1 for the right class and 0 for the others.
+        loss: one of :data:`LOSSES`. mse compares the probabilities with 1 for the true class and 0 for the others.
         patience: stop when the validation loss has not fallen for this number of epochs. ``None`` never stops early.
         dtype: the data type of the computation, one of :data:`DTYPES`.
         device: the device, one of :data:`DEVICES`.
@@ -118,7 +118,7 @@ class TrainingConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
-        """Select the fields of this class from the settings of a run, as :func:`settle` returns them."""
+        """Build the configuration from ``settings``, which :func:`settle` returned. Ignore its other settings."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class TrainingConfig:
         _check(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63 - 1, not {self.seed}")
 
 
-#: The settings of a run besides its :class:`TrainingConfig` that change the weights, with their defaults.
+#: Settings of a run that change its weights but are not fields of :class:`TrainingConfig`, with their defaults.
 _OTHER_SETTINGS: dict[str, Any] = {
     "recipe": "reference",
     "dataset": "mnist5k",
@@ -164,7 +164,7 @@ _OTHER_SETTINGS: dict[str, Any] = {
 
 
 def settle(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all settings of a new run: the given values, else the recipe's, else the defaults.
+    """Return all settings of a new run: the given value of each, else the recipe's, else the default.
 
     Example::
 
@@ -180,7 +180,7 @@ def settle(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Check settings of a run that were read from a file. Some may be missing.
+    """Check the settings of a run. Settings that were read from a file may be incomplete.
 
     Raises:
         TrainingError: if a value has the wrong type or is out of its range.

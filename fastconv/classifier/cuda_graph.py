@@ -1,9 +1,8 @@
 """A training step that is replayed from a CUDA graph.
 
 A step of a small network launches about a hundred kernels of a few microseconds, and launching one from Python takes
-longer than that. A CUDA graph records the kernels and their memory once, and replays them in one call. Values that
-change from step to step must stay at the same address: images and labels are copied there, and the learning rate is a
-tensor.
+longer than that. A CUDA graph records the kernels and their addresses once, and replays them in one call. Values
+that change must stay at fixed addresses: each batch is copied to the same tensors, and the learning rate is a tensor.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class GraphedStep:
         return self._results
 
     def _on_a_side_stream(self, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Run on a stream of its own. A recording cannot wait for work of the default stream."""
+        """Run on another stream, because a recording cannot wait for work of the default stream."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

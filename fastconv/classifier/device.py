@@ -18,11 +18,11 @@ def find(name: str, backend: str = "fastconv") -> torch.device:
     if name != "cuda":
         return torch.device(name)
     if torch.version.cuda is None:
-        raise UserError(f"no GPU to train on: torch {torch.__version__} is built without CUDA")
+        raise UserError(f"cannot use a GPU: torch {torch.__version__} is built without CUDA")
     if not torch.cuda.is_available():
-        raise UserError("no GPU to train on: torch finds no GPU, or no driver for it")
+        raise UserError("cannot use a GPU: torch finds no GPU, or no driver for it")
     if backend == "fastconv" and not has_cuda():
         raise UserError("fastconv is built without CUDA: build it with FASTCONV_CUDA=1, or use --backend torch")
     if not alone():
-        raise UserError("training on a GPU uses one process: use torchrun for the CPU only")
+        raise UserError("training on a GPU uses one process: start it without torchrun, or train on the CPU")
     return torch.device("cuda", torch.cuda.current_device())

@@ -1,4 +1,4 @@
-"""Training of one network in several processes: torchrun --nproc-per-node 2 -m fastconv train ...
+"""Train one network in several processes: torchrun --nproc-per-node 2 -m fastconv train ...
 
 DistributedDataParallel averages the gradients over the processes during backward.
 """
@@ -51,7 +51,7 @@ def process_group() -> Iterator[int]:
 
 
 class Distributed:
-    """``model`` in all processes of the group, or in this process if there is no group.
+    """A model that all processes of the group train together. Without a group, this process trains it alone.
 
     Attributes:
         model: the module to call in training.
@@ -64,17 +64,17 @@ class Distributed:
         self.model = model
         if self._count > 1:
             for parameter in model.parameters():
-                # With one channel or a 1 x 1 kernel, both memory formats differ in their strides only. Gradients have
-                # the contiguous strides, and DDP prints a long warning about other strides.
+                # A channels_last weight with one channel or a 1 x 1 kernel is also contiguous, but has other strides.
+                # DDP prints a long warning if a weight and its gradient have different strides.
                 if parameter.is_contiguous():
                     parameter.data = parameter.data.view(-1).view(parameter.shape)
             self.model = nn.parallel.DistributedDataParallel(model)
 
     def share(self, batch: Tensor) -> tuple[Tensor, float, int]:
-        """Return the part of ``batch`` that this process computes, the weight of its mean loss, and a number of images.
+        """Return this process's part of ``batch``, the weight of its mean loss, and the number of images to count.
 
-        With these weights, the mean over the processes is the mean over the batch. The numbers of images add up to the
-        size of the batch.
+        The mean of the weighted losses over the processes equals the mean loss over the batch. The counts of all
+        processes add up to the size of the batch.
         """
         if self._count == 1:
             return batch, 1.0, len(batch)

@@ -6,7 +6,7 @@ class UserError(Exception):
 
 
 class UserInterrupt(Exception):
-    """The user stopped a training, and its state was saved. The command prints how to continue.
+    """The user stopped a run, and its state was saved. The command prints how to continue.
 
     ``exit_code`` follows the convention of shells for a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM.
     """

@@ -17,7 +17,7 @@ from fastconv.classifier.networks import build_model
 #: A function of probabilities (N, classes) and labels (N,).
 Metric = Callable[[Tensor, Tensor], float]
 
-#: Settings that compile() does not accept, by the function that does.
+#: Settings that compile() does not accept, under the function that accepts them.
 _ELSEWHERE = {
     "fit()": ("epochs", "batch_size", "validation_split", "validation_data", "seed"),
     "Classifier()": ("model", "backend", "shape", "classes"),
@@ -32,7 +32,7 @@ class Classifier:
             logits (N, classes).
         shape: (C, H, W) of an image.
         classes: the number of classes.
-        backend: the layers of a ``model`` that is not a module: ``"fastconv"`` or ``"torch"``.
+        backend: the library of the layers, ``"fastconv"`` or ``"torch"``. It is ignored if ``model`` is a module.
 
     Images are tensors or arrays (N, C, H, W), or (N, H, W) with one channel. They are floats in [0, 1], or uint8
     values, which are divided by 255. Labels are integers (N,) or one-hot rows (N, classes).
@@ -79,7 +79,7 @@ class Classifier:
             optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
             loss: ``"cross-entropy"`` or ``"mse"``.
             lr: the learning rate.
-            metrics: functions by name, whose values :meth:`evaluate` returns as well. ``["accuracy"]`` adds none.
+            metrics: functions by name, for :meth:`evaluate`. It always returns accuracy: ``["accuracy"]`` adds nothing.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
 
         Returns:
@@ -98,7 +98,7 @@ class Classifier:
         if not isinstance(metrics, Mapping):
             unknown = [name for name in metrics if name not in ("accuracy", "loss")]
             if unknown:
-                raise ValueError(f"unknown metric {unknown[0]!r}: give a function of probabilities and labels, by name")
+                raise ValueError(f"unknown metric {unknown[0]!r}: pass {{name: function(probabilities, labels)}}")
             metrics = {}
         self._settings = {"optimizer": optimizer, "loss": loss, "lr": lr, **settings}
         self._config()
@@ -116,7 +116,7 @@ class Classifier:
         seed: int = 0,
         on_epoch: Callable[[EpochResult], None] | None = None,
     ) -> list[EpochResult]:
-        """Train, starting from the current weights.
+        """Train the network, starting from its current weights.
 
         Args:
             validation_split: the share of the images, from their end, that is used for validation.
@@ -161,7 +161,7 @@ class Classifier:
         if labels.dim() == 2 and labels.shape[1] == self._classes:
             one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
             if not one_hot:
-                raise TrainingError("labels of two dimensions must be one-hot: one 1 in each row, and zeros")
+                raise TrainingError("labels of two dimensions must be one-hot: each row must have a single 1 and zeros")
             labels = labels.argmax(1)
         if labels.shape != images.shape[:1] or labels.is_floating_point():
             raise TrainingError(
@@ -178,7 +178,9 @@ class Classifier:
             images = images.unsqueeze(1)
         if images.dim() != 4 or tuple(images.shape[1:]) != self._shape or len(images) == 0:
             wanted = " x ".join(map(str, self._shape))
-            raise TrainingError(f"images must be one or more of {wanted}, not of shape {tuple(images.shape)}")
+            raise TrainingError(
+                f"images must have the shape N x {wanted}, with N at least 1, not {tuple(images.shape)}"
+            )
         if images.dtype == torch.uint8:
             return images.float() / 255
         if not images.is_floating_point():

@@ -1,7 +1,7 @@
-"""Export of a checkpoint's network for other programs, as a file that does not need fastconv.
+"""Export a checkpoint's network to a file that other programs can use without fastconv.
 
-The formats safetensors and torch contain the weights, pt2 and onnx the network itself, on PyTorch's operators. Results
-equal those of :meth:`Checkpoint.build` up to rounding.
+The formats safetensors and torch contain the weights only. The formats pt2 and onnx contain the whole network, built of
+standard operators. Its outputs equal those of :meth:`Checkpoint.build` up to rounding.
 """
 
 import io
@@ -28,8 +28,8 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     """Write ``checkpoint`` to ``path`` in ``format``, one of :data:`SUFFIXES`, and return the size in bytes.
 
     Raises:
-        OutputError: if ``path`` has another ending or cannot be written. Without ``force``, also if it is a file other
-            than an earlier export in the same format.
+        OutputError: if ``path`` has another ending or cannot be written, or if it exists, is not an earlier export in
+            the same format, and ``force`` is false.
         ModuleNotFoundError: if the format needs a package of the extra ``export`` that is not installed.
 
     Example::
@@ -51,7 +51,7 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
 
 
 def metadata(checkpoint: Checkpoint, format: str) -> dict[str, str]:
-    """Return the metadata of the files, each value in JSON. ``layers`` is for :func:`fastconv.builder.build_cnn`."""
+    """Return the metadata of a file, each value as JSON. :func:`fastconv.builder.build_cnn` accepts ``layers``."""
     values = {
         "written_by": _mark(format),
         "fastconv": __version__,
@@ -69,7 +69,7 @@ def _mark(format: str) -> str:
 
 
 def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
-    """Return whether :func:`write` wrote the file. The format torch has no metadata: compare the names of weights."""
+    """Return whether :func:`write` wrote the file. The format torch has no metadata: compare weight names."""
     if format == "torch":
         try:
             found = read(path, "state")
@@ -106,7 +106,7 @@ def _safetensors(checkpoint: Checkpoint) -> bytes:
 
 
 def _example(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return arguments for torch's exporters: a dynamic batch. They would treat a batch of one image as constant."""
+    """Return arguments that make the batch size dynamic. torch's exporters treat a batch of one image as constant."""
     return {"args": (torch.zeros(2, *checkpoint.shape),), "dynamic_shapes": ({0: torch.export.Dim("batch")},)}
 
 

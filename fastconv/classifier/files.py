@@ -1,4 +1,4 @@
-"""Reading of input files, and atomic writing of results."""
+"""Read input files, and write results atomically."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ from fastconv.classifier.errors import UserError
 
 
 class OutputError(UserError):
-    """A path cannot be written, or contains a file that must not be overwritten."""
+    """A path cannot be written, or an existing file must not be overwritten."""
 
 
 def check_output_folder(folder: Path) -> None:

@@ -51,7 +51,7 @@ class Totals:
     """Sums over the images seen so far in an epoch.
 
     ``images`` counts the images of all processes. ``loss`` and ``correct`` are sums over the ``own`` images of this
-    process. They are tensors, because reading a value waits for the step.
+    process. They are tensors, because converting them to numbers waits for a GPU to finish the step.
     """
 
     images: int
@@ -107,19 +107,19 @@ def fit(
 
 
 class Training:
-    """A training that can be stopped after any step and continued later, also in another process.
+    """A training run that can be stopped after any step and continued later, also in another process.
 
-    Each epoch draws its random numbers from the seed and its own number. Dropout also depends on the rank of the
-    process, and augmentation on the number of the step as well. So :meth:`state_dict` is the complete state, and a
-    continued training gives bitwise the weights of an uninterrupted one.
+    Random numbers depend on the seed and the epoch. Those of dropout also depend on the rank of the process, and those
+    of augmentation on the rank and the step. So :meth:`state_dict` is the complete state, and a continued run gives
+    bitwise the weights of an uninterrupted one.
 
-    Under torchrun, each process computes its part of every batch, and the gradients are averaged. The batches are those
-    of one process, and the weights agree up to rounding. (Augmentation and dropout draw differently.)
+    Under torchrun, each process computes its part of every batch, and the gradients are averaged. The weights equal
+    those of one process up to rounding, except with augmentation or dropout: each process draws its own numbers.
 
     Args:
         images, labels, config: as for :func:`fit`.
         classes: the number of classes.
-        model: a network to train in place of a new one of ``config.model``.
+        model: the network to train. By default it is built from ``config.model``.
         held_out: images and labels for validation, in place of the last ``config.validation_split`` of the images.
 
     Attributes:
@@ -200,7 +200,7 @@ class Training:
         self._stopped = False
 
     def _run_epoch(self, on_step: OnStep | None) -> bool:
-        """Do the remaining steps of the epoch. Return whether all are done."""
+        """Run the remaining steps of the epoch. Return whether all are done."""
         epoch = len(self.history) + 1
         self.model.train()
         order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._seed(epoch)))
@@ -234,7 +234,7 @@ class Training:
         return self._steps == len(batches)
 
     def _one_step(self, images: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-        """Update the weights once. Return the mean loss before, and the number of right predictions."""
+        """Update the weights once. Return the mean loss and the number of correct predictions before the update."""
         config = self._config
         with self._autocast() if config.dtype == "bfloat16" else contextlib.nullcontext():
             logits = self._distributed.model(images)
@@ -258,7 +258,7 @@ class Training:
     def _finish_epoch(self, on_epoch: OnEpoch | None) -> None:
         epoch, count = len(self.history) + 1, len(self._images)
         start = time.perf_counter()
-        loss, correct = self._distributed.sums(self._totals.loss, self._totals.correct)  # waits for a GPU
+        loss, correct = self._distributed.sums(self._totals.loss, self._totals.correct)  # waits for the GPU
         self._seconds += time.perf_counter() - start
         val_loss, val_accuracy = None, None
         if len(self._held_out[0]):
@@ -298,13 +298,13 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what :meth:`state_dict` returned for the same images and configuration.
+        """Continue from ``state``, which :meth:`state_dict` returned for the same images and configuration.
 
         Args:
-            state: follows the schema :class:`fastconv.classifier.schemas.TrainingState`.
+            state: must follow the schema :class:`fastconv.classifier.schemas.TrainingState`.
 
         Raises:
-            RuntimeError, ValueError: if it belongs to another training.
+            RuntimeError, ValueError: if ``state`` belongs to another run.
         """
         training_state.check_weights(self.model, state["model"])
         training_state.check_optimizer(self._config.optimizer, self.model.parameters(), state["optimizer"]["state"])

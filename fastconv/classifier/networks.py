@@ -1,4 +1,4 @@
-"""Building of the networks that can be trained."""
+"""Build a network from its name or from a list of layers."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The report of a run: its figures and pictures on one page, ``report.html``, which needs no other file."""
+"""The report of a run: its figures and pictures on one self-contained page, ``report.html``."""
 
 from __future__ import annotations
 
@@ -100,16 +100,16 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
             "predictions",
             "Predictions",
             plots.prediction_grid(images[first], labels[first], probabilities[first], class_names=names, columns=2),
-            f"The first {count} test images with the predicted class: blue is right, red is wrong. The bars are the"
+            f"The first {count} test images with the predicted class: blue is correct, red is wrong. The bars are the"
             " probabilities of the classes.",
-            f"{count} test images. {int((predictions[first] == labels[first]).sum())} of the predictions are right.",
+            f"{count} test images. {int((predictions[first] == labels[first]).sum())} of the predictions are correct.",
             wide=True,
         ),
         Picture(
             "confusion_matrix",
             "Confusion matrix",
             plots.confusion_matrix(labels, predictions, names),
-            "Number of test images by right class (row) and predicted class (column). Right predictions are on the"
+            "Number of test images by true class (row) and predicted class (column). Correct predictions are on the"
             " diagonal.",
             f"A table of {len(names)} by {len(names)} classes. {len(images) - wrong} of {len(images)} images are on the"
             " diagonal.",
@@ -119,8 +119,8 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
             "worst_mistakes",
             "The worst mistakes",
             plots.worst_mistakes(images, labels, probabilities, names),
-            "The wrong predictions with the largest loss. The predicted class is red, the right class is blue. Each"
-            " has its probability.",
+            "The wrong predictions with the largest loss. The predicted class is red, the true class is blue. Each is"
+            " followed by its probability.",
             f"Up to 12 of the {wrong} wrongly predicted test images." if wrong else "No mistakes.",
             wide=wrong > 0,
         ),
@@ -137,14 +137,14 @@ def _curves(record: Mapping[str, Any]) -> Picture:
         "Training",
         plots.training_curves(epochs, record["config"].get("loss", "cross-entropy")),
         f"Loss and accuracy of the {shown} by epoch."
-        + (" The figures of training are means over the epoch, during which the weights change." if validated else ""),
+        + (" The training figures are means over the epoch, during which the weights change." if validated else ""),
         f"Two charts of the {shown} by epoch. After the last of {len(epochs)} epochs, the training loss is"
         f" {epochs[-1]['loss']:.3f} and the training accuracy {epochs[-1]['accuracy']:.1%}.",
     )
 
 
 def _layers(model: nn.Module, image: Tensor, name: str) -> list[Picture]:
-    """Draw the kernels of the first convolution, and the feature maps of ``image``, which shows a ``name``."""
+    """Draw the kernels of the first convolution, and the feature maps of ``image``, whose class is ``name``."""
     convolution = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     if convolution is None:
         return []
@@ -190,7 +190,8 @@ def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Se
 </head>
 <body>
 <h1>{_text(title)}</h1>
-<p class="accuracy"><strong>{accuracy:.2%}</strong> of {count:,} test images of {_text(data.name)} are right</p>
+<p class="accuracy"><strong>{accuracy:.2%}</strong> of {count:,} test images of {_text(data.name)} predicted
+correctly</p>
 <p>{speed:,.0f} images/s in training, {seconds:.2f} s an epoch (medians of {len(epochs)} epoch{"s" * (len(epochs) > 1)},
 without validation)</p>
 <p class="faint">Run in {_text(run)}</p>
@@ -249,7 +250,7 @@ def _epochs(epochs: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _comparison(compare: Mapping[str, Any] | None) -> str:
-    """Return the section about the training on the other backend, if there was one."""
+    """Return the section about the run on the other backend, if there was one."""
     if compare is None:
         return ""
     speed = statistics.median(epoch["images_per_second"] for epoch in compare["epochs"])

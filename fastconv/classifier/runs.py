@@ -1,8 +1,8 @@
-"""The folder of a run: its results and, during the training, its state.
+"""The folder of a run: its results and, until the run is finished, its state.
 
 ``checkpoint.pt`` is the trained network, and ``best.pt`` is the network after the epoch with the best validation
-accuracy. ``history.json`` and ``history.csv`` have the figures of each epoch. ``training.pt`` exists during a training,
-and ``fastconv train --resume`` continues from it. ``fastconv report`` writes ``report.html`` and ``plots``.
+accuracy. ``history.json`` and ``history.csv`` have the figures of each epoch. ``training.pt`` exists until the run is
+finished, and ``fastconv train --resume`` continues from it. ``fastconv report`` writes ``report.html`` and ``plots``.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _LARGEST_HISTORY = 1 << 30  # bytes; a million epochs have 200 MB
 class RunFolder:
     """The run in the folder ``path``.
 
-    Within ``locked``, call ``begin`` for a new run, or ``restore`` for an ``interrupted`` one. Then call
-    ``save_training`` any number of times, and ``finish``.
+    Within ``locked``, call ``begin`` for a new run, or ``restore`` with the state from ``interrupted``. Then call
+    ``save_epoch`` or ``save_training`` any number of times, and ``finish``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,21 +53,21 @@ class RunFolder:
         self.plots = path / "plots"
 
     def begin(self, settings: dict[str, Any]) -> None:
-        """Check that a new run may write here. It may replace results of the same model and data set only.
+        """Check that a new run may write here. Only results of the same model and data set may be replaced.
 
         Raises:
-            OutputError: if there are other results or an interrupted run.
+            OutputError: if the folder has other results or an interrupted run.
         """
         if self.training.exists():
             raise files.OutputError(
-                f"{self.path} has an interrupted training: continue it with --resume, or remove {self.training}"
+                f"{self.path} has an interrupted run: continue it with --resume, or remove {self.training}"
             )
         self._check_results(settings)
         for path in (self.best, self.history, self.table):
             if path.is_dir():
                 raise files.OutputError(f"{path} is a folder: choose another --output")
         with contextlib.suppress(OSError):
-            self.best.unlink()  # of an earlier run: this run may have no validation images
+            self.best.unlink()  # of an earlier run; this run writes none without validation images
 
     def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the interrupted run, and its state for :meth:`restore`.
@@ -82,9 +82,9 @@ class RunFolder:
 
         if not self.training.is_file():
             raise UserError(f"nothing to resume: there is no {self.training}")
-        content = checkpoint.read(self.training, "training")
+        content = checkpoint.read(self.training, "training state")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise UserError(f"{self.training} is not a training of fastconv")
+            raise UserError(f"{self.training} is not a training state of fastconv")
         if content.get("version") != _VERSION:
             raise UserError(
                 f"{self.training} has format {content.get('version')}: this version of fastconv resumes"
@@ -103,7 +103,7 @@ class RunFolder:
             if value != before and (name != "data_dir" or settings.get("dataset") == "folder"):
                 option = "--" + name.replace("_", "-")
                 had = f"no {option}" if before is None else f"{option} {before}"
-                raise UserError(f"the training in {self.path} has {had}, not {value}: leave {option} out to resume it")
+                raise UserError(f"{option} {value} differs from the run in {self.path} ({had}): leave it out to resume")
         return {**settings, **given}, state
 
     @contextlib.contextmanager
@@ -122,7 +122,7 @@ class RunFolder:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     raise files.OutputError(
-                        f"another training is running in {self.path}: wait until it ends, or choose another --output"
+                        f"another process is training in {self.path}: wait until it ends, or choose another --output"
                     ) from error
                 except OSError:
                     pass  # a file system without locks
@@ -131,7 +131,7 @@ class RunFolder:
             yield
 
     def restore(self, training: Training, state: dict[str, Any] | None = None) -> None:
-        """Load ``state`` into ``training``. The default is what :meth:`save_training` saved last."""
+        """Load ``state`` into ``training``. By default, load the state in ``training.pt``."""
         if state is None:
             _, state = self.interrupted({})
         try:
@@ -155,7 +155,7 @@ class RunFolder:
         files.write_atomically(self.training, checkpoint.serialized(content))
 
     def abandon(self) -> None:
-        """Remove the state of a training that cannot be continued."""
+        """Remove the state of a run that cannot be continued."""
         self.training.unlink(missing_ok=True)
 
     def write_history(self, record: dict[str, Any]) -> None:
@@ -189,9 +189,9 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
-            raise UserError(f"the training in {self.path} is not finished: continue it with --resume")
+            raise UserError(f"the run in {self.path} is not finished: continue it with --resume")
         content = files.read_bytes(self.history, _LARGEST_HISTORY)
-        damaged = f"{self.history} is not the history of a training, or a damaged one"
+        damaged = f"{self.history} is not the history of a run, or is damaged"
         try:
             record = json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -214,7 +214,7 @@ class RunFolder:
             for what, (was, now) in before.items():
                 if was != now:
                     raise files.OutputError(
-                        f"{self.checkpoint} was trained with {what} {was} and is not overwritten:"
+                        f"{self.checkpoint} is from a run with {what} {was} and is not overwritten:"
                         " choose another --output"
                     )
             return
@@ -233,7 +233,7 @@ def _csv(history: list[EpochResult]) -> str:
 
 @contextlib.contextmanager
 def stopped_by_interrupt(training: Training) -> Iterator[list[int]]:
-    """Let Ctrl-C and SIGTERM stop ``training`` after the current step. The yielded list then has the signal's number.
+    """Let Ctrl-C and SIGTERM stop ``training`` after the current step. The yielded list then holds the signal's number.
 
     A second Ctrl-C ends the program at once.
     """

@@ -1,6 +1,6 @@
 """The schemas of the files that fastconv writes and reads, and the messages about files that violate them.
 
-The readers of the files do the checks that need more than the file, such as the shapes of a network's weights.
+A schema sees one file only. The readers of the files check the rest, such as the shapes of a network's weights.
 
 Importing pydantic takes 0.1 s. Import this module in the functions that read files, so that ``fastconv --help`` does
 not wait.
@@ -35,21 +35,21 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, StringConstraints(min_length=1)]
-#: The present settings must be valid. Files of earlier versions of fastconv have fewer settings.
+#: Settings may be missing, because earlier versions of fastconv had fewer. Those that are present must be valid.
 Settings = Annotated[dict[str, Any], AfterValidator(_settings)]
 Tensors = dict[str, torch.Tensor]
 Side = Annotated[int, Field(ge=1, lt=2**15)]
 
 
 def _shown(settings: dict[str, Any]) -> dict[str, Any]:
-    """Check settings whose model is only displayed, so it may be any string."""
+    """Check the settings in history.json. Their model may be any string, because it is only displayed."""
     if not isinstance(settings.get("model", ""), str):
         raise ValueError(f"model must be a string, not {settings['model']!r}")
     return _settings({name: value for name, value in settings.items() if name != "model"})
 
 
 class Epoch(_Record):
-    """:class:`fastconv.classifier.fit.EpochResult`."""
+    """The fields of :class:`fastconv.classifier.fit.EpochResult`."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -76,7 +76,7 @@ SomeEpochs = Annotated[Epochs, Field(min_length=1)]
 
 
 class Compared(_Record):
-    """The same training on the other backend."""
+    """The figures of the same run on the other backend, which ``--compare`` adds to history.json."""
 
     backend: Name
     epochs: SomeEpochs
@@ -85,7 +85,7 @@ class Compared(_Record):
 
 
 class History(_Record):
-    """history.json."""
+    """The content of history.json."""
 
     config: Annotated[dict[str, Any], AfterValidator(_shown)]
     versions: dict[str, Any]
@@ -116,14 +116,14 @@ class TrainingState(_Record):
 
 
 class Training(_Record):
-    """training.pt."""
+    """The content of training.pt."""
 
     settings: Settings
     training: TrainingState
 
 
 class Checkpoint(_Record):
-    """checkpoint.pt and best.pt. Version 1 supported digits only, and had neither shape nor class names."""
+    """The content of checkpoint.pt and best.pt. Version 1, for digits only, had neither shape nor class names."""
 
     version: Literal[1, 2]
     model: Name

@@ -1,7 +1,7 @@
-"""Checks of the state of an interrupted training before it is restored.
+"""Check the state of an interrupted run before it is restored.
 
-The file follows its schema (:mod:`fastconv.classifier.schemas`). These checks compare it with the network, the images
-and the optimizer.
+The state already follows its schema (:mod:`fastconv.classifier.schemas`). These functions compare it with the network,
+the images and the optimizer, and raise ValueError if it does not fit.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What each optimizer keeps per weight.
+#: The state that each optimizer keeps per weight.
 _OPTIMIZER_STATES = {
     "adam": {"step", "exp_avg", "exp_avg_sq"},
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
@@ -19,11 +19,7 @@ _OPTIMIZER_STATES = {
 
 
 def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Check that ``weights`` belong to ``model``.
-
-    Raises:
-        ValueError: if not, as the other functions of this module do.
-    """
+    """Check that ``weights`` have the names, shapes and data types of ``model``."""
     expected = model.state_dict()
     if weights.keys() != expected.keys():
         raise ValueError("its weights are not those of the model")
@@ -57,12 +53,10 @@ def check_epoch(state: dict[str, Any], images: int, batch_size: int, dtype: torc
     if type(own) is not int or not 0 <= own <= seen:
         raise ValueError(f"a process cannot have seen {own!r} of {seen} images")
     if steps > 0 and not (own > 0 and state["seconds"] > 0 and state["optimizer"]["state"]):
-        raise ValueError(
-            f"it cannot have done {steps} steps in no time, without images or without an optimizer's state"
-        )
+        raise ValueError(f"it has done {steps} steps, but its time, its images or its optimizer's state are missing")
     # Before the first step, the sum is a zero in float32.
     _check_tensor("the sum of the loss", loss, torch.Size(), dtype if steps else torch.float32)
-    _check_tensor("the number of right predictions", correct, torch.Size(), torch.int64)
+    _check_tensor("the number of correct predictions", correct, torch.Size(), torch.int64)
 
 
 def check_random_state(state: dict[str, Any], device: torch.device) -> None:

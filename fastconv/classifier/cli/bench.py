@@ -29,13 +29,13 @@ def bench(
     ] = None,
     png: Annotated[
         Path | None,
-        typer.Option("--png", parser=path, help="Draw the ratios into this .png file.", show_default=False),
+        typer.Option("--png", parser=path, help="Draw the ratios in this .png file.", show_default=False),
     ] = None,
 ) -> None:
-    """Time fastconv against PyTorch on this machine: the blocks of a CNN, and its training step, in half a minute.
+    """Time the blocks of a CNN and its training step with fastconv and with PyTorch. This takes half a minute.
 
-    The ratio is the time of PyTorch, in its faster memory format, over the time of fastconv. Above 1, fastconv is
-    faster. If the output is not a terminal, the table is tab-separated.
+    The ratio is PyTorch's time, in its faster memory format, divided by fastconv's time. Above 1, fastconv is faster.
+    If the output is not a terminal, the table is tab-separated.
     """
     for file, suffix in ((json, ".json"), (png, ".png")):
         if file is not None and file.suffix.lower() != suffix:

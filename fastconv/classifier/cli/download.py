@@ -22,7 +22,7 @@ def download(
         ),
     ] = None,
 ) -> None:
-    """Download a data set and check it. An interrupted download continues where it stopped.
+    """Download a data set and verify its checksums. An interrupted download continues where it stopped.
 
     mnist: 12 MB; handwritten digits; Y. LeCun, C. Cortes and C. Burges, CC BY-SA 3.0.
 

@@ -17,8 +17,8 @@ def export(
         Format,
         typer.Option(
             "--format",
-            help="safetensors and torch write the weights alone; torch is a state_dict as torch.save writes it."
-            " pt2 and onnx write the network itself, for torch.export.load and for ONNX runtimes.",
+            help="safetensors, torch: the weights only; torch is a state_dict that torch.load reads."
+            " pt2, onnx: the whole network, for torch.export.load and for ONNX runtimes.",
             show_default=False,
         ),
     ],
@@ -32,7 +32,7 @@ def export(
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite a file that is not an export in this format.")
+        bool, typer.Option("--force", help="Overwrite the output file even if it is not an export in this format.")
     ] = False,
 ) -> None:
     """Write a checkpoint's network as a file that other programs can read without fastconv."""

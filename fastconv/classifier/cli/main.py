@@ -36,7 +36,7 @@ except ModuleNotFoundError as missing:
 _BUG = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
-# On the CPU, torch's allocators raise no exception class of their own.
+# torch has no exception class for a lack of CPU memory, so its messages are matched.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory")
 # The extra that installs a package. Packages that are not listed belong to the extra classifier.
 _EXTRAS = {"onnx": "export", "onnxscript": "export", "safetensors": "export", "tensorboard": "tensorboard"}
@@ -63,7 +63,7 @@ def root(
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Print a traceback after an error.")] = False,
 ) -> None:
-    """Train a small CNN on digits or other small images with fastconv's kernels, and look at what it learned."""
+    """Train a small CNN on digits or other small images with fastconv's kernels, and inspect the result."""
 
 
 def info() -> None:

@@ -1,7 +1,7 @@
 """Options that several subcommands share, and the functions that apply them.
 
-The choices repeat the names of tables elsewhere (config, data, augment, export), because typer requires classes. A test
-compares both.
+typer requires an Enum for each option with choices. Tables in config, data, augment and export have the same names, and
+a test compares both.
 """
 
 from enum import Enum
@@ -66,7 +66,9 @@ DataDirOption = Annotated[
 ]
 SavedDataSetOption = Annotated[
     DataSetName | None,
-    typer.Option("--dataset", help="Default: the data set that the network was trained on.", show_default=False),
+    typer.Option(
+        "--dataset", help="The data set of the test images. Default: that of the training.", show_default=False
+    ),
 ]
 BackendOption = Annotated[
     Backend, typer.Option("--backend", help="The operators that run the network: fastconv's or PyTorch's.")

@@ -34,8 +34,7 @@ def plot(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Also open the picture in the system's viewer.")] = False,
 ) -> None:
-    """Draw test images with their predicted classes and the probabilities. Right predictions are blue, wrong ones
-    red."""
+    """Draw test images with their predicted classes and probabilities. Correct predictions are blue, wrong ones red."""
     if output is None:
         output = checkpoint.parent / "predictions.png"
     if output.suffix.lower() != ".png":

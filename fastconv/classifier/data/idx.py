@@ -1,4 +1,4 @@
-"""Reader of MNIST and Fashion-MNIST, which have four IDX files each.
+"""Read MNIST and Fashion-MNIST, which have four IDX files each.
 
 The IDX format (http://yann.lecun.com/exdb/mnist): a big-endian header of a magic number (0, 0, type, dimensions) and
 one 32-bit size per dimension, then the values. These files hold unsigned bytes.
@@ -35,7 +35,7 @@ _UNSIGNED_BYTE = 0x08
 
 
 def load_idx(name: str, folder: Path, class_names: Sequence[str] = CLASS_NAMES) -> DataSet:
-    """Load the data set ``name`` from its four files in ``folder``, which ``find_folder`` has found.
+    """Load the data set ``name`` from its four files in ``folder``, which :func:`find_folder` found.
 
     Raises:
         DataError: if a file is damaged, or does not fit the other files.

@@ -1,4 +1,4 @@
-"""Reading of image files: digits are prepared like MNIST, 28 x 28 and light on black; other images are scaled."""
+"""Read image files. Digits are prepared like MNIST: 28 x 28, light on black. Other images are scaled."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastconv.classifier.files import check_regular
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# MNIST was prepared so: the digit was scaled to fit a box of 20 pixels, and its centre of mass placed at pixel 14 of 0
-# to 27. (Measured over the 4,000 training images of mnist5k: 13.99 and 14.00.)
+# In MNIST, each digit was scaled to fit a box of 20 x 20 pixels, and its centre of mass was moved to pixel (14, 14),
+# counted from 0. (The means over the 4,000 training images of mnist5k are 13.99 and 14.00.)
 _DIGIT_SIZE = 20
-# Pixels above this share of the strongest ink belong to the digit. It is above noise and paper texture.
+# Pixels above this share of the strongest ink belong to the digit. Noise and paper texture are below it.
 _INK = 0.25
 
 
@@ -91,7 +91,7 @@ def _read_grey(path: Path) -> NDArray[np.float64]:
     """Return the image's grey values in [0, 1]."""
     image = _read_colours(path)
     if image.mode.startswith(("I", "F")):
-        # Pillow's conversion to 8 bits would clip. Full scale is 65535, or 255 if no value is larger.
+        # Pillow's conversion to 8 bits would clip. White is 65535, or 255 if no value is larger than 255.
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         return (values / (65535 if values.max() > 255 else 255)).clip(0, 1)
     return np.asarray(image.convert("L"), dtype=np.float64) / 255
@@ -123,7 +123,7 @@ def _read_colours(path: Path) -> Image:
 
 
 def _prepare(grey: NDArray[np.float64], background: float) -> NDArray[np.float64]:
-    """Scale and centre the light digit of ``grey`` as MNIST's are. An image without a digit becomes black."""
+    """Scale and centre the light digit in ``grey`` as in MNIST. An image without a digit becomes black."""
     from PIL import Image
 
     ink = (grey - background).clip(0)
@@ -144,6 +144,6 @@ def _prepare(grey: NDArray[np.float64], background: float) -> NDArray[np.float64
 
 
 def _start(mass: NDArray[np.float64]) -> int:
-    """Return where a digit with this mass along an axis must start to have its centre of mass where MNIST's have it."""
+    """Return where a digit with this mass along an axis must start, so that its centre of mass is at pixel 14."""
     centre = (mass * np.arange(len(mass))).sum() / max(mass.sum(), 1e-9)
     return int(np.clip(round(IMAGE_SIZE / 2 - centre), 0, IMAGE_SIZE - len(mass)))

@@ -1,4 +1,4 @@
-"""Search for the files of a data set: in torchvision's folders, below a given folder or the default ones."""
+"""Find the files of a data set below a given folder or below the default folders."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ DEBIAN = Path("/usr/share/datasets")
 
 @dataclass(frozen=True)
 class Place:
-    """A data set's title and files, and the folders that may contain them; the first is torchvision's.
+    """A data set's title and files, and the folders that may contain them. The first folder is torchvision's.
 
     ``gz``: whether the files may be gzipped. ``debian``: the Debian package that has the files.
     """
@@ -34,7 +34,7 @@ class Place:
 
 PLACES = {
     "mnist": Place("MNIST", _IDX_FILES, ("MNIST/raw", "raw", ".")),
-    # Without raw and ".": MNIST's files have the same names and would be found there.
+    # raw and "." are missing here, because they may contain MNIST's files, which have the same names.
     "fashion-mnist": Place(
         "Fashion-MNIST", _IDX_FILES, ("FashionMNIST/raw", "fashion-mnist"), debian="dataset-fashion-mnist"
     ),
@@ -71,8 +71,8 @@ def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
     searched = ", ".join(str(root) for root in roots)
     debian = f", and so does 'apt install {place.debian}' on Debian" if place.debian and data_dir is None else ""
     raise DataError(
-        f"{place.title} was not found under {searched}: '{download}' fetches it{debian}. Or put its files"
-        f" ({place.files[0]} and so on{forms}) into {place.below[0]} there, or give their folder with --data-dir"
+        f"{place.title} was not found under {searched}: '{download}' fetches it{debian}. Or put its files,"
+        f" {place.files[0]} and so on{forms}, into a sub-folder {place.below[0]}, or name their folder with --data-dir"
     )
 
 

@@ -1,7 +1,7 @@
 """Pictures of a run: training curves, predictions, mistakes, and the network's weights and feature maps.
 
-Every function returns a PNG file. The colours suit colour-blind readers: blue against red or orange, and scales of one
-hue or of two hues with white between them.
+Every function returns a PNG file. Colour-blind readers can distinguish the colours: blue and red, or blue and orange.
+Colour scales have one hue, or two hues with white between them.
 """
 
 from fastconv.classifier.plots.confusion import confusion_counts, confusion_matrix

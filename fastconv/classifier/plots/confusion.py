@@ -15,7 +15,7 @@ _NAME_LENGTH = 16
 
 
 def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """Count the images of each right class (row) and predicted class (column).
+    """Count the images of each true class (row) and predicted class (column).
 
     Shape:
         (N,), (N,) -> (classes, classes), int64.
@@ -30,13 +30,13 @@ def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[str] = CLASS_NAMES) -> bytes:
-    """Draw the number of images of each right class (row) and predicted class (column).
+    """Draw the number of images of each true class (row) and predicted class (column).
 
     The colour shows the share of the row's images. Its scale is a square root, so that a share of 1 % is visible beside
     the diagonal.
 
     Args:
-        labels: (N,), the right classes.
+        labels: (N,), the true classes.
         predictions: (N,), the predicted classes.
         class_names: the names of the classes. Above 30 classes, the cells have no numbers.
 
@@ -62,7 +62,7 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[
     small = 9 if classes <= 20 else 7
     axes.set_xticks(every, [names[index] for index in every], fontsize=small, rotation=90 if longest > 3 else 0)
     axes.set_yticks(every, [names[index] for index in every], fontsize=small)
-    axes.set(xlabel="predicted class", ylabel="right class")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.tick_params(length=0)
     # Thin white lines between the cells.
     axes.set_xticks([edge - 0.5 for edge in range(1, classes)], minor=True)

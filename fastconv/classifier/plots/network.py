@@ -59,7 +59,7 @@ def feature_maps(model: nn.Module, image: Tensor) -> bytes:
     that of the fused layer.
 
     Args:
-        model: a network whose children run in sequence, as in those of :func:`fastconv.builder.build_cnn`.
+        model: a network whose children run in sequence, such as one of :func:`fastconv.builder.build_cnn`.
         image: (C, H, W).
 
     Returns:

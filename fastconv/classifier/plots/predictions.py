@@ -26,7 +26,8 @@ from fastconv.classifier.plots.style import (
 )
 
 _COLUMNS = 3
-# With more classes or longer names, only the most probable classes have a bar. It is horizontal, beside the name.
+# Up to 12 classes with names of up to 2 letters have vertical bars. Otherwise the bars are horizontal, and only the 5
+# most probable classes and the true class have one.
 _MAX_BARS = 12
 _MAX_UPRIGHT = 2
 _LIKELIEST = 5
@@ -45,13 +46,13 @@ def prediction_grid(
 ) -> bytes:
     """Draw each image with its predicted class and percentage, beside a bar chart of the probabilities.
 
-    A right prediction is blue. A wrong one is red; the right class follows in brackets, and its bar is blue. If there
+    A correct prediction is blue. A wrong one is red; the true class follows in brackets, and its bar is blue. If there
     are more than twelve classes, or their names have more than two letters, the chart shows the five most probable
-    classes and the right one.
+    classes and the true one.
 
     Args:
         images: (N, 1, H, W), drawn dark on light, or (N, 3, H, W), drawn in colour.
-        labels: (N,), the right classes.
+        labels: (N,), the true classes.
         probabilities: (N, classes).
         first: the number of the first image.
         title: a line above the grid.
@@ -105,7 +106,7 @@ def _upright_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequ
 
 
 def _lying_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
-    """Draw a horizontal bar for each of the most probable classes, and for the right class."""
+    """Draw a horizontal bar for each of the most probable classes, and for the true class."""
     shown = np.argsort(-row, kind="stable")[:_LIKELIEST].tolist()
     if label not in shown:
         shown.append(label)
@@ -135,7 +136,7 @@ def worst_mistakes(
 
     Args:
         images: (N, 1, H, W) or (N, 3, H, W).
-        labels: (N,), the right classes.
+        labels: (N,), the true classes.
         probabilities: (N, classes).
         class_names: the names of the classes.
         count: the maximum number of images.
@@ -161,7 +162,7 @@ def worst_mistakes(
         label, predicted = int(labels[index]), int(probabilities[index].argmax())
         show_image(place, images[index])
         place.set_title(f"no. {index}, loss {losses[index]:.2f}", fontsize=8, color=FAINT)
-        # A text has one colour, so this needs two.
+        # A label has only one colour, so the true class is a second label.
         text = f"{names[predicted]}  {percent(probabilities[index, predicted].item())}"
         place.set_xlabel(text, color=WRONG, fontsize=9 if small else 10, fontweight="bold", labelpad=3)
         place.annotate(
