@@ -70,7 +70,7 @@ int64_t workspace_size(const Conv2dShape& s) {
   return pixels<largest> * pixels<largest> * (v_step<T>(s) + m_step<T>);
 }
 
-// Transforms the pixels of one tile, from (h0, w0) on. `edge`: some may be outside of the image, where pixels are zero.
+// Transforms one tile of x, whose first pixel is (h0, w0). `edge`: pixels may be outside of the image. They are zero.
 template <class T, int mh, int mw, bool edge>
 void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v) {
   const int64_t step = v_step<T>(s), C = s.C, W = s.W;
