@@ -35,7 +35,7 @@ struct FusedKernels {
 // Winograd's algorithm (winograd.h).
 template <class T>
 struct WinogradKernels {
-  int largest;         // largest tile to use: outputs along one side
+  int largest_tile;    // outputs along one side of the largest tile to use
   int64_t unit_tiles;  // tiles in a unit
   int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
   int64_t (*workspace_size)(const Conv2dShape&);

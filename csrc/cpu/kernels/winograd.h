@@ -45,7 +45,7 @@ int64_t packed_size(const Conv2dShape& s, const WinogradTiles& kind) {
 template <class T>
 void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const WinogradTiles& kind, int64_t index, T* to) {
   FASTCONV_ASSERT(readable(packed) && readable(to) && is_block<T>(index, 1, s.K));
-  FASTCONV_ASSERT(kind.mh >= 1 && kind.mh <= largest && kind.mw >= 1 && kind.mw <= largest);
+  FASTCONV_ASSERT(kind.mh >= 1 && kind.mh <= max_outputs && kind.mw >= 1 && kind.mw <= max_outputs);
   const ChannelBlock<T> block(index, s.K);
   const int64_t size = s.C * block.vectors * lanes<T>;
   const int columns = kind.mw + 2;
@@ -54,7 +54,7 @@ void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const Wino
   const T* origin = rotated ? packed + 8 * size : packed;
   const int64_t tap = rotated ? -size : size;
   for (int64_t i = 0; i < size; i += lanes<T>) {
-    Vec<T> column[3][pixels<largest>];
+    Vec<T> column[3][pixels<max_outputs>];
     with_outputs(kind.mh, [&](auto outputs) {
       constexpr int m = decltype(outputs)::value;
 #pragma GCC unroll 3

@@ -12,13 +12,13 @@
 
 namespace fastconv::FC_LEVEL::winograd {
 
-constexpr int largest = 4;
-// The largest tile that drivers should use at this level. Without FMA (SSE2), each product is rounded before it is
-// added, and larger tiles have more than twice the error of PyTorch's AVX-512 kernels.
+constexpr int max_outputs = 4;  // along one side of a tile
+// The largest tile that plans should use at this level. Without FMA (SSE2), each product is rounded before it is added,
+// and larger tiles have more than twice the error of PyTorch's AVX-512 kernels.
 #if defined(__x86_64__) && FC_VECTOR_BYTES == 16
-constexpr int largest_wanted = 2;
+constexpr int largest_tile = 2;
 #else
-constexpr int largest_wanted = largest;
+constexpr int largest_tile = max_outputs;
 #endif
 constexpr int64_t unit_tiles = 2 * block_rows;
 
@@ -67,7 +67,7 @@ constexpr int64_t m_step = unit_tiles * block_lanes<T>;
 
 template <class T>
 int64_t workspace_size(const Conv2dShape& s) {
-  return pixels<largest> * pixels<largest> * (v_step<T>(s) + m_step<T>);
+  return pixels<max_outputs> * pixels<max_outputs> * (v_step<T>(s) + m_step<T>);
 }
 
 // Transforms one tile of x, whose first pixel is (h0, w0). `edge`: pixels may be outside of the image. They are zero.
