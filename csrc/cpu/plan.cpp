@@ -63,7 +63,7 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
                         {h.rest, w.m, last_row, 0, h.rest > 0, w.count},
                         {h.rest, w.rest, last_row, last_column, h.rest > 0, w.rest > 0}}},
                       0};
-      for (const WinogradTiles& kind : cut.kinds) {
+      for (const WinogradTileKind& kind : cut.kinds) {
         const int64_t tiles = f.conv.N * kind.per_image();
         if (tiles > 0) cut.cost += (tiles + weight_in_tiles) * kind.frequencies();
       }

@@ -24,7 +24,7 @@ constexpr int64_t unit_tiles = 2 * block_rows;
 
 // The sum over c is split into sums of this many terms. The output transform of a larger tile amplifies rounding errors
 // more, so its sums are shorter. With sums of 16 terms, conv3 of MnistCNN takes 4 % longer than with one sum.
-inline int longest_product_sum(const WinogradTiles& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
+inline int longest_product_sum(const WinogradTileKind& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
 
 inline int upto(int most, int64_t count) { return count < most ? static_cast<int>(count) : most; }
 
@@ -46,7 +46,7 @@ FC_INLINE void with_outputs(int m, Run run) {
 // Calls visit(tile, n, p, q) for each tile of a unit, with its number in the unit, its image n and first output (p, q).
 template <class T, class Visit>
 FC_INLINE void for_each_tile(const WinogradUnit<T>& unit, Visit visit) {
-  const WinogradTiles& kind = unit.kind;
+  const WinogradTileKind& kind = unit.kind;
   const int64_t first = unit.first_tile, tiles = unit.last_tile - first;
   int64_t n = first / kind.per_image(), row = first / kind.columns % kind.rows, column = first % kind.columns;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -220,7 +220,7 @@ Transforms<T> transforms_of(Epilogue epilogue) {
 }
 
 template <class T>
-Transforms<T> transforms_of(const WinogradTiles& kind, Epilogue epilogue) {
+Transforms<T> transforms_of(const WinogradTileKind& kind, Epilogue epilogue) {
   Transforms<T> transforms;
   with_outputs(kind.mh, [&](auto mh) {
     with_outputs(kind.mw,
