@@ -182,8 +182,8 @@ void backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGra
 // Adds the products of one output pixel's list to all pixels of dx that its taps read. `tile` has one image. The first
 // tap reads pixel (h, w) of the tile, which may be outside of it.
 template <class T>
-FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const NonZeroLists<T>& list,
-                             const OutputTile<T>& tile, int64_t h, int64_t w) {
+FC_INLINE void add_pixel(const Conv2dShape& s, const T* weight, const NonZeroLists<T>& list, const OutputTile<T>& tile,
+                         int64_t h, int64_t w) {
   T* dx = tile.data;
   const int64_t rows = tile.rows;
   const Runs runs(s);
@@ -247,8 +247,8 @@ void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, c
           const int64_t pixel_h = p * pool.stride_h - pool.pad_h + i / pool.S * pool.dilation_h;
           const int64_t pixel_w = q * pool.stride_w - pool.pad_w + i % pool.S * pool.dilation_w;
           const int64_t length = list[1] - list[0];
-          scatter_pixel(s, weight, {at + list[0], value + list[0], &length, 1, 0, 0}, image,
-                        pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w);
+          add_pixel(s, weight, {at + list[0], value + list[0], &length, 1, 0, 0}, image,
+                    pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w);
         }
       }
     }
