@@ -15,7 +15,7 @@ template <class T>
 bool all_finite(const Tensor& tensor) {
   const T* values = data<T>(tensor);
   std::atomic<bool> finite{true};
-  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), grain_size, [&](int64_t begin, int64_t end) {
     if (!kernels().conv2d<T>().sparse_gradient.all_finite(values + begin, end - begin)) finite = false;
   });
   return finite;
@@ -27,7 +27,7 @@ template <class T>
 int64_t mark_zeros(const Tensor& tensor, uint8_t* marks) {
   const T* values = data<T>(tensor);
   std::atomic<int64_t> nonzero{0};
-  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), grain_size, [&](int64_t begin, int64_t end) {
     nonzero += kernels().conv2d<T>().sparse_gradient.mark_zeros(values + begin, marks + begin, end - begin);
   });
   return nonzero;

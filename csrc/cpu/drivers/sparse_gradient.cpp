@@ -61,7 +61,7 @@ void sparse_backward_data(const SparseGradient<T>& g, bool weight_as_patches, co
   const T* w = data<T>(krsc);
   if (weight_as_patches) {
     T* packed = workspace<T>(Workspace::packed_weight, patch.packed_size(s));
-    parallel_for(0, s.K, ceil_div(32768, s.taps()),
+    parallel_for(0, s.K, ceil_div(grain_size, s.taps()),
                  [&](int64_t begin, int64_t end) { patch.pack_weight(s, data<T>(krsc), begin, end, packed); });
     w = packed;
   }

@@ -82,7 +82,7 @@ class BandSum {
   static void add_up(const Tensor& sum, const Tensor& term) {
     T* to = mutable_data<T>(sum);
     const T* from = data<T>(term);
-    parallel_for(0, sum.numel(), 32768, [&](int64_t begin, int64_t end) {
+    parallel_for(0, sum.numel(), grain_size, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] += from[i];
     });
   }
