@@ -24,7 +24,7 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
 
-// Checks sizes without a tensor.
+// Checks sizes without a tensor. `input` has 4 sizes.
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                    const Ints& dilation, bool ceil_mode);
 
