@@ -84,7 +84,7 @@ class Gradient {
  private:
   double nonzero(double limit) {
     const auto results = static_cast<double>(f_.conv.N * f_.conv.K * f_.conv.P * f_.conv.Q);
-    // After most pools the share is small even if no byte is no_gradient.
+    // Each window passes its gradient to at most one result. For most pools, that alone makes the share small.
     const double most = static_cast<double>(f_.windows() * f_.conv.K) / results;
     if (argmax_ && most < limit) return most;
     if (!nonzero_) {

@@ -57,7 +57,7 @@ void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad
   const Stored* g = data<Stored>(grad_output);
   const int64_t* at = data<int64_t>(indices);
   Stored* dx = mutable_data<Stored>(grad_input);
-  // A window that lies in the padding altogether may have the index of a pixel some rows below it, as in PyTorch.
+  // A window may be entirely in the padding. As in PyTorch, its index may then be that of a pixel some rows below.
   const bool leaves_its_rows = s.pad_w > 0 && s.dilation_w > s.W;
   const Tiles tiles(s.N, s.H, s.W, leaves_its_rows ? std::max<int64_t>(4096, s.H * s.W) : 4096);
   parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {

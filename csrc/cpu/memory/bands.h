@@ -1,9 +1,9 @@
 // Large calls are computed band by band. A band is some images, or some rows of one image. So the copies that a call
 // makes of its tensors (in float32, in NHWC, without the zeros) have the size of a band and not of the tensors.
 //
-// A band is a call with its own shape. Its pad_h says how many rows above its first input row its first output begins.
-// Its number of output rows says how far it reaches below. Bands depend on the shape alone and never on the number of
-// threads.
+// A band is a call with its own shape. Its first output begins pad_h rows above its first input row. The padding
+// below its last input row follows from its number of output rows and may differ from pad_h. Bands depend on the shape
+// alone and never on the number of threads.
 #pragma once
 
 #include <algorithm>

@@ -18,8 +18,8 @@ struct Tile {
   int64_t row, rows;      // rows of each of them
 };
 
-// Cuts `images` images of rows x width pixels into tiles of about `pixels` pixels. There are at least `pieces` tiles if
-// the images are enough for a register block in each.
+// Cuts `images` images of rows x width pixels into tiles of about `pixels` pixels. `pieces`: the number of tiles to
+// aim for if the images are small.
 class Tiles {
  public:
   Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels, int64_t pieces = wanted_pieces)
