@@ -1,4 +1,5 @@
-// Runs a convolution or its gradients: for each element type, band by band, by the algorithm of the plan.
+// Runs a convolution or its gradients, for every element type. Asks plan.h for the algorithm and calls its driver.
+// Large calls run band by band.
 #pragma once
 
 #include <optional>
