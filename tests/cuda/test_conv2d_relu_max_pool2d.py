@@ -187,6 +187,26 @@ def test_every_memory_layout_is_accepted(case: FusedCase, layout: str, device: D
 
 
 @every_dtype
+@pytest.mark.parametrize("case", [TILES[3], TILES[5]], ids=str)
+def test_a_misaligned_gradient_or_argmax_gives_the_same_gradients(
+    case: FusedCase, dtype: torch.dtype, device: Device
+) -> None:
+    tensors, call = arrange(case, case.conv.integers(dtype))
+    x, w, b = (device.put(LAYOUTS["channels_last"](t)) if t.dim() == 4 else device.put(t) for t in tensors)
+    y, argmax = call.forward(device, x, w, b)
+    g = device.put(LAYOUTS["channels_last"](torch.randint(-3, 4, y.shape).to(dtype)))
+    expected = [t.cpu() for t in call.backward(device, g, argmax, x, w)]
+
+    def shifted(tensor: Tensor, by: int) -> Tensor:
+        memory = torch.empty(tensor.numel() + by, dtype=tensor.dtype, device=tensor.device)
+        return memory[by:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+    for by in (1, 2, 4, 8):
+        assert_identical([t.cpu() for t in call.backward(device, g, shifted(argmax, by), x, w)], expected)
+        assert_identical([t.cpu() for t in call.backward(device, shifted(g, by), argmax, x, w)], expected)
+
+
+@every_dtype
 @pytest.mark.parametrize("case", [NETWORK[1], TILES[3], TILES[5]], ids=str)
 def test_results_are_the_same_bits_in_every_order_of_threads(
     case: FusedCase, dtype: torch.dtype, device: Device, emulation: Any

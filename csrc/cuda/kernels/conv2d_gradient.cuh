@@ -18,7 +18,7 @@ struct DenseGradient {
       : g(grad_output.data), layout(Layout::of(s.K, s.P * s.Q, grad_output.channels_last)), Q(s.Q) {}
 
   bool channels_adjacent() const { return layout.channel == 1; }
-  bool is_aligned() const { return cuda::is_aligned(g); }
+  bool is_aligned() const { return cuda::is_aligned<widest_vector<T>>(g); }
 
   struct Pixel {
     int64_t offset;
@@ -69,7 +69,9 @@ struct PooledGradient {
         by_dilation_w(f.pool.dilation_w) {}
 
   bool channels_adjacent() const { return layout.channel == 1; }
-  bool is_aligned() const { return cuda::is_aligned(g) && cuda::is_aligned(argmax); }
+  bool is_aligned() const {
+    return cuda::is_aligned<widest_vector<T>>(g) && cuda::is_aligned<widest_vector<T>>(argmax);
+  }
 
   // If windows touch: the offsets of the pixel's window, and the position in the window as p. Otherwise: the offsets of
   // the image's first window, and the pixel.

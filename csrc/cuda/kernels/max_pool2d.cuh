@@ -148,10 +148,9 @@ __global__ void __launch_bounds__(pool_threads) gather_gradients(Pool2dShape s, 
 
 template <class T>
 bool pools_vectors(const Pool2dShape& s, bool channels_last, const T* a, const T* b, const int64_t* indices) {
-  constexpr int64_t width = pool_width<T>;
-  const auto aligned = [](const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
-  return channels_last && s.C % width == 0 && aligned(a, sizeof(T) * width) && aligned(b, sizeof(T) * width) &&
-         aligned(indices, sizeof(int64_t) * width);
+  constexpr int width = pool_width<T>;
+  return channels_last && s.C % width == 0 && is_aligned<width>(a) && is_aligned<width>(b) &&
+         is_aligned<width>(indices);
 }
 
 // x: (N, C, H, W), y and indices: (N, C, P, Q); all NHWC or all NCHW.
