@@ -26,9 +26,7 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: The files that are still too long, and the functions, with their present lengths. A length may only fall. An entry
 #: whose file or function has become short enough must be removed.
-LONG_FILES = {
-    "csrc/cuda/kernels/conv2d_operands.cuh": 356,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 
