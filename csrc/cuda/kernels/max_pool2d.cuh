@@ -77,7 +77,9 @@ __global__ void __launch_bounds__(pool_threads)
   const Plane::Place at = output.place(i, V);
   const int64_t h0 = at.h * s.stride_h - s.pad_h, w0 = at.w * s.stride_w - s.pad_w;
   const Taps taps_r(h0, s.H, s.dilation_h, s.R), taps_s(w0, s.W, s.dilation_w, s.S);
-  // A window entirely in the padding returns this index, which is outside of the image, as in PyTorch.
+  // The index of a window entirely in the padding, as in PyTorch. It is outside of the image, or a pixel of a later row,
+  // because the column is at least W. Backward adds the gradient to this pixel only if it is between the window's taps.
+  // PyTorch's backward on CUDA does the same.
   const int64_t first = (h0 + taps_r.begin * s.dilation_h) * s.W + w0 + taps_s.begin * s.dilation_w;
   // Offsets within a window fit in 32 bits (checks.cpp).
   const auto right = static_cast<int>(s.dilation_w), down = static_cast<int>(s.dilation_h * s.W);
