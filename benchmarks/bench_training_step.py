@@ -124,7 +124,7 @@ BOTH_AVX2 = {
 
 @pytest.mark.parametrize(
     ("what", "environment"),
-    [("fastconv on AVX2, PyTorch as it is", FASTCONV_AVX2), ("both on AVX2", BOTH_AVX2)],
+    [("fastconv on AVX2, PyTorch on its default level", FASTCONV_AVX2), ("both on AVX2", BOTH_AVX2)],
     ids=["fastconv", "both"],
 )
 def test_training_step_on_avx2(
