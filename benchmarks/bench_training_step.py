@@ -105,7 +105,7 @@ def test_training_step(variants: dict[str, Make], alternate_alone: Any, benchmar
 
 
 def test_training_step_with_tcmalloc(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:
-    what, library = "training step, tcmalloc under both", find_tcmalloc()
+    what, library = "training step, both with tcmalloc", find_tcmalloc()
     if library is None:
         missing(benchmark, what, "tcmalloc not found: on Debian and Ubuntu, apt install libtcmalloc-minimal4")
         return
