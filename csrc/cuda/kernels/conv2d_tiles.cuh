@@ -18,9 +18,9 @@ void launch_gemm(const A& a, const B& b, const Epilogue& epilogue, const Tiling&
 // This many blocks keep all multiprocessors of a large GPU busy, with a few blocks on each.
 constexpr int64_t wanted_blocks = 512;
 
-// Runs f(tile, the width of its vectors as an integral constant). A launch computes `products` products of rows x columns
-// results, one for each group and piece. 16-bit types use tensor cores. float uses a large tile with 8 x 8 sums per
-// thread. It uses a small tile if large ones are too few to keep the GPU busy, or half empty.
+// Runs f(tile, the width of its vectors as an integral constant). A launch computes `products` products, one for each
+// group and piece, of rows x columns results each. 16-bit types use tensor cores. float uses a large tile with 8 x 8
+// sums per thread. It uses a small tile if large ones are too few to keep the GPU busy, or half empty.
 template <class T, class F>
 void with_tile(int64_t rows, int64_t columns, int64_t products, bool vectors, const F& f) {
   const auto with_width = [&](auto tile) {

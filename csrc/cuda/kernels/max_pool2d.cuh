@@ -57,7 +57,7 @@ struct Plane {
   __device__ int64_t offset(const Place& at) const { return at.n * layout.outer + at.c * layout.channel; }
 };
 
-// The range of taps in [0, limit), for a window that begins at `start`.
+// A window begins at `start` and has `count` taps. The taps from `begin` to `end` - 1 have coordinates in [0, limit).
 struct Taps {
   int64_t begin, end;
 
@@ -77,9 +77,9 @@ __global__ void __launch_bounds__(pool_threads)
   const Plane::Place at = output.place(i, V);
   const int64_t h0 = at.h * s.stride_h - s.pad_h, w0 = at.w * s.stride_w - s.pad_w;
   const Taps taps_r(h0, s.H, s.dilation_h, s.R), taps_s(w0, s.W, s.dilation_w, s.S);
-  // The index of a window entirely in the padding, as in PyTorch. It is outside of the image, or a pixel of a later row,
-  // because the column is at least W. Backward adds the gradient to this pixel only if it is between the window's taps.
-  // PyTorch's backward on CUDA does the same.
+  // A window entirely in the padding returns this index, as in PyTorch. Its row is at least H or its column at least W,
+  // so it is outside of the image or a pixel of a later row. Backward adds the gradient to this pixel only if it is
+  // between the window's taps, as PyTorch's backward on CUDA does.
   const int64_t first = (h0 + taps_r.begin * s.dilation_h) * s.W + w0 + taps_s.begin * s.dilation_w;
   // Offsets within a window fit in 32 bits (checks.cpp).
   const auto right = static_cast<int>(s.dilation_w), down = static_cast<int>(s.dilation_h * s.W);
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(pool_threads)
   *reinterpret_cast<Vector<int64_t, V>*>(indices + to) = found;
 }
 
-// The windows among `count` that cover a pixel. Window i begins at i * stride - pad, in [pixel - reach, pixel].
+// The windows that may contain a pixel: window i begins at i * stride - pad, which is in [pixel - reach, pixel].
 struct Covering {
   int64_t first, last;
 
