@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 # The fused operator needs window positions that fit in a byte. For larger windows, fastconv.functional calls two
 # operators.
-SERVED = [case for case in FUSED if case.pool != {"kernel_size": 16, "stride": 2}]
+SMALL_WINDOWS = [case for case in FUSED if case.pool != {"kernel_size": 16, "stride": 2}]
 TILES = [
     # windows that fill a tile of 64 rows, windows that leave rows empty, vectors, a last tile that is not full
     fused(conv(1, 8, 18, 18, 32, 3, 3), kernel_size=2),
@@ -34,7 +34,7 @@ TILES = [
     # groups with few channels
     fused(conv(1, 33, 9, 9, 33, 3, 3, groups=33, padding=1), kernel_size=3, stride=1, padding=1),
 ]
-EVERY = [*SERVED, *TILES]
+EVERY = [*SMALL_WINDOWS, *TILES]
 NETWORK = FUSED[:3]
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -149,7 +149,7 @@ def test_random_valid_arguments_give_exact_results(device: Device, data: Any) ->
         for size, z, d, k, u in zip((H, W), padding, dilation, (R, S), stride, strict=True)
     )
     margin = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
-    # Windows entirely in the padding are left to the next test.
+    # The next test has windows entirely in the padding.
     assume(gaps[0] * (kernel[0] - 1) < P and gaps[1] * (kernel[1] - 1) < Q)
     bias, ceil_mode = draw(st.booleans()), draw(st.booleans())
     case = fused(
