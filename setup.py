@@ -77,7 +77,7 @@ def choose_cuda() -> Path | None:
         return None
     if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
         # Without this list, cpp_extension asks the GPUs of this machine, and there are none.
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.served_by(torch.cuda.get_arch_list()))
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.supported_by_torch(torch.cuda.get_arch_list()))
     targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or "the GPUs of this machine"
     say(f"building with CUDA {toolkit.version(home)} from {home} for {targets}")
     return home

@@ -26,9 +26,7 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: The files and functions that are still too long, with their present lengths. A length may only fall. Remove the entry
 #: of a file or function that has become short enough.
-LONG_FILES = {
-    "csrc/cuda/kernels/conv2d_operands.cuh": 356,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 
