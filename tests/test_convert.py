@@ -802,7 +802,7 @@ def test_the_report_prints_as_text_and_as_a_table() -> None:
 
 def test_only_modules_are_converted() -> None:
     for function in (fastconv.convert, fastconv.revert, fastconv.conversion_report):
-        with pytest.raises(TypeError, match=r"takes a torch.nn.Module, but got str"):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\) takes a torch.nn.Module, but got str"):
             function("model")
 
 

@@ -85,7 +85,8 @@ def convert(model: M, fuse: bool = True) -> M:
         1  ReLU       fused  into 0
         2  MaxPool2d  fused  into 0
     """
-    plan = make_plan(model, fuse)
+    check(model, "convert")
+    plan = plan_conversion(model, fuse)
     forget(model)
     for module, cls in plan.classes.items():
         set_class(module, cls)
@@ -127,7 +128,8 @@ def conversion_report(model: Module, fuse: bool = True) -> Report:
     Raises:
         TypeError: the model is not a module.
     """
-    return make_plan(model, fuse).report
+    check(model, "conversion_report")
+    return plan_conversion(model, fuse).report
 
 
 def check(model: Any, name: str) -> None:
@@ -135,8 +137,7 @@ def check(model: Any, name: str) -> None:
         raise TypeError(f"{name}() takes a torch.nn.Module, but got {type(model).__name__}")
 
 
-def make_plan(model: Module, fuse: bool) -> Plan:
-    check(model, "convert")
+def plan_conversion(model: Module, fuse: bool) -> Plan:
     plan = Plan()
     names = {module: name for name, module in model.named_modules()}
     fused = plan_sequentials(names, plan) if fuse else {}
