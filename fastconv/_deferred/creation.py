@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
-from fastconv._deferred.tensor import Deferred, Layer, is_watched
+from fastconv._deferred.tensor import Deferred, DeferringLayer, is_watched
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
 from fastconv._ops.sizes import conv2d_output
@@ -31,7 +31,7 @@ def defer(
     dilation: Any = 1,
     groups: Any = 1,
     *,
-    layer: Layer | None = None,
+    layer: DeferringLayer | None = None,
     torch_is_faster: Collection[str] = (),
 ) -> Deferred | None:
     """Return the result of ``conv2d`` with these arguments, to be computed later.
@@ -85,7 +85,7 @@ def new_deferred(
     recipe: Recipe,
     size: tuple[int, int, int, int],
     operands: Operands,
-    layer: Layer | None = None,
+    layer: DeferringLayer | None = None,
     source: tuple[Deferred, Step] | None = None,
     view_of: Deferred | None = None,
 ) -> Deferred:
