@@ -14,7 +14,7 @@ import torch
 from torch.nn import Module
 from torch.nn import functional as F
 
-__all__ = ["Layer", "become_torchs", "is_observed", "is_patched", "kind", "scripted_as", "set_class", "torch_class"]
+__all__ = ["Layer", "is_observed", "is_patched", "kind", "scripted_as", "set_class", "set_torch_class", "torch_class"]
 
 
 class _DefinedIn(str):
@@ -46,7 +46,7 @@ class _QConfig:
 
     def __set__(self, layer: Any, qconfig: Any) -> None:
         if qconfig is not None:  # None: the layer is not to be quantised
-            become_torchs(layer)
+            set_torch_class(layer)
         vars(layer)["qconfig"] = qconfig
 
     def __delete__(self, layer: Any) -> None:
@@ -106,7 +106,7 @@ def torch_class(module: Module) -> type[Module] | None:
     return vars(kind(module)).get("_torch_class")  # vars: a user's subclass must not inherit it
 
 
-def become_torchs(layer: Any) -> None:
+def set_torch_class(layer: Any) -> None:
     """Change a layer's class to that of torch.nn, in place. The members of a Sequential keep their classes."""
     theirs = torch_class(layer)
     if theirs is None:
