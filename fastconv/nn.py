@@ -64,8 +64,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
     _conversion_attributes = ("_patience", "_torch_is_faster")
-    #: How many more results in a row may wait without being fused (:mod:`fastconv._deferred`). With 0, results are
-    #: computed at once. :func:`fastconv.convert` sets it.
+    #: The layer stops returning Deferred results (:mod:`fastconv._deferred`) after this many more in a row that are not
+    #: fused. 0: it computes every result at once. :func:`fastconv.convert` sets it.
     _patience = 0
     #: The fusions that PyTorch computes faster: see :func:`fastconv.conversion.slower_layers.torch_is_faster`. It is a
     #: tuple because torch.load(weights_only=True) accepts one. torch.jit.script would read an annotation.
@@ -239,7 +239,7 @@ class Sequential(Layer, torch.nn.Sequential):
 
     It also fuses a :class:`Conv2d` and a ReLU without a pool. The pool may come before the ReLU: the result is the
     same. The layers do not change: they can be indexed, sliced, called one by one and replaced. Each call inspects the
-    layers and runs them one by one if a hook, another class or a replaced ``forward`` could notice the difference.
+    layers. It runs a layer alone if the layer has a hook, is of another class or has a replaced ``forward``.
 
     Example:
         >>> layers = Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2))
@@ -315,7 +315,7 @@ def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
 
 
 def fusion_of(block: list[Any]) -> Fusion:
-    """Return what the convolution of a block of two or three layers is fused with."""
+    """Return the name of the fusion of a block: 'ReLU' for two layers, 'pool' for three."""
     return "ReLU" if len(block) == 2 else "pool"
 
 

@@ -43,7 +43,8 @@ class _FastPath(Optimizer):
                     continue
                 steps = of_group[-1]
                 if type(steps[0]) is Tensor and steps[0].is_cpu:
-                    # PyTorch would make a tensor of a number for each parameter: 21 us, not 12, for ten parameters.
+                    # With a number instead of a tensor, PyTorch makes a tensor for each parameter. For ten parameters
+                    # that takes 21 us instead of 12.
                     torch._foreach_add_(steps, torch.tensor(1.0, dtype=torch.float32, device="cpu"), alpha=1)
                 else:
                     torch._foreach_add_(steps, 1)
@@ -55,7 +56,7 @@ class _FastPath(Optimizer):
                 )  # fmt: skip
         return None
 
-    # Tells PyTorch not to wrap step in its hooks and its profiler record: `_is_observed` checks for both.
+    # Because of this attribute, PyTorch does not wrap step to call hooks and the profiler. `_is_observed` checks both.
     step.hooked = True  # type: ignore[attr-defined]
 
     def _is_observed(self) -> bool:

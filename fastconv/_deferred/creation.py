@@ -38,7 +38,7 @@ def defer(
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: those of :func:`torch.nn.functional.conv2d`.
-        layer: is told whether the convolution was fused with another operation.
+        layer: the layer to notify when the result is computed, fused or not.
         torch_is_faster: see :class:`Recipe`.
 
     Returns:
@@ -91,7 +91,7 @@ def new_deferred(
 ) -> Deferred:
     grad_enabled = torch.is_grad_enabled()
     if grad_enabled and needs_gradient(operands):
-        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # half the time: see differentiable
+        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # twice as fast: see differentiable
         with torch._C.DisableTorchFunction():
             deferred._node = deferred.grad_fn
     else:

@@ -56,7 +56,8 @@ class Deferred(Tensor):
     _node: Any = None  # its gradient function
     _settled: Tensor | None = None
     _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
-    #: The gradient edge of each result that was computed from the recipe without this tensor's value, and its step.
+    #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
+    #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
 
     @classmethod

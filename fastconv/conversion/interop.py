@@ -9,7 +9,7 @@
 * ``torch.jit.script`` compiles the code of torch.nn's layers.
 
 :class:`fastconv.nn.ConvReLU2d` and :class:`fastconv.nn.ConvReLUMaxPool2d` have no counterpart that can be quantised.
-They raise a TypeError. :mod:`fastconv._layer` has the part of this support that is in the layers' base class.
+Setting their ``qconfig`` raises a TypeError. The base class in :mod:`fastconv._layer` has the rest of this support.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _replace_layer_in_graph_module(parent: Module, name: str, module: Module | N
     if isinstance(root, graph_module._CodeOnlyModule) or torch_class(module) is None:  # deepcopy, unpickling: keep it
         return None
     twin: Module = object.__new__(type(module))
-    twin.__dict__ = dict(vars(module))  # shares parameters, buffers and hooks, also those that come later
+    twin.__dict__ = dict(vars(module))  # shares the dicts of parameters, buffers and hooks, so later entries too
     set_torch_class(twin)
     return twin
 
