@@ -252,7 +252,7 @@ def test_a_training_with_any_wrong_value_goes_on_or_is_refused_in_one_line(optim
     ("change", "message"),
     [
         ({"steps": "3"}, r"training\.steps: an integer is expected, not '3'"),
-        ({"steps": 1000}, "it has done 1000 of 3 steps"),
+        ({"steps": 1000}, "it has done 1000 steps, but an epoch has 3"),
         ({"seconds": "1"}, r"training\.seconds: a number is expected, not '1'"),
         ({"optimizer": "adam"}, r"training\.optimizer: a dictionary"),
         ({"rng": torch.zeros(3)}, "rng is not torch.uint8"),

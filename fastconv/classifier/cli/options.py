@@ -1,7 +1,7 @@
 """Options that several subcommands share, and the functions that apply them.
 
-typer requires an Enum for each option with choices. Tables in config, data, augment and export have the same names, and
-a test compares both.
+typer requires an Enum for each option with choices. A test checks that each has the names of the table that it repeats,
+which is in config, data, augment or export.
 """
 
 from enum import Enum

@@ -35,8 +35,8 @@ def report(
 ) -> None:
     """Write a page about a run: accuracy, speed, configuration, and plots of its training, mistakes and layers.
 
-    The page is one file and loads nothing from the network. The plots are also written as PNG files to the
-    sub-folder plots of the run folder.
+    The page is one file and needs no internet connection. The plots are also written as PNG files to the sub-folder
+    plots of the run folder.
     """
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output must end in .html: {output}")

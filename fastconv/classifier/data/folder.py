@@ -35,7 +35,7 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         channels: 1 for grey, 3 for colours. ``None`` means 1 if every file is grey, else 3.
 
     Returns:
-        Images (N, C, size, size). The classes are interleaved, so that every part is as balanced as the whole.
+        Images (N, C, size, size). The classes are interleaved, so that any range of images contains all of them.
 
     Raises:
         DataError: if there are fewer than two classes, a class has no images, or an image cannot be read.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # In MNIST, each digit was scaled to fit a box of 20 x 20 pixels, and its centre of mass was moved to pixel (14, 14),
-# counted from 0. (The means over the 4,000 training images of mnist5k are 13.99 and 14.00.)
+# counted from 0. (mnist5k's 4,000 training images have it at row 13.99 and column 14.00 on average.)
 _DIGIT_SIZE = 20
 # Pixels above this share of the strongest ink belong to the digit. Noise and paper texture are below it.
 _INK = 0.25
