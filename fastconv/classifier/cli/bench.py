@@ -43,7 +43,7 @@ def bench(
     if not 1 <= rounds <= _MAX_ROUNDS:
         bound = "at least 1" if rounds < 1 else f"at most {_MAX_ROUNDS}"
         raise UserError(f"--rounds must be {bound}, not {rounds}")
-    devices.find(device.value)
+    devices.find(device.value, instead="compare it with PyTorch on the CPU (--device cpu)")
     set_threads(threads)
     for file in filter(None, (json, png)):
         files.check_output_folder(file.parent)

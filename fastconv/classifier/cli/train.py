@@ -76,7 +76,7 @@ def train(
         settings, state = folder.interrupted(given)
         data_dir = data_dir or (settings["data_dir"] and Path(settings["data_dir"]))
     for name in BACKENDS if compare else (settings["backend"],):
-        devices.find(settings["device"], name)
+        devices.find(settings["device"], name, "use --backend torch" + " without --compare" * compare)
     images = data.load(settings["dataset"], data_dir, settings["image_size"])
     extras = Extras(compare, tensorboard, report)
     extras.check_packages(output)
