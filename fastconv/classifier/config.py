@@ -118,7 +118,7 @@ class TrainingConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
-        """Build the configuration from the result of :func:`settle`. Ignore settings that are not fields of this class."""
+        """Build the configuration from the result of :func:`settle`. Ignore settings that are not fields."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:
