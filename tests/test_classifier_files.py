@@ -586,6 +586,10 @@ def test_an_empty_path_is_refused(arguments: list[str], capsys: Output) -> None:
     assert "must not be empty" in complaint(arguments, capsys)
 
 
+def test_a_path_with_nul_is_refused(capsys: Output) -> None:
+    assert "a path must not contain a NUL character" in complaint(["evaluate", "x\0.pt"], capsys)
+
+
 HUGE = "99999999999999999999"
 
 

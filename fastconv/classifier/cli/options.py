@@ -6,7 +6,7 @@ which is in config, data, augment or export.
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -45,9 +45,16 @@ Format = Enum("Format", {"safetensors": "safetensors", "torch": "torch", "pt2": 
 
 def path(text: str) -> Path:
     """Parse a path. An empty path would mean the current folder, so it is refused."""
-    if not text or "\0" in text:
+    if not text:
         raise typer.BadParameter("a path must not be empty")
+    if "\0" in text:
+        raise typer.BadParameter("a path must not contain a NUL character")
     return Path(text)
+
+
+def path_option(name: str, help: str, **more: Any) -> Any:
+    """Return an option whose value is a path. Its default is ``None``, which ``help`` explains."""
+    return typer.Option(name, parser=path, help=help, show_default=False, **more)
 
 
 CheckpointArgument = Annotated[
@@ -55,13 +62,11 @@ CheckpointArgument = Annotated[
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--data-dir",
-        parser=path,
-        help="The folder that contains torchvision's folders (MNIST/raw, FashionMNIST/raw, cifar-10-batches-py)."
+        "The folder that contains torchvision's folders (MNIST/raw, FashionMNIST/raw, cifar-10-batches-py)."
         " Default: $FASTCONV_DATA, then the user's cache folder, then /usr/share/datasets."
         " With --dataset folder: the folder of images itself.",
-        show_default=False,
     ),
 ]
 SavedDataSetOption = Annotated[

@@ -25,12 +25,7 @@ def report(
     backend: options.BackendOption = options.Backend.fastconv,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            parser=options.path,
-            help="The .html file to write. Default: report.html in the run's folder.",
-            show_default=False,
-        ),
+        options.path_option("--output", "The .html file to write. Default: report.html in the run's folder."),
     ] = None,
 ) -> None:
     """Write a page about a run: accuracy, speed, configuration, and plots of its training, mistakes and layers.
