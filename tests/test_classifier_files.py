@@ -217,7 +217,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(name: str) -> None:
     read = {
         "checkpoint.pt": lambda: checkpoint.load(folder.checkpoint),
         "history.json": folder.read_history,
-        "digit.png": lambda: images.read_image(Path(name)),
+        "digit.png": lambda: images.read_digit(Path(name)),
     }
     with pytest.raises(UserError, match=f"{name} is not a file"):
         read[name]()
@@ -355,7 +355,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object], int]] = {
     ),
     "test_batch": (lambda: python2_pickle(batch(3)), _read_batch, 400),
     **{
-        f"x.{ending}": ((lambda ending=ending: image(ending)), images.read_image, 120)  # type: ignore[misc]
+        f"x.{ending}": ((lambda ending=ending: image(ending)), images.read_digit, 120)  # type: ignore[misc]
         for ending in ("png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm", "ico", "tga", "pcx", "sgi")
     },
 }
