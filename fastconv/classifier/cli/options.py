@@ -17,6 +17,7 @@ from fastconv.classifier.data import DataSet
 from fastconv.classifier.errors import UserError
 
 _MAX_THREADS = 1024
+_OPTIONS = {"data_dir": "--data-dir", "size": "--image-size"}  # by the arguments of data.load
 
 DataSetName = Enum(
     "DataSetName",
@@ -93,6 +94,14 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+def load_data(name: str, data_dir: Path | None, size: int | None = None, channels: int | None = None) -> DataSet:
+    """Call :func:`fastconv.classifier.data.load`. Its errors name the command's options in place of its arguments."""
+    try:
+        return data.load(name, data_dir, size, channels)
+    except data.ArgumentError as error:
+        raise UserError(f"{error.before}{_OPTIONS[error.argument]}{error.after}") from error
+
+
 def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path | None) -> DataSet:
     """Load ``dataset``, by default the data set that the checkpoint was trained on.
 
@@ -105,9 +114,9 @@ def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path
         if data_dir is None and saved.config.get("data_dir") is not None:
             data_dir = Path(str(saved.config["data_dir"]))
     if dataset is DataSetName.folder:
-        found = data.load(dataset.value, data_dir, saved.shape[1], saved.shape[0])
+        found = load_data(dataset.value, data_dir, saved.shape[1], saved.shape[0])
     else:
-        found = data.load(dataset.value, data_dir)
+        found = load_data(dataset.value, data_dir)
     if (found.shape, len(found.class_names)) != (saved.shape, len(saved.class_names)):
         needs, has = (" x ".join(map(str, shape)) for shape in (saved.shape, found.shape))
         raise UserError(
