@@ -13,7 +13,7 @@ def find(name: str, backend: str = "fastconv", instead: str = "use the backend t
     """Return the device ``name``, one of :data:`~fastconv.classifier.config.DEVICES`.
 
     Args:
-        instead: the advice in the error if fastconv is built without CUDA, besides building it with CUDA.
+        instead: what the error advises if fastconv cannot be built with CUDA.
 
     Raises:
         UserError: if the device does not exist, or ``backend`` does not support it.

@@ -122,9 +122,9 @@ def _drop_output() -> None:
 
 
 def _click_command() -> Any:
-    """Return the command, whose subcommands list ``--traceback``. Join the lines of each paragraph of their help texts.
+    """Build the click command. Each subcommand lists ``--traceback``, and its help has no line breaks in paragraphs.
 
-    typer joins only those of the first paragraph.
+    typer removes those of the first paragraph only.
     """
     command: Any = typer.main.get_command(app)
     (option,) = [parameter for parameter in command.params if parameter.name == "traceback"]

@@ -19,7 +19,10 @@ class DataError(UserError):
 
 
 class ArgumentError(DataError):
-    """Another value of ``argument`` is needed. The command replaces ``argument``, between two texts, by its option."""
+    """An argument of :func:`fastconv.classifier.data.load` does not fit. The command names its option instead.
+
+    The message is ``before``, ``argument`` and ``after``.
+    """
 
     def __init__(self, before: str, argument: str, after: str = "") -> None:
         super().__init__(before + argument + after)
