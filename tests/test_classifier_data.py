@@ -85,7 +85,7 @@ def test_mnist_is_searched_in_fastconv_data_before_the_cache(tmp_path: Path, mon
     variable, cache = tmp_path / "variable", tmp_path / "cache"
     monkeypatch.setenv("FASTCONV_DATA", str(variable))
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: cache)
-    with pytest.raises(DataError, match=r"not found under .*variable, .*cache, /usr/share/datasets: .*--data-dir"):
+    with pytest.raises(DataError, match=r"not found under .*variable, .*cache, /usr/share/datasets: .*as data_dir"):
         data.find_folder()
     write_mnist(cache)
     assert data.find_folder() == cache
@@ -183,7 +183,7 @@ def test_a_damaged_gzip_is_refused(tmp_path: Path, damage: Callable[[bytes], byt
 def test_an_unknown_data_set_and_a_folder_for_mnist5k_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown data set 'emnist': choose one of mnist5k, mnist"):
         data.load("emnist")
-    with pytest.raises(DataError, match="leave out --data-dir"):
+    with pytest.raises(DataError, match="leave out data_dir"):
         data.load("mnist5k", tmp_path)
 
 

@@ -217,7 +217,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(name: str) -> None:
     read = {
         "checkpoint.pt": lambda: checkpoint.load(folder.checkpoint),
         "history.json": folder.read_history,
-        "digit.png": lambda: images.read_image(Path(name)),
+        "digit.png": lambda: images.read_digit(Path(name)),
     }
     with pytest.raises(UserError, match=f"{name} is not a file"):
         read[name]()
@@ -252,7 +252,7 @@ def test_a_training_state_with_any_wrong_value_continues_or_is_refused_in_one_li
     ("change", "message"),
     [
         ({"steps": "3"}, r"training\.steps: an integer is expected, not '3'"),
-        ({"steps": 1000}, "it has done 1000 of 3 steps"),
+        ({"steps": 1000}, "it has done 1000 steps, but an epoch has 3"),
         ({"seconds": "1"}, r"training\.seconds: a number is expected, not '1'"),
         ({"optimizer": "adam"}, r"training\.optimizer: a dictionary"),
         ({"rng": torch.zeros(3)}, "rng is not torch.uint8"),
@@ -357,7 +357,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object], int]] = {
     ),
     "test_batch": (lambda: python2_pickle(batch(3)), _read_batch, 400),
     **{
-        f"x.{ending}": ((lambda ending=ending: image(ending)), images.read_image, 120)  # type: ignore[misc]
+        f"x.{ending}": ((lambda ending=ending: image(ending)), images.read_digit, 120)  # type: ignore[misc]
         for ending in ("png", "jpeg", "bmp", "gif", "tiff", "webp", "ppm", "ico", "tga", "pcx", "sgi")
     },
 }
@@ -586,6 +586,10 @@ def test_a_full_disk_is_reported_in_one_line() -> None:
 )
 def test_an_empty_path_is_refused(arguments: list[str], capsys: Output) -> None:
     assert "must not be empty" in complaint(arguments, capsys)
+
+
+def test_a_path_with_nul_is_refused(capsys: Output) -> None:
+    assert "a path must not contain a NUL character" in complaint(["evaluate", "x\0.pt"], capsys)
 
 
 HUGE = "99999999999999999999"

@@ -130,9 +130,9 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage) -> None: 
 
 
 def test_an_image_size_for_another_data_set_and_a_missing_data_dir_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="use --image-size with --dataset folder only"):
+    with pytest.raises(DataError, match="use size with the data set folder only"):
         data.load("mnist5k", size=28)
-    with pytest.raises(DataError, match="needs --data-dir"):
+    with pytest.raises(DataError, match="needs data_dir"):
         data.load("folder")
 
 

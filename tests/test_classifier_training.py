@@ -18,7 +18,7 @@ from fastconv.classifier import augment, checkpoint, data, evaluation, files
 from fastconv.classifier import config as configuration
 from fastconv.classifier.checkpoint import Checkpoint, CheckpointError
 from fastconv.classifier.config import TrainingConfig, TrainingError
-from fastconv.classifier.data.images import read_image
+from fastconv.classifier.data.images import read_digit
 from fastconv.classifier.estimator import Classifier
 from fastconv.classifier.fit import EpochResult, Totals, Training, fit
 from fastconv.classifier.networks import build_model
@@ -593,7 +593,7 @@ def test_a_28x28_image_is_read_unchanged_and_a_dark_digit_inverted(
         for variant in (grey, inverted, grey.convert("RGB"), inverted.convert("P"), see_through):
             buffer = tmp_path / "digit.png"
             variant.save(buffer)
-            torch.testing.assert_close(read_image(buffer), image, atol=1.5 / 255, rtol=0)
+            torch.testing.assert_close(read_digit(buffer), image, atol=1.5 / 255, rtol=0)
 
 
 def test_an_image_of_any_size_is_scaled_and_centred(tmp_path: Path, digits: tuple[Tensor, Tensor]) -> None:
@@ -609,7 +609,7 @@ def test_an_image_of_any_size_is_scaled_and_centred(tmp_path: Path, digits: tupl
         wide.putdata([value * 257 for value in large.tobytes()])
         for variant in (large, photo, wide):
             variant.save(path)
-            result = read_image(path)
+            result = read_digit(path)
             assert result.shape == (1, 1, 28, 28)
             assert result.min() >= 0
             assert result.max() <= 1
@@ -625,4 +625,4 @@ def test_an_image_without_a_digit_is_no_error(tmp_path: Path, size: tuple[int, i
     Image.new("RGB", size, colour).save(buffer, "png")
     path = tmp_path / "blank.png"
     path.write_bytes(buffer.getvalue())
-    assert read_image(path).isfinite().all()
+    assert read_digit(path).isfinite().all()

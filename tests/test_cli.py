@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from enum import Enum
@@ -27,6 +28,7 @@ from fastconv.classifier import checkpoint, config, data, evaluation
 from fastconv.classifier.augment import AUGMENTATIONS
 from fastconv.classifier.cli import options, train
 from fastconv.classifier.cli.main import main
+from fastconv.classifier.cli.predict import predict
 from fastconv.classifier.data.download import SOURCES
 from fastconv.classifier.export import SUFFIXES
 from fastconv.classifier.fit import OnEpoch, OnStep, Training
@@ -203,7 +205,18 @@ def test_info_prints_the_configuration(capsys: Output) -> None:
 )
 def test_each_command_has_help_with_an_example(capsys: Output, command: str) -> None:
     assert main([command, "--help"]) == 0
-    assert f"Example: fastconv {command}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Example: fastconv {command}" in shown
+    assert "--traceback" in shown
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_fills_its_lines(capsys: Output, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["predict", "--help"]) == 0
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    for paragraph in (predict.__doc__ or "").split("\n\n"):
+        assert set(textwrap.wrap(" ".join(paragraph.split()), columns - 2)) <= set(shown)
 
 
 def test_the_version_is_printed(capsys: Output) -> None:
@@ -237,9 +250,10 @@ def test_help_is_shown_without_a_command(capsys: Output) -> None:
             ["--dataset", "mnist", "--data-dir", "."],
             "MNIST was not found under .: 'fastconv download mnist --data-dir .'",
         ),
-        (["--dataset", "folder"], "--dataset folder needs --data-dir"),
+        (["--dataset", "mnist", "--data-dir", "."], "or give their folder as --data-dir\n"),
+        (["--dataset", "folder"], "the data set folder needs --data-dir"),
         (["--dataset", "folder", "--data-dir", "."], ". has no classes"),
-        (["--image-size", "64"], "the images of mnist5k have a fixed size"),
+        (["--image-size", "64"], "have a fixed shape: use --image-size with the data set folder only"),
         (["surplus"], "surplus"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -267,7 +281,7 @@ def test_a_wrong_option_of_train_is_reported_in_one_line(capsys: Output, argumen
         (["plot", "{saved}", "--count", "0"], "--count must be between 1 and 60, not 0"),
         (["plot", "{saved}", "--start", "1000"], "no test image 1000"),
         (["plot", "text.png"], "text.png is not a checkpoint"),
-        (["evaluate", "{saved}", "--dataset", "folder"], "--dataset folder needs --data-dir"),
+        (["evaluate", "{saved}", "--dataset", "folder"], "the data set folder needs --data-dir"),
         (["download", "mnist5k"], "mnist5k"),
         (["fly"], "fly"),
         (["--fly"], "--fly"),

@@ -31,13 +31,13 @@ def test_the_error_names_what_a_gpu_needs(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(device, "has_cuda", lambda: False)
-    with pytest.raises(UserError, match="FASTCONV_CUDA=1, or use --backend torch"):
+    with pytest.raises(UserError, match="FASTCONV_CUDA=1, or use the backend torch"):
         device.find("cuda")
     assert device.find("cuda", "torch") == torch.device("cuda:1")
     monkeypatch.setattr(device, "has_cuda", lambda: True)
     assert device.find("cuda") == torch.device("cuda:1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="uses one process"):
+    with pytest.raises(UserError, match="used by one process"):
         device.find("cuda")
 
 
@@ -48,6 +48,26 @@ def test_a_missing_gpu_is_reported_in_one_line(command: str, capsys: pytest.Capt
     output = capsys.readouterr()
     assert output.err.startswith("fastconv: cannot use a GPU: torch ")
     assert (output.out, output.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["train"], "use --backend torch"),
+        (["train", "--compare"], "use --backend torch without --compare"),
+        (["bench"], "compare it with PyTorch on the CPU (--device cpu)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_build_without_cuda_gets_advice_that_fits_the_command(
+    arguments: list[str], advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(device, "has_cuda", lambda: False)
+    assert main([*arguments, "--device", "cuda"]) == 2
+    built = "fastconv: fastconv is built without CUDA: build it with FASTCONV_CUDA=1, or "
+    assert capsys.readouterr().err == f"{built}{advice}\n"
 
 
 def test_show_config_says_whether_there_is_cuda() -> None:

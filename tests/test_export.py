@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,25 @@ def test_a_file_that_is_no_export_is_overwritten_with_force_only(format: str, ca
     assert main(["export", *arguments, "--force"]) == 0
     capsys.readouterr()
     assert main(["export", *arguments]) == 0
+
+
+def test_a_users_weights_of_the_same_network_are_overwritten_with_force_only(saved: Checkpoint, capsys: Output) -> None:
+    torch.save(saved.build("torch").state_dict(), "mine.pt")
+    arguments = ["export", "checkpoint.pt", "--format", "torch", "--output", "mine.pt"]
+    assert "mine.pt exists and is not an export in this format" in complaint(arguments, capsys)
+    assert main([*arguments, "--force"]) == 0
+    torch.save(torch.load("mine.pt"), "mine.pt")  # an export that the user changed is the user's
+    assert "mine.pt exists and is not an export in this format" in complaint(arguments, capsys)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_torch_ignores_the_mark(mmap: bool, saved: Checkpoint) -> None:
+    assert main(["export", "checkpoint.pt", "--format", "torch"]) == 0
+    weights = torch.load("model.pt", weights_only=True, mmap=mmap)
+    assert weights.keys() == saved.state_dict.keys()
+    assert all(torch.equal(weight, saved.state_dict[name]) for name, weight in weights.items())
+    with zipfile.ZipFile("model.pt") as archive:
+        assert archive.testzip() is None
 
 
 @pytest.mark.parametrize(

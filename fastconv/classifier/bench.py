@@ -56,7 +56,7 @@ def measure(rounds: int, threads: int, device: str = "cpu") -> list[Row]:
     """Time each block and the training step ``rounds`` times, on ``threads`` threads of the CPU or on a GPU.
 
     Raises:
-        BenchError: if the process of a variant ended.
+        BenchError: if a process ended before it had measured everything.
     """
     state = _trained_state()
     variants = {variant: functools.partial(_calls, variant, state, device) for variant in VARIANTS}
@@ -75,7 +75,7 @@ def _trained_state() -> bytes:
 
 
 def _calls(variant: str, trained: bytes, device: str = "cpu") -> dict[str, Callable[[], object]]:
-    """Return the functions of a variant to time. The images need no gradient, so conv1 computes none for its input."""
+    """Return the functions to time, by name. As in training, conv1 computes no gradient of its input, the images."""
     state = torch.load(io.BytesIO(trained), weights_only=True)
     backend, layout = variant.split()
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format

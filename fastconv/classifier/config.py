@@ -30,11 +30,11 @@ MODELS = {
     "simple-cnn": "conv32, pool, conv64, pool, dense64",
 }
 
-#: Each function returns the factor of the learning rate after a share of the steps, 0 to 1.
+#: Each function returns the factor of the learning rate. Its argument is the share of the steps done, 0 to 1.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
-    # A rise for a fifth of the steps, then a fall: Smith and Topin, "Super-convergence" (2017), at constant momentum.
+    # It rises for a fifth of the steps, then falls: Smith and Topin, "Super-convergence" (2017). Momentum is constant.
     "one-cycle": lambda done: min(0.1 + 0.9 * done / 0.2, (1 - done) / 0.8),
 }
 
@@ -118,7 +118,7 @@ class TrainingConfig:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> TrainingConfig:
-        """Build the configuration from ``settings``, which :func:`settle` returned. Ignore its other settings."""
+        """Build the configuration from the result of :func:`settle`. Ignore settings that are not fields."""
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def __post_init__(self) -> None:

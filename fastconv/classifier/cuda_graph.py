@@ -1,8 +1,8 @@
 """A training step that is replayed from a CUDA graph.
 
-A step of a small network launches about a hundred kernels of a few microseconds, and launching one from Python takes
-longer than that. A CUDA graph records the kernels and their addresses once, and replays them in one call. Values
-that change must stay at fixed addresses: each batch is copied to the same tensors, and the learning rate is a tensor.
+A step of a small network launches about a hundred kernels. Each runs for a few microseconds, less than Python needs to
+launch it. A CUDA graph records the kernels and their addresses once, and replays them in one call. Values that change
+must stay at fixed addresses: each batch is copied to the same tensors, and the learning rate is a tensor.
 """
 
 from __future__ import annotations

@@ -71,9 +71,9 @@ class Distributed:
             self.model = nn.parallel.DistributedDataParallel(model)
 
     def share(self, batch: Tensor) -> tuple[Tensor, float, int]:
-        """Return this process's part of ``batch``, the weight of its mean loss, and the number of images to count.
+        """Return this process's part of ``batch``, a factor for its mean loss, and how many of its images to count.
 
-        The mean of the weighted losses over the processes equals the mean loss over the batch. The counts of all
+        The mean over the processes of loss times factor equals the mean loss over the batch. The counts of all
         processes add up to the size of the batch.
         """
         if self._count == 1:

@@ -79,7 +79,7 @@ class Classifier:
             optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
             loss: ``"cross-entropy"`` or ``"mse"``.
             lr: the learning rate.
-            metrics: functions by name, for :meth:`evaluate`. It always returns accuracy: ``["accuracy"]`` adds nothing.
+            metrics: functions by name, for :meth:`evaluate`. ``["accuracy"]`` is accepted, but it is always computed.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
 
         Returns:

@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fastconv.classifier.checkpoint import Checkpoint, CheckpointError, read, serialized
+from fastconv.classifier.checkpoint import Checkpoint, serialized
 from fastconv.classifier.config import MODELS
 from fastconv.classifier.files import OutputError, check_output_folder, check_regular, write_atomically
 from fastconv.version import __version__
@@ -28,8 +29,8 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     """Write ``checkpoint`` to ``path`` in ``format``, one of :data:`SUFFIXES`, and return the size in bytes.
 
     Raises:
-        OutputError: if ``path`` has another ending or cannot be written, or if it exists, is not an earlier export in
-            the same format, and ``force`` is false.
+        OutputError: if ``path`` has another ending or cannot be written, or if it exists, this function did not write
+            it in the same format, and ``force`` is false.
         ModuleNotFoundError: if the format needs a package of the extra ``export`` that is not installed.
 
     Example::
@@ -42,7 +43,7 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     """
     if path.suffix.lower() != SUFFIXES[format]:
         raise OutputError(f"--output must end in {SUFFIXES[format]} for --format {format}: {path}")
-    if not force and path.exists() and not _is_export(path, format, checkpoint):
+    if not force and path.exists() and not _is_export(path, format):
         raise OutputError(f"{path} exists and is not an export in this format; --force overwrites it")
     check_output_folder(path.parent)
     content = _WRITERS[format](checkpoint)
@@ -65,22 +66,17 @@ def metadata(checkpoint: Checkpoint, format: str) -> dict[str, str]:
 
 
 def _mark(format: str) -> str:
+    """Return the text by which :func:`_is_export` recognises a file."""
     return f"fastconv export --format {format}"
 
 
-def _is_export(path: Path, format: str, checkpoint: Checkpoint) -> bool:
-    """Return whether :func:`write` wrote the file. The format torch has no metadata: compare weight names."""
-    if format == "torch":
-        try:
-            found = read(path, "state")
-        except CheckpointError:
-            return False
-        return isinstance(found, dict) and found.keys() == checkpoint.state_dict.keys()
+def _is_export(path: Path, format: str) -> bool:
+    """Return whether :func:`write` wrote the file: whether it contains the mark of the format."""
     check_regular(path)
     mark, before = _mark(format).encode(), b""
     try:
         with path.open("rb") as file:
-            # None of the other formats compresses the metadata. The file may be large, so read it in pieces.
+            # No format compresses the mark. The file may be large, so read it in pieces.
             while piece := file.read(1 << 24):
                 if mark in before + piece:
                     return True
@@ -96,7 +92,11 @@ def _network(checkpoint: Checkpoint) -> torch.nn.Module:
 
 
 def _torch(checkpoint: Checkpoint) -> bytes:
-    return serialized(dict(_network(checkpoint).state_dict()))
+    file = io.BytesIO(serialized(dict(_network(checkpoint).state_dict())))
+    # The state_dict has no metadata, so the mark is the comment of the ZIP archive, which torch.load ignores.
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = _mark("torch").encode()
+    return file.getvalue()
 
 
 def _safetensors(checkpoint: Checkpoint) -> bytes:

@@ -67,7 +67,7 @@ class RunFolder:
             if path.is_dir():
                 raise files.OutputError(f"{path} is a folder: choose another --output")
         with contextlib.suppress(OSError):
-            self.best.unlink()  # of an earlier run; this run writes none without validation images
+            self.best.unlink()  # an earlier run's: without validation images, this run does not replace it
 
     def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the interrupted run, and its state for :meth:`restore`.
@@ -142,7 +142,8 @@ class RunFolder:
     def save_epoch(self, training: Training, settings: dict[str, Any], data: DataSet) -> None:
         """Save the state after an epoch, and also the network if its validation accuracy is the best so far.
 
-        ``best.pt`` is written first. If the run is killed between the two files, it repeats the epoch and writes both.
+        ``best.pt`` is written first. If the run is killed before ``training.pt`` is written, ``--resume`` repeats the
+        epoch and writes both.
         """
         accuracies = [result.val_accuracy for result in training.history if result.val_accuracy is not None]
         if accuracies and accuracies[-1] > max(accuracies[:-1], default=-1.0):

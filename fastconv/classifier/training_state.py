@@ -47,7 +47,7 @@ def check_epoch(state: dict[str, Any], images: int, batch_size: int, dtype: torc
     batches = -(-images // batch_size)
     steps, (seen, own, loss, correct) = state["steps"], state["totals"]
     if steps > batches:
-        raise ValueError(f"it has done {steps} of {batches} steps")
+        raise ValueError(f"it has done {steps} steps, but an epoch has {batches}")
     if seen != min(steps * batch_size, images) or type(seen) is not int:
         raise ValueError(f"it cannot have seen {seen!r} images in {steps} steps")
     if type(own) is not int or not 0 <= own <= seen:

@@ -12,7 +12,7 @@ from fastconv.benchmarking.processes import BenchError
 from fastconv.classifier import bench as benchmark
 from fastconv.classifier import device as devices
 from fastconv.classifier import files
-from fastconv.classifier.cli.options import Device, DeviceOption, ThreadsOption, path, set_threads
+from fastconv.classifier.cli.options import Device, DeviceOption, ThreadsOption, path_option, set_threads
 from fastconv.classifier.cli.table import print_table
 from fastconv.classifier.errors import UserError
 
@@ -23,14 +23,8 @@ def bench(
     device: DeviceOption = Device.cpu,
     threads: ThreadsOption = None,
     rounds: Annotated[int, typer.Option("--rounds", help="Number of times that each variant is timed.")] = 20,
-    json: Annotated[
-        Path | None,
-        typer.Option("--json", parser=path, help="Write all times to this .json file.", show_default=False),
-    ] = None,
-    png: Annotated[
-        Path | None,
-        typer.Option("--png", parser=path, help="Draw the ratios in this .png file.", show_default=False),
-    ] = None,
+    json: Annotated[Path | None, path_option("--json", "Write all times to this .json file.")] = None,
+    png: Annotated[Path | None, path_option("--png", "Draw the ratios in this .png file.")] = None,
 ) -> None:
     """Time the blocks of a CNN and its training step with fastconv and with PyTorch. This takes half a minute.
 
@@ -43,7 +37,7 @@ def bench(
     if not 1 <= rounds <= _MAX_ROUNDS:
         bound = "at least 1" if rounds < 1 else f"at most {_MAX_ROUNDS}"
         raise UserError(f"--rounds must be {bound}, not {rounds}")
-    devices.find(device.value)
+    devices.find(device.value, instead="compare it with PyTorch on the CPU (--device cpu)")
     set_threads(threads)
     for file in filter(None, (json, png)):
         files.check_output_folder(file.parent)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastconv.classifier.cli.options import Downloadable, path
+from fastconv.classifier.cli.options import Downloadable, path_option
 from fastconv.classifier.data import download as downloads
 
 
@@ -13,12 +13,10 @@ def download(
     name: Annotated[Downloadable, typer.Argument(help="The data set.", show_default=False)],
     data_dir: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
             "--data-dir",
-            parser=path,
-            help="The folder in which torchvision's folder, such as MNIST/raw, is created."
+            "The folder in which torchvision's folder, such as MNIST/raw, is created."
             " Default: $FASTCONV_DATA or the user's cache folder.",
-            show_default=False,
         ),
     ] = None,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fastconv.classifier.checkpoint import load
-from fastconv.classifier.cli.options import CheckpointArgument, Format, path
+from fastconv.classifier.cli.options import CheckpointArgument, Format, path_option
 from fastconv.classifier.errors import UserError
 from fastconv.classifier.export import SUFFIXES, write
 
@@ -24,11 +24,8 @@ def export(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            parser=path,
-            help="The file to write. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint.",
-            show_default=False,
+        path_option(
+            "--output", "The file to write. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint."
         ),
     ] = None,
     force: Annotated[

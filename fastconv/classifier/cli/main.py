@@ -10,7 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import fastconv
 from fastconv import startup
@@ -61,7 +61,9 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Print a traceback after an error.")] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Print a traceback after an error.", expose_value=False)
+    ] = False,
 ) -> None:
     """Train a small CNN on digits or other small images with fastconv's kernels, and inspect the result."""
 
@@ -119,8 +121,22 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _click_command() -> Any:
+    """Build the click command. Each subcommand lists ``--traceback``, and its help has no line breaks in paragraphs.
+
+    typer removes those of the first paragraph only.
+    """
+    command: Any = typer.main.get_command(app)
+    (option,) = [parameter for parameter in command.params if parameter.name == "traceback"]
+    for subcommand in command.commands.values():
+        subcommand.params.append(option)
+        paragraphs = (subcommand.help or "").split("\n\n")  # python -OO removes docstrings
+        subcommand.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return command
+
+
 def _run(given: list[str]) -> int:
-    command = typer.main.get_command(app)
+    command = _click_command()
     try:
         # command.main() would print usage errors in a box or over several lines, depending on typer's version.
         with command.make_context("fastconv", given or ["--help"]) as context:

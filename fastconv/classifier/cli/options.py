@@ -1,12 +1,12 @@
 """Options that several subcommands share, and the functions that apply them.
 
-typer requires an Enum for each option with choices. Tables in config, data, augment and export have the same names, and
-a test compares both.
+typer requires an Enum for each option with choices. A test checks that each has the names of the table that it repeats,
+which is in config, data, augment or export.
 """
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -17,6 +17,7 @@ from fastconv.classifier.data import DataSet
 from fastconv.classifier.errors import UserError
 
 _MAX_THREADS = 1024
+_OPTIONS = {"data_dir": "--data-dir", "size": "--image-size"}  # by the arguments of data.load
 
 DataSetName = Enum(
     "DataSetName",
@@ -45,9 +46,16 @@ Format = Enum("Format", {"safetensors": "safetensors", "torch": "torch", "pt2": 
 
 def path(text: str) -> Path:
     """Parse a path. An empty path would mean the current folder, so it is refused."""
-    if not text or "\0" in text:
+    if not text:
         raise typer.BadParameter("a path must not be empty")
+    if "\0" in text:
+        raise typer.BadParameter("a path must not contain a NUL character")
     return Path(text)
+
+
+def path_option(name: str, help: str, **more: Any) -> Any:
+    """Return an option whose value is a path. Its default is ``None``, which ``help`` explains."""
+    return typer.Option(name, parser=path, help=help, show_default=False, **more)
 
 
 CheckpointArgument = Annotated[
@@ -55,13 +63,11 @@ CheckpointArgument = Annotated[
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--data-dir",
-        parser=path,
-        help="The folder that contains torchvision's folders (MNIST/raw, FashionMNIST/raw, cifar-10-batches-py)."
+        "The folder that contains torchvision's folders (MNIST/raw, FashionMNIST/raw, cifar-10-batches-py)."
         " Default: $FASTCONV_DATA, then the user's cache folder, then /usr/share/datasets."
         " With --dataset folder: the folder of images itself.",
-        show_default=False,
     ),
 ]
 SavedDataSetOption = Annotated[
@@ -88,6 +94,14 @@ def set_threads(threads: int | None) -> None:
     torch.set_num_threads(threads)
 
 
+def load_data(name: str, data_dir: Path | None, size: int | None = None, channels: int | None = None) -> DataSet:
+    """Call :func:`fastconv.classifier.data.load`. Its errors name the command's options in place of its arguments."""
+    try:
+        return data.load(name, data_dir, size, channels)
+    except data.ArgumentError as error:
+        raise UserError(f"{error.before}{_OPTIONS[error.argument]}{error.after}") from error
+
+
 def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path | None) -> DataSet:
     """Load ``dataset``, by default the data set that the checkpoint was trained on.
 
@@ -100,9 +114,9 @@ def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path
         if data_dir is None and saved.config.get("data_dir") is not None:
             data_dir = Path(str(saved.config["data_dir"]))
     if dataset is DataSetName.folder:
-        found = data.load(dataset.value, data_dir, saved.shape[1], saved.shape[0])
+        found = load_data(dataset.value, data_dir, saved.shape[1], saved.shape[0])
     else:
-        found = data.load(dataset.value, data_dir)
+        found = load_data(dataset.value, data_dir)
     if (found.shape, len(found.class_names)) != (saved.shape, len(saved.class_names)):
         needs, has = (" x ".join(map(str, shape)) for shape in (saved.shape, found.shape))
         raise UserError(

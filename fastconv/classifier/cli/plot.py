@@ -25,12 +25,7 @@ def plot(
     backend: options.BackendOption = options.Backend.fastconv,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            parser=options.path,
-            help="The .png file to write. Default: predictions.png beside the checkpoint.",
-            show_default=False,
-        ),
+        options.path_option("--output", "The .png file to write. Default: predictions.png beside the checkpoint."),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Also open the picture in the system's viewer.")] = False,
 ) -> None:

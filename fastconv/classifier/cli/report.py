@@ -25,18 +25,13 @@ def report(
     backend: options.BackendOption = options.Backend.fastconv,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            parser=options.path,
-            help="The .html file to write. Default: report.html in the run's folder.",
-            show_default=False,
-        ),
+        options.path_option("--output", "The .html file to write. Default: report.html in the run's folder."),
     ] = None,
 ) -> None:
     """Write a page about a run: accuracy, speed, configuration, and plots of its training, mistakes and layers.
 
-    The page is one file and loads nothing from the network. The plots are also written as PNG files to the
-    sub-folder plots of the run folder.
+    The page is one file and needs no internet connection. The plots are also written as PNG files to the sub-folder
+    plots of the run folder.
     """
     if output is not None and output.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output must end in .html: {output}")

@@ -18,7 +18,7 @@ import fastconv
 from fastconv.classifier import data, runs
 from fastconv.classifier import device as devices
 from fastconv.classifier.cli import train_options as options
-from fastconv.classifier.cli.options import DataDirOption, ThreadsOption, set_threads
+from fastconv.classifier.cli.options import DataDirOption, ThreadsOption, load_data, set_threads
 from fastconv.classifier.cli.progress import TrainingProgress, test_line
 from fastconv.classifier.cli.table import print_table
 from fastconv.classifier.config import BACKENDS, Diverged, TrainingConfig, settle
@@ -76,8 +76,8 @@ def train(
         settings, state = folder.interrupted(given)
         data_dir = data_dir or (settings["data_dir"] and Path(settings["data_dir"]))
     for name in BACKENDS if compare else (settings["backend"],):
-        devices.find(settings["device"], name)
-    images = data.load(settings["dataset"], data_dir, settings["image_size"])
+        devices.find(settings["device"], name, "use --backend torch" + " without --compare" * compare)
+    images = load_data(settings["dataset"], data_dir, settings["image_size"])
     extras = Extras(compare, tensorboard, report)
     extras.check_packages(output)
     Run(folder, settings, state, images, extras, Console()).run()

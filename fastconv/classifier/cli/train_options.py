@@ -95,13 +95,7 @@ Limit = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
-        "--output",
-        parser=shared.path,
-        help="Folder for the results. Default: runs/MODEL-DATASET.",
-        metavar="DIR",
-        show_default=False,
-    ),
+    shared.path_option("--output", "Folder for the results. Default: runs/MODEL-DATASET.", metavar="DIR"),
 ]
 Resume = Annotated[
     bool,

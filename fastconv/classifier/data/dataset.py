@@ -18,6 +18,17 @@ class DataError(UserError):
     """A data set is missing, or one of its files is wrong."""
 
 
+class ArgumentError(DataError):
+    """An argument of :func:`fastconv.classifier.data.load` does not fit. The command names its option instead.
+
+    The message is ``before``, ``argument`` and ``after``.
+    """
+
+    def __init__(self, before: str, argument: str, after: str = "") -> None:
+        super().__init__(before + argument + after)
+        self.before, self.argument, self.after = before, argument, after
+
+
 @dataclass(frozen=True)
 class DataSet:
     """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, for training and for testing.

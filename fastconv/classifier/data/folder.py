@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastconv.classifier.data.dataset import DataError, DataSet
-from fastconv.classifier.data.images import read_picture
+from fastconv.classifier.data.images import read_scaled
 from fastconv.classifier.errors import UserError
 
 DEFAULT_SIZE = 32
@@ -35,7 +35,7 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         channels: 1 for grey, 3 for colours. ``None`` means 1 if every file is grey, else 3.
 
     Returns:
-        Images (N, C, size, size). The classes are interleaved, so that every part is as balanced as the whole.
+        Images (N, C, size, size). The classes are interleaved, so that any range of images contains all of them.
 
     Raises:
         DataError: if there are fewer than two classes, a class has no images, or an image cannot be read.
@@ -130,7 +130,7 @@ def _read_part(classes: dict[str, list[Path]], shape: tuple[int, int, int]) -> t
         raise DataError(f"no memory for {len(places)} images of {' x '.join(map(str, shape))}") from error
     try:
         with ThreadPoolExecutor(_THREADS) as pool:
-            pictures = pool.map(partial(read_picture, shape=shape), [path for _, _, path in places])
+            pictures = pool.map(partial(read_scaled, shape=shape), [path for _, _, path in places])
             for index, picture in enumerate(pictures):
                 images[index] = picture[0]
     except UserError as error:

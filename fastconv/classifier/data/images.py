@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # In MNIST, each digit was scaled to fit a box of 20 x 20 pixels, and its centre of mass was moved to pixel (14, 14),
-# counted from 0. (The means over the 4,000 training images of mnist5k are 13.99 and 14.00.)
+# counted from 0. (mnist5k's 4,000 training images have it at row 13.99 and column 14.00 on average.)
 _DIGIT_SIZE = 20
 # Pixels above this share of the strongest ink belong to the digit. Noise and paper texture are below it.
 _INK = 0.25
@@ -31,17 +31,17 @@ class ImageError(UserError):
 def read_for(shape: tuple[int, int, int], class_names: tuple[str, ...], path: Path) -> Tensor:
     """Read an image file for a network of images of ``shape`` (C, H, W) and these classes.
 
-    Digits of MNIST's shape are read by :func:`read_image`, other images by :func:`read_picture`.
+    Digits of MNIST's shape are read by :func:`read_digit`, other images by :func:`read_scaled`.
 
     Returns:
         A tensor (1, C, H, W), float32 in [0, 1].
     """
     if (shape, class_names) == ((1, IMAGE_SIZE, IMAGE_SIZE), CLASS_NAMES):
-        return read_image(path)
-    return read_picture(path, shape)
+        return read_digit(path)
+    return read_scaled(path, shape)
 
 
-def read_image(path: Path) -> Tensor:
+def read_digit(path: Path) -> Tensor:
     """Read an image file of a digit, of any size and colour mode, as an image like MNIST's.
 
     Transparent parts become white, and colours become grey. If the border is brighter than the mean of the image, the
@@ -64,7 +64,7 @@ def read_image(path: Path) -> Tensor:
     return torch.from_numpy(grey.astype(np.float32)).reshape(1, 1, IMAGE_SIZE, IMAGE_SIZE)
 
 
-def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
+def read_scaled(path: Path, shape: tuple[int, int, int]) -> Tensor:
     """Read an image file scaled to ``shape`` (C, H, W): in grey if C is 1, in red, green and blue if C is 3.
 
     Returns:
@@ -82,7 +82,7 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
         return torch.from_numpy(pixels).view(1, 1, H, W)
     image = _read_colours(path)
     if image.mode.startswith(("I", "F")):  # a grey image of more than 8 bits, which Pillow's conversion would clip
-        return read_picture(path, (1, H, W)).expand(1, C, H, W)
+        return read_scaled(path, (1, H, W)).expand(1, C, H, W)
     colours = image.convert("RGB").resize((W, H), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(colours)).permute(2, 0, 1).unsqueeze(0) / 255
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastconv.classifier.data.dataset import DataError
+from fastconv.classifier.data.dataset import ArgumentError, DataError
 from fastconv.environment import data_folder
 
 _IDX_FILES = (
@@ -49,7 +49,8 @@ def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
         data_dir: the only folder to search. If ``None``, the folders of :func:`default_folders` are searched.
 
     Raises:
-        DataError: if no folder has the files, or one has only some of them.
+        ArgumentError: if no folder has the files.
+        DataError: if a folder has only some of them.
     """
     place = PLACES[name]
     if data_dir is not None:
@@ -70,9 +71,10 @@ def find_folder(data_dir: Path | None = None, name: str = "mnist") -> Path:
             raise DataError(f"{folder} lacks {', '.join(missing)}{forms}: '{download}' fetches the missing files")
     searched = ", ".join(str(root) for root in roots)
     debian = f", and so does 'apt install {place.debian}' on Debian" if place.debian and data_dir is None else ""
-    raise DataError(
+    raise ArgumentError(
         f"{place.title} was not found under {searched}: '{download}' fetches it{debian}. Or put its files,"
-        f" {place.files[0]} and so on{forms}, into a sub-folder {place.below[0]}, or name their folder with --data-dir"
+        f" {place.files[0]} and so on{forms}, into a sub-folder {place.below[0]}, or give their folder as ",
+        "data_dir",
     )
 
 

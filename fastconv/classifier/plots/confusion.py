@@ -32,8 +32,7 @@ def confusion_counts(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
 def confusion_matrix(labels: Tensor, predictions: Tensor, class_names: Sequence[str] = CLASS_NAMES) -> bytes:
     """Draw the number of images of each true class (row) and predicted class (column).
 
-    The colour shows the share of the row's images. Its scale is a square root, so that a share of 1 % is visible beside
-    the diagonal.
+    The colour shows the share of the row's images, on a square-root scale, so that 1 % is visible beside the diagonal.
 
     Args:
         labels: (N,), the true classes.

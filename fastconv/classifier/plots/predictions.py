@@ -28,8 +28,8 @@ from fastconv.classifier.plots.style import (
 _COLUMNS = 3
 # Up to 12 classes with names of up to 2 letters have vertical bars. Otherwise the bars are horizontal, and only the 5
 # most probable classes and the true class have one.
-_MAX_BARS = 12
-_MAX_UPRIGHT = 2
+_VERTICAL_MAX_BARS = 12
+_VERTICAL_NAME_LENGTH = 2
 _LIKELIEST = 5
 _NAME_LENGTH = 18
 _CAPTION_LENGTH = 14  # for names under an image, which are followed by a percentage
@@ -64,10 +64,10 @@ def prediction_grid(
     """
     names = drawn_names(class_names, _NAME_LENGTH)
     captions = drawn_names(class_names, _CAPTION_LENGTH)
-    upright = len(names) <= _MAX_BARS and max(map(len, names)) <= _MAX_UPRIGHT
+    vertical = len(names) <= _VERTICAL_MAX_BARS and max(map(len, names)) <= _VERTICAL_NAME_LENGTH
     columns = min(columns, len(images))
     rows = math.ceil(len(images) / columns)
-    width, height, ratio = (4.2, 2.1, 1.3) if upright else (5, 2.3, 1.0)
+    width, height, ratio = (4.2, 2.1, 1.3) if vertical else (5, 2.3, 1.0)
     figure = new_figure(width * columns, height * rows + 0.5)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     if title:
@@ -78,13 +78,13 @@ def prediction_grid(
         predicted = int(row.argmax())
         text = f"{captions[predicted]}  {100 * row[predicted]:.0f} %"
         if predicted != label:
-            text += ("  " if upright else "\n") + f"(is {captions[label]})"
+            text += ("  " if vertical else "\n") + f"(is {captions[label]})"
         show_image(picture, image)
         picture.set_title(f"no. {first + index}", fontsize=8, color=FAINT)
         picture.set_xlabel(
-            text, color=RIGHT if predicted == label else WRONG, fontsize=12 if upright else 9, fontweight="bold"
+            text, color=RIGHT if predicted == label else WRONG, fontsize=12 if vertical else 9, fontweight="bold"
         )
-        (_upright_bars if upright else _lying_bars)(chart, row, label, names)
+        (_vertical_bars if vertical else _horizontal_bars)(chart, row, label, names)
     hide(axes[2 * len(images) :])
     return png(figure)
 
@@ -96,7 +96,7 @@ def _colours(count: int, label: int, predicted: int) -> list[str]:
     return colours
 
 
-def _upright_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
+def _vertical_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
     """Draw a vertical bar for every class."""
     chart.bar(np.arange(len(row)), row, color=_colours(len(row), label, int(row.argmax())))
     chart.set(ylim=(0, 1), yticks=[0, 0.5, 1])
@@ -105,7 +105,7 @@ def _upright_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequ
     _tidy(chart)
 
 
-def _lying_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
+def _horizontal_bars(chart: Any, row: np.ndarray[Any, Any], label: int, names: Sequence[str]) -> None:
     """Draw a horizontal bar for each of the most probable classes, and for the true class."""
     shown = np.argsort(-row, kind="stable")[:_LIKELIEST].tolist()
     if label not in shown:
