@@ -243,7 +243,7 @@ class Convolution:
     def exact(self) -> bool:
         """Integers give exact results, except with Winograd's tiles above 2 x 2, whose points are not integers."""
         rounded_twice = is_reduced(self.given["x"]) and self.vectors is not None
-        return self.values in ("integers", "special") and self.tile() <= 2 and not rounded_twice
+        return self.values in EXACT and self.tile() <= 2 and not rounded_twice
 
     def reference(self, function: Callable[..., Tensor], change: Callable[[Tensor], Tensor] = lambda t: t) -> Tensors:
         """Compute `function` and its derivatives in float64, after `change` of all tensors."""
@@ -254,7 +254,7 @@ class Convolution:
 
     def over_padding(self) -> Tensors:
         """PADDING: mark the results of conv2d that a product of padding with infinity or NaN may reach."""
-        if self.values != "special" or self.name != "conv2d" or not any(self.pads()):
+        if self.values not in SPECIAL or self.name != "conv2d" or not any(self.pads()):
             return {}
         zeros = torch.zeros_like(self.given["x"], dtype=torch.float64)
         batch = zeros if zeros.dim() == 4 else zeros.unsqueeze(0)
@@ -378,16 +378,22 @@ def first_line(error: Exception) -> str:
 # ---- cases ----------------------------------------------------------------------------------------------------------
 
 SPECIALS = (float("nan"), float("inf"), -float("inf"), -0.0)
+SPECIAL = ("special", "special images")
+EXACT = ("integers", *SPECIAL)
 
 
 def valued(draw: Draw, values: str, size: tuple[int, ...], role: str) -> Tensor:
     """Values of a tensor, in float64."""
-    if values in ("integers", "special"):
+    if values in EXACT:
         t = draw.integers(size, {"x": 3, "w": 2, "b": 6}.get(role, 2))
         if role in ("x", "g") and draw.chance(0.4):
             t = draw.sparse(t, draw.pick((0.3, 0.7, 0.97)))
         if values == "special" and role != "v" and draw.chance(0.5 if role == "x" else 0.25):
             t = draw.sprinkled(t, SPECIALS, draw.pick((0.002, 0.03, 0.3)))
+        if values == "special images" and role in ("x", "g"):
+            for image in t:
+                if draw.chance(0.7) and image.numel():
+                    image.view(-1)[draw.upto(image.numel() - 1)] = draw.pick(SPECIALS[:3])
         return t
     t = draw.normal(size)
     if values == "sparse" and role in ("x", "g"):
@@ -409,6 +415,10 @@ def convolution(draw: Draw) -> Convolution:
     if values in ("denormal", "huge") and dtype in (torch.float16, torch.bfloat16):
         values = "normal"
     machine = Machine.draw(draw)
+    if draw.chance(0.03):  # Winograd recomputes each image whose result is not finite
+        shape, values = draw.winograd(), "special images"
+        machine.choices = {"winograd": "always", "small_output": "never", "sparse_gradient": "never"}
+        machine.winograd, machine.band = draw.pick((-1, 2, 3, 4)), 0
     x_size, w_size, arguments = shape["x"], shape["w"], shape["arguments"]
     if draw.chance(0.08) and x_size[0] > 0:
         x_size = x_size[1:]
@@ -418,7 +428,7 @@ def convolution(draw: Draw) -> Convolution:
         given[role], layouts[role] = draw.layout(valued(draw, values, size, role).to(dtype))
     pool = draw.pool() if name.endswith("pool2d") else None
     case = Convolution(name, given, arguments, pool, None, [], None, values, machine)
-    if values == "special" and any(case.pads()) and (name != "conv2d" or draw.chance(0.5)):
+    if values in SPECIAL and any(case.pads()) and (name != "conv2d" or draw.chance(0.5)):
         given["w"] = given["w"].nan_to_num(1, 1, 1)  # PADDING
     try:
         y = case.theirs(**{n: t.to("meta") for n, t in given.items()})
@@ -428,7 +438,7 @@ def convolution(draw: Draw) -> Convolution:
         return case
     case.wanted = [role for role in given if draw.chance(0.8)] or ["x"]
     case.g, layouts["g"] = draw.layout(valued(draw, values, tuple(y.shape), "g").to(dtype))
-    if values == "special" and name != "conv2d" and any(case.pads()):
+    if values in SPECIAL and name != "conv2d" and any(case.pads()):
         case.g = case.g.nan_to_num(1, 1, 1)  # PADDING
     if draw.chance(0.35):
         case.vectors = {role: valued(draw, values, tuple(given[role].shape), "v").to(dtype) for role in case.wanted}
