@@ -50,7 +50,7 @@ def _kill_all(process: subprocess.Popen[str], tag: str) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     # torchrun gives its processes sessions of their own. On Linux the variable finds them. A process may start another
     # one until it is dead, so search until a search finds none.
-    while any([_kill_tagged(folder, tag) for folder in Path("/proc").glob("[0-9]*")]):
+    while sum(_kill_tagged(folder, tag) for folder in Path("/proc").glob("[0-9]*")):
         time.sleep(0.001)
 
 

@@ -68,7 +68,7 @@ def imported(name: str, everywhere: bool = False) -> set[str]:
     return {other for other in found if other in SOURCES and other != name}
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
     """The modules of one cycle of imports. Empty if there is none."""
     done: set[str] = set()
 
@@ -86,12 +86,12 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_imports_have_no_cycle() -> None:
-    assert circle({name: imported(name) for name in SOURCES}) == []
+    assert cycle_in({name: imported(name) for name in SOURCES}) == []
 
 
 def test_the_search_finds_a_cycle() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize("name", sorted(LAYER))

@@ -171,11 +171,6 @@ def test_max_pool2d_passes_gradcheck_in_first_and_second_order_and_forward_mode(
     assert gradgradcheck(function, (x,))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_max_pool2d_equals_pytorchs_in_16_bit_types(dtype: torch.dtype) -> None:
-    assert_like_pytorchs(torch.randn(2, 3, 6, 6).to(dtype), kernel_size=2)
-
-
 @pytest.mark.parametrize(
     ("size", "arguments"),
     [

@@ -140,7 +140,7 @@ class Convolution:
             y = F.relu(y)
         return F.max_pool2d(y, **self.pool) if self.pool else y
 
-    def whole(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    def theirs_by_selection(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         """As theirs, without F.relu and F.max_pool2d: their second derivatives are 0, which times infinity is NaN."""
         y = self.unpadded(x, w, b)
         if self.name != "conv2d":
@@ -164,7 +164,7 @@ class Convolution:
     def argmax(self) -> tuple[Tensor, Tensor]:
         """The position of each maximum of the fused operator in its image, and whether it passed the ReLU."""
         a = self.arguments
-        served = FF.convolution_arguments(
+        operands = FF.convolution_arguments(
             self.given["x"],
             self.given["w"],
             self.given.get("b"),
@@ -173,8 +173,8 @@ class Convolution:
             a.get("dilation", 1),
             a.get("groups", 1),
         )
-        assert served is not None
-        x, *rest = served
+        assert operands is not None
+        x, *rest = operands
         batch = x if x.dim() == 4 else x.unsqueeze(0)
         pool: Any = ((1, 1), (1, 1), (0, 0), (1, 1), False)
         if self.pool is not None:
@@ -220,7 +220,7 @@ class Convolution:
         if found["y"].numel() == 0 and self.given["x"].shape[-3] == 0:
             return
         if self.exact():
-            exact = self.reference(self.whole)
+            exact = self.reference(self.theirs_by_selection)
             for name, t in found.items():
                 same_values(name, t, exact[name], self.over_padding().get(name))
         else:
@@ -310,7 +310,7 @@ class Convolution:
 
     def check_gate(self, chosen: Tensor, terms: int) -> None:
         """Require that each element the operator chose is a maximum, except for rounding."""
-        maxima = self.whole(**double(self.given))
+        maxima = self.theirs_by_selection(**double(self.given))
         change = self.largest_near if self.tile() else absolute
         size = self.unpadded(**{name: change(t) for name, t in double(self.given).items()})
         dtype = self.given["x"].dtype
