@@ -53,7 +53,7 @@ def assert_same_gradients(
     wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
     y, expected = function(*given), reference(*wide)
     torch.testing.assert_close(y, expected.to(dtype), rtol=rtol, atol=1e-3)
-    g = torch.randint(-1, 2, y.shape).to(dtype) * (torch.rand(y.shape) < 0.05)  # sums that fit in half
+    g = torch.randint(-1, 2, y.shape).to(dtype) * (torch.rand(y.shape) < 0.05)  # for sums that fit in float16
     y.backward(g)
     expected.backward(g.double())
     for ours, theirs in zip(given, wide, strict=True):

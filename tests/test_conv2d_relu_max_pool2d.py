@@ -102,7 +102,7 @@ def test_the_first_maximum_gets_the_gradient_and_outputs_of_zero_get_none(case: 
 
 
 def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
-    """Return the fused function for given maxima and dead windows (DEAD). It is linear in the convolution."""
+    """Return the fused function with the maxima of `argmax`, so that they do not depend on rounding. DEAD gives 0."""
 
     def pair(name: str, default: int) -> tuple[int, int]:
         value = (case.pool or {}).get(name, default)

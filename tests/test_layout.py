@@ -13,8 +13,7 @@ PACKAGE = ROOT / "fastconv"
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 60
 
-#: From top to bottom. A module may import modules of its own layer and of the layers below. The rule also applies to
-#: names that do not exist yet, as soon as they exist.
+#: From top to bottom. A module may import modules of its own layer and of the layers below.
 LAYERS = (
     {"classifier"},
     {"benchmarking"},

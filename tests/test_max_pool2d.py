@@ -150,7 +150,7 @@ def test_a_window_entirely_in_the_padding_gets_no_gradient() -> None:
 def test_a_window_wholly_in_the_padding_may_give_its_gradient_to_the_next_row(
     memory_format: torch.memory_format, dtype: torch.dtype
 ) -> None:
-    """Its index is that of column `width`, which is the first pixel of the next row. The last row has none."""
+    """Its index is that of column `width`: the first pixel of the next row. After the last row, it is ignored."""
     x = torch.randn(2, 3, 200, 100).to(dtype).contiguous(memory_format=memory_format).requires_grad_()
     y, indices = FF.max_pool2d(x, (1, 2), 1, (0, 1), (1, 101), return_indices=True)
     assert torch.equal(indices[0, 0, :, 0], 100 * torch.arange(1, 201))

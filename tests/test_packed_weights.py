@@ -65,13 +65,14 @@ def test_every_change_of_a_weight_is_noticed(size: tuple[int, ...], weight_size:
             torch.testing.assert_close(convolve(x, w).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# Shapes of weights: small ones with few twins, depthwise, larger than the 64 words of the hint, and Winograd.
+# Shapes of weights: small, depthwise, of more than the 64 words that the cache samples for its hint, and for Winograd.
+# Weights of few elements have few twins.
 TWIN_SIZES = [(1, 1, 1, 1), (2, 1, 3, 3), (3, 2, 1, 5), (8, 1, 3, 3), (4, 3, 5, 5), (16, 16, 3, 3)]
 TWINS = 100_000
 
 
 def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
-    """Yield arrays that differ from `weight` in small, regular ways, and whether their values stay ordinary."""
+    """Yield arrays that differ from `weight` a little, and False if some of their values may be huge or NaN."""
     rng, n, j = np.random.default_rng(seed), weight.size, 0
     while True:
         for kind in ("issue", "signs", "swap", "shift", "pattern", "row", "bit", "byte"):

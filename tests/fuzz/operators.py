@@ -30,7 +30,7 @@ class Machine:
     other_threads: tuple[int, ...]
     choices: dict[str, str] = field(default_factory=dict)
     winograd: int = -1
-    band: int = 0  # elements of a band, so that small calls are computed in several
+    band: int = 0  # elements of a band: a small number cuts small calls into bands, 0 stands for the default
 
     @classmethod
     def draw(cls, draw: Draw) -> Machine:
@@ -141,7 +141,10 @@ class Convolution:
         return F.max_pool2d(y, **self.pool) if self.pool else y
 
     def theirs_by_selection(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        """As theirs, without F.relu and F.max_pool2d: their second derivatives are 0, which times infinity is NaN."""
+        """Compute `theirs` by selecting elements of the convolution.
+
+        F.relu and F.max_pool2d have second derivatives of 0, and 0 times infinity is NaN.
+        """
         y = self.unpadded(x, w, b)
         if self.name != "conv2d":
             y = torch.where(y.detach() <= 0, 0.0, y)
@@ -208,7 +211,7 @@ class Convolution:
                     same_bits(f"{name} by {threads} threads", t, found[name])
             torch.set_num_threads(self.machine.threads)
             with torch.no_grad():
-                for again in range(2):  # with the call above: the weight is packed, cached, and found
+                for again in range(2):  # the weight was packed in the call above. Cache it, then find it in the cache
                     same_bits(f"y again ({again})", self.ours(**self.given), found["y"])
             gated = self.name != "conv2d" and found["y"].numel() > 0 and 0 not in self.given["w"].shape
             gate = self.argmax() if gated else None
@@ -267,7 +270,8 @@ class Convolution:
             y = F.conv2d(x, w, b, **arguments)
             return y if zeros.dim() == 4 else y.squeeze(0)
 
-        # x becomes 1 in the padding, other tensors 1 where they are not finite. Such a product makes a result non-zero.
+        # Replace x by 1 in the padding and 0 elsewhere, and w, b and g by 1 where they are not finite and 0 elsewhere.
+        # A result is then non-zero if one of its terms is a product of padding with infinity or NaN.
         vectors = None if self.vectors is None else {n: torch.ones_like(t, dtype=torch.float64) for n, t in
                                                       self.vectors.items()}  # fmt: skip
         if vectors is not None and "x" in vectors:
