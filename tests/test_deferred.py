@@ -948,3 +948,12 @@ def test_a_result_does_not_keep_alive_results_made_of_it() -> None:
         reference = weakref.ref(z)
         del z
         assert reference() is None
+
+
+def test_the_address_of_a_waiting_result_is_an_error_and_not_null() -> None:
+    x, w = torch.randn(1, 1, 5, 5), torch.randn(2, 1, 3, 3)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w)
+        with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+            torch.utils.dlpack.to_dlpack(y)
+        assert torch.from_dlpack(y).shape == (1, 2, 3, 3)

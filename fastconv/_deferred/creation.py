@@ -133,10 +133,13 @@ class _Defer(Function):
 def _placeholder(recipe: Recipe, size: Sequence[int], operand: Tensor | None) -> Tensor:
     assert operand is not None
     N, K, P, Q = size
-    return Tensor._make_wrapper_subclass(
+    placeholder = Tensor._make_wrapper_subclass(
         Deferred,
         (N, P, Q, K) if recipe.axes_nhwc else (N, K, P, Q),
         strides=recipe.strides(K, P, Q),
         dtype=operand.dtype,
         device=operand.device,
     )
+    # C++ code that asks for the address gets an error, and not a null pointer.
+    torch._C._set_throw_on_mutable_data_ptr(placeholder)
+    return placeholder

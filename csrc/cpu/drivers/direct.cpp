@@ -30,8 +30,7 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
       const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows};
-      const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
-      const PooledTile<T> pooled{to.data, call.argmax + (call.argmax ? window : 0), tile.images, tile.row, tile.rows};
+      const PooledTile<T> pooled{to.data, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows};
       OutputTile<T> conv = to;
       if (pools_later) {
         const int64_t size = rows.images * rows.rows * s.Q * s.K;

@@ -116,7 +116,7 @@ void winograd_forward(const Forward& call, const WinogradCut& cut) {
   one.shape.conv.N = one.shape.pool.N = 1;
   for (const int64_t n : again) {
     one.input = image(call.input, n), one.output = image(call.output, n);
-    if (call.argmax) one.argmax = call.argmax + n * f.conv.K * f.pool.P * f.pool.Q;
+    one.argmax = call.argmax_from(n, 0);
     direct_forward<T>(one, true);
   }
 }
