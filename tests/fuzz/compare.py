@@ -10,7 +10,7 @@ UNBATCHED For one image without a batch, PyTorch's max_pool2d returns contiguous
 ONE PIXEL The strides of an image of one pixel fit both memory formats. The results computed from it may differ in
           strides. The image is the input, or the result of the convolution that a fused operator pools.
 CRASH     PyTorch 2.13 crashes in a float32 convolution with stride and dilation if the images are channels_last and
-          images and kernel have one column. The reference is computed in float64.
+          have few columns, and the kernel has one. The reference is computed in float64.
 NAN BITS  The bits of a NaN may differ.
 """
 
