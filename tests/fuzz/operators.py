@@ -191,9 +191,12 @@ class Convolution:
         position = torch.where(live, position, 0)
         rows = torch.arange(byte.shape[2]).view(-1, 1) * stride[0] - padding[0] + position // kernel[1] * dilation[0]
         columns = torch.arange(byte.shape[3]) * stride[1] - padding[1] + position % kernel[1] * dilation[1]
-        width = F.conv2d(self.given["x"].to("meta"), self.given["w"].to("meta"), None, **a).shape[-1]
-        flat = torch.where(live, rows * width + columns, 0)
+        flat = torch.where(live, rows * self.convolved()[-1] + columns, 0)
         return (flat, live) if x.dim() == 4 else (flat[0], live[0])
+
+    def convolved(self) -> torch.Size:
+        """The size of the convolution's result."""
+        return F.conv2d(self.given["x"].to("meta"), self.given["w"].to("meta"), None, **self.arguments).shape
 
     # ---- the check ----
 
@@ -217,7 +220,8 @@ class Convolution:
             gate = self.argmax() if gated else None
         same("y dtype", found["y"].dtype, self.given["x"].dtype)
         same("y shape", found["y"].shape, theirs.shape)
-        unbatched, one_pixel = self.given["x"].dim() == 3, self.given["x"].shape[-2:] == (1, 1)
+        unbatched = self.given["x"].dim() == 3
+        one_pixel = (1, 1) in (self.given["x"].shape[-2:], self.convolved()[-2:])
         if not (unbatched and self.pool) and not one_pixel:  # UNBATCHED, ONE PIXEL
             same("y strides", strides(found["y"]), strides(theirs))
         if found["y"].numel() == 0 and self.given["x"].shape[-3] == 0:
@@ -231,7 +235,7 @@ class Convolution:
 
     def for_pytorch(self) -> Tensors:
         """Return the operands in a type that PyTorch computes fast and without a crash. Shapes and errors stay."""
-        if self.given["x"].shape[-1] == self.given["w"].shape[-1] == 1:  # CRASH
+        if self.given["w"].shape[-1] == 1:  # CRASH
             return {name: t.double() for name, t in self.given.items()}
         return {name: t.float() if is_reduced(t) else t for name, t in self.given.items()}
 
