@@ -51,6 +51,8 @@ struct FusedShape {
            (pool.P - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h < pool.H &&
            (pool.Q - 1) * pool.stride_w + (pool.S - 1) * pool.dilation_w < pool.W;
   }
+  // Two windows may contain the same row, or one lies between the rows of the other.
+  bool windows_overlap_in_rows() const { return (pool.R - 1) * pool.dilation_h >= pool.stride_h; }
   // The windows tile the image: each pixel is in at most one window, and a window has no gaps.
   bool windows_touch() const {
     return windows_inside() && pool.stride_h == pool.R && pool.stride_w == pool.S && pool.dilation_h == 1 &&

@@ -191,12 +191,19 @@ void backward(const Backward& call, const BandLimits& limits, const View& view) 
   }
   if (call.grad_weight) {
     sums([&](const Tensor& dw, const Tensor& db) {
-      BandSum sum(dw, db);
-      for_each_band(call.shape, by_rows(*call.input), limits, [&](const Band& band) {
-        Gradient<T> g = gradient_of(band);
-        const Tensor x = view.read(part_of(*call.input, band.images, band.input), Workspace::wide_input);
-        sum.add([&](const Tensor& band_dw, const Tensor& band_db) { backward_weight(g, x, band_dw, band_db); });
-      });
+      const auto run = [&](bool rows) {
+        BandSum sum(dw, db);
+        for_each_band(call.shape, rows, limits, [&](const Band& band) {
+          Gradient<T> g = gradient_of(band);
+          const Tensor x = view.read(part_of(*call.input, band.images, band.input), Workspace::wide_input);
+          sum.add([&](const Tensor& band_dw, const Tensor& band_db) { backward_weight(g, x, band_dw, band_db); });
+        });
+      };
+      const bool rows = by_rows(*call.input);
+      run(rows);
+      // If windows overlap, two bands may share a row of the convolution. Its gradient may be zero in one of them only,
+      // and zero times an infinite input is NaN.
+      if (rows && call.shape.windows_overlap_in_rows() && !all_finite<T>(dw)) run(false);
     });
   }
 }

@@ -243,8 +243,8 @@ class Convolution:
         return derivatives(function, self.given, self.wanted, self.g, self.vectors)
 
     def tile(self) -> int:
-        # The second gradient of a pooled convolution calls a convolution without a pool.
-        pooled = self.pool is not None and self.vectors is None
+        # Pools of one pixel do not limit the tiles. The second gradient of a pooled convolution has no pool.
+        pooled = self.pool is not None and _pair(self.pool["kernel_size"]) != (1, 1) and self.vectors is None
         return self.machine.largest_tile(tuple(self.given["w"].shape), self.arguments, pooled)
 
     def exact(self) -> bool:
