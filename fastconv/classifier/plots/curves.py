@@ -12,7 +12,7 @@ def training_curves(history: Sequence[Mapping[str, Any]], loss: str = "cross-ent
     """Draw the loss and the accuracy of the training and validation images by epoch.
 
     Args:
-        history: the fields of :class:`fastconv.classifier.fit.EpochResult` by epoch, as in history.json. If
+        history: the fields of :class:`fastconv.classifier.history.EpochResult` by epoch, as in history.json. If
             ``val_loss`` is None, there are no validation images, and only the training curve is drawn.
         loss: the name of the loss, one of :data:`fastconv.classifier.config.LOSSES`.
 
