@@ -44,7 +44,7 @@ using PoolArguments = std::array<fastconv::Ints, 4>;
 
 pybind11::list tiles_of(const fastconv::cpu::WinogradCut& cut) {
   pybind11::list tiles;
-  for (const fastconv::WinogradTiles& kind : cut.kinds) {
+  for (const fastconv::WinogradTileKind& kind : cut.kinds) {
     if (kind.per_image() > 0) tiles.append(pybind11::make_tuple(kind.mh, kind.mw, kind.rows, kind.columns));
   }
   return tiles;

@@ -1,13 +1,17 @@
-"""Run an unmodified program with fastconv's conv2d, max_pool2d and relu, fused where possible.
+"""Run a program with fastconv, which computes its conv2d, max_pool2d and relu and fuses them where possible.
 
-python examples/enabled.py program.py [its arguments]
+usage: python examples/enabled.py program.py [its arguments]
 """
 
 import runpy
 import sys
+from pathlib import Path
 
 import fastconv
 
-del sys.argv[0]  # The program must see its own name and arguments.
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
+del sys.argv[0]  # The program must see its own name and arguments, and import modules of its folder.
+sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
 with fastconv.enabled(fuse=True):
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,12 +1,12 @@
-"""Calls every operator, and every function of ``fastconv._C``, with arguments that do not fit each other.
+"""Call every operator and every function of ``fastconv._C`` with random, mostly invalid arguments.
 
     python tests/attack.py                        10,000 calls of each
-    python tests/attack.py --count 300 --seed 7   fewer, and others
-    python tests/attack.py --only relu_backward:1234 --trace
+    python tests/attack.py --count 300 --seed 7   300 calls of each, with other arguments
+    python tests/attack.py --only relu_backward:1234 --trace   repeat one call
 
-Each call raises an error with words, or returns a result of the size that its fake kernel declares. A line is printed
-for each call that does neither. A crash prints nothing: ``--trace`` prints each call before it is made. Under
-AddressSanitizer and UBSan (``make asan``) no call reads or writes outside of its tensors.
+Each call must raise an error with a clear message, or return a result of the size that its fake kernel declares. The
+first 50 calls that do neither are printed. To find a call that crashes, print each call before it starts: ``--trace``.
+Under AddressSanitizer and UBSan (``make asan``), no call may read or write outside its tensors.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def names() -> list[str]:
 
 
 def tensor(rng: random.Random, sizes: Iterable[int], dtype: torch.dtype) -> Tensor:
-    """Random values, and at times random bits, in a random memory layout."""
+    """Random values, or sometimes random bits, in a random memory layout."""
     size = list(sizes)
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     if max(size, default=0) > 2**20:
         return torch.ones((), dtype=dtype).expand(size)
     if dtype is torch.bool:
         values = torch.randint(0, 2, size, generator=generator).bool()
-    elif rng.random() < 0.2 and not dtype.is_complex:  # NaN, infinities, denormals, and any index
+    elif rng.random() < 0.2 and not dtype.is_complex:  # includes NaN, infinities, denormals, and any index
         bits = torch.randint(0, 256, (*size, dtype.itemsize), generator=generator, dtype=torch.uint8)
         values = bits.view(dtype).reshape(size)
     elif dtype.is_floating_point or dtype.is_complex:
@@ -63,7 +63,7 @@ def laid_out(rng: random.Random, values: Tensor) -> Tensor:
     layout = rng.choice(["contiguous"] * 4 + ["channels_last"] * 3 + ["shifted", "gaps", "turned", "expanded", "same"])
     if layout == "channels_last" and values.dim() == 4:
         return values.contiguous(memory_format=torch.channels_last)
-    if layout == "shifted":  # no vector is aligned
+    if layout == "shifted":  # the data is not aligned to vectors
         memory = torch.empty(values.numel() + 1, dtype=values.dtype)
         return memory[1:].view(values.shape).copy_(values)
     if layout == "gaps" and values.dim() > 0:
@@ -73,7 +73,7 @@ def laid_out(rng: random.Random, values: Tensor) -> Tensor:
         return values.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "expanded" and values.dim() > 0 and values.shape[0] > 0:
         return values[:1].expand(values.shape)
-    if layout == "same" and values.dim() > 0:  # neighbours share memory
+    if layout == "same" and values.dim() > 0:  # elements overlap in memory
         memory = torch.randn(sum(values.shape) + 1).to(values.dtype)
         return memory.as_strided(values.shape, [1] * values.dim())
     return values
@@ -91,7 +91,7 @@ def convolution(rng: random.Random) -> tuple[Arguments, list[int], list[int], li
     if groups > 1 and rng.random() < 0.5:
         channels = outputs = 1
     stride, padding, dilation, kernel = pair(1, 3), pair(0, 3), pair(1, 2), pair(1, 4)
-    if rng.random() < 0.4:  # what Winograd's kernels compute
+    if rng.random() < 0.4:  # the shapes that Winograd's kernels compute
         stride, dilation, kernel = [1, 1], [1, 1], [3, 3]
     image = pair(1, 12)
     batch = rng.choice([0, 1, 1, 2, 3])
@@ -118,7 +118,7 @@ def pool(rng: random.Random, size: list[int]) -> tuple[Arguments, list[int]]:
 
 
 def fitting(operator: str, rng: random.Random) -> Arguments:
-    """Arguments that are right, or nearly so, in the order of the schema."""
+    """Mostly valid arguments, in the order of the schema."""
     dtype = rng.choice(FLOATING)
     put = lambda size, type=dtype: tensor(rng, size, type)  # noqa: E731
     numbers, x, w, y = convolution(rng)
@@ -165,11 +165,11 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
         window = pooling["kernel_size"][0] * pooling["kernel_size"][1]
         argmax = marks(rng, pooled, window)
         return {"grad_output": put(pooled), "argmax": argmax, "input": put(x), "weight": put(w), **needs, **fused}
-    raise AssertionError(f"tests/attack.py does not know the operator {operator}: say there what its arguments are")
+    raise AssertionError(f"tests/attack.py does not know the operator {operator}: add its arguments to fitting()")
 
 
 def marks(rng: random.Random, size: list[int], window: int) -> Tensor:
-    """An argmax: positions in the window and 255, or any bytes."""
+    """A random argmax: positions in the window and 255, or arbitrary bytes."""
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     if rng.random() < 0.5:
         return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
@@ -177,7 +177,7 @@ def marks(rng: random.Random, size: list[int], window: int) -> Tensor:
     return laid_out(rng, torch.where(positions == window, 255, positions).to(torch.uint8))
 
 
-# ---- arguments that do not ---------------------------------------------------------------------------------------
+# ---- arguments that do not fit -----------------------------------------------------------------------------------
 
 
 def spoilt(rng: random.Random, value: Any) -> Any:
@@ -197,7 +197,7 @@ def spoilt(rng: random.Random, value: Any) -> Any:
         return changed
     if isinstance(value, Tensor):
         return spoilt_tensor(rng, value)
-    return tensor(rng, [rng.randint(0, 5)], torch.float32)  # None: an absent bias
+    return tensor(rng, [rng.randint(0, 5)], torch.float32)  # value is None: an absent bias
 
 
 def spoilt_tensor(rng: random.Random, value: Tensor) -> Any:
@@ -213,7 +213,7 @@ def spoilt_tensor(rng: random.Random, value: Tensor) -> Any:
         return tensor(rng, rng.choice([[], [1, *size], size[1:], size[:-1]]), value.dtype)
     if kind == 4:
         return None
-    if kind == 5 and size:  # any element of any place, through one that is small
+    if kind == 5 and size:  # a huge tensor that occupies the memory of one element
         size[rng.randrange(len(size))] = rng.choice(HUGE)
         return enormous(size, value.dtype)
     if kind == 6 and size:
@@ -229,7 +229,7 @@ def spoilt_tensor(rng: random.Random, value: Tensor) -> Any:
 def enormous(size: list[int], dtype: torch.dtype) -> Any:
     try:
         return torch.ones((), dtype=dtype).expand(size)
-    except RuntimeError:  # PyTorch counts its elements in 64 bits, too
+    except RuntimeError:  # PyTorch cannot count its elements in 64 bits
         return tensor(rng := random.Random(0), [rng.randint(0, 2) for _ in size], dtype)
 
 
@@ -237,10 +237,10 @@ def enormous(size: list[int], dtype: torch.dtype) -> Any:
 
 
 def outcome(function: Callable[..., Any], arguments: Iterable[Any]) -> tuple[Any, str]:
-    """The result, or None and the error."""
+    """The result and an empty string, or None and the error."""
     try:
         return function(*arguments), ""
-    except Exception as error:  # whatever it is: it has words
+    except Exception as error:  # of any type: the callers check its text
         return None, f"{type(error).__name__}: {error}"
 
 
@@ -249,19 +249,19 @@ def parts(result: Any) -> list[Tensor]:
 
 
 def of_machine(error: str) -> bool:
-    """The machine or PyTorch's dispatcher says no, of which a fake kernel knows nothing."""
+    """Whether the machine or PyTorch's dispatcher refused the call, which fake kernels cannot predict."""
     words = "allocate memory", "enough memory", "at most 2^50", "2^31 - 1 pixels", "Storage size", "backend"
     return any(word in error for word in words)
 
 
 def names_a_path(error: str) -> bool:
-    if "CPU: registered " in error:  # the dispatcher's own error lists what is registered where
+    if "CPU: registered " in error:  # the dispatcher's error lists where each kernel is registered
         return "at /" in error.partition("CPU: registered ")[2].partition("\n")[0]
     return any(text in error for text in ("API call failed", "csrc/", "site-packages", "_C.cpython", "std::bad_alloc"))
 
 
 def complaint(operator: str, arguments: Arguments) -> str:
-    """What is wrong with the call; empty if nothing is."""
+    """Describe what the call did wrong. Empty if nothing is wrong."""
     call = getattr(torch.ops.fastconv, operator).default
     tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
     plain = all(value.device.type == "cpu" and value.layout is torch.strided for value in tensors)
@@ -271,7 +271,7 @@ def complaint(operator: str, arguments: Arguments) -> str:
         expected = counterpart(operator, arguments)
     result, error = outcome(call, arguments.values())
     if names_a_path(error):
-        return f"the error has no words: {error}"
+        return f"the error shows internals: {error}"
     if not plain or any(value is None for name, value in arguments.items() if name != "bias"):
         return "" if error or not plain else "the operator accepts None in place of a tensor"
     declared, refused = outcome(call, on_meta)
@@ -303,12 +303,12 @@ def fake(value: Tensor) -> Tensor:
 
 
 def steps(value: Tensor) -> list[int]:
-    """The strides that mean anything."""
+    """The strides of the dimensions with more than one element."""
     return [stride for size, stride in zip(value.shape, value.stride(), strict=True) if size > 1]
 
 
 def counterpart(operator: str, arguments: Arguments) -> tuple[Any, str]:
-    """PyTorch's own result, or error; neither for ranks and lists that fastconv.functional expands."""
+    """PyTorch's result or error. Both are empty for arguments that only fastconv.functional accepts."""
     lists = [value for value in arguments.values() if isinstance(value, list)]
     numbers = [number for value in lists for number in value]
     if any(len(value) != 2 for value in lists) or any(abs(number) > 1000 for number in numbers):
@@ -316,7 +316,7 @@ def counterpart(operator: str, arguments: Arguments) -> tuple[Any, str]:
     x = arguments.get("input")
     if not isinstance(x, Tensor) or x.dim() != 4 or x.dtype not in FLOATING:
         return None, ""
-    if x.shape[0] == 0:  # F.conv2d then takes a dilation of 0
+    if x.shape[0] == 0:  # F.conv2d then accepts a dilation of 0
         return None, ""
     if operator == "conv2d":
         others = [arguments["weight"], arguments["bias"]]
@@ -354,7 +354,7 @@ def described(item: tuple[str, Any]) -> str:
 
 
 def attack_module(count: int, seed: int, trace: bool) -> list[str]:
-    """The functions of fastconv._C, with any arguments."""
+    """Call the functions of fastconv._C with arbitrary arguments."""
     rng = random.Random(seed)
     level = _C.cpu_capability()
     values = [None, 0, -1, 2**63, 1.5, "", "avx2", "\0", "x" * 100_000, b"avx512", [], {}, object(), torch.ones(2)]
@@ -373,7 +373,7 @@ def attack_module(count: int, seed: int, trace: bool) -> list[str]:
 
 
 def refuse_large_allocations() -> None:
-    """So that no size is so large that it is slow and so small that the machine promises it."""
+    """Limit memory to 3 GiB more than now, so that a large allocation fails at once and is not slowly filled."""
     more = 3 << 30
     with open("/proc/self/statm") as file:
         now = int(file.read().split()[0]) * resource.getpagesize()
@@ -382,11 +382,11 @@ def refuse_large_allocations() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=COUNT, help="calls of each operator and function (%(default)s)")
+    parser.add_argument("--count", type=int, default=COUNT, help="calls per operator and function (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="an operator, or one call of it: conv2d:17")
+    parser.add_argument("--only", default="", help="an operator, or one call of an operator: conv2d:17")
     parser.add_argument("--trace", action="store_true", help="print each call before it is made")
-    parser.add_argument("--any-memory", action="store_true", help="leave the limit on memory to a sanitizer")
+    parser.add_argument("--any-memory", action="store_true", help="do not limit memory: sanitizers reserve much of it")
     options = parser.parse_args()
     if not options.any_memory:
         refuse_large_allocations()

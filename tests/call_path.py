@@ -31,8 +31,8 @@ _FORWARD = [
     ("cpu/drivers/direct.cpp", "direct_forward"),
     ("cpu/kernels/direct_forward.h", "the kernel"),
 ]
-#: The C++ functions of each call, from the operator to the kernel: (file below csrc/, function). They are not recorded
-#: but read from the sources. Accessors, and what a driver calls for its tiles, are left out.
+#: The C++ functions of each call, from the operator to the kernel: (file below csrc/, function). The list is written by
+#: hand. It leaves out accessors, and the functions that a driver calls for its tiles.
 CPP: dict[str, list[tuple[str, str]]] = {
     "conv2d, contiguous": _FORWARD,
     "conv2d, channels_last": _FORWARD,
@@ -75,7 +75,7 @@ def python_functions(call: Callable[[], object]) -> list[tuple[str, str]]:
 
 
 def calls() -> dict[str, Callable[[], object]]:
-    """The calls by their names."""
+    """The calls of CPP by name."""
     w, b = torch.randn(16, 8, 3, 3), torch.randn(16)
     contiguous = torch.randn(2, 8, 12, 12)
     channels_last = contiguous.contiguous(memory_format=torch.channels_last)

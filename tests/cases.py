@@ -1,4 +1,4 @@
-"""What all tests share: one table of cases for each operator, and functions that compare results."""
+"""One table of cases for each operator, and functions that compare results. All tests share them."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Conv2dCase:
         return x, w, torch.randn(self.K, dtype=dtype) if self.bias else None
 
     def integers(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return them filled with small integers. Their sums are exact in any order and with any algorithm."""
+        """Return the tensors filled with small integers. Sums are exact, except in Winograd's tiles above 2 x 2."""
         x, w, b = (None if t is None else t.shape for t in self.tensors())
         assert x is not None
         assert w is not None
@@ -59,7 +59,7 @@ def conv(N: int, C: int, H: int, W: int, K: int, R: int, S: int, bias: bool = Tr
 
 
 CONV2D = [
-    # the layers of MnistCNN with a smaller batch, which leaves remainders of pixels
+    # the layers of MnistCNN, with a smaller batch that leaves remainders of pixels
     conv(3, 1, 28, 28, 32, 3, 3),
     conv(3, 32, 13, 13, 64, 3, 3),
     conv(5, 64, 5, 5, 128, 3, 3),
@@ -108,7 +108,7 @@ CONV2D = [
     conv(1, 4, 70, 65, 6, 3, 3, padding=1),
 ]
 
-#: A weight so large that the CPU does not pack it even for 64 outputs.
+#: A weight so large that small_output, which does not pack the weight, is chosen even for 64 output pixels.
 LARGE_WEIGHT = conv(1, 256, 8, 8, 120, 3, 3, padding=1)
 
 
@@ -124,7 +124,7 @@ class Pool2dCase:
         return f"{'x'.join(map(str, self.size))}-{arguments}".replace(" ", "")
 
     def tensor(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return random small integers: windows have ties in every dtype."""
+        """Return random small integers, so that windows have ties in every dtype."""
         return torch.randint(0 if dtype == torch.uint8 else -4, 5, self.size).to(dtype)
 
 
@@ -290,7 +290,7 @@ def root_mean_square(t: Tensor) -> float:
 def assert_as_accurate(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
     """Assert that our error against float64 is at most twice PyTorch's, plus one unit in the last place.
 
-    The unit is that of the result. For sums that cancel it is that of their terms, which are about 1.
+    The unit is 2^-23 of the result's root mean square plus 1. The 1 stands for the terms, whose sums may cancel.
     """
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
         assert mine.shape == reference.shape

@@ -5,7 +5,7 @@ The set covers every operator, floating dtype, memory format and ISA level, and 
     python tests/checksums.py --write before.json     # on the old code
     python tests/checksums.py --compare before.json   # on the new code: prints the calls that differ, exit code 1
 
-Compare on one machine only: results differ between CPUs that have other ISA levels.
+Compare on one machine only: results differ between CPUs with different ISA levels.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from devices import no_gpu
 
 from fastconv import _C
 
-#: How many cases need a GPU, if there is none.
+#: The number of cases that were left out because there is no GPU.
 LEFT_OUT = pytest.StashKey[int]()
 
 
@@ -27,16 +27,16 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes() -> None:
-    """Give each worker process, and what its tests start, one thread. Tests of threads ask for more themselves.
+    """Give each worker process and its child processes one thread. Tests that need more set the number themselves.
 
-    A thread that waits must not keep a core busy that another worker could use.
+    A thread that waits must not occupy a core that another worker could use.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU, leave out the cases that need one, and count them. `device` in tests/cuda has none of them."""
+    """Without a GPU, leave out the cases of test_gpu.py. Count them, and one for each case that uses `device`."""
     if no_gpu() is None:
         return
     needing = [item for item in items if item.path.name == "test_gpu.py"]

@@ -17,10 +17,10 @@ import pytest
 import fastconv
 
 ROOT = Path(fastconv.__file__).parents[1]
-#: Tests run in folders of their own, so a new process is told where this one found the package, installed or not.
+#: Tests change the current folder, so a new process needs the path of the package, installed or not.
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 COMMAND = [sys.executable, "-m", "fastconv"]
-#: A worker process marks the processes that a test starts with this variable.
+#: `running` sets this environment variable to find the processes that a test has started.
 _TAG = "FASTCONV_TEST_PROCESS"
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-#: ``make test-all`` sets it: tests then run over the full cross products.
+#: ``make test-all`` sets this variable, and tests then run over the full cross products.
 FULL = os.environ.get("FASTCONV_ALL_TESTS") == "1"
 
 Row = tuple[int, ...]
 
 
 def covering_rows(sizes: Sequence[int]) -> list[Row]:
-    """Return rows of indices, one below each of `sizes`, in which every pair of values of two columns occurs.
+    """Return rows of indices below `sizes`. Every pair of values of any two columns occurs in at least one row.
 
     The algorithm is IPO (in parameter order): begin with the product of the two longest columns, then add one column
     after the other. A new column first extends the rows, then gets additional rows for pairs that are still missing.
@@ -43,7 +43,7 @@ def _add_column(rows: list[list[int]], sizes: list[int]) -> None:
         column, value, added = min(missing)
         row = [0] * new + [added]
         row[column] = value
-        for other in range(new):  # complete the row with pairs that are missing, too
+        for other in range(new):  # fill the row with other missing pairs
             if other != column:
                 row[other] = next((v for v in range(sizes[other]) if (other, v, added) in missing), 0)
         missing -= {(c, row[c], added) for c in range(new)}
@@ -57,7 +57,7 @@ def _name(value: Any) -> str:
 def over(*, full: bool = FULL, **axes: Iterable[Any]) -> pytest.MarkDecorator:
     """Parametrize a test over `axes` so that every pair of values of two axes occurs; with `full`, every combination.
 
-    The fixture `level` is an axis like the others.
+    The fixture `level` can be one of the axes.
     """
     values = [list(axis) for axis in axes.values()]
     sizes = [len(axis) for axis in values]

@@ -1,4 +1,4 @@
-"""Large calls are computed in bands (csrc/cpu/memory/bands.h). Results do not change, and little memory is needed."""
+"""Large calls are computed in bands (csrc/cpu/memory/bands.h). This saves memory and does not change results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastconv import _C
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
-# Sizes beyond one band of a 16-bit type, in one image and in several.
+# In 16-bit types, these sizes need several bands, within one image or over several images.
 LARGE = [
     conv(1, 16, 260, 200, 24, 3, 3, padding=1),
     conv(1, 32, 331, 300, 32, 1, 1, stride=3),
@@ -86,7 +86,7 @@ def test_bands_of_any_size_give_the_same_results(
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("case", LARGE, ids=str)
-def test_conv2d_of_a_large_image_in_16_bits_is_that_in_one_piece(
+def test_bands_do_not_change_conv2d_in_16_bits(
     case: Conv2dCase, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
     x, w, b = case.integers(dtype)
@@ -99,7 +99,7 @@ def test_conv2d_of_a_large_image_in_16_bits_is_that_in_one_piece(
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 @pytest.mark.parametrize("case", LARGE[:4], ids=str)
-def test_the_fused_operators_of_a_large_image_in_16_bits_are_those_in_one_piece(
+def test_bands_do_not_change_the_fused_operators_in_16_bits(
     case: Conv2dCase, pool: dict[str, Any], memory_format: torch.memory_format
 ) -> None:
     dtype = torch.bfloat16
@@ -122,7 +122,7 @@ def test_the_fused_operators_of_a_large_image_in_16_bits_are_those_in_one_piece(
 
 
 @pytest.mark.parametrize("case", [conv(1, 32, 720, 600, 16, 3, 3, padding=1), conv(3, 8, 720, 700, 8, 3, 3)], ids=str)
-def test_gradients_of_a_large_image_in_float32_are_those_in_one_piece(case: Conv2dCase) -> None:
+def test_bands_do_not_change_gradients_in_float32(case: Conv2dCase) -> None:
     x, w, b = case.integers()
     tensors = (layout(x, torch.channels_last), layout(w, torch.channels_last), b)
     assert_same_gradients(

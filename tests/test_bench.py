@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 
 @pytest.fixture(autouse=True)
 def _processes_find_fastconv(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the processes that `bench` starts the path of the package, installed or not."""
+    """Tell the processes that `bench` starts where the package is, installed or not."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
 
@@ -57,13 +57,13 @@ def test_bench_prints_a_table_and_writes_what_is_asked_for(capsys: Output) -> No
         assert picture.format == "PNG"
 
 
-def test_ratios_are_of_pytorchs_layout_with_the_lower_median() -> None:
+def test_the_ratio_compares_with_pytorchs_faster_layout() -> None:
     assert WON.ratio == pytest.approx(3)
     assert WON.quartiles == pytest.approx((2.5, 3.5))
     assert LOST.ratio == pytest.approx(0.5)
 
 
-def test_what_fastconv_loses_is_marked_counted_and_red() -> None:
+def test_rows_where_fastconv_is_slower_are_marked_counted_and_red() -> None:
     _, rows = bench.table([WON, LOST])
     assert [cells[-1] for cells in rows] == ["", "slower"]
     assert bench.summary([WON, LOST]) == "fastconv is faster in 1 of 2 rows; PyTorch is faster in 1: lost"
@@ -73,7 +73,7 @@ def test_what_fastconv_loses_is_marked_counted_and_red() -> None:
     assert {(31, 119, 180), (214, 39, 40)} <= colours
 
 
-def test_the_variants_compute_the_same_on_a_whole_batch() -> None:
+def test_the_variants_give_the_same_results() -> None:
     state = bench._trained_state()
     expected, *others = (bench._calls(variant, state) for variant in VARIANTS)
     for name, call in expected.items():
@@ -97,7 +97,7 @@ def test_the_variants_compute_the_same_on_a_whole_batch() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_in_one_line_before_anything_is_measured(
+def test_a_wrong_option_is_reported_in_one_line_before_measuring(
     arguments: list[str], message: str, capsys: Output
 ) -> None:
     Path("file").write_text("mine")
@@ -115,7 +115,7 @@ def number_of_processes(session: int) -> int:
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_ends_all_processes_in_one_line() -> None:
+def test_an_interrupt_ends_all_processes_and_prints_one_line() -> None:
     with running([*COMMAND, "bench", "--rounds", "1000"]) as process:
         while number_of_processes(process.pid) < 1 + len(VARIANTS):
             assert process.poll() is None

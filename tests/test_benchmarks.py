@@ -43,7 +43,7 @@ def make_assertion() -> dict[str, Callable[[], object]]:
     return {"assertion": run}
 
 
-def test_a_time_claim_pairs_the_rounds_of_the_layout_with_the_lower_median() -> None:
+def test_a_time_claim_compares_the_faster_layouts_round_by_round() -> None:
     claim = ratios.time_claim("step", SECONDS)
     assert claim["by_round"] == pytest.approx([3, 2, 3])
     assert claim["ratio"] == pytest.approx(3)
@@ -51,7 +51,7 @@ def test_a_time_claim_pairs_the_rounds_of_the_layout_with_the_lower_median() -> 
     assert claim["values"]["torch NCHW"] == pytest.approx(400)
 
 
-def test_a_speed_up_claim_is_each_variants_own() -> None:
+def test_a_speed_up_claim_has_one_ratio_per_variant() -> None:
     before = {name: [2 * value for value in values] for name, values in SECONDS.items()}
     claim = ratios.speed_up_claim("threads", before, SECONDS)
     assert claim["values"] == pytest.approx(dict.fromkeys(SECONDS, 2))
@@ -128,7 +128,7 @@ def test_processes_have_their_own_threads_and_environment() -> None:
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-def test_the_networks_that_are_measured_compute_the_same_converted(name: str) -> None:
+def test_the_benchmarked_networks_give_the_same_results_after_convert(name: str) -> None:
     network = models.NETWORKS[name]
     model = network.make().double().eval()
     images = network.images(2).double()
@@ -140,7 +140,7 @@ def test_the_networks_that_are_measured_compute_the_same_converted(name: str) ->
     assert any(line.becomes == ("converted" if name in ("LeNet-5", "ResNet-18") else "fused") for line in lines)
 
 
-def test_the_sizes_of_the_networks() -> None:
+def test_the_networks_have_the_expected_numbers_of_parameters() -> None:
     sizes = {name: sum(p.numel() for p in network.make().parameters()) for name, network in models.NETWORKS.items()}
     assert sizes == {
         "LeNet-5": 61_706,

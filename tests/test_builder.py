@@ -1,4 +1,4 @@
-"""Networks from lists of layers."""
+"""Networks built from a list of layers, given as text."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ LARGE = "conv16x5same, conv16x2, pool3, pool, conv8x1, pool1, dropout.25, dense1
     ("description", "model"),
     [("conv32,pool,conv64,pool,conv128,dense128", MnistCNN), ("conv32, pool, conv64, pool, dense64", SimpleCNN)],
 )
-def test_the_textbooks_networks_can_be_described(description: str, model: type[torch.nn.Module]) -> None:
+def test_mnist_cnn_and_simple_cnn_can_be_described(description: str, model: type[torch.nn.Module]) -> None:
     built, known = build_cnn(description), model()
     built.load_state_dict(known.state_dict())
     images = torch.rand(3, 1, 28, 28)
     assert torch.equal(built(images), known(images))
 
 
-def test_the_layers_are_those_of_the_description() -> None:
+def test_the_network_has_the_described_layers() -> None:
     model = build_cnn(LARGE, shape=(3, 40, 32), classes=4)
     assert list(dict(model.named_children())) == [
         *("conv1", "conv2", "pool3", "conv3", "dropout5", "flatten", "dense1", "relu1"),
@@ -34,7 +34,7 @@ def test_the_layers_are_those_of_the_description() -> None:
     assert [tuple(p.shape) for p in model.get_submodule("dense1").parameters()] == [(12, 8 * 6 * 5), (12,)]
 
 
-def test_both_libraries_layers_give_the_same_network() -> None:
+def test_the_layers_of_fastconv_and_torch_give_the_same_network() -> None:
     ours, torchs = (build_cnn(LARGE, (2, 33, 47), 3, layers).eval() for layers in (fastconv.nn, torch.nn))
     torchs.load_state_dict(ours.state_dict())
     images = torch.rand(5, 2, 33, 47)
@@ -57,6 +57,6 @@ def test_both_libraries_layers_give_the_same_network() -> None:
         ("conv4x29", "'conv4x29' leaves nothing of an image of 28 x 28 pixels"),
     ],
 )
-def test_a_description_that_makes_no_network_is_refused(description: str, message: str) -> None:
+def test_an_invalid_description_is_refused(description: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_cnn(description)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from call_path import calls, python_functions
 
-#: The largest numbers of Python functions and files.
+#: The most Python functions and files that each call may enter.
 MOST = {
     "conv2d, contiguous": (3, 2),
     "conv2d, channels_last": (3, 2),

@@ -43,7 +43,7 @@ def mnist5k() -> data.DataSet:
     return data.load("mnist5k")
 
 
-def test_mnist5k_has_the_shapes_dtypes_and_range_promised(mnist5k: data.DataSet) -> None:
+def test_mnist5k_has_the_documented_shapes_dtypes_and_range(mnist5k: data.DataSet) -> None:
     for images, labels, count in (
         (mnist5k.train_images, mnist5k.train_labels, 4000),
         (mnist5k.test_images, mnist5k.test_labels, 1000),
@@ -66,7 +66,7 @@ def test_mnist5k_tests_on_the_last_100_images_of_each_class(mnist5k: data.DataSe
         assert torch.equal(mnist5k.test_images[mnist5k.test_labels == digit], expected[400:])
 
 
-def test_mnist5k_is_balanced_at_its_held_out_end(mnist5k: data.DataSet) -> None:
+def test_the_last_fifth_of_mnist5ks_training_images_is_balanced(mnist5k: data.DataSet) -> None:
     assert mnist5k.train_labels[-800:].bincount().tolist() == [80] * 10
 
 
@@ -81,9 +81,7 @@ def test_mnist_is_found_in_each_layout(tmp_path: Path, below: str, compressed: b
     assert torch.equal(found.train_images.mul(255).round().byte()[:, 0], torch.from_numpy(raw))
 
 
-def test_mnist_is_sought_in_the_variables_folder_before_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mnist_is_searched_in_fastconv_data_before_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     variable, cache = tmp_path / "variable", tmp_path / "cache"
     monkeypatch.setenv("FASTCONV_DATA", str(variable))
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: cache)
@@ -95,7 +93,7 @@ def test_mnist_is_sought_in_the_variables_folder_before_the_cache(
     assert data.find_folder() == variable / "MNIST" / "raw"
 
 
-def test_a_folder_asked_for_is_the_only_one_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_given_folder_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_mnist(tmp_path / "variable")
     monkeypatch.setenv("FASTCONV_DATA", str(tmp_path / "variable"))
     (tmp_path / "empty").mkdir()
@@ -105,7 +103,7 @@ def test_a_folder_asked_for_is_the_only_one_searched(tmp_path: Path, monkeypatch
         data.find_folder(tmp_path / "missing")
 
 
-def test_a_folder_that_lacks_a_file_is_named_with_it(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     (tmp_path / TRAIN_LABELS).unlink()
     with pytest.raises(DataError, match=f"lacks {TRAIN_LABELS}"):
@@ -136,7 +134,7 @@ def test_fashion_mnist_of_debians_package_is_found(tmp_path: Path, monkeypatch: 
 
 
 def header(*values: int) -> Callable[[bytes], bytes]:
-    """Replaces the first 32-bit numbers of a file."""
+    """Return a function that replaces the first 32-bit numbers of a file."""
     return lambda content: struct.pack(f">{len(values)}I", *values) + content[4 * len(values) :]
 
 
@@ -190,7 +188,7 @@ def test_an_unknown_data_set_and_a_folder_for_mnist5k_are_refused(tmp_path: Path
 
 
 class Python2Pickler(pickle._Pickler):
-    """Pickles as Python 2 did, which CIFAR-10 was written with: every string is one of bytes."""
+    """Pickles as Python 2 does, which wrote CIFAR-10's files: every string is a byte string."""
 
     def save_bytes(self, value: bytes | str) -> None:
         content = value.encode() if isinstance(value, str) else value
@@ -232,7 +230,7 @@ def test_cifar10_is_read_in_order(tmp_path: Path, below: str) -> None:
     assert torch.equal(found.train_images[4:8].mul(255).round().byte().flatten(1), torch.from_numpy(pixels))
 
 
-def test_cifar10_that_is_not_there_or_lacks_a_file_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_cifar10_and_a_missing_file_of_it_are_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"CIFAR-10 was not found .*'fastconv download cifar10 --data-dir"):
         data.load("cifar10", tmp_path)
     write_cifar10(tmp_path)
@@ -266,7 +264,7 @@ def test_a_damaged_batch_of_cifar10_is_refused(tmp_path: Path, content: bytes, m
     assert str(tmp_path / "data_batch_3") in str(caught.value)
 
 
-def test_a_batch_of_cifar10_runs_no_code(tmp_path: Path) -> None:
+def test_loading_a_batch_of_cifar10_runs_no_code(tmp_path: Path) -> None:
     class Code:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {tmp_path / 'ran'}",)

@@ -1,4 +1,4 @@
-"""Downloads, from servers of this process."""
+"""Downloads from servers that run in this process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ IMAGES = "train-images-idx3-ubyte.gz"
 
 
 class Server:
-    """Serves ``files`` over HTTP, and remembers what it was asked for: names, and the ranges of them."""
+    """Serves ``files`` over HTTP. ``asked`` lists the requests: the name of a file, and the range of its bytes."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -93,7 +93,7 @@ def nobody() -> str:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, name: str, files: dict[str, bytes], *mirrors: Server | str) -> None:
-    """Make ``files`` those of the data set ``name``, on these mirrors."""
+    """Let the data set ``name`` consist of ``files``, on these mirrors."""
     for mirror in mirrors:
         if isinstance(mirror, Server):
             mirror.files = dict(files)
@@ -113,7 +113,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "below"), [("mnist", "MNIST/raw"), ("fashion-mnist", "FashionMNIST/raw")])
-def test_what_is_downloaded_is_loaded_and_not_downloaded_again(
+def test_a_downloaded_data_set_loads_and_is_not_downloaded_again(
     tmp_path: Path,
     server: Server,
     mnist: dict[str, bytes],
@@ -124,7 +124,7 @@ def test_what_is_downloaded_is_loaded_and_not_downloaded_again(
 ) -> None:
     offer(monkeypatch, name, mnist, server)
     assert main(["download", name, "--data-dir", str(tmp_path / "d")]) == 0
-    assert capsys.readouterr() == (f"{name} is in {tmp_path / 'd' / below}\n", "")  # no bar without a terminal
+    assert capsys.readouterr() == (f"{name} is in {tmp_path / 'd' / below}\n", "")  # no progress bar without a terminal
     assert names(tmp_path / "d" / below) == sorted(mnist)
     assert len(data.load(name, tmp_path / "d").test_images) == 12
     server.asked.clear()
@@ -132,7 +132,7 @@ def test_what_is_downloaded_is_loaded_and_not_downloaded_again(
     assert server.asked == []
 
 
-def test_a_file_that_is_there_but_wrong_is_replaced_and_one_unpacked_is_left(
+def test_a_wrong_file_is_replaced_and_an_unpacked_file_is_kept(
     tmp_path: Path, server: Server, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, "mnist", mnist, server)
@@ -147,7 +147,7 @@ def test_a_file_that_is_there_but_wrong_is_replaced_and_one_unpacked_is_left(
     assert (folder / IMAGES).read_bytes() == mnist[IMAGES]
 
 
-def test_it_goes_to_the_variables_folder_by_default(
+def test_downloads_go_to_fastconv_data_by_default(
     tmp_path: Path, server: Server, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, "mnist", mnist, server)
@@ -156,7 +156,7 @@ def test_it_goes_to_the_variables_folder_by_default(
     assert data.find_folder() == tmp_path / "variable" / "MNIST" / "raw"
 
 
-def test_the_second_mirror_has_what_the_first_has_not(
+def test_a_file_that_a_mirror_lacks_comes_from_the_next_mirror(
     tmp_path: Path, server: Server, second: Server, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, "mnist", mnist, nobody(), server, second)
@@ -166,11 +166,11 @@ def test_the_second_mirror_has_what_the_first_has_not(
     assert names(folder) == sorted(mnist)
 
 
-def test_a_download_that_breaks_off_is_gone_on_with(
+def test_an_interrupted_download_is_resumed(
     tmp_path: Path, server: Server, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, "mnist", mnist, server)
-    monkeypatch.setattr(download, "_PIECE", 250)  # what came of a piece is lost with it
+    monkeypatch.setattr(download, "_PIECE", 250)  # a piece that does not arrive completely is lost
     server.breaks_off_after = 1000
     with pytest.raises(DataError, match=r"127\.0\.0\.1:\d+: the connection broke off"):
         download.download("mnist", tmp_path)
@@ -190,7 +190,7 @@ def test_a_download_that_breaks_off_is_gone_on_with(
     [lambda right: right[:500], lambda right: right, lambda right: right + b"x", lambda right: b"x" * 500],
     ids=["half", "whole", "longer", "wrong"],
 )
-def test_any_partial_file_ends_as_the_right_one(
+def test_any_partial_file_is_completed_or_replaced(
     tmp_path: Path,
     server: Server,
     mnist: dict[str, bytes],
@@ -208,13 +208,13 @@ def test_any_partial_file_ends_as_the_right_one(
     assert (folder / IMAGES).read_bytes() == mnist[IMAGES]
 
 
-def test_a_file_with_another_checksum_is_refused(
+def test_a_file_with_a_wrong_checksum_is_refused(
     tmp_path: Path, server: Server, second: Server, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     offer(monkeypatch, "mnist", mnist, server, second)
     server.files[IMAGES] = b"<html>Please log in</html>"
     folder = download.download("mnist", tmp_path / "good")
-    assert (folder / IMAGES).read_bytes() == mnist[IMAGES]  # the second's
+    assert (folder / IMAGES).read_bytes() == mnist[IMAGES]  # from the second mirror
     second.files[IMAGES] = mnist[IMAGES][:-1] + b"x"
     with pytest.raises(DataError, match=r"its checksum is not md5:.*; .*its checksum is not md5:"):
         download.download("mnist", tmp_path / "bad")
@@ -234,7 +234,7 @@ def test_without_a_connection_one_line_says_what_to_do(
     assert output.err.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_written_to_is_said_in_one_line(tmp_path: Path, capsys: Output) -> None:
+def test_a_folder_that_is_not_writable_is_reported_in_one_line(tmp_path: Path, capsys: Output) -> None:
     (tmp_path / "file").write_text("mine")
     assert main(["download", "mnist", "--data-dir", str(tmp_path / "file")]) == 2
     assert "cannot write into " in capsys.readouterr().err

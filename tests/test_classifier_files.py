@@ -1,4 +1,4 @@
-"""Every kind of file that fastconv reads, damaged in every way: it is read as before, or told of in one line."""
+"""Damaged files, odd names, unexpected errors and wrong options: each is accepted, or refused in one line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Output = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
 MODEL = "conv2, pool, dense4"
 SETTINGS = config.settle({"model": MODEL, "epochs": 3, "batch_size": 8, "validation_split": 0.25})
-#: What each value of a file is replaced by.
+#: The values that replace each value of a file.
 WRONG: list[Any] = [
     *(None, "text", "", 5, -1, 0.5, math.nan, math.inf, 2**63, 10**400, True, [], [1, 2], {}, {"a": 1}, ()),
     "\udcff",
@@ -51,7 +51,7 @@ WRONG: list[Any] = [
 
 
 def places(content: Any) -> Iterator[tuple[Any, ...]]:
-    """The keys that lead to each value of nested tables and lists."""
+    """The keys that lead to each value of nested dictionaries and lists."""
     pairs = (
         content.items() if isinstance(content, dict) else enumerate(content) if type(content) in (list, tuple) else ()
     )
@@ -61,7 +61,7 @@ def places(content: Any) -> Iterator[tuple[Any, ...]]:
 
 
 def changed(content: Any, place: tuple[Any, ...], change: Callable[[Any], Any]) -> Any:
-    """A copy of ``content``, with what ``change`` makes of the table or list that holds the value at ``place``."""
+    """Copy ``content``, and apply ``change`` to the dictionary or list that holds the value at ``place``."""
     key, *rest = place
     if not rest:
         return change(content)
@@ -71,7 +71,7 @@ def changed(content: Any, place: tuple[Any, ...], change: Callable[[Any], Any]) 
 
 
 def mutants(content: Any) -> Iterator[tuple[str, Any]]:
-    """``content`` with each value left out, replaced, and one added beside it. Each has a name."""
+    """Copies of ``content`` with one value left out or replaced by a wrong one. Each has a name."""
     for place in places(content):
         key = place[-1]
 
@@ -93,7 +93,7 @@ def mutants(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def assert_read_or_refused(read: Callable[[], object], name: str) -> bool:
-    """Whether it was refused, and in one line of a length that can be read."""
+    """Return whether ``read`` refuses the file. A refusal must have a message of one line and moderate length."""
     try:
         read()
     except UserError as error:
@@ -107,7 +107,7 @@ def assert_read_or_refused(read: Callable[[], object], name: str) -> bool:
     return True
 
 
-# What each file holds
+# The contents of each file
 
 
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +122,7 @@ def interrupted(optimizer: str = "adam") -> Training:
 
     def stop(epoch: int, totals: Totals) -> None:
         done.append(epoch)
-        if len(done) == 4:  # of three steps each
+        if len(done) == 4:  # an epoch has three steps
             found.stop()
 
     found.run(stop)
@@ -155,7 +155,7 @@ def history_content() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_schemas_have_the_fields_of_what_they_describe() -> None:
+def test_the_schemas_have_the_fields_of_the_classes_they_describe() -> None:
     assert schemas.Epoch.model_fields.keys() == get_type_hints(EpochResult).keys()
     assert schemas.TrainingState.model_fields.keys() == interrupted().state_dict().keys()
     assert schemas.problem(schemas.History, history_content()) is None
@@ -189,13 +189,13 @@ def test_a_checkpoint_with_any_wrong_value_is_read_or_refused_in_one_line() -> N
         ({"model": "dense9999999, dense9999999"}, "weights are not those"),
     ],
 )
-def test_a_checkpoint_says_which_value_is_wrong(change: dict[str, Any], message: str) -> None:
+def test_the_error_names_the_wrong_value_of_a_checkpoint(change: dict[str, Any], message: str) -> None:
     torch.save(checkpoint_content() | change, "x.pt")
     with pytest.raises(checkpoint.CheckpointError, match=message):
         checkpoint.load(Path("x.pt"))
 
 
-def test_a_checkpoint_of_weights_that_are_not_finite_is_refused() -> None:
+def test_a_checkpoint_with_weights_that_are_not_finite_is_refused() -> None:
     content = checkpoint_content()
     content["state_dict"]["dense1.bias"][1] = math.nan
     torch.save(content, "x.pt")
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_weights_that_are_not_finite_is_refused() -> None:
         checkpoint.load(Path("x.pt"))
 
 
-def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_not_unpacked() -> None:
+def test_a_checkpoint_whose_entries_are_larger_than_the_file_is_refused() -> None:
     with zipfile.ZipFile("x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", bytes(1 << 24))
     with pytest.raises(checkpoint.CheckpointError, match="its entries are larger than the file"):
@@ -225,8 +225,8 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_training_with_any_wrong_value_goes_on_or_is_refused_in_one_line(optimizer: str) -> None:
-    """What is read does its remaining steps, and gives finite weights."""
+def test_a_training_state_with_any_wrong_value_continues_or_is_refused_in_one_line(optimizer: str) -> None:
+    """If the state is accepted, its next step gives finite weights."""
     state = copy.deepcopy(interrupted(optimizer).state_dict())
     settings = SETTINGS | {"optimizer": optimizer}
     content = {"format": "fastconv-training", "version": 3, "settings": settings, "training": state}
@@ -264,7 +264,9 @@ def test_a_training_with_any_wrong_value_goes_on_or_is_refused_in_one_line(optim
     ],
     ids=str,
 )
-def test_a_training_says_which_value_is_wrong(state: dict[str, Any], change: dict[str, Any], message: str) -> None:
+def test_the_error_names_the_wrong_value_of_a_training(
+    state: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
     folder = RunFolder(Path())
     content = {"format": "fastconv-training", "version": 3, "settings": SETTINGS, "training": state | change}
     torch.save(content, folder.training)
@@ -273,7 +275,7 @@ def test_a_training_says_which_value_is_wrong(state: dict[str, Any], change: dic
 
 
 def test_a_history_with_any_wrong_value_is_read_or_refused_in_one_line() -> None:
-    """What is read can be drawn and put on a page."""
+    """If the history is accepted, it can be reported."""
     from fastconv.classifier import report
 
     folder = RunFolder(Path())
@@ -292,7 +294,7 @@ def test_a_history_with_any_wrong_value_is_read_or_refused_in_one_line() -> None
 
 
 @pytest.mark.parametrize("loss", [1e-300, 1e37, 1e300])
-def test_a_history_of_extreme_figures_is_drawn(loss: float) -> None:
+def test_a_history_of_extreme_values_is_plotted(loss: float) -> None:
     from fastconv.classifier import plots
 
     epochs = history_content()["epochs"]
@@ -313,7 +315,7 @@ def test_a_history_that_is_no_json_is_refused_in_one_line(text: str, capsys: Out
 
 
 def damaged(content: bytes, count: int) -> Iterator[tuple[str, bytes]]:
-    """Truncated, with bits flipped, bytes replaced, a stretch moved, and with more after the end."""
+    """Copies of ``content`` that are truncated, extended, or have a bit flipped or bytes replaced or inserted."""
     draw = random.Random(0)
     for length in {0, 1, 2, len(content) // 2, len(content) - 1}:
         yield f"{length} bytes", content[:length]
@@ -362,7 +364,7 @@ KINDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], object], int]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it mends
+@pytest.mark.filterwarnings("ignore")  # Pillow warns about what it repairs
 @pytest.mark.parametrize("name", KINDS)
 def test_a_file_of_damaged_bytes_is_read_or_refused_in_one_line(name: str) -> None:
     make, read, count = KINDS[name]
@@ -373,7 +375,7 @@ def test_a_file_of_damaged_bytes_is_read_or_refused_in_one_line(name: str) -> No
     for what, bad in damaged(content, count):
         path.write_bytes(bad)
         assert_read_or_refused(lambda: read(path), f"{name}, {what}")
-    assert time.perf_counter() - start < 120  # none of them made it read on and on
+    assert time.perf_counter() - start < 120  # no damaged file made the reader hang
 
 
 @pytest.mark.parametrize("sizes", [(2**32 - 1, 0, 2**32 - 1), (0, 2**32 - 1, 2**32 - 1), (2**32 - 1,) * 3, (3, 0, 0)])
@@ -385,14 +387,14 @@ def test_an_idx_header_of_impossible_sizes_is_refused(sizes: tuple[int, ...]) ->
         data.load("mnist", Path())
 
 
-def test_a_pickle_of_cifar10_makes_no_array_larger_than_its_file() -> None:
+def test_a_pickle_of_cifar10_allocates_no_array_larger_than_its_file() -> None:
     huge = pickle.dumps({"labels": [1], "data": np.zeros((1, 3072), np.uint8)}, 2)
     Path("test_batch").write_bytes(huge.replace(b"\x4d\x00\x0c", b"\x4a\xff\xff\xff\x7f"))
     with pytest.raises(data.DataError, match="test_batch"):
         _read_batch(Path("test_batch"))
 
 
-def test_files_that_vanish_or_are_broken_links_are_told_in_one_line(capsys: Output) -> None:
+def test_files_that_vanish_and_broken_links_are_reported_in_one_line(capsys: Output) -> None:
     for name in ("one", "two"):
         Path("images", name).mkdir(parents=True)
         for index in range(6):
@@ -425,7 +427,7 @@ def test_files_that_vanish_or_are_broken_links_are_told_in_one_line(capsys: Outp
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are not UTF-8")
-def test_a_class_with_a_name_that_is_not_utf_8_is_trained_on_reported_drawn_and_predicted(capfd: Output) -> None:
+def test_every_command_accepts_class_names_that_are_not_utf_8(capfd: Output) -> None:
     for name in (b"b\xfcro", b"b\xfdro", "wörter".encode()):
         os.makedirs(b"im\xe4ges/" + name)
         for index in range(6):
@@ -476,7 +478,7 @@ def test_letters_that_the_terminal_lacks_are_printed_as_question_marks() -> None
         assert buffer.getvalue() == b"w?rter ?\n"
 
 
-# Errors that nobody foresaw
+# Unexpected errors
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -513,7 +515,7 @@ def test_an_unexpected_error_is_one_line(
 
 
 @pytest.mark.parametrize("arguments", [["--traceback", "info"], ["info", "--traceback"]])
-def test_traceback_shows_where_it_happened(
+def test_traceback_shows_where_an_error_happened(
     arguments: list[str], capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raising(monkeypatch, ZeroDivisionError("0"))
@@ -545,7 +547,7 @@ def test_a_package_that_cannot_be_imported_is_named(capsys: Output, monkeypatch:
         ("MPLBACKEND", ["plot", "x.pt"], "fastconv: cannot import matplotlib: "),
     ],
 )
-def test_a_variable_that_holds_garbage_is_told_in_one_line(variable: str, arguments: list[str], message: str) -> None:
+def test_an_invalid_variable_is_reported_in_one_line(variable: str, arguments: list[str], message: str) -> None:
     if variable == "MPLBACKEND":
         checkpoint.save(Path("x.pt"), Checkpoint(MODEL, build_model(MODEL).state_dict(), 0.5))
     done = run([*COMMAND, *arguments], env=ENVIRONMENT | {variable: "garbage"})
@@ -554,7 +556,7 @@ def test_a_variable_that_holds_garbage_is_told_in_one_line(variable: str, argume
     assert "garbage" in done.stderr
 
 
-def test_output_on_a_full_disk_is_told_in_one_line() -> None:
+def test_a_full_disk_is_reported_in_one_line() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("only Linux has /dev/full")
     with open("/dev/full", "w") as full:
@@ -632,13 +634,13 @@ def test_a_number_out_of_its_range_is_refused(arguments: list[str], message: str
 
 
 @pytest.mark.parametrize("value", [*WRONG, b"bytes", object()], ids=lambda value: ascii(value)[:20])
-def test_a_setting_of_any_wrong_type_is_refused_or_taken(value: Any) -> None:
+def test_a_setting_of_any_type_is_accepted_or_refused_in_one_line(value: Any) -> None:
     for name in SETTINGS:
         assert_read_or_refused(lambda name=name: config.check_settings({name: value}), name)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("value", ["garbage", "", "-1", "0", "1.5", "9" * 5000])
-def test_torchruns_variable_of_garbage_is_told_in_one_line(
+def test_an_invalid_world_size_is_reported_in_one_line(
     value: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)

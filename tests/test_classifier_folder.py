@@ -1,4 +1,4 @@
-"""The data set ``folder``: images sorted into one sub-folder per class, and the command on one."""
+"""The data set ``folder``: images in one sub-folder per class. The commands can train on it and evaluate it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COLOURS = {"blue": (0, 0, 255), "green": (0, 160, 0), "red$": (250, 20, 30)}
 
 
 def write_images(folder: Path, count: int = 10, mode: str = "RGB", ending: str = "png") -> None:
-    """A sub-folder per colour, of ``count`` images that differ in size and, a little, in brightness."""
+    """Write a sub-folder per colour with ``count`` images that differ in size and slightly in brightness."""
     for name, colour in COLOURS.items():
         (folder / name).mkdir(parents=True)
         for index in range(count):
@@ -27,7 +27,7 @@ def write_images(folder: Path, count: int = 10, mode: str = "RGB", ending: str =
             image.convert(mode).save(folder / name / f"{index:02}.{ending}")
 
 
-def test_every_fifth_image_of_each_class_is_for_the_test(tmp_path: Path) -> None:
+def test_every_fifth_image_of_each_class_is_a_test_image(tmp_path: Path) -> None:
     write_images(tmp_path, count=12)
     found = data.load("folder", tmp_path)
     assert (found.name, found.class_names, found.shape) == (tmp_path.name, ("blue", "green", "red$"), (3, 32, 32))
@@ -38,7 +38,7 @@ def test_every_fifth_image_of_each_class_is_for_the_test(tmp_path: Path) -> None
     assert found.test_images.mul(255).round()[:, :, 5, 7].tolist() == expected
 
 
-def test_folders_train_and_test_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_the_folders_train_and_test_are_used_as_given(tmp_path: Path) -> None:
     write_images(tmp_path / "train", count=3, ending="jpg")
     write_images(tmp_path / "test", count=1, ending="webp")
     found = data.load("folder", tmp_path, size=9)
@@ -67,10 +67,10 @@ def test_the_images_are_grey_if_every_file_is(tmp_path: Path) -> None:
     Image.new("RGB", (5, 5), "red").save(tmp_path / "green" / "04.png")
     found = data.load("folder", tmp_path)
     assert found.shape == (3, 32, 32)
-    assert found.test_images[0].mul(255).round().unique().tolist() == [51]  # 16 bits, among coloured ones
+    assert found.test_images[0].mul(255).round().unique().tolist() == [51]  # a 16-bit grey image among coloured ones
 
 
-def test_what_is_hidden_or_no_image_is_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
     write_images(tmp_path, count=5)
     before = data.load("folder", tmp_path)
     (tmp_path / ".cache").mkdir()
@@ -85,7 +85,7 @@ def test_what_is_hidden_or_no_image_is_passed_over(tmp_path: Path) -> None:
     assert torch.equal(after.test_images, before.test_images)
 
 
-def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
+def test_the_error_says_why_a_folder_cannot_be_used(tmp_path: Path) -> None:
     def complaint(**options: int) -> str:
         with pytest.raises(DataError) as caught:
             data.load("folder", tmp_path / "images", **options)
@@ -112,7 +112,7 @@ def test_a_folder_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 
 
 def damaged_avif(content: bytes) -> bytes:
-    """For this Pillow raises RuntimeError."""
+    """A truncated AVIF file, for which Pillow raises RuntimeError."""
     if not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
     file = io.BytesIO()
@@ -129,14 +129,14 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path, damage) -> None: 
         data.load("folder", tmp_path)
 
 
-def test_a_size_or_no_folder_with_another_data_set_is_refused(tmp_path: Path) -> None:
+def test_an_image_size_for_another_data_set_and_a_missing_data_dir_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="use size with the data set folder only"):
         data.load("mnist5k", size=28)
     with pytest.raises(DataError, match="needs data_dir"):
         data.load("folder")
 
 
-def test_the_command_goes_from_a_folder_of_images_to_a_plot(
+def test_the_commands_train_evaluate_predict_and_plot_a_folder_of_images(
     tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -160,7 +160,7 @@ def test_the_command_goes_from_a_folder_of_images_to_a_plot(
     )
     assert main(["train", "--model", "conv8, pool, dense16", "--output", "run"]) == 2
     assert "checkpoint.pt is from a run with the data set folder and is not overwritten" in capsys.readouterr().err
-    assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 0  # grey ones fit coloured ones
+    assert main(["evaluate", "run/checkpoint.pt", "--data-dir", "grey"]) == 0  # grey images are made coloured
     assert " of 3), loss " in capsys.readouterr().out
 
     assert main(["predict", "run/checkpoint.pt", "images/green/07.png", "1"]) == 0

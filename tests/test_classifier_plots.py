@@ -31,7 +31,7 @@ PLOTS = ["training_curves", "predictions", "confusion_matrix", "worst_mistakes",
 
 
 def pixels(png: bytes) -> np.ndarray[Any, Any]:
-    """A picture, (H, W, 3), of a size that can be looked at."""
+    """The pixels (H, W, 3) of a picture, which must be a PNG of a reasonable size."""
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.format == "PNG"
         assert 300 <= picture.width <= 3000
@@ -59,7 +59,7 @@ def history(epochs: int, validated: bool = True) -> list[dict[str, Any]]:
 
 
 def predictions(count: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Labels and probabilities, the half of them right."""
+    """Labels and probabilities. Half of the predictions are right."""
     probabilities = (3 * torch.randn(count, classes)).softmax(1)
     labels = probabilities.argmax(1)
     labels[::2] = (labels[::2] + 1) % classes
@@ -80,14 +80,14 @@ def test_training_curves_need_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("channels", "classes"), [(1, 2), (1, 10), (3, 10), (3, 100)])
-def test_prediction_grid_takes_grey_and_coloured_images_and_names_of_any_length(channels: int, classes: int) -> None:
+def test_prediction_grid_accepts_grey_and_coloured_images_and_names_of_any_length(channels: int, classes: int) -> None:
     labels, probabilities = predictions(4, classes)
     found = colours(plots.prediction_grid(torch.rand(4, channels, 32, 32), labels, probabilities, 7, "a $ title",
                                           LONG_NAMES[:classes]))  # fmt: skip
     assert {BLUE, RED} <= found
 
 
-def test_confusion_counts_are_of_label_and_prediction() -> None:
+def test_confusion_counts_has_a_row_per_label_and_a_column_per_prediction() -> None:
     labels, predicted = torch.randint(0, 5, (200,)), torch.randint(0, 5, (200,))
     counts = plots.confusion_counts(labels, predicted, 6)
     assert counts.shape == (6, 6)
@@ -96,10 +96,10 @@ def test_confusion_counts_are_of_label_and_prediction() -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 10, 20, 100])
-def test_confusion_matrix_is_dark_where_all_of_a_row_is(classes: int) -> None:
-    labels = torch.arange(classes - 1).repeat(9)  # nothing of the last class
+def test_confusion_matrix_draws_a_cell_with_all_images_of_its_row_dark(classes: int) -> None:
+    labels = torch.arange(classes - 1).repeat(9)  # no image of the last class
     picture = plots.confusion_matrix(labels, labels, LONG_NAMES[:classes])
-    assert (8, 48, 107) in colours(picture)  # the end of Blues
+    assert (8, 48, 107) in colours(picture)  # the darkest colour of the colour map Blues
 
 
 def test_worst_mistakes_begin_with_the_largest_loss() -> None:
@@ -108,17 +108,17 @@ def test_worst_mistakes_begin_with_the_largest_loss() -> None:
     picture = pixels(plots.worst_mistakes(images, torch.tensor([0, 1, 1, 1]), probabilities, ["no", "yes"]))
     row = picture[picture.shape[0] // 2, :, 0].tolist()
     order = [round(1 - grey / 255, 2) for grey in dict.fromkeys(row) if row.count(grey) > 50 and grey != 255]
-    assert order == pytest.approx([0.5, 0.75, 0.25], abs=0.15)  # gray_r is near the values
+    assert order == pytest.approx([0.5, 0.75, 0.25], abs=0.15)  # gray_r draws a value as a grey of about 1 - value
 
 
-def test_worst_mistakes_says_so_without_any() -> None:
+def test_worst_mistakes_draws_a_note_if_there_are_none() -> None:
     probabilities = torch.eye(10)
     found = colours(plots.worst_mistakes(torch.rand(10, 3, 8, 8), torch.arange(10), probabilities))
     assert RED not in found
     assert len(found) > 1
 
 
-def test_worst_mistakes_takes_a_right_class_of_probability_0() -> None:
+def test_worst_mistakes_accepts_a_right_class_of_probability_0() -> None:
     probabilities = torch.eye(100)[:20]
     pixels(plots.worst_mistakes(torch.rand(20, 3, 8, 8), torch.arange(20) + 1, probabilities, LONG_NAMES))
 
@@ -134,7 +134,7 @@ def test_filters_of_zero_are_white_in_grey_and_grey_in_colour() -> None:
 
 
 @pytest.mark.parametrize("layers", ["fastconv", "torch"])
-def test_feature_maps_leave_the_network_as_it_was(layers: str) -> None:
+def test_feature_maps_do_not_change_the_network(layers: str) -> None:
     kind = {"layers": torch.nn} if layers == "torch" else {}
     model = build_cnn("conv6x5, conv32same, pool, dropout.5, dense8", (3, 32, 32), 4, **kind).train()
     pixels(plots.feature_maps(model, torch.rand(3, 32, 32)))
@@ -154,7 +154,7 @@ def test_names_are_shortened_in_the_middle() -> None:
     assert drawn("a $ b\nc") == r"a \$ b c"
 
 
-def test_names_that_look_alike_when_short_have_their_index() -> None:
+def test_names_that_are_equal_when_shortened_get_their_index() -> None:
     names = ["automobile", *(f"a class of the name no. {index} of many others" for index in range(2))]
     assert drawn(names[1], 16) == drawn(names[2], 16)
     assert drawn_names(names, 16) == ["automobile", *(f"{drawn(names[i], 12)} ({i})" for i in (1, 2))]
@@ -181,7 +181,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Page(HTMLParser):
-    """The images, the addresses and the text of a page; that its elements are closed in turn."""
+    """The images, the addresses and the text of a page. Its elements must be closed in the right order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_a_report_holds_every_plot_and_needs_nothing_else(run: Path) -> None:
+def test_a_report_holds_every_plot_and_needs_no_other_file(run: Path) -> None:
     text = (run / "report.html").read_text()
     page = Page(text)
     assert sorted(path.stem for path in (run / "plots").iterdir()) == sorted(PLOTS)
@@ -221,17 +221,17 @@ def test_a_report_holds_every_plot_and_needs_nothing_else(run: Path) -> None:
     assert not re.search(r"https?:|url\(|@import", text)
 
 
-def test_a_report_says_how_well_and_how_fast(run: Path) -> None:
+def test_a_report_gives_the_accuracy_and_the_speed(run: Path) -> None:
     page = Page((run / "report.html").read_text())
     record = json.loads((run / "history.json").read_text())
     assert f"{record['test_accuracy']:.2%} of 1,000 test images of mnist5k" in page.text
     assert f"{record['epochs'][0]['images_per_second']:,.0f} images/s" in page.text
     assert "simple-cnn on mnist5k" in page.text
     assert record["versions"]["torch"] in page.text
-    assert str(run) in page.text  # its < and & are text
+    assert str(run) in page.text  # with its < and & as text
 
 
-def test_report_writes_where_it_is_told(run: Path, tmp_path: Path, capsys: Output) -> None:
+def test_report_writes_to_the_given_file(run: Path, tmp_path: Path, capsys: Output) -> None:
     output = tmp_path / "made" / "page.html"
     assert main(["report", str(run), "--output", str(output), "--backend", "torch"]) == 0
     assert capsys.readouterr().out == f"wrote {output}\n"
@@ -276,7 +276,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
         ({}, "cannot read run/checkpoint.pt: No such file"),
     ],
 )
-def test_a_run_that_cannot_be_reported_is_told_in_one_line(
+def test_an_unreadable_run_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output, content: Any, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -291,7 +291,9 @@ def test_a_run_that_cannot_be_reported_is_told_in_one_line(
     assert errors.count("\n") == 1
 
 
-def test_other_mistakes_in_report(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+def test_wrong_arguments_are_refused(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("mine")
     Path("half").mkdir()
@@ -315,7 +317,7 @@ def test_other_mistakes_in_report(run: Path, tmp_path: Path, monkeypatch: pytest
         assert errors.count("\n") == 1
 
 
-def test_plot_shows_the_picture_where_there_is_a_display(
+def test_plot_shows_the_picture_if_there_is_a_display(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     shown: list[str | None] = []

@@ -37,7 +37,7 @@ def weights(model: torch.nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("model", configuration.MODELS)
-def test_the_loss_falls(digits: tuple[Tensor, Tensor], model: str) -> None:
+def test_training_lowers_the_loss(digits: tuple[Tensor, Tensor], model: str) -> None:
     _, history = fit(*digits, TrainingConfig(model=model, epochs=4))
     assert history[-1].loss < 0.8 * history[0].loss
     assert history[-1].val_accuracy is not None
@@ -48,7 +48,7 @@ def test_the_loss_falls(digits: tuple[Tensor, Tensor], model: str) -> None:
 def test_the_same_seed_gives_the_same_weights(digits: tuple[Tensor, Tensor], backend: str) -> None:
     config = TrainingConfig(epochs=1, backend=backend, seed=7)
     first, _ = fit(*digits, config)
-    torch.rand(3)  # what happened before must not matter
+    torch.rand(3)  # earlier random numbers must not matter
     second, _ = fit(*digits, config)
     assert all(map(torch.equal, weights(first), weights(second)))
     other, _ = fit(*digits, TrainingConfig(epochs=1, backend=backend, seed=8))
@@ -72,7 +72,7 @@ def test_the_backend_chooses_the_layers() -> None:
 
 
 def test_each_training_image_is_seen_once_an_epoch(digits: tuple[Tensor, Tensor]) -> None:
-    # With a learning rate too small to move a weight, the epoch's means are those of the images themselves.
+    # The learning rate is too small to change a weight, so all epochs evaluate the same network.
     images, labels = digits
     model, history = fit(images, labels, TrainingConfig(epochs=2, lr=1e-30, batch_size=48))
     loss, accuracy = evaluation.evaluate(model, images[:256], labels[:256])
@@ -92,7 +92,7 @@ def test_the_order_changes_from_epoch_to_epoch(digits: tuple[Tensor, Tensor]) ->
     assert first_losses[0] != pytest.approx(first_losses[1], rel=1e-4)
 
 
-def test_the_end_is_held_out(digits: tuple[Tensor, Tensor]) -> None:
+def test_the_last_images_are_held_out_for_validation(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     config = TrainingConfig(epochs=1, validation_split=0.25)
     model, (result,) = fit(images, labels, config)
@@ -115,8 +115,8 @@ def test_without_a_split_there_is_no_validation(digits: tuple[Tensor, Tensor]) -
     assert history[0].images_per_second == pytest.approx(320 / history[0].seconds)
 
 
-def test_evaluate_is_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> None:
-    images, labels = (torch.cat([part, part, part])[:701] for part in digits)  # more than one batch of evaluate's
+def test_evaluate_returns_the_mean_over_all_images(digits: tuple[Tensor, Tensor]) -> None:
+    images, labels = (torch.cat([part, part, part])[:701] for part in digits)  # more than one batch of evaluate
     model = build_model("mnist-cnn")
     logits = model(images)
     loss, accuracy = evaluation.evaluate(model, images, labels)
@@ -166,7 +166,7 @@ def test_a_training_that_diverges_says_so(digits: tuple[Tensor, Tensor]) -> None
 
 
 @pytest.mark.parametrize("recipe", configuration.RECIPES)
-def test_a_recipe_is_a_configuration(recipe: str) -> None:
+def test_every_recipe_is_a_valid_configuration(recipe: str) -> None:
     TrainingConfig(**configuration.RECIPES[recipe])
 
 
@@ -176,7 +176,7 @@ def test_the_learning_rate_follows_the_schedule(digits: tuple[Tensor, Tensor], s
     config = TrainingConfig(epochs=2, schedule=schedule, lr=0.01)
     run = Training(*digits, config)
     run.run(lambda epoch, totals: rates.append(run.state_dict()["optimizer"]["param_groups"][0]["lr"]))
-    shares = [i / 8 for i in range(8)]  # of 256 images, 4 batches twice
+    shares = [i / 8 for i in range(8)]  # two epochs of 4 batches: 256 images
     expected = {
         "constant": [0.01] * 8,
         "cosine": [0.005 * (1 + math.cos(math.pi * share)) for share in shares],
@@ -187,9 +187,7 @@ def test_the_learning_rate_follows_the_schedule(digits: tuple[Tensor, Tensor], s
 
 @pytest.mark.parametrize("moved", ["shift", "affine"])
 @pytest.mark.parametrize("after", [1, 4, 6])  # steps: within the first epoch, at its end, within the second
-def test_a_training_taken_up_again_gives_the_same_weights(
-    digits: tuple[Tensor, Tensor], moved: str, after: int
-) -> None:
+def test_a_resumed_training_gives_the_same_weights(digits: tuple[Tensor, Tensor], moved: str, after: int) -> None:
     model = "conv8, pool, dropout.3, dense16"
     config = TrainingConfig(model, epochs=2, seed=3, augment=moved, schedule="one-cycle", label_smoothing=0.1)
     whole, history = fit(*digits, config)
@@ -217,7 +215,7 @@ def test_a_training_taken_up_again_gives_the_same_weights(
     ]
 
 
-def test_each_process_draws_for_itself_and_again_so_when_taken_up(digits: tuple[Tensor, Tensor]) -> None:
+def test_each_process_draws_its_own_random_numbers_also_after_resuming(digits: tuple[Tensor, Tensor]) -> None:
     config = TrainingConfig("conv8, pool, dropout.5", epochs=2, validation_split=0)
 
     def in_process(rank: int, state: dict[str, Any] | None = None) -> Training:
@@ -231,7 +229,7 @@ def test_each_process_draws_for_itself_and_again_so_when_taken_up(digits: tuple[
     for process in (first, second):
         process.run(on_epoch=lambda result, process=process: process.stop())  # type: ignore[misc]
     assert not torch.equal(weights(first.model)[0], weights(second.model)[0])
-    state = copy.deepcopy(second.state_dict()) | {"rng": torch.Generator().manual_seed(9).get_state()}  # the first's
+    state = copy.deepcopy(second.state_dict()) | {"rng": torch.Generator().manual_seed(9).get_state()}  # of process 0
     second.run()
     again = in_process(1, state)
     again.run()
@@ -258,7 +256,7 @@ def test_progress_counts_the_images_of_all_processes(digits: tuple[Tensor, Tenso
         assert [totals.own for totals in seen] == own
 
 
-def test_fit_leaves_the_random_numbers_as_they_were(digits: tuple[Tensor, Tensor]) -> None:
+def test_fit_does_not_change_the_global_random_state(digits: tuple[Tensor, Tensor]) -> None:
     before = torch.get_rng_state()
     fit(*digits, TrainingConfig("conv4, pool", epochs=1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -268,7 +266,7 @@ def test_fit_leaves_the_random_numbers_as_they_were(digits: tuple[Tensor, Tensor
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_training_ends_when_the_held_out_loss_stops_falling(digits: tuple[Tensor, Tensor]) -> None:
+def test_training_ends_when_the_validation_loss_stops_falling(digits: tuple[Tensor, Tensor]) -> None:
     _, history = fit(*digits, TrainingConfig(epochs=30, lr=0.01, patience=2))
     losses = [result.val_loss or 0 for result in history]
     assert len(losses) < 30
@@ -277,14 +275,14 @@ def test_training_ends_when_the_held_out_loss_stops_falling(digits: tuple[Tensor
         fit(*digits, TrainingConfig(patience=1, validation_split=0))
 
 
-def test_a_training_that_has_more_epochs_than_it_is_to_have_is_done(digits: tuple[Tensor, Tensor]) -> None:
+def test_a_training_resumed_with_fewer_epochs_than_it_has_is_done(digits: tuple[Tensor, Tensor]) -> None:
     longer, shorter = (Training(*digits, TrainingConfig(epochs=epochs)) for epochs in (2, 1))
     longer.run()
     shorter.load_state_dict(longer.state_dict())
     assert shorter.done
 
 
-def test_a_network_too_large_for_memory_is_told_in_one_line() -> None:
+def test_a_network_too_large_for_memory_is_reported_in_one_line() -> None:
     with pytest.raises(TrainingError, match=r"^no memory for 'dense9999999, dense9999999': [^\n]*$"):
         build_model("dense9999999, dense9999999")
 
@@ -298,7 +296,7 @@ def test_every_optimizer_lowers_every_loss(digits: tuple[Tensor, Tensor], optimi
     assert history[-1].accuracy > history[0].accuracy
 
 
-def test_the_mean_squared_error_is_of_the_probabilities(digits: tuple[Tensor, Tensor]) -> None:
+def test_the_mean_squared_error_compares_probabilities(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     model, (result,) = fit(images, labels, TrainingConfig(epochs=1, lr=1e-30, loss="mse"))
     wanted = torch.eye(10)[labels]
@@ -323,9 +321,9 @@ def top2(probabilities: Tensor, labels: Tensor) -> float:
     return (probabilities.topk(2).indices == labels[:, None]).any(1).double().mean().item()
 
 
-def test_the_classifier_does_what_fit_does(digits: tuple[Tensor, Tensor]) -> None:
+def test_the_classifier_gives_the_weights_of_fit(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
-    torch.manual_seed(0)  # what fit starts from
+    torch.manual_seed(0)  # the default seed of fit
     classifier = Classifier().compile(metrics={"top2": top2}, label_smoothing=0.1)
     history = classifier.fit(images, labels, epochs=2, validation_split=0.25)
     config = TrainingConfig(epochs=2, validation_split=0.25, label_smoothing=0.1)
@@ -337,7 +335,7 @@ def test_the_classifier_does_what_fit_does(digits: tuple[Tensor, Tensor]) -> Non
     assert figures == {"loss": loss, "accuracy": accuracy, "top2": top2(evaluation.predict(model, images), labels)}
 
 
-def test_the_classifier_goes_on_from_its_weights_and_takes_arrays(digits: tuple[Tensor, Tensor]) -> None:
+def test_the_classifier_continues_from_its_weights_and_accepts_arrays(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     pixels, one_hot = (images[:, 0] * 255).round().byte().numpy(), torch.eye(10)[labels].numpy()
     classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01, metrics=["accuracy"])
@@ -349,7 +347,7 @@ def test_the_classifier_goes_on_from_its_weights_and_takes_arrays(digits: tuple[
     torch.testing.assert_close(classifier.predict(pixels), classifier.predict(images))
 
 
-def test_the_classifier_trains_a_module_of_ones_own() -> None:
+def test_the_classifier_trains_any_given_module() -> None:
     images, labels = torch.rand(60, 3, 4, 4), torch.arange(60) % 2
     images[labels == 1] *= 0.2
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
@@ -371,12 +369,12 @@ def test_the_classifier_trains_a_module_of_ones_own() -> None:
         (torch.full((4, 1, 28, 28), 255), torch.zeros(4).long(), "floats in .* or uint8, not torch.int64"),
     ],
 )
-def test_the_classifier_refuses_what_does_not_fit(images: Tensor, labels: Tensor, message: str) -> None:
+def test_the_classifier_refuses_images_and_labels_that_do_not_fit(images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         Classifier("conv4, pool").compile().fit(images, labels)
 
 
-def test_the_classifier_refuses_a_setting_that_there_is_not() -> None:
+def test_the_classifier_refuses_unknown_and_misplaced_settings() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'momentum'"):
         Classifier("conv4, pool").compile(momentum=0.5)
     with pytest.raises(TypeError, match=r"epochs is not a setting of compile\(\): give it to fit\(\)"):
@@ -414,15 +412,15 @@ def test_affine_moves_a_little_and_keeps_the_values() -> None:
     assert moved.min() >= 0
     assert moved.max() <= 1
     mass = moved.sum((1, 2, 3))
-    assert ((mass - 16).abs() < 16 * 0.25).all()  # a tenth longer and wider, or shorter and narrower
+    assert ((mass - 16).abs() < 16 * 0.25).all()  # each side changes by at most a tenth
     pixels = torch.arange(28) + 0.5
     rows, columns = (moved.sum((1, 3)) * pixels).sum(1) / mass, (moved.sum((1, 2)) * pixels).sum(1) / mass
     for centre in (rows, columns):
-        assert (centre - 14).abs().max() < 2.5  # 2, over the least change of size, and what turning adds
+        assert (centre - 14).abs().max() < 2.5  # a shift of 2, over the smallest scale, and the rotation
         assert centre.std() > 0.8
 
 
-def test_affine_without_luck_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_affine_with_random_numbers_of_one_half_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *size, generator, dtype: torch.full(size, 0.5, dtype=dtype))
     images = torch.empty(4, 2, 11, 6).uniform_(generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(augment.affine(images, torch.Generator()), images)
@@ -440,7 +438,7 @@ def test_flipped_images_are_the_shifted_images_or_their_mirror_images() -> None:
     assert 160 < mirrored.sum() < 240
 
 
-def test_augmentation_is_drawn_from_the_generator() -> None:
+def test_augmentations_draw_from_the_generator() -> None:
     images = torch.rand(64, 1, 28, 28)
     for function in (augment.shift, augment.affine, augment.flip):
         first, second, third = (function(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
@@ -456,7 +454,7 @@ def new_checkpoint(model: str = "mnist-cnn") -> Checkpoint:
 
 
 @pytest.mark.parametrize("model", configuration.MODELS)
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, model: str) -> None:
+def test_a_checkpoint_loads_as_it_was_saved(tmp_path: Path, model: str) -> None:
     path = tmp_path / "checkpoint.pt"
     saved = new_checkpoint(model)
     checkpoint.save(path, saved)
@@ -467,7 +465,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path, model: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint.pt"]
 
 
-def test_a_checkpoint_of_the_first_version_is_of_digits(tmp_path: Path) -> None:
+def test_a_checkpoint_of_format_1_is_for_digits(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     checkpoint.save(path, new_checkpoint())
     content = torch.load(path)
@@ -476,7 +474,7 @@ def test_a_checkpoint_of_the_first_version_is_of_digits(tmp_path: Path) -> None:
     assert (loaded.shape, loaded.class_names) == ((1, 28, 28), tuple("0123456789"))
 
 
-def test_a_checkpoint_of_other_images_comes_back(tmp_path: Path) -> None:
+def test_a_checkpoint_for_other_images_loads(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     model = build_model("conv8, pool, dense5", shape=(3, 12, 10), classes=3)
     saved = Checkpoint("conv8, pool, dense5", model.state_dict(), 0.5, {}, (3, 12, 10), ("cat", "dog", "ox"))
@@ -485,7 +483,7 @@ def test_a_checkpoint_of_other_images_comes_back(tmp_path: Path) -> None:
     assert torch.equal(checkpoint.load(path).build()(images), model.eval()(images))
 
 
-def test_a_checkpoint_in_float64_comes_back_and_predicts(tmp_path: Path) -> None:
+def test_a_checkpoint_in_float64_loads_and_predicts(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     model = build_model("simple-cnn").double()
     checkpoint.save(path, Checkpoint("simple-cnn", model.state_dict(), 0.5))
@@ -535,13 +533,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
 
 
 class Unsafe:
-    """A pickle of this calls a function when it is loaded."""
+    """An object whose pickle calls a function when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.mkdir, ("unsafe",))
 
 
-def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"format": Unsafe()}, "checkpoint.pt")
     with pytest.raises(CheckpointError, match="not a checkpoint, or is damaged"):
@@ -557,7 +555,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(CheckpointError, match="not a checkpoint"):
             checkpoint.load(path)
-    for start in (100, len(content) // 2):  # among what says what is where, and among the weights
+    for start in (100, len(content) // 2):  # in the description of the tensors, and in the weights
         path.write_bytes(content[:start] + bytes(200) + content[start + 200 :])
         with pytest.raises(CheckpointError, match="damaged"):
             checkpoint.load(path)
@@ -584,7 +582,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 # Image files
 
 
-def test_a_28x28_image_is_taken_as_it_is_and_a_dark_digit_inverted(
+def test_a_28x28_image_is_read_unchanged_and_a_dark_digit_inverted(
     tmp_path: Path, digits: tuple[Tensor, Tensor]
 ) -> None:
     for index in range(10):
@@ -592,7 +590,7 @@ def test_a_28x28_image_is_taken_as_it_is_and_a_dark_digit_inverted(
         grey = Image.fromarray(image[0, 0].mul(255).round().byte().numpy())
         inverted = Image.eval(grey, lambda value: 255 - value)
         see_through = Image.new("RGBA", grey.size, "black")
-        see_through.putalpha(grey)  # black ink on nothing
+        see_through.putalpha(grey)  # black ink on a transparent ground
         for variant in (grey, inverted, grey.convert("RGB"), inverted.convert("P"), see_through):
             buffer = tmp_path / "digit.png"
             variant.save(buffer)
@@ -617,7 +615,7 @@ def test_an_image_of_any_size_is_scaled_and_centred(tmp_path: Path, digits: tupl
             assert result.min() >= 0
             assert result.max() <= 1
             likeness.append(torch.corrcoef(torch.stack([result.flatten(), image.flatten()]))[0, 1].item())
-    # 0.82 when the digits are centred half a pixel off, 0.96 as they are.
+    # It is 0.96, and 0.82 if the digits are centred half a pixel off.
     assert sum(likeness) / len(likeness) > 0.9
 
 

@@ -52,7 +52,7 @@ def saved(trained: Path) -> str:
     return str(trained / "checkpoint.pt")
 
 
-def test_train_prints_a_line_an_epoch_and_the_test_accuracy(tmp_path: Path, capsys: Output) -> None:
+def test_train_prints_a_line_per_epoch_and_the_test_accuracy(tmp_path: Path, capsys: Output) -> None:
     assert main(["train", "--limit", "100", "--epochs", "2", "--model", "simple-cnn"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "simple-cnn on mnist5k: 80 training images, 20 validation images"
@@ -133,7 +133,7 @@ def test_training_again_gives_the_same_weights_and_replaces_the_results(trained:
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_best_pt_of_an_earlier_run_goes_where_nothing_is_held_out() -> None:
+def test_best_pt_of_an_earlier_run_is_removed_by_a_run_without_validation() -> None:
     options = ["train", "--limit", "100", "--epochs", "1", "--output", "run"]
     assert main(options) == 0
     assert Path("run/best.pt").exists()
@@ -148,7 +148,7 @@ def test_evaluate_prints_the_accuracy_of_the_checkpoint(saved: str, capsys: Outp
     assert capsys.readouterr().out.startswith(f"test accuracy {accuracy:.2%} ({round(1000 * accuracy)} of 1000), loss ")
 
 
-def test_predict_reads_indices_and_files(saved: str, capsys: Output) -> None:
+def test_predict_accepts_indices_and_files(saved: str, capsys: Output) -> None:
     images = data.load("mnist5k").test_images
     Image.fromarray(images[17, 0].mul(255).round().byte().numpy()).save("digit.png")
     assert main(["predict", saved, "3", "17", "digit.png"]) == 0
@@ -224,7 +224,7 @@ def test_the_version_is_printed(capsys: Output) -> None:
     assert capsys.readouterr().out == f"fastconv {fastconv.__version__}\n"
 
 
-def test_without_a_command_help_is_shown(capsys: Output) -> None:
+def test_help_is_shown_without_a_command(capsys: Output) -> None:
     assert main([]) == 0
     assert "evaluate" in capsys.readouterr().out
 
@@ -258,7 +258,7 @@ def test_without_a_command_help_is_shown(capsys: Output) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_in_train_is_told_in_one_line(capsys: Output, arguments: list[str], message: str) -> None:
+def test_a_wrong_option_of_train_is_reported_in_one_line(capsys: Output, arguments: list[str], message: str) -> None:
     assert message in complaint(["train", *arguments], capsys)
 
 
@@ -288,7 +288,9 @@ def test_a_mistake_in_train_is_told_in_one_line(capsys: Output, arguments: list[
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_another_mistake_is_told_in_one_line(saved: str, capsys: Output, arguments: list[str], message: str) -> None:
+def test_another_mistake_is_reported_in_one_line(
+    saved: str, capsys: Output, arguments: list[str], message: str
+) -> None:
     Path("text.png").write_text("no image,\nno checkpoint")
     torch.save(torch.nn.Linear(2, 2).state_dict(), "other.pt")
     noise = Image.effect_noise((64, 64), 50)
@@ -297,7 +299,7 @@ def test_another_mistake_is_told_in_one_line(saved: str, capsys: Output, argumen
     assert message in complaint([argument.format(saved=saved) for argument in arguments], capsys)
 
 
-def test_train_does_not_replace_what_is_not_its_own(saved: str, capsys: Output) -> None:
+def test_train_does_not_overwrite_other_files(saved: str, capsys: Output) -> None:
     for name, content in (("deep", Path(saved).read_bytes()), ("text", b"mine")):
         Path(name).mkdir()
         (Path(name) / "checkpoint.pt").write_bytes(content)
@@ -309,7 +311,7 @@ def test_train_does_not_replace_what_is_not_its_own(saved: str, capsys: Output) 
     assert "history.json exists without a checkpoint" in complaint([*train, "notes"], capsys)
 
 
-def test_train_fails_before_training_where_it_cannot_write(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_fails_before_training_if_it_cannot_write(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("file").write_text("mine")
     assert "cannot write into file: " in complaint(["train", "--output", "file"], capsys)
     assert "cannot write into file/below: " in complaint(["train", "--output", "file/below"], capsys)
@@ -322,7 +324,7 @@ def test_train_fails_before_training_where_it_cannot_write(capsys: Output, monke
     assert "cannot write into closed: Permission denied" in complaint(["train", "--output", "closed"], capsys)
 
 
-def test_the_commands_choices_are_those_of_the_tables() -> None:
+def test_the_choices_of_the_options_equal_the_tables() -> None:
     tables: dict[type[Enum], Iterable[str]] = {
         options.DataSetName: data.NAMES,
         options.Downloadable: SOURCES,
@@ -340,12 +342,12 @@ def test_the_commands_choices_are_those_of_the_tables() -> None:
         assert [choice.value for choice in choices] == list(table)
 
 
-def test_a_missing_tensorboard_is_named_before_training(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tensorboard_is_reported_before_training(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert "pip install 'fastconv[tensorboard]'" in complaint(["train", *QUICK, "--tensorboard"], capsys)
 
 
-def test_evaluate_gives_the_loss_that_it_was_trained_on(capsys: Output) -> None:
+def test_evaluate_uses_the_loss_function_of_the_training(capsys: Output) -> None:
     assert main(["train", *QUICK, "--loss", "mse", "--output", "run"]) == 0
     trained = capsys.readouterr().out.splitlines()[-2]
     assert main(["evaluate", "run/checkpoint.pt"]) == 0
@@ -367,7 +369,7 @@ def test_a_mistake_reaches_the_shell_as_one_line_and_exit_code_2() -> None:
 # Interrupted training
 
 UNDER_WAY = ["train", "--model", "simple-cnn", "--limit", "960", "--epochs", "6", "--augment", "shift"]
-posix = pytest.mark.skipif(os.name == "nt", reason="signals are others on Windows")
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +390,7 @@ def assert_resumes_to(weights: dict[str, torch.Tensor]) -> None:
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_training_is_kept_and_resumed(uninterrupted: dict[str, torch.Tensor], number: int) -> None:
+def test_an_interrupted_training_is_saved_and_resumed(uninterrupted: dict[str, torch.Tensor], number: int) -> None:
     with running([*COMMAND, *UNDER_WAY, "--output", "run"]) as process:
         assert process.stdout is not None
         while not process.stdout.readline().startswith("epoch 2/6"):
@@ -407,10 +409,10 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
     with running([*COMMAND, *UNDER_WAY, "--output", "run"]) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        while not Path("run/training.pt").exists():  # earlier there is nothing to resume or to lose
+        while not Path("run/training.pt").exists():  # before that there is nothing to resume
             time.sleep(0.001)
             assert process.poll() is None
-        time.sleep(random.uniform(0, 0.8))  # about the time that six epochs take
+        time.sleep(random.uniform(0, 0.8))  # about the time of six epochs
         process.kill()
     if Path("run/training.pt").exists():
         assert_resumes_to(uninterrupted)
@@ -420,7 +422,7 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
 
 
 @posix
-def test_interrupted_before_training_begins_it_says_so() -> None:
+def test_an_interrupt_before_training_begins_is_reported() -> None:
     script = (
         "import fastconv.classifier.cli.main as cli, fastconv.classifier.data as data, os, signal\n"
         "data.load = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
@@ -444,7 +446,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @posix
-def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_cannot_be_resumed_is_reported(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "nothing to resume: there is no run/training.pt" in complaint(
         [*UNDER_WAY, "--output", "run", "--resume"], capsys
     )
@@ -471,7 +473,7 @@ def test_resuming_what_cannot_be_resumed(capsys: Output, monkeypatch: pytest.Mon
 
 
 @posix
-def test_a_full_disk_leaves_the_state_before_it(
+def test_a_full_disk_does_not_damage_the_saved_training(
     uninterrupted: dict[str, torch.Tensor], capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(monkeypatch)
@@ -490,9 +492,7 @@ def test_a_full_disk_leaves_the_state_before_it(
 
 
 @posix
-def test_a_second_training_in_the_folder_of_one_under_way_says_so(
-    capsys: Output, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_another_training_uses_is_refused(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     interrupt(monkeypatch)
     with RunFolder(Path("run")).locked():
         for options in (["train", *QUICK], ["train", "--resume"]):
@@ -510,7 +510,7 @@ def diverge_in_the_second_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastconv.classifier.fit.evaluate", evaluate_once)
 
 
-def test_a_diverged_training_keeps_its_last_good_epoch_and_gives_way_to_another(
+def test_a_diverged_training_keeps_its_last_good_epoch_and_may_be_overwritten(
     capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -550,7 +550,7 @@ def test_compare_trains_on_both_backends(capsys: Output) -> None:
         assert ours["loss"] == pytest.approx(torchs["loss"], abs=0.02)
 
 
-def test_the_results_are_there_before_the_comparison_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_results_are_written_before_the_comparison_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -561,7 +561,7 @@ def test_the_results_are_there_before_the_comparison_begins(monkeypatch: pytest.
     ]
 
 
-def test_early_stopping_says_so(capsys: Output) -> None:
+def test_early_stopping_is_reported(capsys: Output) -> None:
     options = ["--limit", "320", "--epochs", "40", "--lr", "0.01", "--patience", "1", "--output", "run"]
     assert main(["train", *options]) == 0
     assert "stopped early: the validation loss has not fallen for 1 epoch" in capsys.readouterr().out
@@ -575,7 +575,7 @@ def test_tensorboard_logs_the_epochs() -> None:
     assert [event.value for event in events.Scalars("val_loss")] == pytest.approx([e["val_loss"] for e in history])
 
 
-def test_two_processes_train_as_one_does(capsys: Output) -> None:
+def test_two_processes_give_the_weights_of_one(capsys: Output) -> None:
     # 361 training images: the last batch has one image, and both processes compute it.
     options = ["train", "--limit", "451", "--epochs", "2", "--batch-size", "60", "--dtype", "float64"]
     assert main([*options, "--output", "one"]) == 0
@@ -612,7 +612,7 @@ def test_several_processes_that_were_killed_resume_to_the_same_weights() -> None
     assert all(torch.equal(found[name], weight) for name, weight in whole.items())
 
 
-def test_several_processes_answer_a_mistake_with_one_line() -> None:
+def test_several_processes_report_a_mistake_in_one_line() -> None:
     done = run([*TWO_PROCESSES, "train", "--output", "run", "--resume"], timeout=120)
     assert done.returncode != 0
     assert "fastconv: nothing to resume: there is no run/training.pt" in done.stderr

@@ -18,24 +18,24 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_show_config_names_what_runs() -> None:
+def test_show_config_names_versions_isa_level_and_threads() -> None:
     text = fastconv.show_config()
     for part in (fastconv.__version__, torch.__version__, _C.cpu_capability(), f"threads {torch.get_num_threads()}"):
         assert part in text
 
 
 @pytest.mark.parametrize("level", _C.cpu_capabilities())
-def test_the_environment_chooses_the_level(level: str) -> None:
+def test_an_environment_variable_chooses_the_isa_level(level: str) -> None:
     result = python("import fastconv; print(fastconv._C.cpu_capability())", FASTCONV_CPU_CAPABILITY=level)
     assert result.stdout.strip() == level
 
 
-def test_the_highest_level_is_the_default() -> None:
+def test_the_highest_isa_level_is_the_default() -> None:
     code = "import fastconv; print(fastconv._C.cpu_capability() == fastconv._C.cpu_capabilities()[-1])"
     assert python(code, FASTCONV_CPU_CAPABILITY="").stdout.strip() == "True"
 
 
-def test_an_unknown_level_is_refused_with_the_levels_that_there_are() -> None:
+def test_the_error_for_an_unknown_isa_level_lists_the_levels() -> None:
     with pytest.raises(ValueError, match="'mmx' is not an ISA level of this machine: default"):
         _C.set_cpu_capability("mmx")
     result = python("import fastconv", FASTCONV_CPU_CAPABILITY="mmx")
@@ -43,7 +43,7 @@ def test_an_unknown_level_is_refused_with_the_levels_that_there_are() -> None:
     assert "'mmx' is not an ISA level of this machine: default" in result.stderr
 
 
-def test_the_levels_differ_only_by_rounding() -> None:
+def test_isa_levels_differ_only_by_rounding() -> None:
     x, w = torch.randn(3, 32, 13, 13), torch.randn(64, 32, 3, 3)
     before, results = _C.cpu_capability(), []
     for level in _C.cpu_capabilities():
@@ -66,10 +66,10 @@ def test_an_extension_that_is_not_built_is_named_with_the_remedy() -> None:
     assert "pip install --no-build-isolation ." in python(code).stderr
 
 
-def test_results_do_not_depend_on_what_memory_held_before() -> None:
-    """Run tests of values again with new memory full of huge numbers: operators must write every element."""
+def test_results_do_not_depend_on_uninitialized_memory() -> None:
+    """Run tests of values again while new memory is filled with huge numbers. Operators must write every element."""
     if sys.platform != "linux":
-        pytest.skip("MALLOC_PERTURB_ is glibc's")
+        pytest.skip("needs glibc, which reads MALLOC_PERTURB_")
     result = run(
         [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *_value_tests()],
         env={
@@ -86,5 +86,5 @@ def _value_tests() -> list[str]:
     return [
         f"{folder}/test_conv2d.py::test_conv2d_in_float64_equals_pytorchs",
         f"{folder}/test_conv2d.py::test_gradients_are_right_where_most_of_grad_output_is_zero",
-        f"{folder}/test_max_pool2d.py::test_the_gradient_goes_where_pytorchs_goes",
+        f"{folder}/test_max_pool2d.py::test_the_gradient_goes_to_pytorchs_maxima",
     ]

@@ -42,7 +42,7 @@ SPARSE = [
     conv(2, 40, 11, 11, 16, 3, 3, padding=3, dilation=2),
     conv(2, 64, 7, 7, 5, 1, 1),
     conv(1, 16, 40, 41, 8, 3, 3, padding=1),
-    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of one row; most taps do not reach the last one (for make asan)
+    conv(1, 16, 9, 300, 64, 3, 3),  # tiles of one row; most taps do not reach the last tile (for make asan)
 ]
 
 
@@ -73,7 +73,7 @@ def test_conv2d_in_float64_equals_pytorchs(case: Conv2dCase, level: str) -> None
 
 
 @over(case=[*CONV2D, LARGE_WEIGHT], layout=LAYOUTS, weight_layout=["contiguous", "channels_last", "transposed"])
-def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout: str, weight_layout: str) -> None:
+def test_conv2d_accepts_any_layout_and_returns_pytorchs(case: Conv2dCase, layout: str, weight_layout: str) -> None:
     x, w, b = case.tensors()
     expected = FF.conv2d(x, w, b, **case.arguments)
     x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)
@@ -93,7 +93,7 @@ def test_conv2d_takes_every_layout_and_returns_pytorchs(case: Conv2dCase, layout
 
 @pytest.mark.parametrize("P", range(1, 10))
 def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
-    """Tiles have 3, 2 or 1 outputs on a side and may extend beyond the edge. 130 images are enough for Winograd."""
+    """Tiles have 3, 2 or 1 outputs on a side and may extend beyond the edge. With 130 images, Winograd is chosen."""
     for Q in range(1, 10):
         padding = (P % 3 if P > 2 else 0, Q % 2)
         x = torch.randn(130, 33, P + 2 - 2 * padding[0], Q + 2 - 2 * padding[1], dtype=torch.float64)
@@ -104,7 +104,7 @@ def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
 
 
 def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
-    """With FASTCONV_WINOGRAD=4, which asks for these tiles."""
+    """FASTCONV_WINOGRAD=4 allows these tiles."""
     pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     environment = {**os.environ, "FASTCONV_WINOGRAD": "4"}
     done = run([*pytest_, __file__, "-k", "cuts_images_of_every_size["], env=environment)
@@ -117,7 +117,7 @@ def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
     ids=str,
 )
 def test_winograd_errs_at_most_twice_as_much_as_pytorch(size: Any, level: str) -> None:
-    """The cases include large padding, where PyTorch's sums are short."""
+    """The cases include large padding, where PyTorch's sums have few terms."""
     N, C, H, W, K, padding = size
     x, w = torch.randn(N, C, H, W), torch.randn(K, C, 3, 3)
     exact = F.conv2d(x.double(), w.double(), padding=padding)
@@ -125,7 +125,7 @@ def test_winograd_errs_at_most_twice_as_much_as_pytorch(size: Any, level: str) -
     assert error <= 2 * root_mean_square(F.conv2d(x, w, padding=padding) - exact)
 
 
-def test_gradients_have_the_layout_of_what_they_belong_to() -> None:
+def test_gradients_have_the_layout_of_their_tensors() -> None:
     x, w, b = CONV2D[1].tensors()
     for format_x in (torch.contiguous_format, torch.channels_last):
         for format_w in (torch.contiguous_format, torch.channels_last):
@@ -162,7 +162,7 @@ def test_gradients_are_right_where_most_of_grad_output_is_zero(
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_zero_gradient_times_what_is_not_finite_is_nan(bad: float, level: str) -> None:
+def test_a_zero_gradient_times_nan_or_infinity_is_nan(bad: float, level: str) -> None:
     x, w, b = SPARSE[0].tensors()
     g = torch.randn(3, 64, 11, 11)
     g *= torch.rand_like(g) < 0.1
@@ -176,7 +176,7 @@ def test_a_zero_gradient_times_what_is_not_finite_is_nan(bad: float, level: str)
         assert torch.equal(mine.isnan(), exact.isnan())
 
 
-def test_nan_and_infinity_in_grad_output_pass(level: str) -> None:
+def test_nan_and_infinity_in_grad_output_reach_the_gradients(level: str) -> None:
     x, w, b = SPARSE[0].tensors()
     g = torch.zeros(3, 64, 11, 11)
     g[0, 1, 2, 3], g[2, 5, 6, 7] = float("nan"), float("inf")
@@ -191,7 +191,7 @@ def test_nan_and_infinity_in_grad_output_pass(level: str) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
+def test_conv2d_agrees_with_pytorch_on_random_valid_arguments(data: Any) -> None:
     draw = data.draw
     groups, group_C, group_K = draw(st.integers(1, 3)), draw(st.integers(1, 20)), draw(st.integers(1, 40))
     R, S = draw(st.integers(1, 5)), draw(st.integers(1, 5))
@@ -206,7 +206,7 @@ def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     w, b = torch.randn(groups * group_K, group_C, R, S), torch.randn(groups * group_K)
     arguments = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     exact_tensors = (x.double(), w.double(), b.double())
-    # PyTorch computes in float64 only. In float32, oneDNN of torch 2.13 ends the process for a channels_last input
+    # Call PyTorch in float64 only. In float32, oneDNN of torch 2.13 crashes the process for a channels_last input
     # with a kernel of one column, padding beyond the image, stride and dilation. Example: input (3, 21, 8, 2),
     # weight (33, 7, 5, 1), 3 groups, stride (1, 3), padding (1, 4), dilation (2, 3).
     g = torch.randn(F.conv2d(*exact_tensors, **arguments).shape)
@@ -228,7 +228,7 @@ def test_conv2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     ],
     ids=str,
 )
-def test_conv2d_passes_gradcheck_to_the_second_order_and_forward(case: Conv2dCase) -> None:
+def test_conv2d_passes_gradcheck_in_first_and_second_order_and_forward_mode(case: Conv2dCase) -> None:
     tensors = tuple(t.requires_grad_() for t in case.tensors(torch.float64) if t is not None)
 
     def function(*tensors: torch.Tensor) -> torch.Tensor:
@@ -238,18 +238,18 @@ def test_conv2d_passes_gradcheck_to_the_second_order_and_forward(case: Conv2dCas
     assert gradgradcheck(function, tensors, check_fwd_over_rev=True, check_rev_over_rev=True)
 
 
-def test_conv2d_takes_one_image_without_a_batch() -> None:
+def test_conv2d_accepts_one_image_without_a_batch_dimension() -> None:
     x, w, b = CONV2D[1].tensors()
     torch.testing.assert_close(FF.conv2d(x[0], w, b), F.conv2d(x[0], w, b), rtol=1e-4, atol=1e-4)
 
 
-def test_conv2d_of_no_channels_is_left_to_pytorch() -> None:
+def test_conv2d_without_channels_falls_back_to_pytorch() -> None:
     x, w, b = torch.randn(2, 0, 8, 8), torch.randn(4, 0, 3, 3), torch.randn(4)
     assert torch.equal(FF.conv2d(x, w, b), F.conv2d(x, w, b))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.complex64, torch.int64], ids=str)
-def test_conv2d_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
+def test_conv2d_equals_pytorchs_in_other_dtypes(dtype: torch.dtype) -> None:
     x, w = torch.randn(2, 3, 6, 6).mul(4).to(dtype), torch.randn(4, 3, 3, 3).mul(4).to(dtype)
     assert torch.equal(FF.conv2d(x, w), F.conv2d(x, w))
 
@@ -287,7 +287,7 @@ X, W = (2, 3, 8, 8), (4, 3, 3, 3)
         ((5, 8, 8), W, None, {}),
     ],
 )
-def test_conv2d_refuses_what_pytorch_refuses_in_its_words(
+def test_conv2d_raises_pytorchs_errors(
     x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
 ) -> None:
     tensors = (torch.randn(x), torch.randn(w), None if b is None else torch.randn(b))
@@ -314,7 +314,7 @@ def test_conv2d_refuses_arguments_of_another_type(arguments: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("tensors", [(None, torch.ones(W)), (torch.ones(X), None), ([1.0], torch.ones(W))])
-def test_conv2d_refuses_what_is_no_tensor(tensors: Any) -> None:
+def test_conv2d_refuses_arguments_that_are_not_tensors(tensors: Any) -> None:
     with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
         FF.conv2d(*tensors)
 
@@ -325,7 +325,7 @@ def test_autocast_gives_pytorchs_dtype() -> None:
         assert_identical([FF.conv2d(x, w)], [F.conv2d(x, w)])
 
 
-def test_conv2d_refuses_mixed_dtypes_in_pytorchs_words() -> None:
+def test_conv2d_refuses_mixed_dtypes_with_pytorchs_message() -> None:
     x, w = torch.randn(X), torch.randn(W, dtype=torch.float64)
     assert_refused_alike(FF.conv2d, F.conv2d, x, w)
 

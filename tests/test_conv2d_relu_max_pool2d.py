@@ -66,7 +66,7 @@ def integers_like(output: Tensor) -> Tensor:
 
 
 def is_composed(case: FusedCase) -> bool:
-    """Return true for the window whose positions do not fit in a byte."""
+    """Whether the fused function calls several operators. Positions in the window of 16 x 16 do not fit in a byte."""
     return case.pool == {"kernel_size": 16, "stride": 2}
 
 
@@ -86,9 +86,7 @@ def test_values_and_gradients_of_small_integers_are_pytorchs_bit_for_bit(
 
 
 @every_case
-def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_none(
-    case: FusedCase, level: str
-) -> None:
+def test_the_first_maximum_gets_the_gradient_and_outputs_of_zero_get_none(case: FusedCase, level: str) -> None:
     x, w, b = case.conv.integers()
     w *= torch.rand_like(w) < 2 / w[0].numel()  # few taps are non-zero, so that many sums are equal
     b = torch.zeros(len(w)) if b is None else b.sign()
@@ -104,7 +102,7 @@ def test_the_first_of_many_maxima_takes_the_gradient_and_what_is_not_above_zero_
 
 
 def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
-    """Return the fused function with its maxima and dead windows given. It is linear in the convolution."""
+    """Return the fused function for given maxima and dead windows (DEAD). It is linear in the convolution."""
 
     def pair(name: str, default: int) -> tuple[int, int]:
         value = (case.pool or {}).get(name, default)
@@ -137,12 +135,12 @@ def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(case: FusedC
     mine = with_gradients(case.function, tensors, g, **case.arguments)
     theirs = with_gradients(decisions, tensors, g)
     assert_as_accurate(mine, theirs, [values, *with_gradients(decisions, doubles, g)[1:]])
-    # The decisions are right, except for those that depend on rounding.
+    # The chosen maxima are right, except where the choice depends on rounding.
     torch.testing.assert_close(decisions(*doubles), values, rtol=1e-5, atol=1e-4)
 
 
 @every_case
-def test_gradients_that_will_be_differentiated_again_are_the_same(case: FusedCase, level: str) -> None:
+def test_gradients_with_create_graph_are_the_same(case: FusedCase, level: str) -> None:
     tensors = case.conv.integers()
     leaves = [t.requires_grad_() for t in tensors if t is not None]
     output = case.function(*tensors, **case.arguments)
@@ -153,7 +151,7 @@ def test_gradients_that_will_be_differentiated_again_are_the_same(case: FusedCas
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
-def test_each_gradient_can_be_had_without_the_others(case: FusedCase, wanted: tuple[int, ...]) -> None:
+def test_each_gradient_can_be_computed_without_the_others(case: FusedCase, wanted: tuple[int, ...]) -> None:
     tensors = case.conv.integers()
     leaves = [t.requires_grad_() for i, t in enumerate(tensors) if t is not None and i in wanted]
     output = case.function(*tensors, **case.arguments)
@@ -165,7 +163,7 @@ def test_each_gradient_can_be_had_without_the_others(case: FusedCase, wanted: tu
 
 
 @over(case=FUSED, layout=LAYOUTS, other_layouts=[*zip(LAYOUTS, [*LAYOUTS][::-1], strict=True)])
-def test_every_layout_is_taken_and_pytorchs_returned(
+def test_any_layout_is_accepted_and_pytorchs_is_returned(
     case: FusedCase, layout: str, other_layouts: tuple[str, str]
 ) -> None:
     tensors = case.conv.integers()
@@ -179,7 +177,7 @@ def test_every_layout_is_taken_and_pytorchs_returned(
 
 @pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
 @every_dtype
-def test_gradients_have_the_layout_of_what_they_belong_to(case: FusedCase, dtype: torch.dtype) -> None:
+def test_gradients_have_the_layout_of_their_tensors(case: FusedCase, dtype: torch.dtype) -> None:
     tensors = case.conv.integers(dtype)
     for x_layout in ("contiguous", "channels_last"):
         for w_layout in ("contiguous", "channels_last"):
@@ -223,7 +221,7 @@ SPECIAL = [
 
 
 @over(case=SPECIAL, special=[NAN, INF, -INF], place=["input", "weight", "bias"], dtype=FLOATS, level=LEVELS)
-def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
+def test_nan_and_infinity_reach_the_same_results_as_in_pytorch(
     case: FusedCase, special: float, place: str, dtype: torch.dtype, level: str
 ) -> None:
     x, w, b = case.conv.integers(dtype)
@@ -235,7 +233,7 @@ def test_nan_and_infinity_reach_what_they_reach_in_pytorch(
 
 
 @over(case=SPECIAL, share=[0.01, 0.3, 1.0], dtype=FLOATS, level=LEVELS)
-def test_nan_and_infinity_in_grad_output_pass_where_relu_lets_them(
+def test_nan_and_infinity_in_grad_output_reach_what_they_reach_in_pytorch(
     case: FusedCase, share: float, dtype: torch.dtype, level: str
 ) -> None:
     x, w, b = case.conv.integers(dtype)
@@ -248,7 +246,7 @@ def test_nan_and_infinity_in_grad_output_pass_where_relu_lets_them(
 
 
 @pytest.mark.parametrize("case", SPECIAL, ids=str)
-def test_nan_in_the_gradient_of_dead_windows_vanishes(case: FusedCase, level: str) -> None:
+def test_nan_in_the_gradient_of_windows_that_relu_zeroed_is_ignored(case: FusedCase, level: str) -> None:
     x, w, b = case.conv.integers()
     assert b is not None
     b[::2] -= 1000
@@ -260,7 +258,7 @@ def test_nan_in_the_gradient_of_dead_windows_vanishes(case: FusedCase, level: st
 
 
 @over(case=SPECIAL, share=[0.02, 0.5], level=LEVELS)
-def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float, level: str) -> None:
+def test_the_last_of_several_nan_in_a_window_gets_the_gradient(case: FusedCase, share: float, level: str) -> None:
     x, w, b = case.conv.integers()
     x[torch.rand(x.shape) < share / w[0].numel()] = NAN
     g = integers_like(composed(x, w, b, **case.arguments))
@@ -274,10 +272,10 @@ def test_the_last_of_several_nan_in_a_window_wins(case: FusedCase, share: float,
     function=[F.conv2d, F.relu, F.max_pool2d],
     level=LEVELS,
 )
-def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
+def test_nan_and_infinity_reach_only_the_outputs_that_read_them(
     function: Callable[..., Tensor], pixel: tuple[int, int], special: float, level: str
 ) -> None:
-    """Winograd's tiles of 4x4 pixels could spread it to neighbouring pixels."""
+    """Winograd's tiles of 4x4 pixels could spread NaN and infinity to neighbouring pixels."""
     x, w, b = conv(2, 17, 8, 9, 18, 3, 3).integers()
     x[1, 16][pixel] = special
     b += 50
@@ -293,7 +291,7 @@ def test_what_is_not_finite_stays_with_the_outputs_that_read_it(
 
 
 @over(special=[NAN, INF, -INF], pixel=[(0, 0), (3, 4), (4, 3), (7, 8)], live=[1.0, 0.1], level=LEVELS)
-def test_what_is_not_finite_stays_with_the_gradients_that_read_it(
+def test_nan_and_infinity_reach_only_the_gradients_that_read_them(
     live: float, pixel: tuple[int, int], special: float, level: str
 ) -> None:
     g, w, _ = conv(2, 18, 8, 9, 17, 3, 3).integers()
@@ -307,7 +305,7 @@ def test_what_is_not_finite_stays_with_the_gradients_that_read_it(
     assert 0 < (~dx.isfinite()).sum() < dx[1].numel()
 
 
-def test_results_near_the_largest_number_are_not_infinite(level: str) -> None:
+def test_results_near_the_largest_number_do_not_overflow(level: str) -> None:
     """Winograd adds inputs before it multiplies, and these sums can overflow where the convolution does not."""
     x, w = torch.full((1, 16, 6, 6), 2.0**127), torch.zeros(16, 16, 3, 3)
     w[:, 0, 1, 1] = 1
@@ -317,12 +315,12 @@ def test_results_near_the_largest_number_are_not_infinite(level: str) -> None:
     assert torch.equal(dx, x)
 
 
-# ---- whatever fits ---------------------------------------------------------------------------------------------------
+# ---- random valid arguments ------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
+def test_fused_functions_agree_with_pytorch_on_random_valid_arguments(data: Any) -> None:
     draw = data.draw
 
     def pair(low: int, high: int) -> tuple[int, int]:
@@ -347,7 +345,7 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
         kernel = (2, 2) if draw(st.booleans()) else pair(1, 5)
         pool = {"kernel_size": kernel}
         if draw(st.booleans()):
-            # For windows entirely in the padding see test_a_window_wholly_in_the_padding.
+            # For windows entirely in the padding see test_a_window_entirely_in_the_padding_gets_no_gradient.
             pool["padding"] = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
             pool.update(stride=pair(1, 4), dilation=pair(1, 3), ceil_mode=draw(st.booleans()))
         reach = [d * (k - 1) + 1 for d, k in zip(pool.get("dilation", (1, 1)), kernel, strict=True)]
@@ -378,7 +376,7 @@ def test_fused_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     assert_identical(mine, expected)
 
 
-def test_a_window_wholly_in_the_padding() -> None:
+def test_a_window_entirely_in_the_padding_gets_no_gradient() -> None:
     x, w = torch.randn(1, 1, 2, 2, requires_grad=True), torch.ones(1, 1, 1, 1)
     arguments = {"pool_kernel_size": 2, "pool_stride": 1, "pool_padding": 1, "pool_dilation": 3}
     y = FF.conv2d_relu_max_pool2d(x, w, **arguments)
@@ -387,7 +385,7 @@ def test_a_window_wholly_in_the_padding() -> None:
 
 
 @pytest.mark.parametrize("case", NETWORK, ids=str)
-def test_one_image_needs_no_batch(case: FusedCase, level: str) -> None:
+def test_one_image_needs_no_batch_dimension(case: FusedCase, level: str) -> None:
     x, w, b = case.conv.integers()
     y = composed(x[0], w, b, **case.arguments)
     g = integers_like(y)
@@ -395,7 +393,7 @@ def test_one_image_needs_no_batch(case: FusedCase, level: str) -> None:
     assert_identical(with_gradients(case.function, (x[0], w, b), g, **case.arguments), exact(case, (x[0], w, b), g))
 
 
-def test_the_pool_is_2_x_2_unless_told_otherwise() -> None:
+def test_the_pool_is_2_x_2_by_default() -> None:
     x, w, b = FUSED[0].conv.integers()
     assert torch.equal(FF.conv2d_relu_max_pool2d(x, w, b), composed(x, w, b, pool_kernel_size=2))
 
@@ -414,7 +412,7 @@ def test_the_pool_is_2_x_2_unless_told_otherwise() -> None:
     ],
     ids=str,
 )
-def test_fused_passes_gradcheck_to_the_second_order_and_forward(case: FusedCase) -> None:
+def test_fused_functions_pass_gradcheck_in_first_and_second_order_and_forward_mode(case: FusedCase) -> None:
     tensors = tuple(t.requires_grad_() for t in case.conv.tensors(torch.float64) if t is not None)
     # Ties and zeros have no derivative. Results are further from both than the step of the finite differences.
     results = F.conv2d(*tensors, **case.conv.arguments).flatten()
@@ -423,7 +421,7 @@ def test_fused_passes_gradcheck_to_the_second_order_and_forward(case: FusedCase)
     def function(*tensors: Tensor) -> Tensor:
         return case.function(*tensors, **case.arguments)
 
-    # With pooling, PyTorch's own functions fail the last of these checks.
+    # With pooling, PyTorch's own functions fail check_batched_forward_grad.
     assert gradcheck(
         function, tensors, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=case.pool is None
     )
@@ -431,7 +429,7 @@ def test_fused_passes_gradcheck_to_the_second_order_and_forward(case: FusedCase)
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED[:40:3] if not is_composed(case)], ids=str)
-def test_input_weight_and_a_byte_for_each_output_are_all_that_is_saved(case: FusedCase) -> None:
+def test_only_input_weight_and_a_byte_per_output_are_saved(case: FusedCase) -> None:
     x, w, b = (None if t is None else t.requires_grad_() for t in case.conv.tensors())
     saved: list[Tensor] = []
 
@@ -458,7 +456,7 @@ def test_values_are_the_same_without_gradients(case: FusedCase) -> None:
         assert torch.equal(y, expected)
 
 
-def test_an_input_changed_before_backward_is_noticed() -> None:
+def test_an_input_changed_before_backward_is_an_error() -> None:
     x, w, b = FUSED[0].conv.tensors()
     y = FF.conv2d_relu_max_pool2d(x, w.requires_grad_(), b)
     x.zero_()
@@ -466,12 +464,12 @@ def test_an_input_changed_before_backward_is_noticed() -> None:
         y.sum().backward()
 
 
-# ---- what is left to PyTorch, and what is refused --------------------------------------------------------------------
+# ---- other dtypes, fallbacks and errors ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64], ids=str)
 @pytest.mark.parametrize("case", [fused(conv(2, 3, 6, 6, 4, 3, 3)), fused(conv(2, 3, 6, 6, 4, 3, 3), kernel_size=2)])
-def test_other_dtypes_are_left_to_pytorch(case: FusedCase, dtype: torch.dtype) -> None:
+def test_results_equal_pytorchs_in_other_dtypes(case: FusedCase, dtype: torch.dtype) -> None:
     x, w, b = case.conv.integers(dtype)
     assert_identical([case.function(x, w, b, **case.arguments)], [composed(x, w, b, **case.arguments)])
     if dtype.is_floating_point:
@@ -490,7 +488,7 @@ def test_autocast_gives_pytorchs_dtype(case: FusedCase) -> None:
     assert_identical([mine], [theirs])
 
 
-def test_no_channels_are_left_to_pytorch() -> None:
+def test_inputs_without_channels_fall_back_to_pytorch() -> None:
     x, w, b = torch.randn(2, 0, 8, 8), torch.randn(4, 0, 3, 3), torch.randn(4)
     assert torch.equal(FF.conv2d_relu(x, w, b), composed(x, w, b))
     assert_all_refused((x, w, b), {"pool_kernel_size": 2})
@@ -576,7 +574,7 @@ X, W = (2, 3, 8, 8), (4, 3, 3, 3)
     ],
     ids=str,
 )
-def test_what_pytorch_refuses_is_refused_in_its_words(
+def test_invalid_arguments_raise_pytorchs_errors(
     x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
 ) -> None:
     assert_all_refused((torch.randn(x), torch.randn(w), None if b is None else torch.randn(b)), arguments)
@@ -595,19 +593,19 @@ def test_arguments_of_another_type_are_refused(function: Callable[..., Tensor], 
 
 @pytest.mark.parametrize("function", [FF.conv2d_relu, FF.conv2d_relu_max_pool2d])
 @pytest.mark.parametrize("tensors", [(None, torch.ones(W)), (torch.ones(X), None), ([1.0], torch.ones(W))])
-def test_what_is_no_tensor_is_refused(function: Callable[..., Tensor], tensors: Any) -> None:
+def test_arguments_that_are_not_tensors_are_refused(function: Callable[..., Tensor], tensors: Any) -> None:
     with pytest.raises(TypeError, match=r"conv2d\(\) received an invalid combination of arguments"):
         function(*tensors)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"pool_kernel_size": 2}], ids=str)
-def test_mixed_and_complex_dtypes_are_refused_in_pytorchs_words(arguments: dict[str, Any]) -> None:
+def test_mixed_and_complex_dtypes_raise_pytorchs_errors(arguments: dict[str, Any]) -> None:
     x, w = torch.randn(X), torch.randn(W)
     for tensors in ((x, w.double()), (x, w, torch.randn(4).double()), (x.cfloat(), w.cfloat()), (x.bool(), w.bool())):
         assert_all_refused(tensors, arguments)
 
 
-def test_numbers_beyond_any_image_are_refused() -> None:
+def test_numbers_too_large_for_any_image_are_refused() -> None:
     x, w = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 3, 3)
     with pytest.raises(RuntimeError, match=r"at most 2\^40"):
         FF.conv2d_relu_max_pool2d(x, w, padding=2**63 - 1)
@@ -667,7 +665,7 @@ def backward(
         {"w": (4, 3, 3)},
         {"w": (4, 3, 9, 9)},
         {"pool": None},
-        # more windows than the pool has; a convolution without outputs
+        # not the number of windows that the pool has; a convolution without outputs
         {"g": (2, 4, 5, 5), "argmax": (2, 4, 5, 5)},
         {"g": (2, 4, 1, 1), "argmax": (2, 4, 1, 1)},
         {"dilation": (9, 9)},
@@ -699,7 +697,7 @@ def test_backward_operators_refuse_other_dtypes() -> None:
 
 
 def integers_of_backward(case: FusedCase, live: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the tensors of a backward operator, of small integers, and PyTorch's gradients in float64."""
+    """Return small integers for a backward operator, and PyTorch's gradients, computed in float64."""
     x, w, b = case.conv.integers()
     y = composed(x, w, b, **case.arguments)
     at = torch.randint(0, 1 if case.pool is None else 4, y.shape).byte().masked_fill(torch.rand(y.shape) >= live, DEAD)
@@ -710,7 +708,7 @@ def integers_of_backward(case: FusedCase, live: float) -> tuple[list[Tensor], li
 
 
 @pytest.mark.parametrize("pool", [None, ((2, 2), (2, 2), (0, 0), (1, 1))])
-def test_gradients_lie_as_input_and_weight_do_and_are_computed_where_needed(pool: Any, level: str) -> None:
+def test_gradients_have_the_layout_of_input_and_weight_and_only_needed_ones_are_computed(pool: Any, level: str) -> None:
     case = fused(conv(3, 16, 9, 9, 16, 3, 3), **({} if pool is None else {"kernel_size": 2}))
     (g, at, x, w), expected = integers_of_backward(case, 0.5)
     for place_x, place_w in itertools.product(LAYOUTS.values(), repeat=2):
@@ -727,7 +725,7 @@ def test_gradients_lie_as_input_and_weight_do_and_are_computed_where_needed(pool
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if not is_composed(case)], ids=str)
-def test_bytes_that_no_forward_wrote_do_no_harm(case: FusedCase, level: str) -> None:
+def test_backward_survives_any_saved_bytes(case: FusedCase, level: str) -> None:
     window = 1 if case.pool is None else torch.ones(case.pool["kernel_size"]).numel()
     layouts = ["contiguous", "channels_last", "contiguous", "channels_last"]
     dtypes = [torch.float32, torch.float32, torch.float64, torch.float32]
@@ -762,14 +760,14 @@ def nonsense(value: int | None) -> Callable[[Tensor], Tensor]:
     ],
     ids=str,
 )
-def test_sums_do_not_begin_with_what_was_there(case: FusedCase, live: float, level: str) -> None:
+def test_backward_does_not_add_to_earlier_results(case: FusedCase, live: float, level: str) -> None:
     (g, at, x, w), expected = integers_of_backward(case, live)
     pool = None if case.pool is None else ((2, 2), (2, 2), (0, 0), (1, 1))
     backward(torch.full_like(g, float("nan")), torch.zeros_like(at), x, w, pool=pool)
     assert_identical(list(backward(g, at, x, w, pool=pool)), expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2])  # PyTorch's error depends on the number
+@pytest.mark.parametrize("threads", [1, 2])  # PyTorch's error depends on the number of threads
 def test_one_large_image_errs_at_most_twice_as_much_as_pytorch(threads: int, level: str) -> None:
     x, w, b = torch.randn(1, 3, 70, 65), torch.randn(6, 3, 3, 3), torch.randn(6)
     output = FF.conv2d_relu_max_pool2d(x.requires_grad_(), w, b, padding=1)
@@ -789,7 +787,7 @@ def test_one_large_image_errs_at_most_twice_as_much_as_pytorch(threads: int, lev
 
 
 @pytest.mark.parametrize("stride", [(2**31 - 1, 2**31 - 1), (2**31 - 1, 1)])
-def test_a_pool_stride_beyond_any_image_is_as_good_as_the_image(stride: tuple[int, int]) -> None:
+def test_a_huge_pool_stride_equals_a_stride_as_large_as_the_image(stride: tuple[int, int]) -> None:
     x, w = torch.randn(1, 16, 9, 9), torch.randn(16, 16, 3, 3)
     y = FF.conv2d_relu_max_pool2d(x, w, pool_stride=stride)
     expected = F.max_pool2d(F.relu(F.conv2d(x, w)), 2, tuple(min(s, 100) for s in stride))
@@ -798,7 +796,7 @@ def test_a_pool_stride_beyond_any_image_is_as_good_as_the_image(stride: tuple[in
     backward(torch.ones_like(y), at, x, w, pool=((2, 2), stride, (0, 0), (1, 1)))
 
 
-def test_nan_in_one_image_leaves_the_others_as_they_are(level: str) -> None:
+def test_nan_in_one_image_does_not_change_other_images(level: str) -> None:
     x, w = torch.randn(9, 32, 13, 13), torch.randn(64, 32, 3, 3)
     spoilt = x.clone()
     spoilt[4, 3, 5, 6] = float("nan")
@@ -810,8 +808,8 @@ def test_nan_in_one_image_leaves_the_others_as_they_are(level: str) -> None:
         assert not b[4].isnan().all()
 
 
-def test_windows_of_equal_pixels_stay_ties(level: str) -> None:
-    """As in the background of a digit. The first pixel gets the gradient with every algorithm."""
+def test_in_windows_of_equal_pixels_the_first_gets_the_gradient(level: str) -> None:
+    """The background of a digit has such windows. Equal pixels must give exactly equal results."""
     x, w, b = torch.rand(9, 32, 1, 1).expand(9, 32, 13, 13).contiguous(), torch.randn(64, 32, 3, 3), torch.randn(64)
     y = FF.conv2d_relu_max_pool2d(x, w, b)
     _, argmax = ours.conv2d_relu_max_pool2d(x, w, b)
@@ -819,8 +817,8 @@ def test_windows_of_equal_pixels_stay_ties(level: str) -> None:
     assert set(argmax.unique().tolist()) == {0, 255}
 
 
-@pytest.mark.skipif(set(_C.cpu_capabilities()) == {"default"}, reason="tiles of 2 x 2 at most without AVX2")
-def test_the_environment_limits_winograds_tiles() -> None:
+@pytest.mark.skipif(set(_C.cpu_capabilities()) == {"default"}, reason="without AVX2, tiles are at most 2 x 2")
+def test_fastconv_winograd_limits_the_tiles() -> None:
     """0 turns Winograd off, and each result is exact. 4 allows larger tiles than 3, the default."""
     program = """
 import torch, fastconv.functional as FF

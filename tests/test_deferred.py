@@ -1,4 +1,4 @@
-"""fastconv.enabled(fuse=True) fuses what it sees one by one, and nobody can tell but by the operators that run."""
+"""fastconv.enabled(fuse=True) fuses operations that are called one by one. Results and gradients stay PyTorch's."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Program = Callable[[Tensor, Tensor, Tensor], Any]
 
 
 def keras_block(x: Tensor, w: Tensor, b: Tensor, pool: bool = True) -> Tensor:
-    """As Keras 3 writes it on its torch backend."""
+    """The calls that Keras 3 makes on its torch backend."""
     x = torch.permute(x, NHWC)
     x = torch.permute(x, NCHW).contiguous()
     x = x.contiguous(memory_format=torch.channels_last)
@@ -146,7 +146,7 @@ class Same(torch.autograd.Function):
 
 
 class Inside(torch.autograd.Function):
-    """Returns a result of conv2d, and is its gradient function."""
+    """Calls conv2d in forward, and has a backward of its own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ PROGRAMS: dict[str, Program] = {
     "conv, relu, relu": lambda x, w, b: F.relu(F.relu(F.conv2d(x, w, b))),
     "conv, conv": lambda x, w, b: F.conv2d(F.conv2d(x, w, b), w.transpose(0, 1), padding=2),
     "two uses": lambda x, w, b: (y := F.conv2d(x, w, b)) + F.relu(y),
-    "to and fro": lambda x, w, b: F.relu(F.conv2d(x, w, b).permute(0, 2, 3, 1).permute([0, 3, 1, 2])),
+    "permuted and back": lambda x, w, b: F.relu(F.conv2d(x, w, b).permute(0, 2, 3, 1).permute([0, 3, 1, 2])),
     "another permutation": lambda x, w, b: F.relu(F.conv2d(x, w, b).permute(3, 2, 1, 0)),
     "transposed": lambda x, w, b: F.conv2d(x, w, b).transpose(1, 3),
     "bias on the second axis": lambda x, w, b: F.relu(F.conv2d(x, w) + b.view(1, -1, 1, 1)),
@@ -241,10 +241,10 @@ PROGRAMS: dict[str, Program] = {
     "a Function that convolves": lambda x, w, b: F.relu(Inside.apply(x, w)),
     "hooked": hooked,
     "retained": retained,
-    "backward to it": backward_to_it,
+    "backward to the result": backward_to_it,
     "hooks of the module": module_hooks,
     "grad of it": lambda x, w, b: torch.autograd.grad(torch.flatten(y := F.relu(F.conv2d(x, w, b))).square().sum(), y),
-    "grad from it": lambda x, w, b: torch.autograd.grad(
+    "grad of the operands": lambda x, w, b: torch.autograd.grad(
         F.conv2d(x, w, b), [x, w, b], torch.ones(3, 4, 7, 6, dtype=w.dtype), create_graph=True
     ),
     "indexed": lambda x, w, b: F.conv2d(x, w, b)[0, ..., 1],
@@ -274,7 +274,7 @@ def operands(channels_last: bool) -> list[Tensor]:
 
 
 def run(program: Program, tensors: list[Tensor]) -> tuple[list[Any], list[Any]]:
-    """Results, and gradients of the first and second order."""
+    """Return the results, and the gradients of first and second order."""
     results = as_list(program(*tensors))
     differentiable = [y for y in results if isinstance(y, Tensor) and y.requires_grad]
     if not differentiable:
@@ -309,7 +309,7 @@ def compare(program: Program, channels_last: bool) -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["NCHW", "channels_last"])
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_nobody_can_tell(name: str, channels_last: bool) -> None:
+def test_results_and_gradients_are_pytorchs(name: str, channels_last: bool) -> None:
     compare(PROGRAMS[name], channels_last)
 
 
@@ -320,17 +320,17 @@ def test_nobody_can_tell(name: str, channels_last: bool) -> None:
         ("conv, relu, pool", ["conv2d_relu_max_pool2d"]),
         ("conv, relu, overlapping pool", ["conv2d_relu_max_pool2d"]),
         ("conv, relu", ["conv2d_relu"]),
-        ("to and fro", ["conv2d_relu"]),
+        ("permuted and back", ["conv2d_relu"]),
         ("bias on the second axis", ["conv2d_relu"]),
         ("Keras", ["conv2d_relu_max_pool2d"]),
         ("Keras without pool", ["conv2d_relu"]),
         ("Keras twice", ["conv2d_relu_max_pool2d"]),
         ("conv, pool", ["conv2d", "max_pool2d"]),
         ("conv, pool, relu", ["conv2d_relu_max_pool2d"]),
-        ("two uses", ["conv2d"]),  # the ReLU of a result that was read is PyTorch's
+        ("two uses", ["conv2d"]),  # PyTorch computes the ReLU of a result that was read
     ],
 )
-def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
+def test_the_expected_operators_run(name: str, operators: list[str], channels_last: bool) -> None:
     tensors = operands(channels_last)
     with torch.profiler.profile(acc_events=True) as profile, fastconv.enabled(fuse=True):
         result = PROGRAMS[name](*tensors)
@@ -339,16 +339,16 @@ def test_is_fused(name: str, operators: list[str], channels_last: bool) -> None:
     assert sorted(ran) == [f"fastconv::{name}" for name in operators]
 
 
-def test_a_pools_result_is_not_copied_to_be_copied_back() -> None:
+def test_the_result_of_a_pool_is_not_copied_to_another_layout_and_back() -> None:
     tensors = operands(channels_last=True)
     with torch.profiler.profile(acc_events=True) as profile, fastconv.enabled(fuse=True):
         assert type(keras_next(*tensors)) is Tensor
     assert (
         sum(event.name == "aten::copy_" for event in profile.events()) <= 5
-    )  # of input, weight and bias, and their layout
+    )  # of input, weight, bias and their layouts
 
 
-def test_nothing_waits_unless_told_to() -> None:
+def test_results_are_deferred_only_with_fuse() -> None:
     x, w, _ = operands(False)
     with fastconv.enabled():
         assert type(F.conv2d(x, w)) is Tensor
@@ -358,7 +358,7 @@ def test_nothing_waits_unless_told_to() -> None:
             assert type(F.conv2d(x, w)) is Tensor
 
 
-def test_nests() -> None:
+def test_enabled_can_be_nested() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True), fastconv.enabled(fuse=True):
         y = F.max_pool2d(F.relu(F.conv2d(x, w, b)), 2)
@@ -367,7 +367,7 @@ def test_nests() -> None:
     torch.testing.assert_close(z, F.conv2d(x, w, b).permute(NHWC).square())
 
 
-def test_is_settled_on_leaving() -> None:
+def test_a_deferred_result_is_computed_on_leaving() -> None:
     x, w, b = (t.detach() for t in operands(False))
     expected = F.conv2d(x, w, b)
     with fastconv.enabled(fuse=True):
@@ -376,7 +376,7 @@ def test_is_settled_on_leaving() -> None:
     torch.testing.assert_close(y, expected)
 
 
-def test_who_keeps_one_may_use_it_later() -> None:
+def test_a_deferred_result_may_be_used_after_leaving() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
@@ -392,7 +392,7 @@ def test_who_keeps_one_may_use_it_later() -> None:
     torch.testing.assert_close(found, x.grad)
 
 
-def test_an_exception_leaves_nothing_waiting() -> None:
+def test_a_deferred_result_is_computed_on_an_exception() -> None:
     x, w, b = (t.detach() for t in operands(False))
     expected = F.conv2d(x, w, b)
     with suppress(KeyError), fastconv.enabled(fuse=True):
@@ -402,7 +402,7 @@ def test_an_exception_leaves_nothing_waiting() -> None:
     torch.testing.assert_close(y.clone(), expected)
 
 
-def test_inference_mode_looks_and_leaves_no_trace() -> None:
+def test_reading_a_result_in_inference_mode_does_not_affect_its_gradient() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
@@ -417,7 +417,7 @@ def test_inference_mode_looks_and_leaves_no_trace() -> None:
     "act",
     [nn.ReLU(True), nn.LeakyReLU(inplace=True), nn.Dropout(1, inplace=True), lambda x: F.leaky_relu(x, 0.1, True)],
 )
-def test_functions_that_change_their_input_are_seen(act: Callable[[Tensor], Tensor]) -> None:
+def test_an_in_place_activation_of_an_operand_does_not_reach_a_deferred_result(act: Callable[[Tensor], Tensor]) -> None:
     x, w, b = (t.detach() for t in operands(False))
     expected = F.relu(F.conv2d(x, w, b))
     with fastconv.enabled(fuse=True):
@@ -426,7 +426,7 @@ def test_functions_that_change_their_input_are_seen(act: Callable[[Tensor], Tens
         torch.testing.assert_close(F.relu(y), expected)
 
 
-def test_a_hook_is_kept_though_a_view_was_made_before() -> None:
+def test_a_hook_runs_even_if_a_view_was_made_before() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
@@ -439,7 +439,7 @@ def test_a_hook_is_kept_though_a_view_was_made_before() -> None:
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["dropped", "held"])
-def test_inputs_are_held_only_while_results_wait(held: bool) -> None:
+def test_inputs_are_kept_only_while_results_are_deferred(held: bool) -> None:
     x, w, b = (t.detach() for t in operands(False))
     with torch.no_grad(), fastconv.enabled(fuse=True):
         copied = x.clone()
@@ -499,7 +499,7 @@ def step_on(t: Tensor) -> None:
 @pytest.mark.parametrize("which", ["input", "weight", "bias"])
 @pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
-def test_a_change_of_an_operand_does_not_reach_a_result_that_waits(name: str, which: str) -> None:
+def test_a_change_of_an_operand_does_not_reach_a_deferred_result(name: str, which: str) -> None:
     tensors = dict(zip(("input", "weight", "bias"), (t.detach() for t in operands(False)), strict=True))
     expected = F.conv2d(**tensors)
     with fastconv.enabled(fuse=True):
@@ -510,8 +510,8 @@ def test_a_change_of_an_operand_does_not_reach_a_result_that_waits(name: str, wh
 
 
 @pytest.mark.parametrize("make", ["NumPy", "shared memory", "a buffer"])
-def test_memory_that_others_write_to_is_copied(make: str) -> None:
-    """A buffer for frames, refilled between the calls."""
+def test_memory_that_other_code_writes_to_is_copied(make: str) -> None:
+    """For example a buffer for frames, which is refilled between the calls."""
     w, b = torch.ones(8, 1, 3, 3), torch.zeros(8)
     buffer = np.zeros((1, 1, 9, 9), np.float32)
     if make == "NumPy":
@@ -530,7 +530,7 @@ def test_memory_that_others_write_to_is_copied(make: str) -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_operands_stay_where_they_are_in_memory(grad: bool) -> None:
+def test_operands_keep_their_address_in_memory(grad: bool) -> None:
     """A NumPy array that shares memory with an operand shares it after the call, too."""
     tensors = [t.detach().float() for t in operands(False)]
     arrays = [t.numpy() for t in tensors]
@@ -544,7 +544,7 @@ def test_operands_stay_where_they_are_in_memory(grad: bool) -> None:
     assert [type(y) is Deferred for y in kept] == [True, True, False]
 
 
-def test_numpy_writes_do_not_reach_a_result_that_waits() -> None:
+def test_numpy_writes_do_not_reach_a_deferred_result() -> None:
     x, w, b = (t.detach() for t in operands(False))
     expected, array = F.conv2d(x, w, b), x.numpy()
     with fastconv.enabled(fuse=True):
@@ -553,14 +553,14 @@ def test_numpy_writes_do_not_reach_a_result_that_waits() -> None:
         torch.testing.assert_close(y + 0, expected)
 
 
-def test_large_operands_are_not_copied() -> None:
+def test_a_call_with_large_operands_is_not_deferred() -> None:
     x, w = torch.randn(1, 64, 9, 9), torch.randn(2, 64, 3, 3)
     with fastconv.enabled(fuse=True):
         assert type(F.conv2d(x, w)) is Tensor
         assert type(F.conv2d(x, torch.randn(64, 64, 1, 1))) is Deferred
 
 
-def test_a_result_lets_go_of_what_it_was_made_of() -> None:
+def test_a_computed_result_releases_the_result_it_was_made_of() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
@@ -572,7 +572,7 @@ def test_a_result_lets_go_of_what_it_was_made_of() -> None:
         assert reference() is None
 
 
-def test_embedding_and_batch_norm_write_to_operands() -> None:
+def test_writes_of_embedding_and_batch_norm_do_not_reach_a_deferred_result() -> None:
     x, w, b = (t.detach() for t in operands(False))
     expected = F.conv2d(x, w, b)
     with fastconv.enabled(fuse=True):
@@ -585,7 +585,7 @@ def test_embedding_and_batch_norm_write_to_operands() -> None:
         torch.testing.assert_close(y + 0, expected)
 
 
-def test_operands_of_inference_mode() -> None:
+def test_operands_may_be_created_in_inference_mode() -> None:
     x, w, b = (t.detach() for t in operands(False))
     with torch.inference_mode():
         frozen = b.clone()
@@ -657,7 +657,7 @@ ASKS_BETWEEN: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
-# A hook on a result that was fused comes too late: test_a_hook_comes_too_late_for_a_result_that_was_fused.
+# A hook on a result that was fused is an error: test_a_hook_on_a_result_that_was_fused_is_an_error.
 FUSED_BEFORE = {("hook", "relu, pool"), ("hook", "pool, relu")}
 
 
@@ -665,7 +665,7 @@ FUSED_BEFORE = {("hook", "relu, pool"), ("hook", "pool, relu")}
     ("name", "step"), [pair for pair in itertools.product(ASKS_BETWEEN, STEPS_BETWEEN) if pair not in FUSED_BEFORE]
 )
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_a_gradient_is_asked_for_while_the_next_result_waits(name: str, step: str) -> None:
+def test_a_result_gets_its_gradient_while_the_next_result_is_deferred(name: str, step: str) -> None:
     found, expected = (between(ASKS_BETWEEN[name], fuse, STEPS_BETWEEN[step]) for fuse in (True, False))
     torch.testing.assert_close(found, expected)
 
@@ -688,7 +688,7 @@ ASKS: dict[str, Callable[..., Any]] = {
     ),
     "unused": lambda x, y, r, loss: torch.autograd.grad(x.sum(), [y, r], allow_unused=True),
     "materialised": lambda x, y, r, loss: torch.autograd.grad(x.sum(), [y, r], materialize_grads=True),
-    "backward to it": lambda x, y, r, loss: backward_to(loss, y),
+    "backward to one": lambda x, y, r, loss: backward_to(loss, y),
     "backward to all": lambda x, y, r, loss: backward_to(loss, x, y, r),
     "torch.autograd.backward": lambda x, y, r, loss: [torch.autograd.backward([loss], inputs=(y, x)), y.grad, x.grad],
     "retained": lambda x, y, r, loss: retained_late(loss, y, r),
@@ -697,18 +697,18 @@ ASKS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", ASKS)
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_a_gradient_is_carried_back_to_a_result_that_was_fused(name: str) -> None:
+def test_a_result_that_was_fused_gets_its_gradient(name: str) -> None:
     found, expected = gradients(ASKS[name], True), gradients(ASKS[name], False)
     torch.testing.assert_close(found, expected)
 
 
-def test_an_unused_result_is_an_error_in_pytorchs_words() -> None:
+def test_an_unused_result_raises_pytorchs_error() -> None:
     for fuse in (True, False):
         with pytest.raises(RuntimeError, match="appears to not have been used in the graph"):
             gradients(lambda x, y, r, loss: torch.autograd.grad(x.sum(), [y]), fuse)
 
 
-def test_a_hook_comes_too_late_for_a_result_that_was_fused() -> None:
+def test_a_hook_on_a_result_that_was_fused_is_an_error() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True):
         y = F.conv2d(x, w, b)
@@ -717,7 +717,7 @@ def test_a_hook_comes_too_late_for_a_result_that_was_fused() -> None:
             y.register_hook(print)
 
 
-def test_a_copy_that_was_spared_has_its_gradient() -> None:
+def test_a_result_whose_copy_was_skipped_gets_its_gradient() -> None:
     x, w, b = operands(True)
     with fastconv.enabled(fuse=True):
         y = F.max_pool2d(F.relu(F.conv2d(x, w, b)).contiguous(), 2)
@@ -732,8 +732,8 @@ def test_a_copy_that_was_spared_has_its_gradient() -> None:
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("fuse", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-@pytest.mark.filterwarnings("ignore")  # of Dynamo
-def test_checkpoints(reentrant: bool, fuse: bool, compiled: bool) -> None:
+@pytest.mark.filterwarnings("ignore")  # from Dynamo
+def test_checkpointing_gives_the_same_gradients(reentrant: bool, fuse: bool, compiled: bool) -> None:
     def grads(enabled: bool) -> list[Tensor | None]:
         torch.manual_seed(0)
         x, w, b = operands(False)
@@ -755,7 +755,7 @@ def test_checkpoints(reentrant: bool, fuse: bool, compiled: bool) -> None:
     torch.testing.assert_close(grads(True), grads(False))
 
 
-def test_results_of_a_checkpoint_inside_its_own_backward() -> None:
+def test_a_checkpoint_may_be_recomputed_inside_enabled() -> None:
     x, w, b = operands(False)
     with fastconv.enabled(fuse=True):
         y = checkpoint(lambda x: F.relu(F.conv2d(x, w, b)), x, use_reentrant=False)
@@ -763,7 +763,7 @@ def test_results_of_a_checkpoint_inside_its_own_backward() -> None:
     torch.testing.assert_close(found, *torch.autograd.grad(F.relu(F.conv2d(x, w, b)).square().sum(), x))
 
 
-def test_errors_come_from_the_call_that_makes_them() -> None:
+def test_an_invalid_call_raises_its_error_at_once() -> None:
     x, w, b = operands(False)
     wrong: list[tuple[Any, ...]] = [
         (x, w, b[:3]), (x[:, :1], w), (x, w, b, 0), (x, w, b, 1, -1), (x[..., :2], w), (x, w, b, 1, 0, 1, 3),
@@ -777,7 +777,7 @@ def test_errors_come_from_the_call_that_makes_them() -> None:
         assert str(found.value) == str(expected.value)
 
 
-def test_another_thread_may_use_it() -> None:
+def test_another_thread_may_use_a_deferred_result() -> None:
     x, w, b = (t.detach() for t in operands(False))
     found: list[Tensor] = []
     with fastconv.enabled(fuse=True):
@@ -788,8 +788,8 @@ def test_another_thread_may_use_it() -> None:
     torch.testing.assert_close(found[0], F.relu(F.conv2d(x, w, b)))
 
 
-@pytest.mark.filterwarnings("ignore")  # of Dynamo, which leaves such a function to Python
-def test_a_compiled_function_takes_it() -> None:
+@pytest.mark.filterwarnings("ignore")  # from Dynamo, which does not compile such a function
+def test_a_compiled_function_accepts_a_deferred_result() -> None:
     x, w, b = operands(False)
     compiled = torch.compile(lambda y: F.relu(y) * 2, backend="eager")
     with fastconv.enabled(fuse=True):
@@ -799,7 +799,7 @@ def test_a_compiled_function_takes_it() -> None:
     assert w.grad is not None
 
 
-def test_transforms_are_left_alone() -> None:
+def test_torch_func_transforms_give_pytorchs_results() -> None:
     x, w, b = (t.detach() for t in operands(False))
     with fastconv.enabled(fuse=True):
         batched = torch.func.vmap(lambda x: F.relu(F.conv2d(x[None], w, b)))(x)
@@ -808,7 +808,7 @@ def test_transforms_are_left_alone() -> None:
     torch.testing.assert_close(gradient, torch.func.grad(lambda w: F.relu(F.conv2d(x, w, b)).sum())(w))
 
 
-def test_training_is_that_of_pytorch() -> None:
+def test_training_gives_pytorchs_weights() -> None:
     def train(enabled: bool) -> list[Tensor]:
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -844,7 +844,7 @@ _STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @given(st.lists(st.sampled_from(sorted(_STEPS)), max_size=7), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_any_order_of_steps(steps: list[str], channels_last: bool) -> None:
+def test_steps_in_random_order_give_pytorchs_results(steps: list[str], channels_last: bool) -> None:
     def program(x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
         y = F.conv2d(x, w, padding=1)
         seen = [y]
@@ -885,7 +885,7 @@ RESULT_CHANGES: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("change", RESULT_CHANGES)
 @pytest.mark.parametrize("made", MADE_OF_A_RESULT)
-def test_a_change_of_a_result_does_not_reach_what_was_made_of_it_before(made: str, change: str, grad: bool) -> None:
+def test_a_change_of_a_result_does_not_reach_earlier_results_made_of_it(made: str, change: str, grad: bool) -> None:
     def program() -> list[Tensor]:
         torch.manual_seed(0)
         x = torch.randn(2, 3, 8, 8).double().requires_grad_(grad)
@@ -896,7 +896,7 @@ def test_a_change_of_a_result_does_not_reach_what_was_made_of_it_before(made: st
             return [y.clone(), z]
         try:
             return [y.detach().clone(), z, *torch.autograd.grad(z.sum() + y.sum(), x)]
-        except RuntimeError as error:  # PyTorch's backward needs what was changed; that of a fused pool does not
+        except RuntimeError as error:  # PyTorch's backward needs the changed tensor; that of a fused pool does not
             assert "modified by an inplace operation" in str(error)  # noqa: PT017
             return [y.detach().clone(), z]
 
@@ -908,7 +908,7 @@ def test_a_change_of_a_result_does_not_reach_what_was_made_of_it_before(made: st
         torch.testing.assert_close(ours, theirs)
 
 
-def test_an_in_place_relu_is_kept_when_the_result_before_it_is_read() -> None:
+def test_an_in_place_relu_is_not_lost_when_the_result_before_it_is_read() -> None:
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     for make in MADE_OF_A_RESULT.values():
         with fastconv.enabled(fuse=True):
@@ -918,7 +918,7 @@ def test_an_in_place_relu_is_kept_when_the_result_before_it_is_read() -> None:
             torch.testing.assert_close(z + 0, F.relu(make(F.conv2d(x.double(), w.double()) + 0)))
 
 
-def test_a_change_of_what_was_made_does_not_reach_the_result() -> None:
+def test_a_change_of_a_result_does_not_reach_the_result_it_was_made_of() -> None:
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     for make in MADE_OF_A_RESULT.values():
         with fastconv.enabled(fuse=True):
@@ -929,7 +929,7 @@ def test_a_change_of_what_was_made_does_not_reach_the_result() -> None:
 
 
 @pytest.mark.parametrize("outer", [False, True])
-def test_modes_are_as_before_after_a_result_was_computed(outer: bool) -> None:
+def test_computing_a_deferred_result_does_not_change_the_grad_mode(outer: bool) -> None:
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     with torch.set_grad_enabled(outer):
         with fastconv.enabled(fuse=True):
@@ -942,7 +942,7 @@ def test_modes_are_as_before_after_a_result_was_computed(outer: bool) -> None:
         assert not torch.is_inference_mode_enabled()
 
 
-def test_a_result_does_not_keep_alive_what_was_made_of_it() -> None:
+def test_a_result_does_not_keep_alive_results_made_of_it() -> None:
     with fastconv.enabled(fuse=True):
         y = F.conv2d(torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3))
         z = F.relu(y)

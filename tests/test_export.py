@@ -1,4 +1,4 @@
-"""fastconv export: every format's answers are the network's, in a process that has no fastconv."""
+"""fastconv export: every format gives the network's results in a process without fastconv."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Output = pytest.CaptureFixture[str]
 
 
 def make(path: Path, model: str = "mnist-cnn", shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10) -> None:
-    """A checkpoint of random weights, in the layout that training leaves them in."""
+    """Save a checkpoint of random weights in channels_last, as training does."""
     torch.manual_seed(0)
     network = build_model(model, shape=shape, classes=classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = tuple(f"Klasse {i} ü" for i in range(classes))
@@ -36,7 +36,7 @@ def make(path: Path, model: str = "mnist-cnn", shape: tuple[int, int, int] = (1,
 
 @pytest.fixture(autouse=True)
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
-    """checkpoint.pt in the current folder, an empty one."""
+    """Make an empty folder the current one, and write checkpoint.pt into it."""
     monkeypatch.chdir(tmp_path)
     make(Path("checkpoint.pt"))
     return checkpoint.load(Path("checkpoint.pt"))
@@ -48,7 +48,7 @@ def need(format: str) -> None:
 
 
 def run(code: str, fastconv: bool = False) -> None:
-    """Run ``code`` in another process, to which fastconv is there or not."""
+    """Run ``code`` in another process, with or without fastconv."""
     hide = "" if fastconv else "import sys; sys.modules['fastconv'] = None\n"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, env=environment)
@@ -69,7 +69,7 @@ def assert_said(values: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_export_writes_beside_the_checkpoint_and_once_more_over_its_own(format: str, capsys: Output) -> None:
+def test_export_writes_beside_the_checkpoint_and_overwrites_its_own_file(format: str, capsys: Output) -> None:
     need(format)
     name = f"model{export.SUFFIXES[format]}"
     for _ in range(2):
@@ -101,14 +101,14 @@ def test_safetensors_has_the_weights_and_says_what_they_are(saved: Checkpoint) -
 
 
 def documented(heading: str) -> str:
-    """The Python under a heading of docs/export.md."""
+    """The Python code under a heading of docs/export.md."""
     page = ROOT / "docs/export.md"
     if not page.exists():
         pytest.skip("the documentation is not here")
     return page.read_text().partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
 
 
-def test_torch_is_rebuilt_as_the_documentation_says(saved: Checkpoint) -> None:
+def test_the_format_torch_loads_as_documented(saved: Checkpoint) -> None:
     assert main(["export", "checkpoint.pt", "--format", "torch"]) == 0
     images = torch.rand(5, 1, 28, 28)
     torch.save(images, "images.pt")
@@ -127,7 +127,7 @@ def batches(shape: tuple[int, int, int] = (1, 28, 28)) -> list[torch.Tensor]:
     return [torch.rand(1, *shape), torch.rand(7, *shape)]
 
 
-def test_pt2_gives_the_same_answers_without_fastconv(saved: Checkpoint) -> None:
+def test_pt2_gives_the_same_results_without_fastconv(saved: Checkpoint) -> None:
     assert main(["export", "checkpoint.pt", "--format", "pt2"]) == 0
     torch.save(batches(), "images.pt")
     run(RUN_PT2.format(name="model.pt2"))
@@ -138,7 +138,7 @@ def test_pt2_gives_the_same_answers_without_fastconv(saved: Checkpoint) -> None:
     assert_said(json.loads(said["fastconv.json"]))
 
 
-def test_the_network_on_fastconvs_layers_is_exported_too(saved: Checkpoint) -> None:
+def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkpoint) -> None:
     Path("runs/mnist-cnn-mnist5k").mkdir(parents=True)
     Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k/checkpoint.pt")
     run(documented("With fastconv's operators"), fastconv=True)
@@ -153,7 +153,7 @@ def test_the_network_on_fastconvs_layers_is_exported_too(saved: Checkpoint) -> N
 @pytest.mark.parametrize(
     ("model", "shape", "classes"), [("mnist-cnn", (1, 28, 28), 10), (COLOUR, (3, 12, 9), 4)], ids=["mnist", "colour"]
 )
-def test_onnx_gives_the_same_answers(model: str, shape: tuple[int, int, int], classes: int) -> None:
+def test_onnx_gives_the_same_results(model: str, shape: tuple[int, int, int], classes: int) -> None:
     need("onnx")
     import onnxruntime
 
@@ -173,7 +173,7 @@ def test_onnx_gives_the_same_answers(model: str, shape: tuple[int, int, int], cl
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_no_export_in_the_format_is_overwritten_with_force_only(format: str, capsys: Output) -> None:
+def test_a_file_that_is_no_export_is_overwritten_with_force_only(format: str, capsys: Output) -> None:
     need(format)
     name = f"mine{export.SUFFIXES[format]}"
     Path(name).write_text("mine")
@@ -219,7 +219,7 @@ def test_torch_ignores_the_mark(mmap: bool, saved: Checkpoint) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_in_one_line(arguments: list[str], message: str, capsys: Output) -> None:
+def test_a_wrong_argument_is_reported_in_one_line(arguments: list[str], message: str, capsys: Output) -> None:
     Path("copy.pt").write_bytes(Path("checkpoint.pt").read_bytes())
     Path("folder.pt2").mkdir()
     assert message in complaint(["export", *arguments], capsys)

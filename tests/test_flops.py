@@ -36,7 +36,7 @@ def lenet() -> nn.Module:
 
 
 def odd() -> nn.Module:
-    """Strides, dilation, groups, depthwise, 'same' padding, ReLU and pools with padding."""
+    """A network with strides, dilation, groups, depthwise, 'same' padding, ReLU and pools with padding."""
     return nn.Sequential(
         nn.Conv2d(4, 8, (3, 5), stride=(2, 1), padding=(1, 2), groups=2), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1),
         nn.Conv2d(8, 8, 3, padding="same", groups=8), nn.ReLU(), nn.Conv2d(8, 5, 2, dilation=2, bias=False),
@@ -52,7 +52,7 @@ MODELS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
 
 
 def count(model: nn.Module, x: torch.Tensor, backward: bool) -> dict[str, int]:
-    """Operations of each module, and of all."""
+    """The operations of each module, and of all modules together ("Global")."""
     with FlopCounterMode(display=False) as counter:
         output = model(x)
         if backward:
@@ -63,7 +63,7 @@ def count(model: nn.Module, x: torch.Tensor, backward: bool) -> dict[str, int]:
 @pytest.mark.parametrize("inputs_too", [False, True])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize(("make", "shape"), MODELS)
-def test_every_module_counts_as_on_pytorchs_operators(
+def test_every_module_has_the_count_of_pytorchs_operators(
     make: Callable[[], nn.Module], shape: tuple[int, ...], backward: bool, inputs_too: bool
 ) -> None:
     model = make()
@@ -79,7 +79,7 @@ def test_every_module_counts_as_on_pytorchs_operators(
         assert count(model, x, backward)["Global"] == expected["Global"]
 
 
-def test_fused_layers_count_as_their_convolutions_also_where_the_weight_is_frozen() -> None:
+def test_fused_layers_have_the_count_of_their_convolutions_even_if_frozen() -> None:
     ours = nn.Sequential(fnn.ConvReLUMaxPool2d(2, 6, 3, stride=2, padding=1), fnn.ConvReLU2d(6, 4, 3, groups=2))
     theirs = fastconv.revert(copy.deepcopy(ours))
     x = torch.randn(2, 2, 20, 22, requires_grad=True)

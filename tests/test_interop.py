@@ -49,7 +49,7 @@ class Net(nn.Module):
             nn.MaxPool2d(2),
             nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()),
         )
-        self.down = nn.Module()  # not a class of its own, as some programs build their blocks
+        self.down = nn.Module()  # some programs build their blocks like this, without a class
         self.down.conv = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
         self.dense = nn.Linear(256, 10)
 
@@ -99,7 +99,7 @@ def test_symbolic_trace_gives_the_graph_of_the_plain_model(plain: nn.Module, mod
     torch.testing.assert_close(traced(x), plain(x))
 
 
-def test_tracers_of_a_programs_own_give_the_graph_of_the_plain_model(plain: nn.Module, model: nn.Module) -> None:
+def test_custom_tracers_give_the_graph_of_the_plain_model(plain: nn.Module, model: nn.Module) -> None:
     graphs = [torch.fx.GraphModule(m, EveryModuleIsALeaf().trace(m)) for m in (model, plain)]
     assert nodes(graphs[0]) == nodes(graphs[1])
     x = images()
@@ -117,7 +117,7 @@ def test_a_graph_module_has_torchs_layers_with_the_models_parameters(model: nn.M
 
 
 def test_a_graph_module_can_be_converted_copied_and_saved(model: nn.Module) -> None:
-    model = nn.Sequential(model.conv1, model.bn1)  # fx saves no annotations that are strings, as those of this file
+    model = nn.Sequential(model.conv1, model.bn1)  # fx cannot save string annotations, as Net has
     traced = fastconv.convert(torch.fx.symbolic_trace(model))
     x = images()
     for copied in (traced, copy.deepcopy(traced), pickle.loads(pickle.dumps(traced))):
@@ -161,7 +161,7 @@ def test_fused_layers_are_nodes_of_a_graph() -> None:
     torch.testing.assert_close(traced(x), network(x))
 
 
-def test_subclasses_of_a_program_are_traced_through_as_those_of_torchs_layers_are() -> None:
+def test_user_subclasses_are_traced_through_like_subclasses_of_torchs_layers() -> None:
     class Doubled(fnn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) * 2
@@ -201,7 +201,7 @@ def unfused_quantised(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     model.qconfig = quantization.get_default_qconfig("x86")
     model.bn1.qconfig = None
-    model.conv1.qconfig = None  # stays in floating point, as does all before the next stub
+    model.conv1.qconfig = None  # stays in floating point, like everything before the next stub
     model.quant, model.features = nn.Identity(), nn.Sequential(quantization.QuantStub(), *model.features)
     return quantization.convert(calibrated(quantization.prepare(model)))
 
@@ -255,7 +255,7 @@ def test_fused_layers_say_that_they_cannot_be_quantised() -> None:
     assert type(quantization.prepare(network).conv1) is fnn.ConvReLUMaxPool2d
 
 
-def test_qconfig_is_an_attribute_like_others() -> None:
+def test_qconfig_is_an_attribute_like_any_other() -> None:
     layer = fnn.Conv2d(1, 1, 1)
     assert not hasattr(layer, "qconfig")
     layer.qconfig = None
@@ -272,7 +272,7 @@ def test_qconfig_is_an_attribute_like_others() -> None:
 # torch.jit
 
 
-def test_script_compiles_a_converted_model_and_leaves_it_as_it_is(plain: nn.Module, model: nn.Module) -> None:
+def test_script_compiles_a_converted_model_and_does_not_change_it(plain: nn.Module, model: nn.Module) -> None:
     before = {name: type(module) for name, module in model.named_modules()}
     scripted = torch.jit.script(model)
     assert {name: type(module) for name, module in model.named_modules()} == before
@@ -298,7 +298,7 @@ def test_script_gives_the_results_of_the_layers(make: Callable[[], nn.Module]) -
     torch.testing.assert_close(torch.jit.script(module)(x), module(x))
 
 
-def test_a_scripted_model_is_loaded_where_fastconv_is_not(model: nn.Module, tmp_path: Path) -> None:
+def test_a_scripted_model_loads_without_fastconv(model: nn.Module, tmp_path: Path) -> None:
     x = images()
     torch.jit.script(model).save(tmp_path / "model.pt")
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "values.pt")
@@ -310,7 +310,7 @@ def test_a_scripted_model_is_loaded_where_fastconv_is_not(model: nn.Module, tmp_
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, check=True)
 
 
-# Others
+# Other tools
 
 
 def test_print_tells_which_layers_are_fastconvs(plain: nn.Module, model: nn.Module) -> None:
@@ -342,7 +342,7 @@ def test_fuse_conv_bn_eval_folds_a_converted_convolution(model: nn.Module) -> No
         parametrizations.orthogonal,
     ],
 )
-def test_pruned_and_parametrised_layers_compute_what_torchs_do(change: Callable[[nn.Module], Any]) -> None:
+def test_pruned_and_parametrised_layers_give_torchs_results(change: Callable[[nn.Module], Any]) -> None:
     plain = nn.Conv2d(4, 4, 3)
     ours = fastconv.convert(copy.deepcopy(plain))
     for layer in (plain, ours):

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "fastconv"
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 60
 
-#: From top to bottom. A module may import modules of its own layer and of the layers below. Names that do not exist yet
-#: are bound by the rule as soon as they exist.
+#: From top to bottom. A module may import modules of its own layer and of the layers below. The rule also applies to
+#: names that do not exist yet, as soon as they exist.
 LAYERS = (
     {"classifier"},
     {"benchmarking"},
@@ -24,8 +24,8 @@ LAYERS = (
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-#: The files that are still too long, and the functions, with their present lengths. A length may only fall. An entry
-#: whose file or function has become short enough must be removed.
+#: The files and functions that are still too long, with their present lengths. A length may only fall. Remove the entry
+#: of a file or function that has become short enough.
 LONG_FILES = {
     "csrc/cuda/kernels/conv2d_operands.cuh": 356,
 }
@@ -41,7 +41,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
 
 
 def statements(node: ast.AST, everywhere: bool) -> Iterator[ast.stmt]:
-    """The statements that run at import, also those within ``if`` and ``try``; with ``everywhere``, all others too."""
+    """The statements that run at import, also within ``if`` and ``try``. With ``everywhere``, all statements."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not everywhere:
             continue
@@ -62,14 +62,14 @@ def imported(name: str, everywhere: bool = False) -> set[str]:
         elif isinstance(statement, ast.ImportFrom):
             above = package.split(".")[: len(package.split(".")) - statement.level + 1] if statement.level else []
             origin = ".".join([*above, *([statement.module] if statement.module else [])])
-            # `from package import module` imports the module, and any other name the package's __init__.
+            # `from package import name` imports the module `name` or, for any other name, the package's __init__.
             names = {f"{origin}.{alias.name}" for alias in statement.names} - {"fastconv._C"}  # compiled
             found |= {full if full in SOURCES else origin for full in names}
     return {other for other in found if other in SOURCES and other != name}
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """The modules of one circle of imports; empty if there is none."""
+    """The modules of one cycle of imports. Empty if there is none."""
     done: set[str] = set()
 
     def visit(name: str, path: list[str]) -> list[str]:
@@ -85,11 +85,11 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
     return next((found for name in graph if (found := visit(name, []))), [])
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     assert circle({name: imported(name) for name in SOURCES}) == []
 
 
-def test_the_search_finds_a_circle() -> None:
+def test_the_search_finds_a_cycle() -> None:
     assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
@@ -122,7 +122,7 @@ def function_lengths(tree: ast.AST, outer: str = "") -> Iterator[tuple[str, int]
 
 
 def too_long(lengths: dict[str, int], limit: int, exceptions: dict[str, int]) -> list[str]:
-    """What breaks the limit without being excepted, has grown, or no longer needs its exception."""
+    """Messages about lengths above their limit, and about exceptions that are no longer needed."""
     mistakes = [
         f"{name} has {length} lines, at most {exceptions.get(name, limit)} are allowed"
         for name, length in lengths.items()
@@ -143,7 +143,7 @@ def test_no_function_is_too_long() -> None:
     assert too_long(lengths, LONGEST_FUNCTION, LONG_FUNCTIONS) == []
 
 
-def test_the_limits_bind() -> None:
+def test_lengths_above_their_limit_and_needless_exceptions_are_found() -> None:
     lengths = {"short": 3, "long": 9, "grown": 9}
     assert too_long(lengths, 5, {"long": 9, "grown": 8, "short": 6, "gone": 7}) == [
         "grown has 9 lines, at most 8 are allowed",

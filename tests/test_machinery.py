@@ -1,4 +1,4 @@
-"""The layers where programs put them: traced, exported, checkpointed, in other processes, threads and wrappers."""
+"""The layers in programs that trace, export or checkpoint them, or use other processes, threads or wrappers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def assert_equal(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_exported_it_gives_the_same(model: nn.Sequential) -> None:
+def test_an_exported_model_gives_the_same_results(model: nn.Sequential) -> None:
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(model, (images(),), dynamic_shapes=({0: batch},))
     names = {str(node.target) for node in program.graph.nodes if "fastconv" in str(node.target)}
@@ -64,7 +64,7 @@ def test_exported_it_gives_the_same(model: nn.Sequential) -> None:
         torch.testing.assert_close(program.module()(x), model(x))
 
 
-def test_traced_it_gives_the_same_and_needs_no_fastconv(model: nn.Sequential) -> None:
+def test_a_traced_model_gives_the_same_results_and_needs_no_fastconv(model: nn.Sequential) -> None:
     traced = torch.jit.trace(model, images())
     assert "fastconv::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(images(1)), model(images(1)))
@@ -79,7 +79,7 @@ def test_fake_tensors_pass_through(model: nn.Sequential) -> None:
     assert out.shape == (7, 10)
 
 
-def test_inference_mode_gives_the_same(model: nn.Sequential) -> None:
+def test_inference_mode_gives_the_same_results(model: nn.Sequential) -> None:
     expected = model(images())
     with torch.inference_mode():
         found = model(images())
@@ -88,19 +88,19 @@ def test_inference_mode_gives_the_same(model: nn.Sequential) -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointing_activations_changes_no_gradient(model: nn.Sequential, use_reentrant: bool) -> None:
+def test_checkpointing_activations_gives_the_same_gradients(model: nn.Sequential, use_reentrant: bool) -> None:
     expected = gradients(model, images())
     x = images().requires_grad_()
     assert_equal(gradients(model, x, lambda x: checkpoint(model, x, use_reentrant=use_reentrant)), expected)  # type: ignore[arg-type]
 
 
-def test_copies_and_pickles_train_alike(model: nn.Sequential) -> None:
+def test_copies_and_pickles_give_the_same_gradients(model: nn.Sequential) -> None:
     expected = gradients(model, images())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_equal(gradients(twin, images()), expected)
 
 
-def test_eight_threads_at_once_get_what_one_gets(model: nn.Sequential) -> None:
+def test_eight_threads_at_once_get_the_same_gradients(model: nn.Sequential) -> None:
     models = [copy.deepcopy(model) for _ in range(8)]
     expected = [gradients(m, images(seed)) for seed, m in enumerate(models)]
     found: dict[int, list[Tensor]] = {}
@@ -129,11 +129,11 @@ def child(threads: int, state: dict[str, Tensor], results: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_another_process_gets_the_same(model: nn.Sequential, method: str) -> None:
+def test_another_process_gets_the_same_gradients(model: nn.Sequential, method: str) -> None:
     torch.set_num_threads(2)
-    expected = gradients(model, images(1))  # and this process's threads have run
+    expected = gradients(model, images(1))  # this also starts the threads of this process
     context = torch.multiprocessing.get_context(method)
-    threads = 1 if method == "fork" else 2  # PyTorch's own rule: no fork behind a parallel region of OpenMP
+    threads = 1 if method == "fork" else 2  # PyTorch: after an OpenMP region, a forked process must use one thread
     if method == "fork":
         torch.set_num_threads(threads)
     results = context.SimpleQueue()
@@ -147,7 +147,7 @@ def test_another_process_gets_the_same(model: nn.Sequential, method: str) -> Non
 
 
 class Features(Dataset[Tensor]):
-    """Images that a worker has convolved."""
+    """Images that the worker convolves."""
 
     def __len__(self) -> int:
         return 6
@@ -158,7 +158,7 @@ class Features(Dataset[Tensor]):
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_a_data_loader_may_convolve(method: str) -> None:
+def test_workers_of_a_data_loader_may_call_fastconv(method: str) -> None:
     dataset = Features()
     loader = DataLoader(dataset, batch_size=2, num_workers=2, multiprocessing_context=method)
     found = torch.cat(list(loader))
@@ -175,7 +175,7 @@ def replica(rank: int, path: str, results: Any) -> None:
     if rank == 0:
         results.put([p.grad.numpy() for p in model.parameters() if p.grad is not None])
     torch.distributed.barrier()
-    os._exit(0)  # gloo's threads, taken apart while the other process ends, abort now and then
+    os._exit(0)  # the shutdown of gloo's threads sometimes aborts
 
 
 def test_distributed_data_parallel_averages_the_gradients(model: nn.Sequential, tmp_path: Path) -> None:
@@ -192,7 +192,7 @@ def test_distributed_data_parallel_averages_the_gradients(model: nn.Sequential, 
     assert_equal(found, [(a + b) / 2 for a, b in zip(*each, strict=True)])
 
 
-def test_a_wrapper_subclass_gets_its_way() -> None:
+def test_a_wrapper_subclass_handles_the_call() -> None:
     x, w = images(), torch.randn(3, 1, 3, 3)
     found = fastconv.functional.conv2d(TwoTensor(x, 2 * x), TwoTensor(w, w))
     assert isinstance(found, TwoTensor)
@@ -200,7 +200,7 @@ def test_a_wrapper_subclass_gets_its_way() -> None:
     torch.testing.assert_close(found.b, F.conv2d(2 * x, w))
 
 
-def test_a_parameter_changed_in_place_counts_from_the_next_call_on(model: nn.Sequential) -> None:
+def test_an_in_place_change_of_a_parameter_takes_effect_in_the_next_call(model: nn.Sequential) -> None:
     with torch.inference_mode():
         before = model(images())
     first = model[0]

@@ -29,7 +29,7 @@ every_case = pytest.mark.parametrize("case", MAX_POOL2D, ids=str)
 
 
 def assert_like_pytorchs(x: torch.Tensor, **arguments: Any) -> None:
-    # PyTorch counts the pixels of channels_last images of bytes in bytes, and refuses more than 127 or 255.
+    # For channels_last images of bytes, PyTorch counts pixels in bytes and refuses more than 127 or 255.
     known = x.to(torch.int16) if x.dtype in (torch.int8, torch.uint8) else x
     expected = F.max_pool2d(known, **arguments, return_indices=True)
     expected = (expected[0].to(x.dtype), expected[1])
@@ -48,12 +48,12 @@ def test_max_pool2d_gives_pytorchs_values_and_indices(case: Pool2dCase, dtype: t
 
 @every_case
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "sliced"])
-def test_max_pool2d_takes_every_layout_and_returns_pytorchs(case: Pool2dCase, layout: str) -> None:
+def test_max_pool2d_accepts_any_layout_and_returns_pytorchs(case: Pool2dCase, layout: str) -> None:
     assert_like_pytorchs(LAYOUTS[layout](case.tensor()), **case.arguments)
 
 
 @over(case=MAX_POOL2D, layout=LAYOUTS, dtype=[torch.float32, torch.float64], level=LEVELS)
-def test_the_gradient_goes_where_pytorchs_goes(case: Pool2dCase, layout: str, dtype: torch.dtype, level: str) -> None:
+def test_the_gradient_goes_to_pytorchs_maxima(case: Pool2dCase, layout: str, dtype: torch.dtype, level: str) -> None:
     x = LAYOUTS[layout](case.tensor(dtype))
     g = torch.randint(-8, 9, F.max_pool2d(x, **case.arguments).shape).to(dtype)
     expected = with_gradients(F.max_pool2d, (x,), g, **case.arguments)
@@ -114,7 +114,7 @@ def test_max_pool2d_is_bitwise_the_same_for_every_number_of_threads(case: Pool2d
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_max_pool2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
+def test_max_pool2d_agrees_with_pytorch_on_random_valid_arguments(data: Any) -> None:
     draw = data.draw
     kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     dilation = draw(st.integers(1, 3)), draw(st.integers(1, 3))
@@ -137,7 +137,7 @@ def test_max_pool2d_agrees_with_pytorch_on_whatever_fits(data: Any) -> None:
     )
 
 
-def test_a_window_wholly_in_the_padding_takes_no_gradient() -> None:
+def test_a_window_entirely_in_the_padding_gets_no_gradient() -> None:
     x = torch.randn(1, 1, 2, 2, requires_grad=True)
     arguments = {"kernel_size": 2, "stride": 1, "padding": 1, "dilation": 3}
     y = FF.max_pool2d(x, **arguments)
@@ -160,7 +160,7 @@ def test_a_window_wholly_in_the_padding_may_give_its_gradient_to_the_next_row(
 
 
 @pytest.mark.parametrize("case", [c for c in MAX_POOL2D if 0 < torch.Size(c.size).numel() <= 400], ids=str)
-def test_max_pool2d_passes_gradcheck_to_the_second_order_and_forward(case: Pool2dCase) -> None:
+def test_max_pool2d_passes_gradcheck_in_first_and_second_order_and_forward_mode(case: Pool2dCase) -> None:
     # A tie has no derivative, so values are further apart than the step of the finite differences.
     x = torch.randperm(torch.Size(case.size).numel()).double().view(case.size).requires_grad_()
 
@@ -172,7 +172,7 @@ def test_max_pool2d_passes_gradcheck_to_the_second_order_and_forward(case: Pool2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_max_pool2d_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
+def test_max_pool2d_equals_pytorchs_in_16_bit_types(dtype: torch.dtype) -> None:
     assert_like_pytorchs(torch.randn(2, 3, 6, 6).to(dtype), kernel_size=2)
 
 
@@ -202,7 +202,7 @@ def test_max_pool2d_leaves_other_dtypes_to_pytorch(dtype: torch.dtype) -> None:
     ],
     ids=str,
 )
-def test_max_pool2d_refuses_what_pytorch_refuses_in_its_words(size: tuple[int, ...], arguments: dict[str, Any]) -> None:
+def test_max_pool2d_raises_pytorchs_errors(size: tuple[int, ...], arguments: dict[str, Any]) -> None:
     x = torch.randn(size)
     assert_refused_alike(FF.max_pool2d, F.max_pool2d, x, **arguments)
 
@@ -213,7 +213,7 @@ def test_max_pool2d_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) 
     assert_refused_alike(FF.max_pool2d, F.max_pool2d, x, 2)
 
 
-def test_numbers_beyond_any_image_are_refused() -> None:
+def test_numbers_too_large_for_any_image_are_refused() -> None:
     x = torch.ones(1, 1, 8, 8)
     for arguments in ({"kernel_size": 3, "dilation": 2**63 - 1}, {"kernel_size": (2**62 + 1, 1), "dilation": (4, 1)}):
         assert_refused_alike(FF.max_pool2d, F.max_pool2d, x, **arguments)
@@ -221,5 +221,5 @@ def test_numbers_beyond_any_image_are_refused() -> None:
         FF.conv2d(x, torch.ones(1, 1, 3, 3), padding=2**63 - 1)
 
 
-def test_dilated_windows_wider_than_the_image_stay_in_it() -> None:
+def test_dilated_windows_wider_than_the_image_do_not_read_beyond_it() -> None:
     assert_like_pytorchs(torch.randn(2, 3, 12, 6), kernel_size=4, stride=1, padding=2, dilation=3)

@@ -1,6 +1,6 @@
 """A gradient is None where PyTorch's is None, and zeros where PyTorch's are zeros, in first and second derivatives.
 
-Optimizers tell them apart: zeros decay Adam's moments and the weights, None skips the parameter.
+Optimizers treat them differently: zeros decay Adam's moments and the weights, and None skips the parameter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def first(output: Tensor, x: Tensor, parameters: list[Tensor]) -> Tensor | None:
 
 
 def gradient_penalty(output: Tensor, x: Tensor, parameters: list[Tensor]) -> Tensor | None:
-    """WGAN-GP's: the norm of the gradient with respect to the input."""
+    """The penalty of WGAN-GP: the norm of the gradient with respect to the input."""
     (grad,) = torch.autograd.grad(output.sum(), x, create_graph=True)
     return grad.norm()
 
@@ -86,7 +86,7 @@ def doors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
 @pytest.mark.parametrize("frozen", ["nothing", "weight", "bias"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 @pytest.mark.parametrize("name", MODELS)
-def test_gradients_are_none_or_zeros_as_pytorchs_are(name: str, loss: Any, frozen: str) -> None:
+def test_gradients_are_none_or_zeros_where_pytorchs_are(name: str, loss: Any, frozen: str) -> None:
     model = MODELS[name]().double()
     for key, parameter in model.named_parameters():
         parameter.requires_grad_(not key.endswith(frozen))

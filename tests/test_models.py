@@ -34,12 +34,12 @@ def twins(model: type[torch.nn.Module]) -> tuple[torch.nn.Module, torch.nn.Modul
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_fifty_steps_of_sgd_lose_what_pytorch_loses(
+def test_fifty_steps_of_sgd_have_pytorchs_losses(
     model: type[torch.nn.Module], memory_format: torch.memory_format
 ) -> None:
     ours, theirs = (m.to(memory_format=memory_format) for m in twins(model))
     a, b = (train(m, lambda p: torch.optim.SGD(p, lr=0.01), 50) for m in (ours, theirs))
-    assert len(set(b)) > 40  # it does train
+    assert len(set(b)) > 40  # the loss does change
     assert a == pytest.approx(b, abs=1e-3)
 
 
@@ -49,7 +49,7 @@ def test_fifty_steps_of_sgd_lose_what_pytorch_loses(
 def test_logits_and_gradients_are_pytorchs(
     model: type[torch.nn.Module], memory_format: torch.memory_format, dtype: torch.dtype, tolerance: float, level: str
 ) -> None:
-    """Of few images, so that no maximum and no sign hangs on rounding."""
+    """There are few images, so that no maximum and no sign depends on rounding."""
     ours, theirs = (m.to(dtype=dtype, memory_format=memory_format) for m in twins(model))
     images, labels = torch.rand(4, 1, 28, 28, dtype=dtype), torch.randint(10, (4,))
     logits = [m(images) for m in (ours, theirs)]
@@ -62,7 +62,7 @@ def test_logits_and_gradients_are_pytorchs(
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_a_layer_saves_for_backward_is_its_input_its_weight_and_bytes(model: type[torch.nn.Module]) -> None:
+def test_a_layer_saves_only_input_weight_and_bytes_for_backward(model: type[torch.nn.Module]) -> None:
     saved: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         model().conv1(torch.rand(2, 1, 28, 28))
@@ -71,12 +71,12 @@ def test_what_a_layer_saves_for_backward_is_its_input_its_weight_and_bytes(model
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_five_steps_of_adam_lose_what_pytorch_loses(model: type[torch.nn.Module]) -> None:
+def test_five_steps_of_adam_have_pytorchs_losses(model: type[torch.nn.Module]) -> None:
     a, b = (train(m, lambda p: torch.optim.Adam(p, fused=True), 5) for m in twins(model))
     assert a == pytest.approx(b, abs=1e-3)
 
 
-def test_the_networks_are_the_textbooks() -> None:
+def test_the_networks_have_the_documented_layers_and_sizes() -> None:
     assert sum(p.numel() for p in models.MnistCNN().parameters()) == 241_546
     layers = ("conv1", "conv2", "conv3", "dense1", "dense2")
     assert list(models.MnistCNN().state_dict()) == [

@@ -22,7 +22,7 @@ CONV_ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("args", "kwargs"), CONV_ARGUMENTS, ids=str)
-def test_conv2d_layer_is_torchs_layer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def test_conv2d_layer_equals_torchs_layer(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     torch.manual_seed(1)
     theirs = torch.nn.Conv2d(*args, **kwargs)
     torch.manual_seed(1)
@@ -48,7 +48,7 @@ POOL_ARGUMENTS: list[dict[str, Any]] = [
 
 
 def fused_layer(pool: dict[str, Any] | None, *args: Any, **kwargs: Any) -> torch.nn.Module:
-    """ConvReLUMaxPool2d, or ConvReLU2d where there is no pool."""
+    """ConvReLUMaxPool2d, or ConvReLU2d if there is no pool."""
     if pool is None:
         return fnn.ConvReLU2d(*args, **kwargs)
     return fnn.ConvReLUMaxPool2d(*args, **{f"pool_{name}": value for name, value in pool.items()}, **kwargs)
@@ -56,7 +56,7 @@ def fused_layer(pool: dict[str, Any] | None, *args: Any, **kwargs: Any) -> torch
 
 @pytest.mark.parametrize("pool", [None, *POOL_ARGUMENTS], ids=str)
 @pytest.mark.parametrize(("args", "kwargs"), CONV_ARGUMENTS, ids=str)
-def test_fused_layers_are_torchs_layers_one_behind_the_other(
+def test_fused_layers_equal_torchs_layers_in_sequence(
     args: tuple[Any, ...], kwargs: dict[str, Any], pool: dict[str, Any] | None
 ) -> None:
     layers = [torch.nn.Conv2d(*args, **kwargs), torch.nn.ReLU()]
@@ -66,7 +66,7 @@ def test_fused_layers_are_torchs_layers_one_behind_the_other(
     conv = layers[0]
     assert isinstance(ours, torch.nn.Conv2d)
     assert list(ours.state_dict()) == list(conv.state_dict())
-    with torch.no_grad():  # small integers: sums are exact, and maxima are whoever computes them
+    with torch.no_grad():  # small integers: sums are exact, so both libraries choose the same maxima
         for parameter in conv.parameters():
             parameter.copy_(torch.randint(-2, 3, parameter.shape))
     ours.load_state_dict(conv.state_dict())
@@ -77,7 +77,7 @@ def test_fused_layers_are_torchs_layers_one_behind_the_other(
         assert_identical(*map(list, gradients))
 
 
-def test_fused_layers_start_with_the_weights_of_torchs() -> None:
+def test_fused_layers_have_the_initial_weights_of_torchs_conv2d() -> None:
     weights = []
     for layer in (torch.nn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d):
         torch.manual_seed(1)
@@ -86,7 +86,7 @@ def test_fused_layers_start_with_the_weights_of_torchs() -> None:
         assert_identical(list(weights[0].values()), list(other.values()))
 
 
-def test_fused_layers_say_what_they_are() -> None:
+def test_repr_of_fused_layers_names_their_arguments() -> None:
     conv = "3, 8, kernel_size=(3, 3), stride=(1, 1)"
     assert repr(fnn.ConvReLU2d(3, 8, 3)) == f"fastconv.ConvReLU2d({conv})"
     for pool, text in [
@@ -102,8 +102,8 @@ def test_fused_layers_say_what_they_are() -> None:
 
 @pytest.mark.parametrize("layer", [fnn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d])
 @pytest.mark.parametrize("arguments", [(0, 4, 3), (4, 6, 3, 1, 0, 1, 4), (4, 4, 3, 1, 0, 1, 0), (4, 4, 3, 2, "same")])
-def test_conv2d_layers_refuse_what_torchs_refuses(layer: type[torch.nn.Conv2d], arguments: tuple[Any, ...]) -> None:
-    if arguments[0] == 0:  # torch takes it, with a warning
+def test_conv2d_layers_raise_the_errors_of_torchs(layer: type[torch.nn.Conv2d], arguments: tuple[Any, ...]) -> None:
+    if arguments[0] == 0:  # torch accepts it with a warning
         with pytest.warns(UserWarning, match="zero-element"):
             layer(*arguments)
         return
@@ -123,7 +123,7 @@ def test_conv2d_layers_refuse_what_torchs_refuses(layer: type[torch.nn.Conv2d], 
     ],
     ids=str,
 )
-def test_max_pool2d_layer_is_torchs_layer(kwargs: dict[str, Any]) -> None:
+def test_max_pool2d_layer_equals_torchs_layer(kwargs: dict[str, Any]) -> None:
     ours, theirs = fnn.MaxPool2d(**kwargs), torch.nn.MaxPool2d(**kwargs)
     assert isinstance(ours, torch.nn.MaxPool2d)
     assert repr(ours) == f"fastconv.{theirs!r}"
@@ -131,7 +131,7 @@ def test_max_pool2d_layer_is_torchs_layer(kwargs: dict[str, Any]) -> None:
     torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=0)
 
 
-def test_relu_layer_is_torchs_layer() -> None:
+def test_relu_layer_equals_torchs_layer() -> None:
     x = torch.randn(3, 4)
     assert repr(fnn.ReLU(inplace=True)) == f"fastconv.{torch.nn.ReLU(inplace=True)!r}"
     assert torch.equal(fnn.ReLU()(x), x.relu())

@@ -1,9 +1,8 @@
-"""PyTorch's own samples and error inputs of conv2d, max_pool2d and relu, through fastconv: the contract of a drop-in.
+"""PyTorch's own samples and error inputs for conv2d, max_pool2d and relu give the same results with fastconv.
 
-Each is called as a user's program would call it, ``torch.nn.functional``'s function, outside and inside of
-``fastconv.enabled()``, and the two must agree in everything that can be seen: values, dtypes, shapes, strides,
-gradients, second gradients, and the type and text of errors. The one exception: PyTorch's max-pooling says of a second
-gradient that is zero that it is there, and fastconv that there is none, as it would have to keep the input for it.
+Each test calls the function of ``torch.nn.functional``, outside and inside ``fastconv.enabled()``. The calls must agree
+in values, dtypes, shapes, strides, gradients, second gradients, and the type and text of errors. One exception: the
+second gradient of max-pooling is zeros in PyTorch. fastconv has none, because it would have to keep the input for it.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import fastconv
 NAMES = ("nn.functional.conv2d", "nn.functional.max_pool2d", "nn.functional.relu")
 OPS = {op.name: op for op in op_db if op.name in NAMES}
 CASES = [(name, dtype) for name, op in OPS.items() for dtype in sorted(op.dtypes, key=str)]
-#: Of the largest value: each side adds and rounds in its own order.
+#: Relative to the largest value. The libraries add in different orders.
 TOLERANCES = {torch.float64: 1e-12, torch.complex128: 1e-12, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 pytestmark = [
@@ -44,7 +43,7 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 def assert_same(ours: Any, torchs: Any, sample: Any, strides: bool = True) -> None:
-    """Alike in type, number, shape, strides and, as far as rounding allows, value."""
+    """Assert equal types, numbers, shapes and strides of tensors, and values that differ only by rounding."""
     what = str(sample.summary())
     assert type(ours) is type(torchs), what
     assert len(tensors(ours)) == len(tensors(torchs)), what
@@ -64,12 +63,12 @@ def call(name: str, sample: Any) -> Any:
     return OPS[name].op(sample.input, *sample.args, **sample.kwargs)
 
 
-def test_all_three_functions_are_there() -> None:
+def test_op_db_has_all_three_functions() -> None:
     assert sorted(OPS) == sorted(NAMES)
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
-def test_samples_agree(name: str, dtype: torch.dtype) -> None:
+def test_results_agree(name: str, dtype: torch.dtype) -> None:
     for sample in samples(name, dtype, requires_grad=False):
         expected = call(name, sample)
         with fastconv.enabled():
@@ -78,7 +77,7 @@ def test_samples_agree(name: str, dtype: torch.dtype) -> None:
 
 
 def gradients(name: str, sample: Any, second: bool) -> tuple[list[Tensor], list[Tensor]]:
-    """Of what the sample's tensors get, and, if asked for, what they get from the norm of these."""
+    """The gradients of the sample's tensors and, with `second`, the gradients of the squared norm of those."""
     inputs = [t for t in (sample.input, *tensors([sample.args, sample.kwargs])) if t.requires_grad]
     output = tensors(call(name, sample))[0]
     torch.manual_seed(1)
@@ -96,19 +95,19 @@ def gradients(name: str, sample: Any, second: bool) -> tuple[list[Tensor], list[
 @pytest.mark.parametrize("second", [False, True], ids=["first", "second"])
 def test_gradients_agree(name: str, dtype: torch.dtype, second: bool) -> None:
     assert dtype in OPS[name].supported_backward_dtypes("cpu")
-    every = 10 if name == "nn.functional.max_pool2d" and (second or dtype != torch.float32) else 1  # of 1,440
+    every = 10 if name == "nn.functional.max_pool2d" and (second or dtype != torch.float32) else 1  # of 1,440 samples
     for number, sample in enumerate(samples(name, dtype, requires_grad=True)):
         if number % every:
             continue
         expected = gradients(name, sample, second)
         with fastconv.enabled():
             found = gradients(name, sample, second)
-        # What lies in what order is a promise of first gradients only: PyTorch's second ones have any strides.
+        # Strides are compared for first gradients only. Second gradients of PyTorch have arbitrary strides.
         assert_same(found, expected, sample, strides=not second)
 
 
 @pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.error_inputs_func is not None])
-def test_error_inputs_raise_the_same(name: str) -> None:
+def test_error_inputs_raise_the_same_errors(name: str) -> None:
     cases = list(OPS[name].error_inputs("cpu"))
     assert len(cases) == {"nn.functional.conv2d": 10, "nn.functional.max_pool2d": 7}[name]
     for case in cases:

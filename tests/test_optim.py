@@ -1,4 +1,4 @@
-"""fastconv.optim against torch.optim: the same numbers and the same states, whichever way a step goes."""
+"""fastconv.optim gives the parameters and states of torch.optim, whether fastconv or PyTorch computes a step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 4, se
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Bit for bit, in nested dicts and lists of tensors and numbers too."""
+    """Assert that nested dictionaries and lists of tensors and numbers are bitwise equal."""
     assert type(ours) is type(theirs) or isinstance(ours, Tensor)
     if isinstance(ours, Tensor):
         assert ours.dtype == theirs.dtype
@@ -80,18 +80,18 @@ def check(
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize(("our_kind", "their_kind"), PAIRS)
-def test_trains_as_pytorchs(our_kind: Any, their_kind: Any, settings: Settings) -> None:
+def test_training_gives_pytorchs_parameters_and_states(our_kind: Any, their_kind: Any, settings: Settings) -> None:
     check(our_kind, their_kind, settings)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_types(dtype: torch.dtype) -> None:
+def test_other_dtypes_give_pytorchs_results(dtype: torch.dtype) -> None:
     check(*PAIRS[0], {}, dtype=dtype)
 
 
 @pytest.mark.parametrize("kinds", PAIRS)
-def test_channels_last(kinds: tuple[Any, Any]) -> None:
-    """The kernel takes views of them."""
+def test_channels_last_parameters_give_pytorchs_results(kinds: tuple[Any, Any]) -> None:
+    """The step passes views of channels_last parameters to the kernel."""
 
     def run(model: nn.Module, optimizer: Any) -> None:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,7 +99,7 @@ def test_channels_last(kinds: tuple[Any, Any]) -> None:
         assert not weight.is_contiguous()
         train(model, optimizer)
         assert weight.grad is not None
-        weight.grad = weight.grad.contiguous()  # PyTorch's kernel takes it for channels_last, and so does ours
+        weight.grad = weight.grad.contiguous()  # PyTorch reads it as if it were channels_last, and so do we
         optimizer.step()
 
     check(*kinds, {}, run, channels=3)
@@ -107,19 +107,19 @@ def test_channels_last(kinds: tuple[Any, Any]) -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One for each step that PyTorch's code does."""
+    """A list with one element for each step that PyTorch's code computes."""
     calls: list[int] = []
     torch_step = torch.optim.Adam.step
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self, closure=None: calls.append(1) or torch_step(self))
     return calls
 
 
-def test_takes_the_shorter_way_and_knows_when_not_to(calls: list[int]) -> None:
-    """Else the tests here would compare PyTorch's step with itself."""
+def test_steps_skip_pytorchs_code_except_with_hooks(calls: list[int]) -> None:
+    """If no step skipped PyTorch's code, the tests of this file would compare PyTorch with itself."""
     model = network()
     optimizer = optim.Adam(model.parameters())
     train(model, optimizer, steps=5)
-    assert len(calls) == 1  # the first makes the state
+    assert len(calls) == 1  # the first step creates the state
     handle = optimizer.register_step_pre_hook(lambda *_: None)
     train(model, optimizer, steps=2)
     assert len(calls) == 3
@@ -128,12 +128,12 @@ def test_takes_the_shorter_way_and_knows_when_not_to(calls: list[int]) -> None:
     assert len(calls) == 3
 
 
-def test_gradients_that_are_missing_or_zero() -> None:
+def test_missing_and_zero_gradients_give_pytorchs_results() -> None:
     def run(model: nn.Module, optimizer: Any) -> None:
         train(model, optimizer)
         for steps in range(3):
             optimizer.zero_grad(set_to_none=steps == 1)
-            model[3](torch.ones(1, 144)).sum().backward()  # the convolution takes no part
+            model[3](torch.ones(1, 144)).sum().backward()  # the convolution is not used
             optimizer.step()
         optimizer.zero_grad()
         assert all(parameter.grad is None for parameter in model.parameters())
@@ -142,7 +142,7 @@ def test_gradients_that_are_missing_or_zero() -> None:
     check(*PAIRS[0], {}, run)
 
 
-def test_a_parameter_that_joins_later() -> None:
+def test_parameters_may_be_added_later() -> None:
     def run(model: nn.Module, optimizer: Any) -> None:
         model[0].requires_grad_(False)
         train(model, optimizer)
@@ -162,8 +162,8 @@ def test_a_parameter_that_joins_later() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_parameters_of_two_types(groups: int, calls: list[int]) -> None:
-    """Of one group, PyTorch gives its kernel one type at a time, as a GPU's must have it."""
+def test_parameters_of_two_dtypes_give_pytorchs_results(groups: int, calls: list[int]) -> None:
+    """PyTorch computes the steps of a group of two dtypes. It calls its kernel once per dtype, as a GPU needs."""
 
     def trained(kind: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)
@@ -185,8 +185,8 @@ def test_parameters_of_two_types(groups: int, calls: list[int]) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_state_goes_from_one_to_the_other(first: int) -> None:
-    """And on from there, as if nothing had happened."""
+def test_state_can_be_loaded_by_the_other_library(first: int) -> None:
+    """Training continues as if one optimizer had computed all steps."""
     kinds = [PAIRS[0][first], PAIRS[0][1 - first]]
     model, straight = network(), network()
     optimizer = kinds[0](model.parameters(), fused=True)
@@ -205,7 +205,7 @@ def test_state_goes_from_one_to_the_other(first: int) -> None:
     assert_same(other.state_dict(), torch_optimizer.state_dict())
 
 
-def test_state_that_is_replaced_or_cleared() -> None:
+def test_state_may_be_replaced_or_cleared() -> None:
     def run(model: nn.Module, optimizer: Any) -> None:
         train(model, optimizer)
         for parameter in model.parameters():
@@ -219,7 +219,7 @@ def test_state_that_is_replaced_or_cleared() -> None:
     check(*PAIRS[0], {}, run)
 
 
-def test_hooks_closures_and_schedules() -> None:
+def test_hooks_closures_and_schedules_work() -> None:
     seen: list[tuple[str, int]] = []
 
     def run(model: nn.Module, optimizer: Any) -> None:
@@ -249,7 +249,7 @@ def test_hooks_closures_and_schedules() -> None:
     check(*PAIRS[0], {"lr": 0.01}, run)
 
 
-def test_global_hooks_and_the_profiler_see_it() -> None:
+def test_global_hooks_and_the_profiler_see_each_step() -> None:
     model = network()
     optimizer = optim.Adam(model.parameters())
     train(model, optimizer)
@@ -264,7 +264,7 @@ def test_global_hooks_and_the_profiler_see_it() -> None:
     assert names["Optimizer.step#Adam.step"] == names["Optimizer.zero_grad#Adam.zero_grad"] == 2
 
 
-def test_gradient_scaler() -> None:
+def test_a_gradient_scaler_gives_pytorchs_results() -> None:
     def run(model: nn.Module, optimizer: Any) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         for value in (1.0, 2.0, float("inf"), 3.0):
@@ -277,7 +277,7 @@ def test_gradient_scaler() -> None:
     check(*PAIRS[0], {}, run)
 
 
-def test_copies_and_subclasses() -> None:
+def test_copies_and_subclasses_give_the_same_results() -> None:
     class Mine(optim.Adam):
         steps = 0
 
@@ -311,7 +311,7 @@ def test_errors_are_pytorchs() -> None:
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-def test_fake_tensors_take_steps_too(pair: tuple[Any, Any]) -> None:
+def test_fake_tensors_can_be_optimized(pair: tuple[Any, Any]) -> None:
     for optimizer in pair:
         with FakeTensorMode():
             parameter = nn.Parameter(torch.randn(3))
@@ -323,7 +323,7 @@ def test_fake_tensors_take_steps_too(pair: tuple[Any, Any]) -> None:
         assert steps.state[parameter]["step"].shape == ()
 
 
-def test_an_import_among_fake_tensors_leaves_nothing_fake() -> None:
+def test_an_import_in_fake_tensor_mode_creates_no_fake_tensors() -> None:
     program = """
 import torch
 from torch._subclasses import FakeTensorMode

@@ -1,4 +1,4 @@
-"""What a person sees who installs: the version, the sdist, and one line that says what is missing and what to do."""
+"""Installation: the version, the sdist, and errors of one line that say what is missing and what to do."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def run_setup(prelude: str, **environment: str) -> subprocess.CompletedProcess[s
 
 
 def setup(prelude: str, **environment: str) -> str:
-    """What setup.py says last, when something is missing."""
+    """The error of setup.py if something is missing."""
     result = run_setup(prelude, **environment)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     return result.stderr.strip()
 
 
-def test_the_version_is_said_once() -> None:
+def test_the_version_equals_that_of_the_metadata() -> None:
     assert fastconv.__version__ == metadata.version("fastconv")
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_the_package_has_py_typed() -> None:
     assert (Path(fastconv.__file__).parent / "py.typed").exists()
 
 
@@ -67,7 +67,7 @@ def test_a_build_without_a_compiler_says_what_to_install() -> None:
 
 @pytest.fixture
 def toolkit(tmp_path: Path) -> Path:
-    """What setup.py takes for a CUDA toolkit 13.0."""
+    """A folder that looks like CUDA toolkit 13.0 to setup.py."""
     for file, content in {"include/cuda_runtime.h": "", "bin/nvcc": "#!/bin/sh\necho release 13.0, V13.0.88\n"}.items():
         (tmp_path / file).parent.mkdir()
         (tmp_path / file).write_text(content)
@@ -76,7 +76,7 @@ def toolkit(tmp_path: Path) -> Path:
 
 
 def cuda_torch(version: str | None) -> str:
-    """This torch as one that is built with another CUDA, or without."""
+    """Code that makes torch look as if it was built with CUDA `version`, or without CUDA."""
     compiled = f"torch.cuda._is_compiled = lambda: {version is not None}"
     return f"import torch; torch.version.cuda = {version!r}; torch.__version__ = '2.13.0'; {compiled}"
 
@@ -190,4 +190,4 @@ def test_an_editable_install_is_imported_from_the_folder_above_the_clone(editabl
 
 def test_an_editable_install_is_a_path_that_type_checkers_and_editors_read(editable: dict[str, Path]) -> None:
     (path,) = editable["site"].glob("*.pth")
-    assert path.read_text().split() == [str(editable["clone"])]  # they run no code, so no "import ..."
+    assert path.read_text().split() == [str(editable["clone"])]  # not "import ...", because these tools run no code

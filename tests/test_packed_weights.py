@@ -1,4 +1,4 @@
-"""Packed weights that are kept from call to call: found only by their content, and bounded."""
+"""The cache of packed weights. It finds weights only by their content, and its size is limited."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def convolve(x: Tensor, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("size", "weight_size"), SHAPES)
-def test_the_second_sight_keeps_and_the_third_finds(size: tuple[int, ...], weight_size: tuple[int, ...]) -> None:
+def test_the_second_call_caches_and_the_third_finds_it(size: tuple[int, ...], weight_size: tuple[int, ...]) -> None:
     x, w = torch.randn(size), torch.randn(weight_size)
-    hits = kept()["hits"]  # how many bytes are kept depends on what has to make room
+    hits = kept()["hits"]  # not bytes, which depend on the entries that are evicted
     first, second = convolve(x, w), convolve(x, w)
     assert kept()["hits"] == hits
     third = convolve(x, w.clone())  # another address, the same values
@@ -43,10 +43,10 @@ def test_the_second_sight_keeps_and_the_third_finds(size: tuple[int, ...], weigh
 
 
 @pytest.mark.parametrize(("size", "weight_size"), SHAPES)
-def test_no_way_to_change_a_weight_goes_unseen(size: tuple[int, ...], weight_size: tuple[int, ...]) -> None:
+def test_every_change_of_a_weight_is_noticed(size: tuple[int, ...], weight_size: tuple[int, ...]) -> None:
     x, w = torch.randn(size), torch.nn.Parameter(torch.randn(weight_size))
 
-    def exchange(w: Tensor) -> None:  # the sum, and the values as a set, stay what they are
+    def exchange(w: Tensor) -> None:  # the sum and the set of values stay the same
         flat = w.data.view(-1)
         flat[0], flat[-1] = flat[-1].item(), flat[0].item()
 
@@ -65,18 +65,18 @@ def test_no_way_to_change_a_weight_goes_unseen(size: tuple[int, ...], weight_siz
             torch.testing.assert_close(convolve(x, w).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# Shapes of weights: with few twins first, then depthwise, larger than the part that the hint samples, and Winograd.
+# Shapes of weights: small ones with few twins, depthwise, larger than the 64 words of the hint, and Winograd.
 TWIN_SIZES = [(1, 1, 1, 1), (2, 1, 3, 3), (3, 2, 1, 5), (8, 1, 3, 3), (4, 3, 5, 5), (16, 16, 3, 3)]
 TWINS = 100_000
 
 
 def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
-    """Arrays that differ from `weight` in few, regular ways, without end, and whether their values stay ordinary."""
+    """Yield arrays that differ from `weight` in small, regular ways, and whether their values stay ordinary."""
     rng, n, j = np.random.default_rng(seed), weight.size, 0
     while True:
         for kind in ("issue", "signs", "swap", "shift", "pattern", "row", "bit", "byte"):
             twin = weight.copy()
-            if kind == "issue":  # the signs that a hash of 64-bit words in eight lanes has overlooked
+            if kind == "issue":  # signs whose changes a hash of 64-bit words in eight lanes missed
                 twin[[i for i in (2 * j + 1, 2 * j + 16, 2 * j + 17) if i < n]] *= -1
                 j = (j + 1) % n
             elif kind == "signs":
@@ -98,8 +98,8 @@ def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
             yield kind not in ("bit", "byte"), twin
 
 
-def test_of_100000_structured_twins_none_is_taken_for_the_weight_that_was_packed() -> None:
-    """Each goes through a convolution. Values are whole numbers, so that a stale result differs by 1 or more."""
+def test_none_of_100000_similar_weights_is_mistaken_for_a_cached_weight() -> None:
+    """Each weight is used in a convolution. Values are integers, so that a stale result differs by 1 or more."""
     torch.set_num_threads(1)
     orders = (torch.contiguous_format, torch.channels_last)
     cases = list(itertools.product(TWIN_SIZES, (torch.float32, torch.float64), orders))
@@ -133,7 +133,7 @@ def test_of_100000_structured_twins_none_is_taken_for_the_weight_that_was_packed
         assert kept()["hits"] == hits, (size, dtype, order)
         for start in range(0, len(found), 500):
             weights = torch.cat([shaped(twin) for twin in expected[start : start + 500]])
-            if groups > 1:  # all twins of one channel after each other
+            if groups > 1:  # group the twins by channel
                 weights = weights.view(-1, K, R, S).transpose(0, 1).reshape(-1, 1, R, S)
             right = torch.nn.functional.conv2d(x, weights, groups=groups)[0]
             rows, columns = right.shape[1:]
@@ -148,7 +148,7 @@ def test_of_100000_structured_twins_none_is_taken_for_the_weight_that_was_packed
     assert compared > TWINS // 2
 
 
-def test_views_of_one_memory_are_told_apart() -> None:
+def test_views_of_one_memory_are_distinguished() -> None:
     """The same bytes at the same address, or equal bytes, with other strides, signs, sizes or types."""
     # Random bfloat16 values, whose bits are ordinary numbers in every other type, too.
     x, memory = torch.randn(1, 16, 12, 12), torch.randn(4 * 16 * 16 * 9).bfloat16().view(torch.float32)
@@ -186,7 +186,7 @@ def test_views_of_one_memory_are_told_apart() -> None:
             torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * scale)
 
 
-def test_sizes_orders_groups_types_and_levels_are_told_apart() -> None:
+def test_sizes_orders_groups_types_and_levels_are_distinguished() -> None:
     values = torch.ones(16 * 16 * 9)
     x = torch.randn(1, 16, 20, 20)
     weights = [
@@ -208,7 +208,7 @@ def test_sizes_orders_groups_types_and_levels_are_told_apart() -> None:
     fastconv._C.set_cpu_capability(before)
 
 
-def test_training_keeps_nothing() -> None:
+def test_training_caches_no_weights() -> None:
     x, w = torch.randn(2, 16, 20, 20), torch.randn(16, 16, 3, 3, requires_grad=True)
     start = kept()
     for _ in range(5):
@@ -219,7 +219,7 @@ def test_training_keeps_nothing() -> None:
     assert kept()["bytes"] <= start["bytes"]
 
 
-def test_threads_may_want_the_same_weight_at_once() -> None:
+def test_threads_may_use_the_same_weight_at_once() -> None:
     x, w = torch.randn(1, 64, 20, 20), torch.randn(64, 64, 3, 3)
     expected = convolve(x, w)
     barrier = threading.Barrier(8)
@@ -241,7 +241,7 @@ FRESH = """
 import torch, fastconv, fastconv.functional as FF
 kept = fastconv._C.packed_weights
 x, w = torch.randn(1, 16, 20, 20), torch.randn(24, 16, 3, 3, requires_grad=True)
-for _ in range(3):  # in training, each is another
+for _ in range(3):  # in training, each weight is new
     FF.conv2d_relu(x, w).sum().backward()
     with torch.no_grad():
         w -= 0.01 * torch.randn_like(w)
@@ -253,7 +253,7 @@ print(kept()["bytes"] >= w.numel() * 4, kept()["hits"])
 """
 
 
-def test_a_fresh_process_keeps_what_it_has_seen_twice_and_nothing_else() -> None:
+def test_a_new_process_caches_only_a_weight_that_it_has_used_twice() -> None:
     result = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["{'bytes': 0, 'hits': 0}", "{'bytes': 0, 'hits': 0}", "True 0"]
 
@@ -261,7 +261,7 @@ def test_a_fresh_process_keeps_what_it_has_seen_twice_and_nothing_else() -> None
 BOUND = """
 import torch, fastconv, fastconv.functional as FF
 x = torch.randn(1, 64, 20, 20)
-weights = [torch.randn(128, 64, 3, 3) for _ in range(12)]  # half a MB each as Winograd wants them
+weights = [torch.randn(128, 64, 3, 3) for _ in range(12)]  # half a MB each when packed for Winograd
 most = 0
 for _ in range(2):
     for w in weights:
@@ -274,7 +274,7 @@ print(most, fastconv._C.packed_weights()["hits"])
 
 
 @pytest.mark.parametrize(("megabytes", "keeps"), [("2", True), ("0", False)])
-def test_what_is_kept_is_bounded(megabytes: str, keeps: bool) -> None:
+def test_the_cache_is_limited(megabytes: str, keeps: bool) -> None:
     environment = {**os.environ, "FASTCONV_CACHE_MB": megabytes}
     result = subprocess.run([sys.executable, "-c", BOUND], env=environment, capture_output=True, text=True, check=True)
     most, hits = map(int, result.stdout.split())

@@ -50,7 +50,7 @@ def test_winograds_tiles_cover_the_image() -> None:
     assert sum(mh * rows * mw * columns for mh, mw, rows, columns in tiles) >= 17 * 15
 
 
-def test_the_plan_refuses_what_the_operators_refuse() -> None:
+def test_the_plan_refuses_invalid_arguments() -> None:
     with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
         plan("forward", (1, 1, 2, 2), (1, 1, 3, 3))
     with pytest.raises(ValueError, match="expected pass_ to be forward"):
@@ -74,7 +74,7 @@ FORCED = {
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("choice", ["always", "never"])
 @pytest.mark.parametrize("algorithm", FORCED)
-def test_each_algorithm_is_exact_wherever_it_is_forced(
+def test_each_algorithm_is_exact_if_it_is_forced(
     algorithm: str, choice: str, channels_last: bool, pooled: bool, level: str
 ) -> None:
     """All numbers are small integers, so every order of summation gives the same float64 result."""

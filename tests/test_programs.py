@@ -234,7 +234,7 @@ def compare(make: Callable[[], nn.Module], program: Callable[[Any, Tensor], Any]
     original = copy.deepcopy(model)
     fastconv.convert(model)
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-    if warm:  # layers have been fused, and not been fused
+    if warm:  # one earlier call, in which layers were fused or not
         model(x).sum()
         original(x).sum()
     for _ in range(2):
@@ -258,7 +258,7 @@ def test_a_program_gets_pytorchs_results(name: str, warm: bool, training: bool) 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
 @pytest.mark.parametrize("name", SEQUENTIAL)
-def test_a_program_gets_pytorchs_results_of_a_sequential(name: str, warm: bool, training: bool) -> None:
+def test_a_program_gets_pytorchs_results_from_a_sequential(name: str, warm: bool, training: bool) -> None:
     compare(sequential, SEQUENTIAL[name], warm, training)
 
 
@@ -276,7 +276,7 @@ PATCHES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("make", [Net, sequential])
 @pytest.mark.parametrize("name", PATCHES)
-def test_a_patch_of_pytorchs_classes_and_functions_works(
+def test_a_patch_of_pytorchs_classes_and_functions_takes_effect(
     name: str, make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def program(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -289,7 +289,7 @@ def test_a_patch_of_pytorchs_classes_and_functions_works(
 
 
 @pytest.mark.parametrize("part", ["body", "body.conv"])
-def test_a_part_is_converted_and_its_parent_calls_its_layers(part: str) -> None:
+def test_a_parent_may_call_the_layers_of_a_converted_part(part: str) -> None:
     class Body(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -313,7 +313,7 @@ def test_a_part_is_converted_and_its_parent_calls_its_layers(part: str) -> None:
     torch.testing.assert_close(model(x), original(x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_layer_that_is_never_fused_stops_to_wait() -> None:
+def test_a_layer_that_is_never_fused_stops_deferring_its_results() -> None:
     conv = fastconv.convert(nn.Conv2d(3, 4, 3))
     x = torch.randn(2, 3, 12, 12)
     kinds = []
@@ -328,7 +328,7 @@ def test_a_layer_that_is_never_fused_stops_to_wait() -> None:
     assert type(conv(x)) is not Tensor
 
 
-def test_a_convolution_that_pytorch_computes_faster_alone_is_pytorchs_unless_it_is_fused(
+def test_pytorch_computes_a_convolution_that_it_computes_faster_unless_it_is_fused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
@@ -348,7 +348,7 @@ def test_a_convolution_that_pytorch_computes_faster_alone_is_pytorchs_unless_it_
         assert {event.name for event in profile.events() if event.name.startswith("fastconv::")} == operators
 
 
-def test_flags_of_a_converted_model_do_not_reach_its_state() -> None:
+def test_convert_adds_nothing_to_the_state_dict() -> None:
     net = Net()
     keys = list(net.state_dict())
     fastconv.convert(net)

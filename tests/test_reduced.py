@@ -32,7 +32,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_relu_passes_every_code_as_pytorch_does(dtype: torch.dtype, level: str) -> None:
+def test_relu_equals_pytorchs_for_every_16_bit_value(dtype: torch.dtype, level: str) -> None:
     x = every_code(dtype)
     number = ~x.isnan()
     found, expected = FF.relu(x), F.relu(x)
@@ -44,7 +44,7 @@ def test_relu_passes_every_code_as_pytorch_does(dtype: torch.dtype, level: str) 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_relus_gradient_passes_where_every_code_says(dtype: torch.dtype, level: str) -> None:
+def test_the_gradient_of_relu_is_right_for_every_16_bit_value(dtype: torch.dtype, level: str) -> None:
     y = every_code(dtype)
     g = torch.randn(y.shape).to(dtype)
     found = torch.ops.fastconv.relu_backward(g, y)
@@ -52,7 +52,7 @@ def test_relus_gradient_passes_where_every_code_says(dtype: torch.dtype, level: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_code_survives_the_way_to_float32_and_back(dtype: torch.dtype, level: str) -> None:
+def test_every_16_bit_value_survives_conversion_to_float32_and_back(dtype: torch.dtype, level: str) -> None:
     x = every_code(dtype).view(-1, 1, 1, 1)
     values, _ = torch.ops.fastconv.max_pool2d(x, (1, 1), (1, 1), (0, 0), (1, 1), False)
     number = ~x.isnan()
@@ -61,7 +61,7 @@ def test_every_code_survives_the_way_to_float32_and_back(dtype: torch.dtype, lev
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rounds_to_nearest_even_at_every_magnitude(dtype: torch.dtype, level: str) -> None:
+def test_results_are_rounded_to_nearest_even_at_every_magnitude(dtype: torch.dtype, level: str) -> None:
     # a + b is exact in float32, so the result shows its rounding, with ties, overflow and subnormal results.
     x = every_code(dtype)
     a = x[x.isfinite() & (x.abs() > 1e-6)]
@@ -85,7 +85,7 @@ def gradients(function: Callable[..., Tensor], tensors: list[Tensor], grad: Tens
 
 @pytest.mark.parametrize("case", CONV2D, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_convolution_is_that_of_float64_rounded_once(case: Conv2dCase, dtype: torch.dtype) -> None:
+def test_convolution_equals_that_of_float64_rounded_once(case: Conv2dCase, dtype: torch.dtype) -> None:
     given = [t.to(dtype) for t in case.tensors() if t is not None]
     wide = [t.double() for t in given]
     exact_output = F.conv2d(*wide, **case.arguments)
@@ -115,7 +115,7 @@ def test_the_fused_operators_agree_with_float32_on_the_same_values(case: FusedCa
 @pytest.mark.parametrize("case", MAX_POOL2D, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_max_pooling_is_pytorchs(case: Pool2dCase, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+def test_max_pooling_equals_pytorchs(case: Pool2dCase, dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     x = case.tensor(dtype)
     if x.dim() == 4:
         x = x.to(memory_format=memory_format)
@@ -126,7 +126,7 @@ def test_max_pooling_is_pytorchs(case: Pool2dCase, dtype: torch.dtype, memory_fo
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_mixed_types_are_refused_in_pytorchs_words(dtype: torch.dtype) -> None:
+def test_mixed_types_raise_pytorchs_errors(dtype: torch.dtype) -> None:
     x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
     for tensors in ((x.to(dtype), w), (x, w.to(dtype)), (x.to(dtype), w.to(dtype), torch.randn(3))):
         assert_refused_alike(FF.conv2d, F.conv2d, *tensors)
@@ -169,7 +169,7 @@ def test_autocast_leaves_pooling_and_relu_in_their_inputs_type(function: Callabl
             assert function(torch.randn(1, 2, 4, 4, dtype=dtype)).dtype is dtype
 
 
-def test_autocast_inside_torch_compile() -> None:
+def test_autocast_works_inside_torch_compile() -> None:
     x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
 
     @torch.compile(fullgraph=True, backend="aot_eager")

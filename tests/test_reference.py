@@ -1,4 +1,4 @@
-"""The reference says what PyTorch says, and we say what the reference says."""
+"""fastconv.reference gives the results of PyTorch, and fastconv those of the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 
 @pytest.mark.parametrize("case", CONV2D, ids=str)
-def test_conv2d_is_what_the_reference_says(case: Conv2dCase) -> None:
+def test_conv2d_equals_the_reference(case: Conv2dCase) -> None:
     tensors = case.tensors(torch.float64)
     expected = reference.conv2d(*tensors, **case.arguments)
     for function in (F.conv2d, FF.conv2d):
@@ -24,7 +24,7 @@ def test_conv2d_is_what_the_reference_says(case: Conv2dCase) -> None:
 
 
 @pytest.mark.parametrize("case", [c for c in MAX_POOL2D if len(c.size) == 4 and c.size[-1] < 300], ids=str)
-def test_max_pool2d_is_what_the_reference_says(case: Pool2dCase) -> None:
+def test_max_pool2d_equals_the_reference(case: Pool2dCase) -> None:
     x = case.tensor()
     x[torch.rand(x.shape) < 0.05] = float("nan")
     expected = reference.max_pool2d(x, **case.arguments, return_indices=True)
@@ -32,14 +32,14 @@ def test_max_pool2d_is_what_the_reference_says(case: Pool2dCase) -> None:
         assert_identical(list(function(x, **case.arguments, return_indices=True)), list(expected))
 
 
-def test_relu_is_what_the_reference_says() -> None:
+def test_relu_equals_the_reference() -> None:
     x = torch.randn(1000)
     for function in (F.relu, FF.relu):
         assert_identical([function(x)], [reference.relu(x)])
 
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case.conv.W < 300], ids=str)
-def test_fused_functions_are_what_the_reference_says(case: FusedCase) -> None:
+def test_fused_functions_equal_the_reference(case: FusedCase) -> None:
     tensors = case.conv.integers(torch.float64)
     function = reference.conv2d_relu if case.pool is None else reference.conv2d_relu_max_pool2d
     expected = function(*tensors, **case.arguments)

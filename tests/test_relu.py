@@ -29,7 +29,7 @@ def test_relu_gives_pytorchs_values(size: tuple[int, ...], dtype: torch.dtype, l
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [(2, 17, 9, 10), (1, 3, 1, 1), (3, 1, 5, 5)], ids=str)
-def test_relu_takes_every_layout_and_returns_pytorchs(layout: str, size: tuple[int, ...]) -> None:
+def test_relu_accepts_any_layout_and_returns_pytorchs(layout: str, size: tuple[int, ...]) -> None:
     x = LAYOUTS[layout](torch.randn(size))
     assert FF.relu(x).stride() == F.relu(x).stride()
     g = torch.randn(size)
@@ -40,13 +40,13 @@ def test_relu_takes_every_layout_and_returns_pytorchs(layout: str, size: tuple[i
     assert_identical([FF.relu(y, inplace=True), y], expected[:1] * 2)
 
 
-def test_relu_of_an_expanded_tensor_is_relu() -> None:
+def test_relu_of_an_expanded_tensor_equals_pytorchs() -> None:
     x = torch.randn(3, 1, 5).expand(3, 4, 5)
     assert_identical([FF.relu(x)], [F.relu(x)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_nan_and_negative_zero_pass_and_have_pytorchs_gradient(dtype: torch.dtype, level: str) -> None:
+def test_nan_and_negative_zero_give_pytorchs_results_and_gradients(dtype: torch.dtype, level: str) -> None:
     x = torch.tensor([NAN, -0.0, 0.0, -1.0, 1.0, INF, -INF, 1e-45], dtype=dtype).repeat(9)
     results, expected = with_gradients(FF.relu, (x,)), with_gradients(F.relu, (x,))
     assert_identical(results, expected)
@@ -71,7 +71,7 @@ def test_relu_is_bitwise_the_same_for_every_number_of_threads() -> None:
         assert_identical(results[0], other)
 
 
-def test_relu_passes_gradcheck_to_the_second_order_and_forward() -> None:
+def test_relu_passes_gradcheck_in_first_and_second_order_and_forward_mode() -> None:
     x = torch.randn(3, 4, 5, dtype=torch.float64).requires_grad_()
     assert gradcheck(FF.relu, (x,), check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(FF.relu, (x,))
@@ -92,7 +92,7 @@ def test_relu_in_place_tells_autograd_that_its_input_changed() -> None:
         z.sum().backward()
 
 
-def test_relu_in_place_tells_autograd_where_it_records_nothing_too() -> None:
+def test_relu_in_place_tells_autograd_even_if_no_gradient_is_recorded() -> None:
     w = torch.randn(5, requires_grad=True)
     x = torch.randn(5)
     z = w * x  # saves x, which needs no gradient
@@ -108,14 +108,14 @@ def test_relu_in_place_tells_autograd_where_it_records_nothing_too() -> None:
         z.sum().backward()
 
 
-def test_relu_in_place_refuses_what_pytorch_refuses_in_its_words() -> None:
+def test_relu_in_place_raises_pytorchs_errors() -> None:
     with torch.inference_mode():
         frozen = torch.randn(4)
     for x in (frozen, torch.randn(3, 1).expand(3, 4), None, [1.0]):
         assert_refused_alike(FF.relu, F.relu, x, inplace=True)
 
 
-def test_relu_takes_the_negative_view_of_a_tensor() -> None:
+def test_relu_accepts_the_negative_view_of_a_tensor() -> None:
     x = torch.randn(3, 4, dtype=torch.complex64).conj().imag
     y = F.relu(x)
     assert_identical([FF.relu(x), FF.relu(x, inplace=True).resolve_neg()], [y, y])
@@ -127,7 +127,7 @@ def test_relu_refuses_the_dtypes_that_pytorch_refuses(dtype: torch.dtype) -> Non
     assert_refused_alike(FF.relu, F.relu, x)
 
 
-def test_relu_in_place_on_a_leaf_is_refused_in_pytorchs_words() -> None:
+def test_relu_in_place_on_a_leaf_raises_pytorchs_error() -> None:
     x = torch.randn(4, requires_grad=True)
     assert_refused_alike(FF.relu, F.relu, x, inplace=True)
 
@@ -137,7 +137,7 @@ ORDERS = list(itertools.permutations(range(4)))
 
 @pytest.mark.parametrize("size", [(2, 3, 5, 18), (3, 17, 1, 33), (1, 1, 4, 4), (2, 0, 3, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_relus_gradient_may_lie_in_any_order(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_the_gradient_of_relu_accepts_any_order_in_memory(size: tuple[int, ...], dtype: torch.dtype) -> None:
     values, grads = torch.randn(size).to(dtype), torch.randn(size).to(dtype)
     expected = torch.where(values > 0, grads, torch.zeros_like(grads))
     for output_order, grad_order in itertools.product(ORDERS, ORDERS):
@@ -148,6 +148,6 @@ def test_relus_gradient_may_lie_in_any_order(size: tuple[int, ...], dtype: torch
         assert found.stride() == torch.relu(y).stride()
 
 
-def test_relu_in_place_of_an_expanded_tensor_is_refused_in_pytorchs_words() -> None:
+def test_relu_in_place_of_an_expanded_tensor_raises_pytorchs_error() -> None:
     x = torch.randn(3, 1, 5).expand(3, 4, 5)
     assert_refused_alike(FF.relu, F.relu, x, inplace=True)

@@ -11,7 +11,7 @@ from fastconv.conversion.report import Line, Report
 
 
 class Table(HTMLParser):
-    """The text of each cell of a page's tables, row by row; fails on tags that are not closed."""
+    """The text of each cell of a page's tables, row by row. Fails on tags that are not closed."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def test_a_report_shows_every_layer_in_a_notebook() -> None:
     assert report.summary() in report._repr_html_()
 
 
-def test_names_of_a_model_are_not_markup() -> None:
+def test_names_of_layers_are_escaped_in_html() -> None:
     report = Report([Line("<script>", "Conv2d", "left", 'a & b < "c"')], ["<b>note"])
     page = report._repr_html_()
     assert "<script>" not in page
@@ -57,7 +57,7 @@ def test_names_of_a_model_are_not_markup() -> None:
     assert Table(page).rows[1] == ["<script>", "Conv2d", "left", 'a & b < "c"']
 
 
-def test_a_model_without_such_layers_has_an_empty_report() -> None:
+def test_a_model_without_layers_to_convert_has_an_empty_report() -> None:
     report = fastconv.conversion_report(nn.Linear(1, 1))
     assert repr(report) == "layers: 0 converted, 0 fused, 0 left to PyTorch"
     assert len(Table(report._repr_html_()).rows) == 1

@@ -40,12 +40,12 @@ TORCHS = [
 
 
 @pytest.mark.parametrize(("layer", "fusion"), FASTCONVS, ids=str)
-def test_layers_that_fastconv_computes(layer: nn.Module, fusion: Fusion) -> None:
+def test_fastconv_computes_the_layers_at_which_it_is_faster(layer: nn.Module, fusion: Fusion) -> None:
     assert choose(layer, fusion).fastconv
 
 
 @pytest.mark.parametrize(("layer", "fusion", "reason"), TORCHS, ids=str)
-def test_layers_that_pytorch_computes(layer: nn.Module, fusion: Fusion, reason: str) -> None:
+def test_pytorch_computes_the_layers_at_which_it_is_faster(layer: nn.Module, fusion: Fusion, reason: str) -> None:
     choice = choose(layer, fusion)
     assert not choice.fastconv
     assert choice.reason.startswith(f"PyTorch is faster at {reason}")
@@ -54,7 +54,7 @@ def test_layers_that_pytorch_computes(layer: nn.Module, fusion: Fusion, reason: 
 def test_convert_follows_these_choices() -> None:
     model = fastconv.convert(nn.Sequential(conv(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), conv(64, 64, 1), nn.ReLU()))
     assert [type(layer) for layer in model] == [fnn.Conv2d, nn.BatchNorm2d, nn.ReLU, fnn.Conv2d, nn.ReLU]
-    assert sorted(model[3]._torch_is_faster) == ["ReLU", "alone"]  # fastconv's with a pool only
+    assert sorted(model[3]._torch_is_faster) == ["ReLU", "alone"]  # fastconv computes it only with a pool
     lines = {line.name: line for line in fastconv.conversion_report(model).lines}
     assert lines["0"].becomes == "converted"
     assert lines["3"].becomes == "left"

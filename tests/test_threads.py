@@ -20,7 +20,7 @@ def test_threads_that_infer_get_pytorchs_results_while_weights_change_and_entrie
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(shutil.which(CXX) is None, reason="compiles C++")
+@pytest.mark.skipif(shutil.which(CXX) is None, reason="needs a C++ compiler")
 def test_the_cache_has_no_data_race_and_an_evicted_entry_lives_as_long_as_it_is_in_use(tmp_path: Path) -> None:
     (tmp_path / "empty.cpp").write_text("int main() {}")
     compile_ = [CXX, "-std=c++20", "-O1", "-g", "-fsanitize=thread", "-o", str(tmp_path / "program")]

@@ -79,11 +79,11 @@ def windows(pool: dict[str, Any]) -> tuple[Any, ...]:
     return tuple((value, value) if isinstance(value, int) else value for value in values)
 
 
-#: Those that one operator serves, as far as they are quickly done.
+#: The cases that one operator computes and that are fast to check.
 SMALL = [c for c in FUSED if geometry(c.conv) and c.conv.W < 60 and (c.pool or {}).get("kernel_size") != 16]
 
 
-# Some of each kind: Winograd's and narrow, padded and dilated, grouped and of no images.
+# Every fourth case: Winograd, few channels, padding, dilation, groups, no images.
 @pytest.mark.parametrize("case", SMALL[::4], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_fused_operators_pass_opcheck(case: FusedCase, memory_format: torch.memory_format) -> None:
@@ -145,7 +145,7 @@ def block_tensors(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, T
 @every_block
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_block_compiles_whole(block: Function, plain_block: Function, backend: str, dynamic: bool) -> None:
+def test_a_block_compiles_as_one_graph(block: Function, plain_block: Function, backend: str, dynamic: bool) -> None:
     if backend == "inductor" and shutil.which(os.environ.get("CXX", "g++")) is None:
         pytest.skip("inductor needs a C++ compiler")
     torch._dynamo.reset()
@@ -165,7 +165,7 @@ def test_a_block_compiles_whole(block: Function, plain_block: Function, backend:
 def test_transforms_inside_of_compiled_code_are_right_or_refused(
     mine: Function, theirs: Function, transform: str
 ) -> None:
-    """Dynamo traces no Function with a jvp: it leaves the graph there. Were it to trace, the gradient would be zero."""
+    """Dynamo does not trace a Function with a jvp, but breaks the graph. With tracing, the gradient would be zero."""
     x, w, b = block_tensors()
 
     def derivative(function: Function, w: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ def test_transforms_inside_of_compiled_code_are_right_or_refused(
         torch.compile(lambda w: derivative(mine, w), backend="aot_eager", fullgraph=True)(w)
 
 
-def test_relu_in_place_compiles_whole() -> None:
+def test_relu_in_place_compiles_as_one_graph() -> None:
     torch._dynamo.reset()
     x = torch.randn(3, 4, requires_grad=True)
     y = torch.compile(lambda x: FF.relu(x * 2, inplace=True), fullgraph=True, backend="aot_eager")(x)
@@ -188,7 +188,7 @@ def test_relu_in_place_compiles_whole() -> None:
     torch.testing.assert_close(torch.autograd.grad(y.sum(), x)[0], 2.0 * (x > 0))
 
 
-def test_a_training_step_of_the_network_compiles_whole() -> None:
+def test_a_training_step_of_mnist_cnn_compiles_as_one_graph() -> None:
     torch._dynamo.reset()
     model = models.MnistCNN()
     images, labels = torch.rand(4, 1, 28, 28), torch.randint(10, (4,))
@@ -215,7 +215,7 @@ def test_a_training_step_of_the_network_compiles_whole() -> None:
     ],
     ids=["grad", "vmap images", "vmap weights", "gradients by image", "jacrev", "jacfwd", "hessian", "jvp"],
 )
-def test_torch_func_transforms_what_it_transforms_of_pytorch(
+def test_torch_func_transforms_give_pytorchs_results(
     transform: Callable[..., Any], block: Function, plain_block: Function
 ) -> None:
     tensors = block_tensors()
@@ -234,7 +234,7 @@ def test_meta_tensors_have_the_right_size(block: Function, plain_block: Function
 
 @pytest.mark.parametrize("case", [case for case in FUSED if case.conv.N], ids=str)
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_fused_meta_tensors_have_the_strides_of_the_others(case: FusedCase, memory_format: torch.memory_format) -> None:
+def test_fused_meta_tensors_have_the_strides_of_real_ones(case: FusedCase, memory_format: torch.memory_format) -> None:
     x, w, b = case.conv.tensors()
     real = case.function(x.to(memory_format=memory_format), w, b, **case.arguments)
     x, w, b = (None if t is None else t.to("meta") for t in (x.to(memory_format=memory_format), w, b))
@@ -263,7 +263,7 @@ def test_a_subclass_with_torch_function_sees_the_call() -> None:
 
 
 @every_block
-def test_two_python_threads_may_call_at_once(block: Function, plain_block: Function) -> None:
+def test_four_python_threads_may_call_at_once(block: Function, plain_block: Function) -> None:
     x, w, b = block_tensors(torch.float32)
     expected = block(x, w, b)
     wrong: list[int] = []
@@ -281,7 +281,7 @@ def test_two_python_threads_may_call_at_once(block: Function, plain_block: Funct
 
 @pytest.mark.alone
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core")
-def test_two_threads_really_work() -> None:
+def test_two_threads_share_the_work() -> None:
     script = """
 import os, threading, torch, fastconv.functional as FF
 torch.set_num_threads(2)
@@ -299,7 +299,7 @@ for _ in range(30):
 grown = sorted(b - a for a, b in zip(before, seconds()))
 print(grown[-2] > 0.4 * grown[-1] > 0)
 """
-    # OMP_WAIT_POLICY: a thread that waits must not look as if it worked.
+    # OMP_WAIT_POLICY: a thread that waits must not use CPU time.
     result = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "OMP_WAIT_POLICY": "passive"},

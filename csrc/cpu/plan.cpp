@@ -63,7 +63,7 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
                         {h.rest, w.m, last_row, 0, h.rest > 0, w.count},
                         {h.rest, w.rest, last_row, last_column, h.rest > 0, w.rest > 0}}},
                       0};
-      for (const WinogradTiles& kind : cut.kinds) {
+      for (const WinogradTileKind& kind : cut.kinds) {
         const int64_t tiles = f.conv.N * kind.per_image();
         if (tiles > 0) cut.cost += (tiles + weight_in_tiles) * kind.frequencies();
       }
@@ -95,7 +95,8 @@ int winograd_side(const FusedShape& f, bool backward) {
   const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
   const bool small = backward || f.window() > 1 || s.C < 32 || padded;
   const int forced = forced_winograd_side.load(std::memory_order_relaxed);
-  return std::min(forced < 0 ? environment().winograd : forced, small ? 2 : kernels().conv2d<float>().winograd.largest);
+  const int largest = small ? 2 : kernels().conv2d<float>().winograd.largest_tile;
+  return std::min(forced < 0 ? environment().winograd : forced, largest);
 }
 
 // Returns the cheapest cut, or nothing if Winograd cannot compute the shape or does not pay. `direct` is the number of

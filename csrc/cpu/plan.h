@@ -28,7 +28,7 @@ const char* name_of(Algorithm algorithm);
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
 // multiplications of all tiles for each pair of input and output channel.
 struct WinogradCut {
-  std::array<WinogradTiles, 4> kinds;
+  std::array<WinogradTileKind, 4> kinds;
   int64_t cost;
 };
 

@@ -14,7 +14,7 @@ import torch
 from fuzz import errors, operators, programs
 from fuzz.draw import Draw
 
-#: How often each kind is drawn, in a hundred.
+#: The share of each kind of case, in percent.
 KINDS = {"convolution": 64, "pool": 10, "relu": 8, "errors": 6, "programs": 12}
 DRAWS = {
     "convolution": operators.convolution,
@@ -26,12 +26,12 @@ DRAWS = {
 
 
 def kind_of(draw: Draw, kinds: list[str]) -> str:
-    """The first choice of every case."""
+    """Draw the kind of a case. This is the first choice of every case."""
     return draw.pick([kind for kind in kinds for _ in range(KINDS[kind])])
 
 
 def run_case(seed: int, number: int, kinds: list[str]) -> tuple[str, object, BaseException | None]:
-    """The kind of a case, the case, and the error that it ended in."""
+    """Return the kind of a case, the case, and the error that it raised, if any."""
     draw = Draw(seed, number)
     kind = kind_of(draw, kinds)
     case: object = None
@@ -47,17 +47,15 @@ def run_case(seed: int, number: int, kinds: list[str]) -> tuple[str, object, Bas
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10000, help="how many (10000)")
+    parser.add_argument("--cases", type=int, default=10000, help="the number of cases (10000)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--start", type=int, default=0, help="the number of the first case: where a run is taken up again"
-    )
-    parser.add_argument("--kinds", default=",".join(KINDS), help=f"a selection of {','.join(KINDS)}")
-    parser.add_argument("--most-failures", type=int, default=20, help="stop after so many (20)")
-    parser.add_argument("--verbose", action="store_true", help="print every case, and tracebacks")
+    parser.add_argument("--start", type=int, default=0, help="the index of the first case, for example to resume a run")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"the kinds of cases, out of {','.join(KINDS)}")
+    parser.add_argument("--most-failures", type=int, default=20, help="stop after this number of failures (20)")
+    parser.add_argument("--verbose", action="store_true", help="print every case and the tracebacks of failures")
     options = parser.parse_args(arguments)
     kinds = options.kinds.split(",")
-    torch.set_num_threads(1)  # of the reference; each case chooses its own
+    torch.set_num_threads(1)  # for the reference; each case sets its own number for fastconv
     begun, failures, counts = time.monotonic(), 0, Counter[str]()
     for number in range(options.start, options.start + options.cases):
         kind, case, error = run_case(options.seed, number, kinds)
@@ -76,7 +74,7 @@ def main(arguments: list[str]) -> int:
             if options.verbose:
                 traceback.print_exception(error)
             if failures >= options.most_failures:
-                print(f"stopped; go on with --start {number + 1}")
+                print(f"stopped; continue with --start {number + 1}")
                 break
         if (number + 1) % 5000 == 0:
             print(
@@ -87,7 +85,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(value: object) -> str:
-    """A case in one line: tensors by what matters of them."""
+    """A case in one line. Tensors are described by dtype, shape and strides."""
     if isinstance(value, torch.Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}strides{list(value.stride())}"
     if isinstance(value, dict):

@@ -1,18 +1,16 @@
-"""Comparison of results, and everything in which fastconv may differ from PyTorch.
+"""Comparison of results. fastconv may differ from PyTorch only in these exceptions, which have names:
 
-Exceptions, by name. Nothing else is excluded.
-
-PADDING   An infinite or NaN factor over padding makes NaN here; elsewhere it may be left out, or the other way round.
-OVERFLOW  The order of a sum decides whether it overflows on the way. An element is compared only if the sum of its
+PADDING   An infinite or NaN factor times padding may be NaN in one library. The other may skip the product.
+OVERFLOW  The order of a sum decides whether a partial sum overflows. An element is compared only if the sum of its
           terms' absolute values is below a quarter of the largest number.
-WINOGRAD  A result of Winograd's algorithm is as exact as the largest values near it (Convolution.largest_near): a tile
-          mixes them. Exact integers are asked for up to tiles of 2 x 2, whose points are 0, 1 and -1.
+WINOGRAD  A tile of Winograd's algorithm mixes its values, so the error of a result is relative to the largest values
+          near it (Convolution.largest_near). Integers must be exact in tiles up to 2 x 2, whose points are 0, 1, -1.
 SMALL INTEGERS  PyTorch refuses to pool channels_last images of more pixels than their integer type can count.
-UNBATCHED PyTorch's max_pool2d makes one image without a batch contiguous, the fused operator keeps channels_last.
-ONE PIXEL Strides of an image of one pixel are those of both memory formats.
-CRASH     PyTorch 2.13 ends with a segmentation fault in float32 convolutions of channels_last images of one column with
-          kernels of one column, a stride and a dilation. The reference is computed in float64.
-NAN BITS  The bits inside a NaN.
+UNBATCHED For one image without a batch, PyTorch's max_pool2d returns contiguous. The fused one keeps channels_last.
+ONE PIXEL The strides of an image of one pixel fit both memory formats, so they may differ.
+CRASH     PyTorch 2.13 crashes in a float32 convolution with stride and dilation if the images are channels_last and
+          images and kernel have one column. The reference is computed in float64.
+NAN BITS  The bits of a NaN may differ.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ def same(name: str, ours: Any, theirs: Any) -> None:
 
 
 def same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
-    """Equal, -0.0 is not 0.0, NAN BITS."""
+    """Require equal bits, where -0.0 differs from 0.0. NAN BITS may differ."""
     same(f"{name} dtype", ours.dtype, theirs.dtype)
     same(f"{name} shape", tuple(ours.shape), tuple(theirs.shape))
     equal = (ours == theirs) & (torch.signbit(ours) == torch.signbit(theirs))
@@ -45,7 +43,7 @@ def same_bits(name: str, ours: Tensor, theirs: Tensor) -> None:
 
 
 def same_values(name: str, ours: Tensor, exact: Tensor, ignored: Tensor | None = None) -> None:
-    """Equal to float64's result in our type; of zeros, any."""
+    """Require the float64 result, rounded to our dtype. 0.0 and -0.0 are equal."""
     same(f"{name} shape", tuple(ours.shape), tuple(exact.shape))
     expected = exact.to(ours.dtype)
     equal = (ours == expected) | (ours.isnan() & expected.isnan())
@@ -61,14 +59,14 @@ def close(
     ignored: Tensor | None = None,
     summed: bool = False,
 ) -> None:
-    """Within the bound of the sums' rounding.
+    """Require an error below the bound of the rounding of sums.
 
     Args:
         exact: the result in float64.
-        size: the sum of the absolute values of its terms.
-        terms: their number. Roundings are independent, so errors grow with its square root.
-        ignored: the elements of an exception.
-        summed: the result is the sum of two, each of which is rounded to its type.
+        size: the sum of the absolute values of the result's terms.
+        terms: the number of terms. Rounding errors are independent, so errors grow with its square root.
+        ignored: the elements that an exception covers.
+        summed: the result is the sum of two results, each of which is rounded to the dtype.
     """
     same(f"{name} shape", tuple(ours.shape), tuple(exact.shape))
     most = torch.finfo(ours.dtype).max / 4
@@ -82,7 +80,7 @@ def close(
 
 
 def tolerance(dtype: torch.dtype, exact: Tensor, size: Tensor, terms: int, summed: bool = False) -> Tensor:
-    """See close()."""
+    """The largest error that close() allows."""
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     allowed = torch.finfo(wide).eps * (4 + 2 * terms**0.5) * size + (terms + 8) * TINY[wide]
     if wide != dtype:  # rounded once, half a unit in the last place

@@ -37,7 +37,7 @@ class Draw:
         return bool(self.rng.random() < probability)
 
     def upto(self, most: int) -> int:
-        """0 to `most`, both included."""
+        """An integer from 0 to `most`, both included."""
         return int(self.rng.integers(most + 1))
 
     def one_or_two(self, choices: Sequence[int]) -> int | tuple[int, int]:
@@ -124,7 +124,7 @@ class Draw:
     # ---- memory ----
 
     def layout(self, values: Tensor) -> tuple[Tensor, str]:
-        """The same values (but for `expanded`, which repeats some) in memory of another order."""
+        """The values in a random memory layout, and its name. The layouts `expanded` repeat some values."""
         name = self.pick(["contiguous", "channels_last", *LAYOUTS] if values.dim() == 4 else ["contiguous", *LAYOUTS])
         if name == "contiguous" or values.dim() < 2:
             return values.contiguous(), "contiguous"

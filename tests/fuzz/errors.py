@@ -1,4 +1,4 @@
-"""Calls that are wrong in one or two places: fastconv raises what PyTorch raises, and where it does not, agrees."""
+"""Calls with one or two wrong arguments. fastconv must raise PyTorch's error, or give the same shape and dtype."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.int
 
 @dataclass
 class Call:
-    """One call, of either library."""
+    """One call, which either library can run."""
 
     name: str
     tensors: list[Any]
@@ -67,7 +67,7 @@ class Call:
 
 
 def text(error: Exception) -> str:
-    """The first line, without the list of the arguments' types: fastconv passes on more of them."""
+    """The first line without the list of argument types, which differs because fastconv passes more arguments."""
     return str(error).split("\n")[0].split(" - got (")[0]
 
 

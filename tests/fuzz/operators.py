@@ -1,4 +1,4 @@
-"""One operator a case: values, gradients and gradients of gradients, against PyTorch in float64."""
+"""Cases of one operator. Values, first and second gradients are compared with PyTorch in float64."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass
 class Machine:
-    """What a case asks of the process."""
+    """The settings of the process for a case."""
 
     level: str
     threads: int
@@ -59,7 +59,7 @@ class Machine:
             torch.set_num_threads(threads)
 
     def largest_tile(self, w: tuple[int, ...], arguments: dict[str, Any], pooled: bool) -> int:
-        """Of Winograd's, forward; 0 where the algorithm cannot be in use."""
+        """The side of the largest tile that Winograd's forward may use. 0 if Winograd cannot be chosen."""
         plain = w[2:] == (3, 3) and arguments.get("groups", 1) == 1
         plain = plain and _pair(arguments.get("stride", 1)) == _pair(arguments.get("dilation", 1)) == (1, 1)
         if not plain or self.winograd == 0 or self.choices.get("winograd") == "never":
@@ -72,7 +72,7 @@ class Machine:
 def derivatives(
     function: Callable[..., Tensor], given: Tensors, wanted: list[str], g: Tensor | None, vectors: Tensors | None
 ) -> Tensors:
-    """y, the gradients of `wanted` along g, and the gradients of those along `vectors`."""
+    """Return y, the gradients of `wanted` for grad_output g, and the second gradients for `vectors`."""
     leaves = {name: t.detach().requires_grad_(name in wanted) for name, t in given.items()}
     y = function(**leaves)
     results = {"y": y.detach()}
@@ -96,7 +96,7 @@ def is_reduced(t: Tensor) -> bool:
 
 
 def absolute(t: Tensor) -> Tensor:
-    """What a term can add to an error."""
+    """The absolute values, which bound the rounding errors. NaN and infinity count as 0."""
     return t.nan_to_num(0, 0, 0).abs()
 
 
@@ -105,7 +105,7 @@ def double(tensors: Tensors) -> Tensors:
 
 
 def pads(x: Tensor, w: Tensor, arguments: dict[str, Any]) -> list[int]:
-    """As F.pad wants them."""
+    """The padding in the order of F.pad: left, right, top, bottom."""
     padding = arguments.get("padding", 0)
     if padding == "valid":
         return [0] * 4
@@ -141,7 +141,7 @@ class Convolution:
         return F.max_pool2d(y, **self.pool) if self.pool else y
 
     def whole(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        """As theirs, without the second derivatives of F.relu and F.max_pool2d: zeros, which times infinity are NaN."""
+        """As theirs, without F.relu and F.max_pool2d: their second derivatives are 0, which times infinity is NaN."""
         y = self.unpadded(x, w, b)
         if self.name != "conv2d":
             y = torch.where(y.detach() <= 0, 0.0, y)
@@ -150,19 +150,19 @@ class Convolution:
         maxima, indices = F.max_pool2d(y.detach(), **self.pool, return_indices=True)
         empty = (
             F.max_pool2d(torch.zeros_like(y), **self.pool) != 0
-        )  # windows that see padding only: indices of elsewhere
+        )  # windows of padding only, whose indices are outside the image
         chosen = y.flatten(-2).gather(-1, torch.where(empty, 0, indices).flatten(-2)).view(indices.shape)
         return torch.where(empty, maxima, chosen)
 
     def unpadded(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        """conv2d, with the padding as a part of x."""
+        """Compute conv2d of an input that is padded first."""
         arguments = {name: value for name, value in self.arguments.items() if name != "padding"}
         if x.dim() == 3:
             return self.unpadded(x.unsqueeze(0), w, b).squeeze(0)
         return F.conv2d(F.pad(x, pads(x, w, self.arguments)), w, b, **arguments)
 
     def argmax(self) -> tuple[Tensor, Tensor]:
-        """Where the fused operator found each maximum, in its image, and whether ReLU let it pass."""
+        """The position of each maximum of the fused operator in its image, and whether it passed the ReLU."""
         a = self.arguments
         served = FF.convolution_arguments(
             self.given["x"],
@@ -208,7 +208,7 @@ class Convolution:
                     same_bits(f"{name} by {threads} threads", t, found[name])
             torch.set_num_threads(self.machine.threads)
             with torch.no_grad():
-                for again in range(2):  # packs the weight, keeps it, finds it
+                for again in range(2):  # with the call above: the weight is packed, cached, and found
                     same_bits(f"y again ({again})", self.ours(**self.given), found["y"])
             gated = self.name != "conv2d" and found["y"].numel() > 0 and 0 not in self.given["w"].shape
             gate = self.argmax() if gated else None
@@ -227,7 +227,7 @@ class Convolution:
             self.check_close(found, gate)
 
     def for_pytorch(self) -> Tensors:
-        """The operands in a type that PyTorch computes fast and without a crash; shapes and errors do not depend on it."""
+        """Return the operands in a type that PyTorch computes fast and without a crash. Shapes and errors stay."""
         if self.given["x"].shape[-1] == self.given["w"].shape[-1] == 1:  # CRASH
             return {name: t.double() for name, t in self.given.items()}
         return {name: t.float() if is_reduced(t) else t for name, t in self.given.items()}
@@ -236,24 +236,24 @@ class Convolution:
         return derivatives(function, self.given, self.wanted, self.g, self.vectors)
 
     def tile(self) -> int:
-        # The second gradient behind a pool is a convolution without one.
+        # The second gradient of a pooled convolution calls a convolution without a pool.
         pooled = self.pool is not None and self.vectors is None
         return self.machine.largest_tile(tuple(self.given["w"].shape), self.arguments, pooled)
 
     def exact(self) -> bool:
-        """Integers are exact by every algorithm but Winograd's with tiles of more than 2 x 2, whose points are not."""
+        """Integers give exact results, except with Winograd's tiles above 2 x 2, whose points are not integers."""
         rounded_twice = is_reduced(self.given["x"]) and self.vectors is not None
         return self.values in ("integers", "special") and self.tile() <= 2 and not rounded_twice
 
     def reference(self, function: Callable[..., Tensor], change: Callable[[Tensor], Tensor] = lambda t: t) -> Tensors:
-        """`function` and its derivatives in float64, of changed tensors."""
+        """Compute `function` and its derivatives in float64, after `change` of all tensors."""
         given = {name: change(t) for name, t in double(self.given).items()}
         g = None if self.g is None else change(self.g.double())
         vectors = None if self.vectors is None else {n: change(t) for n, t in double(self.vectors).items()}
         return derivatives(function, given, self.wanted, g, vectors)
 
     def over_padding(self) -> Tensors:
-        """PADDING: the results of conv2d that a product of padding and of something infinite or NaN may reach."""
+        """PADDING: mark the results of conv2d that a product of padding with infinity or NaN may reach."""
         if self.values != "special" or self.name != "conv2d" or not any(self.pads()):
             return {}
         zeros = torch.zeros_like(self.given["x"], dtype=torch.float64)
@@ -267,7 +267,7 @@ class Convolution:
             y = F.conv2d(x, w, b, **arguments)
             return y if zeros.dim() == 4 else y.squeeze(0)
 
-        # The gradient of w over padding, and what it is made of.
+        # x becomes 1 in the padding, other tensors 1 where they are not finite. Such a product makes a result non-zero.
         vectors = None if self.vectors is None else {n: torch.ones_like(t, dtype=torch.float64) for n, t in
                                                       self.vectors.items()}  # fmt: skip
         if vectors is not None and "x" in vectors:
@@ -286,20 +286,20 @@ class Convolution:
             flat, live = gate
             conv = self.unpadded(**double(self.given))
             dead = 0 * conv.nan_to_num(0, 0, 0)
-            dead = F.max_pool2d(dead, **self.pool) if self.pool else dead  # -inf where a window sees padding only
+            dead = F.max_pool2d(dead, **self.pool) if self.pool else dead  # -inf for windows of padding only
 
             def function(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
                 y = self.unpadded(x, w, b).flatten(-2).gather(-1, flat.flatten(-2)).view(flat.shape)
                 return torch.where(live, y, dead)
 
         elif self.name != "conv2d":
-            return  # no result to look at
+            return  # no result to compare
         expected = self.reference(function)
         sizes = self.reference(function, absolute)
         tile = self.tile()
         spread = self.reference(function, self.largest_near) if tile else sizes
         terms = self.terms()
-        unpooled = self.pool is not None and self.vectors is not None  # the sum of overlapping windows is rounded, too
+        unpooled = self.pool is not None and self.vectors is not None  # sums of overlapping windows are rounded again
         for name, t in found.items():
             from_tiles = name in ("y", "grad of x", "second grad of g", "second grad of x")
             size = spread[name] if from_tiles else sizes[name]
@@ -309,7 +309,7 @@ class Convolution:
             self.check_gate(expected["y"], terms["y"])
 
     def check_gate(self, chosen: Tensor, terms: int) -> None:
-        """The operator's choice is a maximum, as far as rounding lets it know."""
+        """Require that each element the operator chose is a maximum, except for rounding."""
         maxima = self.whole(**double(self.given))
         change = self.largest_near if self.tile() else absolute
         size = self.unpadded(**{name: change(t) for name, t in double(self.given).items()})
@@ -328,7 +328,7 @@ class Convolution:
             raise Mismatch(f"argmax{list(at)}: chose {chosen[at].item()!r}, the maximum is {maxima[at].item()!r}")
 
     def largest_near(self, t: Tensor) -> Tensor:
-        """WINOGRAD: the largest absolute value of every tile that an element may be in."""
+        """WINOGRAD: the largest absolute value in all tiles that may contain each element."""
         t = absolute(t)
         if t.dim() < 3 or t.numel() == 0:
             return t
@@ -356,12 +356,12 @@ class Convolution:
 
 
 def strides(t: Tensor) -> tuple[int, ...]:
-    """Of the sizes that have any."""
+    """The strides of the dimensions with more than one element."""
     return tuple(stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1) if t.numel() else ()
 
 
 def refuses(call: Callable[[], Any], expected: Exception) -> None:
-    """Raises what PyTorch raises."""
+    """Require that `call` raises PyTorch's error."""
     try:
         call()
     except Exception as found:
@@ -504,7 +504,7 @@ def pool(draw: Draw) -> Pool:
         y, indices = F.max_pool2d(x, **case.arguments, return_indices=True)
     except (RuntimeError, TypeError):
         return case
-    # PyTorch's backward writes outside of the image where a window sees padding only.
+    # For windows of padding only, PyTorch's backward writes outside the image.
     inside = indices.numel() == 0 or int(indices.max()) < h * w
     if not integral and inside and draw.chance(0.7):
         case.g, _ = draw.layout(valued(draw, values, tuple(y.shape), "g").to(dtype))
@@ -529,7 +529,7 @@ class ReLU:
 
     def run(self, function: Callable[..., Any]) -> Tensors:
         x = self.x.detach().requires_grad_(self.g is not None)
-        # A clone may fill the gaps of its original, whose strides are what counts in place.
+        # In place, the strides matter. A clone may have other strides, since it fills gaps.
         if self.in_place and self.g is None:
             target = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
             if self.writable():

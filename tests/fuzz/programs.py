@@ -1,6 +1,6 @@
-"""Small programs of several operators, plain and by fastconv: under enabled(), and as converted modules.
+"""Small programs of several operators, in plain PyTorch and with fastconv: under enabled(), or as converted modules.
 
-All numbers are small integers in float64, so every result is exact, and equal to PyTorch's to the bit.
+All numbers are small integers in float64, so every result is exact and must be equal to PyTorch's.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def pool(how: str, x: Tensor, arguments: dict[str, Any]) -> Tensor:
 
 
 def in_place(how: str, x: Tensor) -> Tensor:
-    """Only of results: an input that is a leaf may not change."""
+    """Change a result in place. The input of a program may not change, because it is a leaf."""
     if how == "F":
         return F.relu(x, inplace=True)
     if how == "method":
@@ -76,7 +76,7 @@ POINTWISE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply(step: Step, values: list[Tensor], weights: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    """The result of one step, whose operands are numbers of values."""
+    """The result of one step. Its operands are indices into `values`."""
     kind, operand, *rest = step
     x = values[operand]
     if kind == "conv":
@@ -102,7 +102,7 @@ def apply(step: Step, values: list[Tensor], weights: list[tuple[Tensor, Tensor |
 
 @dataclass
 class Program:
-    """Steps over a growing list of values, of which the last and some others are looked at."""
+    """Steps that append to a list of values. `outputs` are the indices of the values that are compared."""
 
     x: Tensor
     weights: list[tuple[Tensor, Tensor | None]]
@@ -130,7 +130,7 @@ class Program:
         try:
             expected = self.run(nullcontext())
         except RuntimeError:
-            return  # a value that backward needs was changed in place
+            return  # the program is invalid: it changes a value in place that backward needs
         found = self.run(fastconv.enabled(fuse=self.fuse))
         compare(found, expected)
 
@@ -148,7 +148,7 @@ def flat(weights: list[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
 
 
 def draw_conv(draw: Draw, channels: int) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-    """A weight of few numbers other than zero, so that results stay small."""
+    """A convolution. Its weight has few non-zeros, so that results stay small."""
     k, kernel = draw.pick((1, 2, 3, 4, 16, 17)), draw.pick((1, 2, 3, 3, 3))
     groups = draw.pick([g for g in (1, 1, 2, channels) if channels % g == 0 and k % g == 0])
     size = (k, channels // groups, kernel, kernel)
@@ -215,7 +215,7 @@ def draw_step(draw: Draw, values: list[Tensor], program: Program) -> Step:
 
 
 class Net(nn.Module):
-    """Code that is not a Sequential's: steps with modules, some behind a flag, some shared."""
+    """A module with its own forward code: steps that call modules. Steps may have a flag, and modules may be shared."""
 
     def __init__(self, modules: list[nn.Module], steps: list[tuple[int, int, str]]) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class Net(nn.Module):
 
 @dataclass
 class Model:
-    """A module, and how it is called: `calls` of (flags, train, recorded), and by itself the layers `alone`."""
+    """A module and its calls (flags, train, recorded). Afterwards the layers `alone` are called by themselves."""
 
     module: nn.Module
     x: Tensor

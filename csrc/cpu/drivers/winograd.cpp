@@ -10,7 +10,7 @@ namespace {
 // The kinds of tiles that a shape is cut into, and where their weights are.
 struct Layout {
   struct Kind {
-    WinogradTiles tiles;
+    WinogradTileKind tiles;
     int64_t count, units, weight;
   };
   std::vector<Kind> kinds;
@@ -22,12 +22,12 @@ template <class T>
 Layout layout_of(const FusedShape& f, const WinogradCut& cut) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   Layout layout;
-  for (const WinogradTiles& tiles : cut.kinds) {
-    const int64_t count = f.conv.N * tiles.per_image();
+  for (const WinogradTileKind& kind : cut.kinds) {
+    const int64_t count = f.conv.N * kind.per_image();
     if (count == 0) continue;
-    layout.kinds.push_back({tiles, count, ceil_div(count, kernel.unit_tiles), layout.packed_size});
-    layout.packed_size += kernel.packed_size(f.conv, tiles);
-    layout.id = layout.id * 25 + tiles.mh * 5 + tiles.mw;
+    layout.kinds.push_back({kind, count, ceil_div(count, kernel.unit_tiles), layout.packed_size});
+    layout.packed_size += kernel.packed_size(f.conv, kind);
+    layout.id = layout.id * 25 + kind.mh * 5 + kind.mw;
   }
   return layout;
 }

@@ -8,8 +8,8 @@
 
 namespace fastconv::FC_LEVEL {
 
-// Block `index` of the channels. Each group's `channels` channels are cut into blocks of at most block_lanes channels.
-// Blocks are numbered through all groups.
+// A block of channels. The channels of each group are cut into blocks of at most block_lanes channels. `index` counts
+// the blocks of all groups. `channels` is the number of channels in one group.
 template <class T>
 struct ChannelBlock {
   int64_t group, first, count;  // `first` counts within the group

@@ -6,7 +6,7 @@
 //   db[k]          = sum over n, p, q of g[n, p, q, k]
 //
 // Layout: x, g and dx are NHWC. direct_pack.h packs the weight. dw is [r, s, c][K] and db is [K]. One call processes
-// one tile of pixels and one block of channels. For dx, calls are independent. Each sum has a fixed order.
+// one tile of pixels and one block of channels. Calls for dx may run in parallel. Terms are added in a fixed order.
 //
 // Blocking: backward_data holds block_rows pixels of dx x block_lanes input channels in registers and sums over K.
 // backward_weight holds block_rows taps x block_lanes output channels and sums over the pixels of the tile. The tile's

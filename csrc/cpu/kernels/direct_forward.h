@@ -3,12 +3,13 @@
 //   y[n, p, q, k] = max over the window of max(0, b[k] + sum over r, s, c of x[...] * w[k, r, s, c])
 //
 // Layout: x and y are NHWC. direct_pack.h packs the weight. One call computes one tile and one block of output
-// channels. Calls are independent. Each sum has a fixed order.
+// channels. Calls may run in parallel. Terms are added in a fixed order.
 //
-// Blocking: a register block holds the sums of whole pooling windows. With 12 rows (AVX-512, NEON) these are 12 windows
-// of 1 pixel, 3 of 2x2 or 1 of 3x3. With 6 rows they are 6 windows of 1 pixel or 1 of 2x2. A 3x3 window then takes 9
-// rows of one vector instead. So bias, ReLU, maximum and argmax stay in registers. With 2x2 windows, only a quarter of
-// the values is written, each with one byte of argmax. Pixels that no window reads are not computed.
+// Blocking: a register block holds the sums of all pixels of its pooling windows, so bias, ReLU, maximum and argmax
+// stay in registers. 12 rows of two vectors (AVX-512, NEON) are 12 windows of 1 pixel, 3 of 2x2 or 1 of 3x3. 6 rows of
+// two vectors (AVX2, SSE2) are 6 windows of 1 pixel or 1 of 2x2. For a 3x3 window, these levels use 9 rows of one
+// vector. With 2x2 windows, only a quarter of the values is written, each with one byte of argmax. Pixels that no
+// window reads are not computed.
 //
 // Measured: conv1 of MnistCNN, batch 64, one thread of Zen 4, takes 0.37 ms. The FMAs alone take 0.22 ms.
 #pragma once
@@ -39,7 +40,8 @@ FC_INLINE void add(Block<T, vectors, rows>& sum, const Block<T, vectors, rows>& 
   }
 }
 
-// Walks `rows` rows of one group's taps in the order of NHWC memory. A row of adjacent pixels is one inner loop.
+// The walk over the taps of `rows` kernel rows and one group, in the order of NHWC memory. If the taps of a kernel row
+// are contiguous in x, they are one inner loop.
 inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
   const bool runs = s.groups == 1 && s.dilation_w == 1 && x.pixel == s.C;
   const int64_t row = s.dilation_h * x.row, pixel = s.dilation_w * x.pixel;
@@ -47,8 +49,8 @@ inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
   return {rows, row, s.S, pixel, s.group_C(), 1};
 }
 
-// A sum of more taps is split into one partial sum for each row of taps. With 576 taps, that halves the rounding error
-// and costs 1 % of the time.
+// A sum over more taps than this is split into one partial sum for each kernel row. With 576 taps, that halves the
+// rounding error and costs 1 % of the time.
 constexpr int64_t longest_sum = 256;
 
 // A row of Q pooling windows of R x S pixels, without gaps, inside the image. No pooling is 1x1 pooling here.
@@ -56,7 +58,7 @@ struct WindowRow {
   int64_t R, S, Q;
 };
 
-// A block's columns in the packed weight: the distance from tap to tap, and the number of lanes of the last vector.
+// The elements from tap to tap in a block of the packed weight, and the lanes in use in the last vector.
 struct PackedColumns {
   int64_t step, last_lanes;
 };

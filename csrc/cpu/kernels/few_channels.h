@@ -87,7 +87,8 @@ struct LanesOfK {
   }
 };
 
-// Adds one vector of k and one channel of x to dw, and to db if not null. position[i]: index of pixel i in its patch.
+// Adds the sums over the windows to dw for one vector of k and one channel of x, and to db if it is not null.
+// position[i]: the index of a window's pixel i in the patch.
 template <class T, int R, int S, bool partial>
 void add_windows(const FusedShape& f, const WindowPatches<T>& from, Vec<IntLike<T>> position, const WeightSums<T>& sums,
                  int64_t lanes_in_use) {

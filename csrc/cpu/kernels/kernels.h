@@ -35,11 +35,11 @@ struct FusedKernels {
 // Winograd's algorithm (winograd.h).
 template <class T>
 struct WinogradKernels {
-  int largest;         // largest tile to use: outputs along one side
+  int largest_tile;    // outputs along one side of the largest tile to use
   int64_t unit_tiles;  // tiles in a unit
-  int64_t (*packed_size)(const Conv2dShape&, const WinogradTiles&);
+  int64_t (*packed_size)(const Conv2dShape&, const WinogradTileKind&);
   int64_t (*workspace_size)(const Conv2dShape&);
-  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTiles&, int64_t block, T* to);
+  void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTileKind&, int64_t block, T* to);
   void (*forward)(const FusedShape&, const WinogradUnit<T>&, const T* x, const PackedWeight<T>&, T* y, uint8_t* argmax);
 };
 

@@ -153,8 +153,8 @@ void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices, i
   }
 }
 
-// Adds each window's gradient to dx, which the caller has zeroed, at the window's index. dx is s.H rows of an image,
-// from pixel `first_pixel` on. Indices outside of these rows are ignored. NCHW is represented as images of one channel.
+// Adds each window's gradient to dx, which the caller has zeroed, at the window's index. dx has s.H rows of an image.
+// Its first pixel is number `first_pixel` of the image. Indices outside of dx are ignored. In NCHW, s.C is 1.
 template <class T>
 void max_pool2d_backward(const Pool2dShape& s, const T* g, const int64_t* indices, T* dx, int64_t first_pixel) {
   FASTCONV_ASSERT(s.P * s.Q * s.C == 0 || (readable(g) && readable(indices)));

@@ -8,9 +8,9 @@
 
 namespace fastconv::FC_LEVEL {
 
-// Runs of taps. A run is a sequence of taps whose x is contiguous in NHWC memory: all (s, c) of one r if dilation_w is
-// 1 (`whole_rows`), else all c of one (r, s). A line is a group of runs at equal distances in x: all rows of the kernel
-// if `whole_rows`, else the pixels of one row.
+// A run is a sequence of taps that read contiguous x. A line is a group of runs at equal distances in x. If dilation_w
+// is 1 (`whole_rows`), a run has all (s, c) of one r, and all runs form one line. Otherwise, a run has all c of one
+// (r, s), and the runs of one r form a line.
 struct Runs {
   int64_t length;        // elements of a run
   int64_t lines, count;  // `count` runs in a line
@@ -79,8 +79,8 @@ struct NonZeroLists {
 //
 // A list costs about 60 cycles besides its FMAs: its sums are loaded and stored, and the branch at its end is
 // mispredicted. Several runs at once share that cost. dw of 3x3x32 with lists of 12 values takes 27 cycles for each
-// value with three runs at once, and 34 with one. The loop over the lists is inside the loop over the vectors, so that
-// all lists read the same few columns of `from` from the first-level cache.
+// value with three runs at once, and 34 with one. The loop over the vectors is outside of the loop over the lists. So
+// all lists read the same few columns of `from`, which stay in the first-level cache.
 template <class T, int runs>
 FC_INLINE void add_lists_to_runs(RunsAt<T> sum, RunsAt<const T> from, const NonZeroLists<T>& lists, int64_t length) {
   constexpr int64_t n = lanes<T>;

@@ -100,9 +100,9 @@ struct NonZeroList {
   T* value;
 };
 
-// All Winograd tiles of one size: mh x mw outputs, 1 to 4 along each side. An image has `rows` x `columns` of these
-// tiles. The first one begins at output (row0, column0). The last ones may cross the edge of the output.
-struct WinogradTiles {
+// One kind of Winograd's tiles, with mh x mw outputs (1 to 4 along each side). An image has `rows` x `columns` tiles of
+// this kind. The first one begins at output (row0, column0). The last ones may cross the edge of the output.
+struct WinogradTileKind {
   int mh, mw;
   int64_t row0, column0, rows, columns;
 
@@ -114,7 +114,7 @@ struct WinogradTiles {
 // channel blocks [first_block, last_block). The kernel sets non_finite[n] to 1 if a sum of image n is not finite.
 template <class T>
 struct WinogradUnit {
-  WinogradTiles kind;
+  WinogradTileKind kind;
   int64_t first_tile, last_tile;
   int64_t first_block, last_block;
   T* workspace;  // workspace_size elements

@@ -37,7 +37,7 @@ struct WindowMax {
   }
 };
 
-// ReLU and any max-pooling of the convolution's results. `conv` has all rows that the windows of `to` read.
+// ReLU and max-pooling with any kind of window. `conv` has all rows that the windows of `to` read.
 template <class T>
 void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const PooledTile<T>& to) {
   FASTCONV_ASSERT((conv.rows == 0 || readable(conv.data)) && readable(to.data) && readable(to.argmax));
@@ -66,7 +66,7 @@ void relu_max_pool2d(const Pool2dShape& s, const OutputTile<T>& conv, const Pool
             }
           }
           max.store(y + c, argmax + c, left);
-          // A window entirely in the padding gives -infinity, as in PyTorch. ReLU ran before, so it does not change it.
+          // A window entirely in the padding gives -infinity, as in PyTorch, where ReLU runs before the pool.
           if (taps_r.begin >= taps_r.end || taps_s.begin >= taps_s.end) store_upto(y + c, lowest, left);
         }
         y += s.C;

@@ -131,7 +131,7 @@ FC_INLINE void store_upto(T* to, Vec<T> value, int64_t count) {
   }
 }
 
-// Lane i of the result is lane from[i] of `value`, modulo the number of lanes.
+// Lane i of the result is lane (from[i] modulo the number of lanes) of `value`.
 template <class T>
 FC_INLINE Vec<T> permute(Vec<T> value, Vec<IntLike<T>> from) {
 #if FC_VECTOR_BYTES == 64

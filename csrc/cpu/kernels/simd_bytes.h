@@ -16,7 +16,7 @@ struct BytesOf {
 template <class T>
 FC_INLINE typename BytesOf<T>::type narrowed(Vec<IntLike<T>> values) {
 #if FC_VECTOR_BYTES == 32
-  // g++ 12 would extract the lanes one by one, a third of the time of the forward pass of MnistCNN's conv1.
+  // g++ 12 would extract the lanes one by one, which takes a third of the forward pass of MnistCNN's conv1.
   __m256i lanes_32 = (__m256i)values;
   if constexpr (sizeof(T) == 8)
     lanes_32 = _mm256_permutevar8x32_epi32(lanes_32, _mm256_setr_epi32(0, 2, 4, 6, 0, 0, 0, 0));
@@ -69,7 +69,7 @@ constexpr CompressTable compress_table;
 #endif
 
 // Stores the lanes whose bit is set, without gaps. It may overwrite as much memory as a whole vector. It has no branch:
-// a loop over random bits costs one misprediction for each vector, as much as the vector's arithmetic.
+// a loop over the set bits would end in one misprediction for each vector, which costs as much as its arithmetic.
 template <class T>
 FC_INLINE void compress_store(T* to, Vec<T> value, uint32_t bits) {
 #if FC_VECTOR_BYTES == 64

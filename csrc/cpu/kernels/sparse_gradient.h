@@ -64,7 +64,7 @@ inline int64_t count_nonzero(const uint8_t* argmax, int64_t count) {
   return nonzero;
 }
 
-// The number of offsets, and of values, that the workspace for the lists of `windows` windows needs.
+// The number of elements that each pointer of the NonZeroList for `windows` windows needs.
 template <class T>
 int64_t list_size(const FusedShape& f, int64_t windows) {
   const int64_t by_channel = 3 * lanes<T> * (ceil_div(windows, lanes<T>) + 1) * lanes<T>;
@@ -73,7 +73,7 @@ int64_t list_size(const FusedShape& f, int64_t windows) {
 }
 
 // For each window and each channel of one vector: the gradient, and the offset in x of the pixel that receives it, or
-// -1 if no pixel does. `at` and `value` hold this as [window][lanes], followed by the same transposed, [lanes][row].
+// -1 if no pixel does. `at` and `value` each hold this twice: as [window][lanes], then transposed as [lanes][row].
 template <class T>
 struct WindowOffsets {
   int64_t windows, row;  // row: `windows`, rounded up to lanes
@@ -179,11 +179,11 @@ void backward_weight(const FusedShape& f, const InputTile<T>& x, const SparseGra
   }
 }
 
-// Adds the products of one output pixel's list to all pixels of dx that its taps read. (h, w) is the first of these
-// pixels, counted in the tile of one image.
+// Adds the products of one output pixel's list to all pixels of dx that its taps read. `tile` has one image. The first
+// tap reads pixel (h, w) of the tile, which may be outside of it.
 template <class T>
-FC_INLINE void scatter_pixel(const Conv2dShape& s, const T* weight, const NonZeroLists<T>& list,
-                             const OutputTile<T>& tile, int64_t h, int64_t w) {
+FC_INLINE void add_pixel(const Conv2dShape& s, const T* weight, const NonZeroLists<T>& list, const OutputTile<T>& tile,
+                         int64_t h, int64_t w) {
   T* dx = tile.data;
   const int64_t rows = tile.rows;
   const Runs runs(s);
@@ -247,8 +247,8 @@ void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, c
           const int64_t pixel_h = p * pool.stride_h - pool.pad_h + i / pool.S * pool.dilation_h;
           const int64_t pixel_w = q * pool.stride_w - pool.pad_w + i % pool.S * pool.dilation_w;
           const int64_t length = list[1] - list[0];
-          scatter_pixel(s, weight, {at + list[0], value + list[0], &length, 1, 0, 0}, image,
-                        pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w);
+          add_pixel(s, weight, {at + list[0], value + list[0], &length, 1, 0, 0}, image,
+                    pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w);
         }
       }
     }

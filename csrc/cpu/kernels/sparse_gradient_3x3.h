@@ -1,7 +1,7 @@
 // backward_data for a gradient that is mostly zeros (sparse_gradient.h), for 3x3 kernels of stride 1, alone or followed
 // by pooling windows of one or two columns:
 //
-//   dx[patch of the window's row] += sum over k of g[k] * w[k]      for the one or two pixels of that row
+//   dx[pixel + (r, s), c] += sum over k of g[window, k] * w[k][r, s, c]     for the one or two pixels of a window's row
 //
 // Layout: as in sparse_gradient.h. The packed weight is [vector of c][k][r, s][lanes].
 //

@@ -41,7 +41,7 @@ constexpr Conv2dFamily<T> conv2d_family() {
           .fused = {.forward = direct::relu_max_pool2d_forward<T>,
                     .relu_max_pool2d = relu_max_pool2d<T>,
                     .unpool = unpool<T>},
-          .winograd = {.largest = winograd::largest_wanted,
+          .winograd = {.largest_tile = winograd::largest_tile,
                        .unit_tiles = winograd::unit_tiles,
                        .packed_size = winograd::packed_size<T>,
                        .workspace_size = winograd::workspace_size<T>,

@@ -9,7 +9,7 @@
 
 namespace fastconv::FC_LEVEL {
 
-// Exchanges the lanes of a whose index has the bit `bit` set with the lanes of b whose index has it clear.
+// Exchanges lane i of a with lane i - bit of b, for every i in which `bit` is set.
 template <int bit, class T, int... I>
 FC_INLINE void exchange(const T* type, Vec<T>& a, Vec<T>& b, Indices<I...>) {
   constexpr int n = lanes<T>;
@@ -70,7 +70,7 @@ void transpose_to(const T* src, int64_t src_stride, int64_t rows, int64_t column
   }
 }
 
-// The inner loop runs along the rows of the matrix with the larger stride, because changing its rows costs more.
+// The inner loop stays in one row of the matrix with the larger stride, because going to its next row costs more.
 template <class T>
 void transpose(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride) {
   FASTCONV_ASSERT(rows >= 0 && columns >= 0 && (rows * columns == 0 || (readable(src) && readable(dst))));

@@ -36,16 +36,17 @@ int64_t weight_step(const Conv2dShape& s) {
 }
 
 template <class T>
-int64_t packed_size(const Conv2dShape& s, const WinogradTiles& kind) {
+int64_t packed_size(const Conv2dShape& s, const WinogradTileKind& kind) {
   return ceil_div(s.K, block_lanes<T>) * kind.frequencies() * weight_step<T>(s);
 }
 
 // Packs one block of output channels. The input is a weight that pack_weight_forward (direct_pack.h) has packed. If
 // `rotated`, pack_weight_backward has packed it, and this function rotates the kernel by 180 degrees.
 template <class T>
-void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const WinogradTiles& kind, int64_t index, T* to) {
+void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const WinogradTileKind& kind, int64_t index,
+                 T* to) {
   FASTCONV_ASSERT(readable(packed) && readable(to) && is_block<T>(index, 1, s.K));
-  FASTCONV_ASSERT(kind.mh >= 1 && kind.mh <= largest && kind.mw >= 1 && kind.mw <= largest);
+  FASTCONV_ASSERT(kind.mh >= 1 && kind.mh <= max_outputs && kind.mw >= 1 && kind.mw <= max_outputs);
   const ChannelBlock<T> block(index, s.K);
   const int64_t size = s.C * block.vectors * lanes<T>;
   const int columns = kind.mw + 2;
@@ -54,7 +55,7 @@ void pack_weight(const Conv2dShape& s, const T* packed, bool rotated, const Wino
   const T* origin = rotated ? packed + 8 * size : packed;
   const int64_t tap = rotated ? -size : size;
   for (int64_t i = 0; i < size; i += lanes<T>) {
-    Vec<T> column[3][pixels<largest>];
+    Vec<T> column[3][pixels<max_outputs>];
     with_outputs(kind.mh, [&](auto outputs) {
       constexpr int m = decltype(outputs)::value;
 #pragma GCC unroll 3
@@ -124,7 +125,7 @@ void forward(const FusedShape& f, const WinogradUnit<T>& unit, const T* x, const
   FASTCONV_ASSERT(0 <= unit.first_block && unit.first_block <= unit.last_block &&
                   unit.last_block <= ceil_div(f.conv.K, block_lanes<T>));
   const Conv2dShape& s = f.conv;
-  const WinogradTiles& kind = unit.kind;
+  const WinogradTileKind& kind = unit.kind;
   const auto transforms = transforms_of<T>(kind, f.window() == 4 ? Epilogue::relu_max_pool
                                                  : argmax        ? Epilogue::relu
                                                                  : Epilogue::none);

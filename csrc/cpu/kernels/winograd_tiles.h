@@ -12,19 +12,19 @@
 
 namespace fastconv::FC_LEVEL::winograd {
 
-constexpr int largest = 4;
-// The largest tile that drivers should use at this level. Without FMA (SSE2), each product is rounded before it is
-// added, and larger tiles have more than twice the error of PyTorch's AVX-512 kernels.
+constexpr int max_outputs = 4;  // along one side of a tile
+// The largest tile that plans should use at this level. Without FMA (SSE2), each product is rounded before it is added,
+// and larger tiles have more than twice the error of PyTorch's AVX-512 kernels.
 #if defined(__x86_64__) && FC_VECTOR_BYTES == 16
-constexpr int largest_wanted = 2;
+constexpr int largest_tile = 2;
 #else
-constexpr int largest_wanted = largest;
+constexpr int largest_tile = max_outputs;
 #endif
 constexpr int64_t unit_tiles = 2 * block_rows;
 
 // The sum over c is split into sums of this many terms. The output transform of a larger tile amplifies rounding errors
 // more, so its sums are shorter. With sums of 16 terms, conv3 of MnistCNN takes 4 % longer than with one sum.
-inline int longest_product_sum(const WinogradTiles& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
+inline int longest_product_sum(const WinogradTileKind& kind) { return kind.mh > 2 || kind.mw > 2 ? 16 : 64; }
 
 inline int upto(int most, int64_t count) { return count < most ? static_cast<int>(count) : most; }
 
@@ -46,7 +46,7 @@ FC_INLINE void with_outputs(int m, Run run) {
 // Calls visit(tile, n, p, q) for each tile of a unit, with its number in the unit, its image n and first output (p, q).
 template <class T, class Visit>
 FC_INLINE void for_each_tile(const WinogradUnit<T>& unit, Visit visit) {
-  const WinogradTiles& kind = unit.kind;
+  const WinogradTileKind& kind = unit.kind;
   const int64_t first = unit.first_tile, tiles = unit.last_tile - first;
   int64_t n = first / kind.per_image(), row = first / kind.columns % kind.rows, column = first % kind.columns;
   for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -67,10 +67,10 @@ constexpr int64_t m_step = unit_tiles * block_lanes<T>;
 
 template <class T>
 int64_t workspace_size(const Conv2dShape& s) {
-  return pixels<largest> * pixels<largest> * (v_step<T>(s) + m_step<T>);
+  return pixels<max_outputs> * pixels<max_outputs> * (v_step<T>(s) + m_step<T>);
 }
 
-// Transforms the pixels of one tile, from (h0, w0) on. `edge`: some may be outside of the image, where pixels are zero.
+// Transforms one tile of x, whose first pixel is (h0, w0). `edge`: pixels may be outside of the image. They are zero.
 template <class T, int mh, int mw, bool edge>
 void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v) {
   const int64_t step = v_step<T>(s), C = s.C, W = s.W;
@@ -220,7 +220,7 @@ Transforms<T> transforms_of(Epilogue epilogue) {
 }
 
 template <class T>
-Transforms<T> transforms_of(const WinogradTiles& kind, Epilogue epilogue) {
+Transforms<T> transforms_of(const WinogradTileKind& kind, Epilogue epilogue) {
   Transforms<T> transforms;
   with_outputs(kind.mh, [&](auto mh) {
     with_outputs(kind.mw,

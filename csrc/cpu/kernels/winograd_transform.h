@@ -6,8 +6,8 @@
 //
 // Measured in a simulation of one F(4, 3) tile in float32 with 64 channels: the root mean square error is 1.1 to 1.2
 // times PyTorch's with these points, and 2.5 to 2.7 times with 0, +-1, +-2. If the sum over c is not split into sums of
-// 16, these are 1.7 to 1.9 and 3.9 to 4.0. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy of
-// Winograd Convolution for Deep Neural Networks", arXiv 1803.10986.)
+// 16, these factors are 1.7 to 1.9 and 3.9 to 4.0. (Points: Barabasz et al., "Error Analysis and Improving the Accuracy
+// of Winograd Convolution for Deep Neural Networks", arXiv 1803.10986.)
 #pragma once
 
 #include "simd.h"
@@ -76,8 +76,8 @@ FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m +
   } else {
     constexpr int first = m - 3;
     constexpr T scale = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
-    // The values at the points a and -a are divided by 2 a^2 (a^2 - b^2) in F(4, 3), and by 2 a (a^2 - b^2), with the
-    // sign of the point, in F(3, 3). For b and -b, exchange a and b.
+    // F(4, 3) divides the values at the points a and -a by 2 a^2 (a^2 - b^2). F(3, 3) divides the value at a by
+    // 2 a (a^2 - b^2), and the value at -a by the negative of that. For b and -b, exchange a and b.
     constexpr T scale_a = m == 4 ? scale / Points<T>::a2 : scale / Points<T>::a,
                 scale_b = m == 4 ? -scale / Points<T>::b2 : -scale / Points<T>::b;
     constexpr T sign = m == 4 ? 1 : -1;
