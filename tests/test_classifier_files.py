@@ -299,7 +299,7 @@ def test_a_history_of_extreme_values_is_plotted(loss: float) -> None:
 
     epochs = history_content()["epochs"]
     epochs[1] |= {"loss": loss, "val_loss": loss}
-    assert plots.training_curves(epochs).startswith(b"\x89PNG")
+    assert plots.png(plots.training_curves(epochs)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

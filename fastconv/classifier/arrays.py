@@ -31,7 +31,9 @@ def as_tensor(values: Any) -> Tensor:
             raise TrainingError(f"these tensors do not have the same shape and type: {error}") from error
     try:
         array = np.asarray(values)
-        return torch.as_tensor(array if array.flags.writeable else array.copy())
+        # torch accepts neither an array of negative strides nor one that must not be written.
+        usable = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+        return torch.as_tensor(array if usable else array.copy())
     except (TypeError, ValueError) as error:
         raise TrainingError(f"numbers are expected, all rows with the same shape: {error}") from error
 
