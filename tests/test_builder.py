@@ -110,11 +110,11 @@ EVERY = "conv6, bn, pool, conv8same, tanh, avgpool, conv4, leakyrelu, conv4, non
 
 
 def test_every_layer_computes_as_in_plain_pytorch() -> None:
-    ours = build_cnn(EVERY, (3, 20, 20), 4)
-    plain = build_cnn(EVERY, (3, 20, 20), 4, torch.nn)
+    ours = build_cnn(EVERY, (3, 28, 28), 4)
+    plain = build_cnn(EVERY, (3, 28, 28), 4, torch.nn)
     plain.load_state_dict(ours.state_dict())
     assert not any(type(module).__module__.startswith("fastconv.nn") for module in plain.modules())
-    images = torch.rand(5, 3, 20, 20)
+    images = torch.rand(5, 3, 28, 28)
     for mode in (True, False):
         torch.testing.assert_close(ours.train(mode)(images), plain.train(mode)(images))
     x = images

@@ -262,7 +262,7 @@ def test_fit_does_not_change_the_global_random_state(digits: tuple[Tensor, Tenso
     assert torch.equal(torch.get_rng_state(), before)
     classifier = Classifier("conv4, pool, dropout.2")
     before = torch.get_rng_state()
-    classifier.fit(*digits, epochs=1)
+    classifier.fit(*digits, epochs=1, verbose=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -327,7 +327,7 @@ def test_the_classifier_gives_the_weights_of_fit(digits: tuple[Tensor, Tensor]) 
     images, labels = digits
     torch.manual_seed(0)  # the default seed of fit
     classifier = Classifier().compile(metrics={"top2": top2}, label_smoothing=0.1)
-    history = classifier.fit(images, labels, epochs=2, validation_split=0.25)
+    history = classifier.fit(images, labels, epochs=2, validation_split=0.25, verbose=0)
     config = TrainingConfig(epochs=2, validation_split=0.25, label_smoothing=0.1)
     model, expected = fit(images, labels, config)
     assert all(map(torch.equal, weights(classifier.model), weights(model)))
@@ -342,8 +342,8 @@ def test_the_classifier_continues_from_its_weights_and_accepts_arrays(digits: tu
     images, labels = digits
     pixels, one_hot = (images[:, 0] * 255).round().byte().numpy(), torch.eye(10)[labels].numpy()
     classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01, metrics=["accuracy"])
-    first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()))
-    second = classifier.fit(images, labels, epochs=1)
+    first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()), verbose=0)
+    second = classifier.fit(images, labels, epochs=1, verbose=0)
     assert first[1].val_loss is not None
     assert second[0].val_loss is None
     assert second[0].loss < first[1].loss < first[0].loss
@@ -355,7 +355,7 @@ def test_the_classifier_trains_any_given_module() -> None:
     images[labels == 1] *= 0.2
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
     classifier = Classifier(own, shape=(3, 4, 4), classes=2).compile("sgd", lr=0.1)
-    classifier.fit(images, labels, epochs=20, batch_size=10)
+    classifier.fit(images, labels, epochs=20, batch_size=10, verbose=0)
     assert classifier.model is own
     assert classifier.evaluate(images, labels)["accuracy"] > 0.95
 

@@ -140,9 +140,9 @@ def test_pt2_gives_the_same_results_without_fastconv(saved: Checkpoint) -> None:
 
 
 def test_pt2_has_every_kind_of_layer() -> None:
-    make(Path("other.pt"), EVERY_LAYER, (3, 20, 20), 4)
+    make(Path("other.pt"), EVERY_LAYER, (3, 28, 28), 4)
     assert main(["export", "other.pt", "--format", "pt2"]) == 0
-    torch.save(batches((3, 20, 20)), "images.pt")
+    torch.save(batches((3, 28, 28)), "images.pt")
     run(RUN_PT2.format(name="model.pt2"))
     network = checkpoint.load(Path("other.pt")).build()
     for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
@@ -163,7 +163,7 @@ def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkp
 
 @pytest.mark.parametrize(
     ("model", "shape", "classes"),
-    [("mnist-cnn", (1, 28, 28), 10), (COLOUR, (3, 12, 9), 4), (EVERY_LAYER, (3, 20, 20), 4)],
+    [("mnist-cnn", (1, 28, 28), 10), (COLOUR, (3, 12, 9), 4), (EVERY_LAYER, (3, 28, 28), 4)],
     ids=["mnist", "colour", "every layer"],
 )
 def test_onnx_gives_the_same_results(model: str, shape: tuple[int, int, int], classes: int) -> None:

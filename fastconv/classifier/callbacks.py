@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,11 +210,10 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Any, classifier: Any, params: Mapping[str, Any]) -> None:
-        listed = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
-        self._objects = [one for one in listed if _is_callback(one)]
-        self._functions: list[Callable[[EpochResult], object]] = [one for one in listed if not _is_callback(one)]
-        for one in self._functions:
-            if isinstance(one, type) or not callable(one):
+        self._all = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+        self._objects = [one for one in self._all if _is_callback(one)]
+        for one in self._all:
+            if isinstance(one, type) or not (_is_callback(one) or callable(one)):
                 raise TypeError(f"a callback must be a Callback or a function of the epoch's figures, not {one!r}")
         for one in self._objects:
             one.model, one.params = classifier, params
@@ -231,10 +230,12 @@ class Callbacks:
                 function(*arguments)
 
     def epoch_end(self, result: EpochResult) -> None:
-        """Call the functions, and ``on_epoch_end`` of the objects."""
-        for function in self._functions:
-            function(result)
-        self.call("on_epoch_end", result.epoch - 1, result.logs())
+        """Call each function, and ``on_epoch_end`` of each object, in the order of the list."""
+        for one in self._all:
+            if not _is_callback(one):
+                one(result)
+            elif hasattr(one, "on_epoch_end"):
+                one.on_epoch_end(result.epoch - 1, result.logs())
 
 
 def _is_callback(one: Any) -> bool:

@@ -17,11 +17,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 #: Other names of the losses, as Keras and torch.nn spell them.
 _ALIASES = {
     "crossentropy": "cross-entropy",
-    "crossentropyloss": "cross-entropy",
-    "categoricalcrossentropy": "cross-entropy",
-    "sparsecategoricalcrossentropy": "cross-entropy",
-    "meansquarederror": "mse",
-    "mseloss": "mse",
+    "cross_entropy_loss": "cross-entropy",
+    "categorical_crossentropy": "cross-entropy",
+    "sparse_categorical_crossentropy": "cross-entropy",
+    "mean_squared_error": "mse",
+    "mse_loss": "mse",
 }
 
 

@@ -34,7 +34,7 @@ def choose(what: str, name: str, known: Iterable[str], aliases: Mapping[str, str
 
     Args:
         what: the kind of the name, for the error.
-        aliases: other plain names, and the known name of each.
+        aliases: other names, and the known name of each.
         otherwise: the other possibilities, for the error.
 
     Raises:
@@ -46,10 +46,10 @@ def choose(what: str, name: str, known: Iterable[str], aliases: Mapping[str, str
         'sgd'
     """
     names = list(known)
-    spellings = {**{plain(one): one for one in names}, **aliases}
-    found = spellings.get(plain(name))
+    spellings = {**dict(zip(names, names, strict=True)), **aliases}
+    found = next((known for spelling, known in spellings.items() if plain(spelling) == plain(name)), None)
     if found is None:
-        hint = suggestion(plain(name), spellings)
+        hint = suggestion(name, spellings)
         raise ValueError(f"unknown {what} {name!r}: choose one of {', '.join(names)}, {otherwise}{hint}")
     return found
 
