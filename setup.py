@@ -20,7 +20,7 @@ import setuptools
 
 OLDEST_TORCH = (2, 10)
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
-OLDEST_SETUPTOOLS = 77  # reads the license and the packages as pyproject.toml writes them
+OLDEST_SETUPTOOLS = 77  # the first release that accepts license = "MIT" in pyproject.toml
 
 
 def stop(problem: str, remedy: str) -> None:
@@ -77,8 +77,8 @@ def choose_cuda() -> Path | None:
         return None
     if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
         # Without this list, cpp_extension asks the GPUs of this machine, and there are none.
-        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.served_by(torch.cuda.get_arch_list()))
-    targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or "the GPUs that are here"
+        os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.supported_by_torch(torch.cuda.get_arch_list()))
+    targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or "the GPUs of this machine"
     say(f"building with CUDA {toolkit.version(home)} from {home} for {targets}")
     return home
 

@@ -98,7 +98,7 @@ def main() -> None:
     if arguments.json:
         claims: list[Claim] = [
             {
-                "what": f"fastconv's error / PyTorch's against float64, largest: {what}",
+                "what": f"largest ratio of errors against float64, fastconv / PyTorch: {what}",
                 "ratio": max(map(max, of)),
             }
             for what, of in (("conv2d", convolutions), ("the blocks", blocks))

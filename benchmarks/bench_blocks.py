@@ -69,7 +69,7 @@ def block_tensors(block: Block) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def runs(block: Block, backward: bool) -> dict[str, Callable[[], object]]:
-    """Return the four variants: forward alone, which records the graph for backward, or forward and backward."""
+    """Return the four variants of forward and backward, or of forward alone, which records the graph for backward."""
     x, w, b, g = block_tensors(block)
 
     def variant(function: Callable[..., Tensor], memory_format: torch.memory_format) -> Callable[[], object]:

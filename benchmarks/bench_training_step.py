@@ -105,7 +105,7 @@ def test_training_step(variants: dict[str, Make], alternate_alone: Any, benchmar
 
 
 def test_training_step_with_tcmalloc(variants: dict[str, Make], alternate_alone: Any, benchmark: Any) -> None:
-    what, library = "training step, tcmalloc under both", find_tcmalloc()
+    what, library = "training step, both with tcmalloc", find_tcmalloc()
     if library is None:
         missing(benchmark, what, "tcmalloc not found: on Debian and Ubuntu, apt install libtcmalloc-minimal4")
         return
@@ -124,7 +124,7 @@ BOTH_AVX2 = {
 
 @pytest.mark.parametrize(
     ("what", "environment"),
-    [("fastconv on AVX2, PyTorch as it is", FASTCONV_AVX2), ("both on AVX2", BOTH_AVX2)],
+    [("fastconv on AVX2, PyTorch on its default level", FASTCONV_AVX2), ("both on AVX2", BOTH_AVX2)],
     ids=["fastconv", "both"],
 )
 def test_training_step_on_avx2(

@@ -16,7 +16,7 @@ class Claim(TypedDict, total=False):
     what: str
     missing: str  # why there are no figures
     unit: str  # "ms", "s", "MB", "x" (a speed-up)
-    values: dict[str, float]  # of the variants; the median of the rounds
+    values: dict[str, float]  # of each variant, the median of its rounds
     by_round: list[float]
     ratio: float  # the median of by_round
     quartiles: tuple[float, float]

@@ -1,6 +1,6 @@
-"""Print the tables of docs/benchmarks.md, operators and claims, from the JSON of a benchmark run.
+"""Print two tables of docs/benchmarks.md, one of operators and one of claims, from the JSON files of a benchmark run.
 
-python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy}.json [--markdown]
+python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy,seconds_to_99}.json [--markdown]
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Claim(_Record):
 
 
 class _ExtraInfo(_Record):
-    """The seconds of each variant, or claims. Benchmarks with claims may have other seconds."""
+    """The seconds of each variant, or claims. With claims, `seconds` may have any keys."""
 
     seconds: dict[str, Positive] = {}
     claims: list[_Claim] = []
@@ -91,7 +91,6 @@ class _Timed(_Record):
 
     machine_info: _MachineInfo
     benchmarks: list[_Benchmark]
-    claims: list[_Claim] = []
 
 
 class _Claims(_Record):
@@ -104,17 +103,17 @@ def read(path: Path) -> dict[str, Any]:
     """Return the results of a run.
 
     Raises:
-        UserError: if the file cannot be read, or is not the result of a benchmark.
+        UserError: if the file cannot be read, or is not a valid benchmark result.
     """
     content = files.read_bytes(path, _LARGEST)
     try:
         run = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON, or is damaged: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     timed = isinstance(run, dict) and "benchmarks" in run
     wrong = schemas.problem(_Timed if timed else _Claims, run)
     if wrong is not None:
-        raise UserError(f"{path} is not the result of a benchmark, or is damaged: {wrong}")
+        raise UserError(f"{path} is not a valid benchmark result: {wrong}")
     return run
 
 
@@ -140,7 +139,7 @@ def claim_row(claim: Claim) -> list[str]:
     form = {"ms": "{:.2f}", "s": "{:.2f} s", "MB": "{:.2f} MB", "x": "x {:.2f}"}[claim.get("unit", "ms")]
     columns = [form.format(values[variant]) if variant in values else "" for variant in (*TORCH, OURS)]
     quartiles = "{:.2f} to {:.2f}".format(*claim["quartiles"]) if "quartiles" in claim else ""
-    # A speed-up is not a ratio of PyTorch to fastconv, so only the variants' columns have it. Quartiles are fastconv's.
+    # A speed-up does not compare PyTorch with fastconv, so the ratio's column is empty. The quartiles are fastconv's.
     ratio = "" if claim.get("unit") == "x" else f"{claim['ratio']:.2f}"
     return [claim["what"], *columns, ratio, quartiles]
 
@@ -150,12 +149,12 @@ def tables(runs: list[dict[str, Any]]) -> list[tuple[list[str], list[list[str]],
     timed = [run for run in runs if "benchmarks" in run]
     benchmarks = [benchmark for run in timed for benchmark in run["benchmarks"]]
     claims = [claim for benchmark in benchmarks for claim in benchmark["extra_info"].get("claims", [])]
-    claims += [claim for run in runs for claim in run.get("claims", [])]
+    claims += [claim for run in runs if "benchmarks" not in run for claim in run["claims"]]
     if not timed:
         raise UserError("no file has timed benchmarks: name at least one such as operators.json")
     info = timed[0]["machine_info"]["fastconv"]
     where = f"{caption(info)}; median of {info['rounds']} alternating rounds"
-    of_claims = f"{where}; ratios and quartiles compare the same rounds, with torch's layout of the lower median"
+    of_claims = f"{where}; each round gives one ratio, with torch's faster layout"
     return [
         (OPERATORS, operator_rows([b for b in benchmarks if "claims" not in b["extra_info"]]), where),
         (CLAIMS, [claim_row(claim) for claim in claims], of_claims),

@@ -30,7 +30,7 @@ H100_PCIE = Gpu("H100 PCIe", 114, 51.2e12, 756e12, 2.039e12)
 
 @dataclass(frozen=True)
 class Block:
-    """Convolution, ReLU and pooling (1: none), without padding, stride 1."""
+    """A convolution with stride 1 and without padding, ReLU, and pooling (`pool` is 1 for none)."""
 
     name: str
     N: int
@@ -72,11 +72,11 @@ class Tile:
 WANTED_BLOCKS = 512
 
 
-def tile(rows: int, columns: int, more: int, half: bool) -> Tile:
-    """Return the tile that with_tile of conv2d_tiles.cuh chooses."""
+def tile(rows: int, columns: int, products: int, half: bool) -> Tile:
+    """Return the tile that with_tile of conv2d_tiles.cuh chooses for `products` products of rows x columns results."""
     if half:
         return Tile(64, 64, 32)
-    large = ceil(rows / 128) * ceil(columns / 64) * more
+    large = ceil(rows / 128) * ceil(columns / 64) * products
     return Tile(128, 64, 16) if 2 * large >= WANTED_BLOCKS and columns > 32 else Tile(64, 32, 16)
 
 

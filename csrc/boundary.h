@@ -1,5 +1,5 @@
-// Error messages of the operators, for every device: they show the text of PyTorch or of fastconv, never that of a
-// failed call of torch's C functions.
+// Makes the operators' error messages readable, for every device. A user sees PyTorch's or fastconv's own text, never
+// the text that torch's C functions add.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -12,8 +12,8 @@ namespace fastconv {
 
 struct NoScope {};
 
-// `function`, with an object of type Scope that exists while it runs. Type is a separate parameter, because nvcc 13
-// does not match it in a partial specialisation on `function` alone.
+// Calls `function`. A Scope object exists while it runs. Type is a separate parameter, because nvcc 13 does not match
+// it in a partial specialisation on `function` alone.
 template <auto function, class Scope = NoScope, class Type = decltype(function)>
 struct Guarded;
 

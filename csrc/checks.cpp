@@ -264,7 +264,6 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                    const Ints& dilation, bool ceil_mode) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
-  check(input.size() == 4, "expected the input size to have 4 values");
   return pool2d_shape(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
 }
 

@@ -1,5 +1,5 @@
 // Checks the arguments of every operator, for every device, with PyTorch's own error messages. All other code trusts
-// them.
+// its arguments.
 #pragma once
 
 #include "shapes.h"
@@ -24,15 +24,15 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
 
-// Checks sizes without a tensor.
+// Checks sizes without a tensor. `input` has 4 sizes.
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                    const Ints& dilation, bool ceil_mode);
 
-// The input of relu_, which is also its output.
+// Refuses inputs of relu_ whose elements share memory because of a stride of 0. relu_ writes its input in place.
 void check_no_overlap(const Tensor& input);
 void check_relu_backward(const Tensor& grad_output, const Tensor& output);
 
-// The arguments of conv2d, then those of max_pool2d.
+// These check the arguments of conv2d first, then those of max_pool2d.
 FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                                         const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,

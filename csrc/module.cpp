@@ -121,7 +121,7 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
         "of winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to 'always' "
-        "(for every shape that it can compute) or 'never'. The plan decides on the others. `winograd` replaces "
+        "(for every shape that it can compute) or 'never'. The plan decides about all others. `winograd` replaces "
         "FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, in elements of input "
         "and output, unless it is 0.");
   m.def(

@@ -52,7 +52,7 @@ bool suggests_channels_last(const Tensor& tensor) {
   int64_t least = 0;
   for (const int d : {1, 3, 2, 0}) {
     if (sizes[d] == 0 || strides[d] < least) return false;
-    // Strides that fit every order, as those of size (N, 1, 1, 1), count as contiguous.
+    // Here C, H and W are 1 and their strides are equal, so every order fits. PyTorch regards that as contiguous.
     if (d == 0 && least == strides[1]) return false;
     least = strides[d];
     if (sizes[d] > 1) least *= sizes[d];

@@ -39,7 +39,8 @@ struct Sizes {
 };
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
 
-// Whether PyTorch regards the tensor as channels_last. The strides decide, even if sizes of 1 fit both memory formats.
+// Whether PyTorch regards the tensor as channels_last. The strides of dimensions of size 1 count, too,
+// although they have no effect.
 bool suggests_channels_last(const Tensor& tensor);
 
 // Whether PyTorch's convolution of input and weight returns a channels_last tensor.

@@ -18,10 +18,10 @@ from fastconv._ops.library import _C, has_cuda
 from fastconv.version import __version__
 
 from fastconv import flops, functional, models, nn, optim  # isort: skip  after the operators
-from fastconv.conversion import conversion_report, convert, let_fuse_modules_take_layers, revert  # isort: skip
+from fastconv.conversion import conversion_report, convert, register_for_fuse_modules, revert  # isort: skip
 from fastconv.override import enabled  # isort: skip
 
-let_fuse_modules_take_layers()
+register_for_fuse_modules()
 
 __all__ = [
     "_C",

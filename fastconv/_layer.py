@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch.nn import Module
+from torch.nn import functional as F
 
-__all__ = ["Layer", "become_torchs", "is_observed", "kind", "scripted_as", "set_class", "torch_class"]
+__all__ = ["Layer", "is_observed", "is_patched", "kind", "scripted_as", "set_class", "set_torch_class", "torch_class"]
 
 
 class _DefinedIn(str):
@@ -44,7 +46,7 @@ class _QConfig:
 
     def __set__(self, layer: Any, qconfig: Any) -> None:
         if qconfig is not None:  # None: the layer is not to be quantised
-            become_torchs(layer)
+            set_torch_class(layer)
         vars(layer)["qconfig"] = qconfig
 
     def __delete__(self, layer: Any) -> None:
@@ -104,7 +106,7 @@ def torch_class(module: Module) -> type[Module] | None:
     return vars(kind(module)).get("_torch_class")  # vars: a user's subclass must not inherit it
 
 
-def become_torchs(layer: Any) -> None:
+def set_torch_class(layer: Any) -> None:
     """Change a layer's class to that of torch.nn, in place. The members of a Sequential keep their classes."""
     theirs = torch_class(layer)
     if theirs is None:
@@ -132,3 +134,34 @@ def is_observed(module: Module) -> bool:
 
 #: Methods that a program may replace in an instance.
 _REPLACEABLE_METHODS = frozenset({"forward", "_conv_forward", "_call_impl", "_wrapped_call_impl"})
+
+
+def _bypassed() -> tuple[Any, ...]:
+    """Return PyTorch's methods and functions that fastconv's layers bypass."""
+    return (
+        Module.__call__,
+        torch.nn.Conv2d.forward,
+        torch.nn.Conv2d._conv_forward,
+        torch.nn.MaxPool2d.forward,
+        torch.nn.ReLU.forward,
+        torch.nn.Sequential.forward,
+        F.conv2d,
+        F.max_pool2d,
+        F.relu,
+    )
+
+
+#: These methods and functions at import, as PyTorch defines them.
+_STOCK = _bypassed()
+
+
+def is_patched() -> bool:
+    """Return whether the program has replaced a method or function that fastconv's layers bypass.
+
+    torch.export replaces ``Module.__call__`` while it records. That does not count, except for ONNX, which needs
+    PyTorch's operators.
+    """
+    found = _bypassed()
+    if found == _STOCK:
+        return False
+    return found[1:] != _STOCK[1:] or not torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
 
+from fastconv._ops.sizes import conv2d_output
+
 __all__: list[str] = []
 
 _ops = torch.ops.fastconv
@@ -62,8 +64,4 @@ def _backward(grad_output: Shape, input: Shape, weight: Shape, needs_input: bool
 
 def _conv_shape(input: Shape, weight: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
     """Return the shape of the convolution's result, which a fused operator does not return."""
-    sizes = (
-        (size + 2 * z - d * (kernel - 1) - 1) // u + 1
-        for size, kernel, u, z, d in zip(input[2:], weight[2:], stride, padding, dilation, strict=True)
-    )
-    return (input[0], weight[0], *sizes)
+    return input[0], weight[0], *conv2d_output(input[2:], weight[2:], stride, padding, dilation)

@@ -202,13 +202,13 @@ def conv2d_relu_max_pool2d(
         y_{n,k,p,q} = \max_{i,j} \max(0, \mathrm{conv2d}(x, w, b)_{n,\,k,\,p u_h - z_h + i d_h,\,q u_w - z_w + j d_w})
 
     with the pool's stride u, padding z and dilation d. The operator stores the pooled values, and for each the position
-    of the maximum in its window as one byte. These bytes, the input and the weight are saved for backward. At most one
-    value of a window has a gradient, and none if ReLU blocks it. If few have one, backward multiplies only those.
+    of the maximum in its window as one byte. These bytes, the input and the weight are saved for backward. A window has
+    one pixel with a gradient, or none if ReLU blocks it. If few pixels have one, backward multiplies only those.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.
-        pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. A pool of
-            more than 255 pixels, and arguments that conv2d passes to PyTorch, are computed as three functions.
+        pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. With more
+            than 255 pixels in a window, or if PyTorch handles the convolution, three functions run in turn.
 
     Returns:
         (N, K, P', Q'), or (K, P', Q'): the size of the pooled convolution; channels_last if the input or the weight is.

@@ -19,33 +19,9 @@ from torch.nn.modules.utils import _pair
 
 from fastconv import functional as FF
 from fastconv._deferred import Fusion, defer
-from fastconv._layer import Layer, is_observed, kind, scripted_as
+from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d", "ReLU", "Sequential"]
-
-
-def _replaceable() -> tuple[Any, ...]:
-    """Return PyTorch's methods and functions that fastconv's layers bypass."""
-    return (
-        torch.nn.Module.__call__,
-        torch.nn.Conv2d.forward,
-        torch.nn.Conv2d._conv_forward,
-        torch.nn.MaxPool2d.forward,
-        torch.nn.ReLU.forward,
-        torch.nn.Sequential.forward,
-        F.conv2d,
-        F.max_pool2d,
-        F.relu,
-    )
-
-
-#: These methods and functions at import, as PyTorch defines them.
-_STOCK = _replaceable()
-
-
-def _is_patched() -> bool:
-    """Return whether the program has replaced one of these methods or functions."""
-    return _replaceable() != _STOCK
 
 
 def _scripted_relu(self: Any, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
@@ -88,8 +64,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
     _conversion_attributes = ("_patience", "_torch_is_faster")
-    #: How many more results in a row may wait without being fused (:mod:`fastconv._deferred`). With 0, results are
-    #: computed at once. :func:`fastconv.convert` sets it.
+    #: The layer stops returning Deferred results (:mod:`fastconv._deferred`) after this many more in a row that are not
+    #: fused. 0: it computes every result at once. :func:`fastconv.convert` sets it.
     _patience = 0
     #: The fusions that PyTorch computes faster: see :func:`fastconv.conversion.slower_layers.torch_is_faster`. It is a
     #: tuple because torch.load(weights_only=True) accepts one. torch.jit.script would read an annotation.
@@ -97,7 +73,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if _is_patched():
+        if is_patched():
             return super()._conv_forward(input, weight, bias)
         arguments = self._arguments(input, weight, bias)
         if torch.compiler.is_compiling():
@@ -228,7 +204,7 @@ class MaxPool2d(Layer, torch.nn.MaxPool2d):
 
     @scripted_as(torch.nn.MaxPool2d.forward)
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
-        if _is_patched():
+        if is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
         return FF.max_pool2d(
             input,
@@ -253,7 +229,7 @@ class ReLU(Layer, torch.nn.ReLU):
 
     @scripted_as(torch.nn.ReLU.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if _is_patched():
+        if is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
         return FF.relu(input, inplace=self.inplace)
 
@@ -263,7 +239,7 @@ class Sequential(Layer, torch.nn.Sequential):
 
     It also fuses a :class:`Conv2d` and a ReLU without a pool. The pool may come before the ReLU: the result is the
     same. The layers do not change: they can be indexed, sliced, called one by one and replaced. Each call inspects the
-    layers and runs them one by one if a hook, another class or a replaced ``forward`` could notice the difference.
+    layers. It runs a layer alone if the layer has a hook, is of another class or has a replaced ``forward``.
 
     Example:
         >>> layers = Sequential(Conv2d(1, 32, 3), ReLU(), MaxPool2d(2))
@@ -275,7 +251,8 @@ class Sequential(Layer, torch.nn.Sequential):
 
     @scripted_as(torch.nn.Sequential.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if isinstance(input, Proxy) or _is_patched() or torch_module._has_any_global_hook():  # Proxy: torch.fx
+        is_recorded = isinstance(input, Proxy) or torch.compiler.is_exporting()  # Proxy: torch.fx
+        if is_recorded or is_patched() or torch_module._has_any_global_hook():
             return super().forward(input)
         layers = flat(self)
         i = 0
@@ -338,7 +315,7 @@ def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
 
 
 def fusion_of(block: list[Any]) -> Fusion:
-    """Return what the convolution of a block of two or three layers is fused with."""
+    """Return the name of the fusion of a block: 'ReLU' for two layers, 'pool' for three."""
     return "ReLU" if len(block) == 2 else "pool"
 
 

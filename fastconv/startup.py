@@ -50,7 +50,7 @@ def explain_failures() -> None:
     if not _is_command() or wants_traceback(sys.argv):
         return
 
-    def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def report_failed_import(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         package = failed_import(trace)
         if package is None or not issubclass(kind, Exception):
             sys.__excepthook__(kind, error, trace)
@@ -58,7 +58,7 @@ def explain_failures() -> None:
         print(f"fastconv: {explanation(package, error)}", file=sys.stderr)
         raise SystemExit(2)
 
-    sys.excepthook = told
+    sys.excepthook = report_failed_import
 
 
 def wants_traceback(arguments: list[str]) -> bool:

@@ -60,7 +60,8 @@ def tensor(rng: random.Random, sizes: Iterable[int], dtype: torch.dtype) -> Tens
 
 
 def laid_out(rng: random.Random, values: Tensor) -> Tensor:
-    layout = rng.choice(["contiguous"] * 4 + ["channels_last"] * 3 + ["shifted", "gaps", "turned", "expanded", "same"])
+    others = ["shifted", "gaps", "transposed", "expanded", "overlap"]
+    layout = rng.choice(["contiguous"] * 4 + ["channels_last"] * 3 + others)
     if layout == "channels_last" and values.dim() == 4:
         return values.contiguous(memory_format=torch.channels_last)
     if layout == "shifted":  # the data is not aligned to vectors
@@ -69,11 +70,11 @@ def laid_out(rng: random.Random, values: Tensor) -> Tensor:
     if layout == "gaps" and values.dim() > 0:
         wide = torch.empty((*values.shape[:-1], 2 * values.shape[-1] + 1), dtype=values.dtype)
         return wide[..., 1::2].copy_(values)
-    if layout == "turned" and values.dim() > 1:
+    if layout == "transposed" and values.dim() > 1:
         return values.transpose(0, -1).contiguous().transpose(0, -1)
     if layout == "expanded" and values.dim() > 0 and values.shape[0] > 0:
         return values[:1].expand(values.shape)
-    if layout == "same" and values.dim() > 0:  # elements overlap in memory
+    if layout == "overlap" and values.dim() > 0:
         memory = torch.randn(sum(values.shape) + 1).to(values.dtype)
         return memory.as_strided(values.shape, [1] * values.dim())
     return values
@@ -230,7 +231,8 @@ def enormous(size: list[int], dtype: torch.dtype) -> Any:
     try:
         return torch.ones((), dtype=dtype).expand(size)
     except RuntimeError:  # PyTorch cannot count its elements in 64 bits
-        return tensor(rng := random.Random(0), [rng.randint(0, 2) for _ in size], dtype)
+        rng = random.Random(0)
+        return tensor(rng, [rng.randint(0, 2) for _ in size], dtype)
 
 
 # ---- the attack --------------------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ _FORWARD = [
     ("cpu/conv2d.cpp", "conv2d"),
     ("checks.cpp", "check_conv2d"),
     ("cpu/forward.cpp", "run_forward"),
-    ("cpu/forward.cpp", "forward"),
     ("cpu/plan.cpp", "plan_forward"),
     ("cpu/drivers/direct.cpp", "direct_forward"),
     ("cpu/kernels/direct_forward.h", "the kernel"),

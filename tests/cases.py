@@ -101,7 +101,7 @@ CONV2D = [
     conv(1, 32, 4, 5, 33, 3, 3, padding=1),
     conv(2, 48, 5, 6, 7, 3, 3, stride=2, bias=False),
     conv(1, 32, 6, 6, 5, 3, 2, dilation=(1, 2), padding=1),
-    # no image, one image, more images than a batch is ever split into; a large image
+    # no image, one image, more images than a batch is cut into pieces (16); a large image
     conv(0, 3, 8, 8, 4, 3, 3),
     conv(1, 16, 9, 9, 32, 3, 3, padding=1),
     conv(37, 3, 6, 6, 4, 3, 3),
@@ -247,7 +247,7 @@ FUSED = [
     fused(conv(2, 16, 13, 10, 16, 5, 3, groups=16, dilation=2, bias=False), kernel_size=3, stride=2),
     fused(conv(2, 8, 9, 9, 8, 3, 3, groups=8)),
     fused(conv(2, 5, 8, 8, 15, 3, 3, groups=5), kernel_size=2),
-    # no image, one image, more images than a batch is ever split into; large images
+    # no image, one image, more images than a batch is cut into pieces (16); large images
     fused(conv(0, 16, 8, 8, 17, 3, 3), kernel_size=2),
     fused(conv(0, 3, 8, 8, 4, 3, 3)),
     fused(conv(1, 16, 9, 9, 32, 3, 3, padding=1)),

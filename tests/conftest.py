@@ -36,7 +36,10 @@ def pytest_xdist_setupnodes() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without a GPU, leave out the cases of test_gpu.py. Count them, and one for each case that uses `device`."""
+    """Without a GPU, leave out the cases of test_gpu.py, and count all cases that a GPU would add.
+
+    Each case that uses `device` would run on the GPU, too.
+    """
     if no_gpu() is None:
         return
     needing = [item for item in items if item.path.name == "test_gpu.py"]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -47,11 +48,25 @@ def run(command: Sequence[Any], timeout: float | None = None, **options: Any) ->
 def _kill_all(process: subprocess.Popen[str], tag: str) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    # torchrun gives its processes sessions of their own. On Linux the variable finds them.
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if f"{_TAG}={tag}".encode() in (folder / "environ").read_bytes():
-                os.kill(int(folder.name), signal.SIGKILL)
+    # torchrun gives its processes sessions of their own. On Linux the variable finds them. A process may start another
+    # one until it is dead, so search until a search finds none.
+    while sum(_kill_tagged(folder, tag) for folder in Path("/proc").glob("[0-9]*")):
+        time.sleep(0.001)
+
+
+def _kill_tagged(folder: Path, tag: str) -> bool:
+    """Kill the process if it has the tag. Return False if it has no tag, or is dead."""
+    with contextlib.suppress(OSError):
+        environment = (folder / "environ").read_bytes()
+        if f"{_TAG}={tag}".encode() in environment:
+            os.kill(int(folder.name), signal.SIGKILL)
+            return True
+        if not environment:
+            (folder / "exe").readlink()  # fails for a dead process or a thread of the kernel
+            # During exec, the environment is empty and its addresses are 0 (fields 50 and 51 in proc_pid_stat(5)).
+            start, end = (folder / "stat").read_text().rpartition(")")[2].split()[47:49]
+            return end == "0" or start != end
+    return False
 
 
 def contents(folder: Path) -> dict[str, bytes]:

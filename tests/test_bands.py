@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CONV2D, FUSED, Conv2dCase, FusedCase, composed, conv, with_gradients
+from cases import CONV2D, FUSED, Conv2dCase, FusedCase, assert_identical, composed, conv, with_gradients
 from sweep import over
 from torch import Tensor
 from torch.nn import functional as F
@@ -53,7 +53,7 @@ def assert_same_gradients(
     wide = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
     y, expected = function(*given), reference(*wide)
     torch.testing.assert_close(y, expected.to(dtype), rtol=rtol, atol=1e-3)
-    g = torch.randint(-1, 2, y.shape).to(dtype) * (torch.rand(y.shape) < 0.05)  # sums that fit in half
+    g = torch.randint(-1, 2, y.shape).to(dtype) * (torch.rand(y.shape) < 0.05)  # for sums that fit in float16
     y.backward(g)
     expected.backward(g.double())
     for ours, theirs in zip(given, wide, strict=True):
@@ -81,6 +81,23 @@ def test_bands_of_any_size_give_the_same_results(
     expected = with_gradients(reference, wide, g, **case.arguments)
     for ours, exact in zip(with_gradients(function, tensors, g, **case.arguments), expected, strict=True):
         torch.testing.assert_close(ours, exact.to(dtype), rtol=0, atol=0)
+
+
+@over(place=["input", "weight"], stride=[3, 5], band=[1, 300], dtype=[torch.float32, *TYPES])
+@pytest.mark.usefixtures("algorithms_as_measured")
+def test_the_zero_gradient_of_rows_between_windows_times_infinity_is_nan(
+    place: str, stride: int, band: int, dtype: torch.dtype
+) -> None:
+    _C.set_algorithms({}, winograd=2, band=band)
+    x, w, b = conv(2, 3, 31, 9, 4, 1, 1).integers(dtype)
+    {"input": x, "weight": w}[place][1, 1, -1, 0] = torch.inf
+    tensors = (layout(x, torch.channels_last), w, b)
+    arguments = {"pool_kernel_size": 2, "pool_stride": stride}
+    wide = tuple(None if t is None else t.double() for t in tensors)
+    g = torch.randint(-1, 2, composed(*wide, **arguments).shape).contiguous(memory_format=torch.channels_last)
+    expected = with_gradients(composed, wide, g, **arguments)
+    found = with_gradients(FF.conv2d_relu_max_pool2d, tensors, g, **arguments)
+    assert_identical(found, [t.to(dtype) for t in expected])
 
 
 @pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])

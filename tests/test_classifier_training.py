@@ -229,7 +229,8 @@ def test_each_process_draws_its_own_random_numbers_also_after_resuming(digits: t
     for process in (first, second):
         process.run(on_epoch=lambda result, process=process: process.stop())  # type: ignore[misc]
     assert not torch.equal(weights(first.model)[0], weights(second.model)[0])
-    state = copy.deepcopy(second.state_dict()) | {"rng": torch.Generator().manual_seed(9).get_state()}  # of process 0
+    # The state is saved by process 0, with its rng.
+    state = copy.deepcopy(second.state_dict()) | {"rng": torch.Generator().manual_seed(9).get_state()}
     second.run()
     again = in_process(1, state)
     again.run()
@@ -419,7 +420,7 @@ def test_affine_moves_a_little_and_keeps_the_values() -> None:
     pixels = torch.arange(28) + 0.5
     rows, columns = (moved.sum((1, 3)) * pixels).sum(1) / mass, (moved.sum((1, 2)) * pixels).sum(1) / mass
     for centre in (rows, columns):
-        assert (centre - 14).abs().max() < 2.5  # a shift of 2, over the smallest scale, and the rotation
+        assert (centre - 14).abs().max() < 2.5  # a shift of 2 divided by the smallest scale, and the rotation's part
         assert centre.std() > 0.8
 
 
@@ -618,7 +619,7 @@ def test_an_image_of_any_size_is_scaled_and_centred(tmp_path: Path, digits: tupl
             assert result.min() >= 0
             assert result.max() <= 1
             likeness.append(torch.corrcoef(torch.stack([result.flatten(), image.flatten()]))[0, 1].item())
-    # It is 0.96, and 0.82 if the digits are centred half a pixel off.
+    # The mean is 0.96, and 0.82 if the digits are centred half a pixel off.
     assert sum(likeness) / len(likeness) > 0.9
 
 

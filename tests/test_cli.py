@@ -176,8 +176,6 @@ def test_plot_writes_beside_the_checkpoint_by_default(saved: str) -> None:
 
 
 def test_a_plotted_prediction_is_blue_when_right_and_red_when_wrong() -> None:
-    import io
-
     from fastconv.classifier import plots
 
     image = torch.zeros(1, 1, 28, 28)

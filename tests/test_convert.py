@@ -471,6 +471,49 @@ def test_converted_models_can_be_exported_and_traced() -> None:
         torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
 
 
+class Block(nn.Module):
+    """Three layers of fastconv.nn or torch.nn, called by the program's own code."""
+
+    def __init__(self, layers: Any) -> None:
+        super().__init__()
+        self.conv, self.relu, self.pool = layers.Conv2d(3, 4, 3), layers.ReLU(), layers.MaxPool2d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.conv(x)))
+
+
+UNFUSED = ["conv2d", "relu", "max_pool2d"]
+EXPORTED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "converted": (lambda: fastconv.convert(Block(nn)), UNFUSED),
+    "converted Sequential": (lambda: fastconv.convert(nn.Sequential(*Block(nn).children())), UNFUSED),
+    "fastconv.nn": (lambda: Block(fnn), UNFUSED),
+    "fastconv.nn.Sequential": (lambda: fnn.Sequential(*Block(fnn).children()), UNFUSED),
+    "ConvReLU2d": (lambda: fnn.ConvReLU2d(3, 4, 3), ["conv2d_relu"]),
+    "ConvReLUMaxPool2d": (lambda: fnn.ConvReLUMaxPool2d(3, 4, 3), ["conv2d_relu_max_pool2d"]),
+}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_every_layer_is_exported_as_its_own_operator_of_fastconv(name: str, strict: bool) -> None:
+    make, operators = EXPORTED[name]
+    model, x = double(make()).eval(), images()
+    program = torch.export.export(model, (x,), strict=strict)
+    torch.testing.assert_close(program.module()(x), model(x))
+    calls = [str(node.target) for node in program.run_decompositions().graph.nodes if node.op == "call_function"]
+    expected = [f"fastconv.{operator}.default" for operator in operators]
+    assert [call for call in calls if "getitem" not in call] == expected
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_converted_model_is_exported_to_onnx_as_pytorchs_operators() -> None:
+    pytest.importorskip("onnxscript")
+    for model in (Block(nn), nn.Sequential(*Block(nn).children())):
+        program = torch.onnx.export(fastconv.convert(model).eval(), (images().float(),), dynamo=True, verbose=False)
+        assert program is not None
+        assert [node.op_type for node in program.model.graph] == ["Conv", "Relu", "MaxPool"]
+
+
 # ---- parametrisations --------------------------------------------------------------------------------------------
 
 
@@ -759,7 +802,7 @@ def test_the_report_prints_as_text_and_as_a_table() -> None:
 
 def test_only_modules_are_converted() -> None:
     for function in (fastconv.convert, fastconv.revert, fastconv.conversion_report):
-        with pytest.raises(TypeError, match=r"takes a torch.nn.Module, but got str"):
+        with pytest.raises(TypeError, match=rf"{function.__name__}\(\) takes a torch.nn.Module, but got str"):
             function("model")
 
 

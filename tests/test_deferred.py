@@ -343,9 +343,8 @@ def test_the_result_of_a_pool_is_not_copied_to_another_layout_and_back() -> None
     tensors = operands(channels_last=True)
     with torch.profiler.profile(acc_events=True) as profile, fastconv.enabled(fuse=True):
         assert type(keras_next(*tensors)) is Tensor
-    assert (
-        sum(event.name == "aten::copy_" for event in profile.events()) <= 5
-    )  # of input, weight, bias and their layouts
+    # Keras changes the layout of the input twice. Deferring copies input, weight and bias.
+    assert sum(event.name == "aten::copy_" for event in profile.events()) <= 5
 
 
 def test_results_are_deferred_only_with_fuse() -> None:
@@ -853,7 +852,7 @@ def test_steps_in_random_order_give_pytorchs_results(steps: list[str], channels_
                 continue
             y = _STEPS[step](y, torch.cat([b] * 4))
             seen.append(y)
-        return [y.detach()] if "relu_" in steps else [y, *seen]  # autograd refuses some of these
+        return [y.detach()] if "relu_" in steps else [y, *seen]  # autograd refuses some programs with relu_
 
     torch.manual_seed(0)
     compare(program, channels_last)
@@ -949,3 +948,12 @@ def test_a_result_does_not_keep_alive_results_made_of_it() -> None:
         reference = weakref.ref(z)
         del z
         assert reference() is None
+
+
+def test_the_address_of_a_waiting_result_is_an_error_and_not_null() -> None:
+    x, w = torch.randn(1, 1, 5, 5), torch.randn(2, 1, 3, 3)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w)
+        with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+            torch.utils.dlpack.to_dlpack(y)
+        assert torch.from_dlpack(y).shape == (1, 2, 3, 3)

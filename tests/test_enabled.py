@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import fastconv
 
+torch.manual_seed(0)  # pytest seeds only the tests themselves
 x = torch.randn(2, 3, 9, 8)
 w = torch.randn(4, 3, 3, 3)
 
@@ -55,35 +56,35 @@ def test_every_way_to_call_a_function_is_routed_and_agrees(name: str, call: Call
     torch.testing.assert_close(ours.grad, torchs.grad)
 
 
-def served() -> bool:
+def is_routed() -> bool:
     name = type(torch.relu(x.clone().requires_grad_()).grad_fn).__name__
     return name == "ReLUBackward"  # PyTorch's is called ReluBackward0
 
 
 def test_enabled_nests_and_ends() -> None:
     context = fastconv.enabled()
-    assert not served()
+    assert not is_routed()
     with context:
         with context, fastconv.enabled():
-            assert served()
-        assert served()
-    assert not served()
+            assert is_routed()
+        assert is_routed()
+    assert not is_routed()
 
 
 def test_enabled_ends_with_an_exception() -> None:
     with pytest.raises(ValueError, match="mine"), fastconv.enabled():
         raise ValueError("mine")
-    assert not served()
+    assert not is_routed()
 
 
 def test_enabled_decorates_recursive_functions() -> None:
     @fastconv.enabled()
     def depth(n: int) -> bool:
         """Its words."""
-        return served() if n == 0 else depth(n - 1) and served()
+        return is_routed() if n == 0 else depth(n - 1) and is_routed()
 
     assert depth(3)
-    assert not served()
+    assert not is_routed()
     assert depth.__name__ == "depth"
     assert depth.__doc__ == "Its words."
 
@@ -96,12 +97,12 @@ def test_enabled_does_not_affect_other_threads() -> None:
         with fastconv.enabled():
             inside.set()
             done.wait()
-            found["enabled"] = served()
+            found["enabled"] = is_routed()
 
     thread = threading.Thread(target=enable)
     thread.start()
     inside.wait()
-    found["other"] = served()
+    found["other"] = is_routed()
     done.set()
     thread.join()
     assert found == {"enabled": True, "other": False}
@@ -114,7 +115,7 @@ def test_a_decorated_function_runs_in_several_threads_at_once() -> None:
     @fastconv.enabled()
     def inside() -> None:
         barrier.wait()
-        found.append(served())
+        found.append(is_routed())
         barrier.wait()
 
     threads = [threading.Thread(target=inside) for _ in range(4)]
@@ -123,7 +124,7 @@ def test_a_decorated_function_runs_in_several_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert found == [True] * 4
-    assert not served()
+    assert not is_routed()
 
 
 def test_fastconvs_own_functions_still_work() -> None:

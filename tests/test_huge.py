@@ -63,7 +63,7 @@ def test_the_gradient_of_the_weight_sums_images_of_one_tile_beyond_two_to_the_th
     for n in (0, 15):
         x[n, :, :3, :3] = n + 1
     g = torch.zeros(N, K, 1, 1)
-    g[:, ::2] = 1  # half of it non-zero, for the kernels that use lists of non-zeros
+    g[:, ::2] = 1  # half of g is non-zero, so that kernels with lists of non-zeros are chosen
     dw, db = conv2d_backward_weight(g, x, (3, 3), (2200, 2200), (0, 0), (1, 1), 1, False)
     assert dw[0].eq(17).all()
     assert dw[1].eq(0).all()

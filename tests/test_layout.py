@@ -13,8 +13,7 @@ PACKAGE = ROOT / "fastconv"
 LONGEST_FILE = 350
 LONGEST_FUNCTION = 60
 
-#: From top to bottom. A module may import modules of its own layer and of the layers below. The rule also applies to
-#: names that do not exist yet, as soon as they exist.
+#: From top to bottom. A module may import modules of its own layer and of the layers below.
 LAYERS = (
     {"classifier"},
     {"benchmarking"},
@@ -26,9 +25,7 @@ LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: The files and functions that are still too long, with their present lengths. A length may only fall. Remove the entry
 #: of a file or function that has become short enough.
-LONG_FILES = {
-    "csrc/cuda/kernels/conv2d_operands.cuh": 356,
-}
+LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {}
 
 
@@ -68,7 +65,7 @@ def imported(name: str, everywhere: bool = False) -> set[str]:
     return {other for other in found if other in SOURCES and other != name}
 
 
-def circle(graph: dict[str, set[str]]) -> list[str]:
+def cycle_in(graph: dict[str, set[str]]) -> list[str]:
     """The modules of one cycle of imports. Empty if there is none."""
     done: set[str] = set()
 
@@ -86,12 +83,12 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_imports_have_no_cycle() -> None:
-    assert circle({name: imported(name) for name in SOURCES}) == []
+    assert cycle_in({name: imported(name) for name in SOURCES}) == []
 
 
 def test_the_search_finds_a_cycle() -> None:
-    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
-    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 @pytest.mark.parametrize("name", sorted(LAYER))

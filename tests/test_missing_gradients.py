@@ -76,7 +76,7 @@ def gradients(model: nn.Module, x: Tensor, loss: Any, context: Any) -> dict[str,
     return {"input": x.grad, **{name: p.grad for name, p in model.named_parameters()}}
 
 
-def doors(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
+def ways_to_use_fastconv(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
     yield "convert", fastconv.convert(copy.deepcopy(model)), contextlib.nullcontext()
     yield "convert, fuse=False", fastconv.convert(copy.deepcopy(model), fuse=False), contextlib.nullcontext()
     yield "enabled", model, fastconv.enabled()
@@ -92,12 +92,12 @@ def test_gradients_are_none_or_zeros_where_pytorchs_are(name: str, loss: Any, fr
         parameter.requires_grad_(not key.endswith(frozen))
     x = torch.randn(2, 2, 10, 10, dtype=torch.double)
     expected = gradients(model, x, loss, contextlib.nullcontext())
-    for door, ours, context in doors(model):
+    for way, ours, context in ways_to_use_fastconv(model):
         for key, grad in gradients(ours, x, loss, context).items():
             theirs = expected[key]
-            assert (grad is None) == (theirs is None), (door, key)
+            assert (grad is None) == (theirs is None), (way, key)
             if theirs is not None:
-                torch.testing.assert_close(grad, theirs, msg=lambda text, at=(door, key): f"{at}: {text}")
+                torch.testing.assert_close(grad, theirs, msg=lambda text, at=(way, key): f"{at}: {text}")
 
 
 def test_a_gradient_penalty_trains_a_critic_with_adam_as_pytorch_does() -> None:

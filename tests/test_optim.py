@@ -163,7 +163,7 @@ def test_parameters_may_be_added_later() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_parameters_of_two_dtypes_give_pytorchs_results(groups: int, calls: list[int]) -> None:
-    """PyTorch computes the steps of a group of two dtypes. It calls its kernel once per dtype, as a GPU needs."""
+    """PyTorch's code computes the steps of a group of two dtypes. GPUs need one call of the kernel per dtype."""
 
     def trained(kind: Any) -> tuple[Any, Any]:
         torch.manual_seed(0)

@@ -113,6 +113,8 @@ def test_a_build_says_in_a_line_whether_it_has_cuda_and_why(
     [
         (None, {}, "torch 2.13.0 is built without CUDA", "Install a CUDA build of torch"),
         ("13.0", {"CUDA_HOME": "/nowhere"}, "no CUDA toolkit in /nowhere (CUDA_HOME)", "CUDA_HOME=/usr/local/cuda"),
+        ("13.0", {"CUDA_HOME": "", "CUDA_PATH": "/none"}, "no CUDA toolkit in /none (CUDA_PATH)", "CUDA_HOME=/usr"),
+        ("13.0", {"CUDA_HOME": "/a", "CUDA_PATH": "/b"}, "toolkit in /a (CUDA_HOME) or /b (CUDA_PATH)", "CUDA_HOME="),
         ("12.8", {}, "is built with CUDA 12.8, and the toolkit in", "Install toolkit 12.8 and name its folder"),
         ("13.0", {"FASTCONV_CUDA": "yes"}, "FASTCONV_CUDA=yes is neither 0 nor 1", "Unset it"),
     ],

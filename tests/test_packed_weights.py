@@ -18,7 +18,7 @@ from torch import Tensor
 import fastconv
 import fastconv.functional as FF
 
-kept = fastconv._C.packed_weights
+packed_weights = fastconv._C.packed_weights
 SHAPES = [
     pytest.param((1, 16, 20, 20), (24, 16, 3, 3), id="winograd"),
     pytest.param((1, 64, 5, 5), (128, 64, 3, 3), id="direct"),
@@ -33,11 +33,11 @@ def convolve(x: Tensor, w: Tensor) -> Tensor:
 @pytest.mark.parametrize(("size", "weight_size"), SHAPES)
 def test_the_second_call_caches_and_the_third_finds_it(size: tuple[int, ...], weight_size: tuple[int, ...]) -> None:
     x, w = torch.randn(size), torch.randn(weight_size)
-    hits = kept()["hits"]  # not bytes, which depend on the entries that are evicted
+    hits = packed_weights()["hits"]  # not bytes, which depend on the entries that are evicted
     first, second = convolve(x, w), convolve(x, w)
-    assert kept()["hits"] == hits
+    assert packed_weights()["hits"] == hits
     third = convolve(x, w.clone())  # another address, the same values
-    assert kept()["hits"] == hits + 1
+    assert packed_weights()["hits"] == hits + 1
     assert torch.equal(first, second)
     assert torch.equal(first, third)
 
@@ -65,13 +65,14 @@ def test_every_change_of_a_weight_is_noticed(size: tuple[int, ...], weight_size:
             torch.testing.assert_close(convolve(x, w).double(), expected, rtol=1e-4, atol=1e-4)
 
 
-# Shapes of weights: small ones with few twins, depthwise, larger than the 64 words of the hint, and Winograd.
+# Shapes of weights: small, depthwise, of more than the 64 words that the cache samples for its hint, and for Winograd.
+# Weights of few elements have few twins.
 TWIN_SIZES = [(1, 1, 1, 1), (2, 1, 3, 3), (3, 2, 1, 5), (8, 1, 3, 3), (4, 3, 5, 5), (16, 16, 3, 3)]
 TWINS = 100_000
 
 
 def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
-    """Yield arrays that differ from `weight` in small, regular ways, and whether their values stay ordinary."""
+    """Yield arrays that differ from `weight` a little, and False if some of their values may be huge or NaN."""
     rng, n, j = np.random.default_rng(seed), weight.size, 0
     while True:
         for kind in ("issue", "signs", "swap", "shift", "pattern", "row", "bit", "byte"):
@@ -116,7 +117,7 @@ def test_none_of_100000_similar_weights_is_mistaken_for_a_cached_weight() -> Non
 
         for _ in range(4):
             known = FF.conv2d(x, shaped(values), groups=groups)
-        hits = kept()["hits"]
+        hits = packed_weights()["hits"]
         wanted = (TWINS - tried) // (len(cases) - index)
         found, expected, seen = [], [], {hashlib.sha1(values.numpy()).digest()}
         for ordinary, twin in itertools.islice(twins(values.numpy(), index), 4 * wanted):
@@ -130,7 +131,7 @@ def test_none_of_100000_similar_weights_is_mistaken_for_a_cached_weight() -> Non
             if ordinary:
                 found.append(y)
                 expected.append(torch.from_numpy(twin))
-        assert kept()["hits"] == hits, (size, dtype, order)
+        assert packed_weights()["hits"] == hits, (size, dtype, order)
         for start in range(0, len(found), 500):
             weights = torch.cat([shaped(twin) for twin in expected[start : start + 500]])
             if groups > 1:  # group the twins by channel
@@ -210,13 +211,13 @@ def test_sizes_orders_groups_types_and_levels_are_distinguished() -> None:
 
 def test_training_caches_no_weights() -> None:
     x, w = torch.randn(2, 16, 20, 20), torch.randn(16, 16, 3, 3, requires_grad=True)
-    start = kept()
+    start = packed_weights()
     for _ in range(5):
         convolve(x, w).sum().backward()
         with torch.no_grad():
             w -= 0.01 * torch.randn_like(w)
-    assert kept()["hits"] == start["hits"]
-    assert kept()["bytes"] <= start["bytes"]
+    assert packed_weights()["hits"] == start["hits"]
+    assert packed_weights()["bytes"] <= start["bytes"]
 
 
 def test_threads_may_use_the_same_weight_at_once() -> None:
@@ -239,17 +240,17 @@ def test_threads_may_use_the_same_weight_at_once() -> None:
 
 FRESH = """
 import torch, fastconv, fastconv.functional as FF
-kept = fastconv._C.packed_weights
+packed_weights = fastconv._C.packed_weights
 x, w = torch.randn(1, 16, 20, 20), torch.randn(24, 16, 3, 3, requires_grad=True)
 for _ in range(3):  # in training, each weight is new
     FF.conv2d_relu(x, w).sum().backward()
     with torch.no_grad():
         w -= 0.01 * torch.randn_like(w)
-print(kept())
+print(packed_weights())
 FF.conv2d_relu(x, w)
-print(kept())
+print(packed_weights())
 FF.conv2d_relu(x, w)
-print(kept()["bytes"] >= w.numel() * 4, kept()["hits"])
+print(packed_weights()["bytes"] >= w.numel() * 4, packed_weights()["hits"])
 """
 
 

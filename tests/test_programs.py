@@ -234,7 +234,7 @@ def compare(make: Callable[[], nn.Module], program: Callable[[Any, Tensor], Any]
     original = copy.deepcopy(model)
     fastconv.convert(model)
     x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-    if warm:  # one earlier call, in which layers were fused or not
+    if warm:  # an earlier call may change which results the layers defer
         model(x).sum()
         original(x).sum()
     for _ in range(2):

@@ -22,7 +22,7 @@ pytestmark = [
 
 
 def every_code(dtype: torch.dtype) -> Tensor:
-    """Return all 65,536 values of a 16-bit type, and five more as the remainder of a vector."""
+    """Return all 65,536 values of a 16-bit type, and five more so that the last vector is not full."""
     codes = torch.arange(65536 + 5).to(torch.int16)
     return codes.view(dtype)
 
@@ -94,7 +94,7 @@ def test_convolution_equals_that_of_float64_rounded_once(case: Conv2dCase, dtype
     found = gradients(lambda *t: FF.conv2d(*t, **case.arguments), given, grad)
     for a, b in zip(found, exact, strict=True):
         assert a.dtype is dtype
-        assert error(a, b) <= torch.finfo(dtype).eps  # half of it is the rounding
+        assert error(a, b) <= torch.finfo(dtype).eps  # rounding to nearest errs by eps / 2
 
 
 @pytest.mark.parametrize("case", FUSED[::2], ids=str)

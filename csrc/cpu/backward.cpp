@@ -15,7 +15,7 @@ template <class T>
 bool all_finite(const Tensor& tensor) {
   const T* values = data<T>(tensor);
   std::atomic<bool> finite{true};
-  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), grain_size, [&](int64_t begin, int64_t end) {
     if (!kernels().conv2d<T>().sparse_gradient.all_finite(values + begin, end - begin)) finite = false;
   });
   return finite;
@@ -27,7 +27,7 @@ template <class T>
 int64_t mark_zeros(const Tensor& tensor, uint8_t* marks) {
   const T* values = data<T>(tensor);
   std::atomic<int64_t> nonzero{0};
-  parallel_for(0, tensor.numel(), 32768, [&](int64_t begin, int64_t end) {
+  parallel_for(0, tensor.numel(), grain_size, [&](int64_t begin, int64_t end) {
     nonzero += kernels().conv2d<T>().sparse_gradient.mark_zeros(values + begin, marks + begin, end - begin);
   });
   return nonzero;
@@ -44,13 +44,16 @@ int64_t count_nonzero(const Tensor& argmax) {
   return nonzero;
 }
 
-// The gradient of a call in the forms that the drivers need. Each form is made once, and the zeros are counted once.
+// The gradient of a call in the forms that the drivers need. Each form is made when a driver first needs it, then kept.
 template <class T>
 class Gradient {
  public:
-  Gradient(const FusedShape& f, const Tensor& grad_output, const std::optional<Tensor>& argmax)
-      : f_(f), g_(argmax ? to_nhwc<T>(grad_output) : dense(grad_output)) {
-    if (argmax) argmax_ = ordered(*argmax, true);
+  Gradient(const FusedShape& f, const Tensor& grad_output, const std::optional<Tensor>& argmax) : f_(f) {
+    if (argmax) {
+      pooled_ = to_nhwc<T>(grad_output), argmax_ = ordered(*argmax, true);
+    } else {
+      convolution_ = dense(grad_output);
+    }
   }
 
   const FusedShape& shape() const { return f_; }
@@ -63,40 +66,46 @@ class Gradient {
 
   // The gradient of the convolution, (N, K, P, Q).
   const Tensor& convolution() {
-    if (!argmax_) return g_;
-    if (!unpooled_) unpooled_ = unpool();
-    return *unpooled_;
+    if (!convolution_) convolution_ = unpool();
+    return *convolution_;
   }
 
+  // The pool's gradient and argmax if there is a pool and not `unpooled`, else those of the convolution.
   SparseGradient<T> sparse(bool unpooled) {
-    if (argmax_ && !unpooled) return {f_, data<T>(g_), data<uint8_t>(*argmax_)};
-    Tensor values = convolution();
-    if (argmax_ || !is_nhwc(values)) {
-      values = g_ = to_nhwc<T>(values);
-      mark_zeros<T>(values, marks(values.numel()));
+    if (argmax_ && !unpooled) return {f_, data<T>(*pooled_), data<uint8_t>(*argmax_)};
+    if (!is_nhwc(convolution())) {
+      convolution_ = to_nhwc<T>(*convolution_);
+      marked_ = false;  // the marks are in NCHW order
     }
-    return {without_pool(f_.conv), data<T>(values), marks(values.numel())};
+    if (!marked_) mark();
+    return {without_pool(f_.conv), data<T>(*convolution_), marks()};
   }
 
  private:
   double nonzero(double limit) {
     const auto results = static_cast<double>(f_.conv.N * f_.conv.K * f_.conv.P * f_.conv.Q);
-    // After most pools the share is small even if no byte is no_gradient.
+    // Each window passes its gradient to at most one result. For most pools, that alone makes the share small.
     const double most = static_cast<double>(f_.windows() * f_.conv.K) / results;
     if (argmax_ && most < limit) return most;
     if (!nonzero_) {
-      const int64_t count = argmax_ ? count_nonzero<T>(*argmax_) : mark_zeros<T>(g_, marks(g_.numel()));
+      const int64_t count = argmax_ ? count_nonzero<T>(*argmax_) : mark();
       nonzero_ = static_cast<double>(count) / results;
     }
     return *nonzero_;
   }
 
-  static uint8_t* marks(int64_t count) { return workspace<uint8_t>(Workspace::nonzero_marks, count); }
+  // Marks the zeros of `convolution_`. Returns the number of non-zero values.
+  int64_t mark() {
+    marked_ = true;
+    return mark_zeros<T>(*convolution_, marks());
+  }
+
+  uint8_t* marks() const { return workspace<uint8_t>(Workspace::nonzero_marks, convolution_->numel()); }
 
   Tensor unpool() const {
     const Pool2dShape& pool = f_.pool;
-    const Tensor result = empty({pool.N, pool.C, pool.H, pool.W}, g_, true);
-    const T* g = data<T>(g_);
+    const Tensor result = empty({pool.N, pool.C, pool.H, pool.W}, *pooled_, true);
+    const T* g = data<T>(*pooled_);
     const uint8_t* at = data<uint8_t>(*argmax_);
     T* to = mutable_data<T>(result);
     const int64_t from_image = pool.C * pool.P * pool.Q, to_image = pool.C * pool.H * pool.W;
@@ -110,9 +119,10 @@ class Gradient {
   }
 
   FusedShape f_;
-  Tensor g_;
-  std::optional<Tensor> argmax_, unpooled_;
+  std::optional<Tensor> pooled_, argmax_;  // of a fused operator, NHWC
+  std::optional<Tensor> convolution_;
   std::optional<double> nonzero_;
+  bool marked_ = false;
 };
 
 template <class T>

@@ -8,7 +8,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, result_is_channels_last(input, weight));
-  if (output.numel() > 0) run_forward(without_pool(s), input, weight, bias, output, std::nullopt);
+  if (output.numel() > 0) run_forward({without_pool(s), input, weight, bias, output});
   return output;
 }
 

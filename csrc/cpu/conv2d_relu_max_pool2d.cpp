@@ -8,7 +8,7 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
-  if (output.numel() > 0) run_forward(f, input, weight, bias, output, argmax);
+  if (output.numel() > 0) run_forward({f, input, weight, bias, output, mutable_data<uint8_t>(argmax)});
   return {output, argmax};
 }
 

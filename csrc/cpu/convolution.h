@@ -1,4 +1,5 @@
-// Runs a convolution or its gradients: for each element type, band by band, by the algorithm of the plan.
+// Runs a convolution or its gradients, for every element type. Asks plan.h for the algorithm and calls its driver.
+// Large calls run band by band.
 #pragma once
 
 #include <optional>
@@ -7,9 +8,23 @@
 
 namespace fastconv::cpu {
 
-// Writes `output`, which is not empty: the convolution, followed by ReLU and max-pooling if there is an argmax.
-void run_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                 const Tensor& output, const std::optional<Tensor>& argmax);
+// The operands of a forward call. `argmax` is null for a convolution alone. Otherwise ReLU and max-pooling follow, and
+// `argmax` gets one byte for each element of `output`, in NHWC (csrc/ops.cpp).
+struct Forward {
+  FusedShape shape;
+  Tensor input, weight;
+  std::optional<Tensor> bias;
+  Tensor output;
+  uint8_t* argmax = nullptr;
+
+  // The part of argmax from a row of windows on.
+  uint8_t* argmax_from(int64_t image, int64_t row) const {
+    return argmax ? argmax + (image * shape.pool.P + row) * shape.pool.Q * shape.conv.K : nullptr;
+  }
+};
+
+// Writes `output`, which is not empty.
+void run_forward(const Forward& call);
 
 // The tensors of a backward call. Without an argmax, grad_output is the gradient of the convolution itself. Gradients
 // that are not needed are absent. grad_weight and grad_bias are needed together. Only grad_input needs weight, and only

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "capability.h"
-#include "memory/bands.h"
 #include "memory/reduced.h"
 #include "memory/tiles.h"
 #include "memory/workspace.h"
@@ -33,7 +32,7 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
   parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
-      const Rows rows = pooled_rows(s, tile.row, tile.rows);
+      const Rows rows = rows_read_by(s, {tile.row, tile.rows});
       const int64_t row = s.W * s.C, out_row = s.Q * s.C;
       for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
         Stored* to = y + (n * s.P + tile.row) * out_row;
@@ -48,12 +47,6 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
   });
 }
 
-// The windows whose maximum may be a pixel of these rows.
-Rows windows_of(const Pool2dShape& s, int64_t row, int64_t rows) {
-  const Range windows = outputs_above(row, row + rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
-  return {windows.begin, windows.end - windows.begin};
-}
-
 // Computes grad_input tile by tile. A tile adds the gradients of all windows that reach its rows.
 template <class Elements>
 void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad_output, const Tensor& indices,
@@ -64,13 +57,13 @@ void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad
   const Stored* g = data<Stored>(grad_output);
   const int64_t* at = data<int64_t>(indices);
   Stored* dx = mutable_data<Stored>(grad_input);
-  // A window that lies in the padding altogether may have the index of a pixel some rows below it, as in PyTorch.
+  // A window may be entirely in the padding. As in PyTorch, its index may then be that of a pixel some rows below.
   const bool leaves_its_rows = s.pad_w > 0 && s.dilation_w > s.W;
   const Tiles tiles(s.N, s.H, s.W, leaves_its_rows ? std::max<int64_t>(4096, s.H * s.W) : 4096);
   parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
-      const Rows windows = windows_of(s, tile.row, tile.rows);
+      const Rows windows = outputs_that_read(s, {tile.row, tile.rows});
       const int64_t row = s.W * s.C, out_row = s.Q * s.C, count = tile.rows * row;
       Pool2dShape part = s;
       part.H = tile.rows, part.P = windows.count;

@@ -39,8 +39,8 @@ struct CutSide {
   int rest;
 };
 
-// Lists the ways to cut one side. The outputs that remain at the edge either get smaller tiles, which save
-// multiplications but need another transformed weight, or one more tile of m, part of which is outside of the image.
+// Lists the ways to cut one side. There are two ways to compute the outputs that remain at the edge. A smaller tile
+// saves multiplications, but needs another transformed weight. One more tile of m is partly outside of the image.
 std::vector<CutSide> cuts_of_side(int64_t outputs, int largest, int window) {
   std::vector<CutSide> result;
   for (int m = largest; m > 0; --m) {
@@ -83,13 +83,13 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 //   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
 //   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
 // The goal is at most about twice PyTorch's error, so the default is 3. Tiles of 4 x 4 take 0.7 to 1.0 of the time and
-// need FASTCONV_WINOGRAD=4. Winograd's error is small compared with the largest results of a tile, so a result of
-// exactly 0 may become 1e-7 of those. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its terms.
+// need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result that
+// should be 0 may be 1e-7 of them. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
 //
 // PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
 // simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for
-// padding 1 of a 3 x 3 image). No tile is larger than 2 x 2 in these cases, with a pool (see kernels/winograd.h) or
-// without AVX2.
+// padding 1 of a 3 x 3 image). Tiles are at most 2 x 2 in these three cases, and also with a pool (see
+// kernels/winograd.h) and without AVX2.
 int winograd_side(const FusedShape& f, bool backward) {
   const Conv2dShape& s = f.conv;
   const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
@@ -141,7 +141,7 @@ std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s) {
 
 // ---- other algorithms --------------------------------------------------------------------------------------------
 
-// Microseconds of PyTorch / of fastconv with the weight from the cache of packed weights / of small_output. One image,
+// Microseconds of PyTorch / of fastconv without small_output, with a cached packed weight / of small_output. One image,
 // 2 threads, and the weight is not in the CPU's caches:
 //   64->128   5x5 (9 outputs)    34 /   70 /   30
 //   64->64    4x4 (16)           18 /   51 /   33
@@ -174,8 +174,8 @@ bool can_be_sparse(const FusedShape& f) {
   if (s.groups != 1 || !f.windows_inside() || never(sparse_gradient)) return false;
   const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
   if (run < kernels().conv2d<T>().direct.block_lanes && !always(sparse_gradient)) return false;
-  // Lists hold 32-bit offsets into the weight, into a tile of x with its padding, and into the lists of a tile. A tile
-  // has several images only if they are small.
+  // Offsets are 32 bits wide. They point into the weight, into a tile of x with its padding, or into the lists of a
+  // tile. A tile has several images only if they are small.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const int64_t images_x = 1 + sparse_weight_pixels / (f.pool.P * f.pool.Q);
   const int64_t images_dx = 1 + sparse_data_pixels / std::max<int64_t>(1, s.H * s.W);

@@ -46,8 +46,8 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight);
 // reads a whole tensor.
 struct GradientFacts {
   bool has_argmax;  // the gradient of a fused operator
-  // Returns the share of the convolution's results that the gradient reaches. If it is below `limit`, an upper bound
-  // below `limit` is enough.
+  // Returns the share of the convolution's results that the gradient reaches. It may return an upper bound of the share
+  // instead, if that bound is below `limit`.
   std::function<double(double limit)> nonzero;
   // Whether the other factor (weight or input) is finite. Only then may products with a zero gradient be skipped.
   std::function<bool()> other_is_finite;
@@ -76,7 +76,7 @@ constexpr int64_t sparse_data_pixels = 128;
 // Large calls are computed in bands (memory/bands.h). Sizes are in elements of input and output together.
 struct BandLimits {
   int64_t band;     // the size of a band
-  int64_t weights;  // a band is at least so many times as large as the weight, which each band packs or adds up
+  int64_t weights;  // a band is at least this many times as large as the weight, because each band packs or sums one
   int64_t call;     // the largest call that is computed in one piece
 };
 

@@ -9,14 +9,12 @@
 namespace fastconv::cpu {
 namespace {
 
-// The least number of elements for one thread: PyTorch's grain size.
-constexpr int64_t grain = 32768;
-
 template <class T>
 void apply(void (*kernel)(const T*, T*, int64_t), const Tensor& from, const Tensor& to) {
   const T* x = data<T>(from);
   T* y = mutable_data<T>(to);
-  parallel_for(0, from.numel(), grain, [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
+  parallel_for(0, from.numel(), grain_size,
+               [&](int64_t begin, int64_t end) { kernel(x + begin, y + begin, end - begin); });
 }
 
 // Computes dx if g and y differ only by transposed matrices (memory/reorder.h), else returns false. It transposes one
@@ -30,7 +28,8 @@ bool apply_backward_transposed(const Tensor& g, const Tensor& y, const Tensor& d
   const int64_t rows = matrices->rows, columns = matrices->columns, size = rows * columns;
   const T *from = data<T>(g), *at = data<T>(y);
   T* to = mutable_data<T>(dx);
-  parallel_for(0, matrices->batches, ceil_div(grain, std::max<int64_t>(size, 1)), [&](int64_t begin, int64_t end) {
+  const int64_t grain = ceil_div(grain_size, std::max<int64_t>(size, 1));
+  parallel_for(0, matrices->batches, grain, [&](int64_t begin, int64_t end) {
     T* turned = workspace<T>(Workspace::input_tile, size);
     for (int64_t i = begin * size; i < end * size; i += size) {
       kernels().conv2d<T>().transpose(from + i, columns, rows, columns, turned, rows);
@@ -45,7 +44,7 @@ void apply_backward(void (*kernel)(const T*, const T*, T*, int64_t), const Tenso
                     const Tensor& dx) {
   const T *from = data<T>(g), *at = data<T>(y);
   T* to = mutable_data<T>(dx);
-  parallel_for(0, g.numel(), grain,
+  parallel_for(0, g.numel(), grain_size,
                [&](int64_t begin, int64_t end) { kernel(from + begin, at + begin, to + begin, end - begin); });
 }
 

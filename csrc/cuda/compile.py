@@ -46,7 +46,7 @@ def nvcc_command(folder: Path) -> list[str]:
 
 
 def compile_sources(folder: Path) -> list[Path]:
-    """Return a log of ptxas for each source. Ninja compiles only the sources that changed."""
+    """Compile the sources that changed, with ninja. Return the path of the ptxas log of each source."""
     BUILD.mkdir(parents=True, exist_ok=True)
     sources = sorted(HERE.glob("*.cu"))
     logs = [BUILD.resolve() / f"{source.stem}.log" for source in sources]

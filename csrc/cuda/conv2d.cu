@@ -11,8 +11,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   check_coordinates(s);
-  const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
-  const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
+  const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, result_is_channels_last(input, weight));
   if (output.numel() == 0) return output;
   launch_on(input, "conv2d", [&](auto type, Stream stream) {
     using T = decltype(type);

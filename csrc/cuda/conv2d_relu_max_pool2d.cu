@@ -9,9 +9,8 @@ FC_FORWARD_KERNELS(extern template)
 
 Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_coordinates(f.conv);
-  const bool channels_last = input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
-  const Tensor output = empty(sizes, input, channels_last);
+  const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
   if (output.numel() == 0) return {output, argmax};
   launch_on(input, "conv2d_relu_max_pool2d", [&](auto type, Stream stream) {

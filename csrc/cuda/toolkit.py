@@ -22,14 +22,14 @@ class NoCuda(Exception):
 
 def home() -> Path:
     """Return the toolkit's folder, which has bin/nvcc and include/cuda_runtime.h."""
-    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    named = [(os.environ[name], name) for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     nvcc = shutil.which("nvcc")
     # A symbolic link named nvcc leads to the toolkit. A wrapper script of that name does not.
     guessed = ["/usr/local/cuda", "/opt/cuda", *([str(Path(nvcc).resolve().parents[1])] if nvcc else [])]
-    for folder in named or guessed:
+    for folder in [folder for folder, _ in named] or guessed:
         if (Path(folder) / "bin" / "nvcc").exists() and (Path(folder) / "include" / "cuda_runtime.h").exists():
             return Path(folder)
-    where = f"in {named[0]} (CUDA_HOME)" if named else "found"
+    where = "in " + " or ".join(f"{folder} ({name})" for folder, name in named) if named else "found"
     raise NoCuda(f"no CUDA toolkit {where}", "Install one, and name its folder: CUDA_HOME=/usr/local/cuda")
 
 
@@ -40,10 +40,10 @@ def version(folder: Path) -> str:
     return match[1] if match else "unknown"
 
 
-def served_by(names: list[str]) -> list[str]:
-    """Return the capabilities that are also among torch's architectures (such as sm_90), or all if none is."""
-    served = [capability for capability in ARCHITECTURES if f"sm_{capability.replace('.', '')}" in names]
-    return served or list(ARCHITECTURES)
+def supported_by_torch(torch_architectures: list[str]) -> list[str]:
+    """Return those of ARCHITECTURES that torch supports, too (sm_90 is 9.0). If it supports none, return all."""
+    common = [capability for capability in ARCHITECTURES if f"sm_{capability.replace('.', '')}" in torch_architectures]
+    return common or list(ARCHITECTURES)
 
 
 def matching_home(torch_version: str, torch_cuda: str | None) -> Path:

@@ -17,8 +17,9 @@ A Deferred is a tensor subclass. PyTorch's functions settle it through ``__torch
 a user's autograd.Function or a C++ operator, settles it through ``__torch_dispatch__``. docs/convert.md lists the
 differences that a program can notice.
 
-Changes of layout may wait because of Keras. Its convolution permutes NHWC images to NCHW and the results back, and adds
-the bias separately. It copies before and after every pool, so a pool's result may wait for a change of layout, too.
+Changes of layout join the recipe because of Keras. Its convolution permutes NHWC images to NCHW and the results back,
+and adds the bias separately. Keras also copies before and after every pool, so the result of a fused max-pool may be a
+Deferred that waits for a change of layout.
 
 Modules: ``recipe`` (which operations wait), ``tensor`` (the tensor), ``creation`` (makes one), ``folding`` (operations
 that join the recipe), ``gradients`` (backward with respect to a Deferred that was fused).

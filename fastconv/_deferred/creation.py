@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
-from fastconv._deferred.tensor import Deferred, Layer, is_watched
+from fastconv._deferred.tensor import Deferred, DeferringLayer, is_watched
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
 from fastconv._ops.sizes import conv2d_output
@@ -31,14 +31,14 @@ def defer(
     dilation: Any = 1,
     groups: Any = 1,
     *,
-    layer: Layer | None = None,
+    layer: DeferringLayer | None = None,
     torch_is_faster: Collection[str] = (),
 ) -> Deferred | None:
     """Return the result of ``conv2d`` with these arguments, to be computed later.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: those of :func:`torch.nn.functional.conv2d`.
-        layer: is told whether the convolution was fused with another operation.
+        layer: the layer to notify when the result is computed, fused or not.
         torch_is_faster: see :class:`Recipe`.
 
     Returns:
@@ -85,13 +85,13 @@ def new_deferred(
     recipe: Recipe,
     size: tuple[int, int, int, int],
     operands: Operands,
-    layer: Layer | None = None,
+    layer: DeferringLayer | None = None,
     source: tuple[Deferred, Step] | None = None,
     view_of: Deferred | None = None,
 ) -> Deferred:
     grad_enabled = torch.is_grad_enabled()
     if grad_enabled and needs_gradient(operands):
-        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # half the time: see differentiable
+        deferred = super(Function, _Defer).apply(recipe, size, *operands)  # twice as fast: see differentiable
         with torch._C.DisableTorchFunction():
             deferred._node = deferred.grad_fn
     else:
@@ -133,10 +133,13 @@ class _Defer(Function):
 def _placeholder(recipe: Recipe, size: Sequence[int], operand: Tensor | None) -> Tensor:
     assert operand is not None
     N, K, P, Q = size
-    return Tensor._make_wrapper_subclass(
+    placeholder = Tensor._make_wrapper_subclass(
         Deferred,
         (N, P, Q, K) if recipe.axes_nhwc else (N, K, P, Q),
         strides=recipe.strides(K, P, Q),
         dtype=operand.dtype,
         device=operand.device,
     )
+    # C++ code that asks for the address gets an error, and not a null pointer.
+    torch._C._set_throw_on_mutable_data_ptr(placeholder)
+    return placeholder

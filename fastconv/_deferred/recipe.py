@@ -20,7 +20,7 @@ __all__ = ["TO_NCHW", "TO_NHWC", "Fusion", "Operands", "Recipe", "Step", "snapsh
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 #: Input, weight, bias; or a computed result, None, None.
 Operands = tuple[Tensor, Tensor | None, Tensor | None]
-#: A function from the value of a Deferred to a result that was computed without that value.
+#: One or more operations of a recipe, as a function of the value before them.
 Step = Callable[[Tensor], Tensor]
 #: What runs with a convolution: nothing, a ReLU, or a ReLU and a max-pool.
 Fusion = Literal["alone", "ReLU", "pool"]

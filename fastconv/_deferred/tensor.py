@@ -20,7 +20,7 @@ __all__ = [
     "FOLDS",
     "GRADIENTS",
     "Deferred",
-    "Layer",
+    "DeferringLayer",
     "compute_deferred",
     "in_sequence",
     "is_watched",
@@ -34,8 +34,8 @@ FOLDS: dict[Callable[..., Any], Callable[..., Any]] = {}
 GRADIENTS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-class Layer(Protocol):
-    """A layer whose results wait."""
+class DeferringLayer(Protocol):
+    """A layer that returns Deferred results."""
 
     def _note_fusion(self, fused: bool) -> None: ...
 
@@ -48,15 +48,16 @@ class Deferred(Tensor):
     _operands: Operands
     _grad_enabled: bool
     _inference: bool
-    _layer: Layer | None = None
+    _layer: DeferringLayer | None = None
     _source: tuple[Deferred, Step] | None = None  # the Deferred that this one was computed from, and how
     _viewed: Deferred | None = None  # the Deferred that this one is a view of
     _is_viewed = False  # by another Deferred
     _derived: tuple[TensorWeakRef, ...] = ()  # the Deferreds that were made from this one
     _node: Any = None  # its gradient function
     _settled: Tensor | None = None
-    _linked: Tensor | None = None
-    #: The gradient edge of each result that was computed from the recipe without this tensor's value, and its step.
+    _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
+    #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
+    #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
 
     @classmethod
@@ -86,10 +87,10 @@ class Deferred(Tensor):
         """Return the computed tensor: the same at each call."""
         if not self._is_adopted():
             return self._value()
-        if self._linked is None:
+        if self._adopted_value is None:
             with torch._C.DisableTorchFunction():
-                self._linked = torch.ops.aten.alias(self)  # through __torch_dispatch__
-        return self._linked
+                self._adopted_value = torch.ops.aten.alias(self)  # through __torch_dispatch__
+        return self._adopted_value
 
     def base(self) -> Deferred:
         """Follow the views to the Deferred that is not a view itself."""

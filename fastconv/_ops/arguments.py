@@ -19,7 +19,7 @@ Pair = tuple[int, int]
 
 def pair(value: Any) -> Pair | None:
     """Return one int or two as a pair. None for everything else."""
-    # The usual cases come first. Without them, a layer's pairs take a tenth of the time of a small call.
+    # These two usual cases are a shortcut. Without it, this function takes a tenth of the time of a small call.
     if type(value) is int:
         return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:

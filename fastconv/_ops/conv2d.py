@@ -266,7 +266,7 @@ class Conv2dBackwardWeight(Function):
         grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
-        # Zeros instead of a missing gradient, multiplied by infinity, would give NaN.
+        # A missing gradient stays None. As zeros, it would be multiplied, and zero times infinity is NaN.
         ctx.set_materialize_grads(False)
 
     @staticmethod

@@ -121,7 +121,7 @@ def _fake_conv2d_relu_max_pool2d_backward(
 
 
 def _numbers(geometry: Geometry, pool: Pool | None) -> tuple[Any, ...]:
-    """Return the numbers of an operator call. Omit them if all are defaults, because passing each list takes 1 us."""
+    """Return the arguments after the tensors. Omit them if all are defaults, because passing each list takes 1 us."""
     if geometry == _GEOMETRY and (pool is None or pool == _POOL):
         return ()
     return geometry if pool is None else (*geometry, *pool)

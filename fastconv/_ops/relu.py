@@ -136,7 +136,7 @@ class ReLUBackwardWithJvp(ReLUBackward):
 
 def _relu_in_place(input: Tensor) -> Tensor:
     _relu_(input)
-    # As mark_dirty does: a graph that saved the input must notice the change.
+    # mark_dirty does the same in the Function. A graph that saved the input then raises an error in backward.
     torch.autograd.graph.increment_version(input)
     return input
 

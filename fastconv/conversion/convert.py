@@ -43,11 +43,13 @@ ROLES: dict[type, str] = {torch.nn.Conv2d: "conv", **fnn.ROLES}
 
 
 @dataclass
-class Plan:
-    """The conversion of one model."""
+class Conversion:
+    """The changes that :func:`convert` will make to one model, and the report of them."""
 
+    #: The class that each module gets.
     classes: dict[Module, type] = field(default_factory=dict)
-    waiting: dict[Module, frozenset[Fusion]] = field(default_factory=dict)  # and the fusions that PyTorch does faster
+    #: The convolutions whose results will wait. For each, the fusions that PyTorch computes faster.
+    waiting: dict[Module, frozenset[Fusion]] = field(default_factory=dict)
     report: Report = field(default_factory=Report)
 
 
@@ -85,11 +87,12 @@ def convert(model: M, fuse: bool = True) -> M:
         1  ReLU       fused  into 0
         2  MaxPool2d  fused  into 0
     """
-    plan = make_plan(model, fuse)
+    check(model, "convert")
+    conversion = plan_conversion(model, fuse)
     forget(model)
-    for module, cls in plan.classes.items():
+    for module, cls in conversion.classes.items():
         set_class(module, cls)
-    for conv, torch_is_faster in plan.waiting.items():
+    for conv, torch_is_faster in conversion.waiting.items():
         fnn.wait_for_fusion(conv, torch_is_faster)
     return model
 
@@ -127,7 +130,8 @@ def conversion_report(model: Module, fuse: bool = True) -> Report:
     Raises:
         TypeError: the model is not a module.
     """
-    return make_plan(model, fuse).report
+    check(model, "conversion_report")
+    return plan_conversion(model, fuse).report
 
 
 def check(model: Any, name: str) -> None:
@@ -135,19 +139,18 @@ def check(model: Any, name: str) -> None:
         raise TypeError(f"{name}() takes a torch.nn.Module, but got {type(model).__name__}")
 
 
-def make_plan(model: Module, fuse: bool) -> Plan:
-    check(model, "convert")
-    plan = Plan()
+def plan_conversion(model: Module, fuse: bool) -> Conversion:
+    conversion = Conversion()
     names = {module: name for name, module in model.named_modules()}
-    fused = plan_sequentials(names, plan) if fuse else {}
+    fused = plan_sequentials(names, conversion) if fuse else {}
     for module, name in names.items():
-        line = plan_layer(module, fuse, fused.get(module, ""), plan)
+        line = plan_layer(module, fuse, fused.get(module, ""), conversion)
         if line is not None:
-            plan.report.lines.append(Line(name, *line))
-    return plan
+            conversion.report.lines.append(Line(name, *line))
+    return conversion
 
 
-def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
+def plan_sequentials(names: dict[Module, str], conversion: Conversion) -> dict[Module, str]:
     """Plan the Sequentials that fuse their members. Return the fused layers, each with the names of its partners."""
     fused: dict[Module, str] = {}
     for sequential in names:
@@ -161,7 +164,7 @@ def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
             i += len(block)
             if not followers or not choose(conv, fnn.fusion_of(block)).fastconv:
                 continue
-            plan.classes[sequential] = fnn.Sequential
+            conversion.classes[sequential] = fnn.Sequential
             if conv not in fused:  # an outer Sequential may have fused it already
                 fused[conv] = f"with {' and '.join(names[layer] for layer in followers)}"
                 for layer in followers:
@@ -170,25 +173,25 @@ def plan_sequentials(names: dict[Module, str], plan: Plan) -> dict[Module, str]:
     return fused
 
 
-def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str, str, str] | None:
+def plan_layer(module: Module, fuse: bool, fused: str, conversion: Conversion) -> tuple[str, str, str] | None:
     """Plan one layer. Return its line of the report, without the name. None for a module that convert ignores."""
     cls = kind(module)
     theirs = TO_TORCH.get(cls, cls)
     if theirs in BLOCKS:
         if not fuse and cls is theirs:
             return theirs.__name__, "left", "fuse=False"
-        plan.classes[module] = BLOCKS[theirs]
+        conversion.classes[module] = BLOCKS[theirs]
         return theirs.__name__, "converted", ""
     if theirs not in LAYERS:
         if isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d | torch.nn.ReLU):
             return theirs.__name__, "left", f"a subclass of torch.nn's layer: {cls.__module__}.{cls.__qualname__}"
         return None
     if replaced := [name for name in ("forward", "_conv_forward") if name in vars(module)]:
-        plan.classes[module] = theirs
+        conversion.classes[module] = theirs
         return theirs.__name__, "left", f"its {replaced[0]} has been replaced"
     choice = choose(module)
-    partners = plan_waiting(module, plan) if fuse and isinstance(module, torch.nn.Conv2d) else ""
-    plan.classes[module] = LAYERS[theirs] if choice.fastconv or partners else theirs
+    partners = plan_waiting(module, conversion) if fuse and isinstance(module, torch.nn.Conv2d) else ""
+    conversion.classes[module] = LAYERS[theirs] if choice.fastconv or partners else theirs
     if fused:
         return theirs.__name__, "fused", fused
     if choice.fastconv:
@@ -196,13 +199,13 @@ def plan_layer(module: Module, fuse: bool, fused: str, plan: Plan) -> tuple[str,
     return theirs.__name__, "left", f"{choice.reason}, unless {partners} follows" if partners else choice.reason
 
 
-def plan_waiting(conv: torch.nn.Conv2d, plan: Plan) -> str:
-    """Let the results of a convolution wait if fastconv is faster with any fusion. Return the layers to wait for."""
+def plan_waiting(conv: torch.nn.Conv2d, conversion: Conversion) -> str:
+    """Plan that a convolution's results wait, if any fusion is faster in fastconv. Name the layers to wait for."""
     torch_is_faster = frozenset() if is_native(conv) else slower_layers.torch_is_faster(conv)
     partners: dict[Fusion, str] = {"ReLU": "a ReLU", "pool": "a max-pool with ReLU"}
     worthwhile = [text for fusion, text in partners.items() if fusion not in torch_is_faster]
     if worthwhile:
-        plan.waiting[conv] = torch_is_faster
+        conversion.waiting[conv] = torch_is_faster
     return " or ".join(worthwhile)
 
 

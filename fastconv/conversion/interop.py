@@ -9,7 +9,7 @@
 * ``torch.jit.script`` compiles the code of torch.nn's layers.
 
 :class:`fastconv.nn.ConvReLU2d` and :class:`fastconv.nn.ConvReLUMaxPool2d` have no counterpart that can be quantised.
-They raise a TypeError. :mod:`fastconv._layer` has the part of this support that is in the layers' base class.
+Setting their ``qconfig`` raises a TypeError. The base class in :mod:`fastconv._layer` has the rest of this support.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch.fx import graph_module
 from torch.nn import Module
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from fastconv._layer import Layer, become_torchs, torch_class
+from fastconv._layer import Layer, set_torch_class, torch_class
 from fastconv.conversion.convert import LAYERS
 
-__all__ = ["let_fuse_modules_take_layers"]
+__all__ = ["register_for_fuse_modules"]
 
 
 # torch.fx
 
 
-def _give_graphs_torchs_layers(parent: Module, name: str, module: Module | None) -> Module | None:
+def _replace_layer_in_graph_module(parent: Module, name: str, module: Module | None) -> Module | None:
     """Replace fastconv's layer by torch.nn's in a new GraphModule. PyTorch calls this hook for every new sub-module."""
     if not isinstance(module, Layer):
         return None
@@ -43,18 +43,18 @@ def _give_graphs_torchs_layers(parent: Module, name: str, module: Module | None)
     if isinstance(root, graph_module._CodeOnlyModule) or torch_class(module) is None:  # deepcopy, unpickling: keep it
         return None
     twin: Module = object.__new__(type(module))
-    twin.__dict__ = dict(vars(module))  # shares parameters, buffers and hooks, also those that come later
-    become_torchs(twin)
+    twin.__dict__ = dict(vars(module))  # shares the dicts of parameters, buffers and hooks, so later entries too
+    set_torch_class(twin)
     return twin
 
 
-register_module_module_registration_hook(_give_graphs_torchs_layers)  # type: ignore[arg-type]
+register_module_module_registration_hook(_replace_layer_in_graph_module)  # type: ignore[arg-type]
 
 
 # torch.ao.quantization
 
 
-def let_fuse_modules_take_layers() -> None:
+def register_for_fuse_modules() -> None:
     """Add fastconv's layers to the table of the classes that ``fuse_modules`` fuses."""
     try:
         from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD as fusers
@@ -65,7 +65,7 @@ def let_fuse_modules_take_layers() -> None:
         def fuse(is_qat: bool, *layers: Module) -> Any:
             for layer in layers:
                 if isinstance(layer, Layer):
-                    become_torchs(layer)
+                    set_torch_class(layer)
             return theirs(is_qat, *layers)
 
         return fuse

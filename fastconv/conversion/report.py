@@ -29,13 +29,12 @@ class Report:
     """The result of :func:`fastconv.convert` for each layer, and the reason. Print it, or let a notebook show it."""
 
     lines: list[Line] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [line.cells() for line in self.lines]
         widths = [max((len(row[i]) for row in rows), default=0) for i in range(3)]
         table = ["  ".join([*map(str.ljust, row[:3], widths), row[3]]).rstrip() for row in rows]
-        return "\n".join([self.summary(), *table, *self.notes])
+        return "\n".join([self.summary(), *table])
 
     __repr__ = __str__
 
@@ -47,24 +46,22 @@ class Report:
         """Return HTML in the notebook's own colours: no background, and lines in the colour of the text."""
         border = "border-bottom: 1px solid color-mix(in srgb, currentColor 25%, transparent)"
         style = f"text-align: left; padding: 2px 12px 2px 0; {border}"
-        faint = "opacity: 0.65; "
 
         def row(tag: str, cells: tuple[str, ...], extra: str = "") -> str:
             fields = "".join(f'<{tag} style="{extra}{style}">{html.escape(cell)}</{tag}>' for cell in cells)
             return f"<tr>{fields}</tr>"
 
-        rows = [row("td", line.cells(), faint if line.becomes == "left" else "") for line in self.lines]
-        notes = "".join(f'<p style="margin: 4px 0; {faint}">{html.escape(note)}</p>' for note in self.notes)
+        rows = [row("td", line.cells(), "opacity: 0.65; " if line.becomes == "left" else "") for line in self.lines]
         return (
             f'<div><p style="margin: 4px 0"><b>{html.escape(self.summary())}</b></p>'
             f'<table style="border-collapse: collapse; color: inherit"><thead>{row("th", _HEADINGS)}</thead>'
-            f"<tbody>{''.join(rows)}</tbody></table>{notes}</div>"
+            f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
 
     def __rich__(self) -> Any:
         from rich.table import Table
 
-        table = Table(title=self.summary(), caption="\n".join(self.notes) or None)
+        table = Table(title=self.summary())
         for heading in _HEADINGS:
             table.add_column(heading)
         for line in self.lines:

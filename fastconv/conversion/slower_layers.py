@@ -1,10 +1,10 @@
 """The layers that PyTorch computes faster. :func:`fastconv.convert` does not convert these.
 
 ``python benchmarks/convert_layers.py`` measured these figures on one thread of Zen 4 (AVX-512, float32). Each is
-PyTorch's time divided by fastconv's, both in their faster memory format. The figures of a layer are a training step and
-inference of a batch (at most 64 images and 0.3e9 multiplications), and inference of one image. A conversion knows
-neither the size of the images nor the batch, so PyTorch computes a layer if the three figures together favour it. A
-layer with 1 or 3 input channels is a first layer, whose input has no gradient.
+PyTorch's time divided by fastconv's, both in their faster memory format. Each layer has three figures: a training step
+on a batch, inference of a batch, and inference of one image. A batch has at most 64 images and 0.3e9 multiplications. A
+conversion knows neither the size of the images nor the batch, so PyTorch computes a layer if the three figures together
+favour it. A layer with 1 or 3 input channels is a first layer, whose input has no gradient.
 
     alone, 3x3         64: train  infer   1: infer       with ReLU: train  infer  1: infer
       1->32   32x32        1.92   1.40    0.85                      1.72   2.23   1.56

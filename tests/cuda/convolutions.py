@@ -23,10 +23,10 @@ DEAD = 255
 
 
 def in_types_and_layouts(cases: Sequence[Any], thorough: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test over case, dtype and layout, so that every pair of values of two of them occurs.
+    """Parametrize a test over case, dtype and layout, so that any two values, such as case and dtype, occur together.
 
-    In ``make test-all`` every combination occurs. But the 16-bit types share their kernels and are slow to emulate, so
-    each of them has both layouts only in the `thorough` cases.
+    In ``make test-all`` nearly every combination of all three occurs. The 16-bit types share their kernels and are slow
+    to emulate. So they have both layouts in the `thorough` cases only, and one layout each in the other cases.
     """
     if not FULL:
         return over(case=cases, dtype=FLOATING, layout=MEMORY_FORMATS)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 
 # The fused operator needs window positions that fit in a byte. For larger windows, fastconv.functional calls two
 # operators.
-SERVED = [case for case in FUSED if case.pool != {"kernel_size": 16, "stride": 2}]
+SMALL_WINDOWS = [case for case in FUSED if case.pool != {"kernel_size": 16, "stride": 2}]
 TILES = [
     # windows that fill a tile of 64 rows, windows that leave rows empty, vectors, a last tile that is not full
     fused(conv(1, 8, 18, 18, 32, 3, 3), kernel_size=2),
@@ -34,7 +34,7 @@ TILES = [
     # groups with few channels
     fused(conv(1, 33, 9, 9, 33, 3, 3, groups=33, padding=1), kernel_size=3, stride=1, padding=1),
 ]
-EVERY = [*SERVED, *TILES]
+EVERY = [*SMALL_WINDOWS, *TILES]
 NETWORK = FUSED[:3]
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 both_layouts = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -149,7 +149,7 @@ def test_random_valid_arguments_give_exact_results(device: Device, data: Any) ->
         for size, z, d, k, u in zip((H, W), padding, dilation, (R, S), stride, strict=True)
     )
     margin = draw(st.integers(0, kernel[0] // 2)), draw(st.integers(0, kernel[1] // 2))
-    # Windows entirely in the padding are left to the next test.
+    # The next test has windows entirely in the padding.
     assume(gaps[0] * (kernel[0] - 1) < P and gaps[1] * (kernel[1] - 1) < Q)
     bias, ceil_mode = draw(st.booleans()), draw(st.booleans())
     case = fused(
@@ -184,6 +184,26 @@ def test_every_memory_layout_is_accepted(case: FusedCase, layout: str, device: D
     assert_identical([mine, places, *others], [y, argmax, *results])
     _, _, others = run(device, call, tensors, LAYOUTS[layout](g), "contiguous")
     assert_identical(others, results)
+
+
+@every_dtype
+@pytest.mark.parametrize("case", [TILES[3], TILES[5]], ids=str)
+def test_a_misaligned_gradient_or_argmax_gives_the_same_gradients(
+    case: FusedCase, dtype: torch.dtype, device: Device
+) -> None:
+    tensors, call = arrange(case, case.conv.integers(dtype))
+    x, w, b = (device.put(LAYOUTS["channels_last"](t)) if t.dim() == 4 else device.put(t) for t in tensors)
+    y, argmax = call.forward(device, x, w, b)
+    g = device.put(LAYOUTS["channels_last"](torch.randint(-3, 4, y.shape).to(dtype)))
+    expected = [t.cpu() for t in call.backward(device, g, argmax, x, w)]
+
+    def shifted(tensor: Tensor, by: int) -> Tensor:
+        memory = torch.empty(tensor.numel() + by, dtype=tensor.dtype, device=tensor.device)
+        return memory[by:].as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+    for by in (1, 2, 4, 8):
+        assert_identical([t.cpu() for t in call.backward(device, g, shifted(argmax, by), x, w)], expected)
+        assert_identical([t.cpu() for t in call.backward(device, shifted(g, by), argmax, x, w)], expected)
 
 
 @every_dtype

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import fastconv.functional as FF
 
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
-#: One or four units in the last place of 1.
+#: Four times the machine epsilon. For the 16-bit types, the machine epsilon.
 EPSILON = {torch.float64: 2**-50, torch.float32: 2**-21, torch.float16: 2**-10, torch.bfloat16: 2**-7}
 
 

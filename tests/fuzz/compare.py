@@ -7,9 +7,10 @@ WINOGRAD  A tile of Winograd's algorithm mixes its values, so the error of a res
           near it (Convolution.largest_near). Integers must be exact in tiles up to 2 x 2, whose points are 0, 1, -1.
 SMALL INTEGERS  PyTorch refuses to pool channels_last images of more pixels than their integer type can count.
 UNBATCHED For one image without a batch, PyTorch's max_pool2d returns contiguous. The fused one keeps channels_last.
-ONE PIXEL The strides of an image of one pixel fit both memory formats, so they may differ.
+ONE PIXEL The strides of an image of one pixel fit both memory formats. The results computed from it may differ in
+          strides. The image is the input, or the result of the convolution that a fused operator pools.
 CRASH     PyTorch 2.13 crashes in a float32 convolution with stride and dilation if the images are channels_last and
-          images and kernel have one column. The reference is computed in float64.
+          have few columns, and the kernel has one. The reference is computed in float64.
 NAN BITS  The bits of a NaN may differ.
 """
 

@@ -87,6 +87,12 @@ class Draw:
             if cost <= (4e7 if self.chance(0.02) else 3e6):
                 return {"x": (n, c, h, w), "w": (k, c // groups, r, s), "arguments": arguments}
 
+    def winograd(self) -> dict[str, Any]:
+        """Sizes and arguments of a convolution of several images that Winograd's algorithm can compute."""
+        n, c, k = self.pick((2, 3, 5)), self.pick(CHANNELS[:17]), self.pick(CHANNELS[:17])
+        h, w = (self.pick(SIDES[2:12]) for _ in range(2))
+        return {"x": (n, c, h, w), "w": (k, c, 3, 3), "arguments": {"padding": self.pick((0, 1, 1, 2))}}
+
     def pool(self, prefix: str = "") -> dict[str, Any]:
         """Arguments of a max-pool."""
         kernel = self.one_or_two((1, 2, 2, 2, 3, 3, 4, 5))

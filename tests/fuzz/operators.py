@@ -30,7 +30,7 @@ class Machine:
     other_threads: tuple[int, ...]
     choices: dict[str, str] = field(default_factory=dict)
     winograd: int = -1
-    band: int = 0  # elements of a band, so that small calls are computed in several
+    band: int = 0  # elements of a band: a small number cuts small calls into bands, 0 stands for the default
 
     @classmethod
     def draw(cls, draw: Draw) -> Machine:
@@ -140,8 +140,11 @@ class Convolution:
             y = F.relu(y)
         return F.max_pool2d(y, **self.pool) if self.pool else y
 
-    def whole(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-        """As theirs, without F.relu and F.max_pool2d: their second derivatives are 0, which times infinity is NaN."""
+    def theirs_by_selection(self, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        """Compute `theirs` by selecting elements of the convolution.
+
+        F.relu and F.max_pool2d have second derivatives of 0, and 0 times infinity is NaN.
+        """
         y = self.unpadded(x, w, b)
         if self.name != "conv2d":
             y = torch.where(y.detach() <= 0, 0.0, y)
@@ -164,7 +167,7 @@ class Convolution:
     def argmax(self) -> tuple[Tensor, Tensor]:
         """The position of each maximum of the fused operator in its image, and whether it passed the ReLU."""
         a = self.arguments
-        served = FF.convolution_arguments(
+        operands = FF.convolution_arguments(
             self.given["x"],
             self.given["w"],
             self.given.get("b"),
@@ -173,8 +176,8 @@ class Convolution:
             a.get("dilation", 1),
             a.get("groups", 1),
         )
-        assert served is not None
-        x, *rest = served
+        assert operands is not None
+        x, *rest = operands
         batch = x if x.dim() == 4 else x.unsqueeze(0)
         pool: Any = ((1, 1), (1, 1), (0, 0), (1, 1), False)
         if self.pool is not None:
@@ -188,9 +191,12 @@ class Convolution:
         position = torch.where(live, position, 0)
         rows = torch.arange(byte.shape[2]).view(-1, 1) * stride[0] - padding[0] + position // kernel[1] * dilation[0]
         columns = torch.arange(byte.shape[3]) * stride[1] - padding[1] + position % kernel[1] * dilation[1]
-        width = F.conv2d(self.given["x"].to("meta"), self.given["w"].to("meta"), None, **a).shape[-1]
-        flat = torch.where(live, rows * width + columns, 0)
+        flat = torch.where(live, rows * self.convolved()[-1] + columns, 0)
         return (flat, live) if x.dim() == 4 else (flat[0], live[0])
+
+    def convolved(self) -> torch.Size:
+        """The size of the convolution's result."""
+        return F.conv2d(self.given["x"].to("meta"), self.given["w"].to("meta"), None, **self.arguments).shape
 
     # ---- the check ----
 
@@ -208,19 +214,20 @@ class Convolution:
                     same_bits(f"{name} by {threads} threads", t, found[name])
             torch.set_num_threads(self.machine.threads)
             with torch.no_grad():
-                for again in range(2):  # with the call above: the weight is packed, cached, and found
+                for again in range(2):  # the weight was packed in the call above. Cache it, then find it in the cache
                     same_bits(f"y again ({again})", self.ours(**self.given), found["y"])
             gated = self.name != "conv2d" and found["y"].numel() > 0 and 0 not in self.given["w"].shape
             gate = self.argmax() if gated else None
         same("y dtype", found["y"].dtype, self.given["x"].dtype)
         same("y shape", found["y"].shape, theirs.shape)
-        unbatched, one_pixel = self.given["x"].dim() == 3, self.given["x"].shape[-2:] == (1, 1)
+        unbatched = self.given["x"].dim() == 3
+        one_pixel = (1, 1) in (self.given["x"].shape[-2:], self.convolved()[-2:])
         if not (unbatched and self.pool) and not one_pixel:  # UNBATCHED, ONE PIXEL
             same("y strides", strides(found["y"]), strides(theirs))
         if found["y"].numel() == 0 and self.given["x"].shape[-3] == 0:
             return
         if self.exact():
-            exact = self.reference(self.whole)
+            exact = self.reference(self.theirs_by_selection)
             for name, t in found.items():
                 same_values(name, t, exact[name], self.over_padding().get(name))
         else:
@@ -228,7 +235,7 @@ class Convolution:
 
     def for_pytorch(self) -> Tensors:
         """Return the operands in a type that PyTorch computes fast and without a crash. Shapes and errors stay."""
-        if self.given["x"].shape[-1] == self.given["w"].shape[-1] == 1:  # CRASH
+        if self.given["w"].shape[-1] == 1:  # CRASH
             return {name: t.double() for name, t in self.given.items()}
         return {name: t.float() if is_reduced(t) else t for name, t in self.given.items()}
 
@@ -243,7 +250,7 @@ class Convolution:
     def exact(self) -> bool:
         """Integers give exact results, except with Winograd's tiles above 2 x 2, whose points are not integers."""
         rounded_twice = is_reduced(self.given["x"]) and self.vectors is not None
-        return self.values in ("integers", "special") and self.tile() <= 2 and not rounded_twice
+        return self.values in EXACT and self.tile() <= 2 and not rounded_twice
 
     def reference(self, function: Callable[..., Tensor], change: Callable[[Tensor], Tensor] = lambda t: t) -> Tensors:
         """Compute `function` and its derivatives in float64, after `change` of all tensors."""
@@ -254,7 +261,7 @@ class Convolution:
 
     def over_padding(self) -> Tensors:
         """PADDING: mark the results of conv2d that a product of padding with infinity or NaN may reach."""
-        if self.values != "special" or self.name != "conv2d" or not any(self.pads()):
+        if self.values not in SPECIAL or self.name != "conv2d" or not any(self.pads()):
             return {}
         zeros = torch.zeros_like(self.given["x"], dtype=torch.float64)
         batch = zeros if zeros.dim() == 4 else zeros.unsqueeze(0)
@@ -267,7 +274,8 @@ class Convolution:
             y = F.conv2d(x, w, b, **arguments)
             return y if zeros.dim() == 4 else y.squeeze(0)
 
-        # x becomes 1 in the padding, other tensors 1 where they are not finite. Such a product makes a result non-zero.
+        # Replace x by 1 in the padding and 0 elsewhere, and w, b and g by 1 where they are not finite and 0 elsewhere.
+        # A result is then non-zero if one of its terms is a product of padding with infinity or NaN.
         vectors = None if self.vectors is None else {n: torch.ones_like(t, dtype=torch.float64) for n, t in
                                                       self.vectors.items()}  # fmt: skip
         if vectors is not None and "x" in vectors:
@@ -310,7 +318,7 @@ class Convolution:
 
     def check_gate(self, chosen: Tensor, terms: int) -> None:
         """Require that each element the operator chose is a maximum, except for rounding."""
-        maxima = self.whole(**double(self.given))
+        maxima = self.theirs_by_selection(**double(self.given))
         change = self.largest_near if self.tile() else absolute
         size = self.unpadded(**{name: change(t) for name, t in double(self.given).items()})
         dtype = self.given["x"].dtype
@@ -378,16 +386,22 @@ def first_line(error: Exception) -> str:
 # ---- cases ----------------------------------------------------------------------------------------------------------
 
 SPECIALS = (float("nan"), float("inf"), -float("inf"), -0.0)
+SPECIAL = ("special", "special images")
+EXACT = ("integers", *SPECIAL)
 
 
 def valued(draw: Draw, values: str, size: tuple[int, ...], role: str) -> Tensor:
     """Values of a tensor, in float64."""
-    if values in ("integers", "special"):
+    if values in EXACT:
         t = draw.integers(size, {"x": 3, "w": 2, "b": 6}.get(role, 2))
         if role in ("x", "g") and draw.chance(0.4):
             t = draw.sparse(t, draw.pick((0.3, 0.7, 0.97)))
         if values == "special" and role != "v" and draw.chance(0.5 if role == "x" else 0.25):
             t = draw.sprinkled(t, SPECIALS, draw.pick((0.002, 0.03, 0.3)))
+        if values == "special images" and role in ("x", "g"):
+            for image in t:
+                if draw.chance(0.7) and image.numel():
+                    image.view(-1)[draw.upto(image.numel() - 1)] = draw.pick(SPECIALS[:3])
         return t
     t = draw.normal(size)
     if values == "sparse" and role in ("x", "g"):
@@ -409,6 +423,10 @@ def convolution(draw: Draw) -> Convolution:
     if values in ("denormal", "huge") and dtype in (torch.float16, torch.bfloat16):
         values = "normal"
     machine = Machine.draw(draw)
+    if draw.chance(0.03):  # Winograd recomputes each image whose result is not finite
+        shape, values = draw.winograd(), "special images"
+        machine.choices = {"winograd": "always", "small_output": "never", "sparse_gradient": "never"}
+        machine.winograd, machine.band = draw.pick((-1, 2, 3, 4)), 0
     x_size, w_size, arguments = shape["x"], shape["w"], shape["arguments"]
     if draw.chance(0.08) and x_size[0] > 0:
         x_size = x_size[1:]
@@ -418,7 +436,7 @@ def convolution(draw: Draw) -> Convolution:
         given[role], layouts[role] = draw.layout(valued(draw, values, size, role).to(dtype))
     pool = draw.pool() if name.endswith("pool2d") else None
     case = Convolution(name, given, arguments, pool, None, [], None, values, machine)
-    if values == "special" and any(case.pads()) and (name != "conv2d" or draw.chance(0.5)):
+    if values in SPECIAL and any(case.pads()) and (name != "conv2d" or draw.chance(0.5)):
         given["w"] = given["w"].nan_to_num(1, 1, 1)  # PADDING
     try:
         y = case.theirs(**{n: t.to("meta") for n, t in given.items()})
@@ -428,7 +446,7 @@ def convolution(draw: Draw) -> Convolution:
         return case
     case.wanted = [role for role in given if draw.chance(0.8)] or ["x"]
     case.g, layouts["g"] = draw.layout(valued(draw, values, tuple(y.shape), "g").to(dtype))
-    if values == "special" and name != "conv2d" and any(case.pads()):
+    if values in SPECIAL and name != "conv2d" and any(case.pads()):
         case.g = case.g.nan_to_num(1, 1, 1)  # PADDING
     if draw.chance(0.35):
         case.vectors = {role: valued(draw, values, tuple(given[role].shape), "v").to(dtype) for role in case.wanted}

@@ -215,7 +215,10 @@ def draw_step(draw: Draw, values: list[Tensor], program: Program) -> Step:
 
 
 class Net(nn.Module):
-    """A module with its own forward code: steps that call modules. Steps may have a flag, and modules may be shared."""
+    """A module whose forward runs steps (module, operand, flag). Steps may share a module.
+
+    A step is skipped while its flag is False. The module -1 adds the last value.
+    """
 
     def __init__(self, modules: list[nn.Module], steps: list[tuple[int, int, str]]) -> None:
         super().__init__()
@@ -237,7 +240,7 @@ class Net(nn.Module):
 
 @dataclass
 class Model:
-    """A module and its calls (flags, train, recorded). Afterwards the layers `alone` are called by themselves."""
+    """A module and its calls (flags, train, recorded). After them, the layers with the numbers `alone` are called."""
 
     module: nn.Module
     x: Tensor

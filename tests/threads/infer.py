@@ -40,7 +40,7 @@ def infer(
                 wrong.append(f"round {round_}, weight {tuple(w.shape)}")
         if not torch.equal(model(image), before):
             wrong.append(f"round {round_}, the model")
-        for _, w in own:  # one element in place, which the cache's hint may not sample
+        for _, w in own:  # change one element in place. The cache's hint may not sample it.
             w.view(-1)[round_ % w.numel()] *= -1
 
 

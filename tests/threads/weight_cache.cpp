@@ -58,7 +58,8 @@ bool use(WeightCache& cache, const std::vector<uint64_t>& weight, bool between(W
   return true;
 }
 
-constexpr size_t words = 1024, large_words = 1 << 19;  // 8 KB; 4 MB, which several threads compare
+// 8 KB and 4 MB. The cache compares weights of 4 MB in several threads.
+constexpr size_t words = 1024, large_words = 1 << 19;
 constexpr int64_t entry = 2 * 8 * words + WeightCache::overhead;
 
 void threads_infer_while_weights_change(int rounds) {

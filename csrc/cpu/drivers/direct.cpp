@@ -5,19 +5,6 @@
 #include "weight_sums.h"
 
 namespace fastconv::cpu {
-namespace {
-
-// The rows of the convolution that a tile of results needs.
-Tile convolution_rows(const FusedShape& f, const Tile& tile) {
-  const Pool2dShape& pool = f.pool;
-  const int64_t start = tile.row * pool.stride_h - pool.pad_h;
-  const int64_t first = std::clamp<int64_t>(start, 0, f.conv.P);
-  const int64_t last =
-      std::clamp<int64_t>(start + reach(tile.rows, pool.stride_h, pool.R, pool.dilation_h), first, f.conv.P);
-  return {tile.image, tile.images, first, last - first};
-}
-
-}  // namespace
 
 // With `pool_in_registers`, or without an argmax, the kernels write the results. Otherwise they write a tile of the
 // convolution to workspace, and relu_max_pool2d reads it there.
@@ -43,8 +30,7 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
       const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows};
-      const int64_t window = (tile.image * f.pool.P + tile.row) * f.pool.Q * s.K;
-      const PooledTile<T> pooled{to.data, call.argmax + (call.argmax ? window : 0), tile.images, tile.row, tile.rows};
+      const PooledTile<T> pooled{to.data, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows};
       OutputTile<T> conv = to;
       if (pools_later) {
         const int64_t size = rows.images * rows.rows * s.Q * s.K;
@@ -78,10 +64,9 @@ void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
       const Tile tile = tiles[i / parts];
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
-      const Range rows = rows_above(s, tile);
-      const InputTile<T> from =
-          g.view(tile.image, tile.images, rows.begin, rows.end - rows.begin, 0, s.Q, Workspace::input_tile);
-      const GradientTile<T> gradient{from.data, from.strides.image, tile.images, rows.begin, rows.end - rows.begin};
+      const Rows rows = outputs_that_read(s, {tile.row, tile.rows});
+      const InputTile<T> from = g.view(tile.image, tile.images, rows.first, rows.count, 0, s.Q, Workspace::input_tile);
+      const GradientTile<T> gradient{from.data, from.strides.image, tile.images, rows.first, rows.count};
       const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows};
       zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
       for (int64_t block = first; block < last; ++block) kernel.backward_data(s, gradient, packed, to, block);

@@ -6,22 +6,10 @@
 // order.
 #pragma once
 
-#include <optional>
-
-#include "../../tensor.h"
+#include "../convolution.h"
 #include "../plan.h"
 
 namespace fastconv::cpu {
-
-// The operands of a forward call. `argmax` is null for a convolution alone. Otherwise ReLU and max-pooling follow, and
-// `argmax` gets one byte for each element of `output` (csrc/ops.cpp).
-struct Forward {
-  FusedShape shape;
-  Tensor input, weight;
-  std::optional<Tensor> bias;
-  Tensor output;
-  uint8_t* argmax;
-};
 
 template <class T>
 void direct_forward(const Forward& call, bool pool_in_registers);

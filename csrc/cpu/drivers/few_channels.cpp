@@ -21,7 +21,7 @@ void few_channels_backward_weight(const SparseGradient<T>& g, const Tensor& inpu
       zero_channels(sums.weight, 1, pieces.size, 0, pieces.size);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
-        kernel.backward_weight(f, x.tile(outputs_of_windows(f, tile)), tile_of(g, tile), sums, patches);
+        kernel.backward_weight(f, x.tile(convolution_rows(f, tile)), tile_of(g, tile), sums, patches);
       }
     }
   });

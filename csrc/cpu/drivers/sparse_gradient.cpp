@@ -6,12 +6,6 @@
 namespace fastconv::cpu {
 namespace {
 
-// The pooling windows that read some rows of the convolution.
-Range windows_above(const FusedShape& f, const Range& rows) {
-  const Pool2dShape& pool = f.pool;
-  return outputs_above(rows.begin, rows.end, pool.stride_h, pool.R, pool.dilation_h, pool.pad_h, pool.P);
-}
-
 template <class T>
 NonZeroList<T> list_of(int64_t size) {
   return {workspace<Offset<T>>(Workspace::list_offsets, size), workspace<T>(Workspace::list_values, size)};
@@ -44,7 +38,7 @@ void sparse_backward_weight(const SparseGradient<T>& g, const Tensor& input, con
       zero_channels(sums.bias, 1, s.K, k0, k1);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
-        const InputTile<T> from = x.tile(outputs_of_windows(f, tile));
+        const InputTile<T> from = x.tile(convolution_rows(f, tile));
         const SparseGradientTile<T> gradient = tile_of(g, tile);
         const NonZeroList<T> list = list_of<T>(kernel.list_size(f, tile.images * tile.rows * f.pool.Q));
         for (int64_t block = first; block < last; ++block) {
@@ -67,7 +61,7 @@ void sparse_backward_data(const SparseGradient<T>& g, bool weight_as_patches, co
   const T* w = data<T>(krsc);
   if (weight_as_patches) {
     T* packed = workspace<T>(Workspace::packed_weight, patch.packed_size(s));
-    parallel_for(0, s.K, ceil_div(32768, s.taps()),
+    parallel_for(0, s.K, ceil_div(grain_size, s.taps()),
                  [&](int64_t begin, int64_t end) { patch.pack_weight(s, data<T>(krsc), begin, end, packed); });
     w = packed;
   }
@@ -78,12 +72,11 @@ void sparse_backward_data(const SparseGradient<T>& g, bool weight_as_patches, co
   parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Tile tile = tiles[i];
-      const Range windows = windows_above(f, rows_above(s, tile));
-      const int64_t rows = windows.end - windows.begin;
+      const Rows windows = outputs_that_read(f.pool, outputs_that_read(s, {tile.row, tile.rows}));
       const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows};
       zero_channels(to.data, tile.images * tile.rows * s.W, s.C, 0, s.C);
-      run(f, tile_of(g, {tile.image, tile.images, windows.begin, rows}), w, to,
-          list_of<T>(list_size(f, tile.images * rows * f.pool.Q)));
+      run(f, tile_of(g, {tile.image, tile.images, windows.first, windows.count}), w, to,
+          list_of<T>(list_size(f, tile.images * windows.count * f.pool.Q)));
       dx.finish(tile, to.data, 0, s.C);
     }
   });

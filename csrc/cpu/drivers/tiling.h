@@ -37,15 +37,10 @@ InputTile<T> input_of(const Conv2dShape& s, const NhwcReader<T>& x, const Tile& 
                 use);
 }
 
-// The output rows that read the input rows [tile.row, tile.row + tile.rows).
-inline Range rows_above(const Conv2dShape& s, const Tile& tile) {
-  return outputs_above(tile.row, tile.row + tile.rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
-}
-
 // The rows of the convolution that a tile of pooling windows reads.
-inline Tile outputs_of_windows(const FusedShape& f, const Tile& tile) {
-  return {tile.image, tile.images, tile.row * f.pool.stride_h,
-          reach(tile.rows, f.pool.stride_h, f.pool.R, f.pool.dilation_h)};
+inline Tile convolution_rows(const FusedShape& f, const Tile& tile) {
+  const Rows rows = rows_read_by(f.pool, {tile.row, tile.rows});
+  return {tile.image, tile.images, rows.first, rows.count};
 }
 
 // The gradient of rows [tile.row, tile.row + tile.rows) of pooling windows.

@@ -11,8 +11,8 @@
 
 namespace fastconv::cpu {
 
-// The number of partial sums of the weight and the bias. All together have about 1 MiB, because each is written and
-// read again.
+// The number of partial sums of the weight and the bias. Together they have at most 1 MiB, unless one alone is larger,
+// because each is written and read again.
 template <class T>
 int64_t affordable_pieces(const Conv2dShape& s) {
   const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));

@@ -75,8 +75,8 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
   for (const Layout::Kind& kind : layout.kinds) rounds = std::max(rounds, kind.units);
   // If there are few units, the work is also divided by halves of the output channels. A thread then reads the half of
   // the weight that it packed, which is in its cache. conv3 of MnistCNN has three units and takes 0.12 ms instead of
-  // 0.15 (2 threads of Zen 5), or 0.16 instead of 0.24 while data moves slowly between the cores. That saves 2 % of a
-  // step.
+  // 0.15 (2 threads of Zen 5). At times when data moves slowly between the cores, it takes 0.16 instead of 0.24. The
+  // halves save 2 % of a step.
   const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
   parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
@@ -85,8 +85,8 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
       const int64_t part = i / turns, round = i % turns / count, which = i % turns % count;
       const int64_t first_block = blocks.count() * part / parts, last_block = blocks.count() * (part + 1) / parts;
       const Layout::Kind& kind = layout.kinds[which];
-      const int64_t uneven = which * rounds / count;  // so that the kinds do not all round up in the same turns
-      const auto units_before = [&](int64_t turn) { return (kind.units * turn + uneven) / rounds; };
+      const int64_t uneven = which * rounds / count;  // so that the extra units of the kinds fall into different rounds
+      const auto units_before = [&](int64_t r) { return (kind.units * r + uneven) / rounds; };
       for (int64_t u = units_before(round); u < units_before(round + 1); ++u) {
         const int64_t first = u * kernel.unit_tiles, last = std::min(kind.count, first + kernel.unit_tiles);
         const WinogradUnit<T> unit{kind.tiles, first, last, first_block, last_block, transforms, non_finite.data()};
@@ -116,7 +116,7 @@ void winograd_forward(const Forward& call, const WinogradCut& cut) {
   one.shape.conv.N = one.shape.pool.N = 1;
   for (const int64_t n : again) {
     one.input = image(call.input, n), one.output = image(call.output, n);
-    if (call.argmax) one.argmax = call.argmax + n * f.conv.K * f.pool.P * f.pool.Q;
+    one.argmax = call.argmax_from(n, 0);
     direct_forward<T>(one, true);
   }
 }

@@ -1,9 +1,9 @@
 // Large calls are computed band by band. A band is some images, or some rows of one image. So the copies that a call
 // makes of its tensors (in float32, in NHWC, without the zeros) have the size of a band and not of the tensors.
 //
-// A band is a call with its own shape. Its pad_h says how many rows above its first input row its first output begins.
-// Its number of output rows says how far it reaches below. Bands depend on the shape alone and never on the number of
-// threads.
+// A band is a call with its own shape. Its first output begins pad_h rows above its first input row. The padding
+// below its last input row follows from its number of output rows and may differ from pad_h. Bands depend on the shape
+// alone and never on the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -26,21 +26,11 @@ inline Tiles bands(int64_t images, int64_t rows, int64_t width, int64_t elements
   return Tiles(images, rows, width, pixels, 1);
 }
 
-struct Rows {
-  int64_t first, count;
-};
-
 inline Tensor part_of(const Tensor& tensor, const Tile& images, const Rows& rows) {
   Tensor part = tensor;
   if (images.images != tensor.size(0)) part = torch::stable::narrow(part, 0, images.image, images.images);
   if (rows.count != tensor.size(2)) part = torch::stable::narrow(part, 2, rows.first, rows.count);
   return part;
-}
-
-// The part of [first, first + count) that is in [0, size).
-inline Rows within(int64_t first, int64_t count, int64_t size) {
-  const int64_t begin = std::clamp<int64_t>(first, 0, size), end = std::clamp<int64_t>(first + count, begin, size);
-  return {begin, end - begin};
 }
 
 // Images can be cut into rows only if every output reads at least one row of the image.
@@ -50,26 +40,21 @@ inline int64_t elements_per_output(const Conv2dShape& s) {
   return s.K + s.C * std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W);
 }
 
-// The rows of the input that a tile of outputs reads.
-inline Rows input_rows(const Conv2dShape& s, const Tile& tile) {
-  return within(tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h), s.H);
-}
-
 // The shape of the call that computes a tile of outputs.
 inline Conv2dShape band_of(const Conv2dShape& s, const Tile& tile) {
-  const Rows rows = input_rows(s, tile);
+  const Rows rows = rows_read_by(s, {tile.row, tile.rows});
   Conv2dShape band = s;
   band.N = tile.images, band.P = tile.rows, band.H = rows.count;
   band.pad_h = rows.first - (tile.row * s.stride_h - s.pad_h);
   return band;
 }
 
-// The outputs that read a tile of the input. There is at least one, and the first one begins at or above the tile's
-// first row, so pad_h of the band is not negative.
-inline Rows output_rows(const Conv2dShape& s, const Tile& tile) {
-  const Range reading = outputs_above(tile.row, tile.row + tile.rows, s.stride_h, s.R, s.dilation_h, s.pad_h, s.P);
-  const int64_t first = std::min({reading.begin, (tile.row + s.pad_h) / s.stride_h, s.P - 1});
-  return {first, std::max(reading.end, first + 1) - first};
+// The outputs of the band that computes these rows of grad_input: all that read the rows, and at least one. The first
+// one begins at or above the first row, so pad_h of the band is not negative.
+inline Rows outputs_of_data_band(const Conv2dShape& s, const Rows& rows) {
+  const Rows outputs = outputs_that_read(s, rows);
+  const int64_t first = std::min({outputs.first, (rows.first + s.pad_h) / s.stride_h, s.P - 1});
+  return {first, std::max(outputs.end(), first + 1) - first};
 }
 
 // Sums the gradients of the bands. The first band writes directly to the sums.
@@ -97,7 +82,7 @@ class BandSum {
   static void add_up(const Tensor& sum, const Tensor& term) {
     T* to = mutable_data<T>(sum);
     const T* from = data<T>(term);
-    parallel_for(0, sum.numel(), 32768, [&](int64_t begin, int64_t end) {
+    parallel_for(0, sum.numel(), grain_size, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) to[i] += from[i];
     });
   }
@@ -114,21 +99,16 @@ struct Band {
   Rows input, windows;
 };
 
-// The rows of the convolution that some windows read.
-inline Rows pooled_rows(const Pool2dShape& pool, int64_t first, int64_t count) {
-  return within(first * pool.stride_h - pool.pad_h, reach(count, pool.stride_h, pool.R, pool.dilation_h), pool.H);
-}
-
 // The band that computes a tile of windows. Every row of the convolution belongs to a band, also a row that no window
 // reads: its zero gradient times an infinite input is NaN.
 inline Band band_of(const FusedShape& f, const Tile& tile) {
-  Rows conv = pooled_rows(f.pool, tile.row, tile.rows);
-  if (tile.row == 0) conv = {0, conv.first + conv.count};
+  Rows conv = rows_read_by(f.pool, {tile.row, tile.rows});
+  if (tile.row == 0) conv = {0, conv.end()};
   const int64_t last = tile.row + tile.rows, next = last * f.pool.stride_h - f.pool.pad_h;
-  const int64_t end = last == f.pool.P ? f.conv.P : std::clamp(next, conv.first + conv.count, f.conv.P);
+  const int64_t end = last == f.pool.P ? f.conv.P : std::clamp(next, conv.end(), f.conv.P);
   conv.count = end - conv.first;
   const Tile outputs{tile.image, tile.images, conv.first, conv.count};
-  Band band{f, tile, input_rows(f.conv, outputs), {tile.row, tile.rows}};
+  Band band{f, tile, rows_read_by(f.conv, conv), {tile.row, tile.rows}};
   band.shape.conv = band_of(f.conv, outputs);
   Pool2dShape& pool = band.shape.pool;
   pool.N = tile.images, pool.H = conv.count, pool.P = tile.rows;
@@ -156,20 +136,18 @@ void for_each_data_band(const FusedShape& f, bool by_rows, const BandLimits& lim
   if (tiles.count() <= 1) return run(Band{f, {0, s.N, 0, f.pool.P}, {0, s.H}, {0, f.pool.P}});
   for (int64_t i = 0; i < tiles.count(); ++i) {
     const Tile tile = tiles[i];
-    const Rows outputs = output_rows(s, tile);
+    const Rows outputs = outputs_of_data_band(s, {tile.row, tile.rows});
     const Pool2dShape& pool = f.pool;
-    const Range above = outputs_above(outputs.first, outputs.first + outputs.count, pool.stride_h, pool.R,
-                                      pool.dilation_h, pool.pad_h, pool.P);
-    const int64_t end = std::max<int64_t>(above.end, 1), first = std::min(above.begin, end - 1);
+    const Rows reading = outputs_that_read(pool, outputs);
+    const int64_t end = std::max<int64_t>(reading.end(), 1), first = std::min(reading.first, end - 1);
+    const Rows windows{first, end - first}, read = rows_read_by(pool, windows);
     // Rows of the convolution that lie between windows belong to the band, too.
-    const Rows window_rows = pooled_rows(pool, first, end - first);
-    const int64_t row = std::min(window_rows.first, outputs.first);
-    const int64_t row_end = std::max(window_rows.first + window_rows.count, outputs.first + outputs.count);
-    Band band{f, tile, {tile.row, tile.rows}, {first, end - first}};
+    const int64_t row = std::min(read.first, outputs.first), row_end = std::max(read.end(), outputs.end());
+    Band band{f, tile, {tile.row, tile.rows}, windows};
     Conv2dShape& conv = band.shape.conv;
     conv.N = tile.images, conv.H = tile.rows, conv.P = row_end - row;
     conv.pad_h = tile.row + s.pad_h - row * s.stride_h;
-    band.shape.pool.N = tile.images, band.shape.pool.H = conv.P, band.shape.pool.P = end - first;
+    band.shape.pool.N = tile.images, band.shape.pool.H = conv.P, band.shape.pool.P = windows.count;
     band.shape.pool.pad_h = row - (first * pool.stride_h - pool.pad_h);
     run(band);
   }

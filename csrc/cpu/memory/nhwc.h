@@ -99,7 +99,7 @@ Tensor to_nhwc(const Tensor& tensor) {
   const NhwcReader<T> from(tensor);
   const int64_t H = tensor.size(2), W = tensor.size(3), image = tensor.size(1) * H * W;
   T* to = mutable_data<T>(copy);
-  parallel_for(0, tensor.size(0), ceil_div(32768, image > 0 ? image : 1),
+  parallel_for(0, tensor.size(0), ceil_div(grain_size, image > 0 ? image : 1),
                [&](int64_t begin, int64_t end) { from.copy(begin, end - begin, 0, H, 0, W, to + begin * image); });
   return copy;
 }
@@ -159,7 +159,7 @@ class WholeResult {
     if (is_nhwc(tensor_)) return;
     const NhwcWriter<T> result(tensor_);
     const int64_t C = tensor_.size(1), H = tensor_.size(2), image = C * H * tensor_.size(3);
-    parallel_for(0, tensor_.size(0), ceil_div(32768, image), [&](int64_t begin, int64_t end) {
+    parallel_for(0, tensor_.size(0), ceil_div(grain_size, image), [&](int64_t begin, int64_t end) {
       result.finish({begin, end - begin, 0, H}, data() + begin * image, 0, C);
     });
   }

@@ -3,8 +3,6 @@
 namespace fastconv::cpu {
 namespace {
 
-constexpr int64_t grain = 32768;
-
 Tensor without_gaps(const Tensor& tensor) {
   using torch::headeronly::MemoryFormat;
   if (fills_memory(tensor)) return tensor;
@@ -36,7 +34,7 @@ Tensor widened(const Tensor& tensor, Workspace use) {
   const auto widen = reduced_kernels(tensor.scalar_type()).widen;
   const uint16_t* values = data<uint16_t>(from);
   float* results = mutable_data<float>(wide);
-  parallel_for(0, from.numel(), grain,
+  parallel_for(0, from.numel(), grain_size,
                [&](int64_t begin, int64_t end) { widen(values + begin, results + begin, end - begin); });
   return wide;
 }
@@ -49,7 +47,7 @@ void round_into(const Tensor& result, const Tensor& wide) {
   const auto round = reduced_kernels(result.scalar_type()).round;
   const float* values = data<float>(wide);
   uint16_t* results = mutable_data<uint16_t>(result);
-  parallel_for(0, wide.numel(), grain,
+  parallel_for(0, wide.numel(), grain_size,
                [&](int64_t begin, int64_t end) { round(values + begin, results + begin, end - begin); });
 }
 

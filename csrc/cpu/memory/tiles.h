@@ -2,6 +2,7 @@
 // on the shape alone and never on the number of threads, so sums do not depend on it either.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "../capability.h"
@@ -17,8 +18,8 @@ struct Tile {
   int64_t row, rows;      // rows of each of them
 };
 
-// Cuts `images` images of rows x width pixels into tiles of about `pixels` pixels. There are at least `pieces` tiles if
-// the images are enough for a register block in each.
+// Cuts `images` images of rows x width pixels into tiles of about `pixels` pixels. `pieces`: the number of tiles to
+// aim for if the images are small.
 class Tiles {
  public:
   Tiles(int64_t images, int64_t rows, int64_t width, int64_t pixels, int64_t pieces = wanted_pieces)
@@ -54,14 +55,27 @@ inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dila
   return (outputs - 1) * stride + (taps - 1) * dilation + 1;
 }
 
-// The outputs in [0, size) whose taps reach the input rows [first, last): from the output whose last tap is at the
-// first row, to the output whose first tap is at the last row.
-inline Range outputs_above(int64_t first, int64_t last, int64_t stride, int64_t taps, int64_t dilation, int64_t pad,
-                           int64_t size) {
-  const int64_t begin = Range(first, last, stride, (taps - 1) * dilation - pad, size).begin;
-  Range outputs(0, last, stride, -pad, size);
-  outputs.begin = begin < outputs.end ? begin : outputs.end;
-  return outputs;
+struct Rows {
+  int64_t first, count;
+  int64_t end() const { return first + count; }
+};
+
+// The rows of the image that these rows of outputs read, without padding. Shape: Conv2dShape or Pool2dShape.
+template <class Shape>
+Rows rows_read_by(const Shape& s, const Rows& outputs) {
+  const int64_t first = outputs.first * s.stride_h - s.pad_h;
+  const int64_t begin = std::clamp<int64_t>(first, 0, s.H);
+  const int64_t end = std::clamp<int64_t>(first + reach(outputs.count, s.stride_h, s.R, s.dilation_h), begin, s.H);
+  return {begin, end - begin};
+}
+
+// The rows of outputs that read these rows of the image, or that span them with a gap between two taps.
+template <class Shape>
+Rows outputs_that_read(const Shape& s, const Rows& rows) {
+  const int64_t last_tap = (s.R - 1) * s.dilation_h - s.pad_h, first_tap = -s.pad_h;
+  const int64_t end = Range(0, rows.end(), s.stride_h, first_tap, s.P).end;
+  const int64_t begin = std::min(Range(rows.first, rows.end(), s.stride_h, last_tap, s.P).begin, end);
+  return {begin, end - begin};
 }
 
 // The channels of all groups in blocks of the kernels' width.

@@ -9,16 +9,16 @@
 // share a hint. They then cost a comparison, never a wrong result.
 //
 // Alternatives were measured: microseconds of one lookup, one thread of Zen 4. The weight is in the CPU's caches,
-// except in the last row. The previous hash was unsafe: different weights could have the same hash.
+// except in the last row. A plain hash is unsafe: different weights can have the same one.
 //
-//        bytes             previous hash   NH, 3 lanes of 32 bits   NH, 2 lanes of 64 bits   this comparison
+//        bytes      plain hash of 128 bits   NH, 3 lanes of 32 bits   NH, 2 lanes of 64 bits   this comparison
 //        1,152                      0.11                     0.06                     0.22                0.01
 //       73,728                       4.9                      4.6                      7.1                 1.3
 //      294,912                      19.5                     18.4                     28.3                 5.3
 //    9,437,184                       629                      588                      911                 230
 //   94,371,840                     7,308                    6,457                    9,287               6,796
 //
-// Inference of one image with one thread, relative to the previous hash: MnistCNN takes 0.76 of the time with the
+// Inference of one image with one thread, relative to the plain hash: MnistCNN takes 0.76 of the time with the
 // comparison and 1.03 with NH. A 3x3 convolution 512->512 of 7x7 pixels takes 0.77 and 1.06. The comparison does not
 // change the time of a training step.
 //

@@ -49,6 +49,9 @@ struct WorkspaceScope {
   ~WorkspaceScope() { free_large_workspace(Workspace::count); }
 };
 
+// The least number of elements for one thread in elementwise loops: PyTorch's grain size.
+constexpr int64_t grain_size = 32768;
+
 // torch's parallel_for, with two differences. An exception of the body reaches the caller unchanged, where torch's C
 // function turns it into an error code. The thread's large workspace is freed after the body.
 template <class Body>

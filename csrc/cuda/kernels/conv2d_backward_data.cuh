@@ -47,9 +47,9 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
               Divisor(s.group_C()), static_cast<int>(s.R));
     return;
   }
-  constexpr int64_t width = widest_vector<T>;
+  constexpr int width = widest_vector<T>;
   const bool vectors = g.channels_adjacent() && w.channels_last && s.group_K() % width == 0 &&
-                       s.group_C() % width == 0 && g.is_aligned() && w.is_aligned();
+                       s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(w.data);
   with_tile<T>(pixels, s.group_C(), s.groups, vectors, [&](auto tile, auto vector) {
     using Tile = decltype(tile);
     Tiling tiling{};

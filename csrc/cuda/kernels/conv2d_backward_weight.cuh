@@ -88,9 +88,9 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
               dim3(thin_threads), stream, a, Patches<T>(s, x), sums, Divisor(s.group_K()), pixels, pieces.pixels,
               static_cast<int>(channel_blocks), channels);
   } else {
-    constexpr int64_t width = widest_vector<T>;
+    constexpr int width = widest_vector<T>;
     const bool vectors = g.channels_adjacent() && x.channels_last && s.group_K() % width == 0 &&
-                         s.group_C() % width == 0 && g.is_aligned() && x.is_aligned();
+                         s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(x.data);
     with_tile<T>(s.group_K(), taps, s.groups * pieces.count, vectors, [&](auto tile, auto vector) {
       using Tile = decltype(tile);
       Tiling tiling{};

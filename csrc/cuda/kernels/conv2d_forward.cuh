@@ -109,10 +109,11 @@ void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, con
     launch_thin_forward<T>(f, x, w, result, stream);
     return;
   }
-  const bool vectors =
-      x.channels_last && w.channels_last && s.group_C() % widest_vector<T> == 0 && x.is_aligned() && w.is_aligned();
-  with_tile<T>(f.windows() * f.window(), s.group_K(), s.groups, vectors, [&](auto tile, auto width) {
-    launch_forward_tiles<T, decltype(tile), decltype(width)::value>(f, x, w, result, stream);
+  constexpr int width = widest_vector<T>;
+  const bool vectors = x.channels_last && w.channels_last && s.group_C() % width == 0 && is_aligned<width>(x.data) &&
+                       is_aligned<width>(w.data);
+  with_tile<T>(f.windows() * f.window(), s.group_K(), s.groups, vectors, [&](auto tile, auto vector) {
+    launch_forward_tiles<T, decltype(tile), decltype(vector)::value>(f, x, w, result, stream);
   });
 }
 

@@ -18,7 +18,7 @@ struct DenseGradient {
       : g(grad_output.data), layout(Layout::of(s.K, s.P * s.Q, grad_output.channels_last)), Q(s.Q) {}
 
   bool channels_adjacent() const { return layout.channel == 1; }
-  bool is_aligned() const { return cuda::is_aligned(g); }
+  bool is_aligned() const { return cuda::is_aligned<widest_vector<T>>(g); }
 
   struct Pixel {
     int64_t offset;
@@ -69,10 +69,12 @@ struct PooledGradient {
         by_dilation_w(f.pool.dilation_w) {}
 
   bool channels_adjacent() const { return layout.channel == 1; }
-  bool is_aligned() const { return cuda::is_aligned(g) && cuda::is_aligned(argmax); }
+  bool is_aligned() const {
+    return cuda::is_aligned<widest_vector<T>>(g) && cuda::is_aligned<widest_vector<T>>(argmax);
+  }
 
-  // If windows touch: the offsets of the pixel's window, and the position in the window as p. Otherwise: the offsets of
-  // the image's first window, and the pixel.
+  // If windows touch, g and argmax are the offsets of the pixel's window, and p is the pixel's position in the window.
+  // Otherwise they are the offsets of the image's first window, and p and q are the pixel's coordinates plus padding.
   struct Pixel {
     int64_t g, argmax;
     int p, q;
@@ -108,7 +110,8 @@ struct PooledGradient {
   }
 
  private:
-  // Adds up the windows that contain the pixel, in order. They begin at most (R - 1) * dilation before it.
+  // Adds up the gradients of the windows that contain the pixel, in order. Windows begin at most (R - 1) * dilation
+  // before it.
   template <int V>
   __device__ Vector<T, V> sum_of_windows(const Pixel& pixel, int k) const {
     Accumulator<T> sums[V] = {};

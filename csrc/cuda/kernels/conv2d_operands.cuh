@@ -14,52 +14,12 @@
 #include "conv2d_gradient.cuh"
 #include "divisor.cuh"
 #include "layout.cuh"
+#include "window.cuh"
 
 namespace fastconv::cuda {
 
 // A coordinate outside of every image. Coordinates are below 2^30 (check_coordinates), so sums with it are negative.
 constexpr int nowhere = -(1 << 30);
-
-// The output pixels of a convolution, in the order of the pooling windows. Without pooling, a window has one pixel.
-struct Windows {
-  int P, Q, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int positions;
-  int64_t count;
-  Divisor by_positions, by_S, by_image, by_row;
-
-  explicit Windows(const Pool2dShape& s)
-      : P(s.H),
-        Q(s.W),
-        S(s.S),
-        stride_h(s.stride_h),
-        stride_w(s.stride_w),
-        pad_h(s.pad_h),
-        pad_w(s.pad_w),
-        dilation_h(s.dilation_h),
-        dilation_w(s.dilation_w),
-        positions(s.R * s.S),
-        count(s.N * s.P * s.Q),
-        by_positions(s.R * s.S),
-        by_S(s.S),
-        by_image(s.P * s.Q),
-        by_row(s.Q) {}
-
-  // p is negative if the position is outside of the image.
-  struct Pixel {
-    int n, p, q;
-  };
-
-  __device__ Pixel pixel(int64_t window, int position) const {
-    const auto n = by_image.divide(window);
-    const auto in_image = by_image.remainder(window, n);
-    const auto row = by_row.divide(in_image);
-    const int column = by_row.remainder(in_image, row), i = by_S.divide(position);
-    const int p = row * stride_h - pad_h + i * dilation_h;
-    const int q = column * stride_w - pad_w + by_S.remainder(position, i) * dilation_w;
-    const bool inside = p >= 0 && p < P && q >= 0 && q < Q;
-    return {static_cast<int>(n), inside ? p : -1, q};
-  }
-};
 
 // The input x, addressed by an output pixel and a tap. The padding is zero.
 template <class T>

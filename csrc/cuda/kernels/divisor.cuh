@@ -9,11 +9,11 @@ namespace fastconv::cuda {
 class Divisor {
  public:
   Divisor() = default;
-  // Empty dimensions are never divided. 1 is a placeholder.
+  // Nothing is divided by the size of an empty dimension. 1 is a placeholder.
   explicit Divisor(int64_t size) : divisor_(size > 0 ? size : 1) {
     const int64_t divisor = divisor_;
     while (shift_ < 31 && (int64_t{1} << shift_) < divisor) ++shift_;
-    // Above `most`, every 32-bit quotient is 0: the multiplier stays 0, and the shift by 31 gives 0.
+    // For a divisor above `most`, every 32-bit quotient is 0. The multiplier 0 and the shift by 31 give this result.
     if (divisor > most) return;
     multiplier_ = static_cast<uint32_t>(((int64_t{1} << 32) * ((int64_t{1} << shift_) - divisor)) / divisor + 1);
   }

@@ -104,7 +104,7 @@ struct FmaTile {
 
 // A thread's share of a chunk of one operand. It copies V neighbours at a time, rows or steps of depth, from global to
 // shared memory. Vectors stay in registers while the previous chunk is multiplied. Single elements would need too many
-// registers, so they are stored at once, while other warps multiply.
+// registers, so they are stored immediately, while other warps multiply.
 template <class Tile, class Operand, int row_count, int V>
 struct Share {
   using T = typename Tile::T;
@@ -121,8 +121,8 @@ struct Share {
     const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
     const bool by_rows = V > 1 ? !Operand::vectors_along_depth : rows_adjacent;
     if (V > 1 && by_rows && Tile::depth_adjacent) {
-      // Vectors of rows are stored element by element. Lanes that differ in depth store side by side, lanes that differ
-      // in rows to the same bank. So each pair of lanes reads a sector of 32 bytes, and the pairs follow depth.
+      // Vectors of rows are stored element by element. Lanes at different depths store side by side, but lanes at
+      // different rows store to the same bank. So only two lanes have the same depth. They read a sector of 32 bytes.
       const int two = index / (2 * Tile::depth);
       return {(2 * two + index % 2) * V, index / 2 % Tile::depth};
     }

@@ -20,8 +20,6 @@ template <class T>
 struct Dense {
   T* data;
   bool channels_last;
-
-  bool is_aligned() const { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 };
 
 // V neighbours in memory, read and written together.
@@ -41,6 +39,12 @@ __device__ Vector<T, V> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
+// Whether load_vector<V> can read at the pointer.
+template <int V, class T>
+bool is_aligned(const T* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % alignof(Vector<T, V>) == 0;
+}
+
 // A thread reads at most 16 bytes at once.
 template <class T>
 constexpr int widest_vector = 16 / sizeof(T);
@@ -56,7 +60,5 @@ struct AccumulatorOf<double> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
-
-inline bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 }  // namespace fastconv::cuda

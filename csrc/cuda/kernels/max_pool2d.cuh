@@ -57,7 +57,7 @@ struct Plane {
   __device__ int64_t offset(const Place& at) const { return at.n * layout.outer + at.c * layout.channel; }
 };
 
-// The range of taps in [0, limit), for a window that begins at `start`.
+// A window begins at `start` and has `count` taps. The taps from `begin` to `end` - 1 have coordinates in [0, limit).
 struct Taps {
   int64_t begin, end;
 
@@ -77,7 +77,9 @@ __global__ void __launch_bounds__(pool_threads)
   const Plane::Place at = output.place(i, V);
   const int64_t h0 = at.h * s.stride_h - s.pad_h, w0 = at.w * s.stride_w - s.pad_w;
   const Taps taps_r(h0, s.H, s.dilation_h, s.R), taps_s(w0, s.W, s.dilation_w, s.S);
-  // A window entirely in the padding returns this index, which is outside of the image, as in PyTorch.
+  // A window entirely in the padding returns this index, as in PyTorch. Its row is at least H or its column at least W,
+  // so it is outside of the image or a pixel of a later row. Backward adds the gradient to this pixel only if it is
+  // between the window's taps, as PyTorch's backward on CUDA does.
   const int64_t first = (h0 + taps_r.begin * s.dilation_h) * s.W + w0 + taps_s.begin * s.dilation_w;
   // Offsets within a window fit in 32 bits (checks.cpp).
   const auto right = static_cast<int>(s.dilation_w), down = static_cast<int>(s.dilation_h * s.W);
@@ -108,7 +110,7 @@ __global__ void __launch_bounds__(pool_threads)
   *reinterpret_cast<Vector<int64_t, V>*>(indices + to) = found;
 }
 
-// The windows among `count` that cover a pixel. Window i begins at i * stride - pad, in [pixel - reach, pixel].
+// The windows that may contain a pixel: window i begins at i * stride - pad, which is in [pixel - reach, pixel].
 struct Covering {
   int64_t first, last;
 
@@ -148,10 +150,9 @@ __global__ void __launch_bounds__(pool_threads) gather_gradients(Pool2dShape s, 
 
 template <class T>
 bool pools_vectors(const Pool2dShape& s, bool channels_last, const T* a, const T* b, const int64_t* indices) {
-  constexpr int64_t width = pool_width<T>;
-  const auto aligned = [](const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
-  return channels_last && s.C % width == 0 && aligned(a, sizeof(T) * width) && aligned(b, sizeof(T) * width) &&
-         aligned(indices, sizeof(int64_t) * width);
+  constexpr int width = pool_width<T>;
+  return channels_last && s.C % width == 0 && is_aligned<width>(a) && is_aligned<width>(b) &&
+         is_aligned<width>(indices);
 }
 
 // x: (N, C, H, W), y and indices: (N, C, P, Q); all NHWC or all NCHW.

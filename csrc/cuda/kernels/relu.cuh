@@ -53,7 +53,7 @@ void launch_elementwise(F f, T* to, int64_t count, Stream stream, const From*...
     return dim3(static_cast<unsigned>(wanted < most_blocks ? wanted : most_blocks));
   };
   constexpr int width = widest_vector<T>;
-  if (is_aligned(to) && (is_aligned(from) && ...)) {
+  if (is_aligned<width>(to) && (is_aligned<width>(from) && ...)) {
     FC_LAUNCH((elementwise<width, F, T, From...>), blocks(width), dim3(relu_threads), stream, f, to, count, from...);
   } else {
     FC_LAUNCH((elementwise<1, F, T, From...>), blocks(1), dim3(relu_threads), stream, f, to, count, from...);

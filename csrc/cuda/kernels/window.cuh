@@ -1,12 +1,55 @@
-// ReLU and max-pooling of one window, by the rules of csrc/cpu/kernels/pooling_epilogue.h: the first maximum wins, but
-// the last NaN wins over every number. A maximum that is not above zero gets no gradient.
+// The pooling windows of a fused convolution: their pixels, and their maximum after ReLU.
 #pragma once
 
 #include "../../shapes.h"
+#include "divisor.cuh"
 #include "layout.cuh"
 
 namespace fastconv::cuda {
 
+// The output pixels of a convolution, in the order of the pooling windows. Without pooling, a window has one pixel.
+struct Windows {
+  int P, Q, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int positions;
+  int64_t count;
+  Divisor by_positions, by_S, by_image, by_row;
+
+  explicit Windows(const Pool2dShape& s)
+      : P(s.H),
+        Q(s.W),
+        S(s.S),
+        stride_h(s.stride_h),
+        stride_w(s.stride_w),
+        pad_h(s.pad_h),
+        pad_w(s.pad_w),
+        dilation_h(s.dilation_h),
+        dilation_w(s.dilation_w),
+        positions(s.R * s.S),
+        count(s.N * s.P * s.Q),
+        by_positions(s.R * s.S),
+        by_S(s.S),
+        by_image(s.P * s.Q),
+        by_row(s.Q) {}
+
+  // p is negative if the position is outside of the image.
+  struct Pixel {
+    int n, p, q;
+  };
+
+  __device__ Pixel pixel(int64_t window, int position) const {
+    const auto n = by_image.divide(window);
+    const auto in_image = by_image.remainder(window, n);
+    const auto row = by_row.divide(in_image);
+    const int column = by_row.remainder(in_image, row), i = by_S.divide(position);
+    const int p = row * stride_h - pad_h + i * dilation_h;
+    const int q = column * stride_w - pad_w + by_S.remainder(position, i) * dilation_w;
+    const bool inside = p >= 0 && p < P && q >= 0 && q < Q;
+    return {static_cast<int>(n), inside ? p : -1, q};
+  }
+};
+
+// ReLU and max-pooling of one window, by the rules of csrc/cpu/kernels/pooling_epilogue.h: the first maximum wins, but
+// the last NaN wins over every number. A maximum that is not above zero gets no gradient.
 template <class T>
 struct WindowMax {
   T value = T(-static_cast<float>(INFINITY));

@@ -85,7 +85,7 @@ struct Emulator {
     }
   }
 
-  // Runs each thread that is ready once. False if there was none, or in error.
+  // Runs each thread that is ready once. Returns false if no thread was ready, or after an error.
   bool run_ready_threads(std::vector<int>& order) {
     if (shuffled) std::shuffle(order.begin(), order.end(), random);
     bool any = false;
@@ -101,7 +101,8 @@ struct Emulator {
     return any;
   }
 
-  // No thread is ready. Opens the block's barrier if all threads wait there. False at the block's end, or in error.
+  // Called when no thread is ready. Opens the block's barrier if all threads wait there. Returns false if the block has
+  // ended, or after an error.
   bool open_barrier() {
     int waiting = 0, done = 0, line = 0;
     for (int i = 0; i < count(); ++i) {

@@ -124,7 +124,8 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
   return fastconv::emulation::shuffle(mask, value, first + (source & (width - 1)));
 }
 
-// In the next three, a lane without a source in its group of `width` reads itself. Xor may also read earlier groups.
+// Up, down and xor: lanes form groups of `width`. A lane whose source is outside of its group gets its own value. But
+// xor can read from an earlier group.
 template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32) {
   const int lane = fastconv::emulation::lane, source = lane - static_cast<int>(delta);
