@@ -348,7 +348,7 @@ def test_the_classifier_continues_from_its_weights_and_accepts_arrays(digits: tu
     assert first[1].val_loss is not None
     assert second[0].val_loss is None
     assert second[0].loss < first[1].loss < first[0].loss
-    torch.testing.assert_close(classifier.predict(pixels), classifier.predict(images))
+    torch.testing.assert_close(torch.from_numpy(classifier.predict(pixels)), classifier.predict(images))
 
 
 def test_the_classifier_trains_any_given_module() -> None:

@@ -208,7 +208,7 @@ class Classifier:
         verbose: int | str = 0,
         return_dict: bool = False,
     ) -> Any:
-        """Return the mean loss, the accuracy (between 0 and 1) and the metrics: numbers that also have names.
+        """Return the loss (without label smoothing), the accuracy and the metrics: numbers that also have names.
 
         Args:
             images, labels: see :class:`Classifier`.
@@ -226,7 +226,7 @@ class Classifier:
         """
         objective = self._compiled()
         batches = self._inputs.evaluation(images if labels is None else (images, labels), batch_size)
-        scores = evaluation.measure(self.model, batches.epoch(0), objective.loss, objective.metrics)
+        scores = evaluation.measure(self.model, batches.epoch(0), objective.evaluation_loss, objective.metrics)
         if verbose not in (0, "auto"):
             print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()), flush=True)
         return dict(scores.items()) if return_dict else scores

@@ -153,7 +153,8 @@ class Training:
         self.model: nn.Module = devices.prepare(model, self._device, self._dtype)
         if objective is None:
             optimizer = optimizers.named(config.optimizer, self.model, config.lr, config.backend)
-            objective = Objective(optimizer, losses.named(config.loss, config.label_smoothing))
+            loss = losses.named(config.loss, config.label_smoothing)
+            objective = Objective(optimizer, loss, losses.named(config.loss))
         self._objective, self._optimizer = objective, objective.optimizer
         self._rates = optimizers.rates(self._optimizer)
         self._step: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] = self._one_step

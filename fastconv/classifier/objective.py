@@ -28,13 +28,15 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Objective:
-    """The optimizer over the network's parameters, the loss, and the metrics of the validation images.
+    """The optimizer over the network's parameters, the losses, and the metrics of the validation images.
 
-    ``recordable`` says whether a CUDA graph can record a step. It cannot if a program passes its own functions.
+    ``evaluation_loss`` is the loss without label smoothing. ``recordable`` says whether a CUDA graph can record a step.
+    It cannot if a program passes its own functions.
     """
 
     optimizer: torch.optim.Optimizer
     loss: Loss
+    evaluation_loss: Loss
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     recordable: bool = True
 
@@ -43,7 +45,7 @@ class Objective:
         if held_out is None:
             return EpochResult(**figures, val_loss=None, val_accuracy=None)
         batches = evaluation.batches(*held_out) if isinstance(held_out, tuple) else held_out.epoch(0)
-        scores = evaluation.measure(model, batches, self.loss, self.metrics)
+        scores = evaluation.measure(model, batches, self.evaluation_loss, self.metrics)
         figures = {**figures, "val_loss": scores.loss, "val_accuracy": scores.accuracy}
         if not self.metrics:
             return EpochResult(**figures)
@@ -84,7 +86,10 @@ class Choice:
         named = isinstance(self._loss, str)
         if config.label_smoothing and not named:
             raise ValueError("label_smoothing belongs to the losses with a name: leave it out, or put it into the loss")
-        loss = losses.named(self._loss, config.label_smoothing) if isinstance(self._loss, str) else self._loss
+        if isinstance(self._loss, str):
+            loss, evaluation_loss = losses.named(self._loss, config.label_smoothing), losses.named(self._loss)
+        else:
+            loss = evaluation_loss = self._loss
         device, dtype = devices.find(config.device, config.backend), devices.DTYPES[config.dtype]
         before = next(model.parameters(), None)
         if before is None:
@@ -100,7 +105,8 @@ class Choice:
         except BaseException:
             devices.prepare(model, before_device, before_dtype)
             raise
-        return Objective(optimizer, loss, self._metrics, named and isinstance(self._optimizer, str))
+        recordable = named and isinstance(self._optimizer, str)
+        return Objective(optimizer, loss, evaluation_loss, self._metrics, recordable)
 
 
 def check_names(settings: dict[str, Any]) -> None:
