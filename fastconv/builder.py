@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Any
 
-import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastconv.nn
 from fastconv.models import blocks
@@ -14,23 +16,46 @@ __all__ = ["build_cnn", "parse"]
 
 _LAYER = re.compile(
     r"conv(?P<conv>[1-9]\d{0,6})(x(?P<kernel>[1-9]\d{0,6}))?(?P<same>same)?"
-    r"|pool(?P<pool>[1-9]\d{0,6})?"
+    r"|(?P<kind>pool|avgpool)(?P<pool>[1-9]\d{0,6})?"
     r"|dense(?P<dense>[1-9]\d{0,6})"
     r"|dropout(?P<dropout>0?\.\d+)"
+    r"|(?P<norm>bn)"
+    r"|(?P<activation>relu|sigmoid|tanh|leakyrelu|none)"
 )
+#: Words that are layers, and what other languages call them. They suggest a layer for an unknown word.
+_EXAMPLES = (
+    *("conv32", "conv32x5", "conv32same", "pool", "pool3", "avgpool", "dense128", "dropout.5", "bn"),
+    *("relu", "sigmoid", "tanh", "leakyrelu", "none"),
+)
+_OTHER_NAMES = {
+    **dict.fromkeys(("maxpool", "maxpooling", "max", "maxpool2d", "maxpooling2d"), "pool"),
+    **dict.fromkeys(("averagepool", "avg", "meanpool", "avgpool2d", "averagepooling2d"), "avgpool"),
+    **dict.fromkeys(("batchnorm", "norm", "batchnormalization", "batchnorm2d", "bnorm"), "bn"),
+    **dict.fromkeys(("linear", "fc"), "dense"),
+    **dict.fromkeys(("lrelu", "leaky"), "leakyrelu"),
+    **dict.fromkeys(("identity", "linearactivation"), "none"),
+    **dict.fromkeys(("conv2d", "convolution"), "conv"),
+}
 
 
 def build_cnn(
     description: str, shape: tuple[int, int, int] = (1, 28, 28), classes: int = 10, layers: Any = fastconv.nn
-) -> torch.nn.Sequential:
-    """Build a network from a description. A ReLU follows each convolution and dense layer. A last dense layer is added.
+) -> nn.Sequential:
+    """Build a network from a description. A last dense layer is added, which has no activation.
 
-    A convolution and the pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
+    The layers compute in the order in which they are listed. A ReLU follows each convolution and each dense layer, or
+    the batch normalisation after it. Another activation after the layer takes its place. A convolution, its ReLU and
+    the max-pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
 
     Args:
-        description: the layers, separated by commas: ``conv32`` (32 output channels, 3 x 3), ``conv32x5`` (5 x 5),
-            ``conv32same`` (padded to keep the size), ``pool`` (2 x 2 max-pooling), ``pool3``, ``dense128``,
-            ``dropout.5``. Dense layers come last.
+        description: the layers, separated by commas:
+
+            * ``conv32`` (32 output channels, 3 x 3), ``conv32x5`` (5 x 5), ``conv32same`` (padded to keep the size)
+            * ``pool`` (2 x 2 max-pooling), ``pool3``, ``avgpool`` (2 x 2 average pooling), ``avgpool3``
+            * ``dense128``, ``dropout.5``. Dense layers come last.
+            * ``bn``: batch normalisation
+            * ``relu``, ``sigmoid``, ``tanh``, ``leakyrelu`` (a slope of 0.01 below 0), ``none``: the activation of the
+              convolution, dense layer or batch normalisation before it
         shape: (C, H, W) of an image.
         classes: the number of classes.
         layers: the module that has the layers: :mod:`fastconv.nn` or :mod:`torch.nn`.
@@ -42,26 +67,40 @@ def build_cnn(
         ValueError: the description is invalid, or it shrinks the image to nothing.
 
     Example:
-        >>> model = build_cnn("conv32same, conv32, pool, dropout.25, dense128", shape=(3, 32, 32))
+        >>> model = build_cnn("conv32same, bn, conv32, pool, dropout.25, dense128, tanh", shape=(3, 32, 32))
         >>> model(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    parsed = parse(description)
     network = _Network(shape, layers)
+    parsed = parse(description)
     while parsed:
         layer = parsed.pop(0)
         if layer["conv"]:
-            window = _window(parsed.pop(0)) if parsed and _is_pool(parsed[0]) else 1
-            network.add_convolution(layer, window)
-        elif _is_pool(layer):
+            last = layer
+            if parsed and parsed[0]["activation"] == "relu":
+                last = parsed.pop(0)
+            relu = last is not layer or not (_follows(parsed, "norm") or _follows(parsed, "activation"))
+            window = 1
+            if relu and parsed and parsed[0]["kind"] == "pool":
+                last = parsed.pop(0)
+                window = int(last["pool"] or 2)
+            network.add_convolution(layer, window, relu)
+            layer = last
+        elif layer["kind"]:
             network.add_pool(layer)
         elif layer["dense"]:
             network.add_dense(int(layer["dense"]))
-            network.modules[f"relu{network.dense}"] = layers.ReLU()
+            if not _follows(parsed, "norm") and not _follows(parsed, "activation"):
+                network.modules[f"relu{network.dense}"] = layers.ReLU()
+        elif layer["norm"]:
+            network.add_norm(layer, _follows(parsed, "activation"))
+        elif layer["activation"]:
+            network.add_activation(layer)
         else:
-            network.modules[f"dropout{len(network.modules) + 1}"] = torch.nn.Dropout(float(layer["dropout"]))
+            network.modules[f"dropout{len(network.modules) + 1}"] = nn.Dropout(float(layer["dropout"]))
+        network.previous = layer
     network.add_dense(classes)
-    result = torch.nn.Sequential()
+    result = nn.Sequential()
     for name, module in network.modules.items():
         result.add_module(name, module)
     return result
@@ -77,30 +116,80 @@ def parse(description: str) -> list[dict[str, str]]:
     matches = [_LAYER.fullmatch(word) for word in words]
     for word, match in zip(words, matches, strict=True):
         if match is None:
-            known = "conv32, conv32x5, conv32same, pool, pool3, dense128 or dropout.5"
-            raise ValueError(f"{word!r} is not a layer: expected, for example, {known}")
+            known = f"{', '.join(_EXAMPLES[:-1])} or {_EXAMPLES[-1]}"
+            raise ValueError(f"{word!r} is not a layer: expected, for example, {known}{_suggestion(word)}")
     return [match.groupdict() | {"word": match[0]} for match in matches if match is not None]
 
 
-def _is_pool(layer: dict[str, str]) -> bool:
-    return layer["word"].startswith("pool")
+def _suggestion(word: str) -> str:
+    """Return a question about the layer that ``word`` may mean. Return "" if no layer is like it."""
+    letters, number = re.fullmatch(r"(.*?)(\d*)\)?", word.lower()).groups()  # type: ignore[union-attr]
+    kinds = {kind: kind for kind in map(_without_numbers, _EXAMPLES)} | _OTHER_NAMES
+    similar = difflib.get_close_matches(_without_numbers(letters), kinds, 1, 0.7)
+    if not similar:
+        return ""
+    kind = kinds[similar[0]]
+    numbers = {"conv": number or "32", "dense": number or "128", "dropout": f".{number.lstrip('0') or '5'}"}
+    known = kind + numbers.get(kind, number if kind.endswith("pool") else "")
+    return f"; did you mean {known!r}?" if _LAYER.fullmatch(known) else ""
 
 
-def _window(layer: dict[str, str]) -> int:
-    return int(layer["pool"] or 2)
+def _without_numbers(word: str) -> str:
+    return re.sub(r"[\d.(].*|[-_ ]", "", word)
+
+
+def _follows(parsed: list[dict[str, str]], kind: str) -> bool:
+    """Return whether the next layer is of this kind."""
+    return bool(parsed) and bool(parsed[0][kind])
+
+
+class _BatchNorm1d(nn.BatchNorm1d):
+    """Batch normalisation of dense layers. In training, a batch of one image is normalised as in evaluation.
+
+    PyTorch raises an error for it. The last batch of an epoch may have one image.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and len(input) == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+class _BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation of convolutions: as :class:`_BatchNorm1d`, for one image of one pixel."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+#: The activations besides ReLU, which is that of the library of the layers. ``none`` adds no layer.
+_ACTIVATIONS: dict[str, type[nn.Module] | None] = {
+    "relu": None,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "leakyrelu": nn.LeakyReLU,
+    "none": None,
+}
 
 
 class _Network:
     """The modules built so far and the shape of their output, with the names of :class:`fastconv.models.MnistCNN`."""
 
     def __init__(self, shape: tuple[int, int, int], layers: Any) -> None:
-        self.modules: dict[str, torch.nn.Module] = {}
+        self.modules: dict[str, nn.Module] = {}
         self.convolutions = self.dense = 0
+        self.previous: dict[str, str] | None = None
         self._shape, self._image = shape, shape
         self._features: int | None = None
         self._layers = layers
 
-    def add_convolution(self, layer: dict[str, str], window: int) -> None:
+    def add_convolution(self, layer: dict[str, str], window: int, relu: bool) -> None:
         K, R = int(layer["conv"]), int(layer["kernel"] or 3)
         if layer["same"] and R % 2 == 0:
             raise ValueError(f"{layer['word']!r}: an even kernel cannot keep the size")
@@ -109,23 +198,41 @@ class _Network:
         self._set_shape(layer, K, (H + 2 * padding - R + 1) // window, (W + 2 * padding - R + 1) // window)
         conv_relu, conv_relu_pool = blocks(self._layers)
         self.convolutions += 1
-        self.modules[f"conv{self.convolutions}"] = (
-            conv_relu(C, K, R, padding=padding)
-            if window == 1
-            else conv_relu_pool(C, K, R, padding=padding, pool_kernel_size=window)
-        )
+        if window > 1:
+            module = conv_relu_pool(C, K, R, padding=padding, pool_kernel_size=window)
+        else:
+            module = (conv_relu if relu else self._layers.Conv2d)(C, K, R, padding=padding)
+        self.modules[f"conv{self.convolutions}"] = module
 
     def add_pool(self, layer: dict[str, str]) -> None:
-        (C, H, W), window = self._shape, _window(layer)
+        (C, H, W), window = self._shape, int(layer["pool"] or 2)
         self._set_shape(layer, C, H // window, W // window)
-        self.modules[f"pool{len(self.modules) + 1}"] = self._layers.MaxPool2d(window)
+        kind = nn.AvgPool2d if layer["kind"] == "avgpool" else self._layers.MaxPool2d
+        self.modules[f"{layer['kind']}{len(self.modules) + 1}"] = kind(window)
+
+    def add_norm(self, layer: dict[str, str], activated: bool) -> None:
+        if self.previous is None:
+            raise ValueError("'bn' comes first: it must follow a layer")
+        name = f"bn{len(self.modules) + 1}"
+        features = self._features
+        self.modules[name] = _BatchNorm2d(self._shape[0]) if features is None else _BatchNorm1d(features)
+        if not activated and (self.previous["conv"] or self.previous["dense"]):
+            self.modules[f"{name}_relu"] = self._layers.ReLU()
+
+    def add_activation(self, layer: dict[str, str]) -> None:
+        previous, name = self.previous, layer["activation"]
+        if previous is None or not (previous["conv"] or previous["dense"] or previous["norm"]):
+            raise ValueError(f"{name!r} must follow a convolution, a dense layer or bn")
+        kind = self._layers.ReLU if name == "relu" else _ACTIVATIONS[name]
+        if kind is not None:
+            self.modules[f"{list(self.modules)[-1]}_{name}"] = kind()
 
     def add_dense(self, units: int) -> None:
         if self._features is None:
-            self.modules["flatten"] = torch.nn.Flatten()
+            self.modules["flatten"] = nn.Flatten()
             self._features = self._shape[0] * self._shape[1] * self._shape[2]
         self.dense += 1
-        self.modules[f"dense{self.dense}"] = torch.nn.Linear(self._features, units)
+        self.modules[f"dense{self.dense}"] = nn.Linear(self._features, units)
         self._features = units
 
     def _set_shape(self, layer: dict[str, str], *shape: int) -> None:

@@ -34,7 +34,8 @@ from fastconv.classifier.data import images
 from fastconv.classifier.data.cifar import _read_batch
 from fastconv.classifier.data.idx import read_idx
 from fastconv.classifier.errors import UserError
-from fastconv.classifier.fit import EpochResult, Totals, Training
+from fastconv.classifier.fit import Totals, Training
+from fastconv.classifier.history import EpochResult
 from fastconv.classifier.networks import build_model
 from fastconv.classifier.runs import RunFolder
 
@@ -298,7 +299,7 @@ def test_a_history_of_extreme_values_is_plotted(loss: float) -> None:
 
     epochs = history_content()["epochs"]
     epochs[1] |= {"loss": loss, "val_loss": loss}
-    assert plots.training_curves(epochs).startswith(b"\x89PNG")
+    assert plots.png(plots.training_curves(epochs)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.text import Text
 from PIL import Image, ImageShow
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from fastconv.builder import build_cnn
 from fastconv.classifier import evaluation, plots, report
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.data import DataSet
+from fastconv.classifier.files import OutputError
+from fastconv.classifier.history import EpochResult, History
 from fastconv.classifier.plots.style import drawn, drawn_names, percent
 from fastconv.classifier.runs import RunFolder
 
@@ -30,17 +34,22 @@ LONG_NAMES = [f"a class <of> the name no. {index} & $x^2$ \n 漢字" for index i
 PLOTS = ["training_curves", "predictions", "confusion_matrix", "worst_mistakes", "filters", "feature_maps"]
 
 
-def pixels(png: bytes) -> np.ndarray[Any, Any]:
-    """The pixels (H, W, 3) of a picture, which must be a PNG of a reasonable size."""
-    with Image.open(io.BytesIO(png)) as picture:
+def pixels(figure: Figure) -> np.ndarray[Any, Any]:
+    """The pixels (H, W, 3) of a picture, whose PNG must have a reasonable size."""
+    with Image.open(io.BytesIO(plots.png(figure))) as picture:
         assert picture.format == "PNG"
         assert 300 <= picture.width <= 3000
         assert 100 <= picture.height <= 4000
         return np.asarray(picture.convert("RGB"))
 
 
-def colours(png: bytes) -> set[tuple[int, ...]]:
-    return set(map(tuple, pixels(png).reshape(-1, 3).tolist()))
+def colours(figure: Figure) -> set[tuple[int, ...]]:
+    return set(map(tuple, pixels(figure).reshape(-1, 3).tolist()))
+
+
+def texts(figure: Any) -> list[str]:
+    """All texts of a figure."""
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
 def history(epochs: int, validated: bool = True) -> list[dict[str, Any]]:
@@ -168,6 +177,148 @@ def test_percentages_do_not_round_to_certainty(share: float, text: str) -> None:
     assert percent(share) == text
 
 
+# Figures, titles, legends and arrays
+
+
+def every_plot(**options: Any) -> dict[str, Any]:
+    """All plots as functions, with arrays in place of tensors."""
+    labels, probabilities = (values.numpy() for values in predictions(6, 10))
+    images = np.random.default_rng(0).random((6, 12, 12), dtype=np.float32)
+    model = build_cnn("conv6, pool, dense8", (1, 12, 12))
+    return {
+        "training_curves": lambda **given: plots.training_curves(history(2), **given),
+        "prediction_grid": lambda **given: plots.prediction_grid(images, labels, probabilities, **given),
+        "confusion_matrix": lambda **given: plots.confusion_matrix(labels, probabilities, **given),
+        "worst_mistakes": lambda **given: plots.worst_mistakes(images, labels, probabilities, **given),
+        "filters": lambda **given: plots.filters(model, **given),
+        "feature_maps": lambda **given: plots.feature_maps(model, images[0], **given),
+    }
+
+
+@pytest.mark.parametrize("name", every_plot())
+def test_every_plot_returns_a_figure_that_has_a_title_and_can_be_saved(name: str, tmp_path: Path) -> None:
+    draw = every_plot()[name]
+    for ending, start in ((".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")):
+        path = tmp_path / f"picture{ending}"
+        figure = draw(title="of my own", path=path)
+        assert path.read_bytes().startswith(start)
+    assert isinstance(figure, Figure)
+    assert "of my own" in texts(figure)
+    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    untitled = draw()
+    plots.png(untitled)
+    assert len(texts(untitled)) == len(texts(figure))  # there is a title without title=
+    with pytest.raises(OutputError, match="cannot write"):
+        draw(path=tmp_path / "missing" / "picture.png")
+    with pytest.raises(ValueError, match="Format 'abc' is not supported"):
+        draw(path=tmp_path / "picture.abc")
+    assert not (tmp_path / "picture.abc").exists()
+
+
+@pytest.mark.parametrize("name", every_plot())
+def test_every_plot_draws_in_the_place_of_given_axes(name: str) -> None:
+    draw = every_plot()[name]
+    whole = Figure(layout="constrained", figsize=(12, 6))
+    left, right = whole.subplots(1, 2)
+    left.plot([1, 2])
+    assert draw(ax=right) is whole
+    assert whole.axes[0] is left
+    assert len(whole.axes) > 1
+    place = whole.bbox.x0 + whole.bbox.width / 2 - 1
+    assert all(axes.get_window_extent().x0 >= place - 60 for axes in whole.axes[1:])
+    pixels(whole)
+    halves = Figure(layout="constrained", figsize=(12, 6))
+    _, part = halves.subfigures(1, 2)
+    assert draw(ax=part) is halves
+    assert isinstance(part, SubFigure)
+    assert len(halves.axes) > 0
+    with pytest.raises(TypeError, match="ax must be axes, a subfigure or a figure of matplotlib, not int"):
+        draw(ax=3)
+    if name != "confusion_matrix":
+        free = Figure().add_axes((0.1, 0.1, 0.5, 0.5))
+        with pytest.raises(ValueError, match=r"pass axes that subplots\(\) made"):
+            draw(ax=free)
+
+
+def test_legends_name_the_colours() -> None:
+    drawn = every_plot()
+    assert {"correct prediction, true class", "wrong prediction"} <= set(texts(drawn["prediction_grid"]()))
+    assert {"predicted class", "true class"} <= set(texts(drawn["worst_mistakes"]()))
+    assert {"training", "validation"} <= set(texts(drawn["training_curves"]()))
+
+
+def test_in_a_dark_style_text_is_light_and_the_background_transparent() -> None:
+    for draw in every_plot().values():
+        light = np.asarray(Image.open(io.BytesIO(plots.png(draw()))).convert("RGBA"))
+        with plots.dark():
+            dark = np.asarray(Image.open(io.BytesIO(plots.png(draw()))).convert("RGBA"))
+        assert (light[..., 3] == 255).all()
+        assert tuple(light[0, 0]) == (255, 255, 255, 255)
+        assert dark[0, 0, 3] == 0
+        opaque = dark[dark[..., 3] == 255][:, :3]
+        assert (opaque == (227, 230, 234)).all(1).any()  # the colour of the text
+
+
+def test_every_form_of_a_history_gives_the_same_curves() -> None:
+    class OfKeras:
+        def __init__(self, history: dict[str, list[float]]) -> None:
+            self.history, self.epoch = history, list(range(len(history["loss"])))
+
+    epochs = history(3)
+    ours = History(EpochResult(**epoch) for epoch in epochs)
+    with_old_names = {name.replace("accuracy", "acc"): values for name, values in ours.history.items()}
+    expected = pixels(plots.training_curves(epochs))
+    for form in (ours, ours.history, list(ours), OfKeras(ours.history), with_old_names):
+        assert np.array_equal(pixels(plots.training_curves(form)), expected)
+    for wrong, error, message in (
+        (3, TypeError, "the figures of the epochs are expected"),
+        ("loss", TypeError, "the figures of the epochs are expected"),
+        ({"loss": [1.0]}, ValueError, "the history has no accuracy"),
+        (History(), ValueError, "no epoch"),
+        ({}, ValueError, "no epoch"),
+    ):
+        with pytest.raises(error, match=message):
+            plots.training_curves(wrong)
+
+
+def test_plots_accept_arrays_of_every_layout() -> None:
+    labels, probabilities = predictions(4, 10)
+    images = torch.rand(4, 3, 8, 8)
+    pixels_of = (images * 255).byte()
+    expected = pixels(plots.prediction_grid(pixels_of, labels, probabilities))
+    for given in (pixels_of.numpy(), pixels_of.permute(0, 2, 3, 1).numpy(), pixels_of.float() / 255):
+        found = plots.prediction_grid(given, torch.eye(10)[labels].numpy(), probabilities.numpy())
+        assert np.array_equal(pixels(found), expected)
+    grey = images[:, 0]
+    assert np.array_equal(
+        pixels(plots.worst_mistakes(grey.numpy(), labels.numpy(), probabilities.numpy())),
+        pixels(plots.worst_mistakes(grey[:, None], labels, probabilities)),
+    )
+
+
+def test_plots_refuse_arguments_that_do_not_fit_together() -> None:
+    labels, probabilities = predictions(4, 10)
+    images = torch.rand(4, 8, 8)
+    for draw, message in (
+        (
+            lambda: plots.prediction_grid(images[:0], labels[:0], probabilities[:0]),
+            "1 to 200 images can be drawn, not 0",
+        ),
+        (lambda: plots.prediction_grid(torch.rand(201, 8, 8), *predictions(201, 2)), "not 201: pass a part"),
+        (lambda: plots.prediction_grid(images[:3], labels, probabilities), "3 images, but 4 labels"),
+        (lambda: plots.prediction_grid(images, labels, probabilities[:3]), r"must be \(4, 10\), .*not \(3, 10\)"),
+        (lambda: plots.prediction_grid(images, labels, probabilities[:, 0]), "images by classes"),
+        (lambda: plots.prediction_grid(images, labels + 10, probabilities), "labels must be 0 to 9"),
+        (lambda: plots.prediction_grid(images[0], labels, probabilities), r"not \(8, 8\)"),
+        (lambda: plots.confusion_matrix(labels, labels[:2]), "4 labels, but 2 predictions"),
+        (lambda: plots.confusion_matrix(labels + 5, labels, ["a"]), "has no name: class_names has 1 names"),
+        (lambda: plots.filters(torch.rand(3)), r"is \(K, C, R, S\), not \(3,\)"),
+        (lambda: plots.filters(torch.nn.Linear(2, 2)), "no convolution"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw()
+
+
 # The report
 
 
@@ -186,6 +337,7 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.images: list[dict[str, str | None]] = []
+        self.dark: list[dict[str, str | None]] = []
         self.addresses: list[str | None] = []
         self.text = ""
         self._open: list[str] = []
@@ -198,7 +350,9 @@ class Page(HTMLParser):
         self.addresses += [values[name] for name in ("src", "href", "srcset", "data") if name in values]
         if tag == "img":
             self.images.append(values)
-        if tag not in ("img", "meta"):
+        if tag == "source":
+            self.dark.append(values)
+        if tag not in ("img", "meta", "source"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -217,6 +371,8 @@ def test_a_report_holds_every_plot_and_needs_no_other_file(run: Path) -> None:
         for name in PLOTS
     ]
     assert all(image["alt"] for image in page.images)
+    assert [source["media"] for source in page.dark] == ["(prefers-color-scheme: dark)"] * len(PLOTS)
+    assert not {source["srcset"] for source in page.dark} & {image["src"] for image in page.images}
     assert all(str(address).startswith("data:") for address in page.addresses)
     assert not re.search(r"https?:|url\(|@import", text)
 

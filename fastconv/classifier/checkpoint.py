@@ -19,7 +19,7 @@ from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import check_regular, write_atomically
 from fastconv.classifier.networks import build_model
 
-_FORMAT = "fastconv-mnist"  # identifies the files; renaming it would make earlier checkpoints unreadable
+FORMAT = "fastconv-mnist"  # identifies the files; renaming it would make earlier checkpoints unreadable
 _VERSION = 2
 
 
@@ -58,7 +58,7 @@ class Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint`` to ``path``. If writing fails, an earlier file stays unchanged."""
     content = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "version": _VERSION,
         "model": checkpoint.model,
         "state_dict": dict(checkpoint.state_dict),
@@ -121,7 +121,7 @@ def _checked(path: Path, content: object) -> Checkpoint:
     """Check ``content``, which was read from ``path``, and return it as a checkpoint."""
     from fastconv.classifier import schemas
 
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of fastconv")
     version = content.get("version")
     if type(version) is int and version > _VERSION:
@@ -148,8 +148,9 @@ def _checked(path: Path, content: object) -> Checkpoint:
     for key, tensor in expected.items():
         found = weights[key]
         plain = isinstance(found, torch.Tensor) and found.is_cpu and found.layout is torch.strided
-        if not plain or found.shape != tensor.shape or found.dtype != dtype:
-            raise CheckpointError(f"{path} is damaged: {key} is not {dtype} of shape {tuple(tensor.shape)}")
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype  # batch normalisation counts its batches
+        if not plain or found.shape != tensor.shape or found.dtype != wanted:
+            raise CheckpointError(f"{path} is damaged: {key} is not {wanted} of shape {tuple(tensor.shape)}")
         if not found.isfinite().all():
             raise CheckpointError(f"{path} is damaged: {key} has values that are not finite")
     return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names)

@@ -70,18 +70,20 @@ class Distributed:
                     parameter.data = parameter.data.view(-1).view(parameter.shape)
             self.model = nn.parallel.DistributedDataParallel(model)
 
-    def share(self, batch: Tensor) -> tuple[Tensor, float, int]:
-        """Return this process's part of ``batch``, a factor for its mean loss, and how many of its images to count.
+    def share(self, count: int) -> tuple[slice, float, int]:
+        """Return this process's part of a batch of ``count`` images, a factor for its mean loss, and how many to count.
 
         The mean over the processes of loss times factor equals the mean loss over the batch. The counts of all
         processes add up to the size of the batch.
         """
         if self._count == 1:
-            return batch, 1.0, len(batch)
-        if len(batch) < self._count:  # too small to be split: each process computes all of it
-            return batch, 1.0, len(batch) if self.rank == 0 else 0
-        part = batch.tensor_split(self._count)[self.rank]
-        return part, len(part) * self._count / len(batch), len(part)
+            return slice(None), 1.0, count
+        if count < self._count:  # too small to be split: each process computes all of it
+            return slice(None), 1.0, count if self.rank == 0 else 0
+        each, larger = divmod(count, self._count)  # the first parts have one image more, as in Tensor.tensor_split
+        start = self.rank * each + min(self.rank, larger)
+        own = each + (self.rank < larger)
+        return slice(start, start + own), own * self._count / count, own
 
     def sums(self, *values: Tensor) -> list[float]:
         """Return the sum of each value over all processes."""

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import html
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from fastconv.classifier import checkpoint, evaluation, saving, summary
+from fastconv.classifier import device as devices
+from fastconv.classifier.callbacks import Callbacks
+from fastconv.classifier.checkpoint import Checkpoint
 from fastconv.classifier.config import TrainingConfig, TrainingError
-from fastconv.classifier.evaluation import evaluate, predict
-from fastconv.classifier.fit import EpochResult, Training
+from fastconv.classifier.data import CLASS_NAMES
+from fastconv.classifier.fit import Training
+from fastconv.classifier.history import History
+from fastconv.classifier.inputs import Inputs, gives_tensors
 from fastconv.classifier.networks import build_model
-
-#: A function of probabilities (N, classes) and labels (N,).
-Metric = Callable[[Tensor, Tensor], float]
-
-#: Settings that compile() does not accept, under the function that accepts them.
-_ELSEWHERE = {
-    "fit()": ("epochs", "batch_size", "validation_split", "validation_data", "seed"),
-    "Classifier()": ("model", "backend", "shape", "classes"),
-}
+from fastconv.classifier.objective import Choice, Objective, check_names
+from fastconv.classifier.progress import Progress
+from fastconv.classifier.watched import run
 
 
 class Classifier:
@@ -31,55 +32,91 @@ class Classifier:
         model: a name, a list of layers as :func:`fastconv.builder.build_cnn` accepts it, or a module that returns
             logits (N, classes).
         shape: (C, H, W) of an image.
-        classes: the number of classes.
+        classes: the number of classes. ``None`` means one for each of ``class_names``, or 10.
         backend: the library of the layers, ``"fastconv"`` or ``"torch"``. It is ignored if ``model`` is a module.
+        class_names: the name of each class. By default, its number.
 
-    Images are tensors or arrays (N, C, H, W), or (N, H, W) with one channel. They are floats in [0, 1], or uint8
-    values, which are divided by 255. Labels are integers (N,) or one-hot rows (N, classes).
+    Images and labels are arrays, tensors or lists. Images have the shape (N, C, H, W), (N, H, W, C) or, with one
+    channel, (N, H, W). uint8 values are divided by 255. Floats are used as they are, and should be in [0, 1]. Labels
+    are integers (N,) or (N, 1), or one-hot rows (N, classes). In place of images and labels, a Dataset or a DataLoader
+    of torch.utils.data can be passed, whose items are pairs of images and labels in these forms.
+
+    Attributes:
+        model: the network, a module.
+        optimizer: the optimizer that :meth:`compile` made. ``None`` before.
+        history: the result of the last :meth:`fit`, also if it was interrupted.
 
     Raises:
         TrainingError: if images or labels have another shape, or a setting is out of its range.
 
     Example::
 
-        >>> images, labels = torch.rand(100, 1, 28, 28), torch.arange(100) % 10
-        >>> classifier = Classifier("conv8, pool, dense16").compile(optimizer="sgd", lr=0.1)
-        >>> history = classifier.fit(images, labels, epochs=2, validation_split=0.2)
-        >>> [result.epoch for result in history]
-        [1, 2]
-        >>> sorted(classifier.evaluate(images, labels))
-        ['accuracy', 'loss']
-        >>> classifier.predict(images).shape
-        torch.Size([100, 10])
+        >>> images, labels = torch.rand(100, 28, 28), torch.arange(100) % 10
+        >>> classifier = Classifier("conv8, pool, dense16").compile(optimizer="sgd", loss="categorical_crossentropy")
+        >>> history = classifier.fit(images, labels, epochs=2, validation_split=0.2, verbose=0)
+        >>> sorted(history.history)
+        ['accuracy', 'loss', 'val_accuracy', 'val_loss']
+        >>> loss, accuracy = classifier.evaluate(images, labels)
+        >>> classifier.predict(images.numpy()).argmax(1).shape
+        (100,)
     """
 
     def __init__(
         self,
         model: str | nn.Module = "mnist-cnn",
         shape: tuple[int, int, int] = (1, 28, 28),
-        classes: int = 10,
+        classes: int | None = None,
         backend: str = "fastconv",
+        class_names: Sequence[str] | None = None,
     ) -> None:
-        self.model = model if isinstance(model, nn.Module) else build_model(model, backend, shape, classes)
-        self._shape, self._classes = shape, classes
+        if classes is None:
+            classes = len(CLASS_NAMES if class_names is None else class_names)
+        if class_names is None:
+            class_names = [str(label) for label in range(classes)]
+        if isinstance(class_names, str) or len(class_names) != classes:
+            raise TrainingError(f"class_names must be {classes} names, one per class, not {class_names!r}")
+        self.class_names = tuple(map(str, class_names))
+        C, H, W = shape
+        self._shape, self._classes = (C, H, W), classes
+        self._inputs = Inputs(self._shape, classes)
+        self._name = None if isinstance(model, nn.Module) else model
+        self._backend = backend
+        self.model = model if isinstance(model, nn.Module) else build_model(model, backend, self._shape, classes)
         self._settings: dict[str, Any] = {}
-        self._metrics: Mapping[str, Metric] = {}
+        self._objective: Objective | None = None
+        self._epochs_done = 0  # since compile()
+        self._must_compile = False  # because it was loaded without its functions
+        self.stop_training = False  # callbacks may set it
+        self.history = History()
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        return None if self._objective is None else self._objective.optimizer
 
     def compile(
         self,
-        optimizer: str = "adam",
-        loss: str = "cross-entropy",
-        lr: float = 1e-3,
-        metrics: Mapping[str, Metric] | Sequence[str] = (),
+        optimizer: Any = "adam",
+        loss: Any = "cross-entropy",
+        *,
+        metrics: Any = (),
+        lr: float | None = None,
         **settings: Any,
     ) -> Classifier:
-        """Choose how to train.
+        """Choose how to train. A new optimizer starts without the state of an earlier one.
+
+        Names may be written in any case, with "_" or "-". If an argument is wrong, nothing changes.
 
         Args:
-            optimizer: ``"adam"``, ``"adamw"`` or ``"sgd"``.
-            loss: ``"cross-entropy"`` or ``"mse"``.
-            lr: the learning rate.
-            metrics: functions by name, for :meth:`evaluate`. ``["accuracy"]`` is accepted, but it is always computed.
+            optimizer: ``"adam"``, ``"adamw"``, ``"sgd"`` (with Nesterov momentum of 0.9) or ``"rmsprop"``; a class of
+                torch.optim; an optimizer over the parameters of :attr:`model`; or a function of the parameters that
+                returns one.
+            loss: ``"cross-entropy"`` (also ``"categorical_crossentropy"`` and ``"sparse_categorical_crossentropy"``) or
+                ``"mse"``; a loss of torch.nn; or a function. Losses and functions are called with logits (N, classes)
+                and integer labels (N,), except ``nn.MSELoss``, which means ``"mse"``.
+            metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. :meth:`evaluate`
+                returns their values, and :meth:`fit` those of the validation images. ``"accuracy"`` is always computed.
+            lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and that of a
+                class of torch.optim.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
 
         Returns:
@@ -87,106 +124,226 @@ class Classifier:
 
         Raises:
             TypeError: if a setting does not exist, or belongs to another function.
-            ValueError: if a metric is unknown.
+            ValueError: if a name is unknown.
+            TrainingError: if a setting is out of its range.
         """
-        for name in settings:
-            place = next((place for place, names in _ELSEWHERE.items() if name in names), None)
-            if place is not None:
-                raise TypeError(f"{name} is not a setting of compile(): give it to {place}")
-            if name not in TrainingConfig.__dataclass_fields__:
-                raise TypeError(f"compile() got an unexpected keyword argument {name!r}")
-        if not isinstance(metrics, Mapping):
-            unknown = [name for name in metrics if name not in ("accuracy", "loss")]
-            if unknown:
-                raise ValueError(f"unknown metric {unknown[0]!r}: pass {{name: function(probabilities, labels)}}")
-            metrics = {}
-        self._settings = {"optimizer": optimizer, "loss": loss, "lr": lr, **settings}
-        self._config()
-        self._metrics = metrics
+        check_names(settings)
+        choice = Choice(optimizer, loss, metrics, lr, returns_logits=self._name is not None)
+        given = choice.settings | settings
+        self._objective = choice.objective(self._config(given), self.model)
+        self._settings, self._epochs_done, self._must_compile = given, 0, False
         return self
 
     def fit(
         self,
         images: Any,
-        labels: Any,
+        labels: Any = None,
+        *,
         epochs: int = 5,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         validation_split: float = 0.0,
-        validation_data: tuple[Any, Any] | None = None,
+        validation_data: Any = None,
         seed: int = 0,
-        on_epoch: Callable[[EpochResult], None] | None = None,
-    ) -> list[EpochResult]:
-        """Train the network, starting from its current weights.
+        shuffle: bool = True,
+        verbose: int | str = 1,
+        callbacks: Any = (),
+    ) -> History:
+        """Train the network, starting from its current weights and the state of its optimizer.
 
         Args:
+            images, labels: see :class:`Classifier`. A DataLoader is iterated anew in each epoch.
+            batch_size: the number of images per step. ``None`` means 64, or that of the DataLoader.
             validation_split: the share of the images, from their end, that is used for validation.
-            validation_data: images and labels for validation, in place of that share.
+            validation_data: for validation, in place of that share: a pair of images and labels, a Dataset or a
+                DataLoader.
             seed: the seed of the order and of the augmentation.
-            on_epoch: called after each epoch with its figures.
+            shuffle: whether each epoch has another order. A DataLoader decides itself.
+            verbose: 0 prints nothing, 1 shows a bar for each epoch and then a line, 2 prints only the lines. A bar
+                needs a terminal or a notebook.
+            callbacks: a list of :class:`~fastconv.classifier.callbacks.Callback`, or of functions, which are called
+                with the :class:`~fastconv.classifier.history.EpochResult` of each epoch.
 
         Returns:
             The figures of each epoch.
 
         Raises:
-            TypeError: if both validation_split and validation_data are given.
+            TypeError: if arguments do not go together, such as validation_data and validation_split.
+            TrainingError: if images, labels or settings are wrong, or the training diverges.
         """
         if validation_data is not None and validation_split:
             raise TypeError("fit() takes validation_data or validation_split, not both")
-        config = self._config(epochs=epochs, batch_size=batch_size, validation_split=validation_split, seed=seed)
-        held_out = None if validation_data is None else self._checked(*validation_data)
-        with torch.random.fork_rng(devices=[]):  # restores the caller's random state
-            training = Training(*self._checked(images, labels), config, model=self.model, held_out=held_out)
-            training.run(on_epoch=on_epoch)
+        objective = self._compiled()
+        given = {"epochs": epochs, "validation_split": validation_split, "seed": seed}
+        given["batch_size"] = 64 if batch_size is None else batch_size
+        config = self._config(self._settings | given)
+        device = devices.find(config.device, config.backend)
+        batches, held_out = self._inputs.training(images, labels, batch_size, validation_split, shuffle, device)
+        if validation_data is not None:
+            held_out = self._inputs.evaluation(validation_data)
+        if config.patience is not None and held_out is None:
+            raise TrainingError("patience needs validation images: pass validation_split or validation_data")
+        figures = ["loss", "accuracy"]
+        if held_out is not None:
+            figures += ["val_loss", "val_accuracy", *(f"val_{name}" for name in objective.metrics)]
+        watching = Callbacks(callbacks, self, {"epochs": epochs, "steps": batches.steps, "figures": figures})
+        with torch.random.fork_rng(devices=[]), Progress(epochs, batches.steps, verbose) as progress:
+            training = Training(
+                batches, None, config, model=self.model, held_out=held_out, objective=objective,
+                epochs_before=self._epochs_done,
+            )  # fmt: skip
+            self.history, self.stop_training = training.history, False
+            try:
+                run(training, watching, progress, lambda: self.stop_training)
+            finally:
+                training.restore_rates()
+                self._epochs_done += len(training.history)
         return training.history
 
-    def evaluate(self, images: Any, labels: Any) -> dict[str, float]:
-        """Return the mean loss, the accuracy (between 0 and 1) and the metrics, by name."""
-        images, labels = self._checked(images, labels)
-        loss, accuracy = evaluate(self.model, images, labels, self._config().loss)
-        figures = {"loss": loss, "accuracy": accuracy}
-        if self._metrics:
-            probabilities = predict(self.model, images)
-            figures |= {name: metric(probabilities, labels) for name, metric in self._metrics.items()}
-        return figures
+    def evaluate(
+        self,
+        images: Any,
+        labels: Any = None,
+        *,
+        batch_size: int | None = None,
+        verbose: int | str = 0,
+        return_dict: bool = False,
+    ) -> Any:
+        """Return the loss (without label smoothing), the accuracy and the metrics: numbers that also have names.
 
-    def predict(self, images: Any) -> Tensor:
-        """Return the probability of each class, (N, classes)."""
-        return predict(self.model, self._images(images))
+        Args:
+            images, labels: see :class:`Classifier`.
+            batch_size: the number of images per step. The result does not depend on it.
+            verbose: 0 prints nothing. Other values print the result.
+            return_dict: whether to return a dict.
 
-    def _config(self, **more: Any) -> TrainingConfig:
-        return TrainingConfig(**{**self._settings, **more})
+        Example::
 
-    def _checked(self, images: Any, labels: Any) -> tuple[Tensor, Tensor]:
-        images, labels = self._images(images), _tensor(labels)
-        if labels.dim() == 2 and labels.shape[1] == self._classes:
-            one_hot = ((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()
-            if not one_hot:
-                raise TrainingError("labels of two dimensions must be one-hot: each row must have a single 1 and zeros")
-            labels = labels.argmax(1)
-        if labels.shape != images.shape[:1] or labels.is_floating_point():
+            >>> classifier = Classifier("conv4, pool")
+            >>> scores = classifier.evaluate(torch.rand(10, 28, 28), torch.arange(10))
+            >>> loss, accuracy = scores
+            >>> (scores.loss, scores["accuracy"]) == (loss, accuracy)
+            True
+        """
+        objective = self._compiled()
+        batches = self._inputs.evaluation(images if labels is None else (images, labels), batch_size)
+        scores = evaluation.measure(self.model, batches.epoch(0), objective.evaluation_loss, objective.metrics)
+        if verbose not in (0, "auto"):
+            print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()), flush=True)
+        return dict(scores.items()) if return_dict else scores
+
+    def predict(self, images: Any, *, batch_size: int | None = None, verbose: int | str = 0) -> Any:
+        """Return the probability of each class, (N, classes): a tensor for tensors, an array for arrays and lists.
+
+        Args:
+            images: see :class:`Classifier`. For a Dataset or a DataLoader, labels are ignored, and the result is a
+                tensor.
+            batch_size: the number of images per step. The result does not depend on it.
+            verbose: accepted, because Keras has it. Nothing is printed.
+        """
+        probabilities = evaluation.predict_batches(self.model, self._inputs.images(images, batch_size))
+        return probabilities if gives_tensors(images) else probabilities.numpy()
+
+    def summary(self) -> None:
+        """Print the layers with the shapes of their outputs and their numbers of parameters."""
+        print(summary.text(self._title, self.model, self._shape))
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the classifier to one file: its layers, weights, class names and the names given to :meth:`compile`.
+
+        The commands of ``fastconv`` accept the file. It does not have the state of the optimizer. An earlier file of
+        fastconv is replaced.
+
+        Args:
+            overwrite: whether any other file is replaced, too.
+
+        Raises:
+            TrainingError: if the network is a module of your own: see :meth:`save_weights`.
+            OutputError: if the file cannot be written, or must not be replaced.
+        """
+        self.check_savable()
+        assert self._name is not None
+        settings = self._settings | {"backend": self._backend, "model": self._name}
+        config = saving.config(settings, self._objective is not None)
+        weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
+        saving.save(Path(path), Checkpoint(self._name, weights, None, config, self._shape, self.class_names), overwrite)
+
+    def check_savable(self) -> None:
+        """Raise TrainingError if :meth:`save` cannot store the network, because a program made it."""
+        saving.check_savable(self._name)
+
+    @classmethod
+    def load(cls, path: str | Path, backend: str | None = None) -> Classifier:
+        """Load a classifier that :meth:`save` or ``fastconv train`` wrote.
+
+        It is compiled as it was, if all of that has names. The optimizer starts anew. Functions that were passed to
+        :meth:`compile` are not in the file: call it again before :meth:`fit` or :meth:`evaluate`.
+
+        Args:
+            backend: the library of the layers. ``None`` means the one that the file names.
+
+        Raises:
+            CheckpointError: if the file is damaged or no checkpoint.
+
+        Example::
+
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     Classifier("conv4, pool", class_names=("cat", "dog")).save(Path(folder, "model.pt"))
+            ...     Classifier.load(Path(folder, "model.pt"))
+            Classifier(conv4, pool: images (1, 28, 28), 2 classes, 1,394 parameters)
+        """
+        saved = checkpoint.load(Path(path))
+        config = saved.config
+        library = backend or config.get("backend", "fastconv")
+        classifier = cls(saved.model, saved.shape, backend=library, class_names=saved.class_names)
+        classifier.model.to(next(iter(saved.state_dict.values())).dtype)
+        classifier.model.load_state_dict(saved.state_dict)
+        settings = saving.compile_settings(config)
+        if settings:
+            classifier.compile(**settings)
+        classifier._must_compile = config.get("compiled") == saving.WITH_FUNCTIONS
+        return classifier
+
+    def save_weights(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the weights to a file, also those of a module of your own. See :meth:`save` for ``overwrite``."""
+        saving.save_weights(Path(path), self.model, overwrite)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Load weights that :meth:`save_weights` or :meth:`save` wrote for the same network.
+
+        Raises:
+            CheckpointError: if the file is damaged or does not fit. The network then stays unchanged.
+        """
+        saving.load_weights(Path(path), self.model)
+
+    @property
+    def _title(self) -> str:
+        return type(self.model).__name__ if self._name is None else self._name
+
+    def __repr__(self) -> str:
+        trained, fixed = summary.counts(self.model)
+        how = ", ".join(str(self._settings[name]) for name in ("optimizer", "loss") if name in self._settings)
+        return (
+            f"Classifier({self._title}: images {self._shape}, {self._classes} classes, {trained + fixed:,} parameters"
+            f"{'; ' + how if how else ''})"
+        )
+
+    def _repr_html_(self) -> str:
+        table = html.escape(summary.text(self._title, self.model, self._shape))
+        return f"<details><summary>{html.escape(repr(self))}</summary><pre>{table}</pre></details>"
+
+    def _compiled(self) -> Objective:
+        """Return what :meth:`compile` chose. Without a call, the defaults are chosen."""
+        if self._must_compile:
             raise TrainingError(
-                f"labels must be {len(images)} integers or one-hot rows, not {labels.dtype} of {tuple(labels.shape)}"
+                "call compile() first: the saved classifier was compiled with functions, which are not in the file"
             )
-        labels = labels.long()
-        if len(labels) and not (labels.min() >= 0 and labels.max() < self._classes):
-            raise TrainingError(f"labels must be 0 to {self._classes - 1}, not {labels.min()} to {labels.max()}")
-        return images, labels
+        if self._objective is None:
+            self.compile()
+        assert self._objective is not None
+        return self._objective
 
-    def _images(self, images: Any) -> Tensor:
-        images = _tensor(images)
-        if images.dim() == 3 and self._shape[0] == 1:
-            images = images.unsqueeze(1)
-        if images.dim() != 4 or tuple(images.shape[1:]) != self._shape or len(images) == 0:
-            wanted = " x ".join(map(str, self._shape))
-            raise TrainingError(
-                f"images must have the shape N x {wanted}, with N at least 1, not {tuple(images.shape)}"
-            )
-        if images.dtype == torch.uint8:
-            return images.float() / 255
-        if not images.is_floating_point():
-            raise TrainingError(f"images must be floats in [0, 1] or uint8, not {images.dtype}")
-        return images.to(torch.float32)
-
-
-def _tensor(values: Any) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    def _config(self, given: dict[str, Any]) -> TrainingConfig:
+        # The layers of a module of the user's need no CUDA build of fastconv.
+        backend = "torch" if self._name is None and given.get("device") == "cuda" else self._backend
+        return TrainingConfig(**{"validation_split": 0.0, "backend": backend, **given})

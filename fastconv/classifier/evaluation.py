@@ -1,47 +1,76 @@
-"""Losses, evaluation and prediction."""
+"""Evaluation and prediction."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from fastconv.classifier import losses
+from fastconv.classifier.config import TrainingError
+from fastconv.classifier.losses import LOSSES, Loss
+from fastconv.classifier.metrics import Metric, Scores
+
+__all__ = ["LOSSES", "evaluate", "measure", "predict"]
 
 _BATCH = 500
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    return F.cross_entropy(logits, target, label_smoothing=smoothing)
-
-
-def _mse(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
-    classes = logits.shape[1]
-    wanted = F.one_hot(target, classes).to(logits.dtype) * (1 - smoothing) + smoothing / classes
-    return F.mse_loss(logits.softmax(1), wanted)
-
-
-#: The functions for the names in :data:`fastconv.classifier.config.LOSSES`.
-LOSSES: dict[str, Callable[..., Tensor]] = {"cross-entropy": _cross_entropy, "mse": _mse}
-
-
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, loss: str = "cross-entropy") -> tuple[float, float]:
     """Return the mean loss and the accuracy, between 0 and 1, of ``model`` on these images."""
+    value, accuracy = measure(model, batches(images, labels), losses.named(loss))
+    return value, accuracy
+
+
+def batches(images: Tensor, labels: Tensor, size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """Split images and labels into batches for :func:`measure`."""
+    return zip(images.split(size), labels.split(size), strict=True)
+
+
+def measure(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, metrics: Mapping[str, Metric] | None = None
+) -> Scores:
+    """Return the mean loss, the accuracy and the metrics of ``model`` on the images of ``batches``.
+
+    Raises:
+        TrainingError: if there is no batch.
+    """
     model.eval()
     like = _first_parameter(model)
-    total, correct = 0.0, 0
+    total, correct, count = 0.0, 0, 0
+    kept: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
-        for batch, target in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
-            logits, target = model(batch.to(like)), target.to(like.device)
-            total += LOSSES[loss](logits, target).item() * len(target)
+        for images, target in batches:
+            logits, target = model(images.to(like)), target.to(like.device)
+            total += loss(logits, target).item() * len(target)
             correct += int((logits.argmax(1) == target).sum().item())
-    return total / len(images), correct / len(images)
+            count += len(target)
+            if metrics:
+                kept.append((logits.softmax(1).cpu(), target.cpu()))
+    if count == 0:
+        raise TrainingError("there are no images to evaluate")
+    scores = {"loss": total / count, "accuracy": correct / count}
+    if metrics:
+        probabilities, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        scores |= {name: float(metric(probabilities, labels)) for name, metric in metrics.items()}
+    return Scores(scores)
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tensor:
     """Return the probability of each class, (N, classes), for images of shape (N, C, H, W)."""
+    return predict_batches(model, images.split(batch_size))
+
+
+def predict_batches(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+    """Return the probability of each class, (N, classes), for the images of all batches."""
     model.eval()
     like = _first_parameter(model)
     with torch.inference_mode():
-        return torch.cat([model(batch.to(like)).softmax(1).cpu() for batch in images.split(_BATCH)])
+        parts = [model(batch.to(like)).softmax(1).cpu() for batch in batches]
+    if not parts:
+        raise TrainingError("there are no images to predict")
+    return torch.cat(parts)  # outside of inference mode, so that the caller may change the result in place
 
 
 def _first_parameter(model: nn.Module) -> Tensor:

@@ -3,6 +3,8 @@
 The same seed, backend and machine give bitwise the same weights.
 """
 
+from __future__ import annotations
+
 import contextlib
 import math
 import time
@@ -14,36 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastconv import optim
 from fastconv.classifier import device as devices
-from fastconv.classifier import training_state
+from fastconv.classifier import losses, optimizers, training_state
 from fastconv.classifier.augment import AUGMENTATIONS
+from fastconv.classifier.batches import Batches, TensorBatches
 from fastconv.classifier.config import SCHEDULES, Diverged, TrainingConfig, TrainingError
 from fastconv.classifier.cuda_graph import GraphedStep
 from fastconv.classifier.distributed import Distributed
-from fastconv.classifier.evaluation import LOSSES, evaluate
+from fastconv.classifier.history import EpochResult, History
+from fastconv.classifier.inputs import HeldOut, split_for_validation
 from fastconv.classifier.networks import build_model
-
-#: The data type of the weights and images. With bfloat16, torch.autocast converts them.
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """The figures of one epoch.
-
-    ``loss`` and ``accuracy`` are means over the epoch, during which the weights change. ``val_loss`` and
-    ``val_accuracy`` are those of the validation images after the epoch, or ``None`` without validation images.
-    ``seconds`` excludes the validation.
-    """
-
-    epoch: int
-    loss: float
-    accuracy: float
-    val_loss: float | None
-    val_accuracy: float | None
-    seconds: float
-    images_per_second: float
+from fastconv.classifier.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -64,18 +47,13 @@ OnStep = Callable[[int, Totals], None]
 OnEpoch = Callable[[EpochResult], None]
 
 
-def split_for_validation(count: int, fraction: float) -> int:
-    """Return how many of ``count`` images are used for training if the last ``fraction`` is used for validation."""
-    return count - int(count * fraction)
-
-
 def fit(
     images: Tensor,
     labels: Tensor,
     config: TrainingConfig,
     on_step: OnStep | None = None,
     on_epoch: OnEpoch | None = None,
-) -> tuple[nn.Module, list[EpochResult]]:
+) -> tuple[nn.Module, History]:
     """Build the network of ``config`` and train it.
 
     The last ``config.validation_split`` of the images is used for validation. The other images are shuffled anew for
@@ -117,14 +95,19 @@ class Training:
     those of one process up to rounding, except with augmentation or dropout: each process draws its own numbers.
 
     Args:
-        images, labels, config: as for :func:`fit`.
+        images, labels, config: as for :func:`fit`. ``images`` may also be the batches of an epoch. Then labels are
+            ``None``.
         classes: the number of classes.
         model: the network to train. By default it is built from ``config.model``.
-        held_out: images and labels for validation, in place of the last ``config.validation_split`` of the images.
+        held_out: images and labels for validation, or their batches. By default, the last ``config.validation_split``
+            of the images is used.
+        objective: the optimizer and the loss. By default they are those of ``config``.
+        epochs_before: epochs of an earlier training that this one continues. They count for the random choices.
 
     Attributes:
         model: the network.
         history: the figures of the finished epochs.
+        steps: the number of steps of the current epoch that are done.
 
     Example::
 
@@ -140,42 +123,51 @@ class Training:
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Tensor,
+        images: Tensor | Batches,
+        labels: Tensor | None,
         config: TrainingConfig,
         classes: int = 10,
         model: nn.Module | None = None,
-        held_out: tuple[Tensor, Tensor] | None = None,
+        held_out: HeldOut = None,
+        objective: Objective | None = None,
+        epochs_before: int = 0,
     ) -> None:
-        self._config = config
-        self._device = devices.find(config.device, config.backend)
-        images, labels = images.to(self._device, _DTYPES[config.dtype]), labels.to(self._device)
-        count = len(images) if held_out is not None else split_for_validation(len(images), config.validation_split)
-        self._images, self._labels = images[:count], labels[:count]
-        self._held_out = (images[count:], labels[count:]) if held_out is None else held_out
-        if config.patience is not None and not len(self._held_out[0]):
+        self._config, self._epochs_before = config, epochs_before
+        self._device, self._dtype = devices.find(config.device, config.backend), devices.DTYPES[config.dtype]
+        if isinstance(images, Tensor):
+            assert labels is not None
+            images, labels = images.to(self._device, self._dtype), labels.to(self._device)
+            count = len(images) if held_out is not None else split_for_validation(len(images), config.validation_split)
+            self._batches: Batches = TensorBatches(images[:count], labels[:count], config.batch_size)
+            held_out = (images[count:], labels[count:]) if held_out is None else held_out
+        else:
+            self._batches = images
+        self._held_out = None if isinstance(held_out, tuple) and not len(held_out[0]) else held_out
+        if config.patience is not None and self._held_out is None:
             raise TrainingError("patience needs validation images: set a validation split above 0 (--validation-split)")
         torch.manual_seed(config.seed)
         if model is None:
+            assert isinstance(images, Tensor)
             _, C, H, W = images.shape
             model = build_model(config.model, config.backend, (C, H, W), classes)
-        # channels_last is the faster format for both backends: PyTorch's step takes 8 ms with it and 10 ms without (2
-        # threads on Zen 5).
-        self.model: nn.Module = model.to(  # type: ignore[call-overload]
-            self._device, images.dtype, memory_format=torch.channels_last
-        )
-        self._optimizer = _optimizer(self.model, config, self._device)
+        self.model: nn.Module = devices.prepare(model, self._device, self._dtype)
+        if objective is None:
+            optimizer = optimizers.named(config.optimizer, self.model, config.lr, config.backend)
+            loss = losses.named(config.loss, config.label_smoothing)
+            objective = Objective(optimizer, loss, losses.named(config.loss))
+        self._objective, self._optimizer = objective, objective.optimizer
+        self._rates = optimizers.rates(self._optimizer)
         self._step: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] = self._one_step
-        if self._device.type == "cuda":
+        if self._device.type == "cuda" and objective.recordable:
             graphed = GraphedStep(lambda images, target: self._one_step(images, target, 1.0))
             self._step = lambda images, target, weight: graphed(images, target)
         self._distributed = Distributed(self.model)
-        self.history: list[EpochResult] = []
+        self.history = History()
         self._start_epoch()
         self._stopped = False
 
     def _start_epoch(self) -> None:
-        self._steps = 0  # of the current epoch
+        self.steps = 0  # of the current epoch
         self._seconds = 0.0
         zero = torch.zeros((), device=self._device)
         self._totals = Totals(0, 0, zero, zero.long())
@@ -197,49 +189,50 @@ class Training:
         """Train until all epochs are finished or :meth:`stop` is called. The arguments are those of :func:`fit`."""
         while not (self._stopped or self.done):
             if self._run_epoch(on_step):
-                self._finish_epoch(on_epoch)
+                self.finish_epoch(on_epoch)
         self._stopped = False
 
     def _run_epoch(self, on_step: OnStep | None) -> bool:
         """Run the remaining steps of the epoch. Return whether all are done."""
         epoch = len(self.history) + 1
+        number = epoch + self._epochs_before
         self.model.train()
-        order = torch.randperm(len(self._images), generator=torch.Generator().manual_seed(self._seed(epoch)))
-        batches = order.split(self._config.batch_size)
-        seed = self._seed(epoch, self._distributed.rank)
-        if self._steps == 0:
+        seed = self._seed(number, self._distributed.rank)
+        if self.steps == 0:
             torch.manual_seed(seed)  # for layers that draw random numbers, such as dropout
         generator = torch.Generator()
-        total_steps = self._config.epochs * len(batches)
-        schedule, augment = SCHEDULES[self._config.schedule], AUGMENTATIONS[self._config.augment]
-        while self._steps < len(batches) and not self._stopped:
+        augment = AUGMENTATIONS[self._config.augment]
+        batches = self._batches.epoch(self._seed(number), self.steps)
+        while not self._stopped:
             start = time.perf_counter()
-            done = ((epoch - 1) * len(batches) + self._steps) / total_steps
-            self._set_lr(self._config.lr * schedule(done))
-            batch, weight, own = self._distributed.share(batches[self._steps])
-            batch = batch.to(self._device)
-            images = self._images.index_select(0, batch)
+            batch = next(batches, None)
+            if batch is None:
+                return True
+            self._set_rates(epoch)
+            count = len(batch[1])
+            part, weight, own = self._distributed.share(count)
+            images, labels = batch[0][part].to(self._device, self._dtype), batch[1][part].to(self._device)
             if self._config.augment != "none":
-                images = augment(images, generator.manual_seed((seed + self._steps) % 2**63))
-            loss, correct = self._step(images, self._labels.index_select(0, batch), weight)
+                images = augment(images, generator.manual_seed((seed + self.steps) % 2**63))
+            loss, correct = self._step(images, labels, weight)
             self._totals = Totals(
-                self._totals.images + len(batches[self._steps]),
+                self._totals.images + count,
                 self._totals.own + own,
                 self._totals.loss.add(loss, alpha=own),
                 self._totals.correct + correct if own else self._totals.correct,
             )
-            self._steps += 1
+            self.steps += 1
             self._seconds += time.perf_counter() - start
             if on_step is not None:
                 on_step(epoch, self._totals)
-        return self._steps == len(batches)
+        return next(batches, None) is None
 
     def _one_step(self, images: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Update the weights once. Return the mean loss and the number of correct predictions before the update."""
         config = self._config
         with self._autocast() if config.dtype == "bfloat16" else contextlib.nullcontext():
             logits = self._distributed.model(images)
-        loss = LOSSES[config.loss](logits.to(self._images.dtype), target, config.label_smoothing)
+        loss = self._objective.loss(logits.to(self._dtype), target)
         self._optimizer.zero_grad()
         (loss if weight == 1 else loss * weight).backward()
         self._optimizer.step()
@@ -249,32 +242,34 @@ class Training:
         # Cached copies of the weights would become outdated in a CUDA graph.
         return torch.autocast(self._device.type, torch.bfloat16, cache_enabled=self._device.type != "cuda")
 
-    def _set_lr(self, lr: float) -> None:
-        group = self._optimizer.param_groups[0]
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(lr)  # a CUDA graph reads this tensor
-        else:
-            group["lr"] = lr
+    def _set_rates(self, epoch: int) -> None:
+        """Set the learning rates of the next step. A constant one may be changed by the program that trains."""
+        if self._config.schedule == "constant":
+            return
+        if self._batches.steps is None:
+            raise TrainingError(f"the schedule {self._config.schedule} needs a DataLoader with a length")
+        done = ((epoch - 1) * self._batches.steps + self.steps) / (self._config.epochs * self._batches.steps)
+        factor = SCHEDULES[self._config.schedule](min(done, 1.0))
+        optimizers.set_rates(self._optimizer, [rate * factor for rate in self._rates])
 
-    def _finish_epoch(self, on_epoch: OnEpoch | None) -> None:
-        epoch, count = len(self.history) + 1, len(self._images)
+    def restore_rates(self) -> None:
+        """Give the optimizer the learning rates that it had before the training, which a schedule changed."""
+        if self._config.schedule != "constant":
+            optimizers.set_rates(self._optimizer, self._rates)
+
+    def finish_epoch(self, on_epoch: OnEpoch | None = None) -> None:
+        """End the current epoch, also if some of its steps are not done, and validate the network."""
+        epoch, count = len(self.history) + 1, self._totals.images
+        if count == 0:
+            raise TrainingError("there are no images to train on")
         start = time.perf_counter()
         loss, correct = self._distributed.sums(self._totals.loss, self._totals.correct)  # waits for the GPU
         self._seconds += time.perf_counter() - start
-        val_loss, val_accuracy = None, None
-        if len(self._held_out[0]):
-            val_loss, val_accuracy = evaluate(self.model, *self._held_out, self._config.loss)
-        result = EpochResult(
-            epoch=epoch,
-            loss=loss / count,
-            accuracy=correct / count,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            seconds=self._seconds,
-            images_per_second=count / self._seconds,
-        )
-        if not math.isfinite(result.loss) or not math.isfinite(val_loss or 0):
-            raise Diverged(f"training diverged in epoch {epoch}: try a learning rate below {self._config.lr:g}")
+        figures = {"epoch": epoch, "loss": loss / count, "accuracy": correct / count}
+        speed = {"seconds": self._seconds, "images_per_second": count / self._seconds}
+        result = self._objective.result(self.model, self._held_out, figures | speed)
+        if not math.isfinite(result.loss) or not math.isfinite(result.val_loss or 0):
+            raise Diverged(f"training diverged in epoch {epoch}: try a learning rate below {max(self._rates):g}")
         self.history.append(result)
         self._start_epoch()
         if on_epoch is not None:
@@ -291,7 +286,7 @@ class Training:
             "model": self.model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "history": [asdict(result) for result in self.history],
-            "steps": self._steps,
+            "steps": self.steps,
             "seconds": self._seconds,
             "totals": [self._totals.images, self._totals.own, self._totals.loss, self._totals.correct],
             "rng": torch.get_rng_state(),
@@ -309,33 +304,22 @@ class Training:
         """
         training_state.check_weights(self.model, state["model"])
         training_state.check_optimizer(self._config.optimizer, self.model.parameters(), state["optimizer"]["state"])
-        training_state.check_epoch(state, len(self._images), self._config.batch_size, self._images.dtype)
+        training_state.check_epoch(state, self._batches.images or 0, self._config.batch_size, self._dtype)
         training_state.check_random_state(state, self._device)
         self.model.load_state_dict(state["model"])
         # The learning rate and other options of the optimizer come from the configuration.
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
         self.history[:] = [EpochResult(**result) for result in state["history"]]
-        self._steps, self._seconds = state["steps"], state["seconds"]
+        self.steps, self._seconds = state["steps"], state["seconds"]
         images, own, *sums = state["totals"]
         self._totals = Totals(images, own, *(total.to(self._device) for total in sums))
         if self._distributed.rank == 0:
             torch.set_rng_state(state["rng"])
         else:  # the saved sums and random state are those of the first process
             self._totals = Totals(images, 0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
-            torch.manual_seed(self._seed(len(self.history) + 1, self._distributed.rank, self._steps))
+            torch.manual_seed(self._seed(len(self.history) + 1, self._distributed.rank, self.steps))
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(state["rng_cuda"], self._device)
             group = self._optimizer.param_groups[0]
             group["lr"] = group["lr"].to(self._device)
-
-
-def _optimizer(model: nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
-    parameters = model.parameters()
-    on_cuda = device.type == "cuda"
-    lr = torch.tensor(config.lr, device=device) if on_cuda else config.lr
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, fused=True)
-    library = torch.optim if config.backend == "torch" else optim
-    kind = library.AdamW if config.optimizer == "adamw" else library.Adam
-    return kind(parameters, lr=lr, fused=True, capturable=on_cuda)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import html
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from fastconv.classifier import evaluation, files, plots
 from fastconv.classifier.data import DataSet, display_name
 from fastconv.classifier.runs import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _PREDICTIONS = 12
 
@@ -35,7 +38,7 @@ p { margin: .4rem 0; }
 figure { margin: 1.5rem 0; }
 figcaption { margin-top: .4rem; font-size: .93rem; }
 .scroll { overflow-x: auto; }
-img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #fff; border-radius: 4px; }
+img { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 img.wide { width: 100%; min-width: 40rem; max-width: none; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
@@ -47,14 +50,25 @@ pre { font-size: .82rem; white-space: pre-wrap; margin: 0; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot with its texts. ``alt`` describes it to readers who cannot see it. ``wide`` plots scroll on a phone."""
+    """A plot with its texts. ``alt`` describes it to readers who cannot see it. ``wide`` plots scroll on a phone.
+
+    ``png`` is for a light page, and ``dark`` is the same picture for a dark one.
+    """
 
     name: str
     title: str
     png: bytes
+    dark: bytes
     caption: str
     alt: str
     wide: bool = False
+
+
+def _images(draw: Callable[[], Figure]) -> tuple[bytes, bytes]:
+    """Draw a picture for a light page and for a dark page."""
+    light = plots.png(draw())
+    with plots.dark():
+        return light, plots.png(draw())
 
 
 def write(folder: RunFolder, model: nn.Module, data: DataSet, output: Path | None = None) -> Path:
@@ -99,7 +113,11 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
         Picture(
             "predictions",
             "Predictions",
-            plots.prediction_grid(images[first], labels[first], probabilities[first], class_names=names, columns=2),
+            *_images(
+                lambda: plots.prediction_grid(
+                    images[first], labels[first], probabilities[first], class_names=names, columns=2
+                )
+            ),
             f"The first {count} test images with the predicted class: blue is correct, red is wrong. The bars are the"
             " probabilities of the classes.",
             f"{count} test images. {int((predictions[first] == labels[first]).sum())} of the predictions are correct.",
@@ -108,7 +126,7 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
         Picture(
             "confusion_matrix",
             "Confusion matrix",
-            plots.confusion_matrix(labels, predictions, names),
+            *_images(lambda: plots.confusion_matrix(labels, predictions, names)),
             "Number of test images by true class (row) and predicted class (column). Correct predictions are on the"
             " diagonal.",
             f"A table of {len(names)} by {len(names)} classes. {len(images) - wrong} of {len(images)} images are on the"
@@ -118,7 +136,7 @@ def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[li
         Picture(
             "worst_mistakes",
             "The worst mistakes",
-            plots.worst_mistakes(images, labels, probabilities, names),
+            *_images(lambda: plots.worst_mistakes(images, labels, probabilities, names)),
             "The wrong predictions with the largest loss. The predicted class is red, the true class is blue. Each is"
             " followed by its probability.",
             f"Up to 12 of the {wrong} wrongly predicted test images." if wrong else "No mistakes.",
@@ -135,7 +153,7 @@ def _curves(record: Mapping[str, Any]) -> Picture:
     return Picture(
         "training_curves",
         "Training",
-        plots.training_curves(epochs, record["config"].get("loss", "cross-entropy")),
+        *_images(lambda: plots.training_curves(epochs, record["config"].get("loss", "cross-entropy"))),
         f"Loss and accuracy of the {shown} by epoch."
         + (" The training figures are means over the epoch, during which the weights change." if validated else ""),
         f"Two charts of the {shown} by epoch. After the last of {len(epochs)} epochs, the training loss is"
@@ -153,14 +171,14 @@ def _layers(model: nn.Module, image: Tensor, name: str) -> list[Picture]:
         Picture(
             "filters",
             "Kernels of the first layer",
-            plots.filters(convolution.weight),
+            *_images(lambda: plots.filters(convolution.weight)),
             f"The weights of the first convolution. {zero}",
             f"{len(convolution.weight)} small kernels of the first convolution, as coloured squares.",
         ),
         Picture(
             "feature_maps",
             "Feature maps",
-            plots.feature_maps(model, image),
+            *_images(lambda: plots.feature_maps(model, image)),
             f"The first test image ({name}), and the output of each convolution for it, after its ReLU and pooling.",
             "An image, and below it the outputs of each convolution for it, as small maps.",
             wide=True,
@@ -214,12 +232,16 @@ def _text(value: object) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    source = "data:image/png;base64," + base64.b64encode(picture.png).decode("ascii")
+    source, dark = (
+        "data:image/png;base64," + base64.b64encode(content).decode("ascii") for content in (picture.png, picture.dark)
+    )
     # On a phone, the text of a wide figure would become too small, so such a figure keeps its width and scrolls.
     kind = ' class="wide"' if picture.wide else ""
     return (
-        f'<h2>{_text(picture.title)}</h2>\n<figure>\n<div class="scroll"><img{kind} src="{source}"'
-        f' alt="{_text(picture.alt)}"></div>\n<figcaption>{_text(picture.caption)}</figcaption>\n</figure>\n'
+        f'<h2>{_text(picture.title)}</h2>\n<figure>\n<div class="scroll"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img{kind} src="{source}" alt="{_text(picture.alt)}"></picture></div>\n'
+        f"<figcaption>{_text(picture.caption)}</figcaption>\n</figure>\n"
     )
 
 

@@ -23,7 +23,8 @@ from fastconv.classifier import checkpoint, files
 from fastconv.classifier.config import settle
 from fastconv.classifier.data import DataSet
 from fastconv.classifier.errors import UserError
-from fastconv.classifier.fit import EpochResult, Training
+from fastconv.classifier.fit import Training
+from fastconv.classifier.history import EpochResult
 
 try:
     import fcntl

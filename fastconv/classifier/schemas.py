@@ -49,7 +49,7 @@ def _shown(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 class Epoch(_Record):
-    """The fields of :class:`fastconv.classifier.fit.EpochResult`."""
+    """The fields of :class:`fastconv.classifier.history.EpochResult`."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -15,6 +15,7 @@ _OPTIMIZER_STATES = {
     "adam": {"step", "exp_avg", "exp_avg_sq"},
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
     "sgd": {"momentum_buffer"},
+    "rmsprop": {"step", "square_avg"},
 }
 
 

@@ -36,7 +36,7 @@ Downloadable = Enum(
 Backend = Enum("Backend", {"fastconv": "fastconv", "torch": "torch"}, type=str)
 Recipe = Enum("Recipe", {"reference": "reference", "fast": "fast", "accurate": "accurate"}, type=str)
 Schedule = Enum("Schedule", {"constant": "constant", "cosine": "cosine", "one_cycle": "one-cycle"}, type=str)
-Optimizer = Enum("Optimizer", {"adam": "adam", "adamw": "adamw", "sgd": "sgd"}, type=str)
+Optimizer = Enum("Optimizer", {"adam": "adam", "adamw": "adamw", "sgd": "sgd", "rmsprop": "rmsprop"}, type=str)
 Loss = Enum("Loss", {"cross_entropy": "cross-entropy", "mse": "mse"}, type=str)
 DType = Enum("DType", {"float32": "float32", "float64": "float64", "bfloat16": "bfloat16"}, type=str)
 Device = Enum("Device", {"cpu": "cpu", "cuda": "cuda"}, type=str)

@@ -44,7 +44,7 @@ def plot(
     files.check_output_folder(output.parent)
     probabilities = evaluation.predict(saved.build(backend.value), images)
     picture = plots.prediction_grid(images, labels, probabilities, first=start, class_names=saved.class_names)
-    files.write_atomically(output, picture)
+    files.write_atomically(output, plots.png(picture))
     print(f"wrote {output}")
     if show:
         _show(output)

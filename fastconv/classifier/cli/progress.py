@@ -6,7 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fastconv.classifier.fit import EpochResult, Totals
+from fastconv.classifier.fit import Totals
+from fastconv.classifier.history import EpochResult
 
 # Seconds between updates of the bar. Each update reads the sums, which waits for the step to end.
 _INTERVAL = 0.2
@@ -67,11 +68,7 @@ class TrainingProgress:
 
     def epoch_done(self, result: EpochResult) -> None:
         """Print the epoch's line, and start the bar of the next epoch."""
-        line = f"epoch {result.epoch}/{self._epochs}  loss {result.loss:.4f}  accuracy {result.accuracy:.2%}"
-        if result.val_loss is not None and result.val_accuracy is not None:
-            line += f"  validation loss {result.val_loss:.4f}  validation accuracy {result.val_accuracy:.2%}"
-        line += f"  {result.seconds:.1f} s  {result.images_per_second:,.0f} images/s"
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(result.line(self._epochs), highlight=False, markup=False, soft_wrap=True)
         self._start_epoch(result.epoch + 1)
 
     def _start_epoch(self, epoch: int) -> None:

@@ -26,7 +26,9 @@ from fastconv.classifier.data import DataSet
 from fastconv.classifier.distributed import alone, process_group
 from fastconv.classifier.errors import UserError, UserInterrupt, printable
 from fastconv.classifier.evaluation import evaluate
-from fastconv.classifier.fit import EpochResult, Training, split_for_validation
+from fastconv.classifier.fit import Training
+from fastconv.classifier.history import EpochResult
+from fastconv.classifier.inputs import split_for_validation
 
 
 def train(

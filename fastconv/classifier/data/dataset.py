@@ -1,5 +1,6 @@
 """The data structure of all data sets, and the error that their readers raise."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,19 @@ class ArgumentError(DataError):
         self.before, self.argument, self.after = before, argument, after
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DataSet:
     """Images (N, C, H, W), float32 in [0, 1], and labels (N,), int64, for training and for testing.
 
     ``class_names`` has the name of each label.
+
+    Example::
+
+        >>> part = torch.zeros(2, 1, 28, 28), torch.arange(2)
+        >>> DataSet("two", *part, *part)
+        DataSet 'two', 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9
+          train: 2 images (1, 28, 28), float32
+          test: 2 images (1, 28, 28), float32
     """
 
     name: str
@@ -49,6 +58,15 @@ class DataSet:
         _, C, H, W = self.train_images.shape
         return C, H, W
 
+    def __repr__(self) -> str:
+        parts = (("train", self.train_images), ("test", self.test_images))
+        lines = [f"DataSet {self.name!r}, {len(self.class_names)} classes: {_shortened(self.class_names)}"]
+        for part, images in parts:
+            lines.append(
+                f"  {part}: {len(images):,} images {tuple(images.shape[1:])}, {images.dtype}".replace("torch.", "")
+            )
+        return "\n".join(lines)
+
     def checked_index(self, index: int) -> int:
         """Return ``index``, the index of a test image.
 
@@ -63,3 +81,8 @@ class DataSet:
 def image_tensor(pixels: NDArray[np.uint8], shape: tuple[int, int, int] = (1, IMAGE_SIZE, IMAGE_SIZE)) -> Tensor:
     """Convert the bytes of images of ``shape`` (C, H, W) to (N, C, H, W), float32 in [0, 1]."""
     return torch.from_numpy(pixels.astype(np.float32)).div_(255).reshape(-1, *shape)
+
+
+def _shortened(names: Sequence[str], count: int = 10) -> str:
+    """Return the first names in a line."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
