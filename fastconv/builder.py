@@ -67,6 +67,7 @@ def build_cnn(
         ValueError: the description is invalid, or it shrinks the image to nothing.
 
     Example:
+        >>> import torch
         >>> model = build_cnn("conv32same, bn, conv32, pool, dropout.25, dense128, tanh", shape=(3, 32, 32))
         >>> model(torch.rand(2, 3, 32, 32)).shape
         torch.Size([2, 10])
