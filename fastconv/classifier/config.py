@@ -90,7 +90,7 @@ class TrainingConfig:
         schedule: how the learning rate changes from step to step, one of :data:`SCHEDULES`.
         label_smoothing: the share of the target that is spread over all classes (Szegedy et al., 2015).
         augment: the random changes of the images, one of :data:`~fastconv.classifier.augment.AUGMENTATIONS`.
-        optimizer: one of :data:`OPTIMIZERS`. sgd has Nesterov momentum of 0.9, and rmsprop averages with 0.9.
+        optimizer: one of :data:`OPTIMIZERS`. sgd has Nesterov momentum of 0.9, rmsprop a decay of 0.9.
         loss: one of :data:`LOSSES`. mse compares the probabilities with 1 for the true class and 0 for the others.
         patience: stop when the validation loss has not fallen for this number of epochs. ``None`` never stops early.
         dtype: the data type of the computation, one of :data:`DTYPES`.

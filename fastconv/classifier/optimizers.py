@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fastconv import optim
 from fastconv.classifier.names import choose, refuse_keras
 
-#: The learning rates of Keras. sgd has Nesterov momentum of 0.9 here, and rmsprop forgets as Keras's does.
+#: The learning rates of Keras. sgd has Nesterov momentum of 0.9 here, and rmsprop has a decay of 0.9, as in Keras.
 DEFAULT_RATES = {"adam": 1e-3, "adamw": 1e-3, "sgd": 1e-2, "rmsprop": 1e-3}
 
 

@@ -65,7 +65,9 @@ Augment = Annotated[
         " flip: shifted, and half of them mirrored, for photographs.",
     ),
 ]
-Optimizer = Annotated[shared.Optimizer | None, _setting("--optimizer", "sgd has Nesterov momentum of 0.9.")]
+Optimizer = Annotated[
+    shared.Optimizer | None, _setting("--optimizer", "sgd has Nesterov momentum of 0.9, rmsprop a decay of 0.9.")
+]
 Loss = Annotated[
     shared.Loss | None,
     _setting("--loss", "mse is computed on the probabilities, with a target of 1 for the true class."),
