@@ -63,10 +63,12 @@ bool suggests_channels_last(const Tensor& tensor) {
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type) {
   Ints strides(sizes.size());
   int64_t step = 1;
+  // PyTorch's strides: a dimension of size 0 counts as 1 in NCHW, and as 0 in channels_last.
+  const int64_t least = channels_last ? 0 : 1;
   const auto place = [&](size_t d) {
     strides[d] = step;
     // empty_strided reports the overflow.
-    if (__builtin_mul_overflow(step, std::max<int64_t>(1, sizes[d]), &step)) step = 1;
+    if (__builtin_mul_overflow(step, std::max(least, sizes[d]), &step)) step = 1;
   };
   if (channels_last) {
     for (const size_t d : {1, 3, 2, 0}) place(d);
