@@ -8,7 +8,7 @@ The layers subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from fastconv._deferred import Fusion, defer
 from fastconv._layer import Layer, is_observed, kind, scripted_as
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d", "ReLU", "Sequential"]
+
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def _replaceable() -> tuple[Any, ...]:
@@ -162,7 +164,7 @@ class ConvReLUMaxPool2d(Conv2d):
     """:class:`Conv2d`, ReLU and :class:`MaxPool2d` in one operator, with the parameters of :class:`Conv2d`.
 
     Args:
-        args, kwargs: those of :class:`torch.nn.Conv2d`.
+        in_channels to dtype: those of :class:`torch.nn.Conv2d`.
         pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: those of
             :class:`torch.nn.MaxPool2d`; a pool of 2 x 2 by default.
 
@@ -177,15 +179,26 @@ class ConvReLUMaxPool2d(Conv2d):
 
     def __init__(
         self,
-        *args: Any,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: FF.Size2,
+        stride: FF.Size2 = 1,
+        padding: str | FF.Size2 = 0,
+        dilation: FF.Size2 = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         pool_kernel_size: FF.Size2 = 2,
         pool_stride: FF.Size2 | None = None,
         pool_padding: FF.Size2 = 0,
         pool_dilation: FF.Size2 = 1,
         pool_ceil_mode: bool = False,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        sizes: Any = (kernel_size, stride, padding, dilation)  # torch's annotations have no lists
+        super().__init__(in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype)
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_kernel_size if pool_stride is None else pool_stride
         self.pool_padding = pool_padding
