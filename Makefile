@@ -179,15 +179,16 @@ tsan: $(VENV)/packages
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" OMP_NUM_THREADS=1 FASTCONV_CACHE_MB=1 \
 	  PYTHONPATH=$(TSAN) $(BIN)/python -P tests/threads/infer.py
 
-# libtorch is excluded: it is the user's own. The tag depends on this machine's libraries. The release workflow builds in
-# a container that gives manylinux_2_28.
+# libtorch is excluded: it is the user's own. auditwheel refuses the tag if this machine's libraries are too new. Then
+# use the release workflow, which builds in the container of manylinux_2_28.
 RELEASE := build/release
+PLATFORM ?= manylinux_2_28_$(shell uname -m)
 wheels: $(VENV)/packages
 	$(PIP) install --group release
 	@rm -rf $(RELEASE) dist && mkdir -p dist
 	FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --sdist --wheel --outdir $(RELEASE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libtorch.so --exclude libtorch_cpu.so --exclude libc10.so \
-	  --wheel-dir dist $(RELEASE)/*.whl
+	  --plat $(PLATFORM) --wheel-dir dist $(RELEASE)/*.whl
 	cp $(RELEASE)/*.tar.gz dist/
 	$(BIN)/twine check --strict dist/*
 	$(BIN)/torch-abi-audit --check both dist/*.whl

@@ -216,4 +216,12 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT,
 
 }  // namespace
 
+#if defined(__GLIBC__)
+// libstdc++ reads this variable of glibc 2.32 before it counts references. A copy in the extension says "not single
+// threaded", which is always correct. So a wheel that is built with a newer glibc works with glibc 2.28.
+extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}
+#endif
+
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -2,7 +2,6 @@
 // compiles it for Arm and runs it in QEMU. torch.cpp stands in for libtorch.
 #include <cmath>
 #include <cstdio>
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -62,86 +61,106 @@ const std::vector<Case> cases = {
     {{2, 70, 8, 8}, {35, 70, 3, 3}, {1, 1}, {1, 1}, {1, 1}, 1},    //
 };
 
-std::string describe(const Case& c, ScalarType type, bool channels_last, const std::string& algorithm) {
+std::string describe(const Case& c, ScalarType type, bool channels_last) {
   std::string text = torch::headeronly::toString(type);
   for (const int64_t size : c.input) text += " " + std::to_string(size);
   text += " *";
   for (const int64_t size : c.weight) text += " " + std::to_string(size);
-  return text + (channels_last ? " NHWC " : " NCHW ") + algorithm;
+  return text + (channels_last ? " NHWC" : " NCHW");
 }
 
-void check_convolution(const Case& c, ScalarType type, bool channels_last, const std::string& name) {
-  const Conv2dShape s = check_conv2d_sizes(c.input, c.weight, c.stride, c.padding, c.dilation, c.groups);
-  const Ints outputs{s.N, s.K, s.P, s.Q};
-  const Tensor x = random(c.input, type, channels_last), w = random(c.weight, type, channels_last);
-  const Tensor b = random({s.K}, type, false);
-  close(cpu::conv2d(x, w, b, c.stride, c.padding, c.dilation, c.groups), convolution(s, x, w, b), "conv2d " + name);
-  for (const double share : {1.0, 0.2}) {  // gradients with zeros take other routes
-    const Tensor g = random(outputs, type, channels_last, share);
-    const std::string zeros = share < 1 ? " with zeros " : " ";
-    const Tensor dx =
-        cpu::conv2d_backward_data(g, w, c.input, c.stride, c.padding, c.dilation, c.groups, channels_last);
-    close(dx, input_gradient(s, image_of(g), w), "conv2d_backward_data" + zeros + name);
-    const auto [dw, db] =
-        cpu::conv2d_backward_weight(g, x, {s.R, s.S}, c.stride, c.padding, c.dilation, c.groups, channels_last);
-    close(dw, weight_gradient(s, image_of(g), x), "conv2d_backward_weight" + zeros + name);
-    close(db, bias_gradient(image_of(g)), "bias" + zeros + name);
-  }
-}
-
-void check_fused(const Case& c, ScalarType type, bool channels_last, const Ints& pool, const std::string& name) {
-  const Conv2dShape s = check_conv2d_sizes(c.input, c.weight, c.stride, c.padding, c.dilation, c.groups);
-  if (s.P < pool[0] || s.Q < pool[1]) return;
-  const Ints none{0, 0}, one{1, 1};
-  const Tensor x = random(c.input, type, channels_last), w = random(c.weight, type, channels_last);
-  const Tensor b = random({s.K}, type, false);
-  const auto [y, argmax] = conv2d_relu_max_pool2d<cpu::fused_forward>(x, w, b, c.stride, c.padding, c.dilation,
-                                                                      c.groups, pool, pool, none, one, false);
-  const Pool2dShape p = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, pool, pool, none, one, false);
-  const Image rows = convolution(s, x, w, b);
-  close(y, rectified_maxima(p, rows), "fused " + name);
-  close(y, picked(p, rows, argmax), "argmax " + name);
-  const Tensor g = random({s.N, s.K, p.P, p.Q}, type, channels_last);
-  const auto [dx, dw, db] = conv2d_relu_max_pool2d_backward<cpu::fused_backward>(
-      g, argmax, x, w, true, true, c.stride, c.padding, c.dilation, c.groups, pool, pool, none, one);
-  const Image spread = unpooled(p, g, argmax);
-  close(dx, input_gradient(s, spread, w), "fused input gradient " + name);
-  close(dw, weight_gradient(s, spread, x), "fused weight gradient " + name);
-  close(db, bias_gradient(spread), "fused bias gradient " + name);
-}
-
-// The plan's choice, then each algorithm wherever it can run.
-void check_convolutions() {
-  std::vector<std::pair<std::string, std::map<std::string, std::string>>> choices = {{"as measured", {}}};
+// Calls run(name) with the plan's choice of the algorithm, and then with each algorithm wherever it can run.
+template <class F>
+void with_each_algorithm(const std::string& name, F run) {
+  cpu::set_algorithms({}, -1, 0);
+  run(name + ", as measured");
   for (const char* algorithm :
        {"winograd", "small_output", "sparse_gradient", "few_channels", "pool_in_registers", "weight_as_patches"}) {
-    choices.push_back({algorithm, {{algorithm, "always"}}});
+    cpu::set_algorithms({{algorithm, "always"}}, -1, 0);
+    run(name + ", " + algorithm);
   }
-  choices.push_back({"direct", {{"winograd", "never"}, {"small_output", "never"}, {"sparse_gradient", "never"}}});
-  for (const auto& [algorithm, choice] : choices) {
-    cpu::set_algorithms(choice, -1, 0);
-    for (const Case& c : cases) {
-      for (const ScalarType type : {ScalarType::Float, ScalarType::Double}) {
-        for (const bool channels_last : {false, true}) {
-          const std::string name = describe(c, type, channels_last, algorithm);
-          check_convolution(c, type, channels_last, name);
-          check_fused(c, type, channels_last, {2, 2}, name + " pool 2x2");
-          check_fused(c, type, channels_last, {1, 1}, name + " without pool");
-        }
+  cpu::set_algorithms({{"winograd", "never"}, {"small_output", "never"}, {"sparse_gradient", "never"}}, -1, 0);
+  run(name + ", direct");
+  cpu::set_algorithms({}, -1, 0);
+}
+
+struct Operands {
+  Conv2dShape shape;
+  Tensor x, w, b;
+  Image y;  // the convolution
+
+  Operands(const Case& c, ScalarType type, bool channels_last)
+      : shape(check_conv2d_sizes(c.input, c.weight, c.stride, c.padding, c.dilation, c.groups)),
+        x(random(c.input, type, channels_last)),
+        w(random(c.weight, type, channels_last)),
+        b(random({shape.K}, type, false)),
+        y(convolution(shape, x, w, b)) {}
+};
+
+void check_gradients(const Case& c, const Operands& o, ScalarType type, bool channels_last, double nonzero) {
+  const Conv2dShape& s = o.shape;
+  const Tensor g = random({s.N, s.K, s.P, s.Q}, type, channels_last, nonzero);
+  const Image gradient = image_of(g);
+  const Image dx = input_gradient(s, gradient, o.w), dw = weight_gradient(s, gradient, o.x);
+  const Image db = bias_gradient(gradient);
+  with_each_algorithm(describe(c, type, channels_last), [&](const std::string& name) {
+    close(cpu::conv2d_backward_data(g, o.w, c.input, c.stride, c.padding, c.dilation, c.groups, channels_last), dx,
+          "conv2d_backward_data " + name);
+    const auto [weight, bias] =
+        cpu::conv2d_backward_weight(g, o.x, {s.R, s.S}, c.stride, c.padding, c.dilation, c.groups, channels_last);
+    close(weight, dw, "conv2d_backward_weight " + name);
+    close(bias, db, "conv2d_backward_weight, bias " + name);
+  });
+}
+
+void check_fused(const Case& c, const Operands& o, ScalarType type, bool channels_last, const Ints& pool) {
+  const Conv2dShape& s = o.shape;
+  if (s.P < pool[0] || s.Q < pool[1]) return;
+  const Ints none{0, 0}, one{1, 1};
+  const auto forward = [&] {
+    return conv2d_relu_max_pool2d<cpu::fused_forward>(o.x, o.w, o.b, c.stride, c.padding, c.dilation, c.groups, pool,
+                                                      pool, none, one, false);
+  };
+  const Pool2dShape p = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, pool, pool, none, one, false);
+  const Image expected = rectified_maxima(p, o.y);
+  const Tensor g = random({s.N, s.K, p.P, p.Q}, type, channels_last), argmax = std::get<1>(forward());
+  const Image spread = unpooled(p, g, argmax);
+  const Image dx = input_gradient(s, spread, o.w), dw = weight_gradient(s, spread, o.x), db = bias_gradient(spread);
+  const std::string size = " pool " + std::to_string(pool[0]);
+  with_each_algorithm(describe(c, type, channels_last) + size, [&](const std::string& name) {
+    const auto [y, positions] = forward();
+    close(y, expected, "fused " + name);
+    close(y, picked(p, o.y, positions), "argmax " + name);
+    const auto [input, weight, bias] = conv2d_relu_max_pool2d_backward<cpu::fused_backward>(
+        g, argmax, o.x, o.w, true, true, c.stride, c.padding, c.dilation, c.groups, pool, pool, none, one);
+    close(input, dx, "fused input gradient " + name);
+    close(weight, dw, "fused weight gradient " + name);
+    close(bias, db, "fused bias gradient " + name);
+  });
+}
+
+void check_convolutions() {
+  for (const Case& c : cases) {
+    for (const ScalarType type : {ScalarType::Float, ScalarType::Double}) {
+      for (const bool channels_last : {false, true}) {
+        const Operands o(c, type, channels_last);
+        with_each_algorithm(describe(c, type, channels_last), [&](const std::string& name) {
+          close(cpu::conv2d(o.x, o.w, o.b, c.stride, c.padding, c.dilation, c.groups), o.y, "conv2d " + name);
+        });
+        for (const double nonzero : {1.0, 0.2}) check_gradients(c, o, type, channels_last, nonzero);
+        for (const Ints& pool : {Ints{2, 2}, Ints{1, 1}}) check_fused(c, o, type, channels_last, pool);
       }
     }
   }
-  cpu::set_algorithms({}, -1, 0);
 }
 
 // 16-bit types are computed in float32 and rounded once.
 void check_reduced() {
   for (const ScalarType type : {ScalarType::Half, ScalarType::BFloat16}) {
     for (const Case& c : {cases[0], cases[1], cases[5]}) {
-      const Conv2dShape s = check_conv2d_sizes(c.input, c.weight, c.stride, c.padding, c.dilation, c.groups);
-      const Tensor x = random(c.input, type, true), w = random(c.weight, type, true), b = random({s.K}, type, false);
-      close(cpu::conv2d(x, w, b, c.stride, c.padding, c.dilation, c.groups), convolution(s, x, w, b),
-            describe(c, type, true, "as measured"));
+      const Operands o(c, type, true);
+      close(cpu::conv2d(o.x, o.w, o.b, c.stride, c.padding, c.dilation, c.groups), o.y,
+            "conv2d " + describe(c, type, true));
     }
   }
 }
