@@ -191,7 +191,8 @@ wheels: $(VENV)/packages
 	  --plat $(PLATFORM) --wheel-dir dist $(RELEASE)/*.whl
 	cp $(RELEASE)/*.tar.gz dist/
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/torch-abi-audit --check both dist/*.whl
+	$(BIN)/python -m zipfile --extract dist/*.whl $(RELEASE)/unpacked
+	$(BIN)/torch-abi-audit --check both $(RELEASE)/unpacked/fastconv
 	$(MAKE) test-wheel
 
 # The wheel in dist/, in a new environment of $(PYTHON) without a compiler on the path.
