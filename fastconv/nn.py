@@ -197,8 +197,19 @@ class ConvReLUMaxPool2d(Conv2d):
         pool_dilation: FF.Size2 = 1,
         pool_ceil_mode: bool = False,
     ) -> None:
-        sizes: Any = (kernel_size, stride, padding, dilation)  # torch's annotations have no lists
-        super().__init__(in_channels, out_channels, *sizes, groups, bias, padding_mode, device, dtype)
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,  # type: ignore[arg-type]  # torch accepts lists, but its annotations do not
+            stride,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
+            dilation,  # type: ignore[arg-type]
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_kernel_size if pool_stride is None else pool_stride
         self.pool_padding = pool_padding

@@ -141,8 +141,8 @@ class Adam(_Lean, torch.optim.Adam):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 1e-3,
-        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0,
         amsgrad: bool = False,
@@ -154,9 +154,20 @@ class Adam(_Lean, torch.optim.Adam):
         fused: bool | None = True,
         decoupled_weight_decay: bool = False,
     ) -> None:
-        options: Any = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
-        options["decoupled_weight_decay"] = decoupled_weight_decay
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, fused=fused, **options)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 class AdamW(_Lean, torch.optim.AdamW):
@@ -169,8 +180,8 @@ class AdamW(_Lean, torch.optim.AdamW):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | torch.Tensor = 1e-3,
-        betas: tuple[float | torch.Tensor, float | torch.Tensor] = (0.9, 0.999),
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
@@ -181,5 +192,16 @@ class AdamW(_Lean, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = True,
     ) -> None:
-        options: Any = {"maximize": maximize, "capturable": capturable, "differentiable": differentiable}
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, fused=fused, **options)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
