@@ -123,7 +123,7 @@ compiler-%: $(VENV)/packages
 	@rm -rf build/$*/fastconv && cp -r fastconv build/$*/ && rm -f build/$*/fastconv/_C*.so
 	@CXX=$* FASTCONV_WERROR=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py build_ext --build-temp build/$*/temp --build-lib build/$* \
 	  > build/$*/log 2>&1 || { cat build/$*/log; exit 1; }
-	PYTHONPATH=build/$* $(BIN)/python -P -m pytest -n auto -m 'not alone' $(KERNEL_TESTS) $(ARGS)
+	PYTHONPATH=build/$* $(BIN)/pytest -n auto -m 'not alone' $(KERNEL_TESTS) $(ARGS)
 
 # The operators for Arm. A stand-in for libtorch (tests/arm/torch.cpp) lets them run without an Arm build of torch.
 ARM_CXX ?= aarch64-linux-gnu-g++
@@ -163,9 +163,9 @@ asan: $(VENV)/packages
 	FASTCONV_SANITIZE=1 FASTCONV_DEBUG=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=3000 \
-	  PYTHONPATH=$(ASAN) $(BIN)/python -P tests/attack.py --any-memory
+	  PYTHONPATH=$(ASAN) $(BIN)/python tests/attack.py --any-memory
 	FASTCONV_SANITIZE=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest $(KERNEL_TESTS) tests/cuda -k 'not gradcheck' $(ARGS)
+	  PYTHONPATH=$(ASAN) $(BIN)/pytest $(KERNEL_TESTS) tests/cuda -k 'not gradcheck' $(ARGS)
 
 # First tests the cache in a program that is fully instrumented, then the extension in Python threads. torch, Python and
 # OpenMP are not instrumented. OMP_NUM_THREADS=1, because ThreadSanitizer cannot see OpenMP's barriers.
@@ -177,7 +177,7 @@ tsan: $(VENV)/packages
 	cp -r fastconv $(TSAN)/ && rm -f $(TSAN)/fastconv/_C*.so
 	FASTCONV_SANITIZE=thread FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(TSAN)/temp --build-lib $(TSAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" OMP_NUM_THREADS=1 FASTCONV_CACHE_MB=1 \
-	  PYTHONPATH=$(TSAN) $(BIN)/python -P tests/threads/infer.py
+	  PYTHONPATH=$(TSAN) $(BIN)/python tests/threads/infer.py
 
 # libtorch is excluded: it is the user's own. auditwheel refuses the tag if this machine's libraries are too new. Then
 # use the release workflow, which builds in the container of manylinux_2_28.
@@ -203,7 +203,7 @@ test-wheel:
 	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install dist/*.whl expecttest hypothesis pytest pytest-xdist
 	cp -r tests pyproject.toml $(RELEASE)/test/
 	cd $(RELEASE)/test && export PATH="$(CURDIR)/$(RELEASE)/test/venv/bin" && fastconv info && fastconv --version && \
-	  python -P -m pytest -n auto -m 'not alone' $(KERNEL_TESTS) tests/test_plan.py $(ARGS)
+	  pytest -n auto -m 'not alone' $(KERNEL_TESTS) tests/test_plan.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info fastconv/*.so
