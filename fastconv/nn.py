@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
+from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
 from fastconv._deferred import Fusion, defer
