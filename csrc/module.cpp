@@ -100,6 +100,14 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
 
 }  // namespace
 
+#if defined(__GLIBC__)
+// libstdc++ reads this variable of glibc 2.32 before it counts references. A copy in the extension says "not single
+// threaded", which is always correct. So a wheel that is built with a newer glibc works with glibc 2.28.
+extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}
+#endif
+
 PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled part of fastconv. Importing it registers the operators torch.ops.fastconv.";
   m.def("cpu_capability", &fastconv::cpu_capability, "The ISA level in use: default, avx2 or avx512.");

@@ -40,29 +40,41 @@ __all__ = [
 ]
 
 
-def show_config() -> str:
+class Configuration(str):
+    """A text whose ``repr`` is the text itself, so that notebooks and the interpreter show its lines."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def show_config() -> Configuration:
     """Describe this installation: versions, the ISA level in use, threads, the build and the environment.
 
     Returns:
-        A text of several lines.
+        A ``str`` of several lines. Notebooks and the interpreter show it line by line.
 
     Example:
-        >>> print(show_config())  # doctest: +ELLIPSIS
+        >>> show_config()  # doctest: +ELLIPSIS
         fastconv ...
+        torch ...
     """
     build = _C.build_info()
     levels = ", ".join(_C.cpu_capabilities())
     settings = ", ".join(f"{name}={value or 'unset'}" for name, value in environment.settings().items())
-    return "\n".join(
-        [
-            f"fastconv {__version__}",
-            f"torch {torch.__version__} (extension built for >= {build['torch_target_version']})",
-            f"CPU level {_C.cpu_capability()} (available: {levels}; set FASTCONV_CPU_CAPABILITY to choose)",
-            f"threads {torch.get_num_threads()}",
-            f"compiler {build['compiler']}",
-            f"CUDA {build['cuda']}{f' ({_gpus()})' if has_cuda() else ''}",
-            f"environment {settings}",
-        ]
+    return Configuration(
+        "\n".join(
+            [
+                f"fastconv {__version__}",
+                f"torch {torch.__version__} (extension built for >= {build['torch_target_version']})",
+                f"CPU level {_C.cpu_capability()} (available: {levels}; set FASTCONV_CPU_CAPABILITY to choose)",
+                f"threads {torch.get_num_threads()}",
+                f"compiler {build['compiler']}",
+                f"CUDA {build['cuda']}{f' ({_gpus()})' if has_cuda() else ''}",
+                f"environment {settings}",
+            ]
+        )
     )
 
 

@@ -8,43 +8,23 @@ The layers subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.fx import Proxy
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
-from torch.nn.modules.utils import _pair
+from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
 from fastconv._deferred import Fusion, defer
 from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
+from fastconv._scripted import scripted_relu, scripted_relu_max_pool
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "MaxPool2d", "ReLU", "Sequential"]
 
-
-def _scripted_relu(self: Any, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
-    if self.padding_mode != "zeros":
-        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        return F.relu(F.conv2d(input, weight, bias, self.stride, _pair(0), self.dilation, self.groups))
-    return F.relu(F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups))
-
-
-def _scripted_relu_max_pool(self: Any, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:  # noqa: UP045
-    if self.padding_mode != "zeros":
-        input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        conv = F.conv2d(input, weight, bias, self.stride, _pair(0), self.dilation, self.groups)
-    else:
-        conv = F.conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
-    return F.max_pool2d(
-        F.relu(conv),
-        self.pool_kernel_size,
-        self.pool_stride,
-        self.pool_padding,
-        self.pool_dilation,
-        self.pool_ceil_mode,
-    )
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 class Conv2d(Layer, torch.nn.Conv2d):
@@ -129,7 +109,7 @@ class ConvReLU2d(Conv2d):
 
     _torch_class = None
 
-    @scripted_as(_scripted_relu)
+    @scripted_as(scripted_relu)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d_relu(*self._arguments(input, weight, bias))
 
@@ -138,7 +118,7 @@ class ConvReLUMaxPool2d(Conv2d):
     """:class:`Conv2d`, ReLU and :class:`MaxPool2d` in one operator, with the parameters of :class:`Conv2d`.
 
     Args:
-        args, kwargs: those of :class:`torch.nn.Conv2d`.
+        in_channels to dtype: those of :class:`torch.nn.Conv2d`.
         pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: those of
             :class:`torch.nn.MaxPool2d`; a pool of 2 x 2 by default.
 
@@ -153,22 +133,35 @@ class ConvReLUMaxPool2d(Conv2d):
 
     def __init__(
         self,
-        *args: Any,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: FF.Size2,
+        stride: FF.Size2 = 1,
+        padding: str | FF.Size2 = 0,
+        dilation: FF.Size2 = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: PaddingMode = "zeros",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
         pool_kernel_size: FF.Size2 = 2,
         pool_stride: FF.Size2 | None = None,
         pool_padding: FF.Size2 = 0,
         pool_dilation: FF.Size2 = 1,
         pool_ceil_mode: bool = False,
-        **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        # torch accepts lists as sizes, but its annotations do not.
+        sizes: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        options: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
+        super().__init__(in_channels, out_channels, groups=groups, bias=bias, **sizes, **options)
         self.pool_kernel_size = pool_kernel_size
         self.pool_stride = pool_kernel_size if pool_stride is None else pool_stride
         self.pool_padding = pool_padding
         self.pool_dilation = pool_dilation
         self.pool_ceil_mode = pool_ceil_mode
 
-    @scripted_as(_scripted_relu_max_pool)
+    @scripted_as(scripted_relu_max_pool)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return FF.conv2d_relu_max_pool2d(
             *self._arguments(input, weight, bias),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._C._autograd import _profiler_enabled
 from torch.optim import Optimizer, optimizer
+from torch.optim.optimizer import ParamsT
 
 __all__ = ["Adam", "AdamW"]
 
@@ -125,7 +126,7 @@ class Adam(_FastPath, torch.optim.Adam):
     """Adam (Kingma and Ba, arXiv 1412.6980): :class:`torch.optim.Adam`, with ``fused=True`` by default.
 
     Args:
-        params, args, kwargs: those of :class:`torch.optim.Adam`. ``fused=False`` is no faster than PyTorch.
+        params to decoupled_weight_decay: those of :class:`torch.optim.Adam`. ``fused=False`` is no faster than PyTorch.
 
     Raises:
         ValueError, RuntimeError: as in PyTorch.
@@ -138,16 +139,70 @@ class Adam(_FastPath, torch.optim.Adam):
         (None, None)
     """
 
-    def __init__(self, params: Any, *args: Any, fused: bool | None = True, **kwargs: Any) -> None:
-        super().__init__(params, *args, fused=fused, **kwargs)
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = True,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
+        )
 
 
 class AdamW(_FastPath, torch.optim.AdamW):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101): as :class:`Adam`.
 
     Args:
-        params, args, kwargs: those of :class:`torch.optim.AdamW`.
+        params to fused: those of :class:`torch.optim.AdamW`.
     """
 
-    def __init__(self, params: Any, *args: Any, fused: bool | None = True, **kwargs: Any) -> None:
-        super().__init__(params, *args, fused=fused, **kwargs)
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = True,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )

@@ -88,3 +88,10 @@ def _value_tests() -> list[str]:
         f"{folder}/test_conv2d.py::test_gradients_are_right_where_most_of_grad_output_is_zero",
         f"{folder}/test_max_pool2d.py::test_the_gradient_goes_to_pytorchs_maxima",
     ]
+
+
+def test_show_config_shows_its_lines_in_a_notebook() -> None:
+    config = fastconv.show_config()
+    assert repr(config) == str(config) == f"{config}"
+    assert isinstance(config, str)
+    assert repr(config).count("\n") == len(config.splitlines()) - 1 > 4

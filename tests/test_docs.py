@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PROJECT = "https://github.com/fastconv/fastconv/blob/main/"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+ABSOLUTE = re.compile(rf"\]\({PROJECT}([^)#\s]*)(?:#([^)\s]+))?\)")
 FILE = re.compile(r"`([\w./-]+\.(?:py|h|cpp|cu|cuh|md|pyi|toml)|[\w.-]+/[\w./-]*/)`")
 #: Files that a command or a reader writes.
 WRITTEN = {"program.py", "runs/mnist-cnn-mnist5k/"}
@@ -50,6 +52,16 @@ def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
         assert target.exists(), path
         if anchor:
             assert anchor in anchors(target), f"{path}#{anchor}"
+
+
+def test_links_of_the_readme_are_absolute_because_package_indexes_show_it() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert [path for path, _ in LINK.findall(text) if path] == []
+    found = ABSOLUTE.findall(text)
+    assert {"docs/convert.md", "CONTRIBUTING.md"} <= {path for path, _ in found}
+    for path, anchor in found:
+        assert (ROOT / path).exists(), path
+        assert not anchor or anchor in anchors(ROOT / path), f"{path}#{anchor}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

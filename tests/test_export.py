@@ -19,6 +19,7 @@ from fastconv.classifier import checkpoint, export
 from fastconv.classifier.checkpoint import Checkpoint
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.networks import build_model
+from fastconv.installation import install_command
 
 ROOT = Path(fastconv.__file__).parents[1]
 FORMATS = list(export.SUFFIXES)
@@ -243,4 +244,4 @@ def test_a_missing_package_is_named_with_its_extra(
     format: str, package: str, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    assert "pip install 'fastconv[export]'" in complaint(["export", "checkpoint.pt", "--format", format], capsys)
+    assert install_command("export") in complaint(["export", "checkpoint.pt", "--format", format], capsys)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -168,3 +169,21 @@ def test_a_conv2d_can_be_parametrised_and_hooked(layer: type[torch.nn.Conv2d]) -
     module(torch.randn(1, 3, 8, 8)).sum().backward()
     assert seen == [1]
     assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("layer", [fnn.Conv2d, fnn.ConvReLU2d, fnn.ConvReLUMaxPool2d])
+def test_conv2d_layers_have_the_signature_of_torchs_layer(layer: type[torch.nn.Conv2d]) -> None:
+    theirs, ours = (inspect.signature(kind).parameters for kind in (torch.nn.Conv2d, layer))
+    assert [(name, ours[name].default, ours[name].kind) for name in theirs] == [
+        (name, parameter.default, parameter.kind) for name, parameter in theirs.items()
+    ]
+    pools = {name: parameter.kind for name, parameter in ours.items() if name not in theirs}
+    assert all(name.startswith("pool_") for name in pools)
+    assert set(pools.values()) <= {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_wrong_argument_of_a_fused_layer_is_refused() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'pool_size'"):
+        fnn.ConvReLUMaxPool2d(1, 8, 3, pool_size=2)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'kernel_size'"):
+        fnn.ConvReLUMaxPool2d(1, 8)  # type: ignore[call-arg]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import subprocess
 import sys
@@ -338,3 +339,10 @@ for _ in range(3):
 assert adam.state[parameter]["step"].item() == 3
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+def test_the_signatures_are_pytorchs_except_for_fused(ours: type, theirs: type) -> None:
+    expected = {name: (p.default, p.kind) for name, p in inspect.signature(theirs).parameters.items()}
+    expected["fused"] = (True, inspect.Parameter.KEYWORD_ONLY)
+    assert {name: (p.default, p.kind) for name, p in inspect.signature(ours).parameters.items()} == expected

@@ -1,26 +1,31 @@
-"""Installation: the version, the sdist, and errors of one line that say what is missing and what to do."""
+"""Installation: the version, the sdist, the wheel, and errors of one line that say what is missing and what to do."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import fastconv
+from fastconv import _C
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="tests run outside of the source tree")
 
 
-def run_setup(prelude: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    code = f"import runpy, sys; {prelude}; sys.argv = ['setup.py', '--name']; runpy.run_path('setup.py')"
+def run_setup(prelude: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = ["setup.py", *(arguments or ["--name"])]
+    code = f"import runpy, sys; {prelude}; sys.argv = {argv}; runpy.run_path('setup.py')"
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -52,6 +57,12 @@ def test_a_build_without_torch_says_what_to_type() -> None:
     assert message.startswith("fastconv: the build needs torch, which is not installed.")
     assert "pip install --no-build-isolation ." in message
     assert len(message.splitlines()) == 1
+
+
+def test_pip_learns_that_torch_is_missing_before_it_downloads_anything() -> None:
+    result = run_setup("sys.modules['torch'] = None", "dist_info")
+    assert result.returncode == 1
+    assert result.stderr.strip().startswith("fastconv: the build needs torch, which is not installed.")
 
 
 def test_a_build_with_an_old_torch_says_what_to_type() -> None:
@@ -128,27 +139,73 @@ def test_a_build_that_must_have_cuda_and_cannot_says_what_to_do(
     assert len(message.splitlines()) == 1
 
 
-def test_the_sdist_has_all_that_a_build_needs(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "setup.py", "--quiet", "egg_info", "-e", str(tmp_path), "sdist", "-d", str(tmp_path)],
-        cwd=ROOT, check=True, capture_output=True,
-    )  # fmt: skip
-    (archive,) = tmp_path.glob("*.tar.gz")
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of an sdist, which is built without torch and without a compiler."""
+    folder = tmp_path_factory.mktemp("sdist")
+    arguments = ["--quiet", "egg_info", "-e", str(folder), "sdist", "-d", str(folder)]
+    result = run_setup("sys.modules['torch'] = None", *arguments, CXX="no-such-compiler")
+    assert result.returncode == 0, result.stderr
+    (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
-        names = {name.partition("/")[2] for name in tar.getnames()}
-    needed = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.suffix != ".pyc" and path.is_file()
-    }
-    needed |= {
-        "setup.py",
-        "pyproject.toml",
-        "LICENSE",
-        "README.md",
-        "fastconv/py.typed",
-        "fastconv/classifier/cli/main.py",
-    }
-    assert needed <= names
-    assert not any(name.endswith(".so") for name in names)
+        members = [(member.name.partition("/")[2], tar.extractfile(member)) for member in tar.getmembers()]
+        return {name: content.read() for name, content in members if content is not None}
+
+
+@pytest.fixture(scope="module")
+def description(sdist: dict[str, bytes]) -> Message:
+    return message_from_bytes(sdist["PKG-INFO"])
+
+
+def test_the_sdist_has_every_file_of_the_repository(sdist: dict[str, bytes]) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone, so git cannot list the files")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    present = {name for name in listed.split("\0") if name and (ROOT / name).exists()}
+    assert {"setup.py", "csrc/extension.py", "examples/enabled.py", "fastconv/py.typed"} <= present
+    assert present - set(sdist) == set()
+
+
+def test_the_sdist_has_no_compiled_files(sdist: dict[str, bytes]) -> None:
+    assert [name for name in sdist if name.endswith((".so", ".o", ".pyc"))] == []
+
+
+def test_the_description_has_no_relative_links(description: Message) -> None:
+    assert description["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]+)\)", description.get_payload())
+    assert any("/docs/convert.md" in link for link in links)
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_the_metadata_names_the_project_and_what_it_runs_on(description: Message) -> None:
+    links = dict(link.split(", ") for link in description.get_all("Project-URL") or [])
+    assert {"Homepage", "Source", "Documentation", "Changelog", "Issues"} <= set(links)
+    classifiers = set(description.get_all("Classifier") or [])
+    versions = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 15)}
+    assert versions | {"Typing :: Typed", "Operating System :: POSIX :: Linux"} <= classifiers
+
+
+def test_warnings_are_errors_only_if_asked() -> None:
+    def flags(value: str) -> list[str]:
+        program = "import sys; sys.path.insert(0, 'csrc'); import extension; print(*extension.compile_arguments(None))"
+        environment = {**os.environ, "FASTCONV_WERROR": value}
+        command = [sys.executable, "-c", program]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        return result.stdout.split()
+
+    assert {"-Wall", "-Wextra"} <= set(flags(""))
+    assert "-Werror" not in flags("")
+    assert "-Werror" in flags("1")
+
+
+def test_the_extension_uses_only_the_stable_abi_of_torch() -> None:
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm of binutils")
+    command = ["nm", "--dynamic", "--undefined-only", _C.__file__]
+    symbols = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[1::2]
+    assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
+    # The mangled names of functions of at::, c10:: and torch::.
+    assert [symbol for symbol in symbols if re.match(r"_ZNK?(2at|3c10|5torch)", symbol)] == []
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +234,8 @@ def editable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_an_editable_install_is_imported_from_the_folder_above_the_clone(editable: dict[str, Path]) -> None:
     program = (
-        f"import site, sys; sys.path = [''] + [path for path in sys.path if path not in ('', {str(ROOT)!r})]\n"
+        "import os, site, sys\n"
+        "sys.path = [''] + [path for path in sys.path if path and not os.path.isdir(os.path.join(path, 'fastconv'))]\n"
         "sys.meta_path = [finder for finder in sys.meta_path if '__editable__' not in repr(finder)]\n"
         f"site.addsitedir({str(editable['site'])!r})\n"
         "import fastconv; print(fastconv.__file__, fastconv.convert.__name__)"

@@ -1,5 +1,9 @@
 #include "capability.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 #include <atomic>
 #include <stdexcept>
 
@@ -7,6 +11,14 @@
 
 namespace fastconv {
 namespace {
+
+#if defined(__x86_64__)
+// clang's __builtin_cpu_supports does not know f16c before clang 17.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
 
 struct Level {
   const char* name;
@@ -19,15 +31,12 @@ const Level levels[] = {
     {"default", &kernels_default, [] { return true; }},
 #if defined(__x86_64__)
     {"avx2", &kernels_avx2,
-     [] {
-       return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
-              __builtin_cpu_supports("f16c") != 0;
-     }},
+     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 && has_f16c(); }},
     {"avx512", &kernels_avx512,
      [] {
        return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
               __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-              __builtin_cpu_supports("fma") != 0 && __builtin_cpu_supports("f16c") != 0;
+              __builtin_cpu_supports("fma") != 0 && has_f16c();
      }},
 #endif
 };

@@ -19,15 +19,43 @@ struct Bfloat16 {
   }
 };
 
+// Conversions by integer arithmetic, because g++ 11 and clang 14 have no _Float16 on x86-64. The compiler vectorizes
+// them. They have the results of the conversion instructions: exact, and a NaN becomes a quiet NaN.
 struct Half {
   static constexpr uint16_t infinity = 0x7c00;
 
-  static FC_INLINE float widen(uint16_t value) { return static_cast<float>(__builtin_bit_cast(_Float16, value)); }
-  static FC_INLINE uint16_t round(float value) { return __builtin_bit_cast(uint16_t, static_cast<_Float16>(value)); }
+#if defined(__aarch64__)
+  static FC_INLINE float widen(uint16_t value) { return __builtin_bit_cast(__fp16, value); }
+  static FC_INLINE uint16_t round(float value) { return __builtin_bit_cast(uint16_t, static_cast<__fp16>(value)); }
+#else
+  static FC_INLINE float widen(uint16_t value) {
+    const uint32_t sign = static_cast<uint32_t>(value & 0x8000) << 16;
+    const uint32_t magnitude = static_cast<uint32_t>(value & 0x7fff) << 13;
+    const uint32_t smallest = 113u << 23;  // 2^-14, the smallest normal number of half
+    const float subnormal = __builtin_bit_cast(float, magnitude + smallest) - __builtin_bit_cast(float, smallest);
+    uint32_t bits = magnitude + (112u << 23);  // the exponent's bias is 15 in half, 127 in float32
+    bits = magnitude < 1u << 23 ? __builtin_bit_cast(uint32_t, subnormal) : bits;
+    bits = magnitude >= 31u << 23 ? bits + (112u << 23) : bits;  // infinity and NaN
+    bits = magnitude > 31u << 23 ? bits | 1u << 22 : bits;
+    return __builtin_bit_cast(float, bits | sign);
+  }
+
+  static FC_INLINE uint16_t round(float value) {
+    const auto bits = __builtin_bit_cast(uint32_t, value);
+    const uint32_t magnitude = bits & 0x7fffffff;
+    // The addition rounds: in 0.5 + x, the last bit of the mantissa is 2^-24, as in half's subnormal numbers.
+    const float shifted = __builtin_bit_cast(float, magnitude) + 0.5f;
+    const uint32_t subnormal = __builtin_bit_cast(uint32_t, shifted) - (126u << 23);
+    const uint32_t normal = (magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1)) >> 13;
+    uint32_t result = magnitude < 113u << 23 ? subnormal : normal;
+    result = magnitude >= 143u << 23 ? uint32_t{infinity} : result;  // 2^16 or more
+    result = magnitude > 255u << 23 ? 0x7e00 | (magnitude >> 13 & 0x3ff) : result;
+    return static_cast<uint16_t>(result | (bits >> 16 & 0x8000));
+  }
+#endif
 };
 
-// The number of elements that one intrinsic converts, or 0 for a plain loop. The compiler vectorizes the loop for
-// bfloat16. For half, g++ 12 calls a function for each element.
+// The number of elements that one intrinsic converts, or 0 for a plain loop.
 template <class Format>
 constexpr int64_t at_once = 0;
 #if FC_VECTOR_BYTES == 64
@@ -79,7 +107,7 @@ constexpr uint16_t negative_zero = 0x8000;
 // The bit patterns of negative numbers begin after that of -0 and end with that of -infinity. NaNs come after that.
 template <class Format>
 void relu(const uint16_t* x, uint16_t* y, int64_t count) {
-#pragma GCC ivdep
+  FC_INDEPENDENT
   for (int64_t i = 0; i < count; ++i) {
     const bool below = static_cast<uint16_t>(x[i] - (negative_zero + 1)) < Format::infinity;
     y[i] = below ? uint16_t{0} : x[i];

@@ -19,7 +19,7 @@ void relu(const T* x, T* y, int64_t count) {
       store(y + i, zero_or_above<T>(load(x + i)));
     }
   }
-#pragma GCC ivdep
+  FC_INDEPENDENT
   for (; i < count; ++i) y[i] = T(0) > x[i] ? T(0) : x[i];
 }
 

@@ -12,26 +12,21 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
+import typer
+
 import fastconv
 from fastconv import startup
+from fastconv.classifier.cli.bench import bench
+from fastconv.classifier.cli.download import download
+from fastconv.classifier.cli.evaluate import evaluate
+from fastconv.classifier.cli.export import export
+from fastconv.classifier.cli.plot import plot
+from fastconv.classifier.cli.predict import predict
+from fastconv.classifier.cli.report import report
+from fastconv.classifier.cli.train import train
 from fastconv.classifier.errors import UserError, UserInterrupt, printable
+from fastconv.installation import install_command
 from fastconv.version import __version__
-
-try:
-    import typer
-
-    from fastconv.classifier.cli.bench import bench
-    from fastconv.classifier.cli.download import download
-    from fastconv.classifier.cli.evaluate import evaluate
-    from fastconv.classifier.cli.export import export
-    from fastconv.classifier.cli.plot import plot
-    from fastconv.classifier.cli.predict import predict
-    from fastconv.classifier.cli.report import report
-    from fastconv.classifier.cli.train import train
-except ModuleNotFoundError as missing:
-    if (missing.name or "fastconv").startswith("fastconv"):
-        raise
-    raise SystemExit(f"fastconv: the command needs {missing.name}: pip install 'fastconv[classifier]'") from None
 
 _BUG = 1
 _USAGE_ERROR = 2
@@ -160,7 +155,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         package = (error.name or "fastconv").split(".")[0]
         if package != "fastconv":
             extra = _EXTRAS.get(package, "classifier")
-            return f"this command needs {error.name}: pip install 'fastconv[{extra}]'", _USAGE_ERROR
+            return f"this command needs {error.name}: {install_command(extra)}", _USAGE_ERROR
     elif isinstance(error, OSError):
         return str(error), _USAGE_ERROR
     elif isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
