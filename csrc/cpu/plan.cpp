@@ -164,7 +164,7 @@ bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
 // per-thread workspace.
 bool pools_in_registers(const FusedShape& f) {
   const bool size = f.window() == 1 || f.window() == 4 || f.window() == 9;
-  return size && f.windows_touch() && !f.conv.depthwise() && !never(pool_in_registers);
+  return size && f.windows_touch() && !never(pool_in_registers);
 }
 
 // Whether sparse_gradient can compute the shape with full vectors. A vector holds a run of adjacent taps.
@@ -224,7 +224,8 @@ bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double b
 // ---- plans -------------------------------------------------------------------------------------------------------
 
 const char* name_of(Algorithm algorithm) {
-  constexpr std::array<const char*, 5> names{"direct", "winograd", "small_output", "sparse_gradient", "few_channels"};
+  constexpr std::array<const char*, 6> names{"direct",       "depthwise",       "winograd",
+                                             "small_output", "sparse_gradient", "few_channels"};
   return names[static_cast<size_t>(algorithm)];
 }
 
@@ -244,6 +245,7 @@ BandLimits band_limits(bool reduced) {
 
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
+  if (f.conv.depthwise()) return {Algorithm::depthwise, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
   return {Algorithm::direct, {}, pools_in_registers(f)};
@@ -252,6 +254,11 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
 template <class T>
 BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient) {
   BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
+  // depthwise multiplies the weight by zeros outside of grad_output.
+  if (f.conv.depthwise() && gradient.other_is_finite()) {
+    plan.algorithm = Algorithm::depthwise;
+    return plan;
+  }
   // A band of a large image may have rows of grad_output that reach no input. They would rule out Winograd.
   Conv2dShape s = f.conv;
   plan.unused_rows = std::max<int64_t>(0, std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1));
@@ -270,6 +277,10 @@ template <class T>
 BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient) {
   constexpr int64_t most_channels = 4;  // of few_channels
   BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
+  if (f.conv.depthwise()) {
+    plan.algorithm = Algorithm::depthwise;
+    return plan;
+  }
   const bool few = f.conv.C <= most_channels || always(few_channels);
   if (gradient.has_argmax && few && !never(few_channels) && kernels().conv2d<T>().few_channels.supports(f) &&
       gradient.other_is_finite()) {

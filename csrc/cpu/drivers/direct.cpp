@@ -12,10 +12,10 @@ template <class T>
 void direct_forward(const Forward& call, bool pool_in_registers) {
   const FusedShape& f = call.shape;
   const Conv2dShape& s = f.conv;
-  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Conv2dKernels<T>& kernel = direct_kernels<T>();
   const FusedKernels<T>& fused = kernels().conv2d<T>().fused;
   const bool pools_later = call.argmax && !pool_in_registers;
-  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const Blocks blocks = channel_blocks<T>(s, s.group_K());
   const Bias<T> bias(call.bias, call.weight);
   const auto packed = packed_for_direct<T>(s, call.weight);
   const PackedWeight<T> weight{packed.get(), bias.data};
@@ -52,8 +52,8 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
 template <class T>
 void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                           const Tensor& grad_input) {
-  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks(kernel, s, s.group_C());
+  const Conv2dKernels<T>& kernel = direct_kernels<T>();
+  const Blocks blocks = channel_blocks<T>(s, s.group_C());
   const T* packed = packed_for_backward_data<T>(s, weight);
   const NhwcReader<T> g(grad_output);
   const NhwcWriter<T> dx(grad_input);
@@ -79,8 +79,8 @@ template <class T>
 void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                             const Tensor& grad_weight, const Tensor& grad_bias) {
   constexpr int64_t pixels = 96;  // x and g stay in the first-level cache while all taps pass over them
-  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const Conv2dKernels<T>& kernel = direct_kernels<T>();
+  const Blocks blocks = channel_blocks<T>(s, s.group_K());
   const int64_t most = affordable_pieces<T>(s);
   const Tiles tiles(s.N, s.P, s.Q, pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));

@@ -36,7 +36,7 @@ Layout layout_of(const FusedShape& f, const WinogradCut& cut) {
 template <class T>
 void transform_weight(const FusedShape& f, const Layout& layout, const T* packed, bool rotated, T* weight) {
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
-  const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
+  const Blocks blocks = channel_blocks<T>(f.conv, f.conv.K);
   const auto count = static_cast<int64_t>(layout.kinds.size());
   parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -51,7 +51,7 @@ template <class T>
 std::shared_ptr<const T> transformed_weight(const FusedShape& f, const Layout& layout, const Tensor& weight) {
   const Tensor from = dense(weight);
   const auto pack = [&, krsc = is_nhwc(from)](const void* values, void* to) {
-    T* packed = workspace<T>(Workspace::packed_weight, conv2d_kernels<T>(f.conv).packed_forward_size(f.conv));
+    T* packed = workspace<T>(Workspace::packed_weight, direct_kernels<T>().packed_forward_size(f.conv));
     pack_weight_forward<T>(f.conv, static_cast<const T*>(values), krsc, packed);
     transform_weight<T>(f, layout, packed, false, static_cast<T*>(to));
   };
@@ -77,7 +77,7 @@ std::vector<int64_t> convolve(const FusedShape& f, const Layout& layout, const T
   // the weight that it packed, which is in its cache. conv3 of MnistCNN has three units and takes 0.12 ms instead of
   // 0.15 (2 threads of Zen 5). At times when data moves slowly between the cores, it takes 0.16 instead of 0.24. The
   // halves save 2 % of a step.
-  const Blocks blocks = channel_blocks(conv2d_kernels<T>(f.conv), f.conv, f.conv.K);
+  const Blocks blocks = channel_blocks<T>(f.conv, f.conv.K);
   const int64_t turns = rounds * count, parts = turns < wanted_pieces ? std::min<int64_t>(2, blocks.count()) : 1;
   parallel_for(0, turns * parts, 1, [&](int64_t begin, int64_t end) {
     T* transforms = workspace<T>(Workspace::intermediate, kernel.workspace_size(f.conv));

@@ -51,19 +51,19 @@ FC_INLINE void add_block(const Block<T, vectors, rows>& acc, int row, T* to, int
   store_upto(last, load_upto(last, last_lanes) + acc.value[row][vectors - 1], last_lanes);
 }
 
-// The gradient of the bias: db[c] += sum over the pixels of g[pixel][c], for `count` channels. Eight partial sums keep
-// the rounding error small.
+// The gradient of the bias: db[c] += sum over the pixels of g[pixel][c], for `count` channels. Pixels are `step`
+// elements apart. Eight partial sums keep the rounding error small.
 template <class T>
-void backward_bias(const Conv2dShape& s, const T* g, T* db, int64_t pixels, int64_t count) {
+void backward_bias(int64_t step, const T* g, T* db, int64_t pixels, int64_t count) {
   constexpr int partial_sums = 8;
   for (int64_t c = 0; c < count; c += lanes<T>) {
     const int64_t left = count - c;
     Vec<T> sum[partial_sums] = {};
     int64_t i = 0;
     for (; i + partial_sums <= pixels; i += partial_sums) {
-      for (int j = 0; j < partial_sums; ++j) sum[j] += load_upto(g + (i + j) * s.K + c, left);
+      for (int j = 0; j < partial_sums; ++j) sum[j] += load_upto(g + (i + j) * step + c, left);
     }
-    for (; i < pixels; ++i) sum[0] += load_upto(g + i * s.K + c, left);
+    for (; i < pixels; ++i) sum[0] += load_upto(g + i * step + c, left);
     for (int step = partial_sums / 2; step > 0; step /= 2) {
       for (int j = 0; j < step; ++j) sum[j] += sum[j + step];
     }

@@ -154,7 +154,7 @@ void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const Gradient
                        ? (partial ? backward_weight_taps<T, 2, true> : backward_weight_taps<T, 2, false>)
                        : (partial ? backward_weight_taps<T, 1, true> : backward_weight_taps<T, 1, false>);
   run(s, group_x, block_g, sums.weight + k, taps, block.last_lanes);
-  if (sums.bias) backward_bias(s, block_g.data, sums.bias + k, g.images * g.rows * s.Q, block.count);
+  if (sums.bias) backward_bias(s.K, block_g.data, sums.bias + k, g.images * g.rows * s.Q, block.count);
 }
 
 }  // namespace fastconv::FC_LEVEL::direct

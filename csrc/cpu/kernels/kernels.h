@@ -6,7 +6,7 @@
 
 namespace fastconv {
 
-// The three passes of the direct convolution (direct_*.h) and of the depthwise one (depthwise.h).
+// The three passes of the direct convolution (direct_*.h).
 template <class T>
 struct Conv2dKernels {
   int64_t block_lanes;  // channels in a block
@@ -21,6 +21,16 @@ struct Conv2dKernels {
                         int64_t block);
   void (*backward_weight)(const Conv2dShape&, const InputTile<T>& x, const GradientTile<T>& g, const WeightSums<T>&,
                           const TapRange&, int64_t block);
+};
+
+// Depthwise convolutions (depthwise.h). They work on one block of channels of one image.
+template <class T>
+struct DepthwiseKernels {
+  int64_t block;  // channels in a block
+  void (*gather)(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to);
+  void (*forward)(const Conv2dShape&, const DepthwiseTile<T>& x, const PackedWeight<T>&, const DepthwiseResult<T>& y);
+  void (*backward_weight)(const Conv2dShape&, const DepthwiseTile<T>& x, const DepthwiseTile<T>& g,
+                          const WeightSums<T>&, int64_t channels);
 };
 
 // Convolution, ReLU and max-pooling fused (direct_forward.h, pooling_epilogue.h).
@@ -87,7 +97,8 @@ struct SmallOutputKernels {
 // All kernels of the convolution, for one element type.
 template <class T>
 struct Conv2dFamily {
-  Conv2dKernels<T> direct, depthwise;
+  Conv2dKernels<T> direct;
+  DepthwiseKernels<T> depthwise;
   FusedKernels<T> fused;
   WinogradKernels<T> winograd;
   SparseGradientKernels<T> sparse_gradient;

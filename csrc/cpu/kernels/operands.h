@@ -49,6 +49,25 @@ struct SparseGradientTile {
   int64_t images, row, rows;
 };
 
+// The rows [first, first + rows) of one image and one block of channels of x or grad_output, as depthwise.h reads them:
+// dense, with the padding of the columns. `row` is the stride of the rows.
+template <class T>
+struct DepthwiseTile {
+  const T* data;
+  int64_t row;
+  int64_t first, rows;
+};
+
+// The rows [first, first + rows) of one image and one block of `channels` channels of a depthwise convolution's result.
+// `row` and `pixel` are the strides of the rows and columns.
+template <class T>
+struct DepthwiseResult {
+  T* data;
+  int64_t row, pixel;
+  int64_t first, rows;
+  int64_t columns, channels;
+};
+
 // A weight in the order that the kernel reads, and the bias. `bias` may be null.
 template <class T>
 struct PackedWeight {

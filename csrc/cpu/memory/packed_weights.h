@@ -17,7 +17,7 @@ namespace fastconv::cpu {
 
 // Everything that the packed form depends on, except the weight's shape and values.
 struct Packing {
-  enum Kind { direct, winograd };
+  enum Kind { direct, depthwise, winograd };
   Kind kind;
   int64_t detail;  // for winograd: the sides of its tiles
 };
@@ -33,8 +33,8 @@ WeightCache::State packed_weights();
 // krsc: the order of the elements of `weight`, which is dense.
 template <class T>
 void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
-  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
-  const Blocks blocks = channel_blocks(kernel, s, s.group_K());
+  const Conv2dKernels<T>& kernel = direct_kernels<T>();
+  const Blocks blocks = channel_blocks<T>(s, s.group_K());
   parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) kernel.pack_weight_forward(s, weight, krsc, i, packed);
   });
@@ -45,7 +45,7 @@ template <class T>
 std::shared_ptr<const T> packed_for_direct(const Conv2dShape& s, const Tensor& weight) {
   const Tensor from = dense(weight);
   if (from.numel() == 0) return {std::shared_ptr<const T>(), workspace<T>(Workspace::packed_weight, 0)};
-  const int64_t bytes = conv2d_kernels<T>(s).packed_forward_size(s) * static_cast<int64_t>(sizeof(T));
+  const int64_t bytes = direct_kernels<T>().packed_forward_size(s) * static_cast<int64_t>(sizeof(T));
   return std::static_pointer_cast<const T>(packed_weight(s, from, {Packing::direct, 0}, bytes, Workspace::packed_weight,
                                                          [&, krsc = is_nhwc(from)](const void* values, void* to) {
                                                            pack_weight_forward<T>(s, static_cast<const T*>(values),
@@ -56,10 +56,10 @@ std::shared_ptr<const T> packed_for_direct(const Conv2dShape& s, const Tensor& w
 // The weight of backward_data, in the thread's workspace.
 template <class T>
 const T* packed_for_backward_data(const Conv2dShape& s, const Tensor& weight) {
-  const Conv2dKernels<T>& kernel = conv2d_kernels<T>(s);
+  const Conv2dKernels<T>& kernel = direct_kernels<T>();
   const bool krsc = is_nhwc(weight);
   T* packed = workspace<T>(Workspace::packed_weight, kernel.packed_backward_size(s));
-  parallel_for(0, channel_blocks(kernel, s, s.group_C()).count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, channel_blocks<T>(s, s.group_C()).count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) kernel.pack_weight_backward(s, data<T>(weight), krsc, i, packed);
   });
   return packed;

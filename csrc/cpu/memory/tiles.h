@@ -91,16 +91,14 @@ struct Blocks {
 namespace cpu {
 
 template <class T>
-const Conv2dKernels<T>& conv2d_kernels(const Conv2dShape& s) {
-  const Conv2dFamily<T>& family = kernels().conv2d<T>();
-  return s.depthwise() ? family.depthwise : family.direct;
+const Conv2dKernels<T>& direct_kernels() {
+  return kernels().conv2d<T>().direct;
 }
 
-// Blocks of input or output channels. `group_channels` is the number of them in a group. Depthwise kernels ignore the
-// groups.
+// Blocks of input or output channels. `group_channels` is the number of them in a group.
 template <class T>
-Blocks channel_blocks(const Conv2dKernels<T>& kernel, const Conv2dShape& s, int64_t group_channels) {
-  return s.depthwise() ? Blocks{1, s.C, kernel.block_lanes} : Blocks{s.groups, group_channels, kernel.block_lanes};
+Blocks channel_blocks(const Conv2dShape& s, int64_t group_channels) {
+  return {s.groups, group_channels, direct_kernels<T>().block_lanes};
 }
 
 }  // namespace cpu
