@@ -97,6 +97,15 @@ CONV2D = [
     conv(2, 37, 9, 8, 37, 3, 3, groups=37, padding=1, stride=2),
     conv(2, 16, 10, 10, 16, 5, 3, groups=16, dilation=2, bias=False),
     conv(2, 5, 8, 8, 15, 3, 3, groups=5),
+    # depthwise: kernels of 5, 7 and other sizes, strides with all phases of dx and with phases that have no taps,
+    # a common factor of stride and dilation, padding larger than the kernel, several tiles of rows
+    conv(1, 20, 9, 7, 20, 5, 5, groups=20, padding=2, stride=2),
+    conv(1, 17, 7, 15, 17, 7, 7, groups=17, padding=3),
+    conv(1, 9, 11, 12, 9, 4, 2, groups=9, stride=3, padding=(2, 1)),
+    conv(2, 4, 7, 6, 4, 1, 1, groups=4, stride=2),
+    conv(1, 18, 12, 13, 18, 3, 3, groups=18, stride=2, dilation=2, padding=2),
+    conv(1, 3, 5, 4, 3, 2, 3, groups=3, padding=(3, 4)),
+    conv(1, 6, 70, 65, 6, 3, 3, groups=6, padding=1, stride=(1, 2)),
     # few outputs with many channels: the algorithm that reads the weight without packing it
     conv(1, 32, 4, 5, 33, 3, 3, padding=1),
     conv(2, 48, 5, 6, 7, 3, 3, stride=2, bias=False),
