@@ -8,7 +8,8 @@ FASTCONV_ALGORITHM=own python benchmarks/bench_layers.py           fastconv's ke
 A figure is PyTorch's time divided by fastconv's, each in its faster memory format. Above 1, fastconv is faster.
 "forward" runs under inference_mode. "both" is forward and backward. It computes the gradient of the weight and, unless
 the layer is the first of its network, that of the input. With --gradient half, every second value of the incoming
-gradient is zero, as behind a ReLU. The variants take turns in one process with an allocator that keeps its pages.
+gradient is zero, as behind a ReLU. The variants take turns in one process with an allocator that keeps its pages. With
+one thread (OMP_NUM_THREADS=1) the CPU time is measured, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str,
     """Return the median seconds of each variant. Short ones repeat within a round, long ones have fewer rounds."""
     for run in variants.values():  # packs weights and requests memory
         run(), run()
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for run in variants.values():
         run()
-    once = time.perf_counter() - start
-    return medians(alternate(variants, max(3, min(rounds, int(rounds * 0.2 / once))), max(1, int(8e-3 / once))))
+    once = clock() - start
+    return medians(alternate(variants, max(3, min(rounds, int(rounds * 0.2 / once))), max(1, int(8e-3 / once)), clock))
 
 
 def ratio(record: dict[str, Any]) -> float:

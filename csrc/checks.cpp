@@ -119,6 +119,9 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   check_elements("the padded input of conv2d", {s.N, s.C, padded_h, padded_w});
   check_elements("the output of conv2d", {s.N, s.K, P, Q});
   check_elements("the weight of conv2d", {s.K, s.C, s.R, s.S});
+  // With one tap, the dilation has no effect, but a kernel might compute an address with it that overflows.
+  if (s.R == 1) s.dilation_h = 1;
+  if (s.S == 1) s.dilation_w = 1;
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   return s;
 }

@@ -22,7 +22,6 @@ struct Conv2dShape {
   int64_t group_K() const { return K / groups; }
   // The number of products in one output value.
   int64_t taps() const { return R * S * group_C(); }
-  bool depthwise() const { return groups == C && groups == K && groups > 1; }
 };
 
 // y[n, c, p, q] = max over r < R, s < S of

@@ -106,6 +106,11 @@ CONV2D = [
     conv(1, 18, 12, 13, 18, 3, 3, groups=18, stride=2, dilation=2, padding=2),
     conv(1, 3, 5, 4, 3, 2, 3, groups=3, padding=(3, 4)),
     conv(1, 6, 70, 65, 6, 3, 3, groups=6, padding=1, stride=(1, 2)),
+    # groups of 2, 4 and 8 input and output channels
+    conv(2, 18, 9, 8, 18, 3, 3, groups=9, padding=1),
+    conv(1, 36, 8, 9, 36, 3, 3, groups=9, padding=1, stride=2),
+    conv(2, 24, 7, 7, 24, 5, 2, groups=3, padding=(2, 1), dilation=(1, 2)),
+    conv(1, 32, 40, 33, 32, 3, 3, groups=8, bias=False),
     # few outputs with many channels: the algorithm that reads the weight without packing it
     conv(1, 32, 4, 5, 33, 3, 3, padding=1),
     conv(2, 48, 5, 6, 7, 3, 3, stride=2, bias=False),
@@ -256,6 +261,7 @@ FUSED = [
     fused(conv(2, 16, 13, 10, 16, 5, 3, groups=16, dilation=2, bias=False), kernel_size=3, stride=2),
     fused(conv(2, 8, 9, 9, 8, 3, 3, groups=8)),
     fused(conv(2, 5, 8, 8, 15, 3, 3, groups=5), kernel_size=2),
+    fused(conv(2, 20, 9, 8, 20, 3, 3, groups=5, padding=1), kernel_size=2),
     # no image, one image, more images than a batch is cut into pieces (16); large images
     fused(conv(0, 16, 8, 8, 17, 3, 3), kernel_size=2),
     fused(conv(0, 3, 8, 8, 4, 3, 3)),

@@ -30,8 +30,8 @@ void run_forward(const Forward& call) {
         return winograd_forward<T>(call, plan.cut);
       case Algorithm::small_output:
         return small_output_forward<T>(call);
-      case Algorithm::depthwise:
-        return depthwise_forward<T>(call);
+      case Algorithm::thin_groups:
+        return thin_groups_forward<T>(call);
       default:
         return direct_forward<T>(call, plan.pool_in_registers);
     }

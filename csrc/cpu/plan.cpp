@@ -224,7 +224,7 @@ bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double b
 // ---- plans -------------------------------------------------------------------------------------------------------
 
 const char* name_of(Algorithm algorithm) {
-  constexpr std::array<const char*, 6> names{"direct",       "depthwise",       "winograd",
+  constexpr std::array<const char*, 6> names{"direct",       "thin_groups",     "winograd",
                                              "small_output", "sparse_gradient", "few_channels"};
   return names[static_cast<size_t>(algorithm)];
 }
@@ -245,7 +245,7 @@ BandLimits band_limits(bool reduced) {
 
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
-  if (f.conv.depthwise()) return {Algorithm::depthwise, {}, false};
+  if (kernels().conv2d<T>().thin_groups.supports(f.conv)) return {Algorithm::thin_groups, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
   return {Algorithm::direct, {}, pools_in_registers(f)};
@@ -254,9 +254,9 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
 template <class T>
 BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient) {
   BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
-  // depthwise multiplies the weight by zeros outside of grad_output.
-  if (f.conv.depthwise() && gradient.other_is_finite()) {
-    plan.algorithm = Algorithm::depthwise;
+  // thin_groups multiplies the weight by zeros outside of grad_output.
+  if (kernels().conv2d<T>().thin_groups.supports(f.conv) && gradient.other_is_finite()) {
+    plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
   // A band of a large image may have rows of grad_output that reach no input. They would rule out Winograd.
@@ -277,8 +277,8 @@ template <class T>
 BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient) {
   constexpr int64_t most_channels = 4;  // of few_channels
   BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
-  if (f.conv.depthwise()) {
-    plan.algorithm = Algorithm::depthwise;
+  if (kernels().conv2d<T>().thin_groups.supports(f.conv)) {
+    plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
   const bool few = f.conv.C <= most_channels || always(few_channels);

@@ -17,7 +17,7 @@ namespace fastconv::cpu {
 // Each has a driver of the same name in drivers/.
 enum class Algorithm {
   direct,           // multiplies every tap of every pixel
-  depthwise,        // each channel has a kernel of its own
+  thin_groups,      // groups of 1 to 8 channels, such as depthwise convolutions
   winograd,         // 3 x 3 kernels with fewer multiplications
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
@@ -34,7 +34,7 @@ struct WinogradCut {
 };
 
 struct ForwardPlan {
-  Algorithm algorithm;     // direct, depthwise, winograd or small_output
+  Algorithm algorithm;     // direct, thin_groups, winograd or small_output
   WinogradCut cut;         // for winograd
   bool pool_in_registers;  // for direct: pool each window before it is written to memory
 };
@@ -55,8 +55,8 @@ struct GradientFacts {
 };
 
 struct BackwardPlan {
-  Algorithm algorithm;     // of backward_data: direct, depthwise, winograd or sparse_gradient
-                           // of backward_weight: direct, depthwise, sparse_gradient or few_channels
+  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd or sparse_gradient
+                           // of backward_weight: direct, thin_groups, sparse_gradient or few_channels
   WinogradCut cut;         // for winograd
   bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
   bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h

@@ -1,5 +1,4 @@
-// Multiplies every tap of every pixel (kernels/direct_forward.h, direct_backward.h). Depthwise convolutions have their
-// own kernels (kernels/depthwise.h) and the same driver.
+// Multiplies every tap of every pixel (kernels/direct_forward.h, direct_backward.h).
 #include "../memory/packed_weights.h"
 #include "tiling.h"
 #include "weight_sums.h"

@@ -18,7 +18,7 @@ void winograd_forward(const Forward& call, const WinogradCut& cut);
 template <class T>
 void small_output_forward(const Forward& call);
 template <class T>
-void depthwise_forward(const Forward& call);
+void thin_groups_forward(const Forward& call);
 
 // grad_output: (N, K, P, Q).
 template <class T>
@@ -32,10 +32,10 @@ void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
                             const Tensor& grad_weight, const Tensor& grad_bias);
 
 template <class T>
-void depthwise_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                              const Tensor& grad_input);
 template <class T>
-void depthwise_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                                const Tensor& grad_weight, const Tensor& grad_bias);
 
 // A gradient that skips zeros: one value and one byte of `argmax` for each pooling window and channel, both NHWC. The

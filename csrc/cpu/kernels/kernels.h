@@ -23,14 +23,16 @@ struct Conv2dKernels {
                           const TapRange&, int64_t block);
 };
 
-// Depthwise convolutions (depthwise.h). They work on one block of channels of one image.
+// Groups of few channels, such as depthwise convolutions (thin_groups.h). One call computes one block of channels of
+// one image.
 template <class T>
-struct DepthwiseKernels {
+struct ThinGroupsKernels {
   int64_t block;  // channels in a block
+  bool (*supports)(const Conv2dShape&);
   void (*gather)(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to);
-  void (*forward)(const Conv2dShape&, const DepthwiseTile<T>& x, const PackedWeight<T>&, const DepthwiseResult<T>& y);
-  void (*backward_weight)(const Conv2dShape&, const DepthwiseTile<T>& x, const DepthwiseTile<T>& g,
-                          const WeightSums<T>&, int64_t channels);
+  void (*forward)(const Conv2dShape&, const GroupTile<T>& x, const PackedWeight<T>&, const GroupResult<T>& y);
+  void (*backward_weight)(const Conv2dShape&, const GroupTile<T>& x, const GroupTile<T>& g, const WeightSums<T>&,
+                          int64_t channels);
 };
 
 // Convolution, ReLU and max-pooling fused (direct_forward.h, pooling_epilogue.h).
@@ -98,7 +100,7 @@ struct SmallOutputKernels {
 template <class T>
 struct Conv2dFamily {
   Conv2dKernels<T> direct;
-  DepthwiseKernels<T> depthwise;
+  ThinGroupsKernels<T> thin_groups;
   FusedKernels<T> fused;
   WinogradKernels<T> winograd;
   SparseGradientKernels<T> sparse_gradient;

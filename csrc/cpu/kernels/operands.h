@@ -49,19 +49,19 @@ struct SparseGradientTile {
   int64_t images, row, rows;
 };
 
-// The rows [first, first + rows) of one image and one block of channels of x or grad_output, as depthwise.h reads them:
-// dense, with the padding of the columns. `row` is the stride of the rows.
+// The rows [first, first + rows) of one image and one block of channels of x or grad_output, as thin_groups.h reads
+// them: dense, with the padding of the columns. `row` is the stride of the rows.
 template <class T>
-struct DepthwiseTile {
+struct GroupTile {
   const T* data;
   int64_t row;
   int64_t first, rows;
 };
 
-// The rows [first, first + rows) of one image and one block of `channels` channels of a depthwise convolution's result.
-// `row` and `pixel` are the strides of the rows and columns.
+// The rows [first, first + rows) of one image and one block of `channels` channels of a result with thin groups. `row`
+// and `pixel` are the strides of the rows and columns.
 template <class T>
-struct DepthwiseResult {
+struct GroupResult {
   T* data;
   int64_t row, pixel;
   int64_t first, rows;

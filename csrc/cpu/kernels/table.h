@@ -1,7 +1,6 @@
 // Fills the table of one ISA level (kernels.h). Each struct is filled by name.
 #pragma once
 
-#include "depthwise.h"
 #include "direct_backward.h"
 #include "direct_forward.h"
 #include "direct_pack.h"
@@ -14,6 +13,7 @@
 #include "small_output.h"
 #include "sparse_gradient.h"
 #include "sparse_gradient_3x3.h"
+#include "thin_groups.h"
 #include "winograd.h"
 
 namespace fastconv::FC_LEVEL {
@@ -29,10 +29,11 @@ constexpr Conv2dFamily<T> conv2d_family() {
                      .forward = direct::forward<T>,
                      .backward_data = direct::backward_data<T>,
                      .backward_weight = direct::backward_weight<T>},
-          .depthwise = {.block = depthwise::block<T>,
-                        .gather = depthwise::gather<T>,
-                        .forward = depthwise::forward<T>,
-                        .backward_weight = depthwise::backward_weight<T>},
+          .thin_groups = {.block = thin_groups::block<T>,
+                          .supports = thin_groups::supports<T>,
+                          .gather = thin_groups::gather<T>,
+                          .forward = thin_groups::forward<T>,
+                          .backward_weight = thin_groups::backward_weight<T>},
           .fused = {.forward = direct::relu_max_pool2d_forward<T>,
                     .relu_max_pool2d = relu_max_pool2d<T>,
                     .unpool = unpool<T>},

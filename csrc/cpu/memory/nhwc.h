@@ -42,11 +42,11 @@ class NhwcReader {
     }
   }
 
-  // Copies one block of channels of these rows and columns, for kernels/depthwise.h. Pixels outside of the image, and
+  // Copies one block of channels of these rows and columns, for kernels/thin_groups.h. Pixels outside of the image, and
   // the rest of the block, become zero.
   void copy_block(int64_t image, int64_t h0, int64_t rows, int64_t w0, int64_t columns, const ChannelRange& c,
                   T* to) const {
-    const DepthwiseKernels<T>& kernel = kernels().conv2d<T>().depthwise;
+    const ThinGroupsKernels<T>& kernel = kernels().conv2d<T>().thin_groups;
     const int64_t block = kernel.block, channels = c.last - c.first;
     const int64_t first = std::clamp<int64_t>(-h0, 0, rows), last = std::clamp(H_ - h0, first, rows);
     const int64_t left = std::clamp<int64_t>(-w0, 0, columns), right = std::clamp(W_ - w0, left, columns);

@@ -17,7 +17,7 @@ namespace fastconv::cpu {
 
 // Everything that the packed form depends on, except the weight's shape and values.
 struct Packing {
-  enum Kind { direct, depthwise, winograd };
+  enum Kind { direct, thin_groups, winograd };
   Kind kind;
   int64_t detail;  // for winograd: the sides of its tiles
 };

@@ -1,5 +1,5 @@
-// Depthwise convolutions (kernels/depthwise.h). A unit of work is one tile of rows and one block of channels. The block
-// is copied to workspace, so that the kernels read dense memory.
+// Groups of few channels, such as depthwise convolutions (kernels/thin_groups.h). A unit of work is one tile of rows and
+// one block of channels. The block is copied to workspace, so that the kernels read dense memory.
 #include "../memory/packed_weights.h"
 #include "../memory/phases.h"
 #include "tiling.h"
@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t tile_input_pixels = 2048;
 
 template <class T>
-const DepthwiseKernels<T>& kernel() {
-  return kernels().conv2d<T>().depthwise;
+const ThinGroupsKernels<T>& kernel() {
+  return kernels().conv2d<T>().thin_groups;
 }
 
 template <class T>
@@ -25,31 +25,40 @@ Blocks blocks_of(const Conv2dShape& s) {
 
 template <class T>
 int64_t packed_size(const Conv2dShape& s) {
-  return blocks_of<T>(s).count() * s.R * s.S * kernel<T>().block;
+  return blocks_of<T>(s).count() * s.taps() * kernel<T>().block;
 }
 
-// Packs a weight (C, 1, R, S) as [block][r, s][block of c].
+// Packs a weight as [block][c][r, s][block of k]. `krsc`: the order of its elements.
 template <class T>
-void pack(const Conv2dShape& s, const T* weight, T* packed) {
+void pack(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
   const Blocks blocks = blocks_of<T>(s);
-  const int64_t taps = s.R * s.S;
+  const int64_t taps = s.taps(), RS = s.R * s.S, group = s.group_C();
+  const int64_t from_c = krsc ? 1 : RS, from_tap = krsc ? group : 1;
   std::memset(packed, 0, static_cast<size_t>(packed_size<T>(s)) * sizeof(T));
-  for (int64_t i = 0; i < blocks.count(); ++i) {
-    const int64_t c = blocks.first_channel(i);
-    kernels().conv2d<T>().transpose(weight + c * taps, taps, blocks.first_channel(i + 1) - c, taps,
-                                    packed + i * taps * blocks.width, blocks.width);
+  for (int64_t k = 0; k < s.K; ++k) {
+    const T* from = weight + k * taps;
+    T* to = packed + k / blocks.width * taps * blocks.width + k % blocks.width;
+    for (int64_t c = 0; c < group; ++c) {
+      for (int64_t tap = 0; tap < RS; ++tap) to[(c * RS + tap) * blocks.width] = from[c * from_c + tap * from_tap];
+    }
   }
 }
 
-// Packs the taps of a phase, in reverse order, from the packed weight of all taps.
+// Packs the taps of a phase for backward_data, from the packed weight of all taps: in reverse order, and with the input
+// and output channels of each group exchanged.
 template <class T>
 void pack_phase(const Conv2dShape& s, const Phase& rows, const Phase& columns, const T* packed, T* to) {
   const Blocks blocks = blocks_of<T>(s);
-  for (int64_t block = 0; block < blocks.count(); ++block, packed += s.R * s.S * blocks.width) {
-    for (int64_t r = rows.taps; r-- > 0;) {
-      for (int64_t tap = columns.taps; tap-- > 0; to += blocks.width) {
-        const int64_t at = (rows.tap + r * rows.tap_step) * s.S + columns.tap + tap * columns.tap_step;
-        std::copy_n(packed + at * blocks.width, blocks.width, to);
+  const int64_t RS = s.R * s.S, group = s.group_C();
+  for (int64_t block = 0; block < blocks.count(); ++block, packed += s.taps() * blocks.width) {
+    for (int64_t k = 0; k < group; ++k) {
+      for (int64_t r = rows.taps; r-- > 0;) {
+        for (int64_t tap = columns.taps; tap-- > 0; to += blocks.width) {
+          const int64_t at = (rows.tap + r * rows.tap_step) * s.S + columns.tap + tap * columns.tap_step;
+          for (int64_t c = 0; c < blocks.width; ++c) {
+            to[c] = packed[(c % group * RS + at) * blocks.width + c / group * group + k];
+          }
+        }
       }
     }
   }
@@ -68,7 +77,7 @@ struct Unit {
   int64_t channels() const { return blocks.first_channel(block + 1) - first_channel(); }
 
   // Rows and columns, dense. Pixels outside of the image are zero.
-  DepthwiseTile<T> read(const Rows& rows, const Rows& columns, Workspace use) const {
+  GroupTile<T> read(const Rows& rows, const Rows& columns, Workspace use) const {
     T* to = workspace<T>(use, rows.count * columns.count * blocks.width);
     reader.copy_block(image, rows.first, rows.count, columns.first, columns.count,
                       {first_channel(), first_channel() + channels()}, to);
@@ -76,13 +85,13 @@ struct Unit {
   }
 
   PackedWeight<T> weight(const Conv2dShape& s, const PackedWeight<T>& all) const {
-    return {all.data + block * s.R * s.S * blocks.width, all.bias ? all.bias + first_channel() : nullptr};
+    return {all.data + block * s.taps() * blocks.width, all.bias ? all.bias + first_channel() : nullptr};
   }
 
   // Computes the output rows y.first to y.first + y.rows.
-  void forward(const Conv2dShape& s, const PackedWeight<T>& all, const DepthwiseResult<T>& y) const {
+  void forward(const Conv2dShape& s, const PackedWeight<T>& all, const GroupResult<T>& y) const {
     const Rows columns{-s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w)};
-    const DepthwiseTile<T> x = read(rows_read_by(s, {y.first, y.rows}), columns, Workspace::input_tile);
+    const GroupTile<T> x = read(rows_read_by(s, {y.first, y.rows}), columns, Workspace::input_tile);
     kernel<T>().forward(s, x, weight(s, all), y);
   }
 };
@@ -159,13 +168,15 @@ void convolve_and_pool(const Forward& call, const NhwcReader<T>& x, const Packed
 }  // namespace
 
 template <class T>
-void depthwise_forward(const Forward& call) {
+void thin_groups_forward(const Forward& call) {
   const Conv2dShape& s = call.shape.conv;
   const Bias<T> bias(call.bias, call.weight);
   const Tensor from = dense(call.weight);
-  const auto packed = packed_weight(
-      s, from, {Packing::depthwise, 0}, packed_size<T>(s) * static_cast<int64_t>(sizeof(T)), Workspace::packed_weight,
-      [&](const void* values, void* to) { pack<T>(s, static_cast<const T*>(values), static_cast<T*>(to)); });
+  const auto packed =
+      packed_weight(s, from, {Packing::thin_groups, 0}, packed_size<T>(s) * static_cast<int64_t>(sizeof(T)),
+                    Workspace::packed_weight, [&, krsc = is_nhwc(from)](const void* values, void* to) {
+                      pack<T>(s, static_cast<const T*>(values), krsc, static_cast<T*>(to));
+                    });
   const PackedWeight<T> weight{static_cast<const T*>(packed.get()), bias.data};
   const NhwcReader<T> x(call.input);
   if (call.argmax) return convolve_and_pool(call, x, weight);
@@ -180,13 +191,13 @@ void depthwise_forward(const Forward& call) {
 }
 
 template <class T>
-void depthwise_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                             const Tensor& grad_input) {
+void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                               const Tensor& grad_input) {
   const auto rows = phases(s.H, s.stride_h, s.dilation_h, s.R, s.pad_h);
   const auto columns = phases(s.W, s.stride_w, s.dilation_w, s.S, s.pad_w);
   T* all_taps = workspace<T>(Workspace::packed_weight, packed_size<T>(s));
   T* packed = workspace<T>(Workspace::winograd_weight, packed_size<T>(s));  // all phases, one after the other
-  pack<T>(s, data<T>(weight), all_taps);
+  pack<T>(s, data<T>(weight), is_nhwc(weight), all_taps);
   T* end = packed;
   for (const Phase& row : rows) {
     for (const Phase& column : columns) {
@@ -204,20 +215,20 @@ void depthwise_backward_data(const Conv2dShape& s, const Tensor& grad_output, co
     const Rows steps{tile.row, tile.rows};
     const int64_t first = steps.first * s.stride_h, last = std::min(s.H, steps.end() * s.stride_h);
     const UnitResult<T> to(dx, nhwc, s.C, s.H, s.W, unit, {first, last - first});
-    const DepthwiseTile<T> from = unit.read(rows_of(rows, steps), g_columns, Workspace::input_tile);
+    const GroupTile<T> from = unit.read(rows_of(rows, steps), g_columns, Workspace::input_tile);
     const T* of_phase = packed;
     for (const Phase& row : rows) {
       for (const Phase& column : columns) {
         const Conv2dShape f = shape_of(s, row, column);
         const int64_t count = std::min(steps.end(), row.count) - steps.first;
-        const DepthwiseResult<T> y{to.data + (row.first * s.W + column.first) * to.pixel,
-                                   s.stride_h * s.W * to.pixel,
-                                   s.stride_w * to.pixel,
-                                   steps.first,
-                                   std::max<int64_t>(0, count),
-                                   column.count,
-                                   unit.channels()};
-        DepthwiseTile<T> x = from;
+        const GroupResult<T> y{to.data + (row.first * s.W + column.first) * to.pixel,
+                               s.stride_h * s.W * to.pixel,
+                               s.stride_w * to.pixel,
+                               steps.first,
+                               std::max<int64_t>(0, count),
+                               column.count,
+                               unit.channels()};
+        GroupTile<T> x = from;
         x.data += (-column.pad - g_columns.first) * unit.blocks.width;
         kernel<T>().forward(f, x, unit.weight(f, {of_phase, nullptr}), y);
         of_phase += packed_size<T>(f);
@@ -228,8 +239,8 @@ void depthwise_backward_data(const Conv2dShape& s, const Tensor& grad_output, co
 }
 
 template <class T>
-void depthwise_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& grad_weight, const Tensor& grad_bias) {
+void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                                 const Tensor& grad_weight, const Tensor& grad_bias) {
   const Blocks blocks = blocks_of<T>(s);
   const Tiles tiles(s.N, s.P, s.Q, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
   const Pieces<T> pieces(s,
@@ -248,8 +259,8 @@ void depthwise_backward_weight(const Conv2dShape& s, const Tensor& grad_output, 
         const Tile tile = tiles[t];
         const Rows rows{tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h)};
         for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-          const DepthwiseTile<T> from = Unit<T>{x, blocks, n, block}.read(rows, columns, Workspace::input_tile);
-          const DepthwiseTile<T> gradient =
+          const GroupTile<T> from = Unit<T>{x, blocks, n, block}.read(rows, columns, Workspace::input_tile);
+          const GroupTile<T> gradient =
               Unit<T>{g, blocks, n, block}.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
           kernel<T>().backward_weight(s, from, gradient, {all.weight + c0, all.bias + c0}, c1 - c0);
         }
@@ -259,11 +270,11 @@ void depthwise_backward_weight(const Conv2dShape& s, const Tensor& grad_output, 
   pieces.finish_rsck(s, grad_weight, grad_bias);
 }
 
-#define FASTCONV_INSTANTIATE(T)                                                                               \
-  template void depthwise_forward<T>(const Forward&);                                                         \
-  template void depthwise_backward_data<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&);  \
-  template void depthwise_backward_weight<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&, \
-                                             const Tensor&);
+#define FASTCONV_INSTANTIATE(T)                                                                                 \
+  template void thin_groups_forward<T>(const Forward&);                                                         \
+  template void thin_groups_backward_data<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&);  \
+  template void thin_groups_backward_weight<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&, \
+                                               const Tensor&);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)
 
