@@ -52,6 +52,13 @@ std::string cpu_capability_from(const char* name) {
   refuse(name, value, "is not an ISA level of this machine: " + have + " (empty or unset: the last)");
 }
 
+bool own_algorithms_from(const char* name) {
+  const std::string_view value = value_of(name);
+  if (value.empty() || value == "auto") return false;
+  if (value == "own") return true;
+  refuse(name, value, "is not one of auto, own (own: fastconv's kernels only; empty or unset: auto)");
+}
+
 int winograd_from(const char* name) {
   const std::string_view value = value_of(name);
   if (value.empty()) return 3;
@@ -76,7 +83,8 @@ int64_t cache_bytes_from(const char* name) {
 }  // namespace
 
 const Environment& environment() {
-  static const Environment parsed{cpu_capability_from("FASTCONV_CPU_CAPABILITY"), winograd_from("FASTCONV_WINOGRAD"),
+  static const Environment parsed{cpu_capability_from("FASTCONV_CPU_CAPABILITY"),
+                                  own_algorithms_from("FASTCONV_ALGORITHM"), winograd_from("FASTCONV_WINOGRAD"),
                                   cache_bytes_from("FASTCONV_CACHE_MB")};
   return parsed;
 }

@@ -9,6 +9,7 @@ namespace fastconv {
 
 struct Environment {
   std::string cpu_capability;  // FASTCONV_CPU_CAPABILITY: an ISA level of this machine; empty: the highest
+  bool own_algorithms;         // FASTCONV_ALGORITHM=own: never PyTorch's operators
   int winograd;                // FASTCONV_WINOGRAD: the largest side of a tile; 0: no Winograd
   int64_t cache_bytes;         // FASTCONV_CACHE_MB in bytes; INT64_MAX: no limit
 };

@@ -59,6 +59,13 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
     result["algorithm"] = name_of(algorithm);
     if (algorithm == Algorithm::winograd) result["tiles"] = tiles_of(cut);
   };
+  const Pass which = pass == "forward"         ? Pass::forward
+                     : pass == "backward_data" ? Pass::backward_data
+                                               : Pass::backward_weight;
+  if (!fused && torch_is_faster(f.conv, which)) {
+    result["algorithm"] = "torch";
+    return result;
+  }
   if (pass == "forward") {
     const ForwardPlan plan = plan_forward<T>(f, channels_last);
     describe(plan.algorithm, plan.cut);
@@ -128,7 +135,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
-        "of winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to 'always' "
+        "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "
+        "'always' "
         "(for every shape that it can compute) or 'never'. The plan decides about all others. `winograd` replaces "
         "FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, in elements of input "
         "and output, unless it is 0.");
@@ -146,6 +154,7 @@ PYBIND11_MODULE(_C, m) {
         const bool unlimited = e.cache_bytes == std::numeric_limits<int64_t>::max();
         return std::map<std::string, std::string>{
             {"FASTCONV_CPU_CAPABILITY", e.cpu_capability},
+            {"FASTCONV_ALGORITHM", e.own_algorithms ? "own" : "auto"},
             {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
             {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
       },

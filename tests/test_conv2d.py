@@ -29,6 +29,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 import fastconv.functional as FF
+from fastconv import _C
 
 ours = torch.ops.fastconv
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
@@ -89,6 +90,35 @@ def test_conv2d_accepts_any_layout_and_returns_pytorchs(case: Conv2dCase, layout
             strict=True,
         ):
             torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("algorithms_as_measured")
+@over(case=CONV2D, layout=["contiguous", "channels_last", "sliced"], weight_layout=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_calls_left_to_pytorch_have_the_same_layouts_and_no_gradients_of_their_own(
+    case: Conv2dCase, layout: str, weight_layout: str, dtype: torch.dtype
+) -> None:
+    tensors = case.tensors(dtype)
+    x, w, b = LAYOUTS[layout](tensors[0]), LAYOUTS[weight_layout](tensors[1]), tensors[2]
+    g = random_like(FF.conv2d(x, w, b, **case.arguments)).to(dtype)
+    results = []
+    for choice in ("never", "always"):
+        _C.set_algorithms({"torch": choice})
+        results.append(with_gradients(FF.conv2d, (x, w, b), g, **case.arguments))
+    for mine, pytorchs in zip(*results, strict=True):
+        assert mine.stride() == pytorchs.stride()
+        error = 2e-2 if dtype is torch.bfloat16 else 1e-4
+        torch.testing.assert_close(mine, pytorchs, rtol=error, atol=error * 10)
+
+
+def test_padding_much_larger_than_the_image_needs_no_memory() -> None:
+    """With its own kernels, fastconv would store 13 GB of zeros."""
+    x, w = torch.randn(1, 2, 8, 8), torch.randn(2, 2, 3, 3)
+    g = torch.randn(1, 2, 8, 8)
+    mine = with_gradients(FF.conv2d, (x, w, None), g, padding=20_000, dilation=20_000)
+    theirs = with_gradients(F.conv2d, (x, w, None), g, padding=20_000, dilation=20_000)
+    for ours, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("P", range(1, 10))

@@ -15,6 +15,7 @@ from fastconv import _C, environment
 
 DEFAULTS = {
     "FASTCONV_CPU_CAPABILITY": "",
+    "FASTCONV_ALGORITHM": "auto",
     "FASTCONV_WINOGRAD": "3",
     "FASTCONV_CACHE_MB": "512",
     "FASTCONV_BENCH_ROUNDS": "60",

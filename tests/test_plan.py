@@ -12,7 +12,9 @@ import fastconv.functional as FF
 from fastconv import _C
 
 POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
-
+PASSES = ("forward", "backward_data", "backward_weight")
+#: Sizes of the input and the weight, stride, padding and dilation.
+MOSTLY_PADDING = ((1, 8, 28, 28), (8, 8, 3, 3), (1, 1), (40, 40), (40, 40))
 
 pytestmark = pytest.mark.usefixtures("algorithms_as_measured")
 
@@ -33,6 +35,8 @@ def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
         (("backward_data", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {}, "thin_groups"),
         (("backward_data", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {"finite": False}, "direct"),
         (("backward_weight", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {}, "thin_groups"),
+        *(((pass_, *MOSTLY_PADDING), {}, "torch") for pass_ in PASSES),
+        (("forward", *MOSTLY_PADDING), {"relu": True}, "direct"),
         (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {}, "winograd"),
         (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {"nonzero": 0.1}, "sparse_gradient"),
         (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {"nonzero": 0.1, "finite": False}, "winograd"),
@@ -108,7 +112,7 @@ def test_each_algorithm_is_exact_if_it_is_forced(
 
 
 def test_an_unknown_algorithm_or_choice_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected any of winograd, small_output"):
+    with pytest.raises(ValueError, match="expected any of torch, winograd, small_output"):
         _C.set_algorithms({"fast": "always"})
     with pytest.raises(ValueError, match="expected 'always' or 'never'"):
         _C.set_algorithms({"winograd": "sometimes"})
