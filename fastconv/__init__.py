@@ -31,11 +31,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or not startup.is_command():
-    from fastconv import environment, flops, functional, models, nn, optim
-    from fastconv._ops.library import _C
-    from fastconv.conversion import conversion_report, convert, revert
-    from fastconv.override import enabled
-    from fastconv.public import show_config
+    from fastconv.public import conversion_report, convert, enabled, revert, show_config  # isort: skip  loads torch
+    from fastconv import _C, environment, flops, functional, models, nn, optim  # isort: skip
 else:
     # The command `fastconv` loads torch only if it has to compute: `fastconv --help` takes 0.2 s instead of 2 s.
     def __getattr__(name: str) -> Any:

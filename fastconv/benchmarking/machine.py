@@ -33,7 +33,7 @@ class Load:
 
     @property
     def is_busy(self) -> bool:
-        """Whether other programs disturb a measurement: over a tenth of the cores is busy, and over a quarter of one."""
+        """Whether other programs disturb a measurement: more than a quarter of a core and a tenth of all is busy."""
         return self.busy > max(0.25, 0.1 * self.cores)
 
     def __str__(self) -> str:

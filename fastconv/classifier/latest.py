@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -63,8 +64,9 @@ def point_to(folder: Path) -> Path | None:
 
 
 def forget(folder: Path, before: Path | None) -> None:
-    """Remove ``folder``, which must be empty, and let ``runs/latest`` point to the run ``before`` it."""
-    folder.rmdir()
+    """Remove ``folder`` if it is empty, and let ``runs/latest`` point to the run ``before`` it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
     if before is not None and before.is_dir():
         point_to(before)
     else:

@@ -82,8 +82,7 @@ class RunFolder:
             raise files.OutputError(f"{self.path} has another run: {remedy}")
         self._check_own(found)
         self.remove_products()
-        for path in found:
-            path.unlink()
+        self._remove(*found, *self.tensorboard.glob("events.out.tfevents.*"))
 
     def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the run to continue, and its state for :meth:`restore`.
@@ -229,15 +228,16 @@ class RunFolder:
         self.save_training(training, settings, finished=True)
 
     def remove_products(self) -> None:
-        """Remove what commands have made of an earlier network of this run: report, pictures, exports, logs."""
+        """Remove what commands have made of an earlier network of this run: the report, pictures and exports."""
         pictures = [self.plots / f"{name}.png" for name in PLOTS]
-        logs = self.tensorboard.glob("events.out.tfevents.*") if self.tensorboard.is_dir() else ()
-        for path in (self.report, self.predictions, *pictures, *logs, *self._exports()):
+        self._remove(self.report, self.predictions, *pictures, *self._exports())
+        with contextlib.suppress(OSError):  # it has files of the user, or is not there
+            self.plots.rmdir()
+
+    def _remove(self, *paths: Path) -> None:
+        for path in paths:
             with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-        for folder in (self.plots, self.tensorboard):
-            with contextlib.suppress(OSError):  # it has files of the user, or is not there
-                folder.rmdir()
+                path.unlink()
 
     def _exports(self) -> list[Path]:
         from fastconv.classifier.export import is_export

@@ -39,12 +39,16 @@ def find_run(run: Path | None, printer: Printer) -> tuple[RunFolder, Path]:
         run = latest.folder()
         printer.aside(f"the last run: {run}")
     run = latest.followed(run)
+    if not run.exists():
+        raise UserError(f"cannot read {run}: No such file or directory")
     if not run.is_dir():
         return RunFolder(run.parent), run
     folder = RunFolder(run)
-    if folder.checkpoint.exists() or not folder.training.exists():
+    if folder.checkpoint.exists():
         return folder, folder.checkpoint
-    raise UserError(f"the run in {run} is not finished: '{folder.resume_command()}' continues it")
+    if folder.training.exists():
+        raise UserError(f"the run in {run} is not finished: '{folder.resume_command()}' continues it")
+    raise UserError(f"{run} is not the folder of a run: it has no {folder.checkpoint.name}")
 
 
 def load_run(run: Path | None, printer: Printer) -> Found:

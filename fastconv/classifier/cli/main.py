@@ -62,6 +62,12 @@ class _Command(typer.core.TyperCommand):
                 parameter.rich_help_panel = OUTPUT
         return sorted(found, key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words after the command's name in its usage. typer would put braces around arguments."""
+        arguments = [one for one in self.params if one.param_type_name == "argument"]
+        names = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
+        return [*([self.options_metavar] if self.options_metavar else []), *names]
+
 
 def _without_types(parameters: list[Any]) -> list[Any]:
     for parameter in parameters:

@@ -98,7 +98,7 @@ def _is_run(name: str) -> bool:
 
 
 def _read(name: str, saved: Checkpoint, data: DataSet | None) -> tuple[str, Tensor, str | None] | UserError:
-    """Return the name, the image (1, C, H, W) and, for a test image, its label. Return the error if it is unreadable."""
+    """Return the name, the image (1, C, H, W) and the label of a test image. Return the error if it is unreadable."""
     from fastconv.classifier.data.images import read_for
 
     try:

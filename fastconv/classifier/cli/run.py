@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from fastconv.classifier.distributed import alone, process_group
 from fastconv.classifier.errors import UserError, UserInterrupt, printable
 from fastconv.classifier.evaluation import evaluate
 from fastconv.classifier.fit import Training
-from fastconv.classifier.history import EpochResult
+from fastconv.classifier.history import EpochResult, speed_line
 from fastconv.classifier.inputs import split_for_validation
 
 
@@ -93,16 +94,16 @@ class Run:
             UserInterrupt: if the user stopped the run. ``training.pt`` then holds its state.
         """
         with process_group() as rank:
+            training = self._training()  # first: a mistake in the settings must leave no folder
             if rank != 0:
-                self._run_other()
+                self._run_other(training)
                 return
             self._folder = runs.RunFolder(self._choose_folder())
             with self._folder.locked():
-                self._run_first()
+                self._run_first(training)
 
-    def _run_other(self) -> None:
+    def _run_other(self, training: Training) -> None:
         """Take part in the training without printing or writing."""
-        training = self._training()
         if self._state is not None:
             training.load_state_dict(self._state)
         with contextlib.suppress(Diverged):  # the first process reports it
@@ -110,7 +111,7 @@ class Run:
             if self._extras.compare:
                 self._training(self._other_backend).run()
 
-    def _run_first(self) -> None:
+    def _run_first(self, training: Training) -> None:
         # Check for mistakes of the user before the training starts.
         if self._state is None:
             self._folder.begin(self._overwrite)
@@ -118,7 +119,6 @@ class Run:
         self._printer.note(
             f"{self._config.model} on {self._data.name}: {self._count} training images, {validation} validation images"
         )
-        training = self._training()
         before = latest.point_to(self._folder.path)
         if self._state is None:
             self._folder.save_training(training, self._settings)
@@ -200,13 +200,16 @@ class Run:
         """Evaluate the network on the test images. Return the results of the run for history.json."""
         images, labels = self._data.test_images, self._data.test_labels
         loss, accuracy = evaluate(training.model, images, labels, self._config.loss)
-        line = test_line(loss, accuracy, len(images))
+        self._result(test_line(loss, accuracy, len(images)))
+        epochs = [asdict(result) for result in training.history]
+        return {"epochs": epochs, "test_loss": loss, "test_accuracy": accuracy}
+
+    def _result(self, line: str) -> None:
+        """Print a line of the result. With ``--json``, it is a note, because the result is printed at the end."""
         if self._printer.json:
             self._printer.note(line)
         else:
             self._printer.result(line, None)
-        epochs = [asdict(result) for result in training.history]
-        return {"epochs": epochs, "test_loss": loss, "test_accuracy": accuracy}
 
     def _compare(self, ours: list[EpochResult]) -> dict[str, Any]:
         """Train again on the other backend, and print both results. Return the figures. The weights are not kept."""
@@ -223,26 +226,13 @@ class Run:
             cells = [(f"{r.loss:.4f}", f"{r.accuracy:.2%}", f"{r.seconds:.1f}") for r in results]
             rows.append((str(results[0].epoch), *(cell for three in cells for cell in three)))
         print_table(header, rows, self._printer.console)
-        speeds = {name: sum(r.images_per_second for r in history) / len(history) for name, history in histories.items()}
-        self._printer.note(speed_line(speeds))
+        self._result(
+            speed_line({name: median(r.images_per_second for r in found) for name, found in histories.items()})
+        )
         return {"backend": other, **figures}
 
     def _progress(self, epochs_done: int) -> TrainingProgress:
         return TrainingProgress(self._printer.console, self._config.epochs, self._count, epochs_done)
-
-
-def speed_line(speeds: dict[str, float]) -> str:
-    """Compare the images per second of two backends in words.
-
-    Example::
-
-        >>> speed_line({"fastconv": 12700.0, "torch": 6000.0})
-        'fastconv 12,700 images/s, torch 6,000 images/s: fastconv is 2.1 times faster'
-    """
-    (slow, least), (fast, most) = sorted(speeds.items(), key=lambda pair: pair[1])
-    ratio = f"{most / least:.1f}"
-    verdict = f"{fast} and {slow} are equally fast" if ratio == "1.0" else f"{fast} is {ratio} times faster"
-    return ", ".join(f"{name} {speed:,.0f} images/s" for name, speed in speeds.items()) + f": {verdict}"
 
 
 @contextlib.contextmanager
