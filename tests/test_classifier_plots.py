@@ -409,7 +409,8 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
     assert "100.00% of 6 test images of tiny <set>" in page.text
     assert "<title>&lt;i&gt; on pictures</title>" in text
     assert "Training on the backend <torch>" in page.text
-    assert "43.21% of the test images predicted correctly; 1,000 images/s" in page.text
+    assert "43.21% of the test images predicted correctly" in page.text
+    assert "fastconv 1,000 images/s, <torch> 1,000 images/s: <torch> and fastconv are equally fast" in page.text
     assert "&amp;amp;" in text
     assert not re.search("<b>|<i>|<u>", text)
     assert names[int(labels[0])] in page.text
@@ -429,7 +430,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
         ({"versions": 3}, "is not the history"),
         ({"compare": {"epochs": history(1), "test_accuracy": "<b>"}}, "is not the history"),
         ({"compare": {"epochs": []}}, "is not the history"),
-        ({}, "cannot read run/checkpoint.pt: No such file"),
+        ({}, "run is not the folder of a run: it has no checkpoint.pt"),
     ],
 )
 def test_an_unreadable_run_is_refused_in_one_line(
@@ -458,14 +459,14 @@ def test_wrong_arguments_are_refused(
     shutil.rmtree("whole/plots")
     Path("whole/plots").write_text("mine")
     for arguments, message in (
-        (["nowhere"], "nowhere is not the folder of a run"),
-        (["file"], "file is not the folder of a run"),
-        (["half"], "the run in half is not finished: continue it with --resume"),
+        (["nowhere"], "cannot read nowhere: No such file"),
+        (["file"], "cannot read history.json: No such file"),
+        (["half"], "the run in half is not finished: 'fastconv train --output half --resume' continues it"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),
         (["whole"], "cannot write into whole/plots: "),
         ([str(run), "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
-        ([], "Missing argument"),
+        ([], "there is no run here yet"),
     ):
         assert main(["report", *arguments]) == 2
         errors = capsys.readouterr().err

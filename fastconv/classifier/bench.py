@@ -194,7 +194,7 @@ def picture(rows: Sequence[Row], title: str) -> bytes:
     ticks = [tick for tick in _TICKS if low / span**0.12 <= tick <= high * span**0.12]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("PyTorch's time / fastconv's time, in PyTorch's faster memory format (below 1, PyTorch is faster)")
+    axes.set_xlabel("PyTorch's time, in its faster memory format / fastconv's time\n(below 1, PyTorch is faster)")
     axes.set_title(title.replace("; torch", "\ntorch"), fontsize=9, color=FAINT, loc="left")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

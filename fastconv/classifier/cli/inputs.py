@@ -33,7 +33,7 @@ def find_run(run: Path | None, printer: Printer) -> tuple[RunFolder, Path]:
     """Return the folder and the checkpoint file of ``run``, a run's folder or a checkpoint. ``None`` is the last run.
 
     Raises:
-        UserError: if there is no such run, or it has no checkpoint yet.
+        UserError: if there is no such file or folder.
     """
     if run is None:
         run = latest.folder()
@@ -41,20 +41,26 @@ def find_run(run: Path | None, printer: Printer) -> tuple[RunFolder, Path]:
     run = latest.followed(run)
     if not run.exists():
         raise UserError(f"cannot read {run}: No such file or directory")
-    if not run.is_dir():
-        return RunFolder(run.parent), run
-    folder = RunFolder(run)
-    if folder.checkpoint.exists():
-        return folder, folder.checkpoint
+    return (RunFolder(run), RunFolder(run).checkpoint) if run.is_dir() else (RunFolder(run.parent), run)
+
+
+def load_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
+    """Load the checkpoint ``path``.
+
+    Raises:
+        UserError: if it cannot be read, or the run in ``folder`` has none yet.
+    """
+    if path.exists():
+        return checkpoint.load(path)
     if folder.training.exists():
-        raise UserError(f"the run in {run} is not finished: '{folder.resume_command()}' continues it")
-    raise UserError(f"{run} is not the folder of a run: it has no {folder.checkpoint.name}")
+        raise UserError(f"the run in {folder.path} is not finished: '{folder.resume_command()}' continues it")
+    raise UserError(f"{folder.path} is not the folder of a run: it has no {path.name}")
 
 
 def load_run(run: Path | None, printer: Printer) -> Found:
     """Find ``run`` as :func:`find_run` does, and load its checkpoint."""
     folder, path = find_run(run, printer)
-    return Found(folder, path, checkpoint.load(path))
+    return Found(folder, path, load_checkpoint(folder, path))
 
 
 def build(saved: Checkpoint, given: options.Network) -> nn.Module:

@@ -24,7 +24,6 @@ def report(given: Report) -> None:
     The page is one file and needs no internet connection. The plots are also written as PNG files to the sub-folder
     plots of the run folder.
     """
-    from fastconv.classifier import checkpoint
     from fastconv.classifier.cli import inputs
     from fastconv.classifier.cli.printing import Printer
     from fastconv.classifier.report import write
@@ -34,7 +33,7 @@ def report(given: Report) -> None:
     printer = Printer(given.quiet)
     folder, path = inputs.find_run(given.run, printer)
     folder.read_history()
-    saved = checkpoint.load(path)
+    saved = inputs.load_checkpoint(folder, path)
     network = inputs.build(saved, given)
     data = inputs.load_data_for(saved, given)
     printer.note(f"wrote {write(folder, network, data, given.output)}")
