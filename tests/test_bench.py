@@ -166,7 +166,7 @@ def number_of_processes(session: int) -> int:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_processes_and_prints_one_line() -> None:
-    with running([*COMMAND, "bench", "--rounds", "1000"]) as process:
+    with running([*COMMAND, "bench", "--rounds", "1000", "--quiet"]) as process:
         while number_of_processes(process.pid) < 1 + len(VARIANTS):
             assert process.poll() is None
             time.sleep(0.1)
