@@ -171,6 +171,7 @@ def settle(given: Mapping[str, Any]) -> dict[str, Any]:
         (0.01, 1, 0, 'mnist5k')
     """
     others = {name: given.get(name, default) for name, default in _OTHER_SETTINGS.items()}
+    _check_choice("recipe", others["recipe"], RECIPES)
     chosen = {name: value for name, value in given.items() if name not in others}
     settings = {**asdict(TrainingConfig(**{**RECIPES[others["recipe"]], **chosen})), **others}
     check_settings(settings)

@@ -44,6 +44,10 @@ def _named(name: str, names: Iterable[str], help: str, panel: str = TRAINING, de
     return shared.choice(name, names, help, show_default=shown, rich_help_panel=panel)
 
 
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in known.MODELS if name.startswith(incomplete)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Train(shared.Result):
     """The options of ``fastconv train``."""
@@ -113,7 +117,7 @@ class Train(shared.Result):
             "--model",
             f"{', '.join(known.MODELS)}, or a list of layers such as 'conv32, conv32, pool, dropout.2, dense64'.",
             metavar="<model>",
-            autocompletion=lambda incomplete: [name for name in known.MODELS if name.startswith(incomplete)],
+            autocompletion=_complete_model,
         ),
     ] = None
     epochs: Annotated[int | None, _setting("--epochs", "Number of passes over the training images.")] = None
