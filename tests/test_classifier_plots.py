@@ -461,7 +461,7 @@ def test_wrong_arguments_are_refused(
     for arguments, message in (
         (["nowhere"], "cannot read nowhere: No such file"),
         (["file"], "cannot read history.json: No such file"),
-        (["half"], "the run in half is not finished: 'fastconv train --output half --resume' continues it"),
+        (["half"], "the run in half is not finished; to continue: fastconv train --output half --resume\n"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),
         (["whole"], "cannot write into whole/plots: "),

@@ -444,8 +444,9 @@ def test_a_training_that_cannot_be_resumed_is_reported(capsys: Output, monkeypat
         [*UNDER_WAY, "--output", "run", "--resume"], capsys
     )
     interrupt(monkeypatch)
-    assert "has an interrupted run: 'fastconv train --output run --resume' continues it" in complaint(
-        [*UNDER_WAY, "--output", "run"], capsys
+    assert (
+        "has an interrupted run: --overwrite replaces it; to continue: fastconv train --output run --resume\n"
+        in complaint([*UNDER_WAY, "--output", "run"], capsys)
     )
     resume = [*UNDER_WAY, "--output", "run", "--resume"]
     assert "--lr 0.002 differs from the run in run (--lr 0.001)" in complaint([*resume, "--lr", "0.002"], capsys)

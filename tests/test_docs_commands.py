@@ -84,8 +84,9 @@ def interrupted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 def test_the_commands_of_a_page_run_one_after_another(
     page: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # for the processes of bench
     monkeypatch.setenv("FASTCONV_DATA", str(tmp_path / "cache"))
+    environment = {**os.environ, "FASTCONV_DATA": str(tmp_path / "cache")}
     shutil.copytree(ROOT / "examples", "examples")  # what a clone has
     write_images(Path("photos"), count=20)  # the reader's own images
     for name, content in FILE.findall(page.read_text()):
@@ -97,7 +98,9 @@ def test_the_commands_of_a_page_run_one_after_another(
     for line in lines(page):
         program, *words = arguments(line)
         if program == "torchrun":
-            done = run([sys.executable, "-m", "torch.distributed.run", "--standalone", *words], timeout=300)
+            done = run(
+                [sys.executable, "-m", "torch.distributed.run", "--standalone", *words], env=environment, timeout=300
+            )
             assert done.returncode == 0, f"{line}: {done.stderr}"
         elif "Ctrl-C" in line:
             assert interrupted(words, monkeypatch) == 130, line

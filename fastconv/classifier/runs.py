@@ -77,7 +77,7 @@ class RunFolder:
         if not overwrite:
             remedy = "choose another --output, or replace the run with --overwrite"
             if self.training.exists() and not self.checkpoint.exists():
-                remedy = f"'{self.resume_command()}' continues it, and --overwrite replaces it"
+                remedy = f"--overwrite replaces it; to continue: {self.resume_command()}"
                 raise files.OutputError(f"{self.path} has an interrupted run: {remedy}")
             raise files.OutputError(f"{self.path} has another run: {remedy}")
         self._check_own(found)
@@ -119,13 +119,13 @@ class RunFolder:
             return
         if done < before["epochs"] and wanted["patience"] == before["patience"]:
             raise UserError(
-                f"the run in {self.path} stopped early after {epochs}: '{self.resume_command()} --patience N', with N"
-                f" above {before['patience']}, continues it"
+                f"the run in {self.path} stopped early after {epochs}; to continue, with N above {before['patience']}:"
+                f" {self.resume_command('--patience', 'N')}"
             )
         if wanted["epochs"] <= done:
             raise UserError(
-                f"the run in {self.path} is finished after {epochs}: '{self.resume_command()} --epochs N', with N above"
-                f" {done}, continues it"
+                f"the run in {self.path} is finished after {epochs}; to continue, with N above {done}:"
+                f" {self.resume_command('--epochs', 'N')}"
             )
 
     def _read_training(self) -> dict[str, Any]:
@@ -265,7 +265,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
-            raise UserError(f"the run in {self.path} is not finished: '{self.resume_command()}' continues it")
+            raise UserError(f"the run in {self.path} is not finished; to continue: {self.resume_command()}")
         content = files.read_bytes(self.history, _LARGEST_HISTORY)
         damaged = f"{self.history} is not the history of a run, or is damaged"
         try:

@@ -53,7 +53,7 @@ def load_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
     if path.exists():
         return checkpoint.load(path)
     if folder.training.exists():
-        raise UserError(f"the run in {folder.path} is not finished: '{folder.resume_command()}' continues it")
+        raise UserError(f"the run in {folder.path} is not finished; to continue: {folder.resume_command()}")
     raise UserError(f"{folder.path} is not the folder of a run: it has no {path.name}")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fastconv.classifier import latest
 from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError, printable
 
@@ -93,7 +94,7 @@ def _is_run(name: str) -> bool:
     """Return whether ``name`` is a folder, or a file that may be a checkpoint: they are ZIP archives."""
     if _is_index(name):
         return False
-    path = Path(name)
+    path = latest.followed(Path(name))
     return path.is_dir() or path.suffix == ".pt" or (path.is_file() and zipfile.is_zipfile(path))
 
 
