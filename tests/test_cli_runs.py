@@ -20,6 +20,8 @@ from fastconv.classifier.fit import OnEpoch, OnStep, Training
 Output = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "interruptible")
 QUICK = ["train", "--limit", "200", "--epochs", "2", "--model", "conv4, pool", "--quiet"]
+#: The commands that read a run, with their other arguments.
+READERS = [["evaluate"], ["predict", "0"], ["plot"], ["report"], ["export", "--format", "torch"]]
 FIRST, SECOND = (Path(f"runs/conv4-pool-mnist5k-{number}") for number in (1, 2))
 
 
@@ -65,13 +67,8 @@ def test_latest_is_a_file_where_links_cannot_be_made(capsys: Output, monkeypatch
     assert main(QUICK) == 0
     assert Path("runs/latest").is_file()
     assert latest.folder() == FIRST
-    for command in (
-        ["evaluate"],
-        ["evaluate", "runs/latest"],
-        ["report", "runs/latest"],
-        ["predict", "runs/latest", "0"],
-    ):
-        assert main(command) == 0, capsys.readouterr().err
+    for command in (["evaluate"], ["report"], ["predict", "0"]):
+        assert main([command[0], "runs/latest", *command[1:]]) == 0, capsys.readouterr().err
     assert main(QUICK) == 0
     assert latest.folder() == SECOND
 
@@ -94,9 +91,7 @@ def test_a_mistake_leaves_no_folder(capsys: Output) -> None:
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize(
-    "command", [["evaluate"], ["predict", "0"], ["plot"], ["report"], ["export", "--format", "torch"]]
-)
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
 def test_each_command_takes_a_run_a_checkpoint_or_the_last_run(command: list[str], capsys: Output) -> None:
     assert main([*QUICK, "--output", "first"]) == 0
     assert main([*QUICK, "--output", "second", "--lr", "0.03"]) == 0
@@ -114,8 +109,8 @@ def test_each_command_takes_a_run_a_checkpoint_or_the_last_run(command: list[str
 def test_an_unfinished_run_names_the_command_that_continues_it(capsys: Output) -> None:
     Path("half run").mkdir()
     Path("half run/training.pt").write_bytes(b"")
-    hint = "the run in half run is not finished: 'fastconv train --output 'half run' --resume' continues it"
-    for command in (["evaluate"], ["predict", "0"], ["report"], ["export", "--format", "torch"], ["plot"]):
+    hint = "the run in half run is not finished; to continue: fastconv train --output 'half run' --resume\n"
+    for command in READERS:
         assert hint in complaint([command[0], "half run", *command[1:]], capsys)
 
 
@@ -205,7 +200,7 @@ def test_a_finished_run_says_so_and_continues_with_more_epochs(capsys: Output) -
     assert main([*QUICK, "--report"]) == 0
     finished = complaint(["train", "--output", str(FIRST), "--resume"], capsys)
     command = f"fastconv train --output {FIRST} --resume --epochs N"
-    assert f"the run in {FIRST} is finished after 2 epochs: '{command}', with N above 2, continues it" in finished
+    assert f"the run in {FIRST} is finished after 2 epochs; to continue, with N above 2: {command}\n" in finished
     same = complaint(["train", "--output", str(FIRST), "--resume", "--epochs", "2"], capsys)
     assert same == finished
     assert main(["train", "--resume", "--epochs", "4"]) == 0
@@ -222,9 +217,8 @@ def test_a_run_that_stopped_early_continues_with_more_patience(capsys: Output) -
     done = len(json.loads(Path("run/history.json").read_text())["epochs"])
     assert done < 40
     said = complaint(["train", "--output", "run", "--resume"], capsys)
-    assert (
-        f"stopped early after {done} epochs: 'fastconv train --output run --resume --patience N', with N above" in said
-    )
+    command = "fastconv train --output run --resume --patience N"
+    assert f"the run in run stopped early after {done} epochs; to continue, with N above 1: {command}\n" in said
     assert main(["train", "--output", "run", "--resume", "--patience", "4"]) == 0
     assert len(json.loads(Path("run/history.json").read_text())["epochs"]) > done
 
