@@ -79,8 +79,13 @@ def test_a_run_that_is_gone_and_a_users_folder_of_that_name_are_reported(capsys:
     assert f"runs/latest points to {FIRST}, which is gone" in complaint(["evaluate"], capsys)
     Path("runs/latest").unlink()
     Path("runs/latest").mkdir()
+    reason = "runs/latest is a folder, but it should point to the last run: rename it"
     assert main(QUICK) == 2
-    assert "runs/latest is a folder, but it should point to the last run: rename it" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
+    assert os.listdir("runs") == ["latest"]
+    assert main([*QUICK[:-1], "--output", "mine"]) == 0  # a run elsewhere does not need the pointer
+    assert f"{reason}; name the run in other commands" in capsys.readouterr().out
+    assert Path("mine/checkpoint.pt").exists()
 
 
 def test_a_mistake_leaves_no_folder(capsys: Output) -> None:

@@ -24,6 +24,7 @@ from fastconv.classifier.data import DataSet
 from fastconv.classifier.distributed import alone, process_group
 from fastconv.classifier.errors import UserError, UserInterrupt, printable
 from fastconv.classifier.evaluation import evaluate
+from fastconv.classifier.files import OutputError
 from fastconv.classifier.fit import Training
 from fastconv.classifier.history import EpochResult, speed_line
 from fastconv.classifier.inputs import split_for_validation
@@ -119,7 +120,7 @@ class Run:
         self._printer.note(
             f"{self._config.model} on {self._data.name}: {self._count} training images, {validation} validation images"
         )
-        before = latest.point_to(self._folder.path)
+        before = self._point_to_folder()
         if self._state is None:
             self._folder.save_training(training, self._settings)
         else:
@@ -141,6 +142,18 @@ class Run:
 
             self._printer.note(f"wrote {write(self._folder, training.model, self._data)}")
         self._finish(record)
+
+    def _point_to_folder(self) -> Path | None:
+        """Let ``runs/latest`` point to the run. If it cannot, only a run outside of ``runs`` is trained."""
+        try:
+            return latest.point_to(self._folder.path)
+        except OutputError as error:
+            if self._folder.path.parent == latest.RUNS:
+                with contextlib.suppress(OSError):
+                    self._folder.path.rmdir()  # it is still empty
+                raise
+            self._printer.note(f"{error}; name the run in other commands")
+            return None
 
     def _finish(self, record: dict[str, Any]) -> None:
         """Print the result, and the commands that a user may want to type next."""

@@ -73,7 +73,8 @@ def _resumed(options: Train, given: dict[str, Any], printer: Printer) -> tuple[P
 
     if options.output is None:
         output = latest.folder()
-        printer.aside(f"the last run: {output}")
+        if os.environ.get("RANK", "0") == "0":  # under torchrun, one process prints
+            printer.aside(f"the last run: {output}")
     else:
         output = latest.followed(options.output)
     return output, *RunFolder(output).interrupted(given)
