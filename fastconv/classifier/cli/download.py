@@ -37,4 +37,5 @@ def download(given: Download) -> None:
     from fastconv.classifier.cli.printing import Printer
     from fastconv.classifier.data import download as downloads
 
-    Printer(given.quiet).note(f"{given.name} is in {downloads.download(given.name, given.data_dir)}")
+    folder = downloads.download(given.name, given.data_dir, given.quiet)
+    Printer(given.quiet).note(f"{given.name} is in {folder}")
