@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from PIL import Image, ImageShow
 from torch import Tensor
 
 from fastconv.builder import build_cnn
-from fastconv.classifier import evaluation, plots, report
+from fastconv.classifier import evaluation, plots, report, summary
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.data import DataSet
 from fastconv.classifier.files import OutputError
 from fastconv.classifier.history import EpochResult, History
+from fastconv.classifier.networks import build_model
 from fastconv.classifier.plots.style import drawn, drawn_names, percent
 from fastconv.classifier.runs import RunFolder
 
@@ -385,6 +387,22 @@ def test_a_report_gives_the_accuracy_and_the_speed(run: Path) -> None:
     assert "simple-cnn on mnist5k" in page.text
     assert record["versions"]["torch"] in page.text
     assert str(run) in page.text  # with its < and & as text
+
+
+def test_a_report_gives_the_layers_the_date_and_the_machine(run: Path) -> None:
+    page = Page((run / "report.html").read_text())
+    record = json.loads((run / "history.json").read_text())
+    date = datetime.fromisoformat(record["date"])
+    assert abs(datetime.now().astimezone() - date) < timedelta(hours=2)
+    machine = f"{record['versions']['cpu']}, {record['versions']['threads']} threads"
+    assert f"Trained on {date.day} {date:%B %Y, %H:%M}, {machine}. Run in " in page.text
+    model = build_model("simple-cnn")
+    for row in summary.rows(model, (1, 28, 28)):
+        assert f"{row.name} ({row.kind}){row.shape}{row.parameters:,}" in page.text
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in page.text
+    assert "Confusion matrix" in page.text
+    del record["date"]  # a run of an earlier version
+    assert report._date(record, RunFolder(run)).date() == date.date()
 
 
 def test_report_writes_to_the_given_file(run: Path, tmp_path: Path, capsys: Output) -> None:

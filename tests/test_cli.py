@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -542,6 +543,9 @@ def test_compare_trains_on_both_backends(capsys: Output) -> None:
     assert "training again on the backend torch:" in output
     assert "epoch\tfastconv: loss\tfastconv: accuracy\tfastconv: seconds\ttorch: loss\t" in output
     assert output.count("test accuracy") == 2
+    assert re.search(
+        r"^fastconv [\d,]+ images/s, torch [\d,]+ images/s: \w+ (is [\d.]+ times|and)", output, re.MULTILINE
+    )
     record = json.loads(Path("run/history.json").read_text())
     assert record["compare"]["backend"] == "torch"
     for ours, torchs in zip(record["epochs"], record["compare"]["epochs"], strict=True):

@@ -159,7 +159,7 @@ def test_every_set_of_values_was_tried() -> None:
 @pytest.mark.parametrize(
     ("arguments", "question"),
     [
-        (["trian"], "Did you mean 'train'?"),
+        (["trian"], "No such command 'trian'; did you mean 'train'? (see fastconv --help)"),
         (["train", "--epoch", "3"], "did you mean --epochs"),
         (["train", "--model", "mnist-cn"], "did you mean 'mnist-cnn'?"),
         (["train", "--model", "convv32"], "did you mean 'conv32'?"),

@@ -29,6 +29,7 @@ from fastconv.classifier.cli.predict import predict
 from fastconv.classifier.cli.report import report
 from fastconv.classifier.cli.train import train
 from fastconv.classifier.errors import UserError, UserInterrupt, printable
+from fastconv.classifier.names import suggestion
 from fastconv.installation import install_command
 from fastconv.version import __version__
 
@@ -128,7 +129,7 @@ for _command, _example in (
     (bench, "bench --threads 2 --png bench.png"),
     (info, "info"),
 ):
-    app.command(cls=_Command, epilog=f"Example: fastconv {_example}")(_computing(_command))
+    app.command(_command.__name__, cls=_Command, epilog=f"Example: fastconv {_example}")(_computing(_command))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,7 +222,12 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _usage(error: Any) -> str:
-    """Return the message of a usage error of click, with a question for an unknown option."""
+    """Return the message of a usage error of click, with a question for an unknown command or option."""
+    unknown = re.match("No such command '(.*?)'", str(error.format_message()), re.DOTALL)
+    if unknown:
+        return unknown[0] + suggestion(
+            unknown[1], [command.name for command in app.registered_commands if command.name]
+        )
     if not hasattr(error, "possibilities"):
         return str(error.format_message())
     similar = " or ".join(error.possibilities or ())
