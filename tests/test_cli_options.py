@@ -18,6 +18,7 @@ import fastconv
 from fastconv.classifier import checkpoint
 from fastconv.classifier.cli import progress, train_options
 from fastconv.classifier.cli.main import _click_command, main
+from fastconv.classifier.config import settle
 
 Output = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder")
@@ -282,6 +283,7 @@ def test_a_file_of_options_may_have_every_option_with_a_value() -> None:
     parameters = _click_command().commands["train"].params
     with_value = {parameter.name for parameter in parameters if not getattr(parameter, "is_flag", False)}
     assert set(train_options.FILE_TYPES) == with_value - {"config"}
+    assert set(train_options.SETTINGS) == set(settle({})) < with_value
 
 
 # Progress and the next step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields  # noqa: F401  the example uses dataclass
+from dataclasses import MISSING, fields
 from typing import Any, TypeVar, get_type_hints
 
 Options = TypeVar("Options")
@@ -15,6 +15,7 @@ def command(run: Callable[[Options], None]) -> Callable[..., None]:
 
     Example::
 
+        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True, kw_only=True)
         ... class Greeting:
         ...     name: str = "you"

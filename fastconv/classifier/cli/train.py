@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +100,3 @@ def _folder(output: Path | None, name: str) -> Path:
     from fastconv.classifier import latest
 
     return latest.new_folder(name) if output is None else latest.followed(output)
-
-
-assert {field.name for field in fields(Train)} >= set(SETTINGS)
