@@ -42,23 +42,26 @@ help:
 	@echo 'make format  format the sources with ruff and clang-format'
 	@echo 'make clean   remove everything that was built, and .venv'
 
+# The set-up shows what it is doing and how far it is. build/log has the whole output of the last step.
+LOGGED := $(BIN)/python csrc/logged.py build/log
+SETUP_PIP := $(BIN)/python -m pip --disable-pip-version-check
+
 $(VENV)/torch: Makefile
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastconv needs Python 3.10 or later")'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --upgrade pip
-	$(PIP) install '$(TORCH)' $(PIP_TORCH)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fastconv needs Python 3.10 or later")'
+	@echo 'set-up, 1 of 4: creating $(VENV)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(LOGGED) 'set-up, 2 of 4: installing $(TORCH)' $(SETUP_PIP) install --upgrade pip '$(TORCH)' $(PIP_TORCH)
 	@touch $@
 
 $(VENV)/packages: $(VENV)/torch pyproject.toml
-	$(PIP) install 'numpy>=1.24' 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
-	FASTCONV_COMPILE=0 $(PIP) install --no-build-isolation --editable '.[classifier,export,tensorboard,test]'
+	@$(LOGGED) 'set-up, 3 of 4: installing the build tools' $(SETUP_PIP) install 'numpy>=1.24' 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
+	@FASTCONV_COMPILE=0 $(LOGGED) 'set-up, 3 of 4: installing the packages that the command and the tests need' \
+	  $(SETUP_PIP) install --no-build-isolation --editable '.[classifier,export,tensorboard,test]'
 	@touch $@
 
 # ninja compiles what changed.
 $(EXTENSION): $(VENV)/packages $(SOURCES)
-	@mkdir -p build
-	@echo 'compiling the extension (build/log)'
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py build_ext --inplace > build/log 2>&1 || { cat build/log; exit 1; }
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(LOGGED) 'set-up, 4 of 4: compiling the extension' $(BIN)/python setup.py build_ext --inplace
 	@touch $(VENV)/extension $@
 
 $(VENV)/dev: $(VENV)/packages
@@ -67,6 +70,7 @@ $(VENV)/dev: $(VENV)/packages
 
 train: $(EXTENSION)
 	$(BIN)/fastconv train $(ARGS)
+	@echo "The command is $(BIN)/fastconv. After 'source $(BIN)/activate', its name is fastconv."
 
 # First the tests that can share the machine, one process per core. Then those that need the machine for themselves.
 # pytest exits with 5 if ARGS selects no test of one kind, which is not an error.

@@ -15,6 +15,7 @@ import numpy as np
 from fastconv.classifier import Classifier, EarlyStopping, data, plots
 
 output = Path(os.environ.get("MNIST_OUTPUT", "."))
+output.mkdir(parents=True, exist_ok=True)
 
 # 1. Load the images. They are scaled to [0, 1]; arrays of uint8 from 0 to 255 would do as well.
 digits = data.load(os.environ.get("MNIST_DATASET", "mnist5k"))

@@ -9,19 +9,10 @@ with fastconv.enabled(): ...       # PyTorch's own functions and layers, compute
 
 from __future__ import annotations
 
-from fastconv import startup  # noqa: F401  # isort: skip  first: it explains a failed import below
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from fastconv import environment
-from fastconv._ops.library import _C, has_cuda
+from fastconv import startup  # first: it explains a failed import below
 from fastconv.version import __version__
-
-from fastconv import flops, functional, models, nn, optim  # isort: skip  after the operators
-from fastconv.conversion import conversion_report, convert, register_for_fuse_modules, revert  # isort: skip
-from fastconv.override import enabled  # isort: skip
-
-register_for_fuse_modules()
 
 __all__ = [
     "_C",
@@ -39,46 +30,14 @@ __all__ = [
     "show_config",
 ]
 
+if TYPE_CHECKING or not startup.is_command():
+    from fastconv.public import conversion_report, convert, enabled, revert, show_config  # isort: skip  loads torch
+    from fastconv import _C, environment, flops, functional, models, nn, optim  # isort: skip
+else:
+    # The command `fastconv` loads torch only if it has to compute: `fastconv --help` takes 0.2 s instead of 2 s.
+    def __getattr__(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module 'fastconv' has no attribute {name!r}")
+        from importlib import import_module
 
-class Configuration(str):
-    """A text whose ``repr`` is the text itself, so that notebooks and the interpreter show its lines."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def show_config() -> Configuration:
-    """Describe this installation: versions, the ISA level in use, threads, the build and the environment.
-
-    Returns:
-        A ``str`` of several lines. Notebooks and the interpreter show it line by line.
-
-    Example:
-        >>> show_config()  # doctest: +ELLIPSIS
-        fastconv ...
-        torch ...
-    """
-    build = _C.build_info()
-    levels = ", ".join(_C.cpu_capabilities())
-    settings = ", ".join(f"{name}={value or 'unset'}" for name, value in environment.settings().items())
-    return Configuration(
-        "\n".join(
-            [
-                f"fastconv {__version__}",
-                f"torch {torch.__version__} (extension built for >= {build['torch_target_version']})",
-                f"CPU level {_C.cpu_capability()} (available: {levels}; set FASTCONV_CPU_CAPABILITY to choose)",
-                f"threads {torch.get_num_threads()}",
-                f"compiler {build['compiler']}",
-                f"CUDA {build['cuda']}{f' ({_gpus()})' if has_cuda() else ''}",
-                f"environment {settings}",
-            ]
-        )
-    )
-
-
-def _gpus() -> str:
-    if not torch.cuda.is_available():
-        return "no GPU here"
-    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+        return getattr(import_module("fastconv.public"), name)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
@@ -41,6 +42,10 @@ def _without_extra(given: list[str], missing: str) -> int:
         print(f"fastconv {fastconv.__version__}")
     elif given == ["info"]:
         print(fastconv.show_config())
+    elif given == ["info", "--json"]:
+        from fastconv.public import configuration
+
+        print(json.dumps(configuration(), indent=2))
     else:
         print(f"fastconv: the command needs {missing}: {install_command('classifier')}", file=sys.stderr)
         return 2

@@ -35,7 +35,7 @@ def explanation(package: str, error: BaseException) -> str:
     return f"cannot import {package}: {message}{hint}"
 
 
-def _is_command() -> bool:
+def is_command() -> bool:
     """Return whether this process runs the command, as ``fastconv`` or as ``python -m fastconv``."""
     arguments = sys.orig_argv
     module = ("-m", "fastconv") in itertools.pairwise(arguments)
@@ -47,7 +47,7 @@ def explain_failures() -> None:
 
     ``fastconv --traceback`` keeps the traceback. In other programs this function does nothing.
     """
-    if not _is_command() or wants_traceback(sys.argv):
+    if not is_command() or wants_traceback(sys.argv):
         return
 
     def report_failed_import(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

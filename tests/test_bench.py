@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from helpers import COMMAND, ROOT, run, running
 from PIL import Image
 
+from fastconv.benchmarking import machine
+from fastconv.benchmarking.machine import Load
 from fastconv.classifier import bench
 from fastconv.classifier.bench import VARIANTS, Row
 from fastconv.classifier.cli.main import main
@@ -37,7 +42,7 @@ LOST = row("lost", [0.5, 0.5, 0.5], [0.6, 0.6, 0.6], [1.0, 1.0, 0.5])
 
 
 def test_bench_prints_a_table_and_writes_what_is_asked_for(capsys: Output) -> None:
-    assert main(["bench", "--rounds", "1", "--threads", "1", "--json", "a/b.json", "--png", "b.png"]) == 0
+    assert main(["bench", "--rounds", "1", "--threads", "1", "--png", "a/b.png"]) == 0
     output = capsys.readouterr()
     header, *rows = [line.split("\t") for line in output.out.splitlines()[:8]]
     assert header[1:4] == list(VARIANTS)
@@ -47,14 +52,60 @@ def test_bench_prints_a_table_and_writes_what_is_asked_for(capsys: Output) -> No
     summary, caption, *wrote = output.out.splitlines()[8:]
     assert summary.startswith("fastconv is faster in ")
     assert ", 1 thread, " in caption
-    assert caption.endswith("; medians of 1 round")
-    assert wrote == ["wrote a/b.json", "wrote b.png"]
-    written = json.loads(Path("a/b.json").read_text())
-    assert written["threads"] == written["rounds"] == 1
-    assert [timed["what"] for timed in written["rows"]] == [cells[0] for cells in rows]
-    assert all(timed["seconds"].keys() == set(VARIANTS) for timed in written["rows"])
-    with Image.open("b.png") as picture:
+    assert re.search(r"; medians of 1 round; \d+\.\d of \d+ cores? busy before$", caption)
+    assert wrote == ["wrote a/b.png"]
+    with Image.open("a/b.png") as picture:
         assert picture.format == "PNG"
+
+
+def test_bench_prints_all_times_as_json(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_: [WON, LOST])
+    monkeypatch.setattr(machine, "busy_cores", lambda: Load(0.1, 2))
+    assert main(["bench", "--rounds", "3", "--threads", "1", "--json"]) == 0
+    output = capsys.readouterr()
+    written = json.loads(output.out)
+    assert (written["threads"], written["rounds"], written["busy_cores"]) == (1, 3, 0.1)
+    assert [(timed["what"], timed["seconds"]) for timed in written["rows"]] == [
+        ("won", WON.seconds),
+        ("lost", LOST.seconds),
+    ]
+    assert "0.1 of 2 cores busy before" in written["machine"]
+    assert output.err == ""
+
+
+def test_bench_warns_on_a_busy_machine(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_: [WON])
+    monkeypatch.setattr(machine, "busy_cores", lambda: Load(1.3, 2))
+    assert main(["bench", "--rounds", "1"]) == 0
+    output = capsys.readouterr()
+    assert output.err.startswith("warning: other programs use 1.3 of 2 cores, so the times below vary: ")
+    assert "1.3 of 2 cores busy before" in output.out
+    assert [Load(busy, cores).is_busy for busy, cores in ((0.2, 2), (0.3, 2), (1.0, 64), (7.0, 64))] == [
+        *(False, True, False, True)
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux has the figure")
+def test_the_load_counts_the_cores_that_work() -> None:
+    """A process that computes adds about a core, unless all are busy already."""
+    quiet = machine.busy_cores(0.3).busy
+    with running([sys.executable, "-c", "while True: pass"]):
+        time.sleep(0.2)
+        assert machine.busy_cores(0.5).busy > min(quiet + 0.4, 0.6)
+
+
+def test_the_picture_has_a_logarithmic_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bars of twice as fast and half as fast have the same length."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(bench, "png", lambda figure: drawn.append(figure) or b"")
+    twice, half = row("twice", [0.4], [0.2], [0.1]), row("half", [0.2], [0.1], [0.2])
+    bench.picture([twice, half], "here")
+    (axes,) = drawn[0].axes
+    drawn[0].canvas.draw()
+    assert axes.get_xscale() == "log"
+    first, second = (patch.get_window_extent().width for patch in axes.patches)
+    assert first == pytest.approx(second)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.5", "1", "1.5", "2"]
 
 
 def test_the_ratio_compares_with_pytorchs_faster_layout() -> None:
@@ -91,7 +142,6 @@ def test_the_variants_give_the_same_results() -> None:
     [
         (["--rounds", "0"], "--rounds must be at least 1, not 0"),
         (["--threads", "0"], "--threads must be between"),
-        (["--json", "a.txt"], "--json must end in .json: a.txt"),
         (["--png", "a.pdf"], "--png must end in .png: a.pdf"),
         (["--png", "file/a.png"], "cannot write into file: "),
     ],
@@ -116,7 +166,7 @@ def number_of_processes(session: int) -> int:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_all_processes_and_prints_one_line() -> None:
-    with running([*COMMAND, "bench", "--rounds", "1000"]) as process:
+    with running([*COMMAND, "bench", "--rounds", "1000", "--quiet"]) as process:
         while number_of_processes(process.pid) < 1 + len(VARIANTS):
             assert process.poll() is None
             time.sleep(0.1)

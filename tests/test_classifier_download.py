@@ -221,6 +221,20 @@ def test_a_file_with_a_wrong_checksum_is_refused(
     assert names(tmp_path / "bad" / "MNIST" / "raw") == []
 
 
+def test_without_a_terminal_a_line_says_how_much_is_there(
+    tmp_path: Path, server: Server, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    assert download._LINE_INTERVAL == 30
+    monkeypatch.setattr(download, "_LINE_INTERVAL", 0.0)
+    monkeypatch.setattr(download, "_PIECE", 4000)
+    offer(monkeypatch, "mnist", mnist, server)
+    assert main(["download", "mnist", "--data-dir", str(tmp_path / "d")]) == 0
+    size = f"{len(mnist[IMAGES]) / 1e6:,.1f}"
+    assert f"{IMAGES}: {size} of {size} MB\n" in capsys.readouterr().err
+    assert main(["download", "mnist", "--data-dir", str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_without_a_connection_one_line_says_what_to_do(
     tmp_path: Path, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:

@@ -287,7 +287,8 @@ def test_a_history_with_any_wrong_value_is_read_or_refused_in_one_line() -> None
         def read(mutant: Any = mutant) -> None:
             folder.history.write_text(json.dumps(mutant))
             record = folder.read_history()
-            report.page(record, tiny, 0.5, [], "run").encode(errors="replace")
+            facts = report.Facts(0.5, "run", report._date(record, folder), [])
+            report.page(record, tiny, facts, []).encode(errors="replace")
 
         refused += assert_read_or_refused(read, name)
     assert refused > 500
@@ -580,7 +581,6 @@ def test_a_full_disk_is_reported_in_one_line() -> None:
         ["report", "run", "--output", ""],
         ["download", "mnist", "--data-dir", ""],
         ["export", "x.pt", "--format", "torch", "--output", ""],
-        ["bench", "--json", ""],
         ["bench", "--png", ""],
     ],
     ids=" ".join,
@@ -617,8 +617,8 @@ HUGE = "99999999999999999999"
         (["plot", "x.pt", "--start", HUGE], "no test image"),
         (["plot", "x.pt", "--start", "-1"], "no test image"),
         (["predict", "x.pt", "9" * 5000], "no test image"),
-        (["plot", "."], "cannot read .: "),
-        (["plot", "/"], "cannot read /: "),
+        (["plot", "."], ". is not the folder of a run: it has no checkpoint.pt"),
+        (["plot", "/"], "/ is not the folder of a run: it has no checkpoint.pt"),
         *(
             ([*train], "must be")
             for option in ("--lr", "--validation-split", "--label-smoothing")

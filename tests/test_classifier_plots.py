@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from PIL import Image, ImageShow
 from torch import Tensor
 
 from fastconv.builder import build_cnn
-from fastconv.classifier import evaluation, plots, report
+from fastconv.classifier import evaluation, plots, report, summary
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.data import DataSet
 from fastconv.classifier.files import OutputError
 from fastconv.classifier.history import EpochResult, History
+from fastconv.classifier.networks import build_model
 from fastconv.classifier.plots.style import drawn, drawn_names, percent
 from fastconv.classifier.runs import RunFolder
 
@@ -387,6 +389,22 @@ def test_a_report_gives_the_accuracy_and_the_speed(run: Path) -> None:
     assert str(run) in page.text  # with its < and & as text
 
 
+def test_a_report_gives_the_layers_the_date_and_the_machine(run: Path) -> None:
+    page = Page((run / "report.html").read_text())
+    record = json.loads((run / "history.json").read_text())
+    date = datetime.fromisoformat(record["date"])
+    assert abs(datetime.now().astimezone() - date) < timedelta(hours=2)
+    machine = f"{record['versions']['cpu']}, {record['versions']['threads']} threads"
+    assert f"Trained on {date.day} {date:%B %Y, %H:%M}, {machine}. Run in " in page.text
+    model = build_model("simple-cnn")
+    for row in summary.rows(model, (1, 28, 28)):
+        assert f"{row.name} ({row.kind}){row.shape}{row.parameters:,}" in page.text
+    assert f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters" in page.text
+    assert "Confusion matrix" in page.text
+    del record["date"]  # a run of an earlier version
+    assert report._date(record, RunFolder(run)).date() == date.date()
+
+
 def test_report_writes_to_the_given_file(run: Path, tmp_path: Path, capsys: Output) -> None:
     output = tmp_path / "made" / "page.html"
     assert main(["report", str(run), "--output", str(output), "--backend", "torch"]) == 0
@@ -409,7 +427,8 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
     assert "100.00% of 6 test images of tiny <set>" in page.text
     assert "<title>&lt;i&gt; on pictures</title>" in text
     assert "Training on the backend <torch>" in page.text
-    assert "43.21% of the test images predicted correctly; 1,000 images/s" in page.text
+    assert "43.21% of the test images predicted correctly" in page.text
+    assert "fastconv 1,000 images/s, <torch> 1,000 images/s: <torch> and fastconv are equally fast" in page.text
     assert "&amp;amp;" in text
     assert not re.search("<b>|<i>|<u>", text)
     assert names[int(labels[0])] in page.text
@@ -429,7 +448,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
         ({"versions": 3}, "is not the history"),
         ({"compare": {"epochs": history(1), "test_accuracy": "<b>"}}, "is not the history"),
         ({"compare": {"epochs": []}}, "is not the history"),
-        ({}, "cannot read run/checkpoint.pt: No such file"),
+        ({}, "run is not the folder of a run: it has no checkpoint.pt"),
     ],
 )
 def test_an_unreadable_run_is_refused_in_one_line(
@@ -458,14 +477,14 @@ def test_wrong_arguments_are_refused(
     shutil.rmtree("whole/plots")
     Path("whole/plots").write_text("mine")
     for arguments, message in (
-        (["nowhere"], "nowhere is not the folder of a run"),
-        (["file"], "file is not the folder of a run"),
-        (["half"], "the run in half is not finished: continue it with --resume"),
+        (["nowhere"], "cannot read nowhere: No such file"),
+        (["file"], "cannot read history.json: No such file"),
+        (["half"], "the run in half is not finished; to continue: fastconv train --output half --resume\n"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),
         (["whole"], "cannot write into whole/plots: "),
         ([str(run), "--dataset", "mnist", "--data-dir", "nowhere"], "nowhere is not a folder"),
-        ([], "Missing argument"),
+        ([], "there is no run here yet"),
     ):
         assert main(["report", *arguments]) == 2
         errors = capsys.readouterr().err

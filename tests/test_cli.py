@@ -7,14 +7,13 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import textwrap
 import time
-from collections.abc import Iterable
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,12 @@ from helpers import COMMAND, complaint, contents, run, running
 from PIL import Image
 
 import fastconv
-from fastconv.classifier import checkpoint, config, data, evaluation
+from fastconv.classifier import checkpoint, choices, data, evaluation, export
 from fastconv.classifier.augment import AUGMENTATIONS
-from fastconv.classifier.cli import options, train
+from fastconv.classifier.cli import run as run_of_training
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.cli.predict import predict
 from fastconv.classifier.data.download import SOURCES
-from fastconv.classifier.export import SUFFIXES
 from fastconv.classifier.fit import OnEpoch, OnStep, Training
 from fastconv.classifier.history import EpochResult
 from fastconv.classifier.objective import Objective
@@ -41,6 +39,8 @@ from fastconv.installation import install_command
 Output = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "interruptible")
 QUICK = ["--limit", "480", "--epochs", "3"]
+#: The files of a finished run.
+FILES = ["best.pt", "checkpoint.pt", "history.csv", "history.json", "training.pt"]
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +64,13 @@ def test_train_prints_a_line_per_epoch_and_the_test_accuracy(tmp_path: Path, cap
     assert lines[2].startswith("epoch 2/2  loss ")
     assert lines[2].endswith(" images/s")
     assert lines[3].startswith("test accuracy ")
-    assert len(lines) == 5
-    assert sorted(contents(Path())) == [
-        "runs/simple-cnn-mnist5k/best.pt",
-        "runs/simple-cnn-mnist5k/checkpoint.pt",
-        "runs/simple-cnn-mnist5k/history.csv",
-        "runs/simple-cnn-mnist5k/history.json",
+    folder = "runs/simple-cnn-mnist5k-1"
+    assert lines[4:] == [
+        f"wrote {folder}/checkpoint.pt and {folder}/history.json",
+        f"next: fastconv report {folder}",
+        f"next: fastconv predict {folder} 0 1 2",
     ]
+    assert sorted(contents(Path())) == [f"{folder}/{name}" for name in FILES]
 
 
 def held_out() -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,22 +127,13 @@ def test_train_writes_the_history_and_the_checkpoint(trained: Path) -> None:
     assert checkpoint.load(trained / "best.pt").test_accuracy is None
     loss, accuracy = evaluation.evaluate(checkpoint.load(trained / "best.pt").build(), *held_out())
     assert (loss, accuracy) == (best["val_loss"], best["val_accuracy"])
-    assert len(list(trained.iterdir())) == 4
+    assert sorted(path.name for path in trained.iterdir()) == FILES
 
 
-def test_training_again_gives_the_same_weights_and_replaces_the_results(trained: Path, capsys: Output) -> None:
-    first = checkpoint.load(trained / "checkpoint.pt").state_dict
-    assert main(["train", *QUICK, "--output", str(trained)]) == 0
-    second = checkpoint.load(trained / "checkpoint.pt").state_dict
+def test_training_again_gives_the_same_weights(trained: Path) -> None:
+    assert main(["train", *QUICK, "--output", "again"]) == 0
+    first, second = (checkpoint.load(folder / "checkpoint.pt").state_dict for folder in (trained, Path("again")))
     assert all(torch.equal(first[key], second[key]) for key in first)
-
-
-def test_best_pt_of_an_earlier_run_is_removed_by_a_run_without_validation() -> None:
-    options = ["train", "--limit", "100", "--epochs", "1", "--output", "run"]
-    assert main(options) == 0
-    assert Path("run/best.pt").exists()
-    assert main([*options, "--validation-split", "0"]) == 0
-    assert not Path("run/best.pt").exists()
 
 
 @pytest.mark.parametrize("backend", ["fastconv", "torch"])
@@ -272,12 +263,20 @@ def test_a_wrong_option_of_train_is_reported_in_one_line(capsys: Output, argumen
         (["predict", "{saved}", "text.png"], "text.png is not an image"),
         (["predict", "{saved}", "cut.png"], "cannot read cut.png"),
         (["predict", "{saved}", "."], "cannot read .: "),
-        (["predict", "{saved}"], "Missing argument"),
-        (["predict", "text.png", "3"], "text.png is not a checkpoint"),
+        (["predict", "{saved}"], "no image is named: 'fastconv predict "),
+        (["predict"], "Missing argument"),
+        (["predict", "text.pt", "3"], "cannot read text.pt: No such file"),
+        (["evaluate", "text.png"], "text.png is not a checkpoint"),
         (["evaluate", "nowhere.pt"], "cannot read nowhere.pt: No such file"),
-        (["evaluate", "."], "cannot read .: "),
+        (["evaluate", "."], ". is not the folder of a run: it has no checkpoint.pt"),
         (["evaluate", "other.pt"], "other.pt is not a checkpoint of fastconv"),
-        (["evaluate"], "Missing argument"),
+        *(
+            ([command], "there is no run here yet: 'fastconv train' makes one")
+            for command in ("evaluate", "plot", "report")
+        ),
+        (["predict", "3"], "there is no run here yet"),
+        (["train", "--resume"], "there is no run here yet"),
+        (["export", "--format", "torch"], "there is no run here yet"),
         (["plot", "{saved}", "--output", "text.pdf"], "must end in .png"),
         (["plot", "{saved}", "--output", "text.png/grid.png"], "cannot write into text.png: "),
         (["plot", "{saved}", "--count", "0"], "--count must be between 1 and 60, not 0"),
@@ -307,10 +306,16 @@ def test_train_does_not_overwrite_other_files(saved: str, capsys: Output) -> Non
         (Path(name) / "checkpoint.pt").write_bytes(content)
     Path("notes").mkdir()
     Path("notes/history.json").write_text("mine")
-    train = ["train", "--model", "simple-cnn", "--output"]
-    assert "with the model mnist-cnn and is not overwritten" in complaint([*train, "deep"], capsys)
-    assert "is not a checkpoint, or is truncated; it is not overwritten" in complaint([*train, "text"], capsys)
-    assert "history.json exists without a checkpoint" in complaint([*train, "notes"], capsys)
+    Path("table").mkdir()
+    Path("table/history.csv").write_text("mine")
+    for folder in ("deep", "text", "notes", "table"):
+        assert f"{folder} has another run: choose another --output, or replace the run with --overwrite" in complaint(
+            ["train", "--output", folder], capsys
+        )
+    overwrite = ["train", "--overwrite", "--output"]
+    assert "is not a checkpoint, or is truncated; it is not overwritten" in complaint([*overwrite, "text"], capsys)
+    assert "is not the history of a run, or is damaged" in complaint([*overwrite, "notes"], capsys)
+    assert "history.csv exists without a checkpoint" in complaint([*overwrite, "table"], capsys)
 
 
 def test_train_fails_before_training_if_it_cannot_write(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,22 +331,11 @@ def test_train_fails_before_training_if_it_cannot_write(capsys: Output, monkeypa
     assert "cannot write into closed: Permission denied" in complaint(["train", "--output", "closed"], capsys)
 
 
-def test_the_choices_of_the_options_equal_the_tables() -> None:
-    tables: dict[type[Enum], Iterable[str]] = {
-        options.DataSetName: data.NAMES,
-        options.Downloadable: SOURCES,
-        options.Backend: config.BACKENDS,
-        options.Recipe: config.RECIPES,
-        options.Schedule: config.SCHEDULES,
-        options.Optimizer: config.OPTIMIZERS,
-        options.Loss: config.LOSSES,
-        options.DType: config.DTYPES,
-        options.Device: config.DEVICES,
-        options.Augment: AUGMENTATIONS,
-        options.Format: SUFFIXES,
-    }
-    for choices, table in tables.items():
-        assert [choice.value for choice in choices] == list(table)
+def test_the_names_that_the_command_offers_equal_the_tables() -> None:
+    assert tuple(SOURCES) == choices.DOWNLOADS
+    assert tuple(AUGMENTATIONS) == choices.AUGMENTATIONS
+    assert tuple(choices.SUFFIXES) == tuple(export._WRITERS)
+    assert choices.DATASETS == data.NAMES
 
 
 def test_a_missing_tensorboard_is_reported_before_training(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +345,7 @@ def test_a_missing_tensorboard_is_reported_before_training(capsys: Output, monke
 
 def test_evaluate_uses_the_loss_function_of_the_training(capsys: Output) -> None:
     assert main(["train", *QUICK, "--loss", "mse", "--output", "run"]) == 0
-    trained = capsys.readouterr().out.splitlines()[-2]
+    trained = capsys.readouterr().out.splitlines()[-4]
     assert main(["evaluate", "run/checkpoint.pt"]) == 0
     assert capsys.readouterr().out.splitlines() == [trained]
 
@@ -385,9 +379,7 @@ def assert_resumes_to(weights: dict[str, torch.Tensor]) -> None:
     assert main(["train", "--output", "run", "--resume"]) == 0
     found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
     assert all(torch.equal(found[name], weight) for name, weight in weights.items())
-    assert sorted(contents(Path("run"))) == [
-        f"run/{name}" for name in ("best.pt", "checkpoint.pt", "history.csv", "history.json")
-    ]
+    assert sorted(contents(Path("run"))) == [f"run/{name}" for name in FILES]
 
 
 @posix
@@ -416,7 +408,7 @@ def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[st
             assert process.poll() is None
         time.sleep(random.uniform(0, 0.8))  # about the time of six epochs
         process.kill()
-    if Path("run/training.pt").exists():
+    if not Path("run/checkpoint.pt").exists():
         assert_resumes_to(uninterrupted)
     else:  # training ended before the kill
         found = checkpoint.load(Path("run/checkpoint.pt")).state_dict
@@ -453,7 +445,10 @@ def test_a_training_that_cannot_be_resumed_is_reported(capsys: Output, monkeypat
         [*UNDER_WAY, "--output", "run", "--resume"], capsys
     )
     interrupt(monkeypatch)
-    assert "has an interrupted run: continue it with --resume" in complaint([*UNDER_WAY, "--output", "run"], capsys)
+    assert (
+        "has an interrupted run: --overwrite replaces it; to continue: fastconv train --output run --resume\n"
+        in complaint([*UNDER_WAY, "--output", "run"], capsys)
+    )
     resume = [*UNDER_WAY, "--output", "run", "--resume"]
     assert "--lr 0.002 differs from the run in run (--lr 0.001)" in complaint([*resume, "--lr", "0.002"], capsys)
     assert "--limit 7 differs from the run in run (--limit 960)" in complaint([*resume, "--limit", "7"], capsys)
@@ -527,9 +522,11 @@ def test_a_diverged_training_keeps_its_last_good_epoch_and_may_be_overwritten(
     assert all(torch.equal(kept.state_dict[name], weight) for name, weight in best.state_dict.items())
     assert [epoch["epoch"] for epoch in json.loads(Path("run/history.json").read_text())["epochs"]] == [1]
     assert not Path("run/training.pt").exists()
-    assert main(["train", *QUICK, "--lr", "1e-4", "--output", "run"]) == 0
+    assert "has another run" in complaint(["train", *QUICK, "--lr", "1e-4", "--output", "run"], capsys)
+    assert main(["train", *QUICK, "--lr", "1e-4", "--output", "run", "--overwrite"]) == 0
     assert main(["train", *QUICK, "--lr", "1e30", "--output", "fresh"]) == 2
-    assert contents(Path("fresh")) == {}
+    assert not Path("fresh").exists()
+    assert os.readlink("runs/latest") == "../run"
     assert main(["train", *QUICK, "--lr", "1e-4", "--output", "fresh"]) == 0
 
 
@@ -546,6 +543,9 @@ def test_compare_trains_on_both_backends(capsys: Output) -> None:
     assert "training again on the backend torch:" in output
     assert "epoch\tfastconv: loss\tfastconv: accuracy\tfastconv: seconds\ttorch: loss\t" in output
     assert output.count("test accuracy") == 2
+    assert re.search(
+        r"^fastconv [\d,]+ images/s, torch [\d,]+ images/s: \w+ (is [\d.]+ times|and)", output, re.MULTILINE
+    )
     record = json.loads(Path("run/history.json").read_text())
     assert record["compare"]["backend"] == "torch"
     for ours, torchs in zip(record["epochs"], record["compare"]["epochs"], strict=True):
@@ -556,11 +556,9 @@ def test_the_results_are_written_before_the_comparison_begins(monkeypatch: pytes
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.Run, "_compare", interrupt)
+    monkeypatch.setattr(run_of_training.Run, "_compare", interrupt)
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 130
-    assert sorted(path.name for path in Path("run").iterdir()) == [
-        *("best.pt", "checkpoint.pt", "history.csv", "history.json")
-    ]
+    assert sorted(path.name for path in Path("run").iterdir()) == FILES
 
 
 def test_early_stopping_is_reported(capsys: Output) -> None:

@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 ABSOLUTE = re.compile(rf"\]\({PROJECT}([^)#\s]*)(?:#([^)\s]+))?\)")
 FILE = re.compile(r"`([\w./-]+\.(?:py|h|cpp|cu|cuh|md|pyi|toml)|[\w.-]+/[\w./-]*/)`")
 #: Files that a command or a reader writes.
-WRITTEN = {"program.py", "runs/mnist-cnn-mnist5k/"}
+WRITTEN = {"program.py", "runs/mnist-cnn-mnist5k-1/", "settings.toml"}
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not here")
 

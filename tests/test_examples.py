@@ -57,9 +57,17 @@ def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> N
 def test_enabled_without_a_program_prints_its_usage() -> None:
     command = [sys.executable, str(EXAMPLES / "enabled.py")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
+    assert (result.returncode, result.stdout) == (2, "")
     assert "usage: python examples/enabled.py program.py" in result.stderr
     assert "Traceback" not in result.stderr
+    asked = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert (asked.stdout, asked.stderr) == (result.stderr, "")
+
+
+def test_enabled_names_a_program_that_does_not_exist(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "enabled.py"), str(tmp_path / "gone.py")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (1, f"enabled.py: there is no program {tmp_path / 'gone.py'}\n")
 
 
 def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path) -> None:
@@ -73,7 +81,7 @@ def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path) -> N
 def test_the_five_steps_of_the_textbook_run_as_printed(tmp_path: Path) -> None:
     program = EXAMPLES / "textbook.py"
     assert len(program.read_text().splitlines()) <= 60
-    environment = {**os.environ, "MNIST_LIMIT": "640", "MNIST_EPOCHS": "3", "MNIST_OUTPUT": str(tmp_path)}
+    environment = {**os.environ, "MNIST_LIMIT": "640", "MNIST_EPOCHS": "3", "MNIST_OUTPUT": str(tmp_path / "made")}
     result = subprocess.run(
         [sys.executable, "-W", "error", str(program)], env=environment, capture_output=True, text=True, check=False
     )
@@ -84,6 +92,6 @@ def test_the_five_steps_of_the_textbook_run_as_printed(tmp_path: Path) -> None:
     assert len(re.findall(r"^epoch \d/3 ", result.stdout, re.MULTILINE)) == 3
     assert len(re.findall(r"^image \d: \d \(\d+ %\), label \d$", result.stdout, re.MULTILINE)) == 5
     pictures = ["confusion.png", "curves.png", "mistakes.png", "predictions.png"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*pictures, "digits.pt"])
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == sorted([*pictures, "digits.pt"])
     for name in pictures:
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / "made" / name).read_bytes().startswith(b"\x89PNG")

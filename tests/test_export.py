@@ -151,8 +151,8 @@ def test_pt2_has_every_kind_of_layer() -> None:
 
 
 def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkpoint) -> None:
-    Path("runs/mnist-cnn-mnist5k").mkdir(parents=True)
-    Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k/checkpoint.pt")
+    Path("runs/mnist-cnn-mnist5k-1").mkdir(parents=True)
+    Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k-1/checkpoint.pt")
     run(documented("With fastconv's operators"), fastconv=True)
     torch.save(batches(), "images.pt")
     run("import fastconv" + RUN_PT2.format(name="fast.pt2"), fastconv=True)

@@ -13,11 +13,37 @@ Results: ``checkpoint`` stores a network, and ``export`` writes it for other pro
 run. ``schemas`` describes these files, and ``files`` reads and writes them. ``plots`` draws, ``report`` writes a page
 about a run, and ``bench`` times fastconv against PyTorch.
 
-``cli`` is the command ``fastconv``, and ``errors`` has the errors that it reports.
+``cli`` is the command ``fastconv``, and ``errors`` has the errors that it reports. ``choices`` has names that both the
+command and the other modules use, and ``latest`` finds the folders of runs.
 """
 
-from fastconv.classifier.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from fastconv.classifier.estimator import Classifier
-from fastconv.classifier.history import History
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastconv.classifier.callbacks import Callback, EarlyStopping, ModelCheckpoint
+    from fastconv.classifier.estimator import Classifier
+    from fastconv.classifier.history import History
 
 __all__ = ["Callback", "Classifier", "EarlyStopping", "History", "ModelCheckpoint"]
+
+_MODULES = {
+    "Callback": "callbacks",
+    "Classifier": "estimator",
+    "EarlyStopping": "callbacks",
+    "History": "history",
+    "ModelCheckpoint": "callbacks",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a class when it is first used. The command imports this package, and its help must not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

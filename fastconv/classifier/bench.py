@@ -28,6 +28,8 @@ from fastconv.classifier.plots.style import FAINT, RIGHT, WRONG, new_figure, png
 VARIANTS = (*TORCH, OURS)
 _BLOCKS = {"conv1": "conv1 + ReLU + pool", "conv2": "conv2 + ReLU + pool", "conv3": "conv3 + ReLU"}
 _STEPS_BEFORE = 186  # three epochs of mnist5k's training images
+#: The marks of the logarithmic axis.
+_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 7, 10, 20, 50, 100, 200, 500, 1000)
 _CALLS = 5  # per turn; their median is the time of the turn
 
 
@@ -165,18 +167,34 @@ def as_json(rows: Sequence[Row], rounds: int, threads: int, device: str = "cpu")
 
 
 def picture(rows: Sequence[Row], title: str) -> bytes:
-    """Draw each row's ratio as a bar, red where PyTorch is faster, with a line for the quartiles. Return a PNG file."""
+    """Draw each row's ratio as a bar, red where PyTorch is faster, with a line for the quartiles. Return a PNG file.
+
+    The axis is logarithmic, so that twice as fast and half as fast have bars of the same length.
+    """
     figure = new_figure(9, 0.45 * len(rows) + 1.6)
     axes = figure.subplots()
+    axes.set_xscale("log")
     ratios = [row.ratio for row in rows]
-    axes.barh(range(len(rows)), ratios, color=[RIGHT if ratio >= 1 else WRONG for ratio in ratios])
+    widths = [ratio - 1 for ratio in ratios]  # from 1 to the ratio
+    colours = [RIGHT if ratio >= 1 else WRONG for ratio in ratios]
+    axes.barh(range(len(rows)), widths, left=1, color=colours)
     axes.hlines(range(len(rows)), *zip(*(row.quartiles for row in rows), strict=True), color="black", linewidth=1.5)
-    ends = [max(1, row.ratio, row.quartiles[1]) for row in rows]  # labels must not cross the dashed line at 1
-    for i, (ratio, end) in enumerate(zip(ratios, ends, strict=True)):
-        axes.annotate(f"{ratio:.2f}", (end, i), (5, 0), textcoords="offset points", va="center")
-    axes.axvline(1, color="0.4", linewidth=1, linestyle="--")
-    axes.set(xlim=(0, 1.12 * max(ends)), yticks=range(len(rows)), yticklabels=[row.what for row in rows])
-    axes.set_xlabel("PyTorch's time / fastconv's time, in PyTorch's faster memory format (below 1, PyTorch is faster)")
+    for i, row in enumerate(rows):
+        # The number is at the end of the bar, outside of the line for the quartiles.
+        end, side = (max(row.ratio, row.quartiles[1]), 1) if row.ratio >= 1 else (min(row.ratio, row.quartiles[0]), -1)
+        axes.annotate(
+            f"{row.ratio:.2f}", (end, i), (5 * side, 0), textcoords="offset points", va="center",
+            ha="left" if side == 1 else "right",
+        )  # fmt: skip
+    axes.axvline(1, color="0.4", linewidth=1)
+    low, high = min(1.0, *(row.quartiles[0] for row in rows)), max(1.0, *(row.quartiles[1] for row in rows))
+    low, high = min(low, *ratios), max(high, *ratios)
+    span = max(high / low, 2.0)
+    axes.set(xlim=(low / span**0.12, high * span**0.12), yticks=range(len(rows)), yticklabels=[r.what for r in rows])
+    ticks = [tick for tick in _TICKS if low / span**0.12 <= tick <= high * span**0.12]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("PyTorch's time, in its faster memory format / fastconv's time\n(below 1, PyTorch is faster)")
     axes.set_title(title.replace("; torch", "\ntorch"), fontsize=9, color=FAINT, loc="left")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Real
 from typing import Any
 
-from fastconv.builder import parse
-from fastconv.classifier.augment import AUGMENTATIONS
-from fastconv.classifier.data import NAMES
-from fastconv.classifier.data.folder import MAX_SIZE
+from fastconv.classifier.choices import AUGMENTATIONS, DATASETS, MAX_IMAGE_SIZE
 from fastconv.classifier.errors import UserError
+from fastconv.classifier.names import suggestion
 
 BACKENDS = ("fastconv", "torch")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
@@ -173,6 +171,7 @@ def settle(given: Mapping[str, Any]) -> dict[str, Any]:
         (0.01, 1, 0, 'mnist5k')
     """
     others = {name: given.get(name, default) for name, default in _OTHER_SETTINGS.items()}
+    _check_choice("recipe", others["recipe"], RECIPES)
     chosen = {name: value for name, value in given.items() if name not in others}
     settings = {**asdict(TrainingConfig(**{**RECIPES[others["recipe"]], **chosen})), **others}
     check_settings(settings)
@@ -193,10 +192,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     TrainingConfig(**{field.name: settings[field.name] for field in fields(TrainingConfig) if field.name in settings})
     _check_choice("recipe", settings.get("recipe", "reference"), RECIPES)
-    _check_choice("data set", settings.get("dataset", "mnist5k"), NAMES)
+    _check_choice("data set", settings.get("dataset", "mnist5k"), DATASETS)
     folder, size, limit = (settings.get(name) for name in ("data_dir", "image_size", "limit"))
     _check(folder is None or isinstance(folder, str), f"data dir must be a path, not {folder!r}")
-    for called, value, high in (("image size", size, MAX_SIZE), ("limit", limit, MAX_LIMIT)):
+    for called, value, high in (("image size", size, MAX_IMAGE_SIZE), ("limit", limit, MAX_LIMIT)):
         if value is not None:
             _check(_is_whole(value), f"{called} must be a whole number, not {value!r}")
             _check_range(called, value, high)
@@ -205,15 +204,19 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def _check_model(model: object) -> None:
     if not isinstance(model, str):
         raise TrainingError(f"model must be a name or a list of layers, not {model!r}")
+    from fastconv.builder import parse  # it imports torch, for which the command's help must not wait
+
     try:
         parse(MODELS.get(model, model))
     except ValueError as error:
         known = ", ".join(MODELS)
-        raise TrainingError(f"unknown model {model!r}: choose one of {known}, or list its layers; {error}") from error
+        meant = suggestion(model, MODELS) or f"; {error}"
+        raise TrainingError(f"unknown model {model!r}: choose one of {known}, or list its layers{meant}") from error
 
 
 def _check_choice(what: str, name: object, choices: Iterable[str]) -> None:
-    _check(isinstance(name, str) and name in choices, f"unknown {what} {name!r}: choose one of {', '.join(choices)}")
+    known = isinstance(name, str) and name in choices
+    _check(known, f"unknown {what} {name!r}: choose one of {', '.join(choices)}{suggestion(str(name), choices)}")
 
 
 def _is_whole(value: object) -> bool:

@@ -17,12 +17,10 @@ from typing import Any
 import torch
 
 from fastconv.classifier.checkpoint import Checkpoint, serialized
+from fastconv.classifier.choices import SUFFIXES
 from fastconv.classifier.config import MODELS
 from fastconv.classifier.files import OutputError, check_output_folder, check_regular, write_atomically
 from fastconv.version import __version__
-
-#: The file name ending of each format.
-SUFFIXES = {"safetensors": ".safetensors", "torch": ".pt", "pt2": ".pt2", "onnx": ".onnx"}
 
 
 def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) -> int:
@@ -43,7 +41,7 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     """
     if path.suffix.lower() != SUFFIXES[format]:
         raise OutputError(f"--output must end in {SUFFIXES[format]} for --format {format}: {path}")
-    if not force and path.exists() and not _is_export(path, format):
+    if not force and path.exists() and not is_export(path, format):
         raise OutputError(f"{path} exists and is not an export in this format; --force overwrites it")
     check_output_folder(path.parent)
     content = _WRITERS[format](checkpoint)
@@ -66,11 +64,11 @@ def metadata(checkpoint: Checkpoint, format: str) -> dict[str, str]:
 
 
 def _mark(format: str) -> str:
-    """Return the text by which :func:`_is_export` recognises a file."""
+    """Return the text by which :func:`is_export` recognises a file."""
     return f"fastconv export --format {format}"
 
 
-def _is_export(path: Path, format: str) -> bool:
+def is_export(path: Path, format: str) -> bool:
     """Return whether :func:`write` wrote the file: whether it contains the mark of the format."""
     check_regular(path)
     mark, before = _mark(format).encode(), b""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import datetime
 import html
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from fastconv.classifier import evaluation, files, plots
+from fastconv.classifier import evaluation, files, plots, summary
 from fastconv.classifier.data import DataSet, display_name
+from fastconv.classifier.history import speed_line
 from fastconv.classifier.runs import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _PREDICTIONS = 12
+_MACHINE = {"cpu": "", "threads": " threads"}
 
 _CSS = """
 :root { color-scheme: light dark; --text: #1d2126; --faint: #59626c; --back: #fff; --line: #d5dae0; }
@@ -43,7 +47,8 @@ img.wide { width: 100%; min-width: 40rem; max-width: none; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93rem; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
-.numbers th, .numbers td { text-align: right; white-space: nowrap; overflow-wrap: normal; }
+.numbers th, .numbers td, .layers th, .layers td { white-space: nowrap; overflow-wrap: normal; }
+.numbers th, .numbers td, .number { text-align: right; }
 pre { font-size: .82rem; white-space: pre-wrap; margin: 0; }
 """
 
@@ -62,6 +67,16 @@ class Picture:
     caption: str
     alt: str
     wide: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The accuracy on the test images, the run's folder, the time of its end, and the layers of its network."""
+
+    accuracy: float
+    run: str
+    date: datetime.datetime
+    layers: Sequence[summary.Row]
 
 
 def _images(draw: Callable[[], Figure]) -> tuple[bytes, bytes]:
@@ -92,8 +107,16 @@ def write(folder: RunFolder, model: nn.Module, data: DataSet, output: Path | Non
     pictures, accuracy = draw(record, model, data)
     for picture in pictures:
         files.write_atomically(folder.plots / f"{picture.name}.png", picture.png)
-    files.write_atomically(output, page(record, data, accuracy, pictures, str(folder.path)).encode(errors="replace"))
+    facts = Facts(accuracy, str(folder.path), _date(record, folder), summary.rows(model, data.shape))
+    files.write_atomically(output, page(record, data, facts, pictures).encode(errors="replace"))
     return output
+
+
+def _date(record: Mapping[str, Any], folder: RunFolder) -> datetime.datetime:
+    """Return when the run ended. Earlier versions of fastconv did not write that to history.json."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return datetime.datetime.fromisoformat(record["date"])
+    return datetime.datetime.fromtimestamp(folder.history.stat().st_mtime)
 
 
 def draw(record: Mapping[str, Any], model: nn.Module, data: DataSet) -> tuple[list[Picture], float]:
@@ -186,7 +209,7 @@ def _layers(model: nn.Module, image: Tensor, name: str) -> list[Picture]:
     ]
 
 
-def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Sequence[Picture], run: str) -> str:
+def page(record: Mapping[str, Any], data: DataSet, facts: Facts, pictures: Sequence[Picture]) -> str:
     """Return the HTML of a report. Class names, paths and all other values are escaped."""
     config, epochs = record["config"], record["epochs"]
     count = len(data.test_images)
@@ -196,6 +219,7 @@ def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Se
     seconds = statistics.median(epoch["seconds"] for epoch in epochs)
     versions = {name: value for name, value in record["versions"].items() if name != "configuration"}
     configuration = record["versions"].get("configuration", [])
+    machine = "".join(f", {versions[name]}{unit}" for name, unit in _MACHINE.items() if name in versions)
     figures = "".join(map(_figure, pictures))
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -208,14 +232,16 @@ def page(record: Mapping[str, Any], data: DataSet, accuracy: float, pictures: Se
 </head>
 <body>
 <h1>{_text(title)}</h1>
-<p class="accuracy"><strong>{accuracy:.2%}</strong> of {count:,} test images of {_text(data.name)} predicted
+<p class="accuracy"><strong>{facts.accuracy:.2%}</strong> of {count:,} test images of {_text(data.name)} predicted
 correctly</p>
 <p>{speed:,.0f} images/s in training, {seconds:.2f} s an epoch (medians of {len(epochs)} epoch{"s" * (len(epochs) > 1)},
 without validation)</p>
-<p class="faint">Run in {_text(run)}</p>
+<p class="faint">Trained on {facts.date.day} {facts.date:%B %Y, %H:%M}{_text(machine)}. Run in {_text(facts.run)}</p>
+<h2>Model</h2>
+{_model(facts.layers)}
 <h2>Epochs</h2>
 {_epochs(epochs)}
-{_comparison(record.get("compare"))}
+{_comparison(record)}
 {figures}
 <h2>Configuration</h2>
 {_table(config)}
@@ -253,6 +279,18 @@ def _table(values: Mapping[str, Any]) -> str:
     return f'<div class="scroll"><table>\n{rows}</table></div>'
 
 
+def _model(layers: Sequence[summary.Row]) -> str:
+    """Return the table of the layers, and the number of parameters."""
+    rows = "".join(
+        f"<tr><td>{_text(row.name)} ({_text(row.kind)})</td><td>{_text(row.shape)}</td>"
+        f'<td class="number">{row.parameters:,}</td></tr>\n'
+        for row in layers
+    )
+    head = '<th scope="col">layer</th><th scope="col">output shape</th><th scope="col" class="number">parameters</th>'
+    total = f"<p>{sum(row.parameters for row in layers):,} parameters. N is the number of images.</p>"
+    return f'<div class="scroll"><table class="layers">\n<tr>{head}</tr>\n{rows}</table></div>\n{total}'
+
+
 def _epochs(epochs: Iterable[Mapping[str, Any]]) -> str:
     header = ("epoch", "loss", "accuracy", "validation loss", "validation accuracy", "seconds", "images/s")
     head = "".join(f'<th scope="col">{name}</th>' for name in header)
@@ -271,14 +309,16 @@ def _epochs(epochs: Iterable[Mapping[str, Any]]) -> str:
     return f'<div class="scroll"><table class="numbers">\n<tr>{head}</tr>\n{"".join(rows)}</table></div>'
 
 
-def _comparison(compare: Mapping[str, Any] | None) -> str:
+def _comparison(record: Mapping[str, Any]) -> str:
     """Return the section about the run on the other backend, if there was one."""
+    compare = record.get("compare")
     if compare is None:
         return ""
-    speed = statistics.median(epoch["images_per_second"] for epoch in compare["epochs"])
+    runs = {record["config"].get("backend", "fastconv"): record["epochs"], compare["backend"]: compare["epochs"]}
+    speeds = {name: statistics.median(epoch["images_per_second"] for epoch in epochs) for name, epochs in runs.items()}
     return (
         f"<h2>Training on the backend {_text(compare['backend'])}</h2>\n<p>{compare['test_accuracy']:.2%} of the test"
-        f" images predicted correctly; {speed:,.0f} images/s in training (median)</p>\n{_epochs(compare['epochs'])}"
+        f" images predicted correctly</p>\n<p>{_text(speed_line(speeds))} (medians)</p>\n{_epochs(compare['epochs'])}"
     )
 
 

@@ -1,8 +1,8 @@
-"""The folder of a run: its results and, until the run is finished, its state.
+"""The folder of a run: its results and its state.
 
 ``checkpoint.pt`` is the trained network, and ``best.pt`` is the network after the epoch with the best validation
-accuracy. ``history.json`` and ``history.csv`` have the figures of each epoch. ``training.pt`` exists until the run is
-finished, and ``fastconv train --resume`` continues from it. ``fastconv report`` writes ``report.html`` and ``plots``.
+accuracy. ``history.json`` and ``history.csv`` have the figures of each epoch. ``fastconv train --resume`` continues
+from ``training.pt``, which says whether the run is finished. ``fastconv report`` writes ``report.html`` and ``plots``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import csv
 import io
 import json
 import os
+import shlex
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from fastconv.classifier import checkpoint, files
+from fastconv.classifier.choices import SUFFIXES
 from fastconv.classifier.config import settle
 from fastconv.classifier.data import DataSet
 from fastconv.classifier.errors import UserError
@@ -33,6 +35,8 @@ except ModuleNotFoundError:  # Windows
 
 _FORMAT = "fastconv-training"
 _VERSION = 3
+#: The pictures of a report, without their ending.
+PLOTS = ("training_curves", "predictions", "confusion_matrix", "worst_mistakes", "filters", "feature_maps")
 _LARGEST_HISTORY = 1 << 30  # bytes; a million epochs have 200 MB
 
 
@@ -52,37 +56,85 @@ class RunFolder:
         self.training = path / "training.pt"
         self.report = path / "report.html"
         self.plots = path / "plots"
+        self.predictions = path / "predictions.png"
+        self.tensorboard = path / "tensorboard"
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Check that a new run may write here. Only results of the same model and data set may be replaced.
+    def begin(self, overwrite: bool = False) -> None:
+        """Check that a new run may write here: the folder has no run yet, or ``overwrite`` is set.
+
+        With ``overwrite``, all files of the earlier run are removed, so that none of them is taken for the new run's.
 
         Raises:
-            OutputError: if the folder has other results or an interrupted run.
+            OutputError: if the folder has a run, or has files with a run's names that fastconv did not write.
         """
-        if self.training.exists():
-            raise files.OutputError(
-                f"{self.path} has an interrupted run: continue it with --resume, or remove {self.training}"
-            )
-        self._check_results(settings)
-        for path in (self.best, self.history, self.table):
+        results = (self.checkpoint, self.best, self.history, self.table, self.training)
+        found = [path for path in results if os.path.lexists(path)]
+        for path in found:
             if path.is_dir():
                 raise files.OutputError(f"{path} is a folder: choose another --output")
-        with contextlib.suppress(OSError):
-            self.best.unlink()  # an earlier run's: without validation images, this run does not replace it
+        if not found:
+            return
+        if not overwrite:
+            remedy = "choose another --output, or replace the run with --overwrite"
+            if self.training.exists() and not self.checkpoint.exists():
+                remedy = f"--overwrite replaces it; to continue: {self.resume_command()}"
+                raise files.OutputError(f"{self.path} has an interrupted run: {remedy}")
+            raise files.OutputError(f"{self.path} has another run: {remedy}")
+        self._check_own(found)
+        self.remove_products()
+        self._remove(*found, *self.tensorboard.glob("events.out.tfevents.*"))
 
     def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the settings of the interrupted run, and its state for :meth:`restore`.
+        """Return the settings of the run to continue, and its state for :meth:`restore`.
 
         Args:
-            given: settings that the run must have.
+            given: settings that the run must have. A higher number of epochs continues a finished run, and a higher
+                patience one that stopped early.
 
         Raises:
-            UserError: if there is no such run, another version of fastconv wrote it, or its settings differ.
+            UserError: if there is no such run, it is finished, another version of fastconv wrote it, or its settings
+                differ.
         """
+        content = self._read_training()
+        settings, state = content["settings"], content["training"]
+        for name, value in given.items():
+            before = settings.get(name)
+            # The files of a known data set may have moved. A different folder of images has different images.
+            may_change = name == "epochs" or (name == "data_dir" and settings.get("dataset") != "folder")
+            may_change = may_change or (name == "patience" and bool(content.get("finished")))
+            if value != before and not may_change:
+                option = "--" + name.replace("_", "-")
+                had = f"no {option}" if before is None else f"{option} {before}"
+                raise UserError(f"{option} {value} differs from the run in {self.path} ({had}): leave it out to resume")
+        merged = {**settings, **given}
+        self._check_epochs(merged, settings, len(state["history"]), bool(content.get("finished")))
+        return merged, state
+
+    def _check_epochs(self, wanted: dict[str, Any], before: dict[str, Any], done: int, finished: bool) -> None:
+        """Check that something is left to train, after ``done`` epochs."""
+        epochs = f"{done} epoch{'s' * (done != 1)}"
+        if not finished and wanted["epochs"] <= done < before["epochs"]:
+            raise UserError(f"the run in {self.path} has done {epochs}: --epochs must be above {done}")
+        if not finished:
+            return
+        if done < before["epochs"] and wanted["patience"] == before["patience"]:
+            raise UserError(
+                f"the run in {self.path} stopped early after {epochs}; to continue, with N above {before['patience']}:"
+                f" {self.resume_command('--patience', 'N')}"
+            )
+        if wanted["epochs"] <= done:
+            raise UserError(
+                f"the run in {self.path} is finished after {epochs}; to continue, with N above {done}:"
+                f" {self.resume_command('--epochs', 'N')}"
+            )
+
+    def _read_training(self) -> dict[str, Any]:
+        """Return the checked content of training.pt."""
         from fastconv.classifier import schemas
 
         if not self.training.is_file():
-            raise UserError(f"nothing to resume: there is no {self.training}")
+            finished = "it is finished, and its training state was not kept; " if self.checkpoint.is_file() else ""
+            raise UserError(f"nothing to resume: {finished}there is no {self.training}")
         content = checkpoint.read(self.training, "training state")
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise UserError(f"{self.training} is not a training state of fastconv")
@@ -93,19 +145,15 @@ class RunFolder:
             )
         wrong = schemas.problem(schemas.Training, content)
         if wrong is None:
-            settings, state = content["settings"], content["training"]
-            lacking = [name for name in settle({}) if name not in settings]
+            lacking = [name for name in settle({}) if name not in content["settings"]]
             wrong = f"its settings lack {', '.join(lacking)}" if lacking else None
         if wrong is not None:
             raise UserError(f"{self.training} is damaged: {wrong}; remove it to start anew")
-        for name, value in given.items():
-            before = settings.get(name)
-            # The files of a known data set may have moved. A different folder of images has different images.
-            if value != before and (name != "data_dir" or settings.get("dataset") == "folder"):
-                option = "--" + name.replace("_", "-")
-                had = f"no {option}" if before is None else f"{option} {before}"
-                raise UserError(f"{option} {value} differs from the run in {self.path} ({had}): leave it out to resume")
-        return {**settings, **given}, state
+        return content
+
+    def resume_command(self, *more: str) -> str:
+        """Return the command that continues the run, with ``more`` options, ready for a shell."""
+        return shlex.join(["fastconv", "train", "--output", str(self.path), "--resume", *more])
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -134,7 +182,7 @@ class RunFolder:
     def restore(self, training: Training, state: dict[str, Any] | None = None) -> None:
         """Load ``state`` into ``training``. By default, load the state in ``training.pt``."""
         if state is None:
-            _, state = self.interrupted({})
+            state = self._read_training()["training"]
         try:
             training.load_state_dict(state)
         except (ValueError, RuntimeError) as error:  # torch raises RuntimeError for a wrong random state
@@ -151,9 +199,16 @@ class RunFolder:
             self._save_network(self.best, training, settings, data, test_accuracy=None)
         self.save_training(training, settings)
 
-    def save_training(self, training: Training, settings: dict[str, Any]) -> None:
-        """Save the state of ``training``, atomically."""
-        content = {"format": _FORMAT, "version": _VERSION, "settings": settings, "training": training.state_dict()}
+    def save_training(self, training: Training, settings: dict[str, Any], finished: bool = False) -> None:
+        """Save the state of ``training``, atomically. ``finished``: nothing is left to do."""
+        state = training.state_dict()
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "finished": finished,
+            "settings": settings,
+            "training": state,
+        }
         files.write_atomically(self.training, checkpoint.serialized(content))
 
     def abandon(self) -> None:
@@ -165,11 +220,30 @@ class RunFolder:
         files.write_atomically(self.history, (json.dumps(record, indent=2) + "\n").encode())
 
     def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
-        """Write the results, with ``record`` as history.json. Then remove ``training.pt``."""
+        """Write the results, with ``record`` as history.json. Then mark the run as finished."""
+        self.remove_products()  # of the time before it was continued
         self.write_history(record)
         files.write_atomically(self.table, _csv(training.history).encode())
         self._save_network(self.checkpoint, training, settings, data, record["test_accuracy"])
-        self.training.unlink(missing_ok=True)
+        self.save_training(training, settings, finished=True)
+
+    def remove_products(self) -> None:
+        """Remove what commands have made of an earlier network of this run: the report, pictures and exports."""
+        pictures = [self.plots / f"{name}.png" for name in PLOTS]
+        self._remove(self.report, self.predictions, *pictures, *self._exports())
+        with contextlib.suppress(OSError):  # it has files of the user, or is not there
+            self.plots.rmdir()
+
+    def _remove(self, *paths: Path) -> None:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _exports(self) -> list[Path]:
+        from fastconv.classifier.export import is_export
+
+        exports = {format: self.path / f"model{suffix}" for format, suffix in SUFFIXES.items()}
+        return [path for format, path in exports.items() if path.is_file() and is_export(path, format)]
 
     def _save_network(
         self, path: Path, training: Training, settings: dict[str, Any], data: DataSet, test_accuracy: float | None
@@ -191,7 +265,7 @@ class RunFolder:
         if not self.path.is_dir():
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
-            raise UserError(f"the run in {self.path} is not finished: continue it with --resume")
+            raise UserError(f"the run in {self.path} is not finished; to continue: {self.resume_command()}")
         content = files.read_bytes(self.history, _LARGEST_HISTORY)
         damaged = f"{self.history} is not the history of a run, or is damaged"
         try:
@@ -203,26 +277,31 @@ class RunFolder:
             raise UserError(f"{damaged}: {wrong}")
         return record
 
-    def _check_results(self, settings: dict[str, Any]) -> None:
-        if self.checkpoint.exists():
+    def _check_own(self, found: list[Path]) -> None:
+        """Check that fastconv wrote the files in ``found``, as far as they have a format of fastconv.
+
+        Raises:
+            OutputError: if it did not.
+        """
+        readers: dict[Path, Callable[[Path], object]] = {
+            self.checkpoint: checkpoint.load,
+            self.best: checkpoint.load,
+            self.history: lambda path: self.read_history(),
+            self.training: lambda path: self._read_training(),
+        }
+        written = False
+        for path in found:
+            if path not in readers:
+                continue
             try:
-                found = checkpoint.load(self.checkpoint)
-            except checkpoint.CheckpointError as error:
-                raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
-            before: dict[str, tuple[Any, Any]] = {"the model": (found.model, settings["model"])}
-            before["the data set"] = found.config.get("dataset", settings["dataset"]), settings["dataset"]
-            if settings["dataset"] == "folder":
-                before["the images in"] = found.config.get("data_dir"), settings["data_dir"]
-            for what, (was, now) in before.items():
-                if was != now:
-                    raise files.OutputError(
-                        f"{self.checkpoint} is from a run with {what} {was} and is not overwritten:"
-                        " choose another --output"
-                    )
-            return
-        for path in (self.history, self.table):
-            if path.exists():
-                raise files.OutputError(f"{path} exists without a checkpoint: choose another --output")
+                readers[path](path)
+                written = True
+            except UserError as error:
+                # A damaged state beside good results is the run's own.
+                if path != self.training or not written:
+                    raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
+        if not written:
+            raise files.OutputError(f"{found[0]} exists without a checkpoint: choose another --output")
 
 
 def _csv(history: list[EpochResult]) -> str:

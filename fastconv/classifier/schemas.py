@@ -120,6 +120,7 @@ class Training(_Record):
 
     settings: Settings
     training: TrainingState
+    finished: bool = False  # the key is missing in files of earlier versions, which removed them at the end
 
 
 class Checkpoint(_Record):

@@ -1,25 +1,30 @@
 """``fastconv download``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from fastconv.classifier.cli.options import Downloadable, path_option
-from fastconv.classifier.data import download as downloads
+from fastconv.classifier.choices import DOWNLOADS
+from fastconv.classifier.cli import options
 
 
-def download(
-    name: Annotated[Downloadable, typer.Argument(help="The data set.", show_default=False)],
+@dataclass(frozen=True, kw_only=True)
+class Download(options.Notes):
+    """The options of ``fastconv download``."""
+
+    name: Annotated[str, options.choice_argument(DOWNLOADS, "The data set", "DATASET")]
     data_dir: Annotated[
         Path | None,
-        path_option(
+        options.path_option(
             "--data-dir",
-            "The folder in which torchvision's folder, such as MNIST/raw, is created."
-            " Default: $FASTCONV_DATA or the user's cache folder.",
+            "The folder in which torchvision's folder, such as MNIST/raw, is created.",
+            "<folder>",
+            show_default="$FASTCONV_DATA, or the user's cache folder",
         ),
-    ] = None,
-) -> None:
+    ] = None
+
+
+def download(given: Download) -> None:
     """Download a data set and verify its checksums. An interrupted download continues where it stopped.
 
     mnist: 12 MB; handwritten digits; Y. LeCun, C. Cortes and C. Burges, CC BY-SA 3.0.
@@ -29,4 +34,8 @@ def download(
     cifar10: 170 MB, 186 MB unpacked; small photographs; A. Krizhevsky, 2009. Its page states no licence. It asks users
     to cite "Learning Multiple Layers of Features from Tiny Images".
     """
-    print(f"{name.value} is in {downloads.download(name.value, data_dir)}")
+    from fastconv.classifier.cli.printing import Printer
+    from fastconv.classifier.data import download as downloads
+
+    folder = downloads.download(given.name, given.data_dir, given.quiet)
+    Printer(given.quiet).note(f"{given.name} is in {folder}")

@@ -1,22 +1,28 @@
 """``fastconv evaluate``."""
 
-from fastconv.classifier import evaluation
-from fastconv.classifier.checkpoint import load
+from dataclasses import dataclass
+
 from fastconv.classifier.cli import options
-from fastconv.classifier.cli.progress import test_line
 
 
-def evaluate(
-    checkpoint: options.CheckpointArgument,
-    dataset: options.SavedDataSetOption = None,
-    data_dir: options.DataDirOption = None,
-    threads: options.ThreadsOption = None,
-    backend: options.BackendOption = options.Backend.fastconv,
-) -> None:
-    """Print the accuracy and the loss of a checkpoint on the test images."""
-    options.set_threads(threads)
-    saved = load(checkpoint)
-    data = options.load_data_for(saved, dataset, data_dir)
-    network = saved.build(backend.value)
-    loss, accuracy = evaluation.evaluate(network, data.test_images, data.test_labels, saved.loss)
-    print(test_line(loss, accuracy, len(data.test_images)))
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(options.Result, options.Network, options.Run):
+    """The options of ``fastconv evaluate``."""
+
+
+def evaluate(given: Evaluate) -> None:
+    """Print the accuracy and the loss of a trained network on the test images."""
+    from fastconv.classifier import evaluation
+    from fastconv.classifier.cli import inputs
+    from fastconv.classifier.cli.printing import Printer
+    from fastconv.classifier.cli.progress import test_line
+
+    printer = Printer(given.quiet, given.json)
+    found = inputs.load_run(given.run, printer)
+    network = inputs.build(found.saved, given)
+    data = inputs.load_data_for(found.saved, given)
+    loss, accuracy = evaluation.evaluate(network, data.test_images, data.test_labels, found.saved.loss)
+    figures = {"checkpoint": str(found.path), "dataset": data.name, "images": len(data.test_images)}
+    printer.result(
+        test_line(loss, accuracy, len(data.test_images)), {**figures, "test_loss": loss, "test_accuracy": accuracy}
+    )

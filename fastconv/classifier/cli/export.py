@@ -1,42 +1,53 @@
 """``fastconv export``."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from fastconv.classifier.checkpoint import load
-from fastconv.classifier.cli.options import CheckpointArgument, Format, path_option
+from fastconv.classifier.choices import SUFFIXES
+from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError
-from fastconv.classifier.export import SUFFIXES, write
 
 
-def export(
-    checkpoint: CheckpointArgument,
+@dataclass(frozen=True, kw_only=True)
+class Export(options.Notes, options.Run):
+    """The options of ``fastconv export``."""
+
     format: Annotated[
-        Format,
-        typer.Option(
+        str,
+        options.choice(
             "--format",
-            help="safetensors, torch: the weights only; torch is a state_dict that torch.load reads."
+            SUFFIXES,
+            "safetensors, torch: the weights only; torch is a state_dict that torch.load reads."
             " pt2, onnx: the whole network, for torch.export.load and for ONNX runtimes.",
             show_default=False,
         ),
-    ],
+    ]
     output: Annotated[
         Path | None,
-        path_option(
-            "--output", "The file to write. Default: model.safetensors, .pt, .pt2 or .onnx beside the checkpoint."
+        options.path_option(
+            "--output",
+            "The file to write.",
+            show_default="model.safetensors, .pt, .pt2 or .onnx beside the checkpoint",
         ),
-    ] = None,
+    ] = None
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite the output file even if it is not an export in this format.")
-    ] = False,
-) -> None:
-    """Write a checkpoint's network as a file that other programs can read without fastconv."""
-    saved = load(checkpoint)
+        bool, options.flag("--force", help="Overwrite the output file even if it is not an export in this format.")
+    ] = False
+
+
+def export(given: Export) -> None:
+    """Write a trained network as a file that other programs can read without fastconv."""
+    from fastconv.classifier.cli import inputs
+    from fastconv.classifier.cli.printing import Printer
+    from fastconv.classifier.export import write
+
+    printer = Printer(given.quiet)
+    found = inputs.load_run(given.run, printer)
+    output = given.output
     if output is None:
-        output = checkpoint.with_name(f"model{SUFFIXES[format.value]}")
-    if output.exists() and output.samefile(checkpoint):
+        output = found.path.with_name(f"model{SUFFIXES[given.format]}")
+    if output.exists() and output.samefile(found.path):
         raise UserError(f"--output is the checkpoint itself: {output}")
-    size = write(saved, format.value, output, force)
-    print(f"wrote {output}, {size:,} bytes")
+    size = write(found.saved, given.format, output, given.force)
+    printer.note(f"wrote {output}, {size:,} bytes")

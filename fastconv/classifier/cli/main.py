@@ -1,36 +1,43 @@
 """The command ``fastconv``: its table of subcommands, and how it reports errors.
 
-Importing the package fastconv imports torch, so even ``--help`` waits for torch.
+Help, completion and wrong options need no torch, which takes seconds to import. A subcommand imports it when it runs.
 """
 
 import contextlib
+import functools
 import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
-import fastconv
 from fastconv import startup
+from fastconv.classifier.cli import fields
 from fastconv.classifier.cli.bench import bench
 from fastconv.classifier.cli.download import download
 from fastconv.classifier.cli.evaluate import evaluate
 from fastconv.classifier.cli.export import export
+from fastconv.classifier.cli.info import info
+from fastconv.classifier.cli.options import OUTPUT, flag
 from fastconv.classifier.cli.plot import plot
 from fastconv.classifier.cli.predict import predict
 from fastconv.classifier.cli.report import report
 from fastconv.classifier.cli.train import train
 from fastconv.classifier.errors import UserError, UserInterrupt, printable
+from fastconv.classifier.names import suggestion
 from fastconv.installation import install_command
 from fastconv.version import __version__
 
 _BUG = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
+#: A shell sets this variable to ask for the words that may come next.
+_COMPLETION = "_FASTCONV_COMPLETE"
 # torch has no exception class for a lack of CPU memory, so its messages are matched.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory")
 # The extra that installs a package. Packages that are not listed belong to the extra classifier.
@@ -38,10 +45,43 @@ _EXTRAS = {"onnx": "export", "onnxscript": "export", "safetensors": "export", "t
 # The base class of click's usage errors. typer >= 0.26 has a copy of click under a private name.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
+
+class _Group(typer.core.TyperGroup):
+    """A group whose help shows no type for options without a value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types(super().get_params(ctx))
+
+
+class _Command(typer.core.TyperCommand):
+    """A command whose help lists the options for its output last, and shows no type for options without a value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found = _without_types(super().get_params(ctx))
+        for parameter in found:
+            if parameter.name in ("help", "traceback"):
+                parameter.rich_help_panel = OUTPUT
+        return sorted(found, key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the words after the command's name in its usage. typer would put braces around arguments."""
+        arguments = [one for one in self.params if one.param_type_name == "argument"]
+        names = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
+        return [*([self.options_metavar] if self.options_metavar else []), *names]
+
+
+def _without_types(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
+
 app = typer.Typer(
     name="fastconv",
+    cls=_Group,
     epilog="Example: fastconv train --epochs 3",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
@@ -54,32 +94,42 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool, flag("--version", "-V", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
     traceback: Annotated[
-        bool, typer.Option("--traceback", help="Print a traceback after an error.", expose_value=False)
+        bool, flag("--traceback", help="Print a traceback after an error.", expose_value=False)
     ] = False,
 ) -> None:
     """Train a small CNN on digits or other small images with fastconv's kernels, and inspect the result."""
 
 
-def info() -> None:
-    """Print the versions, the CPU's instruction set in use, the threads, and how the extension was built."""
-    print(fastconv.show_config())
+def _computing(command: Callable[..., None]) -> Callable[..., None]:
+    """Let ``command`` load torch and fastconv's operators before it runs."""
+    run = fields.command(command)
+
+    def load_and_run(**values: Any) -> None:
+        try:
+            import fastconv.public  # noqa: F401
+        except Exception as error:
+            package = startup.failed_import(error.__traceback__) or "fastconv"
+            raise UserError(startup.explanation(package, error)) from error
+        run(**values)
+
+    return functools.wraps(run)(load_and_run)
 
 
 for _command, _example in (
     (train, "train --recipe fast --dataset mnist --data-dir data --output runs/full"),
-    (evaluate, "evaluate runs/mnist-cnn-mnist5k/checkpoint.pt"),
-    (predict, "predict runs/mnist-cnn-mnist5k/checkpoint.pt 3 17 digit.png"),
-    (plot, "plot runs/mnist-cnn-mnist5k/checkpoint.pt --count 15 --output predictions.png"),
-    (report, "report runs/mnist-cnn-mnist5k --output mnist.html"),
+    (evaluate, "evaluate runs/mnist-cnn-mnist5k-1"),
+    (predict, "predict runs/mnist-cnn-mnist5k-1 3 17 digit.png"),
+    (plot, "plot runs/mnist-cnn-mnist5k-1 --count 15 --output predictions.png"),
+    (report, "report runs/mnist-cnn-mnist5k-1 --output mnist.html"),
     (download, "download mnist --data-dir data"),
-    (export, "export runs/mnist-cnn-mnist5k/checkpoint.pt --format onnx"),
+    (export, "export runs/mnist-cnn-mnist5k-1 --format onnx"),
     (bench, "bench --threads 2 --png bench.png"),
     (info, "info"),
 ):
-    app.command(epilog=f"Example: fastconv {_example}")(_command)
+    app.command(_command.__name__, cls=_Command, epilog=f"Example: fastconv {_example}")(_computing(_command))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     with_traceback = startup.wants_traceback(given)
     given = [argument for argument in given if argument != "--traceback"]  # before the subcommand's name or after it
+    if _COMPLETION in os.environ:
+        typer.main.get_command(app).main(given, prog_name="fastconv")
     try:
         with _any_text_printed():
             code = _run(given)
@@ -150,7 +202,9 @@ def _explained(error: Exception) -> tuple[str, int]:
     if isinstance(error, typer.Abort):
         return "interrupted", _INTERRUPTED
     if isinstance(error, _ClickException):
-        return f"{error.format_message()} (see --help)", _USAGE_ERROR  # type: ignore[attr-defined]
+        context: Any = getattr(error, "ctx", None)
+        see = f"{context.command_path if context is not None else 'fastconv'} --help"
+        return f"{_usage(error)} (see {see})", _USAGE_ERROR
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "fastconv").split(".")[0]
         if package != "fastconv":
@@ -165,6 +219,19 @@ def _explained(error: Exception) -> tuple[str, int]:
         return startup.explanation(importing, error), _USAGE_ERROR
     message = f"unexpected {type(error).__name__}: {error}"
     return f"{message} (a bug: please report it with the output of the same command with --traceback)", _BUG
+
+
+def _usage(error: Any) -> str:
+    """Return the message of a usage error of click, with a question for an unknown command or option."""
+    unknown = re.match("No such command '(.*?)'", str(error.format_message()), re.DOTALL)
+    if unknown:
+        return unknown[0] + suggestion(
+            unknown[1], [command.name for command in app.registered_commands if command.name]
+        )
+    if not hasattr(error, "possibilities"):
+        return str(error.format_message())
+    similar = " or ".join(error.possibilities or ())
+    return f"No such option: {error.option_name}" + (f"; did you mean {similar}?" if similar else "")
 
 
 @contextlib.contextmanager

@@ -1,129 +1,141 @@
-"""Options that several subcommands share, and the functions that apply them.
+"""The options that several commands share. This module imports neither torch nor anything that does.
 
-typer requires an Enum for each option with choices. A test checks that each has the names of the table that it repeats,
-which is in config, data, augment or export.
+A command's options are the fields of a dataclass: see ``fields``. Functions that apply options are in ``inputs``.
 """
 
-from enum import Enum
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from fastconv.classifier import data
-from fastconv.classifier.checkpoint import Checkpoint
-from fastconv.classifier.data import DataSet
-from fastconv.classifier.errors import UserError
+from fastconv.classifier.choices import DATASETS
+from fastconv.classifier.config import BACKENDS, DEVICES
+from fastconv.classifier.names import suggestion
 
-_MAX_THREADS = 1024
-_OPTIONS = {"data_dir": "--data-dir", "size": "--image-size"}  # by the arguments of data.load
-
-DataSetName = Enum(
-    "DataSetName",
-    {
-        "mnist5k": "mnist5k",
-        "mnist": "mnist",
-        "fashion_mnist": "fashion-mnist",
-        "cifar10": "cifar10",
-        "folder": "folder",
-    },
-    type=str,
-)
-Downloadable = Enum(
-    "Downloadable", {"mnist": "mnist", "fashion_mnist": "fashion-mnist", "cifar10": "cifar10"}, type=str
-)
-Backend = Enum("Backend", {"fastconv": "fastconv", "torch": "torch"}, type=str)
-Recipe = Enum("Recipe", {"reference": "reference", "fast": "fast", "accurate": "accurate"}, type=str)
-Schedule = Enum("Schedule", {"constant": "constant", "cosine": "cosine", "one_cycle": "one-cycle"}, type=str)
-Optimizer = Enum("Optimizer", {"adam": "adam", "adamw": "adamw", "sgd": "sgd", "rmsprop": "rmsprop"}, type=str)
-Loss = Enum("Loss", {"cross_entropy": "cross-entropy", "mse": "mse"}, type=str)
-DType = Enum("DType", {"float32": "float32", "float64": "float64", "bfloat16": "bfloat16"}, type=str)
-Device = Enum("Device", {"cpu": "cpu", "cuda": "cuda"}, type=str)
-Augment = Enum("Augment", {"none": "none", "shift": "shift", "affine": "affine", "flip": "flip"}, type=str)
-Format = Enum("Format", {"safetensors": "safetensors", "torch": "torch", "pt2": "pt2", "onnx": "onnx"}, type=str)
+#: The groups of options in the help of a command.
+DATA, COMPUTATION, OUTPUT = "Data", "Computation", "Output"
 
 
-def path(text: str) -> Path:
+def path(text: str | Path) -> Path:
     """Parse a path. An empty path would mean the current folder, so it is refused."""
-    if not text:
+    if not str(text):
         raise typer.BadParameter("a path must not be empty")
-    if "\0" in text:
+    if "\0" in str(text):
         raise typer.BadParameter("a path must not contain a NUL character")
     return Path(text)
 
 
-def path_option(name: str, help: str, **more: Any) -> Any:
-    """Return an option whose value is a path. Its default is ``None``, which ``help`` explains."""
-    return typer.Option(name, parser=path, help=help, show_default=False, **more)
+def path_option(name: str, help: str, metavar: str = "<file>", **more: Any) -> Any:
+    """Return an option whose value is a path, or ``None``."""
+    return typer.Option(name, parser=path, help=help, metavar=metavar, **{"show_default": False, **more})
 
 
-CheckpointArgument = Annotated[
-    Path, typer.Argument(parser=path, help="The checkpoint that train wrote.", show_default=False)
+def flag(*names: str, help: str, **more: Any) -> Any:
+    """Return an option without a value."""
+    return typer.Option(*names, help=help, metavar="", show_default=False, **more)
+
+
+def _choice(kind: Any, names: Iterable[str], *arguments: str, metavar: str | None = None, **more: Any) -> Any:
+    known = tuple(names)
+
+    def parse(text: str) -> str:
+        if text not in known:
+            raise typer.BadParameter(f"{text!r} is not one of {', '.join(known)}{suggestion(text, known)}")
+        return text
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in known if name.startswith(incomplete)]
+
+    metavar = f"<{'|'.join(known)}>" if metavar is None else metavar
+    return kind(*arguments, parser=parse, metavar=metavar, autocompletion=complete, **more)
+
+
+def choice(name: str, names: Iterable[str], help: str, **more: Any) -> Any:
+    """Return an option whose value is one of ``names``. An unknown value gets a suggestion."""
+    return _choice(typer.Option, names, name, help=help, **more)
+
+
+def choice_argument(names: Iterable[str], help: str, metavar: str) -> Any:
+    """Return an argument whose value is one of ``names``."""
+    help = f"{help}: {', '.join(names)}."
+    return _choice(typer.Argument, names, help=help, show_default=False, metavar=metavar)
+
+
+Quiet = Annotated[
+    bool, flag("--quiet", "-q", help="Print only the result and errors: no progress, no notes.", rich_help_panel=OUTPUT)
 ]
-DataDirOption = Annotated[
+Json = Annotated[
+    bool, flag("--json", help="Print the result as JSON. Notes and progress go to stderr.", rich_help_panel=OUTPUT)
+]
+DataDir = Annotated[
     Path | None,
     path_option(
         "--data-dir",
         "The folder that contains torchvision's folders (MNIST/raw, FashionMNIST/raw, cifar-10-batches-py)."
-        " Default: $FASTCONV_DATA, then the user's cache folder, then /usr/share/datasets."
         " With --dataset folder: the folder of images itself.",
+        "<folder>",
+        show_default="$FASTCONV_DATA, the user's cache folder, /usr/share/datasets",
+        rich_help_panel=DATA,
     ),
 ]
-SavedDataSetOption = Annotated[
-    DataSetName | None,
-    typer.Option(
-        "--dataset", help="The data set of the test images. Default: that of the training.", show_default=False
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", help="Number of threads.", show_default="PyTorch's", rich_help_panel=COMPUTATION),
+]
+BACKEND_HELP = "The operators that run the network: fastconv's or PyTorch's."
+DEVICE_HELP = "The device to use: the CPU, or a GPU with CUDA."
+Backend = Annotated[str, choice("--backend", BACKENDS, BACKEND_HELP, rich_help_panel=COMPUTATION)]
+Device = Annotated[str, choice("--device", DEVICES, DEVICE_HELP, rich_help_panel=COMPUTATION)]
+RunArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        parser=path,
+        help="The folder of a run, or a checkpoint file.",
+        metavar="RUN",
+        show_default="runs/latest",
     ),
 ]
-BackendOption = Annotated[
-    Backend, typer.Option("--backend", help="The operators that run the network: fastconv's or PyTorch's.")
-]
-DeviceOption = Annotated[Device, typer.Option("--device", help="The device to use: the CPU, or a GPU with CUDA.")]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", help="Number of threads. Default: PyTorch's choice.", show_default=False)
-]
 
 
-def set_threads(threads: int | None) -> None:
-    """Apply ``--threads``."""
-    if threads is None:
-        return
-    if not 1 <= threads <= _MAX_THREADS:
-        raise UserError(f"--threads must be between 1 and {_MAX_THREADS}, not {threads}")
-    torch.set_num_threads(threads)
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """The option of a command whose result is a file."""
+
+    quiet: Quiet = False
 
 
-def load_data(name: str, data_dir: Path | None, size: int | None = None, channels: int | None = None) -> DataSet:
-    """Call :func:`fastconv.classifier.data.load`. Its errors name the command's options in place of its arguments."""
-    try:
-        return data.load(name, data_dir, size, channels)
-    except data.ArgumentError as error:
-        raise UserError(f"{error.before}{_OPTIONS[error.argument]}{error.after}") from error
+@dataclass(frozen=True, kw_only=True)
+class Result(Notes):
+    """The options of a command that prints a result."""
+
+    json: Json = False
 
 
-def load_data_for(saved: Checkpoint, dataset: DataSetName | None, data_dir: Path | None) -> DataSet:
-    """Load ``dataset``, by default the data set that the checkpoint was trained on.
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The options of a command that runs a trained network on images."""
 
-    Raises:
-        UserError: if its images or classes do not fit the checkpoint.
-    """
-    if dataset is None:
-        before = saved.config.get("dataset")
-        dataset = DataSetName(before) if before in data.NAMES else DataSetName.mnist5k
-        if data_dir is None and saved.config.get("data_dir") is not None:
-            data_dir = Path(str(saved.config["data_dir"]))
-    if dataset is DataSetName.folder:
-        found = load_data(dataset.value, data_dir, saved.shape[1], saved.shape[0])
-    else:
-        found = load_data(dataset.value, data_dir)
-    if (found.shape, len(found.class_names)) != (saved.shape, len(saved.class_names)):
-        needs, has = (" x ".join(map(str, shape)) for shape in (saved.shape, found.shape))
-        raise UserError(
-            f"the checkpoint needs images of {needs} in {len(saved.class_names)} classes, but {found.name} has images"
-            f" of {has} in {len(found.class_names)} classes"
-        )
-    for expected, name in zip(saved.class_names, found.class_names, strict=True):
-        if name != expected:
-            raise UserError(f"the classes of {found.name} differ from the checkpoint's: {name} in place of {expected}")
-    return found
+    dataset: Annotated[
+        str | None,
+        choice(
+            "--dataset",
+            DATASETS,
+            "The data set of the test images.",
+            show_default="that of the training",
+            rich_help_panel=DATA,
+        ),
+    ] = None
+    data_dir: DataDir = None
+    threads: Threads = None
+    backend: Backend = "fastconv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The argument of a command that reads a run."""
+
+    run: RunArgument = None

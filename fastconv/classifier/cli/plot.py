@@ -2,51 +2,57 @@
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastconv.classifier import evaluation, files, plots
-from fastconv.classifier.checkpoint import load
 from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError
 
 _MAX_PLOTTED = 60
 
 
-def plot(
-    checkpoint: options.CheckpointArgument,
-    dataset: options.SavedDataSetOption = None,
-    data_dir: options.DataDirOption = None,
-    count: Annotated[int, typer.Option("--count", help=f"Number of test images, at most {_MAX_PLOTTED}.")] = 15,
-    start: Annotated[int, typer.Option("--start", help="Index of the first image, counted from 0.")] = 0,
-    threads: options.ThreadsOption = None,
-    backend: options.BackendOption = options.Backend.fastconv,
+@dataclass(frozen=True, kw_only=True)
+class Plot(options.Notes, options.Network, options.Run):
+    """The options of ``fastconv plot``."""
+
+    count: Annotated[int, typer.Option("--count", help=f"Number of test images, at most {_MAX_PLOTTED}.")] = 15
+    start: Annotated[int, typer.Option("--start", help="Index of the first image, counted from 0.")] = 0
     output: Annotated[
         Path | None,
-        options.path_option("--output", "The .png file to write. Default: predictions.png beside the checkpoint."),
-    ] = None,
-    show: Annotated[bool, typer.Option("--show", help="Also open the picture in the system's viewer.")] = False,
-) -> None:
+        options.path_option(
+            "--output", "The .png file to write.", show_default="predictions.png beside the checkpoint"
+        ),
+    ] = None
+    show: Annotated[bool, options.flag("--show", help="Also open the picture in the system's viewer.")] = False
+
+
+def plot(given: Plot) -> None:
     """Draw test images with their predicted classes and probabilities. Correct predictions are blue, wrong ones red."""
-    if output is None:
-        output = checkpoint.parent / "predictions.png"
-    if output.suffix.lower() != ".png":
-        raise UserError(f"--output must end in .png: {output}")
-    if not 1 <= count <= _MAX_PLOTTED:
-        raise UserError(f"--count must be between 1 and {_MAX_PLOTTED}, not {count}")
-    options.set_threads(threads)
-    saved = load(checkpoint)
-    data = options.load_data_for(saved, dataset, data_dir)
-    shown = slice(data.checked_index(start), start + count)
+    from fastconv.classifier import evaluation, files, plots
+    from fastconv.classifier.cli import inputs
+    from fastconv.classifier.cli.printing import Printer
+
+    if given.output is not None and given.output.suffix.lower() != ".png":
+        raise UserError(f"--output must end in .png: {given.output}")
+    if not 1 <= given.count <= _MAX_PLOTTED:
+        raise UserError(f"--count must be between 1 and {_MAX_PLOTTED}, not {given.count}")
+    printer = Printer(given.quiet)
+    found = inputs.load_run(given.run, printer)
+    output = found.path.parent / "predictions.png" if given.output is None else given.output
+    network = inputs.build(found.saved, given)
+    data = inputs.load_data_for(found.saved, given)
+    shown = slice(data.checked_index(given.start), given.start + given.count)
     images, labels = data.test_images[shown], data.test_labels[shown]
     files.check_output_folder(output.parent)
-    probabilities = evaluation.predict(saved.build(backend.value), images)
-    picture = plots.prediction_grid(images, labels, probabilities, first=start, class_names=saved.class_names)
+    probabilities = evaluation.predict(network, images)
+    names = found.saved.class_names
+    picture = plots.prediction_grid(images, labels, probabilities, first=given.start, class_names=names)
     files.write_atomically(output, plots.png(picture))
-    print(f"wrote {output}")
-    if show:
+    printer.note(f"wrote {output}")
+    if given.show:
         _show(output)
 
 

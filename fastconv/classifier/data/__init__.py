@@ -7,12 +7,14 @@ read data sets, ``images`` reads single image files, and ``download`` downloads 
 import os
 from pathlib import Path
 
+from fastconv.classifier.choices import DATASETS
 from fastconv.classifier.data.cifar import CIFAR10_CLASS_NAMES, load_cifar10
 from fastconv.classifier.data.dataset import CLASS_NAMES, IMAGE_SIZE, ArgumentError, DataError, DataSet
 from fastconv.classifier.data.folder import load_folder
 from fastconv.classifier.data.idx import FASHION_CLASS_NAMES, load_idx, read_idx
 from fastconv.classifier.data.mnist5k import load_mnist5k
 from fastconv.classifier.data.places import find_folder
+from fastconv.classifier.names import suggestion
 
 __all__ = [
     "CIFAR10_CLASS_NAMES",
@@ -29,7 +31,7 @@ __all__ = [
     "read_idx",
 ]
 
-NAMES = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")
+NAMES = DATASETS
 
 
 def display_name(dataset: str, data_dir: Path | str | None) -> str:
@@ -61,7 +63,7 @@ def load(name: str, data_dir: Path | None = None, size: int | None = None, chann
         (torch.Size([4000, 1, 28, 28]), tensor([0, 1, 2, 3, 4]))
     """
     if name not in NAMES:
-        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}")
+        raise DataError(f"unknown data set {name!r}: choose one of {', '.join(NAMES)}{suggestion(str(name), NAMES)}")
     if name == "folder":
         if data_dir is None:
             raise ArgumentError(

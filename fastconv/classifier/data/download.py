@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tarfile
 import tempfile
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from fastconv.classifier.files import check_output_folder
 
 _TIMEOUT = (10, 30)  # seconds to connect, and seconds between two pieces
 _PIECE = 1 << 16
+_LINE_INTERVAL = 30.0  # seconds between lines without a terminal
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
 
@@ -62,7 +65,7 @@ SOURCES = {
 }
 
 
-def download(name: str, data_dir: Path | None = None) -> Path:
+def download(name: str, data_dir: Path | None = None, quiet: bool = False) -> Path:
     """Download the files of the data set ``name``, one of :data:`SOURCES`, that are missing or have a wrong checksum.
 
     Unpacked files are not checked.
@@ -70,6 +73,7 @@ def download(name: str, data_dir: Path | None = None) -> Path:
     Args:
         data_dir: the folder in which torchvision's folder, such as ``MNIST/raw``, is created. ``None`` means
             ``$FASTCONV_DATA`` or, if that is not set, the user's cache folder.
+        quiet: show no progress. Otherwise, a terminal has a bar, and other outputs a line every 30 s, on stderr.
 
     Returns:
         The folder with the files.
@@ -89,7 +93,7 @@ def download(name: str, data_dir: Path | None = None) -> Path:
     # The reader prefers an unpacked file, so the packed one is not needed.
     lacking = [file for file in source.checksums if archive or not (into / file.removesuffix(".gz")).is_file()]
     for number, file in enumerate(lacking):
-        problems = _fetch(source, file, into)
+        problems = _fetch(source, file, into, quiet)
         if problems:
             files = ", ".join(lacking[number:])
             raise DataError(
@@ -102,7 +106,7 @@ def download(name: str, data_dir: Path | None = None) -> Path:
     return folder
 
 
-def _fetch(source: Source, file: str, folder: Path) -> list[str]:
+def _fetch(source: Source, file: str, folder: Path, quiet: bool) -> list[str]:
     """Download one file, unless it is present and correct. Return why each mirror failed: an empty list on success."""
     import pooch
     import requests
@@ -110,7 +114,7 @@ def _fetch(source: Source, file: str, folder: Path) -> list[str]:
     pooch.get_logger().setLevel("WARNING")
     problems = []
     for mirror in source.mirrors:
-        downloader = _Resuming(folder / f".{file}.part")
+        downloader = _Resuming(folder / f".{file}.part", quiet)
         checksum = f"md5:{source.checksums[file]}"
         try:
             try:
@@ -137,8 +141,8 @@ class _Resuming:
         resumed: whether the last call resumed a download.
     """
 
-    def __init__(self, partial: Path) -> None:
-        self._partial = partial
+    def __init__(self, partial: Path, quiet: bool) -> None:
+        self._partial, self._quiet = partial, quiet
         self.resumed = False
 
     def __call__(self, url: str, output_file: Any, pooch: object) -> None:
@@ -182,12 +186,18 @@ class _Resuming:
                 desc=name,
                 unit="B",
                 unit_scale=True,
-                disable=None,
+                disable=self._quiet or None,
             ) as bar,
         ):
+            done, shown = there, time.monotonic()
             for piece in response.iter_content(_PIECE):
                 file.write(piece)
                 bar.update(len(piece))
+                done += len(piece)
+                if bar.disable and not self._quiet and time.monotonic() - shown >= _LINE_INTERVAL:
+                    shown = time.monotonic()
+                    of = f" of {(there + length) / 1e6:,.1f}" if length else ""
+                    print(f"{name}: {done / 1e6:,.1f}{of} MB", file=sys.stderr, flush=True)
 
 
 def _reason(error: Exception) -> str:

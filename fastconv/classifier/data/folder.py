@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastconv.classifier.choices import MAX_IMAGE_SIZE
 from fastconv.classifier.data.dataset import DataError, DataSet
 from fastconv.classifier.data.images import read_scaled
 from fastconv.classifier.errors import UserError
 
 DEFAULT_SIZE = 32
-MAX_SIZE = 1024
 
 _VALIDATION = ("val", "valid", "validation")  # names of validation folders beside train, which are not classes
 _EVERY = 5  # without a folder test, every fifth image of a class is a test image
@@ -41,8 +41,8 @@ def load_folder(folder: Path, size: int | None = None, channels: int | None = No
         DataError: if there are fewer than two classes, a class has no images, or an image cannot be read.
     """
     size = DEFAULT_SIZE if size is None else size
-    if not 1 <= size <= MAX_SIZE:
-        raise DataError(f"the image size must be between 1 and {MAX_SIZE}, not {size}")
+    if not 1 <= size <= MAX_IMAGE_SIZE:
+        raise DataError(f"the image size must be between 1 and {MAX_IMAGE_SIZE}, not {size}")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     if (folder / "train").is_dir() and (folder / "test").is_dir():

@@ -1,0 +1,108 @@
+"""Where runs are: each has a folder of its own in ``runs``, and ``runs/latest`` points to the last one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from fastconv.classifier import files
+from fastconv.classifier.errors import UserError
+
+RUNS = Path("runs")
+#: A symbolic link or, where links cannot be made, a file with the path of the folder, relative to :data:`RUNS`.
+LATEST = RUNS / "latest"
+_LONGEST_NAME = 100  # file systems allow 255 bytes
+_LONGEST_PATH = 1 << 16
+
+
+def new_folder(name: str) -> Path:
+    """Create the folder ``runs/NAME-N``, where N is one more than in any earlier run of the same name.
+
+    Raises:
+        OutputError: if it cannot be created.
+    """
+    files.check_output_folder(RUNS)
+    name = name[:_LONGEST_NAME]
+    numbers = (re.fullmatch(re.escape(name) + r"-(\d{1,9})", path.name) for path in RUNS.iterdir())
+    number = max((int(found[1]) for found in numbers if found), default=0)
+    while True:
+        number += 1
+        folder = RUNS / f"{name}-{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # another process was faster
+            continue
+        except OSError as error:
+            raise files.OutputError(f"cannot write into {folder}: {error.strerror or error}") from error
+        return folder
+
+
+def point_to(folder: Path) -> Path | None:
+    """Let ``runs/latest`` point to ``folder``. Return the folder that it pointed to before, for :func:`forget`.
+
+    Raises:
+        OutputError: if it is a folder of the user, or cannot be written.
+    """
+    if LATEST.is_dir() and not LATEST.is_symlink():
+        raise files.OutputError(f"{LATEST} is a folder, but it should point to the last run: rename it")
+    files.check_output_folder(RUNS)
+    before = followed(LATEST) if os.path.lexists(LATEST) else None
+    target = os.path.relpath(os.path.realpath(folder), os.path.realpath(RUNS))
+    temporary = RUNS / f".latest-{os.getpid()}.tmp"
+    try:
+        try:
+            temporary.symlink_to(target, target_is_directory=True)
+        except (OSError, NotImplementedError):  # Windows without the right to make links, some network drives
+            temporary.write_bytes(os.fsencode(target))
+        os.replace(temporary, LATEST)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise files.OutputError(f"cannot write {LATEST}: {error.strerror or error}") from error
+    return before
+
+
+def forget(folder: Path, before: Path | None) -> None:
+    """Remove ``folder`` if it is empty, and let ``runs/latest`` point to the run ``before`` it."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    if before is not None and before.is_dir():
+        point_to(before)
+    else:
+        LATEST.unlink(missing_ok=True)
+
+
+def folder() -> Path:
+    """Return the folder of the last run.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not os.path.lexists(LATEST):
+        raise UserError(
+            "there is no run here yet: 'fastconv train' makes one. Or name the folder of a run, or a checkpoint file"
+        )
+    found = followed(LATEST)
+    if not found.is_dir():
+        raise UserError(f"{LATEST} points to {found}, which is gone: name the folder of a run, or a checkpoint file")
+    return found
+
+
+def followed(path: Path) -> Path:
+    """Return the folder that ``path`` points to if it is ``runs/latest`` of any folder, and any other path unchanged.
+
+    Example::
+
+        >>> followed(Path("runs/mine"))
+        PosixPath('runs/mine')
+    """
+    if path.name != LATEST.name:
+        return path
+    if path.is_symlink():
+        target = os.readlink(path)
+    elif path.is_file():
+        target = os.fsdecode(files.read_bytes(path, _LONGEST_PATH))
+    else:
+        return path
+    return Path(os.path.normpath(path.parent / target))
