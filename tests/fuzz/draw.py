@@ -60,7 +60,8 @@ class Draw:
                 groups = self.pick([d for d in range(1, c + 1) if c % d == 0])
                 if self.chance(0.4):
                     groups = c
-                k = groups if groups == c and self.chance(0.6) else groups * self.pick((1, 1, 2, 3, 5, 8))
+                # as many outputs as inputs, as for thin groups
+                k = c if self.chance(0.6 if groups == c else 0.3) else groups * self.pick((1, 1, 2, 3, 5, 8))
             arguments: dict[str, Any] = {}
             if groups > 1:
                 arguments["groups"] = groups
