@@ -1,4 +1,4 @@
-"""The folders of runs: numbers, runs/latest, runs and checkpoints as arguments, --overwrite, and --resume."""
+"""The folders of runs: their numbers, runs/latest, naming a run in a command, --overwrite and --resume."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_run_has_a_folder_of_its_own_and_latest_points_to_the_last() -> No
 
 
 def test_two_recipes_never_share_a_folder(capsys: Output) -> None:
-    """The report beside a checkpoint is about this checkpoint's network."""
+    """A folder never has the report of one network and the checkpoint of another."""
     assert main([*QUICK, "--output", "mine", "--report"]) == 0
     before = contents(Path("mine"))
     assert "mine has another run" in complaint([*QUICK, "--recipe", "fast", "--output", "mine"], capsys)
@@ -73,7 +73,7 @@ def test_latest_is_a_file_where_links_cannot_be_made(capsys: Output, monkeypatch
     assert latest.folder() == SECOND
 
 
-def test_a_run_that_is_gone_and_a_users_folder_of_that_name_are_reported(capsys: Output) -> None:
+def test_a_missing_last_run_and_a_folder_named_latest_are_reported(capsys: Output) -> None:
     assert main(QUICK) == 0
     shutil.rmtree(FIRST)
     assert f"runs/latest points to {FIRST}, which is gone" in complaint(["evaluate"], capsys)
@@ -152,7 +152,7 @@ def test_overwrite_removes_all_that_belongs_to_the_earlier_run(capsys: Output) -
     assert not Path("mine/best.pt").exists()  # the recipe fast has no validation images
 
 
-def test_overwrite_in_an_empty_folder_is_a_new_run_and_with_resume_a_mistake(capsys: Output) -> None:
+def test_overwrite_accepts_a_new_folder_but_not_resume(capsys: Output) -> None:
     assert main([*QUICK, "--output", "new", "--overwrite"]) == 0
     assert "leave out one of them" in complaint([*QUICK, "--output", "new", "--overwrite", "--resume"], capsys)
 
