@@ -7,9 +7,10 @@ FASTCONV_ALGORITHM=own python benchmarks/bench_layers.py           fastconv's ke
 
 A figure is PyTorch's time divided by fastconv's, each in its faster memory format. Above 1, fastconv is faster.
 "forward" runs under inference_mode. "both" is forward and backward. Backward computes the gradients of weight and bias,
-and of the input unless the layer is the first of its network. With --gradient half, a random half of the incoming
-gradient is zero, as after a ReLU. The variants take turns in one process, whose allocator keeps its pages. With one
-thread (OMP_NUM_THREADS=1), CPU time is measured instead of wall time, because other programs disturb it less.
+and of the input unless the layer is the first of its network. "backward_data" and "backward_weight" compute only the
+gradient of the input, or those of weight and bias. With --gradient half, a random half of the incoming gradient is
+zero, as after a ReLU. The variants take turns in one process, whose allocator keeps its pages. With one thread
+(OMP_NUM_THREADS=1), CPU time is measured instead of wall time, because other programs disturb it less.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from layers import FAMILIES, Layer, layers
 from ratios import geometric_mean
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from fastconv import nn as fnn
 from fastconv.benchmarking.alternating import alternate, keep_pages
@@ -35,7 +36,7 @@ from fastconv.benchmarking.machine import caption, machine
 from fastconv.benchmarking.ratios import TORCH, VARIANTS, medians
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-PASSES = ("forward", "both")
+PASSES = ("forward", "both", "backward_data", "backward_weight")
 SLOW = 0.95
 
 
@@ -56,14 +57,31 @@ def runs(layer: Layer, batch: int, pass_: str, dtype: torch.dtype, dense: bool) 
                     module(x)
 
             return infer
-        x.requires_grad_(not layer.is_first)
-        inputs = [t for t in (x, *module.parameters()) if t.requires_grad]
-        gradient = torch.randn_like(module(x))
+        gradient = torch.randn_like(module(x).detach())
         if not dense:
             gradient *= torch.rand_like(gradient) < 0.5
+        if pass_ != "both":
+            return one_gradient(module, x, gradient, pass_)
+        x.requires_grad_(not layer.is_first)
+        inputs = [t for t in (x, *module.parameters()) if t.requires_grad]
         return lambda: torch.autograd.grad(module(x), inputs, gradient)
 
     return {name: variant(name) for name in VARIANTS}
+
+
+def one_gradient(module: nn.Conv2d, x: Tensor, gradient: Tensor, pass_: str) -> Callable[[], object]:
+    w, stride, padding, dilation = module.weight.detach(), module.stride, module.padding, module.dilation
+    if not isinstance(module, fnn.Conv2d):
+        mask = [True, False, False] if pass_ == "backward_data" else [False, True, True]
+        backward = torch.ops.aten.convolution_backward.default
+        return lambda: backward(
+            gradient, x, w, [w.shape[0]], stride, padding, dilation, False, [0, 0], module.groups, mask
+        )
+    channels_last = x.is_contiguous(memory_format=torch.channels_last)
+    rest = (stride, padding, dilation, module.groups, channels_last)
+    if pass_ == "backward_data":
+        return lambda: torch.ops.fastconv.conv2d_backward_data(gradient, w, x.shape, *rest)
+    return lambda: torch.ops.fastconv.conv2d_backward_weight(gradient, x, w.shape[2:], *rest)
 
 
 def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -106,14 +124,15 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 def summary(records: list[dict[str, Any]], title: str) -> Table:
     """Return the table of the geometric mean and the least ratio of each family."""
     table = Table(title=title)
-    for heading in ("family", "layers", *(f"{pass_}, {what}" for pass_ in PASSES for what in ("mean", "least"))):
+    passes = [pass_ for pass_ in PASSES if any(record["pass"] == pass_ for record in records)]
+    for heading in ("family", "layers", *(f"{pass_}, {what}" for pass_ in passes for what in ("mean", "least"))):
         table.add_column(heading, justify="left" if heading == "family" else "right")
     for family in (*FAMILIES, "all"):
         of_family = [record for record in records if family in ("all", record["family"])]
         if not of_family:
             continue
         row = [family, str(len({record["layer"] for record in of_family}))]
-        for pass_ in PASSES:
+        for pass_ in passes:
             found = [ratio(record) for record in of_family if record["pass"] == pass_]
             row += [f"{geometric_mean(found):.2f}", f"{min(found):.2f}"] if found else ["", ""]
         table.add_row(*row, end_section=family == FAMILIES[-1])
@@ -142,7 +161,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--most", type=float, default=0.5e9, help="skip batches over 1 with more multiplications (5e8)")
-    parser.add_argument("--pass", dest="pass_", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--pass", dest="pass_", nargs="+", choices=PASSES, default=["forward", "both"])
     parser.add_argument("--gradient", choices=("dense", "half"), default="dense")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)

@@ -51,8 +51,8 @@ pybind11::list tiles_of(const fastconv::cpu::WinogradCut& cut) {
 }
 
 template <class T>
-pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape& f, bool fused, bool channels_last,
-                            double nonzero, bool finite) {
+pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape& f, bool fused,
+                            fastconv::ScalarType type, bool channels_last, double nonzero, bool finite) {
   using namespace fastconv::cpu;
   pybind11::dict result;
   const auto describe = [&](Algorithm algorithm, const WinogradCut& cut) {
@@ -62,7 +62,7 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
   const Pass which = pass == "forward"         ? Pass::forward
                      : pass == "backward_data" ? Pass::backward_data
                                                : Pass::backward_weight;
-  if (!fused && torch_is_faster(f.conv, which)) {
+  if (!fused && torch_is_faster(f.conv, which, type)) {
     result["algorithm"] = "torch";
     return result;
   }
@@ -96,13 +96,17 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
     const Conv2dShape& s = f.conv;
     f.pool = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, kernel, pool_stride, pool_padding, pool_dilation, false);
   }
-  const bool narrow = dtype == "float32" || dtype == "bfloat16" || dtype == "float16";
-  if (!narrow && dtype != "float64") {
+  const std::map<std::string, ScalarType> types{{"float32", ScalarType::Float},
+                                                {"float64", ScalarType::Double},
+                                                {"bfloat16", ScalarType::BFloat16},
+                                                {"float16", ScalarType::Half}};
+  const auto type = types.find(dtype);
+  if (type == types.end()) {
     throw std::invalid_argument("expected dtype to be float32, float64, bfloat16 or float16, but got '" + dtype + "'");
   }
   if (!(nonzero >= 0 && nonzero <= 1)) throw std::invalid_argument("expected nonzero to be between 0 and 1");
-  const auto run = narrow ? plan_as_dict<float> : plan_as_dict<double>;
-  return run(pass, f, relu || pool.has_value(), channels_last, nonzero, finite);
+  const auto run = type->second == ScalarType::Double ? plan_as_dict<double> : plan_as_dict<float>;
+  return run(pass, f, relu || pool.has_value(), type->second, channels_last, nonzero, finite);
 }
 
 }  // namespace
@@ -136,9 +140,9 @@ PYBIND11_MODULE(_C, m) {
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
         "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "
-        "'always' "
-        "(for every shape that it can compute) or 'never'. The plan decides about all others. `winograd` replaces "
-        "FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, in elements of input "
+        "'always' (for every shape that it can compute), 'never' or 'measured' (the plan decides; the default). "
+        "`winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, "
+        "in elements of input "
         "and output, unless it is 0.");
   m.def(
       "packed_weights",

@@ -35,8 +35,6 @@ def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
         (("backward_data", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {}, "thin_groups"),
         (("backward_data", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {"finite": False}, "direct"),
         (("backward_weight", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {}, "thin_groups"),
-        *(((pass_, *MOSTLY_PADDING), {}, "torch") for pass_ in PASSES),
-        (("forward", *MOSTLY_PADDING), {"relu": True}, "direct"),
         (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {}, "winograd"),
         (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {"nonzero": 0.1}, "sparse_gradient"),
         (("backward_data", (64, 64, 14, 14), (64, 64, 3, 3)), {"nonzero": 0.1, "finite": False}, "winograd"),
@@ -51,6 +49,14 @@ def test_the_plan_names_the_algorithm(arguments: Any, options: dict[str, Any], a
     if _C.cpu_capability() == "default" and algorithm == "winograd":
         pytest.skip("Winograd's tiles are at most 2 x 2 without AVX2")
     assert plan(*arguments, **options)["algorithm"] == algorithm
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_the_plan_leaves_calls_that_are_mostly_padding_to_pytorch(pass_: str) -> None:
+    assert plan(pass_, *MOSTLY_PADDING)["algorithm"] != "torch"  # the tests run with FASTCONV_ALGORITHM=own
+    _C.set_algorithms({"torch": "measured"})
+    assert plan(pass_, *MOSTLY_PADDING)["algorithm"] == "torch"
+    assert plan(pass_, *MOSTLY_PADDING, relu=True)["algorithm"] != "torch"
 
 
 def test_winograds_tiles_cover_the_image() -> None:
@@ -114,7 +120,7 @@ def test_each_algorithm_is_exact_if_it_is_forced(
 def test_an_unknown_algorithm_or_choice_is_refused() -> None:
     with pytest.raises(ValueError, match="expected any of torch, winograd, small_output"):
         _C.set_algorithms({"fast": "always"})
-    with pytest.raises(ValueError, match="expected 'always' or 'never'"):
+    with pytest.raises(ValueError, match="expected 'always', 'never' or 'measured'"):
         _C.set_algorithms({"winograd": "sometimes"})
     with pytest.raises(ValueError, match="expected band to be at least 0"):
         _C.set_algorithms({}, band=-1)

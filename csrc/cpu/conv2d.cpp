@@ -10,7 +10,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
               const Ints& padding, const Ints& dilation, int64_t groups) {
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   const bool channels_last = result_is_channels_last(input, weight);
-  if (torch_is_faster(s, Pass::forward)) return aten_conv2d(s, input, weight, bias, channels_last);
+  if (torch_is_faster(s, Pass::forward, input.scalar_type())) return aten_conv2d(s, input, weight, bias, channels_last);
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
   if (output.numel() > 0) run_forward({without_pool(s), input, weight, bias, output});
   return output;
@@ -19,7 +19,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
-  if (torch_is_faster(s, Pass::backward_data)) return aten_conv2d_backward_data(s, grad_output, weight, channels_last);
+  if (torch_is_faster(s, Pass::backward_data, grad_output.scalar_type()))
+    return aten_conv2d_backward_data(s, grad_output, weight, channels_last);
   Backward call{without_pool(s), grad_output};
   call.weight = weight;
   call.grad_input = empty(input_size, grad_output, channels_last);
@@ -32,7 +33,7 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
                                                   const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
-  if (torch_is_faster(s, Pass::backward_weight)) {
+  if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type())) {
     return aten_conv2d_backward_weight(s, grad_output, input, channels_last);
   }
   Backward call{without_pool(s), grad_output};

@@ -10,6 +10,7 @@
 #include "../environment.h"
 #include "capability.h"
 #include "memory/tiles.h"
+#include "slower_calls.h"
 
 // Unless a table says otherwise, it was measured with one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels.
 namespace fastconv::cpu {
@@ -17,7 +18,7 @@ namespace {
 
 // ---- choices that tests make -------------------------------------------------------------------------------------
 
-enum class Choice { measured, always, never };
+enum class Choice { unset, measured, always, never };
 
 // The decisions that a test may force or forbid.
 enum Option {
@@ -238,16 +239,11 @@ const char* name_of(Algorithm algorithm) {
   return names[static_cast<size_t>(algorithm)];
 }
 
-// fastconv's kernels read the zeros of the padding like other pixels. So they lose where most of what they read is
-// padding, as in the last stage of DeepLab: 256->256 channels, 3x3, 28x28, dilation and padding 12. There PyTorch takes
-// 0.5 of the time of forward, and 0.6 of that of forward and backward (Zen 4, AVX-512, 2 threads).
-bool torch_is_faster(const Conv2dShape& s, Pass) {
+bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type) {
   if (always(torch_itself)) return s.N * s.C * s.K * s.P * s.Q > 0;
-  if (never(torch_itself) || environment().own_algorithms || s.N * s.C == 0) return false;
-  const double padded = static_cast<double>(reach(s.P, s.stride_h, s.R, s.dilation_h)) *
-                        static_cast<double>(reach(s.Q, s.stride_w, s.S, s.dilation_w));
-  constexpr double least = 1024;  // Small images cost more in the call than in the zeros.
-  return padded > least && padded > 3 * static_cast<double>(s.H * s.W);
+  const bool measured = choices[torch_itself].load(std::memory_order_relaxed) == Choice::measured;
+  if (never(torch_itself) || (environment().own_algorithms && !measured)) return false;
+  return is_slower_than_torch(s, pass, type);
 }
 
 int64_t pixels_between_windows(const Pool2dShape& s) { return std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W); }
@@ -326,11 +322,11 @@ void set_algorithms(const std::map<std::string, std::string>& wanted, int side, 
     const auto at = wanted.find(option_names[option]);
     if (at == wanted.end()) continue;
     ++known;
-    if (at->second != "always" && at->second != "never") {
-      throw std::invalid_argument("fastconv: expected 'always' or 'never' for an algorithm, but got '" + at->second +
-                                  "'");
+    if (at->second != "always" && at->second != "never" && at->second != "measured") {
+      throw std::invalid_argument("fastconv: expected 'always', 'never' or 'measured' for an algorithm, but got '" +
+                                  at->second + "'");
     }
-    found[option] = at->second == "always" ? Choice::always : Choice::never;
+    found[option] = at->second == "always" ? Choice::always : at->second == "never" ? Choice::never : Choice::measured;
   }
   if (known != wanted.size()) {
     std::string names;

@@ -10,6 +10,7 @@
 #include <map>
 #include <string>
 
+#include "../tensor.h"
 #include "kernels/kernels.h"
 
 namespace fastconv::cpu {
@@ -29,8 +30,8 @@ const char* name_of(Algorithm algorithm);
 enum class Pass { forward, backward_data, backward_weight };
 
 // Whether PyTorch's own operator computes a convolution, or a gradient of one, faster than every algorithm above.
-// FASTCONV_ALGORITHM=own: never.
-bool torch_is_faster(const Conv2dShape& s, Pass pass);
+// `type` is that of the tensors. FASTCONV_ALGORITHM=own: never.
+bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type);
 
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
 // multiplications of all tiles for each pair of input and output channel.
@@ -99,8 +100,8 @@ Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of torch, winograd,
 // small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "always" (for every shape
-// that it can compute) or "never". `winograd_side` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the
-// size of a band, unless it is 0. Throws std::invalid_argument.
+// that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side` replaces
+// FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0. Throws std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
 }  // namespace fastconv::cpu
