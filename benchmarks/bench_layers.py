@@ -170,7 +170,7 @@ def main() -> None:
     records = measure_all(arguments)
     info = {**machine(), "dtype": arguments.dtype, "gradient": arguments.gradient}
     if arguments.json:
-        arguments.json.parent.mkdir(exist_ok=True)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"machine": info, "layers": records}, indent=1))
     console = Console(width=max(120, Console().width))
     console.print(summary(records, f"torch's / fastconv's time, {arguments.dtype}, {arguments.gradient} gradients"))

@@ -33,18 +33,12 @@ def command_for(origin: dict[str, Any] | None, extra: str) -> str:
     path = unquote(urlparse(url).path)
     if "dir_info" in origin:
         editable = "--editable " if origin["dir_info"].get("editable") else ""
-        return f"pip install --no-build-isolation {editable}{_quoted(f'{path}[{extra}]')}"
+        return f"pip install --no-build-isolation {editable}{shlex.quote(f'{path}[{extra}]')}"
     if "vcs_info" in origin:
         vcs = origin["vcs_info"]
         source = f"fastconv[{extra}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
-        return f"pip install --no-build-isolation {_quoted(source)}"
-    return f"pip install {_quoted(f'fastconv[{extra}] @ {url}')}"
-
-
-def _quoted(argument: str) -> str:
-    """Quote for the shell. The quotes are always there, because zsh expands brackets."""
-    quoted = shlex.quote(argument)
-    return quoted if quoted.startswith("'") else f"'{quoted}'"
+        return f"pip install --no-build-isolation {shlex.quote(source)}"
+    return f"pip install {shlex.quote(f'fastconv[{extra}] @ {url}')}"
 
 
 def _origin() -> dict[str, Any] | None:

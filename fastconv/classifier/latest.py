@@ -13,8 +13,8 @@ from fastconv.classifier.errors import UserError
 RUNS = Path("runs")
 #: A symbolic link to the folder of the last run. If the system has no links, a file with the path, relative to `RUNS`.
 LATEST = RUNS / "latest"
-_LONGEST_NAME = 100  # file systems allow 255 bytes
-_LONGEST_PATH = 1 << 16
+_LONGEST_NAME = 200  # bytes; file systems allow 255
+_LONGEST_PATH = 1 << 12
 
 
 def new_folder(name: str) -> Path:
@@ -24,7 +24,7 @@ def new_folder(name: str) -> Path:
         OutputError: if it cannot be created.
     """
     files.check_output_folder(RUNS)
-    name = name[:_LONGEST_NAME]
+    name = os.fsencode(name)[:_LONGEST_NAME].decode(errors="ignore")
     numbers = (re.fullmatch(re.escape(name) + r"-(\d{1,9})", path.name) for path in RUNS.iterdir())
     number = max((int(found[1]) for found in numbers if found), default=0)
     while True:
@@ -101,8 +101,9 @@ def followed(path: Path) -> Path:
         return path
     if path.is_symlink():
         target = os.readlink(path)
-    elif path.is_file():
+        return Path(os.path.normpath(path.parent / target))
+    if path.is_file() and path.stat().st_size <= _LONGEST_PATH:
         target = os.fsdecode(files.read_bytes(path, _LONGEST_PATH))
-    else:
-        return path
-    return Path(os.path.normpath(path.parent / target))
+        found = Path(os.path.normpath(path.parent / target)) if target and "\0" not in target else path
+        return found if found.is_dir() else path  # another file of this name, for example an image
+    return path

@@ -117,7 +117,7 @@ class RunFolder:
             raise UserError(f"the run in {self.path} has done {epochs}: --epochs must be above {done}")
         if not finished:
             return
-        if done < before["epochs"] and wanted["patience"] == before["patience"]:
+        if done < before["epochs"] and wanted["patience"] <= before["patience"]:
             raise UserError(
                 f"the run in {self.path} stopped early after {epochs}; to continue, with N above {before['patience']}:"
                 f" {self.resume_command('--patience', 'N')}"

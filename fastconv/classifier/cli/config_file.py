@@ -42,7 +42,8 @@ def read(path: Path) -> dict[str, Any]:
     """
     content = _parse(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} must have names and values, such as epochs = 3")
+        example = '{"epochs": 3}' if path.suffix.lower() == ".json" else "epochs = 3"
+        raise UserError(f"{path} must have names and values, such as {example}")
     given = {str(name).replace("-", "_"): value for name, value in content.items()}
     known = [name.replace("_", "-") for name in FILE_TYPES]
     for name in content:
