@@ -1,11 +1,11 @@
 """Build the extension fastconv._C. csrc/extension.py has the compiler's flags, and pyproject.toml all other settings.
 
-FASTCONV_CUDA=1|0    1: with CUDA, or an error. 0: without CUDA. Unset: with CUDA if torch and a toolkit have it.
+FASTCONV_CUDA=1|0    1: CUDA is required. 0: no CUDA. Unset: with CUDA if torch and the toolkit allow it.
 TORCH_CUDA_ARCH_LIST GPUs to compile for, such as '8.6;9.0'. Unset: those of this machine, else all that torch supports.
-FASTCONV_WERROR=1    A warning is an error (make check). Unset: it is not, because newer compilers have new warnings.
+FASTCONV_WERROR=1    Warnings are errors (make check). Unset: they are not, because newer compilers have new warnings.
 FASTCONV_DEBUG=1     -O1 -g, assertions in the kernels and bounds checks of the standard library.
 FASTCONV_SANITIZE=1  AddressSanitizer and UndefinedBehaviorSanitizer (make asan). thread: ThreadSanitizer (make tsan).
-FASTCONV_COMPILE=0   Installs without compiling. The Makefile then compiles in build/, so that later builds are fast.
+FASTCONV_COMPILE=0   No compilation. The Makefile sets this, and compiles in build/, so that later builds are fast.
 MAX_JOBS=n           Number of compilations in parallel.
 """
 
@@ -21,8 +21,8 @@ import setuptools
 
 OLDEST_TORCH = (2, 10)
 OLDEST_SETUPTOOLS = 77  # the first release that accepts license = "MIT" in pyproject.toml
-#: Commands that compile nothing. They need neither torch nor a compiler. The metadata of a wheel (dist_info) would not
-#: need them either. But pip asks for it first, so a build without torch fails there, before pip downloads anything.
+#: Commands that run without torch and without a compiler. dist_info could, too. It is not listed because pip runs it
+#: first: a build without torch then fails before pip downloads anything.
 LIGHT_COMMANDS = ("sdist", "egg_info")
 
 

@@ -6,11 +6,11 @@ python benchmarks/bench_layers.py --dtype bfloat16 --batch 1 8 64 --most inf
 FASTCONV_ALGORITHM=own python benchmarks/bench_layers.py           fastconv's kernels alone
 
 A figure is PyTorch's time divided by fastconv's, each in its faster memory format. Above 1, fastconv is faster.
-"forward" runs under inference_mode. "both" is forward and backward. It computes the gradient of the weight and, unless
-the layer is the first of its network, that of the input. "backward_data" and "backward_weight" compute one gradient.
-With --gradient half, every second value of the incoming gradient is zero, as behind a ReLU. The variants take turns in
-one process with an allocator that keeps its pages. With one thread (OMP_NUM_THREADS=1) the CPU time is measured, which
-other programs disturb less.
+"forward" runs under inference_mode. "both" is forward and backward. Backward computes the gradients of weight and bias,
+and of the input unless the layer is the first of its network. "backward_data" and "backward_weight" compute only the
+gradient of the input, or those of weight and bias. With --gradient half, a random half of the incoming gradient is
+zero, as after a ReLU. The variants take turns in one process, whose allocator keeps its pages. With one thread
+(OMP_NUM_THREADS=1), CPU time is measured instead of wall time, because other programs disturb it less.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def one_gradient(module: nn.Conv2d, x: Tensor, gradient: Tensor, pass_: str) -> 
 
 
 def measure(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of each variant. Short ones repeat within a round, long ones have fewer rounds."""
+    """Return the median seconds of each variant. Short calls repeat within a round, long calls have fewer rounds."""
     for run in variants.values():  # packs weights and requests memory
         run(), run()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -102,7 +102,7 @@ def ratio(record: dict[str, Any]) -> float:
 
 
 def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Return a record of each layer, batch and pass: its names, and the seconds of each variant."""
+    """Return a record of each layer, batch and pass, with the seconds of each variant."""
     records = []
     for layer in layers():
         if not any(word in f"{layer.family}: {layer}" for word in arguments.only):
@@ -122,7 +122,7 @@ def measure_all(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def summary(records: list[dict[str, Any]], title: str) -> Table:
-    """Return the geometric mean and the least ratio of each family."""
+    """Return the table of the geometric mean and the least ratio of each family."""
     table = Table(title=title)
     passes = [pass_ for pass_ in PASSES if any(record["pass"] == pass_ for record in records)]
     for heading in ("family", "layers", *(f"{pass_}, {what}" for pass_ in passes for what in ("mean", "least"))):
@@ -140,7 +140,7 @@ def summary(records: list[dict[str, Any]], title: str) -> Table:
 
 
 def slow_ones(records: list[dict[str, Any]]) -> Table:
-    """Return the layers that fastconv computes slower, slowest first. Times are those of each faster format."""
+    """Return the table of the layers with a ratio below SLOW, least first. Times are in the faster memory format."""
     table = Table(title=f"below {SLOW}")
     for heading in ("layer", "batch", "pass", "torch, ms", "fastconv, ms", "ratio"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=heading == "layer")
@@ -157,10 +157,10 @@ def slow_ones(records: list[dict[str, Any]]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="layers whose name has one of these")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="parts of names of layers or families")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--most", type=float, default=0.5e9, help="skip batches of more multiplications (default 5e8)")
+    parser.add_argument("--most", type=float, default=0.5e9, help="skip batches over 1 with more multiplications (5e8)")
     parser.add_argument("--pass", dest="pass_", nargs="+", choices=PASSES, default=["forward", "both"])
     parser.add_argument("--gradient", choices=("dense", "half"), default="dense")
     parser.add_argument("--rounds", type=int, default=9)
@@ -170,7 +170,7 @@ def main() -> None:
     records = measure_all(arguments)
     info = {**machine(), "dtype": arguments.dtype, "gradient": arguments.gradient}
     if arguments.json:
-        arguments.json.parent.mkdir(exist_ok=True)
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps({"machine": info, "layers": records}, indent=1))
     console = Console(width=max(120, Console().width))
     console.print(summary(records, f"torch's / fastconv's time, {arguments.dtype}, {arguments.gradient} gradients"))

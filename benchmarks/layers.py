@@ -1,6 +1,6 @@
 """Convolution layers of known networks, with the size of their input, for bench_layers.py.
 
-Sizes are those of 224x224 images, or of the network's own data set. Layers that several networks share appear once.
+The sizes are for images of 224x224, or of the network's own data set. Layers that several networks share appear once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-#: In the order of the report. ``family_of`` sorts a layer into the first that fits.
+#: In the order of the report. The family of a layer is the first that fits.
 FAMILIES = (
     "first layers",
     "depthwise",
@@ -27,7 +27,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution with the height and width of its input. ``padding`` -1 means half the kernel, times dilation."""
+    """A convolution with the height and width of its input. ``padding`` -1 means kernel // 2 times dilation."""
 
     network: str
     C: int
@@ -51,7 +51,7 @@ class Layer:
 
     @property
     def is_first(self) -> bool:
-        """Whether the input is an image, which needs no gradient."""
+        """True if the input is an image, which needs no gradient."""
         return self.C <= 4 and self.groups == 1
 
     @property
@@ -62,7 +62,7 @@ class Layer:
 
     @property
     def multiplications(self) -> int:
-        """For one image."""
+        """The number of multiplications for one image."""
         pairs = zip(self.size, self.pads, self.kernel, strict=True)
         P, Q = ((size + 2 * pad - self.dilation * (k - 1) - 1) // self.stride + 1 for size, pad, k in pairs)
         return P * Q * self.K * self.C // self.groups * self.kernel[0] * self.kernel[1]
@@ -86,7 +86,7 @@ def _families(layer: Layer) -> Iterator[tuple[str, bool]]:
 
 
 def _of(network: str, *rows: tuple[int, ...], kernel: int | tuple[int, int] = 3, **same: int) -> Iterator[Layer]:
-    """The layers of a network. A row is (C, K, size of the image, stride, groups). The last two may be left out."""
+    """The layers of a network. A row is (C, K, size of the input, stride, groups). Stride and groups default to 1."""
     for row in rows:
         C, K, size, stride, groups = (*row, *(1, 1)[len(row) - 3 :])
         pair = kernel if isinstance(kernel, tuple) else (kernel, kernel)
@@ -94,7 +94,7 @@ def _of(network: str, *rows: tuple[int, ...], kernel: int | tuple[int, int] = 3,
 
 
 def _depthwise(network: str, *rows: tuple[int, ...], kernel: int = 3) -> Iterator[Layer]:
-    """Depthwise layers. A row is (channels, size of the image, stride)."""
+    """Depthwise layers. A row is (channels, size of the input, stride)."""
     yield from _of(network, *((C, C, size, stride, C) for C, size, stride in rows), kernel=kernel)
 
 

@@ -28,7 +28,7 @@ def choose_cuda(stop: Stop) -> Path | None:
     """Return the folder of the CUDA toolkit, or None to build for the CPU alone. Print the choice and its reason."""
     wanted = os.environ.get("FASTCONV_CUDA", "")
     if wanted not in ("", "0", "1"):
-        stop(f"FASTCONV_CUDA={wanted} is neither 0 nor 1", "Unset it to use CUDA if torch and a toolkit have it")
+        stop(f"FASTCONV_CUDA={wanted} is neither 0 nor 1", "Unset it to use CUDA if torch and the toolkit allow it")
     if wanted == "0":
         say("building for the CPU alone: FASTCONV_CUDA=0")
         return None
@@ -40,7 +40,7 @@ def choose_cuda(stop: Stop) -> Path | None:
         say(f"building for the CPU alone: {problem}")
         return None
     if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.is_available():
-        # Without this list, cpp_extension asks the GPUs of this machine, and there are none.
+        # Without this list, cpp_extension compiles for the GPUs of this machine, and there are none.
         os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(toolkit.supported_by_torch(torch.cuda.get_arch_list()))
     targets = os.environ.get("TORCH_CUDA_ARCH_LIST") or "the GPUs of this machine"
     say(f"building with CUDA {toolkit.version(home)} from {home} for {targets}")
@@ -50,8 +50,8 @@ def choose_cuda(stop: Stop) -> Path | None:
 def compile_arguments(cuda_home: Path | None) -> list[str]:
     from torch.utils import cpp_extension
 
-    # -isystem, because warnings are about our own headers only. pybind11's headers come first, because torch has a copy
-    # of them that torch 2.11 does not allow together with the stable ABI.
+    # -isystem suppresses warnings about other projects' headers. The package pybind11 comes first, because torch has a
+    # copy of its headers, and torch 2.11's copy does not compile with the stable ABI.
     system_headers = [pybind11.get_include(), *cpp_extension.include_paths(), sysconfig.get_paths()["include"]]
     arguments = [argument for path in system_headers for argument in ("-isystem", path)]
     arguments += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra"]
@@ -87,7 +87,7 @@ def nvcc_arguments() -> list[str]:
     names = ["HALF_CONVERSIONS", "HALF_OPERATORS", "HALF2_OPERATORS", "BFLOAT16_CONVERSIONS"]
     arguments += [f"-U__CUDA_NO_{name}__" for name in names]
     arguments += ["-DUSE_CUDA", TARGET, "-std=c++20", "-Xcompiler", "-fvisibility=hidden"]
-    # Explicit, because cpp_extension adds no architectures if any flag (a path, for example) contains "arch".
+    # Add the architectures here: cpp_extension adds none if "arch" occurs in any flag, for example in a path.
     arguments += cpp_extension._get_cuda_arch_flags()
     return [*arguments, "-O1", "-lineinfo"] if os.environ.get("FASTCONV_DEBUG") == "1" else [*arguments, "-O3"]
 
@@ -99,14 +99,14 @@ def sources(cuda_home: Path | None) -> list[str]:
 
 
 def arguments_of_setup(stop: Stop) -> dict[str, Any]:
-    """Return the arguments of setuptools.setup(). Call `stop` if CUDA is wanted and absent."""
+    """Return the arguments of setuptools.setup(). Call `stop` if FASTCONV_CUDA=1 and CUDA is missing."""
     cuda_home = choose_cuda(stop)
     if cuda_home is not None:
         os.environ["CUDA_HOME"] = str(cuda_home)  # cpp_extension reads it on import
     from torch.utils import cpp_extension
 
     class Build(cpp_extension.BuildExtension):
-        """torch's BuildExtension without the libraries outside of the stable ABI, which the extension does not use."""
+        """torch's BuildExtension, without linking torch_python and c10_cuda. The stable ABI does not need them."""
 
         def build_extensions(self) -> None:
             for extension in self.extensions:

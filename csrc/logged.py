@@ -1,9 +1,9 @@
-"""Run a command of the set-up, write its output to a file, and show in short what it is doing.
+"""Run a command of the set-up, write its output to a log file, and show its progress.
 
     python csrc/logged.py build/log "compiling the extension" python setup.py build_ext --inplace
 
-pip's steps and ninja's counter are shown: on a terminal in one line that changes, elsewhere as a line every few
-seconds. If the command fails, its whole output is printed, and its exit code is returned.
+The progress is pip's steps and ninja's counter. A terminal shows it in one line that changes. Elsewhere, a line is
+printed at most every 5 seconds. If the command fails, its complete output is printed, and its exit code is returned.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDTH = 76
 
 
 def step(line: str) -> str | None:
-    """Return what ``line`` says about the progress, in short. None if it says nothing.
+    """Return the short form of a line of output that shows progress. Return None for other lines.
 
     Example:
         >>> step("[3/27] c++ -O3 -c -c /src/csrc/cpu/plan.cpp -o /build/csrc/cpu/plan.o -std=c++20")

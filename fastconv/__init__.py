@@ -1,8 +1,8 @@
 """fastconv: convolution, max-pooling and ReLU for PyTorch on the CPU, forward and backward.
 
-import fastconv.functional as FF   # conv2d, max_pool2d, relu: torch.nn.functional's arguments
-from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU: torch.nn's layers
-fastconv.optim.Adam(...)           # torch.optim's Adam, with less Python around the kernel
+import fastconv.functional as FF   # conv2d, max_pool2d, relu, with the arguments of torch.nn.functional
+from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU, with the arguments of torch.nn
+fastconv.optim.Adam(...)           # torch.optim's Adam, with less Python overhead
 fastconv.convert(model)            # replaces the layers of any model
 with fastconv.enabled(): ...       # PyTorch's own functions and layers, computed by fastconv
 """

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _without_extra(given: list[str], missing: str) -> int:
-    """Run a command that needs no extra. Any other command gets the line that installs the missing package."""
+    """Run a command that needs no extra. For any other command, print the pip command that installs the extra."""
     if given in (["--version"], ["-V"]):
         print(f"fastconv {fastconv.__version__}")
     elif given == ["info"]:

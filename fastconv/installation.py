@@ -1,4 +1,4 @@
-"""The pip command that adds an extra, in the way in which fastconv was installed."""
+"""The pip command that installs an extra of fastconv from the same origin as fastconv itself."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["install_command"]
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs ``extra`` and keeps the kind of the installation.
+    """Return the command that installs ``extra`` from the origin of this installation.
 
-    An editable install stays editable. A clone or a wheel file is named by its path. Otherwise, the name of the package
-    is enough. pip records the origin of an installation in the file ``direct_url.json``.
+    The origin is a clone, a wheel file, a Git repository or a package index. An editable install stays editable. pip
+    records the origin in the file ``direct_url.json``, unless it is a package index.
 
     Example:
         >>> install_command("classifier")
@@ -26,29 +26,23 @@ def install_command(extra: str) -> str:
 
 
 def command_for(origin: dict[str, Any] | None, extra: str) -> str:
-    """Return the command for the content of a ``direct_url.json``. None: an installation from a package index."""
+    """Return the command for the content of ``direct_url.json``. ``None`` means a package index."""
     if origin is None:
         return f"pip install 'fastconv[{extra}]'"
     url = str(origin.get("url", ""))
     path = unquote(urlparse(url).path)
     if "dir_info" in origin:
         editable = "--editable " if origin["dir_info"].get("editable") else ""
-        return f"pip install --no-build-isolation {editable}{_quoted(f'{path}[{extra}]')}"
+        return f"pip install --no-build-isolation {editable}{shlex.quote(f'{path}[{extra}]')}"
     if "vcs_info" in origin:
         vcs = origin["vcs_info"]
         source = f"fastconv[{extra}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}"
-        return f"pip install --no-build-isolation {_quoted(source)}"
-    return f"pip install {_quoted(f'fastconv[{extra}] @ {url}')}"
-
-
-def _quoted(argument: str) -> str:
-    """Quote for the shell, also if the shell would not need it: zsh expands [ ]."""
-    quoted = shlex.quote(argument)
-    return quoted if quoted.startswith("'") else f"'{quoted}'"
+        return f"pip install --no-build-isolation {shlex.quote(source)}"
+    return f"pip install {shlex.quote(f'fastconv[{extra}] @ {url}')}"
 
 
 def _origin() -> dict[str, Any] | None:
-    """Return the origin of this installation. A source folder that is not installed counts as its own origin."""
+    """Return the origin of this installation. If fastconv is not installed but runs from a clone, return the clone."""
     clone = Path(__file__).resolve().parents[1]
     try:
         recorded = metadata.distribution("fastconv").read_text("direct_url.json")

@@ -43,7 +43,7 @@ class Configuration(str):
 
 
 def configuration() -> dict[str, Any]:
-    """Return the facts of :func:`show_config` by name, as plain types.
+    """Return what :func:`show_config` shows, as a dictionary of plain types.
 
     Example:
         >>> configuration()["threads"] >= 1

@@ -1,4 +1,4 @@
-"""The error message of the command ``fastconv`` if a package cannot be imported, including fastconv itself.
+"""The error message of the command ``fastconv`` if the import of fastconv or of another package fails.
 
 Python imports this package before it runs the command, so the command's own error handler is not active yet.
 """
@@ -16,7 +16,7 @@ _VARIABLES = {"matplotlib": "MPLBACKEND"}
 
 
 def failed_import(trace: TracebackType | None) -> str | None:
-    """Return the package whose import raised the exception with this traceback. None if no import raised it."""
+    """Return the package whose import raised the exception with this traceback, or None if no import raised it."""
     package = None
     while trace is not None:
         frame = trace.tb_frame

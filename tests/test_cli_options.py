@@ -95,7 +95,7 @@ def test_completion_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_has_the_conventions_of_typer(command: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_no_internal_names(command: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert main([*command.split(), "-h"]) == 0
     shown = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_a_misspelt_value_gets_a_suggestion(command: str, option: str, values: l
         assert error.count(". ") == 0  # one sentence
 
 
-def test_every_set_of_values_was_tried() -> None:
+def test_the_test_of_misspelt_values_has_every_option() -> None:
     found = {option for _, option, _ in choices()}
     assert found == {
         *(
@@ -200,7 +200,7 @@ def test_quiet_prints_the_result_alone(capsys: Output) -> None:
     assert Path("runs/latest/report.html").exists()
 
 
-def test_quiet_compares_in_lines_of_results(capsys: Output) -> None:
+def test_quiet_compare_prints_only_the_results(capsys: Output) -> None:
     output, _ = printed([*QUICK, "--quiet", "--compare"], capsys)
     assert [line.partition(" ")[0] for line in output.splitlines()] == ["test", "test", "fastconv"]
 
@@ -268,7 +268,7 @@ def test_train_reads_a_file_of_options_and_the_command_line_wins(capsys: Output)
         ("a.toml", "output = ''", "must not be empty"),
         ("a.toml", "epochs", "a.toml is not TOML: "),
         ("a.json", "{", "a.json is not JSON: "),
-        ("a.json", "[3]", "a.json must have names and values, such as epochs = 3"),
+        ("a.json", "[3]", 'a.json must have names and values, such as {"epochs": 3}'),
         ("a.yaml", "epochs: 3", "--config must end in .toml or .json: a.yaml"),
         ("", "", "cannot read a.toml: No such file"),
     ],

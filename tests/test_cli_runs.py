@@ -1,4 +1,4 @@
-"""The folders of runs: numbers, runs/latest, runs and checkpoints as arguments, --overwrite, and --resume."""
+"""The folders of runs: their numbers, runs/latest, naming a run in a command, --overwrite and --resume."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_run_has_a_folder_of_its_own_and_latest_points_to_the_last() -> No
 
 
 def test_two_recipes_never_share_a_folder(capsys: Output) -> None:
-    """The report beside a checkpoint is about this checkpoint's network."""
+    """A folder never has the report of one network and the checkpoint of another."""
     assert main([*QUICK, "--output", "mine", "--report"]) == 0
     before = contents(Path("mine"))
     assert "mine has another run" in complaint([*QUICK, "--recipe", "fast", "--output", "mine"], capsys)
@@ -73,7 +73,7 @@ def test_latest_is_a_file_where_links_cannot_be_made(capsys: Output, monkeypatch
     assert latest.folder() == SECOND
 
 
-def test_a_run_that_is_gone_and_a_users_folder_of_that_name_are_reported(capsys: Output) -> None:
+def test_a_missing_last_run_and_a_folder_named_latest_are_reported(capsys: Output) -> None:
     assert main(QUICK) == 0
     shutil.rmtree(FIRST)
     assert f"runs/latest points to {FIRST}, which is gone" in complaint(["evaluate"], capsys)
@@ -145,14 +145,13 @@ def test_overwrite_removes_all_that_belongs_to_the_earlier_run(capsys: Output) -
     assert main([*QUICK, "--recipe", "fast", "--output", "mine", "--overwrite"]) == 0
     kept = {str(path.relative_to("mine")) for path in Path("mine").rglob("*") if path.is_file()}
     assert kept == {
-        *("checkpoint.pt", "history.csv", "history.json", "training.pt", "best.pt"),
+        *("checkpoint.pt", "history.csv", "history.json", "training.pt"),  # fast has no validation images: no best.pt
         *("notes.txt", "plots/mine.png", "model.onnx"),
-    } - ({"best.pt"} if not Path("mine/best.pt").exists() else set())
+    }
     assert json.loads(Path("mine/history.json").read_text())["config"]["recipe"] == "fast"
-    assert not Path("mine/best.pt").exists()  # the recipe fast has no validation images
 
 
-def test_overwrite_in_an_empty_folder_is_a_new_run_and_with_resume_a_mistake(capsys: Output) -> None:
+def test_overwrite_accepts_a_new_folder_but_not_resume(capsys: Output) -> None:
     assert main([*QUICK, "--output", "new", "--overwrite"]) == 0
     assert "leave out one of them" in complaint([*QUICK, "--output", "new", "--overwrite", "--resume"], capsys)
 
@@ -217,15 +216,33 @@ def test_a_finished_run_says_so_and_continues_with_more_epochs(capsys: Output) -
 
 
 def test_a_run_that_stopped_early_continues_with_more_patience(capsys: Output) -> None:
-    stopping = ["train", "--limit", "320", "--epochs", "40", "--lr", "0.01", "--patience", "1", "--output", "run", "-q"]
+    stopping = ["train", "--limit", "320", "--epochs", "40", "--lr", "0.01", "--patience", "2", "--output", "run", "-q"]
     assert main(stopping) == 0
     done = len(json.loads(Path("run/history.json").read_text())["epochs"])
     assert done < 40
     said = complaint(["train", "--output", "run", "--resume"], capsys)
     command = "fastconv train --output run --resume --patience N"
-    assert f"the run in run stopped early after {done} epochs; to continue, with N above 1: {command}\n" in said
+    assert f"the run in run stopped early after {done} epochs; to continue, with N above 2: {command}\n" in said
+    before = contents(Path("run"))
+    assert "stopped early" in complaint(["train", "--output", "run", "--resume", "--patience", "1"], capsys)
+    assert contents(Path("run")) == before
     assert main(["train", "--output", "run", "--resume", "--patience", "4"]) == 0
     assert len(json.loads(Path("run/history.json").read_text())["epochs"]) > done
+
+
+def test_a_file_that_is_named_latest_is_not_a_pointer_if_it_names_no_folder() -> None:
+    image = Path("images/latest")
+    image.parent.mkdir()
+    for content in (b"", b"\x89PNG\0\xff", b"no-such-folder", b"x" * 100_000):
+        image.write_bytes(content)
+        assert latest.followed(image) == image
+    Path("images/run").mkdir()
+    image.write_bytes(b"run")
+    assert latest.followed(image) == Path("images/run")
+
+
+def test_the_name_of_a_folder_has_at_most_255_bytes() -> None:
+    assert len(os.fsencode(latest.new_folder("模" * 100).name)) <= 255
 
 
 def test_a_run_of_an_earlier_version_is_finished_without_a_state(capsys: Output) -> None:

@@ -1,7 +1,7 @@
-"""Every line of README and docs that starts with fastconv or torchrun, from top to bottom, as a reader types them.
+"""Run the commands of README and docs: every line that starts with fastconv or torchrun, from top to bottom.
 
-Two kinds of options are added to make the lines fast. They are options that a reader may add, too: `--limit` and
-`--epochs` to `train`, and `--rounds` to `bench`. The data sets are downloaded from a server in this process.
+Options are added to make the commands fast: `--limit` and `--epochs` to `train`, and `--rounds` to `bench`. The data
+sets are downloaded from a server in this process.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def lines(page: Path) -> list[str]:
 
 
 def arguments(line: str) -> list[str]:
-    """The words of a line, without its comment and what follows ">", and with the options that make it fast."""
+    """The words of a line, with the options that make it fast. The comment and the part after ">" are removed."""
     words = shlex.split(line, comments=True)
     words = words[: words.index(">")] if ">" in words else words
     if "train" in words:
@@ -112,7 +112,7 @@ def test_the_commands_of_a_page_run_one_after_another(
             assert main(words) == 0, f"{line}: {capsys.readouterr().err}"
 
 
-def test_the_pages_have_the_commands_of_a_first_hour() -> None:
+def test_the_pages_have_every_command() -> None:
     """The search for commands finds those of blocks, tables and continued lines."""
     found = [line for page in PAGES for line in lines(page)]
     commands = {arguments(line)[1] for line in found if line.startswith("fastconv ")}

@@ -72,7 +72,7 @@ def test_other_commands_name_the_extra_in_one_line(arguments: list[str]) -> None
     ],
     ids=["index", "editable", "folder", "wheel", "git"],
 )
-def test_the_hint_names_the_way_of_the_installation(origin: dict[str, Any] | None, command: list[str]) -> None:
+def test_the_hint_names_the_origin_of_the_installation(origin: dict[str, Any] | None, command: list[str]) -> None:
     hint = command_for(origin, "classifier")
     assert shlex.split(hint) == ["pip", "install", *command]
     assert "'" in hint  # zsh would expand the brackets

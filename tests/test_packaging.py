@@ -210,13 +210,13 @@ def test_the_extension_uses_only_the_stable_abi_of_torch() -> None:
 
 @pytest.fixture(scope="module")
 def editable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An editable install of a clone in a folder called fastconv: the folder above the clone, and site-packages."""
+    """An editable install of a clone in a folder named fastconv. `above` is the folder that contains the clone."""
     above, site = tmp_path_factory.mktemp("projects"), tmp_path_factory.mktemp("site-packages")
     clone = above / "fastconv"
     clone.mkdir()
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "fastconv"):
         source = ROOT / name
-        if source.is_dir():  # with links in place of the extension, which is large
+        if source.is_dir():  # as links, because the extension is large
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(source, clone / name, copy_function=os.symlink, ignore=ignored)
         else:
@@ -248,6 +248,6 @@ def test_an_editable_install_is_imported_from_the_folder_above_the_clone(editabl
     assert result.stdout.split() == [str(editable["clone"] / "fastconv" / "__init__.py"), "convert"]
 
 
-def test_an_editable_install_is_a_path_that_type_checkers_and_editors_read(editable: dict[str, Path]) -> None:
+def test_type_checkers_and_editors_find_an_editable_install(editable: dict[str, Path]) -> None:
     (path,) = editable["site"].glob("*.pth")
     assert path.read_text().split() == [str(editable["clone"])]  # not "import ...", because these tools run no code

@@ -26,7 +26,7 @@ void call(const char* name, std::array<StableIValue, n>& stack) {
   STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
 }
 
-// A tensor of these sizes in the dense order that is asked for.
+// Returns the tensor if it is dense in the wanted memory format, else a copy in that format.
 Tensor in_order(const Tensor& tensor, bool channels_last) {
   const Tensor result = empty(sizes_of(tensor), tensor, channels_last);
   bool same = true;
@@ -37,8 +37,8 @@ Tensor in_order(const Tensor& tensor, bool channels_last) {
   return copy;
 }
 
-// The gradients of the input, the weight and the bias. Those that are not in `mask` are undefined. PyTorch reads only
-// the sizes and strides of a factor that the gradients do not need.
+// Returns the gradients of the input, the weight and the bias. Gradients that `mask` leaves out are undefined. If no
+// wanted gradient needs the values of the input or the weight, PyTorch reads only its sizes and strides.
 std::array<Tensor, 3> backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                                const Tensor& weight, const std::array<bool, 3>& mask) {
   std::array<StableIValue, 11> stack{from(grad_output),

@@ -1,5 +1,5 @@
-// PyTorch's own convolution and its gradients, for the calls that it computes faster (plan.h, torch_is_faster). Results
-// have the strides that fastconv's operators promise.
+// PyTorch's own convolution and its gradients, for calls where PyTorch is faster (torch_is_faster in plan.h). The
+// results are dense: in channels_last if `channels_last` is set, otherwise contiguous.
 #pragma once
 
 #include <optional>

@@ -1,4 +1,4 @@
-"""Where runs are: each has a folder of its own in ``runs``, and ``runs/latest`` points to the last one."""
+"""The places of runs: each run has a folder in ``runs``, and ``runs/latest`` points to the last run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastconv.classifier import files
 from fastconv.classifier.errors import UserError
 
 RUNS = Path("runs")
-#: A symbolic link or, where links cannot be made, a file with the path of the folder, relative to :data:`RUNS`.
+#: A symbolic link to the folder of the last run. If the system has no links, a file with the path, relative to `RUNS`.
 LATEST = RUNS / "latest"
-_LONGEST_NAME = 100  # file systems allow 255 bytes
-_LONGEST_PATH = 1 << 16
+_LONGEST_NAME = 200  # bytes; file systems allow 255
+_LONGEST_PATH = 1 << 12
 
 
 def new_folder(name: str) -> Path:
@@ -24,7 +24,7 @@ def new_folder(name: str) -> Path:
         OutputError: if it cannot be created.
     """
     files.check_output_folder(RUNS)
-    name = name[:_LONGEST_NAME]
+    name = os.fsencode(name)[:_LONGEST_NAME].decode(errors="ignore")
     numbers = (re.fullmatch(re.escape(name) + r"-(\d{1,9})", path.name) for path in RUNS.iterdir())
     number = max((int(found[1]) for found in numbers if found), default=0)
     while True:
@@ -43,7 +43,7 @@ def point_to(folder: Path) -> Path | None:
     """Let ``runs/latest`` point to ``folder``. Return the folder that it pointed to before, for :func:`forget`.
 
     Raises:
-        OutputError: if it is a folder of the user, or cannot be written.
+        OutputError: if ``runs/latest`` is a folder of the user, or cannot be written.
     """
     if LATEST.is_dir() and not LATEST.is_symlink():
         raise files.OutputError(f"{LATEST} is a folder, but it should point to the last run: rename it")
@@ -81,16 +81,16 @@ def folder() -> Path:
     """
     if not os.path.lexists(LATEST):
         raise UserError(
-            "there is no run here yet: 'fastconv train' makes one. Or name the folder of a run, or a checkpoint file"
+            "there is no run here yet: 'fastconv train' makes one. Or give the folder of a run, or a checkpoint file"
         )
     found = followed(LATEST)
     if not found.is_dir():
-        raise UserError(f"{LATEST} points to {found}, which is gone: name the folder of a run, or a checkpoint file")
+        raise UserError(f"{LATEST} points to {found}, which is gone: give the folder of a run, or a checkpoint file")
     return found
 
 
 def followed(path: Path) -> Path:
-    """Return the folder that ``path`` points to if it is ``runs/latest`` of any folder, and any other path unchanged.
+    """Return the folder that ``path`` points to if it is named ``latest``. Return any other path unchanged.
 
     Example::
 
@@ -101,8 +101,9 @@ def followed(path: Path) -> Path:
         return path
     if path.is_symlink():
         target = os.readlink(path)
-    elif path.is_file():
+        return Path(os.path.normpath(path.parent / target))
+    if path.is_file() and path.stat().st_size <= _LONGEST_PATH:
         target = os.fsdecode(files.read_bytes(path, _LONGEST_PATH))
-    else:
-        return path
-    return Path(os.path.normpath(path.parent / target))
+        found = Path(os.path.normpath(path.parent / target)) if target and "\0" not in target else path
+        return found if found.is_dir() else path  # another file of this name, for example an image
+    return path

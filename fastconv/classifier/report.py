@@ -55,9 +55,9 @@ pre { font-size: .82rem; white-space: pre-wrap; margin: 0; }
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot with its texts. ``alt`` describes it to readers who cannot see it. ``wide`` plots scroll on a phone.
+    """A plot with its title, caption and alternative text (``alt``). A ``wide`` plot scrolls on a phone.
 
-    ``png`` is for a light page, and ``dark`` is the same picture for a dark one.
+    ``png`` is drawn for a light page, ``dark`` for a dark page.
     """
 
     name: str

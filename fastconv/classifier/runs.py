@@ -35,7 +35,7 @@ except ModuleNotFoundError:  # Windows
 
 _FORMAT = "fastconv-training"
 _VERSION = 3
-#: The pictures of a report, without their ending.
+#: The names of a report's pictures, without the ending .png.
 PLOTS = ("training_curves", "predictions", "confusion_matrix", "worst_mistakes", "filters", "feature_maps")
 _LARGEST_HISTORY = 1 << 30  # bytes; a million epochs have 200 MB
 
@@ -62,7 +62,7 @@ class RunFolder:
     def begin(self, overwrite: bool = False) -> None:
         """Check that a new run may write here: the folder has no run yet, or ``overwrite`` is set.
 
-        With ``overwrite``, all files of the earlier run are removed, so that none of them is taken for the new run's.
+        With ``overwrite``, all files of the earlier run are removed, so that they cannot be confused with the new ones.
 
         Raises:
             OutputError: if the folder has a run, or has files with a run's names that fastconv did not write.
@@ -117,7 +117,7 @@ class RunFolder:
             raise UserError(f"the run in {self.path} has done {epochs}: --epochs must be above {done}")
         if not finished:
             return
-        if done < before["epochs"] and wanted["patience"] == before["patience"]:
+        if done < before["epochs"] and wanted["patience"] <= before["patience"]:
             raise UserError(
                 f"the run in {self.path} stopped early after {epochs}; to continue, with N above {before['patience']}:"
                 f" {self.resume_command('--patience', 'N')}"
@@ -221,17 +221,17 @@ class RunFolder:
 
     def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
         """Write the results, with ``record`` as history.json. Then mark the run as finished."""
-        self.remove_products()  # of the time before it was continued
+        self.remove_products()  # if the run was continued, they show the network before that
         self.write_history(record)
         files.write_atomically(self.table, _csv(training.history).encode())
         self._save_network(self.checkpoint, training, settings, data, record["test_accuracy"])
         self.save_training(training, settings, finished=True)
 
     def remove_products(self) -> None:
-        """Remove what commands have made of an earlier network of this run: the report, pictures and exports."""
+        """Remove the report, the pictures and the exports of an earlier network of this run."""
         pictures = [self.plots / f"{name}.png" for name in PLOTS]
         self._remove(self.report, self.predictions, *pictures, *self._exports())
-        with contextlib.suppress(OSError):  # it has files of the user, or is not there
+        with contextlib.suppress(OSError):  # the user has files in it, or it does not exist
             self.plots.rmdir()
 
     def _remove(self, *paths: Path) -> None:
@@ -278,10 +278,10 @@ class RunFolder:
         return record
 
     def _check_own(self, found: list[Path]) -> None:
-        """Check that fastconv wrote the files in ``found``, as far as they have a format of fastconv.
+        """Check that fastconv wrote the checkpoints, the history and the training state in ``found``.
 
         Raises:
-            OutputError: if it did not.
+            OutputError: if one of these files is not fastconv's, or none of them exists.
         """
         readers: dict[Path, Callable[[Path], object]] = {
             self.checkpoint: checkpoint.load,
@@ -297,7 +297,7 @@ class RunFolder:
                 readers[path](path)
                 written = True
             except UserError as error:
-                # A damaged state beside good results is the run's own.
+                # A damaged training.pt may be replaced if another file is fastconv's.
                 if path != self.training or not written:
                     raise files.OutputError(f"{error}; it is not overwritten: choose another --output") from error
         if not written:

@@ -1,5 +1,5 @@
-// Groups of few channels, such as depthwise convolutions (kernels/thin_groups.h). A unit of work is one tile of rows and
-// one block of channels. The block is copied to workspace, so that the kernels read dense memory.
+// Groups of few channels, such as depthwise convolutions (kernels/thin_groups.h). A unit of work is one tile of rows
+// and one block of channels. The unit is copied to workspace, so that the kernels read dense memory.
 #include "../memory/packed_weights.h"
 #include "../memory/phases.h"
 #include "tiling.h"
@@ -8,7 +8,7 @@
 namespace fastconv::cpu {
 namespace {
 
-// Input pixels of a tile. A block of them takes 128 KB, which the second-level cache holds.
+// A tile has about this many input pixels. One block of channels of them has 128 KB and fits in the second-level cache.
 constexpr int64_t tile_input_pixels = 2048;
 
 template <class T>
@@ -28,7 +28,7 @@ int64_t packed_size(const Conv2dShape& s) {
   return blocks_of<T>(s).count() * s.taps() * kernel<T>().block;
 }
 
-// Packs a weight as [block][c][r, s][block of k]. `krsc`: the order of its elements.
+// Packs a weight as [block][c][r, s][block of k]. `krsc`: its order is [k][r][s][c], otherwise [k][c][r][s].
 template <class T>
 void pack(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
   const Blocks blocks = blocks_of<T>(s);
@@ -44,8 +44,8 @@ void pack(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
   }
 }
 
-// Packs the taps of a phase for backward_data, from the packed weight of all taps: in reverse order, and with the input
-// and output channels of each group exchanged.
+// Packs the taps of one phase of backward_data. `packed` has all taps. The taps are written in reverse order, and the
+// input and output channels of each group are exchanged.
 template <class T>
 void pack_phase(const Conv2dShape& s, const Phase& rows, const Phase& columns, const T* packed, T* to) {
   const Blocks blocks = blocks_of<T>(s);
@@ -66,7 +66,7 @@ void pack_phase(const Conv2dShape& s, const Phase& rows, const Phase& columns, c
 
 // ---- units of work -----------------------------------------------------------------------------------------------
 
-// Reads and computes one block of channels of one image.
+// One block of channels of one image: reads it and computes its outputs.
 template <class T>
 struct Unit {
   const NhwcReader<T>& reader;
@@ -76,7 +76,7 @@ struct Unit {
   int64_t first_channel() const { return blocks.first_channel(block); }
   int64_t channels() const { return blocks.first_channel(block + 1) - first_channel(); }
 
-  // Rows and columns, dense. Pixels outside of the image are zero.
+  // Copies these rows and columns to a dense tile. Pixels outside of the image are zero.
   GroupTile<T> read(const Rows& rows, const Rows& columns, Workspace use) const {
     T* to = workspace<T>(use, rows.count * columns.count * blocks.width);
     reader.copy_block(image, rows.first, rows.count, columns.first, columns.count,
@@ -109,7 +109,7 @@ void for_each_unit(const Tiles& tiles, const NhwcReader<T>& x, const Blocks& blo
   });
 }
 
-// The rows of a unit's result. In NCHW, the unit writes to workspace first.
+// Where a unit writes its rows. For an NCHW tensor, this is workspace, and finish() transposes it to the tensor.
 template <class T>
 class UnitResult {
  public:
@@ -209,7 +209,7 @@ void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, 
   const bool nhwc = is_nhwc(grad_input);
   T* dx = mutable_data<T>(grad_input);
   const Rows g_columns = rows_of(columns, {0, columns[0].count});
-  // Rows in steps of the stride: each step has one row of every phase.
+  // Tiles count steps of `stride_h` rows. Each step has one row of every phase.
   const Tiles tiles(s.N, rows[0].count, columns[0].count, tile_input_pixels);
   for_each_unit(tiles, g, blocks_of<T>(s), [&](const Tile& tile, const Unit<T>& unit) {
     const Rows steps{tile.row, tile.rows};

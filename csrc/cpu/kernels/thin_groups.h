@@ -1,22 +1,23 @@
-// Convolutions with thin groups: 1 to 16 input channels and as many output channels each. Depthwise convolutions have
-// groups of 1. backward_data is a forward convolution of grad_output (memory/phases.h).
+// Convolutions with thin groups: each group has 1, 2, 4, 8 or 16 input channels and as many output channels. Depthwise
+// convolutions have groups of 1. backward_data is a forward convolution of grad_output (memory/phases.h).
 //
-//   y[p, q, k]     = b[k] + sum over r, s, c of x[p * u + r * d - pad, q * v + s * d - pad, c of k's group] * w[k, r,
-//   s, c] dw[k, r, s, c] = sum over p, q of g[p, q, k] * x[p * u + r * d - pad, q * v + s * d - pad, c of k's group]
+//   y[p, q, k]     = b[k] + sum over r, s, c of x[h, j, c of k's group] * w[k, r, s, c]
+//   dw[k, r, s, c] = sum over p, q of g[p, q, k] * x[h, j, c of k's group]
 //   db[k]          = sum over p, q of g[p, q, k]
+//   with h = p * u + r * d - pad and j = q * v + s * d - pad
 //
-// Lanes are output channels, so a vector holds whole groups. The direct kernels would use a few lanes in sixteen here.
-// For channel c of the groups, each lane needs channel c of its own group: a permutation of the vector of x, or a
+// Lanes are output channels, so a vector holds one or more complete groups. The direct kernels would use only the lanes
+// of one group. For channel c, each lane needs channel c of its own group. The vector of x is permuted for that, or
 // broadcast if the vector holds one group.
 //
-// Layout: the driver copies a block of adjacent channels to a dense tile [row][column][block]. Columns include the
-// padding, rows do not. A block is 64 bytes, a line of the cache. Without the copy, the pixels of a tensor of 512
-// channels are 2 KB apart, and few of them fit in the first-level cache together. The packed weight is
+// Layout: the driver copies a block of adjacent channels to a dense tile [row][column][block]. The tile includes the
+// padding of the columns. A block is 64 bytes, one cache line. Without the copy, the pixels of a tensor of 512 channels
+// are 2 KB apart, and only a few of them fit in the first-level cache together. The packed weight is
 // [block][c][r, s][block of k].
 //
-// Blocking: forward holds up to 8 neighbouring outputs of one vector of channels in registers, and the taps of one
-// kernel row. Each x is loaded once for all of them. backward_weight holds the sums of up to 14 taps, and up to 7
-// neighbouring values of g.
+// Blocking: forward holds up to 8 neighbouring outputs of one vector of channels in registers, and the weights of one
+// kernel row. It loads each x once for all of these outputs. backward_weight holds the sums of up to 14 taps and up to
+// 7 neighbouring values of g.
 #pragma once
 
 #include "blocks.h"
@@ -34,7 +35,7 @@ bool supports(const Conv2dShape& s) {
          (channels == 1 || channels == 2 || channels == 4 || channels == 8 || channels == 16) && channels <= lanes<T>;
 }
 
-// Copies one block of `channels` channels of adjacent pixels. The other lanes of the block become zero.
+// Copies `channels` channels of adjacent pixels to one block. The other lanes of the block become zero.
 template <class T>
 void gather(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to) {
   FASTCONV_ASSERT(pixels >= 0 && channels > 0 && channels <= block<T>);
@@ -49,7 +50,7 @@ void gather(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channel
   }
 }
 
-// How a lane gets channel c of its group.
+// How a lane gets channel c of its group: it has it, or the vector is permuted, or one channel is broadcast.
 enum class Source { own, permuted, broadcast };
 
 template <class T>
@@ -95,7 +96,7 @@ FC_INLINE void add_kernel_row(Vec<T> (&acc)[pixels], const ChannelLoad<T, source
   }
 }
 
-// The same for any kernel, stride and dilation.
+// Does the same as add_kernel_row, for any kernel, stride and dilation.
 template <class T, int pixels, Source source>
 FC_INLINE void add_any_kernel_row(Vec<T> (&acc)[pixels], const ChannelLoad<T, source>& load_x, const T* x,
                                   const T* weight, const Conv2dShape& s) {
@@ -108,8 +109,8 @@ FC_INLINE void add_any_kernel_row(Vec<T> (&acc)[pixels], const ChannelLoad<T, so
   }
 }
 
-// All outputs of row `p`. The last group of pixels may overlap the one before. S and stride are 0 if they are known
-// only at run time.
+// Computes all outputs of row `p`, `pixels` at a time. The last `pixels` outputs may overlap those before. S and stride
+// are 0 if they are known only at run time.
 template <class T, Source source, int S, int stride, int pixels>
 void forward_row(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& weight, const GroupResult<T>& y,
                  int64_t p) {
@@ -177,7 +178,7 @@ ForwardRow<T> forward_row_of(const Conv2dShape& s, int64_t Q) {
   return forward_row_of<T, source, 0, 0>(Q);
 }
 
-// Some rows of one image, for one block of channels.
+// Computes some rows of one image, for one block of channels.
 template <class T>
 void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& weight, const GroupResult<T>& y) {
   FASTCONV_ASSERT(readable(x.data) && readable(weight.data) && readable(y.data));
@@ -195,8 +196,8 @@ void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>&
 // Sums are kept in registers for about this many pixels and then added to memory. Longer sums have a larger error.
 constexpr int64_t longest_sum = 96;
 
-// Adds `pixels` neighbouring values of g to the sums of `rows` kernel rows. `stride` is 0 if it is known only at run
-// time. Kernel rows have `columns` taps with dilation 1, or `columns` is 1.
+// Adds the products of `pixels` neighbouring values of g to the sums of `rows` x `columns` taps. The taps of a row are
+// adjacent: dilation is 1, or `columns` is 1. `stride` is 0 if it is known only at run time.
 template <class T, int rows, int columns, int stride, int pixels, Source source>
 FC_INLINE void add_pixels(Vec<T> (&acc)[rows][columns], const ChannelLoad<T, source>& load_x, const T* x,
                           int64_t row_step, const T* g, int64_t step) {
@@ -262,7 +263,7 @@ void add_taps(const Conv2dShape& s, const ChannelLoad<T, source>& load_x, const 
   }
 }
 
-// All taps of one channel of the groups, `rows` x `columns` at a time.
+// Adds to the sums of all taps of channel c of the groups, `rows` x `columns` taps at a time.
 template <class T, Source source, int rows, int columns, int stride>
 void add_all_taps(const Conv2dShape& s, int64_t c, const GroupTile<T>& x, const GroupTile<T>& g, T* sums,
                   int64_t channels) {
@@ -290,8 +291,8 @@ auto add_all_taps_of(const Conv2dShape& s) {
                             : add_all_taps_of<T, source, 1, 1>(s.stride_w);
 }
 
-// Adds the sums of some rows of one image, for one block of channels. x also has the rows of the padding. The sums are
-// [r, s, c][K] and point to the block's first channel.
+// Adds the gradients from some rows of one image to `sums`, for one block of channels. Here x includes the rows of the
+// padding, too. The sums are [r, s, c][K] and point to the block's first channel.
 template <class T>
 void backward_weight(const Conv2dShape& s, const GroupTile<T>& x, const GroupTile<T>& g, const WeightSums<T>& sums,
                      int64_t channels) {

@@ -1,6 +1,6 @@
-// The gradient of the input as forward convolutions of grad_output with stride 1. With a stride u, the rows of the
-// input fall into u phases: row h receives gradients through the taps r with r * d = h + pad (modulo u) only. So each
-// phase has its own taps and is a convolution without gaps. Columns are cut in the same way.
+// Divides the gradient of the input into forward convolutions of grad_output with stride 1. A stride u divides the rows
+// of the input into u phases: row h receives gradients only through the taps r with r * d = h + pad (modulo u). So each
+// phase uses a subset of the taps and multiplies no zeros between the pixels. Columns are divided in the same way.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,8 @@
 
 namespace fastconv::cpu {
 
-// The rows first, first + u, ... of the input, and their convolution: taps `tap`, tap + tap_step, ... of the kernel in
-// reverse order, with this padding and dilation. Without taps, these rows have a gradient of zero.
+// One phase has `count` rows of the input: first, first + u, ... Its convolution uses the `taps` kernel rows tap, tap +
+// tap_step, ... in reverse order, with `pad` and `dilation`. If `taps` is 0, the gradient of these rows is zero.
 struct Phase {
   int64_t first, count;
   int64_t tap, taps, tap_step;
@@ -35,8 +35,8 @@ inline std::vector<Phase> phases(int64_t size, int64_t stride, int64_t dilation,
   return result;
 }
 
-// The rows of grad_output that the outputs `steps` of all phases read. With the phases of columns: its columns. They
-// may lie outside of grad_output.
+// Returns the rows of grad_output that the outputs `steps` of all phases read. For the phases of columns, it returns
+// columns. Some of them may be outside of grad_output.
 inline Rows rows_of(const std::vector<Phase>& phases, const Rows& steps) {
   int64_t first = steps.first, end = first + 1;
   for (const Phase& phase : phases) {
@@ -47,8 +47,8 @@ inline Rows rows_of(const std::vector<Phase>& phases, const Rows& steps) {
   return {first, end - first};
 }
 
-// The convolution of one phase of rows and one of columns. Its input is grad_output, its result these rows and columns
-// of the gradient of the input.
+// Returns the convolution of one phase of rows and one of columns. Its input is grad_output. Its result is the gradient
+// of the input in these rows and columns.
 inline Conv2dShape shape_of(const Conv2dShape& s, const Phase& rows, const Phase& columns) {
   Conv2dShape f = s;
   f.C = s.K, f.H = s.P, f.W = s.Q, f.K = s.C, f.P = rows.count, f.Q = columns.count;

@@ -23,7 +23,7 @@ else:
 _LARGEST = 1 << 20  # bytes
 _PATHS = ("data_dir", "output")
 
-#: The options of ``fastconv train`` that have a value, under their names, with "_" in place of "-".
+#: The schema of the file: all options of ``fastconv train`` that have a value. Names have "_" in place of "-".
 Settings = create_model(
     "Settings",
     __config__=ConfigDict(strict=True, allow_inf_nan=False),
@@ -32,17 +32,18 @@ Settings = create_model(
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the options in the file ``path``, which is TOML or JSON by its ending.
+    """Return the options in the file ``path``. Its ending, .toml or .json, is its format.
 
     Keys are the names of options, such as ``batch-size`` or ``batch_size``. A relative path starts in the current
     folder, as on the command line.
 
     Raises:
-        UserError: if it cannot be read, or has an unknown key or a value of a wrong type.
+        UserError: if the file cannot be read, or has an unknown key or a value of a wrong type.
     """
     content = _parse(path)
     if not isinstance(content, dict):
-        raise UserError(f"{path} must have names and values, such as epochs = 3")
+        example = '{"epochs": 3}' if path.suffix.lower() == ".json" else "epochs = 3"
+        raise UserError(f"{path} must have names and values, such as {example}")
     given = {str(name).replace("-", "_"): value for name, value in content.items()}
     known = [name.replace("_", "-") for name in FILE_TYPES]
     for name in content:

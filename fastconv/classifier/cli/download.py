@@ -17,7 +17,7 @@ class Download(options.Notes):
         Path | None,
         options.path_option(
             "--data-dir",
-            "The folder in which torchvision's folder, such as MNIST/raw, is created.",
+            "The folder to download to. Files get torchvision's paths in it, such as MNIST/raw.",
             "<folder>",
             show_default="$FASTCONV_DATA, or the user's cache folder",
         ),

@@ -18,8 +18,8 @@ class Export(options.Notes, options.Run):
         options.choice(
             "--format",
             SUFFIXES,
-            "safetensors, torch: the weights only; torch is a state_dict that torch.load reads."
-            " pt2, onnx: the whole network, for torch.export.load and for ONNX runtimes.",
+            "safetensors: the weights. torch: the weights as a state_dict, for torch.load."
+            " pt2: the network, for torch.export.load. onnx: the network, for ONNX runtimes.",
             show_default=False,
         ),
     ]

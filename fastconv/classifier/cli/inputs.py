@@ -17,7 +17,7 @@ from fastconv.classifier.errors import UserError
 from fastconv.classifier.runs import RunFolder
 
 _MAX_THREADS = 1024
-_OPTIONS = {"data_dir": "--data-dir", "size": "--image-size"}  # by the arguments of data.load
+_OPTIONS = {"data_dir": "--data-dir", "size": "--image-size"}  # by argument of data.load
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,10 @@ class Found:
 
 
 def find_run(run: Path | None, printer: Printer) -> tuple[RunFolder, Path]:
-    """Return the folder and the checkpoint file of ``run``, a run's folder or a checkpoint. ``None`` is the last run.
+    """Return the folder and the checkpoint file of a run.
+
+    Args:
+        run: the folder or a checkpoint in it. ``None`` means the last run.
 
     Raises:
         UserError: if there is no such file or folder.
@@ -64,7 +67,7 @@ def load_run(run: Path | None, printer: Printer) -> Found:
 
 
 def build(saved: Checkpoint, given: options.Network) -> nn.Module:
-    """Build the network of a checkpoint on ``--backend``, after setting ``--threads``."""
+    """Apply ``--threads``, and build the network of a checkpoint with the operators of ``--backend``."""
     set_threads(given.threads)
     return saved.build(given.backend)
 

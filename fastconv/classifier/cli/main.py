@@ -36,7 +36,7 @@ from fastconv.version import __version__
 _BUG = 1
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
-#: A shell sets this variable to ask for the words that may come next.
+#: A shell sets this variable to ask for completions.
 _COMPLETION = "_FASTCONV_COMPLETE"
 # torch has no exception class for a lack of CPU memory, so its messages are matched.
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory")
@@ -64,7 +64,7 @@ class _Command(typer.core.TyperCommand):
         return sorted(found, key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """Return the words after the command's name in its usage. typer would put braces around arguments."""
+        """Return the words after the command's name in the usage line. typer would put braces around arguments."""
         arguments = [one for one in self.params if one.param_type_name == "argument"]
         names = [f"{one.metavar}" if one.required else f"[{one.metavar}]" for one in arguments]
         return [*([self.options_metavar] if self.options_metavar else []), *names]
@@ -135,8 +135,8 @@ for _command, _example in (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments``, by default those of the process, and return its exit code.
 
-    0: success. 1: a bug in fastconv. 2: a mistake in the arguments, in the environment or in a named file, reported in
-    one line on stderr. 130: interrupted. 143: ended by SIGTERM.
+    0: success. 1: a bug in fastconv, or the reader of the output has ended. 2: a mistake in the arguments, in the
+    environment or in a file, reported in one line on stderr. 130: interrupted. 143: ended by SIGTERM.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     with_traceback = startup.wants_traceback(given)
@@ -169,9 +169,9 @@ def _drop_output() -> None:
 
 
 def _click_command() -> Any:
-    """Build the click command. Each subcommand lists ``--traceback``, and its help has no line breaks in paragraphs.
+    """Build the click command. Add ``--traceback`` to each subcommand, and join the lines of its help by paragraph.
 
-    typer removes those of the first paragraph only.
+    typer joins the lines of the first paragraph only.
     """
     command: Any = typer.main.get_command(app)
     (option,) = [parameter for parameter in command.params if parameter.name == "traceback"]
@@ -222,7 +222,7 @@ def _explained(error: Exception) -> tuple[str, int]:
 
 
 def _usage(error: Any) -> str:
-    """Return the message of a usage error of click, with a question for an unknown command or option."""
+    """Return the message of a usage error of click. Add a suggestion for an unknown command or option."""
     unknown = re.match("No such command '(.*?)'", str(error.format_message()), re.DOTALL)
     if unknown:
         return unknown[0] + suggestion(

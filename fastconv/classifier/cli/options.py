@@ -103,14 +103,14 @@ RunArgument = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class Notes:
-    """The option of a command whose result is a file."""
+    """The option ``--quiet``, for a command that writes a file."""
 
     quiet: Quiet = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result(Notes):
-    """The options of a command that prints a result."""
+    """The options ``--quiet`` and ``--json``, for a command that prints a result."""
 
     json: Json = False
 
@@ -136,6 +136,6 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """The argument of a command that reads a run."""
+    """The argument ``RUN`` of a command that reads a run."""
 
     run: RunArgument = None

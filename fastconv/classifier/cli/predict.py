@@ -42,7 +42,7 @@ def predict(given: Predict) -> None:
     was trained on digits, they are prepared like MNIST: dark digits on a light background are inverted, and digits in
     files that are not 28 x 28 are scaled and centred. If the output is not a terminal, the table is tab-separated.
 
-    An image that cannot be read does not stop the others. The exit code is then 2.
+    If an image cannot be read, the others are still predicted, and the exit code is 2.
     """
     import torch
 
@@ -91,7 +91,7 @@ def _split(arguments: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def _is_run(name: str) -> bool:
-    """Return whether ``name`` is a folder, or a file that may be a checkpoint: they are ZIP archives."""
+    """Return whether ``name`` is a folder or may be a checkpoint: a .pt file or any ZIP archive."""
     if _is_index(name):
         return False
     path = latest.followed(Path(name))
@@ -99,7 +99,7 @@ def _is_run(name: str) -> bool:
 
 
 def _read(name: str, saved: Checkpoint, data: DataSet | None) -> tuple[str, Tensor, str | None] | UserError:
-    """Return the name, the image (1, C, H, W) and the label of a test image. Return the error if it is unreadable."""
+    """Return the name, the image (1, C, H, W) and, for a test image, the label. Return the error if reading fails."""
     from fastconv.classifier.data.images import read_for
 
     try:

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, notes beside them, and tables."""
+"""Printing of results, notes and tables."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fastconv.classifier.errors import printable
 
 
 class Printer:
-    """Print as ``--quiet`` and ``--json`` ask for.
+    """Print results, notes and progress as ``--quiet`` and ``--json`` require.
 
-    A result is printed in any case, with ``--json`` as JSON. Notes and progress go to stdout or, with ``--json``, to
-    stderr. ``--quiet`` drops them.
+    Results go to stdout, with ``--json`` as JSON. Notes and progress also go to stdout, but with ``--json`` to stderr.
+    ``--quiet`` suppresses notes and progress.
 
     Attributes:
         console: where progress is printed.

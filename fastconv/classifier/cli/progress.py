@@ -9,8 +9,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from fastconv.classifier.fit import Totals
 from fastconv.classifier.history import EpochResult
 
-# Seconds between updates of the bar, and between lines without a terminal. Each update reads the sums, which waits for
-# the step to end.
+# Seconds between updates of the bar, and between lines without a terminal. An update reads the sums of loss and
+# accuracy from the device, and so waits until the step is finished.
 _INTERVAL = 0.2
 _LINE_INTERVAL = 30.0
 

@@ -52,7 +52,7 @@ class Extras:
                 )
 
     def options(self) -> list[str]:
-        """Return the options as they are typed. A run does not store them, so they are given again to continue it."""
+        """Return the options as typed, for the command that continues the run, because the run does not store them."""
         flags = [f"--{name}" for name in ("compare", "tensorboard", "report") if getattr(self, name)]
         return [*flags, *(["--threads", str(self.threads)] if self.threads is not None else [])]
 
@@ -144,7 +144,7 @@ class Run:
         self._finish(record)
 
     def _point_to_folder(self) -> Path | None:
-        """Let ``runs/latest`` point to the run. If it cannot, only a run outside of ``runs`` is trained."""
+        """Let ``runs/latest`` point to the run. If that fails, only a run outside of ``runs`` goes on, with a note."""
         try:
             return latest.point_to(self._folder.path)
         except OutputError as error:
@@ -175,9 +175,9 @@ class Run:
         return "torch" if self._config.backend == "fastconv" else "fastconv"
 
     def _train(self, training: Training, before: Path | None) -> Diverged | None:
-        """Train to the end. If the training diverges, restore its last good epoch and return the error.
+        """Train to the end. If the training diverges, restore the last good epoch and return the error.
 
-        If there is none, remove the run, and let ``runs/latest`` point to the one ``before``.
+        If no epoch was good, remove the run, let ``runs/latest`` point to the run ``before``, and raise the error.
         """
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(_tensorboard(self._folder.tensorboard)) if self._extras.tensorboard else None
@@ -218,7 +218,7 @@ class Run:
         return {"epochs": epochs, "test_loss": loss, "test_accuracy": accuracy}
 
     def _result(self, line: str) -> None:
-        """Print a line of the result. With ``--json``, it is a note, because the result is printed at the end."""
+        """Print a line of the result. With ``--json``, print it as a note: the JSON at the end is the result."""
         if self._printer.json:
             self._printer.note(line)
         else:

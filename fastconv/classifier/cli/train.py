@@ -1,4 +1,4 @@
-"""``fastconv train``: its options, and what they mean."""
+"""``fastconv train``: resolve its options, and start the run."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def train(options: Train) -> None:
 
 
 def with_config(options: Train, path: Path) -> Train:
-    """Return ``options`` with the values of the file ``path`` where none is given."""
+    """Return ``options``. Those that were not given get the values in the file ``path``."""
     from fastconv.classifier.cli.config_file import read
 
     values = read(path)

@@ -1,7 +1,7 @@
 """The options of ``fastconv train``.
 
-An option that is not given has the value of ``--config``, else that of the recipe. With ``--resume``, it has the value
-of the run that is continued.
+If an option is not given, its value comes from the file of ``--config``, else from the recipe. With ``--resume``, it
+comes from the run that is continued.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DEFAULTS = {field.name: field.default for field in fields(known.TrainingConfig)
 
 
 def _default(name: str) -> str:
-    """Return the default of an option for its help: that of the recipe ``reference``, and those of the others."""
+    """Return the defaults of an option for its help: of the recipe ``reference``, and of recipes that differ."""
     setting = name.removeprefix("--").replace("-", "_")
     values = {recipe: changes.get(setting) for recipe, changes in known.RECIPES.items()}
     others = "".join(f"; {recipe}: {_number(value)}" for recipe, value in values.items() if value is not None)
@@ -96,8 +96,8 @@ class Train(shared.Result):
         _named(
             "--augment",
             choices.AUGMENTATIONS,
-            "Random changes of the training images. shift: moved by up to 2 pixels. affine: also rotated and scaled."
-            " flip: shifted, and half of them mirrored, for photographs.",
+            "Random changes of the training images. shift: shifted by up to 2 pixels. affine: also rotated and scaled."
+            " flip: shifted, and half of the images mirrored, for photographs.",
             DATA,
         ),
     ] = None
@@ -124,7 +124,7 @@ class Train(shared.Result):
     batch_size: Annotated[int | None, _setting("--batch-size", "Number of images per step.")] = None
     optimizer: Annotated[
         str | None,
-        _named("--optimizer", known.OPTIMIZERS, "sgd has Nesterov momentum of 0.9, rmsprop a decay of 0.9."),
+        _named("--optimizer", known.OPTIMIZERS, "sgd uses Nesterov momentum of 0.9. rmsprop uses a decay of 0.9."),
     ] = None
     lr: Annotated[float | None, _setting("--lr", "The highest learning rate of the schedule.")] = None
     schedule: Annotated[
@@ -185,8 +185,8 @@ class Train(shared.Result):
         bool,
         shared.flag(
             "--resume",
-            help="Continue the run in the output folder, by default the last one, with the settings that it was started"
-            " with. The final weights equal those of an uninterrupted run. More --epochs continue a finished run.",
+            help="Continue the run in the output folder, or without --output the last run, with its settings. The final"
+            " weights equal those of an uninterrupted run. To continue a finished run, give a higher --epochs.",
             rich_help_panel=RUN,
         ),
     ] = False
