@@ -196,7 +196,7 @@ void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, 
   const auto rows = phases(s.H, s.stride_h, s.dilation_h, s.R, s.pad_h);
   const auto columns = phases(s.W, s.stride_w, s.dilation_w, s.S, s.pad_w);
   T* all_taps = workspace<T>(Workspace::packed_weight, packed_size<T>(s));
-  T* packed = workspace<T>(Workspace::winograd_weight, packed_size<T>(s));  // all phases, one after the other
+  T* packed = workspace<T>(Workspace::phase_weight, packed_size<T>(s));  // all phases, one after the other
   pack<T>(s, data<T>(weight), is_nhwc(weight), all_taps);
   T* end = packed;
   for (const Phase& row : rows) {

@@ -27,9 +27,13 @@ namespace fastconv::FC_LEVEL::thin_groups {
 template <class T>
 constexpr int64_t block = 64 / sizeof(T);
 
-// A group must lie in one vector.
+// A group must lie in one vector. The driver copies tiles with their padding, whose size must not overflow.
 template <class T>
 bool supports(const Conv2dShape& s) {
+  constexpr double most_pixels = 1e9;
+  const double rows = static_cast<double>(s.H) + 2 * static_cast<double>(s.pad_h);
+  const double columns = static_cast<double>(s.W) + 2 * static_cast<double>(s.pad_w);
+  if (rows * columns > most_pixels) return false;
   const int64_t channels = s.groups > 1 ? s.group_C() : 0;
   return channels == s.group_K() &&
          (channels == 1 || channels == 2 || channels == 4 || channels == 8 || channels == 16) && channels <= lanes<T>;
@@ -118,7 +122,8 @@ void forward_row(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight
   const int64_t row_step = s.dilation_h * x.row, taps = s.S * block<T>;
   const int64_t h = p * s.stride_h - s.pad_h;
   const Range r(0, s.H, s.dilation_h, h, s.R);
-  const T* from = x.data + (h + r.begin * s.dilation_h - x.first) * x.row;
+  const int64_t first = r.begin < r.end ? h + r.begin * s.dilation_h - x.first : 0;
+  const T* from = x.data + first * x.row;
   T* to = y.data + (p - y.first) * y.row;
   for (int64_t v = 0; v < block<T> && v < channels; v += lanes<T>) {
     const Vec<T> start = weight.bias ? load_upto(weight.bias + v, channels - v) : Vec<T>{};
@@ -158,8 +163,8 @@ ForwardRow<T> forward_row_of(int64_t Q) {
 
 template <class T, Source source>
 ForwardRow<T> forward_row_of(const Conv2dShape& s, int64_t Q) {
-  const bool near = s.dilation_w == 1 || s.S == 1;
-  if (near && s.stride_w == 1) {
+  const bool adjacent = s.dilation_w == 1 || s.S == 1;
+  if (adjacent && s.stride_w == 1) {
     switch (s.S) {
       case 1:
         return forward_row_of<T, source, 1, 1>(Q);
@@ -173,8 +178,8 @@ ForwardRow<T> forward_row_of(const Conv2dShape& s, int64_t Q) {
         return forward_row_of<T, source, 7, 1>(Q);
     }
   }
-  if (near && s.stride_w == 2 && s.S == 3) return forward_row_of<T, source, 3, 2>(Q);
-  if (near && s.stride_w == 2 && s.S == 5) return forward_row_of<T, source, 5, 2>(Q);
+  if (adjacent && s.stride_w == 2 && s.S == 3) return forward_row_of<T, source, 3, 2>(Q);
+  if (adjacent && s.stride_w == 2 && s.S == 5) return forward_row_of<T, source, 5, 2>(Q);
   return forward_row_of<T, source, 0, 0>(Q);
 }
 
@@ -284,11 +289,11 @@ auto add_all_taps_of(int64_t stride) {
 
 template <class T, Source source>
 auto add_all_taps_of(const Conv2dShape& s) {
-  const bool near = s.dilation_w == 1;
-  return near && s.S == 3   ? add_all_taps_of<T, source, 3, 3>(s.stride_w)
-         : near && s.S == 5 ? add_all_taps_of<T, source, 2, 5>(s.stride_w)
-         : near && s.S == 7 ? add_all_taps_of<T, source, 2, 7>(s.stride_w)
-                            : add_all_taps_of<T, source, 1, 1>(s.stride_w);
+  const bool adjacent = s.dilation_w == 1;
+  return adjacent && s.S == 3   ? add_all_taps_of<T, source, 3, 3>(s.stride_w)
+         : adjacent && s.S == 5 ? add_all_taps_of<T, source, 2, 5>(s.stride_w)
+         : adjacent && s.S == 7 ? add_all_taps_of<T, source, 2, 7>(s.stride_w)
+                                : add_all_taps_of<T, source, 1, 1>(s.stride_w);
 }
 
 // Adds the gradients from some rows of one image to `sums`, for one block of channels. Here x includes the rows of the

@@ -24,6 +24,7 @@ enum class Workspace {
   nonzero_marks,
   packed_weight,
   winograd_weight,
+  phase_weight,
   weight_sums,
   wide_input,
   wide_gradient,
