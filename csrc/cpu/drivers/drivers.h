@@ -33,10 +33,10 @@ void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
 
 template <class T>
 void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                             const Tensor& grad_input);
+                               const Tensor& grad_input);
 template <class T>
 void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& grad_weight, const Tensor& grad_bias);
+                                 const Tensor& grad_weight, const Tensor& grad_bias);
 
 // A gradient that skips zeros: one value and one byte of `argmax` for each pooling window and channel, both NHWC. The
 // byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.
