@@ -59,6 +59,15 @@ def test_the_plan_leaves_calls_that_are_mostly_padding_to_pytorch(pass_: str) ->
     assert plan(pass_, *MOSTLY_PADDING, relu=True)["algorithm"] != "torch"
 
 
+def test_the_plan_leaves_no_call_with_sizes_above_32_bits_to_pytorch() -> None:
+    """F.conv2d would cut the padding to 32 bits, and return a result of a wrong size."""
+    _C.set_algorithms({"torch": "always"})
+    for padding, dilation in ((2**30, 2**30), (2**31, 2**31), (2**35, 1)):
+        call = ("forward", (1, 1, 1, 4), (1, 1, 1, 3), (1, 1), (0, padding), (1, dilation))
+        assert plan(*call)["algorithm"] == "direct"
+    assert plan("forward", (1, 1, 1, 4), (1, 1, 1, 3), (1, 1), (0, 2**20), (1, 2**20))["algorithm"] == "torch"
+
+
 def test_winograds_tiles_cover_the_image() -> None:
     tiles = plan("forward", (2, 32, 17, 15), (32, 32, 3, 3), (1, 1), (1, 1))["tiles"]
     assert sum(mh * rows * mw * columns for mh, mw, rows, columns in tiles) >= 17 * 15

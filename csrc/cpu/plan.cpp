@@ -240,7 +240,8 @@ const char* name_of(Algorithm algorithm) {
 }
 
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type) {
-  if (always(torch_itself)) return s.N * s.C * s.K * s.P * s.Q > 0;
+  if (!torch_can_compute(s)) return false;
+  if (always(torch_itself)) return true;
   const bool measured = choices[torch_itself].load(std::memory_order_relaxed) == Choice::measured;
   if (never(torch_itself) || (environment().own_algorithms && !measured)) return false;
   return is_slower_than_torch(s, pass, type);

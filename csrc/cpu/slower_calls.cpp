@@ -1,5 +1,8 @@
 #include "slower_calls.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "memory/tiles.h"
 
 // Figures are PyTorch's time / fastconv's, each in its faster memory format, for batches of 1 and 8. Machine: 2 cores
@@ -91,12 +94,17 @@ bool is_slow_in_bfloat16(const Conv2dShape& s, Pass pass) {
 
 }  // namespace
 
+bool torch_can_compute(const Conv2dShape& s) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  return std::min({s.N, s.C, s.K, s.P, s.Q}) > 0 && std::max(s.H + 2 * s.pad_h, s.W + 2 * s.pad_w) <= most &&
+         std::max({s.N, s.C, s.K, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w}) <= most;
+}
+
 bool is_slower_than_torch(const Conv2dShape& s, Pass pass, ScalarType type) {
-  if (s.N * s.C == 0) return false;
   if (is_mostly_padding(s)) return true;
   // Below, the call costs too much: to reach PyTorch's operator from here takes 10 us.
-  constexpr int64_t least_products = 4'000'000;
-  if (s.N * s.P * s.Q * s.K * s.taps() < least_products) return false;
+  constexpr double least_products = 4e6;
+  if (static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps()) < least_products) return false;
   if (type == ScalarType::BFloat16) return has_bfloat16_products() && is_slow_in_bfloat16(s, pass);
   if (type != ScalarType::Float) return false;  // For float64 and half, PyTorch has no fast kernels.
   switch (pass) {
