@@ -39,7 +39,7 @@ bool is_slow_forward(const Conv2dShape& s) {
   // SSIM 3->3 11x11, depthwise: 0.74  0.75. Three of sixteen lanes are in use.
   if (s.groups > 1) return s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
   if (only_writes(s)) return true;
-  // The weight of a batch of one is compared with the packed one, which takes as long as the convolution.
+  // Large weights.
   //   512->2048 1x1, 7x7    0.67  0.93       2048->512    0.69  0.84       1024->1024   0.65  0.84
   //   320->1280 1x1, 7x7    0.68  0.97
   if (s.R * s.S == 1 && s.C * s.K >= 400'000) return true;
