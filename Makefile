@@ -133,10 +133,11 @@ compiler-%: $(VENV)/packages
 	  > build/$*/log 2>&1 || { cat build/$*/log; exit 1; }
 	PYTHONPATH=build/$* $(BIN)/pytest -n auto -m 'not alone' $(KERNEL_TESTS) $(ARGS)
 
-# The operators for Arm. A stand-in for libtorch (tests/arm/torch.cpp) lets them run without an Arm build of torch.
+# The operators for Arm. Stand-ins for libtorch (tests/arm/torch.cpp and aten.cpp) let them run without an Arm build of
+# torch.
 ARM_CXX ?= aarch64-linux-gnu-g++
 QEMU ?= $(firstword $(foreach name,qemu-aarch64 qemu-aarch64-static,$(if $(shell command -v $(name)),$(name))))
-ARM_SOURCES := $(wildcard csrc/tensor.cpp csrc/checks.cpp csrc/environment.cpp csrc/cpu/*.cpp csrc/cpu/*/*.cpp tests/arm/*.cpp)
+ARM_SOURCES := $(filter-out csrc/cpu/aten.cpp,$(wildcard csrc/tensor.cpp csrc/checks.cpp csrc/environment.cpp csrc/cpu/*.cpp csrc/cpu/*/*.cpp tests/arm/*.cpp))
 ARM_OBJECTS := $(ARM_SOURCES:%.cpp=build/arm/%.o)
 TORCH_HEADERS = $(wildcard $(VENV)/lib/python3*/site-packages/torch/include)
 ifeq ($(and $(shell command -v $(ARM_CXX)),$(QEMU)),)

@@ -1,0 +1,23 @@
+// The stand-in for libtorch has no convolution, so the plan must not choose it: main() in operators.cpp sees to that.
+#include "cpu/aten.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace fastconv::cpu {
+namespace {
+
+[[noreturn]] void refuse() {
+  std::fprintf(stderr, "the plan chose PyTorch's convolution, which an Arm build without libtorch lacks\n");
+  std::exit(1);
+}
+
+}  // namespace
+
+Tensor aten_conv2d(const Conv2dShape&, const Tensor&, const Tensor&, const std::optional<Tensor>&, bool) { refuse(); }
+Tensor aten_conv2d_backward_data(const Conv2dShape&, const Tensor&, const Tensor&, bool) { refuse(); }
+std::tuple<Tensor, Tensor> aten_conv2d_backward_weight(const Conv2dShape&, const Tensor&, const Tensor&, bool) {
+  refuse();
+}
+
+}  // namespace fastconv::cpu
