@@ -83,6 +83,12 @@ void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
         torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
 }
 
+// A stride above the size of the padded image has the effect of that size: there is one window. With this limit, no
+// product of two strides overflows.
+int64_t useful_stride(int64_t stride, Wide padded_size) {
+  return stride > padded_size ? std::max<int64_t>(static_cast<int64_t>(padded_size), 1) : stride;
+}
+
 // The one place where a convolution's sizes are computed. `weight`: (K, C / groups, R, S).
 Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optional<Tensor>& bias, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups) {
@@ -122,6 +128,7 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   // With one tap, the dilation has no effect, but a kernel might compute an address with it that overflows.
   if (s.R == 1) s.dilation_h = 1;
   if (s.S == 1) s.dilation_w = 1;
+  s.stride_h = useful_stride(s.stride_h, padded_h), s.stride_w = useful_stride(s.stride_w, padded_w);
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   return s;
 }
@@ -180,6 +187,8 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
         Count{P}, "x", Count{Q}, "). Output size is too small");
   check_elements("the input of max_pool2d", {s.N, s.C, padded(s.H, s.pad_h), padded(s.W, s.pad_w)});
   check_elements("the output of max_pool2d", {s.N, s.C, P, Q});
+  s.stride_h = useful_stride(s.stride_h, padded(s.H, s.pad_h));
+  s.stride_w = useful_stride(s.stride_w, padded(s.W, s.pad_w));
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   // The kernels store the distance of two pixels of one window in 32 bits, and all other positions in 64 bits.
   check((extent(s.R, s.dilation_h) - 1) * s.W + extent(s.S, s.dilation_w) - 1 <= std::numeric_limits<int32_t>::max(),
@@ -225,6 +234,14 @@ Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints
   check_conv2d_parameters(stride, padding, dilation, groups);
   check(input.size() == 4 && weight.size() == 4, "expected input_size and weight_size to have 4 values");
   return conv2d_shape(input, weight, {}, stride, padding, dilation, groups);
+}
+
+Conv2dShape check_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                  const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  const Conv2dShape s = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
+  check_grad_output(grad_output, s);
+  check_same_type(input, grad_output, "grad_output");
+  return s;
 }
 
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,

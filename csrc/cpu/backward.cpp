@@ -224,4 +224,15 @@ void run_backward(const Backward& call) {
                     [&](auto type) { backward<decltype(type)>(call, band_limits(false), PlainView{}); });
 }
 
+Gradients run_backward(Backward call, bool needs_input, bool needs_weight) {
+  const Gradients gradients = empty_gradients(*call.input, *call.weight, needs_input, needs_weight);
+  const auto& [grad_input, grad_weight, grad_bias] = gradients;
+  const bool no_images = call.shape.conv.N == 0;
+  if (no_images && needs_weight) zero(grad_weight), zero(grad_bias);
+  if (needs_input && grad_input.numel() > 0) call.grad_input = grad_input;
+  if (needs_weight && !no_images) call.grad_weight = grad_weight, call.grad_bias = grad_bias;
+  if (call.grad_input || call.grad_weight) run_backward(call);
+  return gradients;
+}
+
 }  // namespace fastconv::cpu

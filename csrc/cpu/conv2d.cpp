@@ -16,6 +16,24 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   return output;
 }
 
+Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
+                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups) {
+  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+  const ScalarType type = input.scalar_type();
+  const bool data_by_torch = needs_input && torch_is_faster(s, Pass::backward_data, type);
+  const bool weight_by_torch = needs_weight && torch_is_faster(s, Pass::backward_weight, type);
+  Gradients gradients = run_backward({without_pool(s), grad_output, {}, input, weight}, needs_input && !data_by_torch,
+                                     needs_weight && !weight_by_torch);
+  if (data_by_torch || weight_by_torch) {
+    const auto [grad_input, grad_weight, grad_bias] =
+        aten_conv2d_backward(s, grad_output, input, weight, data_by_torch, weight_by_torch);
+    if (data_by_torch) std::get<0>(gradients) = grad_input;
+    if (weight_by_torch) std::get<1>(gradients) = grad_weight, std::get<2>(gradients) = grad_bias;
+  }
+  return gradients;
+}
+
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);

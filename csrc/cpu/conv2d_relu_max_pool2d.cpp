@@ -14,17 +14,7 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
 
 Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
                          const Tensor& weight, bool needs_input, bool needs_weight) {
-  const Gradients gradients = empty_gradients(input, weight, needs_input, needs_weight);
-  const auto& [grad_input, grad_weight, grad_bias] = gradients;
-  if (f.conv.N == 0) {
-    if (needs_weight) zero(grad_weight), zero(grad_bias);
-    return gradients;
-  }
-  Backward call{f, grad_output, argmax, input, weight};
-  if (needs_input && grad_input.numel() > 0) call.grad_input = grad_input;
-  if (needs_weight) call.grad_weight = grad_weight, call.grad_bias = grad_bias;
-  run_backward(call);
-  return gradients;
+  return run_backward({f, grad_output, argmax, input, weight}, needs_input, needs_weight);
 }
 
 }  // namespace fastconv::cpu

@@ -39,4 +39,7 @@ struct Backward {
 
 void run_backward(const Backward& call);
 
+// The same, but allocates the gradients that are needed. The others have no elements. `call` has input and weight.
+Gradients run_backward(Backward call, bool needs_input, bool needs_weight);
+
 }  // namespace fastconv::cpu

@@ -19,11 +19,19 @@ from torch.autograd import Function
 
 from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, check, check_gradient, check_implemented, check_sizes, check_type
-from fastconv._ops.function import differentiable, is_differentiated_again, tie, vmap_batch, vmap_loop
+from fastconv._ops.function import (
+    differentiable,
+    is_differentiated_again,
+    is_final_gradient,
+    tie,
+    vmap_batch,
+    vmap_loop,
+)
 from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
 from fastconv._ops.sizes import Ints, conv2d_output
 
 _conv2d = torch.ops.fastconv.conv2d.default
+_conv2d_backward = torch.ops.fastconv.conv2d_backward.default
 _conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
 _conv2d_backward_weight = torch.ops.fastconv.conv2d_backward_weight.default
 
@@ -120,11 +128,30 @@ def empty_output(input: Tensor, weight: Tensor, size: Ints) -> Tensor:
     return empty(input, size, channels_last and input.numel() > 0)
 
 
+def empty_gradients(
+    input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors for the gradients of input, weight and bias. Those that are not needed have no elements."""
+    grad_input = empty(input, input.shape, is_channels_last(input)) if needs_input else input.new_empty((0,))
+    grad_weight = empty(input, weight.shape, is_channels_last(weight)) if needs_weight else input.new_empty((0,))
+    return grad_input, grad_weight, input.new_empty((weight.shape[0] if needs_weight else 0,))
+
+
 @torch.library.register_fake("fastconv::conv2d")
 def _fake_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
 ) -> Tensor:
     return empty_output(input, weight, check_conv2d(input, weight, bias, stride, padding, dilation, groups))
+
+
+@torch.library.register_fake("fastconv::conv2d_backward")
+def _fake_conv2d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool, stride: Ints,
+    padding: Ints, dilation: Ints, groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    check_gradient(check_conv2d(input, weight, None, stride, padding, dilation, groups), grad_output)
+    check_type(grad_output, input.dtype, "grad_output")
+    return empty_gradients(input, weight, needs_input, needs_weight)
 
 
 @torch.library.register_fake("fastconv::conv2d_backward_data")
@@ -178,15 +205,24 @@ class Conv2d(Function):
         if grad_output is None:
             return (None,) * 7
         input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_weight = needs_weight or needs_bias
         grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_input = input_gradient(grad_output, weight, input, ctx.geometry)
-        if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
-            grad_weight, grad_bias = weight_gradients(grad_output, input, weight, ctx.geometry)
-        if is_differentiated_again():
-            grad_input = tie(grad_input, input)
-            grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
-        return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
+        if is_final_gradient():
+            arguments = grad_output, input, weight, needs_input, needs_weight
+            grad_input, grad_weight, grad_bias = _conv2d_backward(*arguments, *ctx.geometry)
+        else:
+            if needs_input:
+                grad_input = input_gradient(grad_output, weight, input, ctx.geometry)
+            if needs_weight:
+                grad_weight, grad_bias = weight_gradients(grad_output, input, weight, ctx.geometry)
+            if is_differentiated_again():
+                grad_input = tie(grad_input, input)
+                grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
+        return (
+            grad_input if needs_input else None, grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None, None, None, None, None,
+        )  # fmt: skip
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
