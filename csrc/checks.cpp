@@ -36,7 +36,7 @@ void check_pair(const Ints& values, const char* name, const char* operation) {
         operation, " dimensions, but got ", name, "=", Sizes(values));
 }
 
-// 2^40 is far above the size of any image. Sums of products of such numbers do not overflow.
+// 2^40 is far above the size of any image. Sums of such numbers fit in 64 bits. The product of two may not.
 void check_countable(const Ints& stride, const Ints& padding, const Ints& dilation) {
   constexpr int64_t most = int64_t{1} << 40;
   for (int i = 0; i < 2; ++i) {

@@ -142,8 +142,7 @@ PYBIND11_MODULE(_C, m) {
         "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "
         "'always' (for every shape that it can compute), 'never' or 'measured' (the plan decides; the default). "
         "`winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, "
-        "in elements of input "
-        "and output, unless it is 0.");
+        "in elements of input and output, unless it is 0.");
   m.def(
       "packed_weights",
       [] {

@@ -93,8 +93,8 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 //   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
 //   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
 // The goal is at most about twice PyTorch's error, so the default is 3. Tiles of 4 x 4 take 0.7 to 1.0 of the time and
-// need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result that
-// should be 0 may be 1e-7 of them. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
+// need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result may be
+// 1e-7 times the largest instead of 0. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
 //
 // PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
 // simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for
@@ -194,8 +194,8 @@ bool can_be_sparse(const FusedShape& f) {
   return s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
 }
 
-// Time of the dense kernel / time of sparse_gradient, by the share of non-zero values. The dense kernel of data is
-// Winograd's, except for 5x5:
+// Time of the dense kernel / time of sparse_gradient, by the share of non-zero values. The dense kernel is the direct
+// one, but in the rows "data" Winograd's, except for 5x5:
 //                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
 //   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
 //                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9

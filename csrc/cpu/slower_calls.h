@@ -8,7 +8,7 @@ namespace fastconv::cpu {
 // Whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
 bool torch_can_compute(const Conv2dShape& s);
 
-// Nothing here is fused with ReLU or pooling: fusion gains more than these calls lose.
+// For a convolution alone. A fused operator never calls PyTorch's convolution: fusion gains more than it would save.
 bool is_slower_than_torch(const Conv2dShape& s, Pass pass, ScalarType type);
 
 }  // namespace fastconv::cpu

@@ -1,4 +1,4 @@
-// The stand-in for libtorch has no convolution, so the plan must not choose it: main() in operators.cpp sees to that.
+// The stand-in for libtorch has no convolution, so main() in operators.cpp forbids the plan to choose PyTorch's.
 #include "cpu/aten.h"
 
 #include <cstdio>
