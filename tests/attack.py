@@ -253,7 +253,7 @@ def parts(result: Any) -> list[Tensor]:
 
 
 def of_machine(error: str) -> bool:
-    """Whether the machine or PyTorch's dispatcher refused the call, which fake kernels cannot predict."""
+    """True if the machine or PyTorch's dispatcher refused the call. Fake kernels cannot predict that."""
     words = "allocate memory", "enough memory", "at most 2^50", "2^31 - 1 pixels", "Storage size", "backend"
     return any(word in error for word in words)
 

@@ -95,7 +95,7 @@ def test_conv2d_accepts_any_layout_and_returns_pytorchs(case: Conv2dCase, layout
 @pytest.mark.usefixtures("algorithms_as_measured")
 @over(case=CONV2D, layout=["contiguous", "channels_last", "sliced"], weight_layout=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_calls_left_to_pytorch_have_the_same_layouts_and_no_gradients_of_their_own(
+def test_calls_left_to_pytorch_give_the_same_values_gradients_and_layouts(
     case: Conv2dCase, layout: str, weight_layout: str, dtype: torch.dtype
 ) -> None:
     tensors = case.tensors(dtype)
