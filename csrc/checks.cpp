@@ -83,12 +83,6 @@ void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
         torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
 }
 
-// A stride above the size of the padded image has the effect of that size: there is one window. With this limit, no
-// product of two strides overflows.
-int64_t useful_stride(int64_t stride, Wide padded_size) {
-  return stride > padded_size ? std::max<int64_t>(static_cast<int64_t>(padded_size), 1) : stride;
-}
-
 // The one place where a convolution's sizes are computed. `weight`: (K, C / groups, R, S).
 Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optional<Tensor>& bias, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups) {
@@ -97,8 +91,8 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   Conv2dShape s{};
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
   s.K = weight[0], s.R = weight[2], s.S = weight[3];
-  s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
+  s.stride_h = useful_stride(stride[0], s.H, s.pad_h), s.stride_w = useful_stride(stride[1], s.W, s.pad_w);
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   s.groups = groups;
   check(s.K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
@@ -128,7 +122,6 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   // With one tap, the dilation has no effect, but a kernel might compute an address with it that overflows.
   if (s.R == 1) s.dilation_h = 1;
   if (s.S == 1) s.dilation_w = 1;
-  s.stride_h = useful_stride(s.stride_h, padded_h), s.stride_w = useful_stride(s.stride_w, padded_w);
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   return s;
 }
@@ -173,8 +166,8 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
   Pool2dShape s{};
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
   s.R = kernel_size[0], s.S = kernel_size[1];
-  s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
+  s.stride_h = useful_stride(stride[0], s.H, s.pad_h), s.stride_w = useful_stride(stride[1], s.W, s.pad_w);
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   const auto windows = [&](int side) {
     const auto rounded = [&](bool up) {
@@ -187,8 +180,6 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
         Count{P}, "x", Count{Q}, "). Output size is too small");
   check_elements("the input of max_pool2d", {s.N, s.C, padded(s.H, s.pad_h), padded(s.W, s.pad_w)});
   check_elements("the output of max_pool2d", {s.N, s.C, P, Q});
-  s.stride_h = useful_stride(s.stride_h, padded(s.H, s.pad_h));
-  s.stride_w = useful_stride(s.stride_w, padded(s.W, s.pad_w));
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   // The kernels store the distance of two pixels of one window in 32 bits, and all other positions in 64 bits.
   check((extent(s.R, s.dilation_h) - 1) * s.W + extent(s.S, s.dilation_w) - 1 <= std::numeric_limits<int32_t>::max(),

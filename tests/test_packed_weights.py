@@ -50,14 +50,14 @@ def test_every_change_of_a_weight_is_noticed(size: tuple[int, ...], weight_size:
         flat = w.data.view(-1)
         flat[0], flat[-1] = flat[-1].item(), flat[0].item()
 
-    def behind_its_back(w: Tensor) -> None:
+    def write_through_numpy(w: Tensor) -> None:
         w.detach().numpy()[0] += 1
 
     def negate_one(w: Tensor) -> None:
         w.data.view(-1)[w.numel() // 2] *= -1
 
     with torch.no_grad():
-        for change in (exchange, behind_its_back, negate_one, lambda w: w.data.copy_(torch.randn(weight_size))):
+        for change in (exchange, write_through_numpy, negate_one, lambda w: w.data.copy_(torch.randn(weight_size))):
             for _ in range(3):
                 convolve(x, w)
             change(w)

@@ -17,7 +17,7 @@ struct Forward {
   Tensor output;
   uint8_t* argmax = nullptr;
 
-  // The part of argmax from a row of windows on.
+  // Returns argmax from this row of windows on.
   uint8_t* argmax_from(int64_t image, int64_t row) const {
     return argmax ? argmax + (image * shape.pool.P + row) * shape.pool.Q * shape.conv.K : nullptr;
   }

@@ -18,13 +18,13 @@ from torch.autograd import Function
 from fastconv._ops.checks import check, check_gradient, check_type
 from fastconv._ops.conv2d import (
     Geometry,
-    check_conv2d,
     conv2d_tangent,
     empty_gradients,
     empty_output,
     input_gradient,
     weight_gradients,
 )
+from fastconv._ops.conv2d_checks import check_conv2d
 from fastconv._ops.function import (
     differentiable,
     is_differentiated_again,
