@@ -128,6 +128,20 @@ def test_a_stride_above_the_image_gives_one_window(stride: int, groups: int) -> 
         assert_identical(huge, small)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("memory_format", MEMORY_FORMATS, ids=str)
+def test_results_larger_than_the_cache_are_exact(level: str, memory_format: torch.memory_format) -> None:
+    # Stores of such results bypass the cache, if channels are whole vectors: 64 to 96 of them, but not 100.
+    _C.set_cpu_capability(level)
+    for C, K in ((64, 96), (96, 64), (3, 100)):
+        x = torch.randint(-8, 9, (5, C, 112, 111)).float().to(memory_format=memory_format).requires_grad_()
+        w = torch.randint(-8, 9, (K, C, 1, 1)).float()
+        y, expected = FF.conv2d(x, w), F.conv2d(x.double(), w.double())
+        assert torch.equal(y, expected.float())
+        g = torch.randint(-2, 3, y.shape).float().to(memory_format=memory_format)
+        assert torch.equal(*(torch.autograd.grad(t, x, h)[0] for t, h in ((y, g), (expected, g.double()))))
+
+
 def test_padding_much_larger_than_the_image_needs_no_memory() -> None:
     """With its own kernels, fastconv would store 13 GB of zeros."""
     _C.set_algorithms({"torch": "measured"})

@@ -1,5 +1,6 @@
 // Multiplies every tap of every pixel (kernels/direct_forward.h, direct_backward.h).
 #include "../memory/packed_weights.h"
+#include "../plan.h"
 #include "tiling.h"
 #include "weight_sums.h"
 
@@ -21,6 +22,7 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
   const NhwcReader<T> x(call.input);
   const NhwcWriter<T> y(call.output);
   const int64_t pixels = pools_later ? pixels_between_windows(f.pool) : f.window();
+  const bool streamed = !call.argmax && y.streamed(s.group_K());
   const Tiles tiles(s.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels));
   const int64_t parts = pools_later ? 1 : parts_of_tile(tiles, blocks);
   parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
@@ -28,7 +30,7 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       const Tile tile = tiles[i / parts], rows = convolution_rows(f, tile);
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
-      const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows};
+      const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed};
       const PooledTile<T> pooled{to.data, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows};
       OutputTile<T> conv = to;
       if (pools_later) {
@@ -56,6 +58,9 @@ void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
   const T* packed = packed_for_backward_data<T>(s, weight);
   const NhwcReader<T> g(grad_output);
   const NhwcWriter<T> dx(grad_input);
+  const bool one_tap = s.R * s.S == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+  const bool streamed = one_tap && dx.streamed(s.group_C());
+  const Conv2dShape turned = turned_around(s);
   const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(tile_pixels));
   const int64_t parts = parts_of_tile(tiles, blocks);
   parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
@@ -66,9 +71,15 @@ void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
       const Rows rows = outputs_that_read(s, {tile.row, tile.rows});
       const InputTile<T> from = g.view(tile.image, tile.images, rows.first, rows.count, 0, s.Q, Workspace::input_tile);
       const GradientTile<T> gradient{from.data, from.strides.image, tile.images, rows.first, rows.count};
-      const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows};
-      zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
-      for (int64_t block = first; block < last; ++block) kernel.backward_data(s, gradient, packed, to, block);
+      const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows, streamed};
+      if (!one_tap) zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
+      for (int64_t block = first; block < last; ++block) {
+        if (one_tap) {
+          kernel.forward(turned, from, {packed, nullptr}, to, block);
+        } else {
+          kernel.backward_data(s, gradient, packed, to, block);
+        }
+      }
       dx.finish(tile, to.data, c0, c1);
     }
   });

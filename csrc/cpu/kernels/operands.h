@@ -16,11 +16,14 @@ struct InputTile {
   Strides strides;
 };
 
-// The rows [row, row + rows) of `images` images of a result, contiguous.
+// The rows [row, row + rows) of `images` images of a result, contiguous. `streamed`: the result does not fit in the
+// cache, so stores bypass it (forward of direct_forward.h only). Then all channels are written as whole aligned
+// vectors.
 template <class T>
 struct OutputTile {
   T* data;
   int64_t images, row, rows;
+  bool streamed = false;
 };
 
 // The same for a result after ReLU and max-pooling. `argmax` (shapes.h) has one byte for each element of `data`.
@@ -29,6 +32,7 @@ struct PooledTile {
   T* data;
   uint8_t* argmax;
   int64_t images, row, rows;
+  bool streamed = false;
 };
 
 // The rows [row, row + rows) of a convolution's output gradient. Images are `image_stride` elements apart.
