@@ -152,7 +152,8 @@ void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& 
   FASTCONV_ASSERT(is_block<T>(index, s.groups, s.group_K()));
   const ChannelBlock<T> block(index, s.group_K());
   const int64_t k = block.group * s.group_K() + block.first;
-  const T* packed = weight.data + (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const int64_t at_block = (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const T* packed = weight.data + (at_block - weight.first);
   const InputTile<T> group_x = {x.data + block.group * s.group_C(), x.strides};
   const bool by_rows = s.taps() > longest_sum;
   const int64_t step = block.vectors * lanes<T>;

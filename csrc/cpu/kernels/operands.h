@@ -72,11 +72,13 @@ struct GroupResult {
   int64_t columns, channels;
 };
 
-// A weight in the order that the kernel reads, and the bias. `bias` may be null.
+// A weight in the order that the kernel reads, and the bias. `bias` may be null. `data` begins with element `first` of
+// the packed weight.
 template <class T>
 struct PackedWeight {
   const T* data;
   const T* bias;
+  int64_t first = 0;
 };
 
 // The gradients of the weight and of the bias, to which backward_weight adds. `bias` may be null.
