@@ -181,6 +181,7 @@ def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
         ({"metrics": ["accuracy", "auc"]}, ValueError, "unknown metric 'auc'"),
         ({"metrics": [len, len]}, ValueError, "two metrics have the name 'len'"),
         ({"metrics": {"loss": len}}, ValueError, "the name 'loss'"),
+        ({"metrics": {"val_f1": len}}, ValueError, "the metric 'val_f1' has the name of a validation figure"),
         ({"metrics": {"a": 3}}, TypeError, "the metric 'a' must be a function"),
         ({"scedule": "cosine"}, TypeError, "unexpected keyword argument 'scedule'; did you mean 'schedule'"),
         ({"schedule": "exponential"}, TrainingError, "unknown schedule"),
@@ -421,17 +422,46 @@ def test_the_history_is_a_list_with_keras_attributes(digits: tuple[Tensor, Tenso
     assert isinstance(history, History)
     assert [result.epoch for result in history] == [1, 2]
     assert history.epoch == [0, 1]
-    assert list(history.history) == ["loss", "accuracy", "val_loss", "val_accuracy", "val_mean"]
-    assert history.history["val_mean"] == pytest.approx([0.5, 0.5])
+    assert list(history.history) == ["loss", "accuracy", "mean", "val_loss", "val_accuracy", "val_mean"]
+    assert history.history["mean"] == history.history["val_mean"] == pytest.approx([0.5, 0.5])
     assert history.history["loss"] == [result.loss for result in history]
     assert len(repr(history).splitlines()) == 3
     assert repr(history).splitlines()[0].split() == [
-        *("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_mean", "seconds")
+        *("epoch", "loss", "accuracy", "mean", "val_loss", "val_accuracy", "val_mean", "seconds")
     ]
     assert history._repr_html_().count("<tr>") == 3
     assert classifier.history is history
     assert repr(History()) == "History: no epoch yet"
     assert "val_loss" not in small().fit(*digits, epochs=1, verbose=0).history
+
+
+@pytest.mark.parametrize("source", ["tensors", "loader"])
+def test_metrics_see_all_training_and_all_validation_images(digits: tuple[Tensor, Tensor], source: str) -> None:
+    def top1(probabilities: Tensor, labels: Tensor) -> Tensor:
+        assert not probabilities.requires_grad
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(len(labels)))
+        return (probabilities.argmax(1) == labels).double().mean()
+
+    images, labels = digits
+    train, held_out = (images[:90], labels[:90]), (images[90:], labels[90:])
+    classifier = small().compile(metrics={"top1": top1, "count": lambda p, y: len(y)})
+    given: Any = train if source == "tensors" else (DataLoader(TensorDataset(*train), 64),)
+    watched = EarlyStopping("top1", mode="max", patience=9)
+    history = classifier.fit(*given, epochs=3, validation_data=held_out, verbose=0, callbacks=[watched])
+    figures = history.history
+    assert figures["top1"] == figures["accuracy"]
+    assert figures["val_top1"] == figures["val_accuracy"]
+    assert (figures["count"], figures["val_count"]) == ([90] * 3, [30] * 3)
+    assert watched.best == max(figures["top1"])
+    assert "val_top1" not in classifier.fit(*train, epochs=1, verbose=0).history
+
+
+def test_a_metric_that_returns_no_number_is_named(digits: tuple[Tensor, Tensor]) -> None:
+    for function, found in ((lambda p, y: p, r"a tensor \(120, 2\)"), (lambda p, y: "high", "'high'")):
+        classifier = small().compile(metrics={"own": function})
+        for call in (classifier.evaluate, classifier.fit):
+            with pytest.raises(TypeError, match=f"the metric 'own' must return a number, not {found}"):
+                call(*digits)
 
 
 class Recorder(Callback):

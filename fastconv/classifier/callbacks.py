@@ -22,7 +22,7 @@ class Callback:
     """The base class of callbacks. Override some of its methods.
 
     As in Keras, epochs and batches count from 0 here. ``logs`` has the figures: loss and accuracy, and after an epoch
-    also val_loss, val_accuracy and the metrics of the validation images. Set ``self.model.stop_training = True`` to end
+    also the metrics and, with validation images, the same names with ``val_`` before them. Set ``self.model.stop_training = True`` to end
     the training after the current step.
 
     Attributes:

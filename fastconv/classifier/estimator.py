@@ -113,8 +113,9 @@ class Classifier:
             loss: ``"cross-entropy"`` (also ``"categorical_crossentropy"`` and ``"sparse_categorical_crossentropy"``) or
                 ``"mse"``; a loss of torch.nn; or a function. Losses and functions are called with logits (N, classes)
                 and integer labels (N,), except ``nn.MSELoss``, which means ``"mse"``.
-            metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. :meth:`evaluate`
-                returns their values, and :meth:`fit` those of the validation images. ``"accuracy"`` is always computed.
+            metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. They are called once
+                with all images. In :meth:`fit`, the probabilities of the training images are those during the epoch.
+                The history has ``name`` and ``val_name``. ``"accuracy"`` is always computed.
             lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and that of a
                 class of torch.optim.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
@@ -182,9 +183,7 @@ class Classifier:
             held_out = self._inputs.evaluation(validation_data)
         if config.patience is not None and held_out is None:
             raise TrainingError("patience needs validation images: pass validation_split or validation_data")
-        figures = ["loss", "accuracy"]
-        if held_out is not None:
-            figures += ["val_loss", "val_accuracy", *(f"val_{name}" for name in objective.metrics)]
+        figures = objective.figures(held_out is not None)
         watching = Callbacks(callbacks, self, {"epochs": epochs, "steps": batches.steps, "figures": figures})
         with torch.random.fork_rng(devices=[]), Progress(epochs, batches.steps, verbose) as progress:
             training = Training(

@@ -40,12 +40,13 @@ class EpochResult:
 
 @dataclass(frozen=True)
 class MeasuredEpochResult(EpochResult):
-    """The figures of one epoch with further metrics of the validation images, which have names like ``val_top2``."""
+    """The figures of one epoch with further metrics, such as ``top2`` and, of the validation images, ``val_top2``."""
 
     metrics: Mapping[str, float]
 
     def logs(self) -> dict[str, float]:
-        return super().logs() | dict(self.metrics)
+        logs = super().logs() | dict(self.metrics)
+        return dict(sorted(logs.items(), key=lambda pair: pair[0].startswith("val_")))  # otherwise in the given order
 
     def line(self, epochs: int) -> str:
         further = "".join(f"  {name} {value:.4f}" for name, value in self.metrics.items())
@@ -58,8 +59,8 @@ class History(list[EpochResult]):
     All plots accept it. ``pandas.DataFrame(history.history)`` makes it a table.
 
     Attributes:
-        history: the figures of all epochs by name: loss, accuracy and, with validation images, val_loss and
-            val_accuracy.
+        history: the figures of all epochs by name: loss, accuracy, the metrics and, with validation images, the same
+            names with val_ before them.
         epoch: the epochs, counted from 0 as in Keras.
 
     Example::
