@@ -181,7 +181,7 @@ def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
         ({"metrics": ["accuracy", "auc"]}, ValueError, "unknown metric 'auc'"),
         ({"metrics": [len, len]}, ValueError, "two metrics have the name 'len'"),
         ({"metrics": {"loss": len}}, ValueError, "the name 'loss'"),
-        ({"metrics": {"val_f1": len}}, ValueError, "the metric 'val_f1' has the name of a validation figure"),
+        ({"metrics": {"val_f1": len}}, ValueError, "the metric 'val_f1' is named as a validation figure"),
         ({"metrics": {"a": 3}}, TypeError, "the metric 'a' must be a function"),
         ({"scedule": "cosine"}, TypeError, "unexpected keyword argument 'scedule'; did you mean 'schedule'"),
         ({"schedule": "exponential"}, TrainingError, "unknown schedule"),
@@ -656,6 +656,112 @@ def test_a_saved_classifier_loads_as_it_was(digits: tuple[Tensor, Tensor], tmp_p
     assert checkpoint.load(path).config["schedule"] == "cosine"
 
 
+def own_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def own_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    first, *others = parameters
+    return torch.optim.Adam([{"params": others}, {"params": [first], "lr": 0.01}], lr=0.002)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "given"),
+    [
+        *(({"optimizer": name}, {}) for name in ("adam", "adamw", "sgd", "rmsprop")),
+        ({"optimizer": "adam", "dtype": "float64", "augment": "shift", "label_smoothing": 0.1}, {}),
+        ({"optimizer": torch.optim.NAdam, "lr": 0.003}, {"optimizer": torch.optim.NAdam}),
+        ({"optimizer": own_optimizer, "loss": own_loss}, {"optimizer": own_optimizer, "loss": own_loss}),
+    ],
+    ids=shown,
+)
+@pytest.mark.parametrize("backend", ["fastconv", "torch"])
+def test_a_loaded_classifier_continues_as_if_it_had_not_been_saved(
+    digits: tuple[Tensor, Tensor], tmp_path: Path, backend: str, compiled: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """The order, the dropout and the augmentation of the next epoch, the statistics of bn and changed rates, too."""
+    layers = "conv4, bn, pool, dropout.5, dense8"
+    torch.manual_seed(0)
+    whole = Classifier(layers, SHAPE, 2, backend).compile(**compiled)
+    halves = Classifier(layers, SHAPE, 2, backend).compile(**compiled)
+    for name in ("conv1.bias", "dense1.weight"):
+        for classifier in (whole, halves):
+            classifier.model.get_parameter(name).requires_grad_(False)
+    halves.model.load_state_dict(whole.model.state_dict())
+
+    def lower_rate(result: EpochResult) -> None:
+        assert running.optimizer is not None
+        running.optimizer.param_groups[0]["lr"] *= 0.5
+
+    running = whole
+    history = whole.fit(*digits, epochs=3, verbose=0, callbacks=[lower_rate])
+    running = halves
+    halves.fit(*digits, epochs=1, verbose=0, callbacks=[lower_rate])
+    halves.save(tmp_path / "model.pt")
+    before = weights(halves)
+    running = loaded = Classifier.load(tmp_path / "model.pt", **given)
+    assert same(weights(loaded), before)
+    loaded.save(tmp_path / "again.pt")
+    running = loaded = Classifier.load(tmp_path / "again.pt", **given)
+    second = loaded.fit(*digits, epochs=2, verbose=0, callbacks=[lower_rate])
+    assert same(weights(loaded), weights(whole))
+    assert [result.loss for result in second] == [result.loss for result in history][1:]
+    assert not loaded.model.get_parameter("conv1.bias").requires_grad
+
+
+def test_a_model_checkpoint_continues_the_fit_that_wrote_it(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    whole, cut = small().compile(), small().compile()
+    whole.fit(*digits, epochs=4, verbose=0)
+    cut.fit(*digits, epochs=3, verbose=0, callbacks=[ModelCheckpoint(tmp_path / "{epoch}.pt")])
+    loaded = Classifier.load(tmp_path / "2.pt")
+    loaded.fit(*digits, epochs=2, verbose=0)
+    assert same(weights(loaded), weights(whole))
+
+
+def test_without_the_state_of_the_optimizer_a_loaded_classifier_starts_anew(
+    digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    classifier = small().compile()
+    classifier.fit(*digits, epochs=1, verbose=0)
+    sizes = []
+    for include in (True, False):
+        classifier.save(tmp_path / "model.pt", include_optimizer=include)
+        sizes.append((tmp_path / "model.pt").stat().st_size)
+        loaded = Classifier.load(tmp_path / "model.pt")
+        assert loaded.optimizer is not None
+        assert bool(loaded.optimizer.state) == include
+    assert sizes[1] < sizes[0]
+    loaded.fit(*digits, epochs=1, verbose=0)
+
+
+def test_a_file_with_the_state_of_another_optimizer_or_other_weights_is_refused(
+    digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt"
+    classifier = small().compile()
+    classifier.fit(*digits, epochs=1, verbose=0)
+    classifier.save(path)
+    with pytest.raises(CheckpointError, match=r"state of the optimizer adam, not of sgd: .* call compile"):
+        Classifier.load(path, optimizer="sgd")
+    classifier.compile(own_optimizer).fit(*digits, epochs=1, verbose=0)
+    classifier.save(path)
+    with pytest.raises(CheckpointError, match="does not fit: it belongs to other weights, or to weights in another"):
+        Classifier.load(path, optimizer=torch.optim.Adam)
+    with pytest.raises(ValueError, match="parameters of another model"):
+        Classifier.load(path, optimizer=classifier.optimizer)
+
+
+def test_metrics_are_given_to_load(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    def top1(probabilities: Tensor, labels: Tensor) -> Tensor:
+        return (probabilities.argmax(1) == labels).double().mean()
+
+    for classifier in (small(), small().compile(metrics=[top1])):
+        classifier.save(tmp_path / "model.pt")
+        assert Classifier.load(tmp_path / "model.pt", metrics=[top1]).evaluate(*digits).top1 >= 0
+        with pytest.raises(AttributeError):
+            Classifier.load(tmp_path / "model.pt").evaluate(*digits).top1  # noqa: B018
+
+
 def test_a_classifier_compiled_with_functions_must_be_compiled_after_loading(
     digits: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -666,6 +772,7 @@ def test_a_classifier_compiled_with_functions_must_be_compiled_after_loading(
         with pytest.raises(TrainingError, match=r"call compile\(\) first"):
             method(*digits)
     loaded.compile().fit(*digits, epochs=1, verbose=0)
+    Classifier.load(tmp_path / "model.pt", loss=nn.CrossEntropyLoss).fit(*digits, epochs=1, verbose=0)
     small().save(tmp_path / "model.pt")  # never compiled: the defaults apply
     Classifier.load(tmp_path / "model.pt").fit(*digits, epochs=1, verbose=0)
 

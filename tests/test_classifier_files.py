@@ -25,7 +25,7 @@ from PIL import Image
 from test_classifier_data import batch, idx, python2_pickle
 
 import fastconv
-from fastconv.classifier import checkpoint, config, data, schemas
+from fastconv.classifier import Classifier, checkpoint, config, data, schemas
 from fastconv.classifier.checkpoint import Checkpoint
 from fastconv.classifier.cli import main as cli
 from fastconv.classifier.cli.main import main
@@ -247,6 +247,27 @@ def test_a_training_state_with_any_wrong_value_continues_or_is_refused_in_one_li
 
         refused += assert_read_or_refused(read, name)
     assert refused > 1000
+
+
+def test_a_saved_classifier_with_any_wrong_value_continues_or_is_refused_in_one_line() -> None:
+    """If the file is accepted, the next epoch of the classifier gives finite weights."""
+    torch.manual_seed(0)
+    classifier = Classifier(MODEL).compile()
+    classifier.fit(*digits(), epochs=1, verbose=0)
+    classifier.save("model.pt")
+    content = torch.load("model.pt", weights_only=True)
+    refused = 0
+    for name, mutant in mutants(content["training"]):
+
+        def read(mutant: Any = mutant) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(checkpoint, "read", lambda *_: content | {"training": mutant})
+                loaded = Classifier.load("model.pt")
+            loaded.fit(*digits(), epochs=1, verbose=0)
+            assert all(weight.isfinite().all() for weight in loaded.model.parameters())
+
+        refused += assert_read_or_refused(read, name)
+    assert refused > 500
 
 
 @pytest.mark.parametrize(

@@ -310,9 +310,7 @@ class Training:
         training_state.check_epoch(state, self._batches.images or 0, self._config.batch_size, self._dtype)
         training_state.check_random_state(state, self._device)
         self.model.load_state_dict(state["model"])
-        # The learning rate and other options of the optimizer come from the configuration.
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        training_state.restore_optimizer(self._optimizer, state["optimizer"]["state"])
         self.history[:] = [EpochResult(**result) for result in state["history"]]
         self.steps, self._seconds = state["steps"], state["seconds"]
         images, own, *sums = state["totals"]

@@ -140,7 +140,7 @@ def find(metrics: Mapping[str, Metric] | Sequence[str | Metric] | str | Metric |
         if name in found or name in ("loss", "accuracy"):
             raise ValueError(f"two metrics have the name {name!r}: pass {{name: function}}, with another name for each")
         if name.startswith(_VALIDATION):
-            raise ValueError(f"the metric {name!r} has the name of a validation figure: pass another {{name: function}}")
+            raise ValueError(f"the metric {name!r} is named as a validation figure: pass {{another name: function}}")
         found[name] = metric
     return found
 

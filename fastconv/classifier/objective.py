@@ -45,9 +45,7 @@ class Objective:
         names = ["loss", "accuracy", *self.metrics]
         return names + [f"val_{name}" for name in names] if validated else names
 
-    def result(
-        self, model: nn.Module, held_out: HeldOut, figures: Mapping[str, Any], outputs: Outputs
-    ) -> EpochResult:
+    def result(self, model: nn.Module, held_out: HeldOut, figures: Mapping[str, Any], outputs: Outputs) -> EpochResult:
         """Return the result of an epoch.
 
         Args:
@@ -55,12 +53,13 @@ class Objective:
             held_out: the validation images, whose figures are measured now.
             outputs: those of the training images, during the epoch.
         """
-        metrics, scores = outputs.values(), None
+        metrics = outputs.values()
+        validated: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
         if held_out is not None:
             batches = evaluation.batches(*held_out) if isinstance(held_out, tuple) else held_out.epoch(0)
             scores = evaluation.measure(model, batches, self.evaluation_loss, self.metrics)
             metrics |= {f"val_{name}": scores[name] for name in self.metrics}
-        validated = {f"val_{name}": None if scores is None else scores[name] for name in ("loss", "accuracy")}
+            validated = {"val_loss": scores.loss, "val_accuracy": scores.accuracy}
         if not metrics:
             return EpochResult(**figures, **validated)
         return MeasuredEpochResult(**figures, **validated, metrics=metrics)
