@@ -1,6 +1,6 @@
 """The five steps of a textbook's chapter on handwritten digits: load, build, train, evaluate, predict.
 
-    pip install --no-build-isolation '.[classifier]'
+    pip install --no-build-isolation --editable '.[classifier]'
     python examples/textbook.py
 
 MNIST_DATASET: "mnist" after `fastconv download mnist`, default "mnist5k". MNIST_LIMIT: number of training images.

@@ -1,15 +1,19 @@
-"""The pip command that installs an extra of fastconv from the same origin as fastconv itself."""
+"""How fastconv is installed, for messages: the pip command for an extra, and the remedy for a missing extension."""
 
 from __future__ import annotations
 
 import json
 import shlex
+import sys
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-__all__ = ["install_command"]
+__all__ = ["install_command", "not_built"]
+
+_PACKAGE = Path(__file__).resolve().parent
 
 
 def install_command(extra: str) -> str:
@@ -23,6 +27,25 @@ def install_command(extra: str) -> str:
         "pip install ...[classifier]..."
     """
     return command_for(_origin(), extra)
+
+
+def not_built() -> str:
+    """Return the error message for a package without its compiled extension, such as the sources in a clone.
+
+    Python imports the sources in place of an installed package if a program is started in the clone.
+    """
+    editable = "pip install --no-build-isolation --editable ."
+    installed = next(filter(_is_compiled, (Path(folder, "fastconv") for folder in sys.path)), None)
+    if installed is None or _is_compiled(_PACKAGE):
+        return f"fastconv's extension is not built: {editable} (in its source folder)"
+    return (
+        f"Python imports fastconv's sources in {_PACKAGE}, without the extension, and not the installed package in"
+        f" {installed}: start Python in another folder, or type {editable} (in {_PACKAGE.parent})"
+    )
+
+
+def _is_compiled(package: Path) -> bool:
+    return any((package / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
 
 
 def command_for(origin: dict[str, Any] | None, extra: str) -> str:
@@ -43,7 +66,7 @@ def command_for(origin: dict[str, Any] | None, extra: str) -> str:
 
 def _origin() -> dict[str, Any] | None:
     """Return the origin of this installation. If fastconv is not installed but runs from a clone, return the clone."""
-    clone = Path(__file__).resolve().parents[1]
+    clone = _PACKAGE.parent
     try:
         recorded = metadata.distribution("fastconv").read_text("direct_url.json")
         origin = json.loads(recorded) if recorded else None
