@@ -55,8 +55,10 @@ def command_for(origin: dict[str, Any] | None, extra: str) -> str:
     url = str(origin.get("url", ""))
     path = unquote(urlparse(url).path)
     if "dir_info" in origin:
-        editable = "--editable " if origin["dir_info"].get("editable") else ""
-        return f"pip install --no-build-isolation {editable}{shlex.quote(f'{path}[{extra}]')}"
+        source = shlex.quote(f"{path}[{extra}]")
+        if origin["dir_info"].get("editable"):  # its extension is compiled already
+            return f"FASTCONV_COMPILE=0 pip install --no-build-isolation --editable {source}"
+        return f"pip install --no-build-isolation {source}"
     if "vcs_info" in origin:
         vcs = origin["vcs_info"]
         source = f"fastconv[{extra}] @ {vcs['vcs']}+{url}@{vcs['commit_id']}"

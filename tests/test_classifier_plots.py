@@ -154,6 +154,16 @@ def test_feature_maps_do_not_change_the_network(layers: str) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_feature_maps_accept_one_image_of_every_layout() -> None:
+    model, images = build_cnn("conv4, pool, dense8"), np.random.default_rng(0).random((2, 28, 28, 1), dtype=np.float32)
+    expected = plots.png(plots.feature_maps(model, images[0]))
+    for image in (images[0, ..., 0], images[:1], torch.from_numpy(images[:1]).permute(0, 3, 1, 2)):
+        assert plots.png(plots.feature_maps(model, image)) == expected
+    for wrong in (images, images[0, 0, :, 0], images[None]):
+        with pytest.raises(ValueError, match=r"one image \(C, H, W\), .* is expected, not \("):
+            plots.feature_maps(model, wrong)
+
+
 def test_feature_maps_need_a_convolution() -> None:
     with pytest.raises(ValueError, match="no convolution"):
         plots.feature_maps(build_cnn("dense8"), torch.rand(1, 28, 28))
