@@ -741,7 +741,7 @@ def test_a_file_with_the_state_of_another_optimizer_or_other_weights_is_refused(
     classifier = small().compile()
     classifier.fit(*digits, epochs=1, verbose=0)
     classifier.save(path)
-    with pytest.raises(CheckpointError, match=r"state of the optimizer adam, not of sgd: .* call compile"):
+    with pytest.raises(CheckpointError, match=r"state of the optimizer 'adam', not of 'sgd': .* call compile"):
         Classifier.load(path, optimizer="sgd")
     classifier.compile(own_optimizer).fit(*digits, epochs=1, verbose=0)
     classifier.save(path)

@@ -50,8 +50,8 @@ def restore(saved: Mapping[str, Any], objective: Objective, model: nn.Module, se
     name = _name(optimizer, settings)
     if saved["optimizer"] != name:
         raise CheckpointError(
-            f"the file has the state of the optimizer {saved['optimizer']}, not of {name}: load it with that one, and"
-            " call compile() to choose another"
+            f"the file has the state of the optimizer {saved['optimizer']!r}, not of {name!r}: load it with that one,"
+            " and call compile() to choose another"
         )
     try:
         if saved["weights"] != _weights(optimizer, model):
