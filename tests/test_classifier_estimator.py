@@ -153,6 +153,12 @@ class Foreign:
 
     def __call__(self, true: Any, predicted: Any) -> None: ...
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
+
+
+class Derived(Foreign):
+    """A class of the program that is derived from one of Keras."""
+
 
 def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -165,6 +171,7 @@ def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
         ({"loss": "sparse_categorical_crossentrpy"}, ValueError, "did you mean 'sparse_categorical_crossentropy'"),
         ({"loss": 3}, TypeError, "a loss must be a name"),
         ({"loss": Foreign()}, TypeError, "this loss is Keras's"),
+        ({"metrics": {"own": Derived()}}, TypeError, "this metric is Keras's"),
         ({"loss": nn.NLLLoss()}, ValueError, "NLLLoss needs log-probabilities"),
         ({"loss": nn.CrossEntropyLoss(reduction="none")}, ValueError, "reduction='none'"),
         ({"loss": nn.MSELoss(reduction="sum")}, ValueError, "leave out reduction='sum'"),
@@ -374,6 +381,8 @@ def test_arguments_that_do_not_go_together_are_refused(digits: tuple[Tensor, Ten
         (digits, {"validation_data": digits, "validation_split": 0.5}, "not both"),
         (digits, {"callbacks": [3]}, "a callback must be"),
         (digits, {"callbacks": [EarlyStopping]}, "a callback must be"),
+        (digits, {"callbacks": [Foreign()]}, "this callback is Keras's, .* derive yours from its Callback"),
+        (digits, {"callbacks": [Derived()]}, "this callback is Keras's"),
     ):
         with pytest.raises(TypeError, match=message):
             small().fit(*arguments, verbose=0, **options)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastconv.classifier.config import TrainingError
 from fastconv.classifier.history import EpochResult
+from fastconv.classifier.names import refuse_keras
 
 if TYPE_CHECKING:
     from fastconv.classifier.estimator import Classifier
@@ -207,7 +208,7 @@ class Callbacks:
         first: a function of an :class:`EpochResult`, which is called before all others.
 
     Raises:
-        TypeError: if one is neither.
+        TypeError: if one is neither, or is Keras's.
     """
 
     def __init__(
@@ -216,6 +217,7 @@ class Callbacks:
         self._all: list[Any] = [first, *(callbacks if isinstance(callbacks, Iterable) else [callbacks])]
         self._objects = [one for one in self._all if _is_callback(one)]
         for one in self._all:
+            refuse_keras("callback", one, "take one of fastconv.classifier, or derive yours from its Callback")
             if isinstance(one, type) or not (_is_callback(one) or callable(one)):
                 raise TypeError(f"a callback must be a Callback or a function of the epoch's figures, not {one!r}")
         for one in self._objects:
