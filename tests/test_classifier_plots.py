@@ -447,7 +447,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read run/history.json: No such file"),
+        (None, "run is not the folder of a run: it has no history.json"),
         ("{", "run/history.json is not the history of a run, or is damaged"),
         ("[]", "is not the history"),
         ({"epochs": []}, "is not the history"),
@@ -488,7 +488,7 @@ def test_wrong_arguments_are_refused(
     Path("whole/plots").write_text("mine")
     for arguments, message in (
         (["nowhere"], "cannot read nowhere: No such file"),
-        (["file"], "cannot read history.json: No such file"),
+        (["file"], ". is not the folder of a run: it has no history.json"),
         (["half"], "the run in half is not finished; to continue: fastconv train --output half --resume\n"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),

@@ -266,6 +266,8 @@ class RunFolder:
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
             raise UserError(f"the run in {self.path} is not finished; to continue: {self.resume_command()}")
+        if not self.history.exists():
+            raise UserError(f"{self.path} is not the folder of a run: it has no {self.history.name}")
         content = files.read_bytes(self.history, _LARGEST_HISTORY)
         damaged = f"{self.history} is not the history of a run, or is damaged"
         try:
