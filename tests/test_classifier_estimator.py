@@ -760,6 +760,18 @@ def test_a_file_with_the_state_of_another_optimizer_or_other_weights_is_refused(
         Classifier.load(path, optimizer=classifier.optimizer)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_file_from_a_gpu_loads_without_one(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    classifier = small().compile()
+    classifier.fit(*digits, epochs=1, verbose=0)
+    classifier._settings["device"] = "cuda"
+    classifier.save(tmp_path / "model.pt")
+    assert checkpoint.load(tmp_path / "model.pt").config["device"] == "cuda"
+    loaded = Classifier.load(tmp_path / "model.pt")
+    loaded.fit(*digits, epochs=1, verbose=0)
+    assert {weight.device.type for weight in weights(loaded)} == {"cpu"}
+
+
 def test_metrics_are_given_to_load(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
     def top1(probabilities: Tensor, labels: Tensor) -> Tensor:
         return (probabilities.argmax(1) == labels).double().mean()

@@ -279,7 +279,7 @@ class Classifier:
         """Load a classifier that :meth:`save` or ``fastconv train`` wrote. It is compiled as it was.
 
         The optimizer has its state, and :meth:`fit` continues with the next epoch. For a file of ``fastconv train``,
-        or one without that state, the optimizer starts anew.
+        or one without that state, the optimizer starts anew. If the file names a GPU that is not here, the CPU is used.
 
         Args:
             backend: the library of the layers. ``None`` means the one that the file names.
@@ -303,12 +303,13 @@ class Classifier:
         classifier = cls(saved.model, saved.shape, backend=library, class_names=saved.class_names)
         classifier.model.to(next(iter(saved.state_dict.values())).dtype)
         classifier.model.load_state_dict(saved.state_dict)
-        settings = saving.compile_settings(config, {"optimizer": optimizer, "loss": loss, "metrics": metrics or None})
+        given = {"optimizer": optimizer, "loss": loss, "metrics": metrics or None}
+        settings = saving.compile_settings(config, library, given)
         if settings:
             objective = classifier.compile(**settings)._compiled()
             if saved.training is not None:
-                given = classifier._settings
-                classifier._epochs_done = continuing.restore(saved.training, objective, classifier.model, given)
+                used = classifier._settings
+                classifier._epochs_done = continuing.restore(saved.training, objective, classifier.model, used)
         classifier._must_compile = settings is None
         return classifier
 

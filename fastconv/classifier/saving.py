@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from fastconv.classifier import checkpoint, training_state
+from fastconv.classifier import device as devices
 from fastconv.classifier.checkpoint import Checkpoint, CheckpointError
 from fastconv.classifier.config import TrainingError
+from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import OutputError, check_regular, write_atomically
 
 _WEIGHTS = "fastconv-weights"
 #: How a classifier was compiled if a file cannot keep all of it.
 WITH_FUNCTIONS = "with functions"
 _NAMES = ("optimizer", "loss")
-_KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype", "patience")
+_KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype", "patience", "device")
 
 
 def config(settings: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
@@ -30,13 +32,14 @@ def config(settings: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
     return kept
 
 
-def compile_settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+def compile_settings(config: Mapping[str, Any], backend: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments of compile() for a loaded classifier: empty if it was not compiled.
 
     Return ``None`` if its optimizer or its loss is missing.
 
     Args:
-        config: the settings in the file.
+        config: the settings in the file. Its device is used only if it is here.
+        backend: the library of the layers.
         given: what a file cannot keep, or ``None`` for each part that the file has.
     """
     own = {name: value for name, value in given.items() if value is not None}
@@ -45,6 +48,10 @@ def compile_settings(config: Mapping[str, Any], given: Mapping[str, Any]) -> dic
         return None
     if "optimizer" in own and not inspect.isclass(own["optimizer"]):
         kept.pop("lr", None)  # a name or a function has a rate of its own
+    try:
+        devices.find(kept.get("device", "cpu"), backend)
+    except UserError:
+        del kept["device"]
     return kept
 
 
