@@ -562,7 +562,7 @@ def test_the_results_are_written_before_the_comparison_begins(monkeypatch: pytes
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_of_training.Run, "_compare", interrupt)
+    monkeypatch.setattr(run_of_training.TrainingRun, "_compare", interrupt)
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 130
     assert sorted(path.name for path in Path("run").iterdir()) == FILES
 
