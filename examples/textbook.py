@@ -1,6 +1,7 @@
 """The five steps of a textbook's chapter on handwritten digits: load, build, train, evaluate, predict.
 
-    pip install --no-build-isolation '.[classifier]'
+It needs the extra classifier: see README.md.
+
     python examples/textbook.py
 
 MNIST_DATASET: "mnist" after `fastconv download mnist`, default "mnist5k". MNIST_LIMIT: number of training images.

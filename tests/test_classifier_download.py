@@ -246,6 +246,9 @@ def test_without_a_connection_one_line_says_what_to_do(
     assert ": no connection. Try again later. Or fetch train-images-idx3-ubyte.gz, train-labels-" in output.err
     assert f"from {SOURCES['mnist'].mirrors[0]} by other means, put the files into {tmp_path}/MNIST/raw" in (output.err)
     assert output.err.count("\n") == 1
+    (tmp_path / "MNIST" / "raw" / IMAGES).write_bytes(b"wrong")
+    assert main(["download", "mnist", "--data-dir", str(tmp_path)]) == 2
+    assert f"; the file that is in {tmp_path}/MNIST/raw has another checksum. Try" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_writable_is_reported_in_one_line(tmp_path: Path, capsys: Output) -> None:

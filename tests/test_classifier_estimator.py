@@ -153,6 +153,12 @@ class Foreign:
 
     def __call__(self, true: Any, predicted: Any) -> None: ...
 
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None: ...
+
+
+class Derived(Foreign):
+    """A class of the program that is derived from one of Keras."""
+
 
 def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
@@ -165,6 +171,7 @@ def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
         ({"loss": "sparse_categorical_crossentrpy"}, ValueError, "did you mean 'sparse_categorical_crossentropy'"),
         ({"loss": 3}, TypeError, "a loss must be a name"),
         ({"loss": Foreign()}, TypeError, "this loss is Keras's"),
+        ({"metrics": {"own": Derived()}}, TypeError, "this metric is Keras's"),
         ({"loss": nn.NLLLoss()}, ValueError, "NLLLoss needs log-probabilities"),
         ({"loss": nn.CrossEntropyLoss(reduction="none")}, ValueError, "reduction='none'"),
         ({"loss": nn.MSELoss(reduction="sum")}, ValueError, "leave out reduction='sum'"),
@@ -181,6 +188,7 @@ def foreign_optimizer(parameters: Any) -> torch.optim.Optimizer:
         ({"metrics": ["accuracy", "auc"]}, ValueError, "unknown metric 'auc'"),
         ({"metrics": [len, len]}, ValueError, "two metrics have the name 'len'"),
         ({"metrics": {"loss": len}}, ValueError, "the name 'loss'"),
+        ({"metrics": {"val_f1": len}}, ValueError, "the metric 'val_f1' is named as a validation figure"),
         ({"metrics": {"a": 3}}, TypeError, "the metric 'a' must be a function"),
         ({"scedule": "cosine"}, TypeError, "unexpected keyword argument 'scedule'; did you mean 'schedule'"),
         ({"schedule": "exponential"}, TrainingError, "unknown schedule"),
@@ -373,6 +381,8 @@ def test_arguments_that_do_not_go_together_are_refused(digits: tuple[Tensor, Ten
         (digits, {"validation_data": digits, "validation_split": 0.5}, "not both"),
         (digits, {"callbacks": [3]}, "a callback must be"),
         (digits, {"callbacks": [EarlyStopping]}, "a callback must be"),
+        (digits, {"callbacks": [Foreign()]}, "this callback is Keras's, .* derive yours from its Callback"),
+        (digits, {"callbacks": [Derived()]}, "this callback is Keras's"),
     ):
         with pytest.raises(TypeError, match=message):
             small().fit(*arguments, verbose=0, **options)
@@ -421,17 +431,46 @@ def test_the_history_is_a_list_with_keras_attributes(digits: tuple[Tensor, Tenso
     assert isinstance(history, History)
     assert [result.epoch for result in history] == [1, 2]
     assert history.epoch == [0, 1]
-    assert list(history.history) == ["loss", "accuracy", "val_loss", "val_accuracy", "val_mean"]
-    assert history.history["val_mean"] == pytest.approx([0.5, 0.5])
+    assert list(history.history) == ["loss", "accuracy", "mean", "val_loss", "val_accuracy", "val_mean"]
+    assert history.history["mean"] == history.history["val_mean"] == pytest.approx([0.5, 0.5])
     assert history.history["loss"] == [result.loss for result in history]
     assert len(repr(history).splitlines()) == 3
     assert repr(history).splitlines()[0].split() == [
-        *("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "val_mean", "seconds")
+        *("epoch", "loss", "accuracy", "mean", "val_loss", "val_accuracy", "val_mean", "seconds")
     ]
     assert history._repr_html_().count("<tr>") == 3
     assert classifier.history is history
     assert repr(History()) == "History: no epoch yet"
     assert "val_loss" not in small().fit(*digits, epochs=1, verbose=0).history
+
+
+@pytest.mark.parametrize("source", ["tensors", "loader"])
+def test_metrics_see_all_training_and_all_validation_images(digits: tuple[Tensor, Tensor], source: str) -> None:
+    def top1(probabilities: Tensor, labels: Tensor) -> Tensor:
+        assert not probabilities.requires_grad
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(len(labels)))
+        return (probabilities.argmax(1) == labels).double().mean()
+
+    images, labels = digits
+    train, held_out = (images[:90], labels[:90]), (images[90:], labels[90:])
+    classifier = small().compile(metrics={"top1": top1, "count": lambda p, y: len(y)})
+    given: Any = train if source == "tensors" else (DataLoader(TensorDataset(*train), 64),)
+    watched = EarlyStopping("top1", mode="max", patience=9)
+    history = classifier.fit(*given, epochs=3, validation_data=held_out, verbose=0, callbacks=[watched])
+    figures = history.history
+    assert figures["top1"] == figures["accuracy"]
+    assert figures["val_top1"] == figures["val_accuracy"]
+    assert (figures["count"], figures["val_count"]) == ([90] * 3, [30] * 3)
+    assert watched.best == max(figures["top1"])
+    assert "val_top1" not in classifier.fit(*train, epochs=1, verbose=0).history
+
+
+def test_a_metric_that_returns_no_number_is_named(digits: tuple[Tensor, Tensor]) -> None:
+    for function, found in ((lambda p, y: p, r"a tensor \(120, 2\)"), (lambda p, y: "high", "'high'")):
+        classifier = small().compile(metrics={"own": function})
+        for call in (classifier.evaluate, classifier.fit):
+            with pytest.raises(TypeError, match=f"the metric 'own' must return a number, not {found}"):
+                call(*digits)
 
 
 class Recorder(Callback):
@@ -626,6 +665,124 @@ def test_a_saved_classifier_loads_as_it_was(digits: tuple[Tensor, Tensor], tmp_p
     assert checkpoint.load(path).config["schedule"] == "cosine"
 
 
+def own_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels)
+
+
+def own_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    first, *others = parameters
+    return torch.optim.Adam([{"params": others}, {"params": [first], "lr": 0.01}], lr=0.002)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "given"),
+    [
+        *(({"optimizer": name}, {}) for name in ("adam", "adamw", "sgd", "rmsprop")),
+        ({"optimizer": "adam", "dtype": "float64", "augment": "shift", "label_smoothing": 0.1}, {}),
+        ({"optimizer": torch.optim.NAdam, "lr": 0.003}, {"optimizer": torch.optim.NAdam}),
+        ({"optimizer": own_optimizer, "loss": own_loss}, {"optimizer": own_optimizer, "loss": own_loss}),
+    ],
+    ids=shown,
+)
+@pytest.mark.parametrize("backend", ["fastconv", "torch"])
+def test_a_loaded_classifier_continues_as_if_it_had_not_been_saved(
+    digits: tuple[Tensor, Tensor], tmp_path: Path, backend: str, compiled: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """The order, the dropout and the augmentation of the next epoch, the statistics of bn and changed rates, too."""
+    layers = "conv4, bn, pool, dropout.5, dense8"
+    torch.manual_seed(0)
+    whole = Classifier(layers, SHAPE, 2, backend).compile(**compiled)
+    halves = Classifier(layers, SHAPE, 2, backend).compile(**compiled)
+    for name in ("conv1.bias", "dense1.weight"):
+        for classifier in (whole, halves):
+            classifier.model.get_parameter(name).requires_grad_(False)
+    halves.model.load_state_dict(whole.model.state_dict())
+
+    def lower_rate(result: EpochResult) -> None:
+        assert running.optimizer is not None
+        running.optimizer.param_groups[0]["lr"] *= 0.5
+
+    running = whole
+    history = whole.fit(*digits, epochs=3, verbose=0, callbacks=[lower_rate])
+    running = halves
+    halves.fit(*digits, epochs=1, verbose=0, callbacks=[lower_rate])
+    halves.save(tmp_path / "model.pt")
+    before = weights(halves)
+    running = loaded = Classifier.load(tmp_path / "model.pt", **given)
+    assert same(weights(loaded), before)
+    loaded.save(tmp_path / "again.pt")
+    running = loaded = Classifier.load(tmp_path / "again.pt", **given)
+    second = loaded.fit(*digits, epochs=2, verbose=0, callbacks=[lower_rate])
+    assert same(weights(loaded), weights(whole))
+    assert [result.loss for result in second] == [result.loss for result in history][1:]
+    assert not loaded.model.get_parameter("conv1.bias").requires_grad
+
+
+def test_a_model_checkpoint_continues_the_fit_that_wrote_it(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    whole, cut = small().compile(), small().compile()
+    whole.fit(*digits, epochs=4, verbose=0)
+    cut.fit(*digits, epochs=3, verbose=0, callbacks=[ModelCheckpoint(tmp_path / "{epoch}.pt")])
+    loaded = Classifier.load(tmp_path / "2.pt")
+    loaded.fit(*digits, epochs=2, verbose=0)
+    assert same(weights(loaded), weights(whole))
+
+
+def test_without_the_state_of_the_optimizer_a_loaded_classifier_starts_anew(
+    digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    classifier = small().compile()
+    classifier.fit(*digits, epochs=1, verbose=0)
+    sizes = []
+    for include in (True, False):
+        classifier.save(tmp_path / "model.pt", include_optimizer=include)
+        sizes.append((tmp_path / "model.pt").stat().st_size)
+        loaded = Classifier.load(tmp_path / "model.pt")
+        assert loaded.optimizer is not None
+        assert bool(loaded.optimizer.state) == include
+    assert sizes[1] < sizes[0]
+    loaded.fit(*digits, epochs=1, verbose=0)
+
+
+def test_a_file_with_the_state_of_another_optimizer_or_other_weights_is_refused(
+    digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.pt"
+    classifier = small().compile()
+    classifier.fit(*digits, epochs=1, verbose=0)
+    classifier.save(path)
+    with pytest.raises(CheckpointError, match=r"state of the optimizer 'adam', not of 'sgd': .* call compile"):
+        Classifier.load(path, optimizer="sgd")
+    classifier.compile(own_optimizer).fit(*digits, epochs=1, verbose=0)
+    classifier.save(path)
+    with pytest.raises(CheckpointError, match="does not fit: it belongs to other weights, or to weights in another"):
+        Classifier.load(path, optimizer=torch.optim.Adam)
+    with pytest.raises(ValueError, match="parameters of another model"):
+        Classifier.load(path, optimizer=classifier.optimizer)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_file_from_a_gpu_loads_without_one(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    classifier = small().compile()
+    classifier.fit(*digits, epochs=1, verbose=0)
+    classifier._settings["device"] = "cuda"
+    classifier.save(tmp_path / "model.pt")
+    assert checkpoint.load(tmp_path / "model.pt").config["device"] == "cuda"
+    loaded = Classifier.load(tmp_path / "model.pt")
+    loaded.fit(*digits, epochs=1, verbose=0)
+    assert {weight.device.type for weight in weights(loaded)} == {"cpu"}
+
+
+def test_metrics_are_given_to_load(digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    def top1(probabilities: Tensor, labels: Tensor) -> Tensor:
+        return (probabilities.argmax(1) == labels).double().mean()
+
+    for classifier in (small(), small().compile(metrics=[top1])):
+        classifier.save(tmp_path / "model.pt")
+        assert Classifier.load(tmp_path / "model.pt", metrics=[top1]).evaluate(*digits).top1 >= 0
+        with pytest.raises(AttributeError):
+            Classifier.load(tmp_path / "model.pt").evaluate(*digits).top1  # noqa: B018
+
+
 def test_a_classifier_compiled_with_functions_must_be_compiled_after_loading(
     digits: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -636,6 +793,7 @@ def test_a_classifier_compiled_with_functions_must_be_compiled_after_loading(
         with pytest.raises(TrainingError, match=r"call compile\(\) first"):
             method(*digits)
     loaded.compile().fit(*digits, epochs=1, verbose=0)
+    Classifier.load(tmp_path / "model.pt", loss=nn.CrossEntropyLoss).fit(*digits, epochs=1, verbose=0)
     small().save(tmp_path / "model.pt")  # never compiled: the defaults apply
     Classifier.load(tmp_path / "model.pt").fit(*digits, epochs=1, verbose=0)
 

@@ -25,7 +25,7 @@ from PIL import Image
 from test_classifier_data import batch, idx, python2_pickle
 
 import fastconv
-from fastconv.classifier import checkpoint, config, data, schemas
+from fastconv.classifier import Classifier, checkpoint, config, data, schemas
 from fastconv.classifier.checkpoint import Checkpoint
 from fastconv.classifier.cli import main as cli
 from fastconv.classifier.cli.main import main
@@ -114,7 +114,7 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(32, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 10
 
 
-def interrupted(optimizer: str = "adam") -> Training:
+def stopped_training(optimizer: str = "adam") -> Training:
     """A training that was stopped within its second epoch."""
     settings = SETTINGS | {"optimizer": optimizer}
     found = Training(*digits(), TrainingConfig.of(settings))
@@ -131,7 +131,7 @@ def interrupted(optimizer: str = "adam") -> Training:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Any]:
-    return copy.deepcopy(interrupted().state_dict())
+    return copy.deepcopy(stopped_training().state_dict())
 
 
 def checkpoint_content() -> dict[str, Any]:
@@ -157,7 +157,7 @@ def history_content() -> dict[str, Any]:
 
 def test_the_schemas_have_the_fields_of_the_classes_they_describe() -> None:
     assert schemas.Epoch.model_fields.keys() == get_type_hints(EpochResult).keys()
-    assert schemas.TrainingState.model_fields.keys() == interrupted().state_dict().keys()
+    assert schemas.TrainingState.model_fields.keys() == stopped_training().state_dict().keys()
     assert schemas.problem(schemas.History, history_content()) is None
 
 
@@ -227,7 +227,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(name: str) -> None:
 @pytest.mark.parametrize("optimizer", ["adam", "sgd", "rmsprop"])
 def test_a_training_state_with_any_wrong_value_continues_or_is_refused_in_one_line(optimizer: str) -> None:
     """If the state is accepted, its next step gives finite weights."""
-    state = copy.deepcopy(interrupted(optimizer).state_dict())
+    state = copy.deepcopy(stopped_training(optimizer).state_dict())
     settings = SETTINGS | {"optimizer": optimizer}
     content = {"format": "fastconv-training", "version": 3, "settings": settings, "training": state}
     folder = RunFolder(Path())
@@ -239,7 +239,7 @@ def test_a_training_state_with_any_wrong_value_continues_or_is_refused_in_one_li
         def read(mutant: Any = mutant) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(checkpoint, "read", lambda *_: mutant)
-                _, found = folder.interrupted({})
+                _, found = folder.read_for_resume({})
                 folder.restore(fresh, found)
             fresh.run(lambda *_: fresh.stop())
             assert all(weight.isfinite().all() for weight in fresh.model.parameters())
@@ -247,6 +247,27 @@ def test_a_training_state_with_any_wrong_value_continues_or_is_refused_in_one_li
 
         refused += assert_read_or_refused(read, name)
     assert refused > 1000
+
+
+def test_a_saved_classifier_with_any_wrong_value_continues_or_is_refused_in_one_line() -> None:
+    """If the file is accepted, the next epoch of the classifier gives finite weights."""
+    torch.manual_seed(0)
+    classifier = Classifier(MODEL).compile()
+    classifier.fit(*digits(), epochs=1, verbose=0)
+    classifier.save("model.pt")
+    content = torch.load("model.pt", weights_only=True)
+    refused = 0
+    for name, mutant in mutants(content["training"]):
+
+        def read(mutant: Any = mutant) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(checkpoint, "read", lambda *_: content | {"training": mutant})
+                loaded = Classifier.load("model.pt")
+            loaded.fit(*digits(), epochs=1, verbose=0)
+            assert all(weight.isfinite().all() for weight in loaded.model.parameters())
+
+        refused += assert_read_or_refused(read, name)
+    assert refused > 500
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,16 @@ def test_feature_maps_do_not_change_the_network(layers: str) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_feature_maps_accept_one_image_of_every_layout() -> None:
+    model, images = build_cnn("conv4, pool, dense8"), np.random.default_rng(0).random((2, 28, 28, 1), dtype=np.float32)
+    expected = plots.png(plots.feature_maps(model, images[0]))
+    for image in (images[0, ..., 0], images[:1], torch.from_numpy(images[:1]).permute(0, 3, 1, 2)):
+        assert plots.png(plots.feature_maps(model, image)) == expected
+    for wrong in (images, images[0, 0, :, 0], images[None]):
+        with pytest.raises(ValueError, match=r"one image \(C, H, W\), .* is expected, not \("):
+            plots.feature_maps(model, wrong)
+
+
 def test_feature_maps_need_a_convolution() -> None:
     with pytest.raises(ValueError, match="no convolution"):
         plots.feature_maps(build_cnn("dense8"), torch.rand(1, 28, 28))
@@ -437,7 +447,7 @@ def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot read run/history.json: No such file"),
+        (None, "run is not the folder of a run: it has no history.json"),
         ("{", "run/history.json is not the history of a run, or is damaged"),
         ("[]", "is not the history"),
         ({"epochs": []}, "is not the history"),
@@ -478,7 +488,7 @@ def test_wrong_arguments_are_refused(
     Path("whole/plots").write_text("mine")
     for arguments, message in (
         (["nowhere"], "cannot read nowhere: No such file"),
-        (["file"], "cannot read history.json: No such file"),
+        (["file"], ". is not the folder of a run: it has no history.json"),
         (["half"], "the run in half is not finished; to continue: fastconv train --output half --resume\n"),
         ([str(run), "--output", "page.pdf"], "--output must end in .html: page.pdf"),
         ([str(run), "--output", "file/page.html"], "cannot write into file: "),

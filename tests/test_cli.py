@@ -234,6 +234,10 @@ def test_help_is_shown_without_a_command(capsys: Output) -> None:
         (["--threads", "0"], "--threads must be between"),
         (["--limit", "0"], "--limit must be at least 1"),
         (["--epoch", "3"], "--epoch"),
+        (["--epochs", "many"], "Invalid value for '--epochs': a whole number is expected (see"),
+        (["--epochs", "1.5"], "Invalid value for '--epochs': a whole number is expected (see"),
+        (["--lr", "high"], "Invalid value for '--lr': a number is expected (see"),
+        (["--lr"], "Option '--lr' requires an argument (see"),
         (["--model", "resnet"], "resnet"),
         (["--dataset", "cifar"], "cifar"),
         (["--backend", "jax"], "jax"),
@@ -264,7 +268,9 @@ def test_a_wrong_option_of_train_is_reported_in_one_line(capsys: Output, argumen
         (["predict", "{saved}", "cut.png"], "cannot read cut.png"),
         (["predict", "{saved}", "."], "cannot read .: "),
         (["predict", "{saved}"], "no image is named: 'fastconv predict "),
-        (["predict"], "Missing argument"),
+        (["predict"], "Missing argument '[RUN] IMAGE...' (see"),
+        (["train", "--output", "text.png"], "cannot write into text.png: it is a file, not a folder"),
+        (["train", "--output", "{saved}"], "it is a file, not a folder"),
         (["predict", "text.pt", "3"], "cannot read text.pt: No such file"),
         (["evaluate", "text.png"], "text.png is not a checkpoint"),
         (["evaluate", "nowhere.pt"], "cannot read nowhere.pt: No such file"),
@@ -556,7 +562,7 @@ def test_the_results_are_written_before_the_comparison_begins(monkeypatch: pytes
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_of_training.Run, "_compare", interrupt)
+    monkeypatch.setattr(run_of_training.TrainingRun, "_compare", interrupt)
     assert main(["train", *QUICK, "--compare", "--output", "run"]) == 130
     assert sorted(path.name for path in Path("run").iterdir()) == FILES
 

@@ -269,7 +269,8 @@ def test_train_reads_a_file_of_options_and_the_command_line_wins(capsys: Output)
         ("a.toml", "epochs", "a.toml is not TOML: "),
         ("a.json", "{", "a.json is not JSON: "),
         ("a.json", "[3]", 'a.json must have names and values, such as {"epochs": 3}'),
-        ("a.yaml", "epochs: 3", "--config must end in .toml or .json: a.yaml"),
+        ("a.yaml", "epochs: 3", "--config reads TOML and JSON, not YAML: write a.yaml as .toml, with lines such as"),
+        ("a.cfg", "epochs = 3", "--config must end in .toml or .json: a.cfg"),
         ("", "", "cannot read a.toml: No such file"),
     ],
 )

@@ -157,14 +157,14 @@ def test_overwrite_accepts_a_new_folder_but_not_resume(capsys: Output) -> None:
 
 
 def test_an_interrupted_run_can_be_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert interrupted([*QUICK, "--output", "mine"], monkeypatch) == 130
+    assert run_interrupted([*QUICK, "--output", "mine"], monkeypatch) == 130
     assert main([*QUICK, "--output", "mine", "--overwrite"]) == 0
 
 
 # --resume
 
 
-def interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+def run_interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Train, press Ctrl-C after the first epoch, and return the exit code."""
     train = Training.run
 
@@ -179,7 +179,7 @@ def interrupted(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 def test_the_hint_of_ctrl_c_is_the_command_that_continues(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     extras = ["--compare", "--report", "--threads", "1"]
-    assert interrupted([*QUICK, *extras, "--output", "my run"], monkeypatch) == 130
+    assert run_interrupted([*QUICK, *extras, "--output", "my run"], monkeypatch) == 130
     message = capsys.readouterr().err.splitlines()[-1]
     hint = message.removeprefix("fastconv: interrupted; to continue: ")
     assert hint == "fastconv train --output 'my run' --resume --compare --report --threads 1"
@@ -190,7 +190,7 @@ def test_the_hint_of_ctrl_c_is_the_command_that_continues(capsys: Output, monkey
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 def test_resume_continues_the_last_run(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert interrupted(QUICK, monkeypatch) == 130
+    assert run_interrupted(QUICK, monkeypatch) == 130
     capsys.readouterr()
     assert main(["train", "--resume"]) == 0
     output = capsys.readouterr()

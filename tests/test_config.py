@@ -63,7 +63,7 @@ def test_a_torch_that_is_too_old_is_named_with_the_remedy() -> None:
 
 def test_an_extension_that_is_not_built_is_named_with_the_remedy() -> None:
     code = "import sys; sys.modules['fastconv._C'] = None; import fastconv"
-    assert "pip install --no-build-isolation ." in python(code).stderr
+    assert "extension is not built: pip install --no-build-isolation --editable ." in python(code).stderr
 
 
 def test_results_do_not_depend_on_uninitialized_memory() -> None:

@@ -68,7 +68,7 @@ def server() -> Iterator[Server]:
     server.close()
 
 
-def interrupted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+def run_interrupted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """Run a command, press Ctrl-C after the first epoch, and return the exit code."""
     train = Training.run
 
@@ -103,7 +103,7 @@ def test_the_commands_of_a_page_run_one_after_another(
             )
             assert done.returncode == 0, f"{line}: {done.stderr}"
         elif "Ctrl-C" in line:
-            assert interrupted(words, monkeypatch) == 130, line
+            assert run_interrupted(words, monkeypatch) == 130, line
             assert "interrupted; to continue: fastconv train --output" in capsys.readouterr().err
         elif "cuda" in words and not torch.cuda.is_available():
             assert main(words) == 2, line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,19 @@ def bare(*arguments: str) -> tuple[int, str, str]:
     )
     done = run([sys.executable, "-c", program])
     return done.returncode, done.stdout, done.stderr
+
+
+def test_sources_that_hide_the_installed_package_are_named(tmp_path: Path) -> None:
+    """A program that is started in a clone imports the clone's folder, whose extension may not be compiled."""
+    package = Path(fastconv.__file__).parent
+    ignore = shutil.ignore_patterns("_C*", "__pycache__", "classifier")
+    shutil.copytree(package, tmp_path / "clone" / "fastconv", ignore=ignore)
+    error = run([sys.executable, "-c", "import fastconv"], cwd=tmp_path / "clone").stderr.splitlines()[-1]
+    assert error == (
+        f"ImportError: Python imports fastconv's sources in {tmp_path / 'clone' / 'fastconv'}, without the extension,"
+        f" and not the installed package in {package}: start Python in another folder, or type"
+        f" pip install --no-build-isolation --editable . (in {tmp_path / 'clone'})"
+    )
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
@@ -74,7 +88,9 @@ def test_other_commands_name_the_extra_in_one_line(arguments: list[str]) -> None
 )
 def test_the_hint_names_the_origin_of_the_installation(origin: dict[str, Any] | None, command: list[str]) -> None:
     hint = command_for(origin, "classifier")
-    assert shlex.split(hint) == ["pip", "install", *command]
+    words = shlex.split(hint)
+    assert words[words.index("pip") :] == ["pip", "install", *command]
+    assert words[: words.index("pip")] == (["FASTCONV_COMPILE=0"] if "--editable" in command else [])
     assert "'" in hint  # zsh would expand the brackets
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from fastconv.installation import not_built
+
 __all__ = ["FLOATING_DTYPES", "HAS_CUDA", "REAL_DTYPES", "_C", "has_cuda"]
 
 #: The oldest torch that has the stable ABI that the extension uses.
@@ -25,9 +27,7 @@ try:
     from fastconv import _C
 except ImportError as error:
     if getattr(error, "name", None) == "fastconv._C" or "cannot import name '_C'" in str(error):
-        raise ImportError(
-            "fastconv's extension is not built: pip install --no-build-isolation . (in its source folder)"
-        ) from error
+        raise ImportError(not_built()) from error
     raise ImportError(
         f"fastconv's extension does not load with torch {torch.__version__}: {error}\n"
         "Build it again: pip install --no-build-isolation --force-reinstall fastconv"

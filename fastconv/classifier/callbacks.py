@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastconv.classifier.config import TrainingError
 from fastconv.classifier.history import EpochResult
+from fastconv.classifier.names import refuse_keras
 
 if TYPE_CHECKING:
     from fastconv.classifier.estimator import Classifier
@@ -22,8 +23,8 @@ class Callback:
     """The base class of callbacks. Override some of its methods.
 
     As in Keras, epochs and batches count from 0 here. ``logs`` has the figures: loss and accuracy, and after an epoch
-    also val_loss, val_accuracy and the metrics of the validation images. Set ``self.model.stop_training = True`` to end
-    the training after the current step.
+    also the metrics and, with validation images, the same names with ``val_`` before them. Set
+    ``self.model.stop_training = True`` to end the training after the current step.
 
     Attributes:
         model: the classifier.
@@ -204,15 +205,19 @@ class Callbacks:
 
     Args:
         callbacks: objects with some methods of :class:`Callback`, or functions of an :class:`EpochResult`.
+        first: a function of an :class:`EpochResult`, which is called before all others.
 
     Raises:
-        TypeError: if one is neither.
+        TypeError: if one is neither, or is Keras's.
     """
 
-    def __init__(self, callbacks: Any, classifier: Any, params: Mapping[str, Any]) -> None:
-        self._all = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
+    def __init__(
+        self, callbacks: Any, classifier: Any, params: Mapping[str, Any], first: Callable[[EpochResult], None]
+    ) -> None:
+        self._all: list[Any] = [first, *(callbacks if isinstance(callbacks, Iterable) else [callbacks])]
         self._objects = [one for one in self._all if _is_callback(one)]
         for one in self._all:
+            refuse_keras("callback", one, "take one of fastconv.classifier, or derive yours from its Callback")
             if isinstance(one, type) or not (_is_callback(one) or callable(one)):
                 raise TypeError(f"a callback must be a Callback or a function of the epoch's figures, not {one!r}")
         for one in self._objects:

@@ -31,7 +31,8 @@ class CheckpointError(UserError):
 class Checkpoint:
     """The content of a checkpoint file: the network, and the shape and the classes of its images.
 
-    ``config`` has the settings of the run. Commands use its data set and loss as defaults.
+    ``config`` has the settings of the run. Commands use its data set and loss as defaults. ``training`` is the state of
+    the training, which :mod:`fastconv.classifier.continuing` makes and restores.
     """
 
     model: str
@@ -40,6 +41,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     shape: tuple[int, int, int] = (1, 28, 28)
     class_names: tuple[str, ...] = CLASS_NAMES
+    training: dict[str, Any] | None = None
 
     @property
     def loss(self) -> str:
@@ -66,6 +68,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "config": checkpoint.config,
         "shape": checkpoint.shape,
         "class_names": checkpoint.class_names,
+        **({} if checkpoint.training is None else {"training": checkpoint.training}),
     }
     write_atomically(path, serialized(content))
 
@@ -153,4 +156,5 @@ def _checked(path: Path, content: object) -> Checkpoint:
             raise CheckpointError(f"{path} is damaged: {key} is not {wanted} of shape {tuple(tensor.shape)}")
         if not found.isfinite().all():
             raise CheckpointError(f"{path} is damaged: {key} has values that are not finite")
-    return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names)
+    training = content.get("training")
+    return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names, training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastconv.classifier import checkpoint, evaluation, saving, summary
+from fastconv.classifier import checkpoint, continuing, evaluation, saving, summary
 from fastconv.classifier import device as devices
 from fastconv.classifier.callbacks import Callbacks
 from fastconv.classifier.checkpoint import Checkpoint
 from fastconv.classifier.config import TrainingConfig, TrainingError
 from fastconv.classifier.data import CLASS_NAMES
 from fastconv.classifier.fit import Training
-from fastconv.classifier.history import History
+from fastconv.classifier.history import EpochResult, History
 from fastconv.classifier.inputs import Inputs, gives_tensors
 from fastconv.classifier.networks import build_model
 from fastconv.classifier.objective import Choice, Objective, check_names
@@ -71,15 +70,12 @@ class Classifier:
     ) -> None:
         if classes is None:
             classes = len(CLASS_NAMES if class_names is None else class_names)
-        if class_names is None:
-            class_names = [str(label) for label in range(classes)]
-        if isinstance(class_names, str) or len(class_names) != classes:
-            raise TrainingError(f"class_names must be {classes} names, one per class, not {class_names!r}")
-        self.class_names = tuple(map(str, class_names))
+        self.class_names = saving.name_list(class_names, classes)
         C, H, W = shape
         self._shape, self._classes = (C, H, W), classes
         self._inputs = Inputs(self._shape, classes)
         self._name = None if isinstance(model, nn.Module) else model
+        self._title = type(model).__name__ if isinstance(model, nn.Module) else model
         self._backend = backend
         self.model = model if isinstance(model, nn.Module) else build_model(model, backend, self._shape, classes)
         self._settings: dict[str, Any] = {}
@@ -113,8 +109,9 @@ class Classifier:
             loss: ``"cross-entropy"`` (also ``"categorical_crossentropy"`` and ``"sparse_categorical_crossentropy"``) or
                 ``"mse"``; a loss of torch.nn; or a function. Losses and functions are called with logits (N, classes)
                 and integer labels (N,), except ``nn.MSELoss``, which means ``"mse"``.
-            metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. :meth:`evaluate`
-                returns their values, and :meth:`fit` those of the validation images. ``"accuracy"`` is always computed.
+            metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. They are called once
+                with all images. In :meth:`fit`, the probabilities of the training images are those during the epoch.
+                The history has ``name`` and ``val_name``. ``"accuracy"`` is always computed.
             lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and that of a
                 class of torch.optim.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
@@ -173,8 +170,8 @@ class Classifier:
         if validation_data is not None and validation_split:
             raise TypeError("fit() takes validation_data or validation_split, not both")
         objective = self._compiled()
-        given = {"epochs": epochs, "validation_split": validation_split, "seed": seed}
-        given["batch_size"] = 64 if batch_size is None else batch_size
+        size = 64 if batch_size is None else batch_size
+        given = {"epochs": epochs, "batch_size": size, "validation_split": validation_split, "seed": seed}
         config = self._config(self._settings | given)
         device = devices.find(config.device, config.backend)
         batches, held_out = self._inputs.training(images, labels, batch_size, validation_split, shuffle, device)
@@ -182,10 +179,8 @@ class Classifier:
             held_out = self._inputs.evaluation(validation_data)
         if config.patience is not None and held_out is None:
             raise TrainingError("patience needs validation images: pass validation_split or validation_data")
-        figures = ["loss", "accuracy"]
-        if held_out is not None:
-            figures += ["val_loss", "val_accuracy", *(f"val_{name}" for name in objective.metrics)]
-        watching = Callbacks(callbacks, self, {"epochs": epochs, "steps": batches.steps, "figures": figures})
+        params = {"epochs": epochs, "steps": batches.steps, "figures": objective.figures(held_out is not None)}
+        watching = Callbacks(callbacks, self, params, self._count_epoch)
         with torch.random.fork_rng(devices=[]), Progress(epochs, batches.steps, verbose) as progress:
             training = Training(
                 batches, None, config, model=self.model, held_out=held_out, objective=objective,
@@ -196,8 +191,10 @@ class Classifier:
                 run(training, watching, progress, lambda: self.stop_training)
             finally:
                 training.restore_rates()
-                self._epochs_done += len(training.history)
         return training.history
+
+    def _count_epoch(self, result: EpochResult) -> None:
+        self._epochs_done += 1
 
     def evaluate(
         self,
@@ -247,14 +244,16 @@ class Classifier:
         """Print the layers with the shapes of their outputs and their numbers of parameters."""
         print(summary.text(self._title, self.model, self._shape))
 
-    def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the classifier to one file: its layers, weights, class names and the names given to :meth:`compile`.
+    def save(self, path: str | Path, overwrite: bool = False, include_optimizer: bool = True) -> None:
+        """Write the classifier to one file: layers, weights, class names, settings and the state of the optimizer.
 
-        The commands of ``fastconv`` accept the file. It does not have the state of the optimizer. An earlier file of
-        fastconv is replaced.
+        After :meth:`load`, :meth:`fit` continues as without the interruption. The commands of ``fastconv`` accept the
+        file. An earlier file of fastconv is replaced.
 
         Args:
             overwrite: whether any other file is replaced, too.
+            include_optimizer: whether the file has the state of the optimizer, which is about twice as large as the
+                weights. Without it, training starts with a new optimizer.
 
         Raises:
             TrainingError: if the network is a module of your own: see :meth:`save_weights`.
@@ -262,27 +261,33 @@ class Classifier:
         """
         self.check_savable()
         assert self._name is not None
-        settings = self._settings | {"backend": self._backend, "model": self._name}
-        config = saving.config(settings, self._objective is not None)
-        weights = {name: value.detach().cpu() for name, value in self.model.state_dict().items()}
-        saving.save(Path(path), Checkpoint(self._name, weights, None, config, self._shape, self.class_names), overwrite)
+        settings, training = self._settings | {"backend": self._backend, "model": self._name}, None
+        if include_optimizer and self._objective is not None:
+            training = continuing.state_of(self._objective, self.model, self._settings, self._epochs_done)
+        config, weights = saving.config(settings, self._objective is not None), saving.on_cpu(self.model)
+        content = Checkpoint(self._name, weights, None, config, self._shape, self.class_names, training)
+        saving.save(Path(path), content, overwrite)
 
     def check_savable(self) -> None:
         """Raise TrainingError if :meth:`save` cannot store the network, because a program made it."""
         saving.check_savable(self._name)
 
     @classmethod
-    def load(cls, path: str | Path, backend: str | None = None) -> Classifier:
-        """Load a classifier that :meth:`save` or ``fastconv train`` wrote.
+    def load(
+        cls, path: str | Path, backend: str | None = None, *, optimizer: Any = None, loss: Any = None, metrics: Any = ()
+    ) -> Classifier:
+        """Load a classifier that :meth:`save` or ``fastconv train`` wrote. It is compiled as it was.
 
-        It is compiled as it was, if all of that has names. The optimizer starts anew. Functions that were passed to
-        :meth:`compile` are not in the file: call it again before :meth:`fit` or :meth:`evaluate`.
+        The optimizer has its state, and :meth:`fit` continues with the next epoch. For a file of ``fastconv train``,
+        or one without that state, the optimizer starts anew. If the file names a GPU that is not here, the CPU is used.
 
         Args:
             backend: the library of the layers. ``None`` means the one that the file names.
+            optimizer, loss, metrics: the classes and functions that :meth:`compile` got. The file has only names. If
+                the optimizer or the loss is missing, call :meth:`compile` before :meth:`fit` or :meth:`evaluate`.
 
         Raises:
-            CheckpointError: if the file is damaged or no checkpoint.
+            CheckpointError: if the file is damaged or no checkpoint, or has the state of another optimizer.
 
         Example::
 
@@ -298,10 +303,14 @@ class Classifier:
         classifier = cls(saved.model, saved.shape, backend=library, class_names=saved.class_names)
         classifier.model.to(next(iter(saved.state_dict.values())).dtype)
         classifier.model.load_state_dict(saved.state_dict)
-        settings = saving.compile_settings(config)
+        given = {"optimizer": optimizer, "loss": loss, "metrics": metrics or None}
+        settings = saving.compile_settings(config, library, given)
         if settings:
-            classifier.compile(**settings)
-        classifier._must_compile = config.get("compiled") == saving.WITH_FUNCTIONS
+            objective = classifier.compile(**settings)._compiled()
+            if saved.training is not None:
+                used = classifier._settings
+                classifier._epochs_done = continuing.restore(saved.training, objective, classifier.model, used)
+        classifier._must_compile = settings is None
         return classifier
 
     def save_weights(self, path: str | Path, overwrite: bool = False) -> None:
@@ -316,27 +325,18 @@ class Classifier:
         """
         saving.load_weights(Path(path), self.model)
 
-    @property
-    def _title(self) -> str:
-        return type(self.model).__name__ if self._name is None else self._name
-
     def __repr__(self) -> str:
-        trained, fixed = summary.counts(self.model)
-        how = ", ".join(str(self._settings[name]) for name in ("optimizer", "loss") if name in self._settings)
-        return (
-            f"Classifier({self._title}: images {self._shape}, {self._classes} classes, {trained + fixed:,} parameters"
-            f"{'; ' + how if how else ''})"
-        )
+        return f"Classifier({summary.line(self._title, self.model, self._shape, self._classes, self._settings)})"
 
     def _repr_html_(self) -> str:
-        table = html.escape(summary.text(self._title, self.model, self._shape))
-        return f"<details><summary>{html.escape(repr(self))}</summary><pre>{table}</pre></details>"
+        return summary.unfolding(repr(self), summary.text(self._title, self.model, self._shape))
 
     def _compiled(self) -> Objective:
         """Return what :meth:`compile` chose. Without a call, the defaults are chosen."""
         if self._must_compile:
             raise TrainingError(
-                "call compile() first: the saved classifier was compiled with functions, which are not in the file"
+                "call compile() first, or pass load() what compile() got: it was a function or a class of torch, which"
+                " is not in the file"
             )
         if self._objective is None:
             self.compile()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastconv.classifier import losses
 from fastconv.classifier.config import TrainingError
 from fastconv.classifier.losses import LOSSES, Loss
-from fastconv.classifier.metrics import Metric, Scores
+from fastconv.classifier.metrics import Metric, Outputs, Scores
 
 __all__ = ["LOSSES", "evaluate", "measure", "predict"]
 
@@ -39,22 +39,17 @@ def measure(
     model.eval()
     like = _first_parameter(model)
     total, correct, count = 0.0, 0, 0
-    kept: list[tuple[Tensor, Tensor]] = []
+    outputs = Outputs(metrics or {})
     with torch.inference_mode():
         for images, target in batches:
             logits, target = model(images.to(like)), target.to(like.device)
             total += loss(logits, target).item() * len(target)
             correct += int((logits.argmax(1) == target).sum().item())
             count += len(target)
-            if metrics:
-                kept.append((logits.softmax(1).cpu(), target.cpu()))
+            outputs.add(logits, target)
     if count == 0:
         raise TrainingError("there are no images to evaluate")
-    scores = {"loss": total / count, "accuracy": correct / count}
-    if metrics:
-        probabilities, labels = (torch.cat(parts) for parts in zip(*kept, strict=True))
-        scores |= {name: float(metric(probabilities, labels)) for name, metric in metrics.items()}
-    return Scores(scores)
+    return Scores({"loss": total / count, "accuracy": correct / count, **outputs.values()})
 
 
 def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tensor:

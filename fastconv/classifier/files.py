@@ -17,6 +17,8 @@ def check_output_folder(folder: Path) -> None:
     Raises:
         OutputError: if that fails.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"cannot write into {folder}: it is a file, not a folder")
     probe = folder / f".fastconv-{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

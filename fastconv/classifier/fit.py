@@ -25,6 +25,7 @@ from fastconv.classifier.cuda_graph import GraphedStep
 from fastconv.classifier.distributed import Distributed
 from fastconv.classifier.history import EpochResult, History
 from fastconv.classifier.inputs import HeldOut, split_for_validation
+from fastconv.classifier.metrics import Outputs
 from fastconv.classifier.networks import build_model
 from fastconv.classifier.objective import Objective
 
@@ -171,6 +172,7 @@ class Training:
         self._seconds = 0.0
         zero = torch.zeros((), device=self._device)
         self._totals = Totals(0, 0, zero, zero.long())
+        self._outputs = Outputs(self._objective.metrics)
 
     @property
     def done(self) -> bool:
@@ -236,6 +238,7 @@ class Training:
         self._optimizer.zero_grad()
         (loss if weight == 1 else loss * weight).backward()
         self._optimizer.step()
+        self._outputs.add(logits, target)
         return loss.detach(), (logits.detach().argmax(1) == target).sum()
 
     def _autocast(self) -> torch.autocast:
@@ -267,7 +270,7 @@ class Training:
         self._seconds += time.perf_counter() - start
         figures = {"epoch": epoch, "loss": loss / count, "accuracy": correct / count}
         speed = {"seconds": self._seconds, "images_per_second": count / self._seconds}
-        result = self._objective.result(self.model, self._held_out, figures | speed)
+        result = self._objective.result(self.model, self._held_out, figures | speed, self._outputs)
         if not math.isfinite(result.loss) or not math.isfinite(result.val_loss or 0):
             raise Diverged(f"training diverged in epoch {epoch}: try a learning rate below {max(self._rates):g}")
         self.history.append(result)
@@ -307,9 +310,7 @@ class Training:
         training_state.check_epoch(state, self._batches.images or 0, self._config.batch_size, self._dtype)
         training_state.check_random_state(state, self._device)
         self.model.load_state_dict(state["model"])
-        # The learning rate and other options of the optimizer come from the configuration.
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        training_state.restore_optimizer(self._optimizer, state["optimizer"]["state"])
         self.history[:] = [EpochResult(**result) for result in state["history"]]
         self.steps, self._seconds = state["steps"], state["seconds"]
         images, own, *sums = state["totals"]

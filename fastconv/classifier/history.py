@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+#: The figures that every epoch has.
+_ALWAYS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -27,29 +30,28 @@ class EpochResult:
 
     def logs(self) -> dict[str, float]:
         """Return the loss, the accuracy and the metrics by name, without those that are ``None``."""
-        names = ("loss", "accuracy", "val_loss", "val_accuracy")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in _ALWAYS if (value := getattr(self, name)) is not None}
 
     def line(self, epochs: int) -> str:
         """Return the figures as a line of text. ``epochs`` is the number of epochs of the run."""
         text = f"epoch {self.epoch}/{epochs}  loss {self.loss:.4f}  accuracy {self.accuracy:.2%}"
         if self.val_loss is not None and self.val_accuracy is not None:
             text += f"  validation loss {self.val_loss:.4f}  validation accuracy {self.val_accuracy:.2%}"
+        for name, value in self.logs().items():
+            if name not in _ALWAYS:
+                text += f"  {name.replace('val_', 'validation ')} {value:.4f}"
         return text + f"  {self.seconds:.1f} s  {self.images_per_second:,.0f} images/s"
 
 
 @dataclass(frozen=True)
 class MeasuredEpochResult(EpochResult):
-    """The figures of one epoch with further metrics of the validation images, which have names like ``val_top2``."""
+    """The figures of one epoch with further metrics, such as ``top2`` and, of the validation images, ``val_top2``."""
 
     metrics: Mapping[str, float]
 
     def logs(self) -> dict[str, float]:
-        return super().logs() | dict(self.metrics)
-
-    def line(self, epochs: int) -> str:
-        further = "".join(f"  {name} {value:.4f}" for name, value in self.metrics.items())
-        return super().line(epochs) + further
+        logs = super().logs() | dict(self.metrics)
+        return dict(sorted(logs.items(), key=lambda pair: pair[0].startswith("val_")))  # otherwise in the given order
 
 
 class History(list[EpochResult]):
@@ -58,8 +60,8 @@ class History(list[EpochResult]):
     All plots accept it. ``pandas.DataFrame(history.history)`` makes it a table.
 
     Attributes:
-        history: the figures of all epochs by name: loss, accuracy and, with validation images, val_loss and
-            val_accuracy.
+        history: the figures of all epochs by name: loss, accuracy, the metrics and, with validation images, the same
+            names with val_ before them.
         epoch: the epochs, counted from 0 as in Keras.
 
     Example::

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastconv.classifier.names import plain, refuse_keras, suggestion
@@ -12,6 +13,7 @@ from fastconv.classifier.names import plain, refuse_keras, suggestion
 #: A function of probabilities (N, classes) and labels (N,).
 Metric = Callable[[Tensor, Tensor], Any]
 
+_VALIDATION = "val_"
 _ACCURACY = ("accuracy", "acc", "categorical_accuracy", "sparse_categorical_accuracy")
 
 
@@ -63,6 +65,48 @@ class Scores(tuple[float, ...]):
         return f"Scores({', '.join(f'{name}={value:.4f}' for name, value in self.items())})"
 
 
+class Outputs:
+    """The probabilities and labels of all batches of an epoch, for metrics that need all of them at once.
+
+    Nothing is kept if there is no metric.
+
+    Example::
+
+        >>> outputs = Outputs({"mean": lambda probabilities, labels: probabilities[:, 0].mean()})
+        >>> outputs.add(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        >>> outputs.values()
+        {'mean': 0.5}
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        self._metrics = metrics
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Keep the outputs of a batch: logits (N, classes) and labels (N,)."""
+        if self._metrics:
+            self._kept.append((logits.detach().softmax(1), labels))
+
+    def values(self) -> dict[str, float]:
+        """Return the metrics by name.
+
+        Raises:
+            TypeError: if a metric returns no number.
+        """
+        if not self._metrics:
+            return {}
+        probabilities, labels = (torch.cat(parts).cpu() for parts in zip(*self._kept, strict=True))
+        return {name: _number(name, metric(probabilities, labels)) for name, metric in self._metrics.items()}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        found = f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"the metric {name!r} must return a number, not {found}") from error
+
+
 def find(metrics: Mapping[str, Metric] | Sequence[str | Metric] | str | Metric | None) -> dict[str, Metric]:
     """Return the functions in ``metrics`` by name. Accuracy is left out, because it is always computed.
 
@@ -95,6 +139,8 @@ def find(metrics: Mapping[str, Metric] | Sequence[str | Metric] | str | Metric |
             raise TypeError(f"the metric {name!r} must be a function of probabilities and labels, not {metric!r}")
         if name in found or name in ("loss", "accuracy"):
             raise ValueError(f"two metrics have the name {name!r}: pass {{name: function}}, with another name for each")
+        if name.startswith(_VALIDATION):
+            raise ValueError(f"the metric {name!r} is named as a validation figure: pass {{another name: function}}")
         found[name] = metric
     return found
 

@@ -58,8 +58,8 @@ def refuse_keras(what: str, value: object, remedy: str) -> None:
     """Refuse objects of Keras, because they work on Keras's models only.
 
     Raises:
-        TypeError: if ``value`` is a class or an object of Keras.
+        TypeError: if ``value`` is a class or an object of Keras, or of a class derived from one.
     """
     kind = value if isinstance(value, type) else type(value)
-    if kind.__module__.split(".")[0] in ("keras", "tensorflow", "tf_keras"):
+    if any(base.__module__.split(".")[0] in ("keras", "tensorflow", "tf_keras") for base in kind.__mro__):
         raise TypeError(f"this {what} is Keras's, and works with Keras's models only: {remedy}")

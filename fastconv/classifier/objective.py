@@ -16,7 +16,7 @@ from fastconv.classifier.config import TrainingConfig
 from fastconv.classifier.history import EpochResult, MeasuredEpochResult
 from fastconv.classifier.inputs import HeldOut
 from fastconv.classifier.losses import Loss
-from fastconv.classifier.metrics import Metric
+from fastconv.classifier.metrics import Metric, Outputs
 from fastconv.classifier.names import suggestion
 
 #: Settings that compile() does not accept, under the function that accepts them.
@@ -28,10 +28,10 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Objective:
-    """The optimizer over the network's parameters, the losses, and the metrics of the validation images.
+    """The optimizer over the network's parameters, the losses and the metrics.
 
     ``evaluation_loss`` is the loss without label smoothing. ``recordable`` says whether a CUDA graph can record a step.
-    It cannot if a program passes its own functions.
+    It cannot if a program passes its own functions, or if the outputs are kept for metrics.
     """
 
     optimizer: torch.optim.Optimizer
@@ -40,16 +40,29 @@ class Objective:
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     recordable: bool = True
 
-    def result(self, model: nn.Module, held_out: HeldOut, figures: Mapping[str, Any]) -> EpochResult:
-        """Return the result of an epoch: its ``figures``, and those of the validation images ``held_out``."""
-        if held_out is None:
-            return EpochResult(**figures, val_loss=None, val_accuracy=None)
-        batches = evaluation.batches(*held_out) if isinstance(held_out, tuple) else held_out.epoch(0)
-        scores = evaluation.measure(model, batches, self.evaluation_loss, self.metrics)
-        figures = {**figures, "val_loss": scores.loss, "val_accuracy": scores.accuracy}
-        if not self.metrics:
-            return EpochResult(**figures)
-        return MeasuredEpochResult(**figures, metrics={f"val_{name}": scores[name] for name in self.metrics})
+    def figures(self, validated: bool) -> list[str]:
+        """Return the names of the figures of an epoch. ``validated``: there are validation images."""
+        names = ["loss", "accuracy", *self.metrics]
+        return names + [f"val_{name}" for name in names] if validated else names
+
+    def result(self, model: nn.Module, held_out: HeldOut, figures: Mapping[str, Any], outputs: Outputs) -> EpochResult:
+        """Return the result of an epoch.
+
+        Args:
+            figures: its figures, but for the metrics.
+            held_out: the validation images, whose figures are measured now.
+            outputs: those of the training images, during the epoch.
+        """
+        metrics = outputs.values()
+        validated: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
+        if held_out is not None:
+            batches = evaluation.batches(*held_out) if isinstance(held_out, tuple) else held_out.epoch(0)
+            scores = evaluation.measure(model, batches, self.evaluation_loss, self.metrics)
+            metrics |= {f"val_{name}": scores[name] for name in self.metrics}
+            validated = {"val_loss": scores.loss, "val_accuracy": scores.accuracy}
+        if not metrics:
+            return EpochResult(**figures, **validated)
+        return MeasuredEpochResult(**figures, **validated, metrics=metrics)
 
 
 class Choice:
@@ -105,7 +118,7 @@ class Choice:
         except BaseException:
             devices.prepare(model, before_device, before_dtype)
             raise
-        recordable = named and isinstance(self._optimizer, str)
+        recordable = named and isinstance(self._optimizer, str) and not self._metrics
         return Objective(optimizer, loss, evaluation_loss, self._metrics, recordable)
 
 

@@ -43,7 +43,7 @@ _LARGEST_HISTORY = 1 << 30  # bytes; a million epochs have 200 MB
 class RunFolder:
     """The run in the folder ``path``.
 
-    Within ``locked``, call ``begin`` for a new run, or ``restore`` with the state from ``interrupted``. Then call
+    Within ``locked``, call ``begin`` for a new run, or ``restore`` with the state from ``read_for_resume``. Then call
     ``save_epoch`` or ``save_training`` any number of times, and ``finish``.
     """
 
@@ -84,7 +84,7 @@ class RunFolder:
         self.remove_products()
         self._remove(*found, *self.tensorboard.glob("events.out.tfevents.*"))
 
-    def interrupted(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def read_for_resume(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the settings of the run to continue, and its state for :meth:`restore`.
 
         Args:
@@ -211,7 +211,7 @@ class RunFolder:
         }
         files.write_atomically(self.training, checkpoint.serialized(content))
 
-    def abandon(self) -> None:
+    def remove_state(self) -> None:
         """Remove the state of a run that cannot be continued."""
         self.training.unlink(missing_ok=True)
 
@@ -266,6 +266,8 @@ class RunFolder:
             raise UserError(f"{self.path} is not the folder of a run")
         if not self.history.exists() and self.training.exists():
             raise UserError(f"the run in {self.path} is not finished; to continue: {self.resume_command()}")
+        if not self.history.exists():
+            raise UserError(f"{self.path} is not the folder of a run: it has no {self.history.name}")
         content = files.read_bytes(self.history, _LARGEST_HISTORY)
         damaged = f"{self.history} is not the history of a run, or is damaged"
         try:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastconv.classifier import checkpoint, training_state
+from fastconv.classifier import device as devices
 from fastconv.classifier.checkpoint import Checkpoint, CheckpointError
 from fastconv.classifier.config import TrainingError
+from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import OutputError, check_regular, write_atomically
 
 _WEIGHTS = "fastconv-weights"
 #: How a classifier was compiled if a file cannot keep all of it.
 WITH_FUNCTIONS = "with functions"
 _NAMES = ("optimizer", "loss")
-_KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype")
+_KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype", "patience", "device")
 
 
 def config(settings: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
@@ -29,11 +32,45 @@ def config(settings: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
     return kept
 
 
-def compile_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of compile() in a file's settings. Empty if its optimizer or its loss is missing."""
-    if not all(name in config for name in _NAMES):
-        return {}
-    return {name: config[name] for name in (*_NAMES, *_KEPT) if name in config}
+def compile_settings(config: Mapping[str, Any], backend: str, given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the arguments of compile() for a loaded classifier: empty if it was not compiled.
+
+    Return ``None`` if its optimizer or its loss is missing.
+
+    Args:
+        config: the settings in the file. Its device is used only if it is here.
+        backend: the library of the layers.
+        given: what a file cannot keep, or ``None`` for each part that the file has.
+    """
+    own = {name: value for name, value in given.items() if value is not None}
+    kept = {name: config[name] for name in (*_NAMES, *_KEPT) if name in config} | own
+    if config.get("compiled") == WITH_FUNCTIONS and not all(name in kept for name in _NAMES):
+        return None
+    if "optimizer" in own and not inspect.isclass(own["optimizer"]):
+        kept.pop("lr", None)  # a name or a function has a rate of its own
+    try:
+        devices.find(kept.get("device", "cpu"), backend)
+    except UserError:
+        del kept["device"]
+    return kept
+
+
+def name_list(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    """Return the name of each class, by default its number.
+
+    Raises:
+        TrainingError: if there is another number of names.
+    """
+    if class_names is None:
+        return tuple(map(str, range(classes)))
+    if isinstance(class_names, str) or len(class_names) != classes:
+        raise TrainingError(f"class_names must be {classes} names, one per class, not {class_names!r}")
+    return tuple(map(str, class_names))
+
+
+def on_cpu(model: nn.Module) -> dict[str, Tensor]:
+    """Return the state_dict of ``model`` with tensors on the CPU."""
+    return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
 def check_savable(name: str | None) -> None:
@@ -62,8 +99,7 @@ def save(path: Path, content: Checkpoint, overwrite: bool) -> None:
 def save_weights(path: Path, model: nn.Module, overwrite: bool) -> None:
     """Write the state_dict of ``model``. It has only tensors, so the file loads without running code."""
     _check_replaceable(path, overwrite)
-    weights = {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    write_atomically(path, checkpoint.serialized({"format": _WEIGHTS, "state_dict": weights}))
+    write_atomically(path, checkpoint.serialized({"format": _WEIGHTS, "state_dict": on_cpu(model)}))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:

@@ -123,6 +123,17 @@ class Training(_Record):
     finished: bool = False  # the key is missing in files of earlier versions, which removed them at the end
 
 
+class SavedTraining(_Record):
+    """How far the training of a saved classifier is: see :func:`fastconv.classifier.continuing.state_of`."""
+
+    optimizer: Name
+    weights: list[str]
+    frozen: list[str]
+    state: dict[Count, dict[str, Any]]
+    rates: list[Amount] | None
+    epochs: Count
+
+
 class Checkpoint(_Record):
     """The content of checkpoint.pt and best.pt. Version 1, for digits only, had neither shape nor class names."""
 
@@ -133,6 +144,7 @@ class Checkpoint(_Record):
     config: Settings
     shape: tuple[Side, Side, Side] = (1, 28, 28)
     class_names: Annotated[tuple[str, ...], Field(min_length=1)] = ("",)
+    training: SavedTraining | None = None
 
 
 def problem(schema: type[BaseModel], content: object) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import io
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +67,18 @@ def counts(model: nn.Module) -> tuple[int, int]:
     parameters = list(model.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     return trained, sum(parameter.numel() for parameter in parameters) - trained
+
+
+def line(title: str, model: nn.Module, shape: tuple[int, int, int], classes: int, settings: Mapping[str, Any]) -> str:
+    """Return the network, its images and how it is compiled, in a line."""
+    how = ", ".join(str(settings[name]) for name in ("optimizer", "loss") if name in settings)
+    described = f"{title}: images {shape}, {classes} classes, {sum(counts(model)):,} parameters"
+    return f"{described}; {how}" if how else described
+
+
+def unfolding(line: str, text: str) -> str:
+    """Return HTML that shows ``line``, and ``text`` when the reader clicks on it."""
+    return f"<details><summary>{html.escape(line)}</summary><pre>{html.escape(text)}</pre></details>"
 
 
 def text(title: str, model: nn.Module, shape: tuple[int, int, int]) -> str:

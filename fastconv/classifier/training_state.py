@@ -1,4 +1,4 @@
-"""Check the state of an interrupted run before it is restored.
+"""Check the state of an interrupted run or of a saved classifier before it is restored.
 
 The state already follows its schema (:mod:`fastconv.classifier.schemas`). These functions compare it with the network,
 the images and the optimizer, and raise ValueError if it does not fit.
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 #: The state that each optimizer keeps per weight.
 _OPTIMIZER_STATES = {
@@ -28,19 +29,32 @@ def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
         _check_tensor(name, weights[name], weight.shape, weight.dtype)
 
 
-def check_optimizer(optimizer: str, parameters: Iterable[Tensor], kept: dict[int, dict[str, Any]]) -> None:
-    """Check the optimizer's state, ``kept``. It is empty before the first step."""
+def check_optimizer(
+    optimizer: str, parameters: Iterable[Tensor], kept: dict[int, dict[str, Any]], complete: bool = True
+) -> None:
+    """Check the optimizer's state, ``kept``. It is empty before the first step.
+
+    Args:
+        complete: whether every weight must have a state. Weights that are never trained have none.
+    """
     parameters = list(parameters)
     if not kept:
         return
-    if set(kept) != set(range(len(parameters))):
+    indices = set(range(len(parameters)))
+    if not kept.keys() <= indices or (complete and kept.keys() != indices):
         raise ValueError("its optimizer's state does not have one entry per weight")
-    for index, parameter in enumerate(parameters):
-        if kept[index].keys() != _OPTIMIZER_STATES[optimizer]:
+    for index, entry in kept.items():
+        if entry.keys() != _OPTIMIZER_STATES[optimizer]:
             raise ValueError(f"its optimizer's state {index} is not that of {optimizer}")
-        for name, value in kept[index].items():
+        parameter = parameters[index]
+        for name, value in entry.items():
             shape, dtype = (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
             _check_tensor(f"the optimizer's {name}", value, shape, dtype)
+
+
+def restore_optimizer(optimizer: Optimizer, kept: dict[int, dict[str, Any]]) -> None:
+    """Give ``optimizer`` the checked state ``kept``. It keeps its learning rates and other options."""
+    optimizer.load_state_dict({"state": kept, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def check_epoch(state: dict[str, Any], images: int, batch_size: int, dtype: torch.dtype) -> None:

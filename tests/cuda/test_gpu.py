@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import fastconv.functional as FF
+from fastconv.classifier import Classifier
 from fastconv.classifier.config import TrainingConfig
 from fastconv.classifier.fit import Training
 
@@ -184,3 +186,22 @@ def test_training_on_the_gpu_matches_the_cpu_and_can_be_resumed() -> None:
         second.run()
         results.append([result.loss for result in second.history])
     assert results[0] == pytest.approx(results[1], rel=1e-3)
+
+
+def test_a_saved_classifier_continues_on_the_gpu(tmp_path: Path) -> None:
+    """The metrics of the training images need the outputs of each step, which a CUDA graph does not return."""
+
+    def top1(probabilities: Tensor, labels: Tensor) -> Tensor:
+        return (probabilities.argmax(1) == labels).double().mean()
+
+    images, labels = torch.rand(96, 1, 12, 12), torch.arange(96) % 2
+    classifier = Classifier("conv4, pool, dense8", (1, 12, 12), 2, "torch").compile(device="cuda", metrics=[top1])
+    history = classifier.fit(images, labels, epochs=2, verbose=0)
+    assert history.history["top1"] == history.history["accuracy"]
+    classifier.save(tmp_path / "model.pt")
+    loaded = Classifier.load(tmp_path / "model.pt", metrics=[top1])
+    assert classifier.optimizer is not None
+    assert loaded.optimizer is not None
+    for found, expected in zip(loaded.optimizer.state.values(), classifier.optimizer.state.values(), strict=True):
+        assert all(found[name].is_cuda and torch.equal(found[name], expected[name]) for name in expected)
+    assert loaded.fit(images, labels, epochs=1, verbose=0)[0].loss < history[0].loss

@@ -58,6 +58,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path) -> object:
     kind = path.suffix.lower()
+    if kind in (".yaml", ".yml"):
+        raise UserError(f"--config reads TOML and JSON, not YAML: write {path} as .toml, with lines such as epochs = 3")
     if kind not in (".toml", ".json"):
         raise UserError(f"--config must end in .toml or .json: {path}")
     text = files.read_bytes(path, _LARGEST)

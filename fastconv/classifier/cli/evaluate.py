@@ -6,7 +6,7 @@ from fastconv.classifier.cli import options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(options.Result, options.Network, options.Run):
+class Evaluate(options.Result, options.Network, options.ChosenRun):
     """The options of ``fastconv evaluate``."""
 
 

@@ -10,7 +10,7 @@ from fastconv.classifier.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(options.Notes, options.Run):
+class Export(options.Notes, options.ChosenRun):
     """The options of ``fastconv export``."""
 
     format: Annotated[

@@ -42,6 +42,9 @@ _COMPLETION = "_FASTCONV_COMPLETE"
 _OUT_OF_MEMORY = re.compile("DefaultCPUAllocator|not enough memory|out of memory")
 # The extra that installs a package. Packages that are not listed belong to the extra classifier.
 _EXTRAS = {"onnx": "export", "onnxscript": "export", "safetensors": "export", "tensorboard": "tensorboard"}
+# The end of a message about an option that needs a number. It depends on the version of typer.
+_NOT_A_NUMBER = re.compile(r"(?<=: ).*\bvalid (integer|number|float)\b.*", re.DOTALL)
+_EXPECTED = {"integer": "a whole number is expected", "number": "a number is expected", "float": "a number is expected"}
 # The base class of click's usage errors. typer >= 0.26 has a copy of click under a private name.
 _ClickException: type[BaseException] = typer.BadParameter.__mro__[2]
 
@@ -229,7 +232,7 @@ def _usage(error: Any) -> str:
             unknown[1], [command.name for command in app.registered_commands if command.name]
         )
     if not hasattr(error, "possibilities"):
-        return str(error.format_message())
+        return _NOT_A_NUMBER.sub(lambda found: _EXPECTED[found[1]], str(error.format_message())).rstrip(".")
     similar = " or ".join(error.possibilities or ())
     return f"No such option: {error.option_name}" + (f"; did you mean {similar}?" if similar else "")
 

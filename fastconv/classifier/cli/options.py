@@ -135,7 +135,7 @@ class Network:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ChosenRun:
     """The argument ``RUN`` of a command that reads a run."""
 
     run: RunArgument = None

@@ -15,7 +15,7 @@ _MAX_PLOTTED = 60
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plot(options.Notes, options.Network, options.Run):
+class Plot(options.Notes, options.Network, options.ChosenRun):
     """The options of ``fastconv plot``."""
 
     count: Annotated[int, typer.Option("--count", help=f"Number of test images, at most {_MAX_PLOTTED}.")] = 15

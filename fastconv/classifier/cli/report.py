@@ -9,7 +9,7 @@ from fastconv.classifier.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(options.Notes, options.Network, options.Run):
+class Report(options.Notes, options.Network, options.ChosenRun):
     """The options of ``fastconv report``."""
 
     output: Annotated[

@@ -57,14 +57,14 @@ class Extras:
         return [*flags, *(["--threads", str(self.threads)] if self.threads is not None else [])]
 
 
-class Run:
+class TrainingRun:
     """A run that reports its progress on ``printer``. Under torchrun, only the first process reports and writes.
 
     Args:
         folder: returns the folder for the results. Only the first process calls it.
         settings: as :func:`~fastconv.classifier.config.settle` returns them.
-        state: the state of the run to continue, as :meth:`~fastconv.classifier.runs.RunFolder.interrupted` returns it.
-            ``None`` starts a new run.
+        state: the state of the run to continue, which :meth:`~fastconv.classifier.runs.RunFolder.read_for_resume`
+            returns. ``None`` starts a new run.
         data: the training and test images.
         extras: additional work that does not change the weights.
         overwrite: whether an earlier run in the folder is replaced.
@@ -130,7 +130,7 @@ class Run:
         record = {"config": self._settings, "versions": versions(), "date": now(), **self._test(training)}
         self._folder.finish(training, self._settings, self._data, record)
         if diverged is not None:
-            self._folder.abandon()  # the training would diverge again
+            self._folder.remove_state()  # the training would diverge again
             kept = f"{self._folder.checkpoint} holds the network after epoch {len(training.history)}"
             raise Diverged(f"{diverged}; {kept}") from diverged
         self._printer.note(f"wrote {self._folder.checkpoint} and {self._folder.history}")
@@ -182,7 +182,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(_tensorboard(self._folder.tensorboard)) if self._extras.tensorboard else None
             # With several processes, one must not stop after a step: the others would wait for it in the next step.
-            interrupted = stack.enter_context(runs.stopped_by_interrupt(training)) if alone() else []
+            signals = stack.enter_context(runs.stopped_by_interrupt(training)) if alone() else []
             progress = stack.enter_context(self._progress(len(training.history)))
 
             def epoch_done(result: EpochResult) -> None:
@@ -195,15 +195,15 @@ class Run:
                 training.run(progress.step, epoch_done)
             except Diverged as error:
                 if not training.history:
-                    self._folder.abandon()
+                    self._folder.remove_state()
                     latest.forget(self._folder.path, before)
                     raise
                 self._folder.restore(training)
                 return error
-        if interrupted:
+        if signals:
             self._folder.save_training(training, self._settings)
             resume = self._folder.resume_command(*self._extras.options())
-            raise UserInterrupt(f"interrupted; to continue: {resume}", interrupted[0])
+            raise UserInterrupt(f"interrupted; to continue: {resume}", signals[0])
         if len(training.history) < self._config.epochs:
             epochs = f"{self._config.patience} epoch{'s' * (self._config.patience != 1)}"
             self._printer.note(f"stopped early: the validation loss has not fallen for {epochs}")

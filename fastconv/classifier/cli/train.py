@@ -25,7 +25,7 @@ def train(options: Train) -> None:
     """
     from fastconv.classifier.cli import inputs
     from fastconv.classifier.cli.printing import Printer
-    from fastconv.classifier.cli.run import Extras, Run
+    from fastconv.classifier.cli.run import Extras, TrainingRun
     from fastconv.classifier.config import settle
 
     printer = Printer(options.quiet, options.json)
@@ -47,7 +47,7 @@ def train(options: Train) -> None:
     name = _name(settings)
     extras = Extras(options.compare, options.tensorboard, options.report, options.threads)
     extras.check_packages(str(output or name))
-    Run(lambda: _folder(output, name), settings, state, images, extras, printer, options.overwrite).run()
+    TrainingRun(lambda: _folder(output, name), settings, state, images, extras, printer, options.overwrite).run()
 
 
 def with_config(options: Train, path: Path) -> Train:
@@ -77,7 +77,7 @@ def _resumed(options: Train, given: dict[str, Any], printer: Printer) -> tuple[P
             printer.aside(f"the last run: {output}")
     else:
         output = latest.followed(options.output)
-    return output, *RunFolder(output).interrupted(given)
+    return output, *RunFolder(output).read_for_resume(given)
 
 
 def _check_device(settings: dict[str, Any], compare: bool) -> None:

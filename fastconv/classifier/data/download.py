@@ -131,6 +131,8 @@ def _fetch(source: Source, file: str, folder: Path, quiet: bool) -> list[str]:
             problems.append(f"{urlsplit(mirror).netloc}: its checksum is not {checksum}")
         except OSError as error:
             raise DataError(f"cannot write into {folder}: {error.strerror or error}") from error
+    if (folder / file).exists():  # pooch replaces it, but only with a correct file
+        problems.append(f"the file that is in {folder} has another checksum")
     return problems
 
 

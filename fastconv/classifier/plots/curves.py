@@ -37,7 +37,7 @@ def training_curves(
 
         >>> figure = training_curves({"loss": [0.5, 0.4], "accuracy": [0.8, 0.9]})
         >>> [axes.get_ylabel() for axes in figure.axes]
-        ['loss (cross-entropy, nats)', 'accuracy (% of images)']
+        ['loss (cross-entropy, nats)', 'accuracy (%)']
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -65,7 +65,7 @@ def training_curves(
     losses.set_ylabel(f"loss ({loss}, nats)" if loss == "cross-entropy" else f"loss ({loss})")
     if min(min(line.get_ydata()) for line in losses.get_lines()) >= 0:
         losses.set_ylim(bottom=0)
-    accuracies.set_ylabel("accuracy (% of images)")
+    accuracies.set_ylabel("accuracy (%)")
     accuracies.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}"))
     accuracies.set_xlabel("epoch")
     accuracies.xaxis.set_major_locator(MaxNLocator(integer=True))

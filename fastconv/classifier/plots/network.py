@@ -87,16 +87,19 @@ def feature_maps(
     Args:
         model: a classifier, or a network whose children run in sequence, such as one of
             :func:`fastconv.builder.build_cnn`.
-        image: (C, H, W), (H, W, C) or (H, W). uint8 values are divided by 255.
+        image: (C, H, W), (H, W, C) or (H, W), also as a batch of one. uint8 values are divided by 255.
         title: a line above the image. ``None`` gives its size.
         ax: axes in whose place the maps are drawn, or a subfigure. ``None`` makes a new figure.
         path: a file to write, such as maps.png or maps.pdf.
 
     Raises:
-        ValueError: if no child has a convolution.
+        ValueError: if no child has a convolution, or ``image`` is not one image.
     """
     model = _network(model)
-    (image,) = drawable(as_tensor(image)[None])
+    image = as_tensor(image)
+    if image.dim() not in (2, 3) and image.shape[:-3] != (1,):
+        raise ValueError(f"one image (C, H, W), (H, W, C) or (H, W) is expected, not {tuple(image.shape)}")
+    (image,) = drawable(image if image.dim() == 4 else image[None])
     outputs = _outputs(model, image)
     heights = [1.5] + [0.62 * math.ceil(len(maps[:_MAX_MAPS]) / _COLUMNS) + 0.45 for _, maps in outputs]
     figure = figure_or_part(ax, 6.4, sum(heights))
