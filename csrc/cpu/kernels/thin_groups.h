@@ -49,6 +49,9 @@ void gather(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channel
       const Vec<T> value = channels > c ? load_upto(from + c, channels - c) : Vec<T>{};
       store(to + c, value);
     }
+    // The thread's next block. PyTorch's time / fastconv's without and with this, 960 channels, 7x7, 5x5 kernel, batch
+    // of 8: forward 0.82 and 1.16, backward_data 0.76 and 1.38 (2 threads of Zen 4).
+    __builtin_prefetch(from + block<T>, 0, 2);
     from += pixel_stride;
     to += block<T>;
   }
