@@ -42,7 +42,7 @@ def as_images(images: Any, shape: tuple[int, int, int]) -> Tensor:
     """Return ``images`` as a tensor (N, C, H, W), float32.
 
     Args:
-        images: in one of the layouts of this module. If an image could be (C, H, W) or (H, W, C), it is the first.
+        images: in a layout of this module. An image that could be (C, H, W) or (H, W, C) is read as (C, H, W).
         shape: (C, H, W) of an image.
 
     Raises:

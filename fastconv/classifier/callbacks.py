@@ -74,7 +74,7 @@ class Monitor(Callback):
             raise ValueError(f"mode must be auto, min or max, not {mode!r}")
         if mode == "auto":
             if not monitor.endswith(("loss", "accuracy", "acc")):
-                raise ValueError(f"pass mode='min' or mode='max': whether a high {monitor!r} is good is not known")
+                raise ValueError(f"pass mode='min' or mode='max': {monitor!r} may be better high or low")
             mode = "min" if monitor.endswith("loss") else "max"
         self.monitor, self.mode = monitor, mode
         self.best = math.inf if mode == "min" else -math.inf

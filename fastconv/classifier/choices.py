@@ -1,4 +1,4 @@
-"""Names that the command offers, of tables in modules that import torch. The command's help must not wait for torch."""
+"""The names that the command offers. They are repeated here, because the command's help must not wait for torch."""
 
 #: The data sets that :func:`fastconv.classifier.data.load` knows.
 DATASETS = ("mnist5k", "mnist", "fashion-mnist", "cifar10", "folder")

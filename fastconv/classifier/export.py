@@ -27,8 +27,8 @@ def write(checkpoint: Checkpoint, format: str, path: Path, force: bool = False) 
     """Write ``checkpoint`` to ``path`` in ``format``, one of :data:`SUFFIXES`, and return the size in bytes.
 
     Raises:
-        OutputError: if ``path`` has another ending or cannot be written, or if it exists, this function did not write
-            it in the same format, and ``force`` is false.
+        OutputError: if ``path`` has another ending or cannot be written. Also if ``path`` is a file that this function
+            did not write in the same format, unless ``force`` is true.
         ModuleNotFoundError: if the format needs a package of the extra ``export`` that is not installed.
 
     Example::

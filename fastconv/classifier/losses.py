@@ -80,7 +80,7 @@ def find(loss: Any, returns_logits: bool = True) -> str | Loss:
 
 
 def _checked(loss: Any) -> Loss:
-    """Return ``loss`` with an error that explains how it is called."""
+    """Return a function that calls ``loss``. If the call fails, its error says which arguments ``loss`` gets."""
 
     def call(logits: Tensor, target: Tensor) -> Tensor:
         try:

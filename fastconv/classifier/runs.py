@@ -221,7 +221,7 @@ class RunFolder:
 
     def finish(self, training: Training, settings: dict[str, Any], data: DataSet, record: dict[str, Any]) -> None:
         """Write the results, with ``record`` as history.json. Then mark the run as finished."""
-        self.remove_products()  # if the run was continued, they show the network before that
+        self.remove_products()  # a run that was continued has products of the earlier network
         self.write_history(record)
         files.write_atomically(self.table, _csv(training.history).encode())
         self._save_network(self.checkpoint, training, settings, data, record["test_accuracy"])

@@ -144,7 +144,7 @@ class TrainingRun:
         self._finish(record)
 
     def _point_to_folder(self) -> Path | None:
-        """Let ``runs/latest`` point to the run. If that fails, only a run outside of ``runs`` goes on, with a note."""
+        """Let ``runs/latest`` point to the run. If that fails, a run outside of ``runs`` prints a note, others stop."""
         try:
             return latest.point_to(self._folder.path)
         except OutputError as error:

@@ -118,7 +118,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def figure_or_part(ax: Any, width: float, height: float) -> FigureBase:
-    """Return a new figure of this size in inches or, if ``ax`` is given, the part of its figure where it is.
+    """Return a new figure of this size in inches. If ``ax`` is given, return the part of its figure that it fills.
 
     Args:
         ax: axes, which are removed, or a figure or a subfigure, which is drawn into. ``None`` makes a new figure.
