@@ -2,7 +2,8 @@
 // fastconv._C.plan. The measurements behind the decisions are in plan.cpp.
 //
 // A plan depends on the shape, the element type, the memory format of the weight and the ISA level. For a gradient, it
-// also depends on GradientFacts. It never depends on the number of threads.
+// also depends on GradientFacts. It does not depend on the number of threads, unless fastconv.tune() timed the call
+// (tuning.h).
 #pragma once
 
 #include <array>
@@ -23,13 +24,14 @@ enum class Algorithm {
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
   few_channels,     // backward_weight of 1 to 4 input channels
+  torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };
 
 const char* name_of(Algorithm algorithm);
 
 enum class Pass { forward, backward_data, backward_weight };
 
-// Whether PyTorch's own operator computes a convolution, or a gradient of one, faster than every algorithm above.
+// Whether PyTorch's own operator computes a convolution, or a gradient of one, faster than every other algorithm.
 // `type` is that of the tensors. FASTCONV_ALGORITHM=own: never.
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type);
 
@@ -41,7 +43,7 @@ struct WinogradCut {
 };
 
 struct ForwardPlan {
-  Algorithm algorithm;     // direct, thin_groups, winograd or small_output
+  Algorithm algorithm;     // direct, thin_groups, winograd, small_output or torch
   WinogradCut cut;         // for winograd
   bool pool_in_registers;  // for direct: pool each window before it is written to memory
 };
@@ -62,8 +64,8 @@ struct GradientFacts {
 };
 
 struct BackwardPlan {
-  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd or sparse_gradient
-                           // of backward_weight: direct, thin_groups, sparse_gradient or few_channels
+  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient or torch
+                           // of backward_weight: direct, thin_groups, sparse_gradient, few_channels or torch
   WinogradCut cut;         // for winograd
   bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
   bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h
