@@ -14,6 +14,7 @@ enum Option {
   few_channels,
   pool_in_registers,
   weight_as_patches,
+  thin_groups,
   options
 };
 

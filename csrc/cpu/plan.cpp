@@ -27,6 +27,11 @@ bool torch_can_compute_exactly(const Conv2dShape& s) {
          s.Q == outputs(s.W, s.pad_w, s.S, s.dilation_w, s.stride_w);
 }
 
+template <class T>
+bool has_thin_groups(const Conv2dShape& s) {
+  return kernels().conv2d<T>().thin_groups.supports(s) && !never(thin_groups);
+}
+
 bool can_be_small_output(const Conv2dShape& s, bool krsc_weight) {
   return s.groups == 1 && s.C % 16 == 0 && krsc_weight && !never(small_output);
 }
@@ -147,7 +152,7 @@ std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, 
     return ForwardPlan{Algorithm::direct, {}, true};
   if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv))
     return ForwardPlan{Algorithm::torch, {}, false};
-  if (candidate == Candidate::thin_groups && kernels().conv2d<T>().thin_groups.supports(f.conv)) {
+  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     return ForwardPlan{Algorithm::thin_groups, {}, false};
   }
   if (candidate == Candidate::small_output && can_be_small_output(f.conv, krsc_weight)) {
@@ -166,8 +171,7 @@ std::optional<BackwardPlan> backward_data_by(Candidate candidate, const FusedSha
     plan.algorithm = Algorithm::torch;
     return plan;
   }
-  if (candidate == Candidate::thin_groups && kernels().conv2d<T>().thin_groups.supports(f.conv) &&
-      gradient.other_is_finite()) {
+  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
@@ -199,7 +203,7 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
   }
   if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) {
     plan.algorithm = Algorithm::torch;
-  } else if (candidate == Candidate::thin_groups && kernels().conv2d<T>().thin_groups.supports(f.conv)) {
+  } else if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     plan.algorithm = Algorithm::thin_groups;
   } else if (candidate == Candidate::few_channels && f.conv.C <= 4 * most_few_channels &&
              can_have_few_channels<T>(f, gradient)) {
@@ -244,7 +248,7 @@ BandLimits band_limits(bool reduced) {
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
   if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight)) return *tuned;
-  if (kernels().conv2d<T>().thin_groups.supports(f.conv)) return {Algorithm::thin_groups, {}, false};
+  if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
   return {Algorithm::direct, {}, pools_in_registers(f)};
@@ -255,7 +259,7 @@ BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradie
   if (const auto tuned = backward_data_by<T>(tuned_choice(Pass::backward_data), f, gradient)) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
   // thin_groups multiplies the weight by zeros outside of grad_output.
-  if (kernels().conv2d<T>().thin_groups.supports(f.conv) && gradient.other_is_finite()) {
+  if (has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
@@ -274,7 +278,7 @@ template <class T>
 BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient) {
   if (const auto tuned = backward_weight_by<T>(tuned_choice(Pass::backward_weight), f, gradient)) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
-  if (kernels().conv2d<T>().thin_groups.supports(f.conv)) {
+  if (has_thin_groups<T>(f.conv)) {
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }

@@ -101,8 +101,8 @@ int64_t pixels_between_windows(const Pool2dShape& s);
 Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of torch, winograd,
-// small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "always" (for every shape
-// that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side` replaces
+// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches and thin_groups to "always" (for
+// every shape that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side` replaces
 // FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0. Throws std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
