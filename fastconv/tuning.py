@@ -57,7 +57,8 @@ class tune(ContextDecorator):  # lower case, as torch.no_grad
 
     Example:
         >>> layer = torch.nn.Conv2d(16, 16, 3)
-        >>> with tune(), enabled():
+        >>> import fastconv
+        >>> with tune(), fastconv.enabled():
         ...     y = layer(torch.randn(2, 16, 14, 14))
         >>> [choice.weight for choice in choices()]
         [(16, 16, 3, 3)]
