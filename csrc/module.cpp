@@ -15,6 +15,7 @@
 #include "cpu/capability.h"
 #include "cpu/memory/packed_weights.h"
 #include "cpu/plan.h"
+#include "cpu/slower_calls.h"
 #include "cpu/tuning.h"
 #include "environment.h"
 #include "tuning_module.h"
@@ -89,6 +90,7 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
   const tuning::Following tuned(which, tuned_for(which, f, fused, type, channels_last, nonzero));
   if (!fused && torch_is_faster(f.conv, which, type)) {
     result["algorithm"] = "torch";
+    result["rule"] = rule_for_torch(f.conv, which, type);
     return result;
   }
   if (pass == "forward") {
@@ -163,6 +165,8 @@ PYBIND11_MODULE(_C, m) {
       "dilation), fuses a ReLU and max-pooling. 16-bit dtypes are computed in float32. `channels_last` says that the "
       "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
       "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
+  m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
+        "The names of the rules that leave calls to PyTorch, as in docs/pytorch_calls.md. plan() names the 'rule'.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "

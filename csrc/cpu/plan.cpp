@@ -228,7 +228,7 @@ bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type) {
   if (!torch_is_allowed() || !torch_can_compute(s)) return false;
   if (always(torch_itself)) return true;
   const Candidate tuned = tuned_choice(pass);
-  return tuned == Candidate::none ? is_slower_than_torch(s, pass, type) : tuned == Candidate::torch;
+  return tuned == Candidate::none ? rule_for_torch(s, pass, type) != nullptr : tuned == Candidate::torch;
 }
 
 int64_t pixels_between_windows(const Pool2dShape& s) { return std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W); }
