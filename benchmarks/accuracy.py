@@ -1,7 +1,7 @@
 """Compare the rounding errors of fastconv and PyTorch against float64, for MnistCNN's convolutions and fused blocks.
 
-The argmax of a block is computed once, in float64, and both libraries compute their gradients from it. Otherwise two
-values that differ only by rounding could give different maxima, both right, with the gradient at different pixels.
+The argmax of a block is computed once, in float64, and both libraries compute their gradients from it. Otherwise
+rounding could choose different maxima of nearly equal values, and their gradients would go to different pixels.
 
 python benchmarks/accuracy.py [--json .benchmarks/accuracy.json]
 """

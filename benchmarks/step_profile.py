@@ -1,9 +1,9 @@
 """Profile the stages of a training step of PyTorch and of fastconv in channels_last, as a table and a picture.
 
 Each library has its own process. They take turns of 20 steps. The clock is read between the stages of forward. In
-backward, a hook on each block's output reads it right before the block's own backward. The time of Python and autograd
-counts for the stage in which it occurs. conv1's backward ends when backward() returns. "rest" is the loss's .item() and
-the clock. The results are means over the middle half of the steps, so that the stages add up.
+backward, a hook on each block's output reads the clock right before the block's own backward. The time of Python and
+autograd counts for the stage in which it occurs. conv1's backward ends when backward() returns. "rest" is the loss's
+.item() and the clock. The results are means over the middle half of the steps, so that the stages add up.
 
 python benchmarks/step_profile.py [--png docs/step_profile.png]
 """

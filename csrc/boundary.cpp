@@ -4,7 +4,7 @@
 #include <stdexcept>
 #include <string>
 
-// Returns the message of the last C function that failed in this thread. torch 2.12 and older do not have it: null.
+// Returns the message of the last C function that failed in this thread. In torch 2.12 and older, its address is null.
 extern "C" __attribute__((weak, visibility("default"))) const char* torch_exception_get_what_without_backtrace();
 
 namespace fastconv {

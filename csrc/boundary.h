@@ -12,8 +12,8 @@ namespace fastconv {
 
 struct NoScope {};
 
-// Calls `function`. A Scope object exists while it runs. Type is a separate parameter, because nvcc 13 does not match
-// it in a partial specialisation on `function` alone.
+// Calls `function`. A Scope object exists while it runs. Type is a separate parameter, because nvcc 13 does not match a
+// specialisation that deduces the type from `function`.
 template <auto function, class Scope = NoScope, class Type = decltype(function)>
 struct Guarded;
 

@@ -36,7 +36,7 @@ void check_pair(const Ints& values, const char* name, const char* operation) {
         operation, " dimensions, but got ", name, "=", Sizes(values));
 }
 
-// 2^40 is far above the size of any image. Sums of products of such numbers do not overflow.
+// 2^40 is far above the size of any image. Sums of such numbers fit in 64 bits. The product of two may not.
 void check_countable(const Ints& stride, const Ints& padding, const Ints& dilation) {
   constexpr int64_t most = int64_t{1} << 40;
   for (int i = 0; i < 2; ++i) {
@@ -91,8 +91,8 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   Conv2dShape s{};
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
   s.K = weight[0], s.R = weight[2], s.S = weight[3];
-  s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
+  s.stride_h = useful_stride(stride[0], s.H, s.pad_h), s.stride_w = useful_stride(stride[1], s.W, s.pad_w);
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   s.groups = groups;
   check(s.K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
@@ -166,8 +166,8 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
   Pool2dShape s{};
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
   s.R = kernel_size[0], s.S = kernel_size[1];
-  s.stride_h = stride[0], s.stride_w = stride[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
+  s.stride_h = useful_stride(stride[0], s.H, s.pad_h), s.stride_w = useful_stride(stride[1], s.W, s.pad_w);
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   const auto windows = [&](int side) {
     const auto rounded = [&](bool up) {
@@ -225,6 +225,14 @@ Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints
   check_conv2d_parameters(stride, padding, dilation, groups);
   check(input.size() == 4 && weight.size() == 4, "expected input_size and weight_size to have 4 values");
   return conv2d_shape(input, weight, {}, stride, padding, dilation, groups);
+}
+
+Conv2dShape check_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                  const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+  const Conv2dShape s = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
+  check_grad_output(grad_output, s);
+  check_same_type(input, grad_output, "grad_output");
+  return s;
 }
 
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,

@@ -9,6 +9,8 @@ namespace fastconv {
 
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
+Conv2dShape check_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                  const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,

@@ -174,8 +174,7 @@ PYBIND11_MODULE(_C, m) {
         "thin_groups to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan decides; the "
         "default). "
         "`winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, "
-        "in elements of input "
-        "and output, unless it is 0.");
+        "in elements of input and output, unless it is 0.");
   m.def(
       "packed_weights",
       [] {

@@ -1,8 +1,8 @@
 // The schemas of the operators, and the functions that implement them on each device. Start reading here. Gradients and
 // fake kernels are in fastconv/_ops, which has one file for each operator.
 //
-// Activations are (N, C, H, W), weights (K, C / groups, R, S). `channels_last` of an unfused backward operator is the
-// memory format of its result.
+// Activations are (N, C, H, W), weights (K, C / groups, R, S). Gradients have the memory formats of input and weight.
+// An operator that does not get those has `channels_last`, the memory format of its result.
 #include <torch/csrc/stable/library.h>
 
 #include "boundary.h"
@@ -19,6 +19,12 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def(
       "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
       "SymInt groups) -> Tensor");
+  // A gradient that is not needed has no elements. `needs_weight` also decides on grad_bias. The two operators below
+  // compute the same gradients one by one; they are used where a gradient is differentiated again.
+  m.def(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, bool needs_input, bool needs_weight, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
   m.def(
       "conv2d_backward_data(Tensor grad_output, Tensor weight, SymInt[4] input_size, SymInt[2] stride, "
       "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool channels_last) -> Tensor");
@@ -48,8 +54,6 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "SymInt[2] dilation=1, SymInt groups=1, SymInt[2] pool_kernel_size=2, SymInt[2] pool_stride=2, "
       "SymInt[2] pool_padding=0, SymInt[2] pool_dilation=1, bool pool_ceil_mode=False) "
       "-> (Tensor output, Tensor argmax)");
-  // Gradients have the memory formats of input and weight. A gradient that is not needed has no elements.
-  // `needs_weight` also decides on grad_bias.
   m.def(
       "conv2d_relu_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor weight, bool needs_input, "
       "bool needs_weight, SymInt[2] stride=1, SymInt[2] padding=0, SymInt[2] dilation=1, SymInt groups=1) "
@@ -65,6 +69,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   using namespace fastconv;
   m.impl("conv2d", FASTCONV_BOX(cpu::conv2d, WorkspaceScope));
+  m.impl("conv2d_backward", FASTCONV_BOX(cpu::conv2d_backward, WorkspaceScope));
   m.impl("conv2d_backward_data", FASTCONV_BOX(cpu::conv2d_backward_data, WorkspaceScope));
   m.impl("conv2d_backward_weight", FASTCONV_BOX(cpu::conv2d_backward_weight, WorkspaceScope));
   m.impl("max_pool2d", FASTCONV_BOX(cpu::max_pool2d, WorkspaceScope));

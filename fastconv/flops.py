@@ -36,6 +36,13 @@ def _fused(
     return conv_flop_count(input, weight, _conv_shape(input, weight, stride, padding, dilation))  # type: ignore[arg-type]
 
 
+@register_flop_formula(_ops.conv2d_backward)
+def _both(
+    grad_output: Shape, input: Shape, weight: Shape, needs_input: bool, needs_weight: bool, *_: Any, **__: Any
+) -> int:
+    return _backward(grad_output, input, weight, needs_input, needs_weight)
+
+
 @register_flop_formula(_ops.conv2d_backward_data)
 def _backward_data(grad_output: Shape, weight: Shape, input_size: Shape, *_: Any, **__: Any) -> int:
     return _backward(grad_output, input_size, weight, True, False)

@@ -47,8 +47,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
     #: The layer stops returning Deferred results (:mod:`fastconv._deferred`) after this many more in a row that are not
     #: fused. 0: it computes every result at once. :func:`fastconv.convert` sets it.
     _patience = 0
-    #: The fusions that PyTorch computes faster: see :func:`fastconv.conversion.slower_layers.torch_is_faster`. It is a
-    #: tuple because torch.load(weights_only=True) accepts one. torch.jit.script would read an annotation.
+    #: The fusions that PyTorch computes faster (:func:`fastconv.conversion.slower_layers.torch_is_faster`), as a tuple,
+    #: which torch.load(weights_only=True) accepts. The type is a comment: torch.jit.script would read an annotation.
     _torch_is_faster = ()  # type: tuple[Fusion, ...]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)

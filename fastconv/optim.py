@@ -98,7 +98,7 @@ class _FastPath(Optimizer):
                 averages.append(average)
                 squares.append(square)
                 steps.append(state["step"])
-            if len(kinds) > 1:  # PyTorch groups them, which the GPU kernel needs
+            if len(kinds) > 1:  # PyTorch's step calls the kernel once per kind
                 return None
             result.append(lists)
         return result

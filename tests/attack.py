@@ -132,6 +132,9 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
     if operator == "conv2d_backward_weight":
         last = rng.random() < 0.5
         return {"grad_output": put(y), "input": put(x), "kernel_size": w[2:], **numbers, "channels_last": last}
+    needs = {"needs_input": rng.random() < 0.8, "needs_weight": rng.random() < 0.8}
+    if operator == "conv2d_backward":
+        return {"grad_output": put(y), "input": put(x), "weight": put(w), **needs, **numbers}
     pooling, pooled = pool(rng, x)
     if operator == "max_pool2d":
         return {"input": put(x, rng.choice(FLOATING + INTEGER)), **pooling}
@@ -147,7 +150,6 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
     if operator == "conv2d_relu":
         bias = put([w[0]]) if rng.random() < 0.5 else None
         return {"input": put(x), "weight": put(w), "bias": bias, **numbers}
-    needs = {"needs_input": rng.random() < 0.8, "needs_weight": rng.random() < 0.8}
     if operator == "conv2d_relu_backward":
         return {
             "grad_output": put(y),
@@ -251,7 +253,7 @@ def parts(result: Any) -> list[Tensor]:
 
 
 def of_machine(error: str) -> bool:
-    """Whether the machine or PyTorch's dispatcher refused the call, which fake kernels cannot predict."""
+    """True if the machine or PyTorch's dispatcher refused the call. Fake kernels cannot predict that."""
     words = "allocate memory", "enough memory", "at most 2^50", "2^31 - 1 pixels", "Storage size", "backend"
     return any(word in error for word in words)
 

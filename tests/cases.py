@@ -305,7 +305,7 @@ def root_mean_square(t: Tensor) -> float:
 def assert_as_accurate(ours: list[Tensor], theirs: list[Tensor], exact: list[Tensor]) -> None:
     """Assert that our error against float64 is at most twice PyTorch's, plus one unit in the last place.
 
-    The unit is 2^-23 of the result's root mean square plus 1. The 1 stands for the terms, whose sums may cancel.
+    The unit is 2^-23 of the result's root mean square plus 1. The 1 is for sums whose terms cancel.
     """
     for mine, other, reference in zip(ours, theirs, exact, strict=True):
         assert mine.shape == reference.shape

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-# Before the import of fastconv: the tests are about fastconv's own kernels on every machine. Tests of the calls that
-# the plan leaves to PyTorch set {"torch": "measured"} or "always".
+# The tests are about fastconv's own kernels on every machine. fastconv reads this variable at import, so set it before.
+# Tests of the calls that the plan leaves to PyTorch set {"torch": "measured"} or "always".
 os.environ["FASTCONV_ALGORITHM"] = "own"
 
 from devices import no_gpu

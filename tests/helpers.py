@@ -48,8 +48,8 @@ def run(command: Sequence[Any], timeout: float | None = None, **options: Any) ->
 def _kill_all(process: subprocess.Popen[str], tag: str) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    # torchrun gives its processes sessions of their own. On Linux the variable finds them. A process may start another
-    # one until it is dead, so search until a search finds none.
+    # torchrun gives its processes sessions of their own. On Linux, the variable identifies them. While one search kills
+    # processes, the others may start new ones. So search until a search finds none.
     while sum(_kill_tagged(folder, tag) for folder in Path("/proc").glob("[0-9]*")):
         time.sleep(0.001)
 

@@ -85,7 +85,7 @@ def test_bands_of_any_size_give_the_same_results(
 
 @over(place=["input", "weight"], stride=[3, 5], band=[1, 300], dtype=[torch.float32, *TYPES])
 @pytest.mark.usefixtures("algorithms_as_measured")
-def test_the_zero_gradient_of_rows_between_windows_times_infinity_is_nan(
+def test_zero_gradients_between_windows_times_infinity_are_nan(
     place: str, stride: int, band: int, dtype: torch.dtype
 ) -> None:
     _C.set_algorithms({}, winograd=2, band=band)

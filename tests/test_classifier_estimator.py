@@ -243,7 +243,7 @@ def test_colour_images_may_have_their_channels_last() -> None:
     for given in (images.permute(0, 2, 3, 1), (images * 255).byte().permute(0, 2, 3, 1)):
         expected = classifier.predict(images if given.is_floating_point() else (images * 255).byte().float() / 255)
         torch.testing.assert_close(classifier.predict(given), expected)
-    square = Classifier("conv4x1", (3, 3, 3), 2)  # (C, H, W) is meant where both fit
+    square = Classifier("conv4x1", (3, 3, 3), 2)  # both layouts fit: images are read as (C, H, W)
     images = torch.rand(5, 3, 3, 3)
     assert not torch.allclose(square.predict(images), square.predict(images.permute(0, 2, 3, 1)))
 

@@ -95,7 +95,7 @@ def test_conv2d_accepts_any_layout_and_returns_pytorchs(case: Conv2dCase, layout
 @pytest.mark.usefixtures("algorithms_as_measured")
 @over(case=CONV2D, layout=["contiguous", "channels_last", "sliced"], weight_layout=["contiguous", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_calls_left_to_pytorch_have_the_same_layouts_and_no_gradients_of_their_own(
+def test_calls_left_to_pytorch_give_the_same_values_gradients_and_layouts(
     case: Conv2dCase, layout: str, weight_layout: str, dtype: torch.dtype
 ) -> None:
     tensors = case.tensors(dtype)
@@ -112,6 +112,22 @@ def test_calls_left_to_pytorch_have_the_same_layouts_and_no_gradients_of_their_o
 
 
 @pytest.mark.usefixtures("algorithms_as_measured")
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("stride", [2**31, 2**32, 2**40])
+def test_a_stride_above_the_image_gives_one_window(stride: int, groups: int) -> None:
+    x, w = torch.randn(2, 8, 5, 6), torch.randn(8, 8 // groups, 3, 3)
+    results = []
+    for step in (stride, 6):  # 6: PyTorch cuts a larger stride to 32 bits.
+        operands = [t.clone().requires_grad_() for t in (x, w)]
+        y = FF.conv2d(*operands, None, step, 1, 1, groups)
+        y.sum().backward()
+        fused = FF.conv2d_relu(*operands, None, step, 1, 1, groups)
+        fused.sum().backward()
+        results.append([y, fused, *(t.grad for t in operands)])
+    for huge, small in zip(*results, strict=True):
+        assert_identical(huge, small)
+
+
 def test_padding_much_larger_than_the_image_needs_no_memory() -> None:
     """With its own kernels, fastconv would store 13 GB of zeros."""
     _C.set_algorithms({"torch": "measured"})

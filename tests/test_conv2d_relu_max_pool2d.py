@@ -102,7 +102,7 @@ def test_the_first_maximum_gets_the_gradient_and_outputs_of_zero_get_none(case: 
 
 
 def by_decisions(case: FusedCase, argmax: Tensor) -> Callable[..., Tensor]:
-    """Return the fused function with the maxima of `argmax`, so that they do not depend on rounding. DEAD gives 0."""
+    """Return the fused function in plain PyTorch, with the maxima that `argmax` names. Where it is DEAD, y is 0."""
 
     def pair(name: str, default: int) -> tuple[int, int]:
         value = (case.pool or {}).get(name, default)
@@ -666,7 +666,7 @@ def backward(
         {"w": (4, 3, 3)},
         {"w": (4, 3, 9, 9)},
         {"pool": None},
-        # not the number of windows that the pool has; a convolution without outputs
+        # more windows or fewer than the pool has; a convolution without outputs
         {"g": (2, 4, 5, 5), "argmax": (2, 4, 5, 5)},
         {"g": (2, 4, 1, 1), "argmax": (2, 4, 1, 1)},
         {"dilation": (9, 9)},

@@ -100,7 +100,7 @@ def test_channels_last_parameters_give_pytorchs_results(kinds: tuple[Any, Any]) 
         assert not weight.is_contiguous()
         train(model, optimizer)
         assert weight.grad is not None
-        weight.grad = weight.grad.contiguous()  # PyTorch reads it as if it were channels_last, and so do we
+        weight.grad = weight.grad.contiguous()  # read as if channels_last, as by PyTorch
         optimizer.step()
 
     check(*kinds, {}, run, channels=3)

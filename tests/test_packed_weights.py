@@ -33,7 +33,7 @@ def convolve(x: Tensor, w: Tensor) -> Tensor:
 @pytest.mark.parametrize(("size", "weight_size"), SHAPES)
 def test_the_second_call_caches_and_the_third_finds_it(size: tuple[int, ...], weight_size: tuple[int, ...]) -> None:
     x, w = torch.randn(size), torch.randn(weight_size)
-    hits = packed_weights()["hits"]  # not bytes, which depend on the entries that are evicted
+    hits = packed_weights()["hits"]  # the bytes may fall if entries are evicted
     first, second = convolve(x, w), convolve(x, w)
     assert packed_weights()["hits"] == hits
     third = convolve(x, w.clone())  # another address, the same values
@@ -50,14 +50,14 @@ def test_every_change_of_a_weight_is_noticed(size: tuple[int, ...], weight_size:
         flat = w.data.view(-1)
         flat[0], flat[-1] = flat[-1].item(), flat[0].item()
 
-    def behind_its_back(w: Tensor) -> None:
+    def write_through_numpy(w: Tensor) -> None:
         w.detach().numpy()[0] += 1
 
     def negate_one(w: Tensor) -> None:
         w.data.view(-1)[w.numel() // 2] *= -1
 
     with torch.no_grad():
-        for change in (exchange, behind_its_back, negate_one, lambda w: w.data.copy_(torch.randn(weight_size))):
+        for change in (exchange, write_through_numpy, negate_one, lambda w: w.data.copy_(torch.randn(weight_size))):
             for _ in range(3):
                 convolve(x, w)
             change(w)
@@ -72,12 +72,12 @@ TWINS = 100_000
 
 
 def twins(weight: np.ndarray, seed: int) -> Iterator[tuple[bool, np.ndarray]]:
-    """Yield arrays that differ from `weight` a little, and False if some of their values may be huge or NaN."""
+    """Yield arrays that differ a little from `weight`, each with False if a value may be huge or NaN, else True."""
     rng, n, j = np.random.default_rng(seed), weight.size, 0
     while True:
         for kind in ("issue", "signs", "swap", "shift", "pattern", "row", "bit", "byte"):
             twin = weight.copy()
-            if kind == "issue":  # signs whose changes a hash of 64-bit words in eight lanes missed
+            if kind == "issue":  # an earlier hash missed these changes of signs: it read 64-bit words in eight lanes
                 twin[[i for i in (2 * j + 1, 2 * j + 16, 2 * j + 17) if i < n]] *= -1
                 j = (j + 1) % n
             elif kind == "signs":
@@ -150,7 +150,7 @@ def test_none_of_100000_similar_weights_is_mistaken_for_a_cached_weight() -> Non
 
 
 def test_views_of_one_memory_are_distinguished() -> None:
-    """The same bytes at the same address, or equal bytes, with other strides, signs, sizes or types."""
+    """The weights share their memory or have equal bytes, but other strides, signs, sizes or types."""
     # Random bfloat16 values, whose bits are ordinary numbers in every other type, too.
     x, memory = torch.randn(1, 16, 12, 12), torch.randn(4 * 16 * 16 * 9).bfloat16().view(torch.float32)
     half = memory[: 16 * 16 * 9]

@@ -49,6 +49,8 @@ def test_convolutions_pass_opcheck(case: Conv2dCase, memory_format: torch.memory
     assert numbers is not None
     g = torch.randn_like(ours.conv2d(x, w, b, *numbers))
     opcheck(ours.conv2d, (x, w, b, *numbers))
+    for needed in itertools.product((True, False), repeat=2):
+        opcheck(ours.conv2d_backward, (g, x, w, *needed, *numbers))
     for last in (False, True):
         opcheck(ours.conv2d_backward_data, (g, w, tuple(x.shape), *numbers, last))
         opcheck(ours.conv2d_backward_weight, (g, x, (case.R, case.S), *numbers, last))

@@ -73,6 +73,15 @@ Tensor aten_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weig
   return in_order(to<Tensor>(stack[0]), channels_last);
 }
 
+Gradients aten_conv2d_backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, bool needs_input, bool needs_weight) {
+  auto [grad_input, grad_weight, grad_bias] =
+      backward(s, grad_output, input, weight, {needs_input, needs_weight, needs_weight});
+  if (needs_input) grad_input = in_order(grad_input, is_channels_last(input));
+  if (needs_weight) grad_weight = in_order(grad_weight, is_channels_last(weight));
+  return {grad_input, grad_weight, grad_bias};
+}
+
 Tensor aten_conv2d_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                                  bool channels_last) {
   const Tensor input = empty({s.N, s.C, s.H, s.W}, grad_output, channels_last);

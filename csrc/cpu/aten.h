@@ -12,6 +12,9 @@ namespace fastconv::cpu {
 
 Tensor aten_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    bool channels_last);
+// Gradients that are not needed are undefined.
+Gradients aten_conv2d_backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                               const Tensor& weight, bool needs_input, bool needs_weight);
 Tensor aten_conv2d_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                                  bool channels_last);
 // The gradients of the weight and of the bias.

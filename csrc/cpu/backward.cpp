@@ -70,7 +70,8 @@ class Gradient {
     return *convolution_;
   }
 
-  // The pool's gradient and argmax if there is a pool and not `unpooled`, else those of the convolution.
+  // Returns the pool's gradient and argmax. Without a pool, or if `unpooled`, returns the convolution's gradient and
+  // its marks.
   SparseGradient<T> sparse(bool unpooled) {
     if (argmax_ && !unpooled) return {f_, data<T>(*pooled_), data<uint8_t>(*argmax_)};
     if (!is_nhwc(convolution())) {
@@ -84,7 +85,8 @@ class Gradient {
  private:
   double nonzero(double limit) {
     const auto results = static_cast<double>(f_.conv.N * f_.conv.K * f_.conv.P * f_.conv.Q);
-    // Each window passes its gradient to at most one result. For most pools, that alone makes the share small.
+    // A window passes its gradient to at most one result of the convolution. For most pools, this bound is already
+    // below `limit`.
     const double most = static_cast<double>(f_.windows() * f_.conv.K) / results;
     if (argmax_ && most < limit) return most;
     if (!nonzero_) {
@@ -211,8 +213,8 @@ void backward(const Backward& call, const BandLimits& limits, const View& view) 
       };
       const bool rows = by_rows(*call.input);
       run(rows);
-      // If windows overlap, two bands may share a row of the convolution. Its gradient may be zero in one of them only,
-      // and zero times an infinite input is NaN.
+      // If windows overlap, two bands may share a row of the convolution. A gradient there may be zero in one band
+      // only, and zero times an infinite input is NaN. So the sums are computed again with bands of whole images.
       if (rows && call.shape.windows_overlap_in_rows() && !all_finite<T>(dw)) run(false);
     });
   }
@@ -227,6 +229,17 @@ void run_backward(const Backward& call) {
                                        : "conv2d_backward_weight";
   dispatch_floating(call.grad_output, name,
                     [&](auto type) { backward<decltype(type)>(call, band_limits(false), PlainView{}); });
+}
+
+Gradients run_backward(Backward call, bool needs_input, bool needs_weight) {
+  const Gradients gradients = empty_gradients(*call.input, *call.weight, needs_input, needs_weight);
+  const auto& [grad_input, grad_weight, grad_bias] = gradients;
+  const bool no_images = call.shape.conv.N == 0;
+  if (no_images && needs_weight) zero(grad_weight), zero(grad_bias);
+  if (needs_input && grad_input.numel() > 0) call.grad_input = grad_input;
+  if (needs_weight && !no_images) call.grad_weight = grad_weight, call.grad_bias = grad_bias;
+  if (call.grad_input || call.grad_weight) run_backward(call);
+  return gradients;
 }
 
 }  // namespace fastconv::cpu

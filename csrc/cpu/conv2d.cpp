@@ -24,6 +24,31 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   return run();
 }
 
+Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
+                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups) {
+  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+  const ScalarType type = input.scalar_type();
+  const auto run = [&](bool of_input, bool of_weight) {
+    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type);
+    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type);
+    Gradients gradients = run_backward({without_pool(s), grad_output, {}, input, weight}, of_input && !data_by_torch,
+                                       of_weight && !weight_by_torch);
+    if (data_by_torch || weight_by_torch) {
+      const auto [grad_input, grad_weight, grad_bias] =
+          aten_conv2d_backward(s, grad_output, input, weight, data_by_torch, weight_by_torch);
+      if (data_by_torch) std::get<0>(gradients) = grad_input;
+      if (weight_by_torch) std::get<1>(gradients) = grad_weight, std::get<2>(gradients) = grad_bias;
+    }
+    return gradients;
+  };
+  const auto for_data = [&] { return Operands{without_pool(s), grad_output, weight, is_channels_last(input)}; };
+  const auto for_weight = [&] { return Operands{without_pool(s), grad_output, input, is_channels_last(weight)}; };
+  const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
+  const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
+  return run(needs_input, needs_weight);
+}
+
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);

@@ -17,7 +17,7 @@ struct Forward {
   Tensor output;
   uint8_t* argmax = nullptr;
 
-  // The part of argmax from a row of windows on.
+  // Returns argmax from this row of windows on.
   uint8_t* argmax_from(int64_t image, int64_t row) const {
     return argmax ? argmax + (image * shape.pool.P + row) * shape.pool.Q * shape.conv.K : nullptr;
   }
@@ -38,5 +38,8 @@ struct Backward {
 };
 
 void run_backward(const Backward& call);
+
+// The same, but allocates the gradients that are needed. The others have no elements. `call` has input and weight.
+Gradients run_backward(Backward call, bool needs_input, bool needs_weight);
 
 }  // namespace fastconv::cpu

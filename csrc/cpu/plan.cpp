@@ -80,8 +80,8 @@ bool can_be_sparse(const FusedShape& f, bool partial) {
   return s.K * s.taps() * 16 < most && image * images_x < most && s.P * s.Q * s.K * images_dx < most;
 }
 
-// Time of the dense kernel / time of sparse_gradient, by the share of non-zero values. The dense kernel of data is
-// Winograd's, except for 5x5:
+// Time of the dense kernel / time of sparse_gradient, by the share of non-zero values. The dense kernel is the direct
+// one, but in the rows "data" Winograd's, except for 5x5:
 //                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
 //   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
 //                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9

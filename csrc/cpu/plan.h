@@ -19,7 +19,7 @@ namespace fastconv::cpu {
 // Each has a driver of the same name in drivers/.
 enum class Algorithm {
   direct,           // multiplies every tap of every pixel
-  thin_groups,      // groups of 1 to 8 channels, such as depthwise convolutions
+  thin_groups,      // groups of 1 to 16 channels, such as depthwise convolutions
   winograd,         // 3 x 3 kernels with fewer multiplications
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
@@ -86,7 +86,7 @@ constexpr int64_t sparse_data_pixels = 128;
 // Large calls are computed in bands (memory/bands.h). Sizes are in elements of input and output together.
 struct BandLimits {
   int64_t band;     // the size of a band
-  int64_t weights;  // a band is at least this many times as large as the weight, because each band packs or sums one
+  int64_t weights;  // a band is at least this many weights large, because it packs the weight or sums its gradient
   int64_t call;     // the largest call that is computed in one piece
 };
 

@@ -5,8 +5,9 @@
 
 #include "memory/tiles.h"
 
-// Figures are PyTorch's time / fastconv's, each in its faster memory format, for batches of 1 and 8. Machine: 2 cores
-// of Zen 4, AVX-512. Command: FASTCONV_ALGORITHM=own python benchmarks/bench_layers.py --pass forward backward_data ...
+// Figures are PyTorch's time / fastconv's, each in its faster memory format, for batches of 1 and 8. A single figure is
+// for a batch of 1. Machine: 2 cores of Zen 4, AVX-512. Command:
+// FASTCONV_ALGORITHM=own python benchmarks/bench_layers.py --pass forward backward_data ...
 namespace fastconv::cpu {
 namespace {
 
@@ -24,8 +25,8 @@ bool is_mostly_padding(const Conv2dShape& s) {
 
 // ---- float32 -----------------------------------------------------------------------------------------------------
 
-// forward: few products for each result, and results that do not fit in the cache: the time is that of writing them.
-// fastconv's stores first read the memory that they overwrite.
+// forward: a result sums few products, and the results do not fit in the cache, so most of the time is spent on writing
+// them. fastconv's stores first read the memory that they overwrite.
 //   VGG-16 3->64 3x3, 224x224        0.62             U-Net 1->64 3x3, 128x128         3.22  0.48
 //   ConvNeXt-T 3->96 4x4 /4          0.98  0.83       MobileNet 3->32 3x3 /2, 224x224  0.97  0.89
 //   MobileNetV2 16->96 1x1, 112x112  0.86  0.68       MobileNetV1 32->64 1x1, 112x112  1.06  0.68
@@ -56,7 +57,8 @@ bool has_one_row(const Conv2dShape& s) { return s.groups == 1 && (s.R == 1) != (
 //   288->384                0.88                      1.05
 bool has_stride(const Conv2dShape& s) { return s.groups == 1 && s.stride_h > 1 && s.R > 1 && s.C >= 128; }
 
-// backward_data: the driver of thin groups copies small images of many channels from memory that is far apart.
+// backward_data: the driver of thin groups copies a block of channels. In small images of many channels, its pixels are
+// far apart.
 //   512 7x7 to 1024 7x7, depthwise    0.41 to 0.84      512 in 32 groups, 14x14    0.30  0.67
 //   672 5x5 /2, 14x14                 0.59  0.61        512 14x14, depthwise       1.06  0.70
 bool has_many_groups_on_small_images(const Conv2dShape& s) { return s.groups > 1 && s.C >= 512 && s.H * s.W <= 196; }

@@ -63,8 +63,8 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
 //   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
 //   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
 // The goal is at most about twice PyTorch's error, so the default is 3. Tiles of 4 x 4 take 0.7 to 1.0 of the time and
-// need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result that
-// should be 0 may be 1e-7 of them. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
+// need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result may be
+// 1e-7 times the largest instead of 0. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
 //
 // PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
 // simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for

@@ -10,6 +10,9 @@ namespace fastconv::cuda {
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups);
+Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
+                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups);
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last);
 std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
@@ -32,6 +35,7 @@ Tensor relu_backward(const Tensor& grad_output, const Tensor& output);
 // Registers the functions in a library: for the device CUDA, or for the emulation's operators.
 inline void implement(torch::stable::detail::StableLibrary& m) {
   m.impl("conv2d", FASTCONV_BOX(conv2d));
+  m.impl("conv2d_backward", FASTCONV_BOX(conv2d_backward));
   m.impl("conv2d_backward_data", FASTCONV_BOX(conv2d_backward_data));
   m.impl("conv2d_backward_weight", FASTCONV_BOX(conv2d_backward_weight));
   m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<fused_forward>));

@@ -18,12 +18,21 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastconv._ops import library  # noqa: F401  defines the operators
-from fastconv._ops.checks import FLOATING, check, check_gradient, check_implemented, check_sizes, check_type
-from fastconv._ops.function import differentiable, is_differentiated_again, tie, vmap_batch, vmap_loop
+from fastconv._ops.checks import FLOATING, check, check_gradient, check_implemented, check_type
+from fastconv._ops.conv2d_checks import check_conv2d, check_geometry, output_size
+from fastconv._ops.function import (
+    differentiable,
+    is_differentiated_again,
+    is_final_gradient,
+    tie,
+    vmap_batch,
+    vmap_loop,
+)
 from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
-from fastconv._ops.sizes import Ints, conv2d_output
+from fastconv._ops.sizes import Ints
 
 _conv2d = torch.ops.fastconv.conv2d.default
+_conv2d_backward = torch.ops.fastconv.conv2d_backward.default
 _conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
 _conv2d_backward_weight = torch.ops.fastconv.conv2d_backward_weight.default
 
@@ -32,92 +41,19 @@ Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]
 
 
-def _check_geometry(stride: Ints, padding: Ints, dilation: Ints, groups: int, kernel_size: Ints = (1, 1)) -> None:
-    pairs = (("stride", stride), ("padding", padding), ("dilation", dilation), ("kernel_size", kernel_size))
-    for name, values in pairs:
-        if len(values) != 2:
-            raise RuntimeError(
-                f"expected {name} to be a single integer value or a list of 2 values to match the convolution "
-                f"dimensions, but got {name}={list(values)}"
-            )
-    check(groups > 0, "non-positive groups is not supported")
-    check(min(padding) >= 0, "negative padding is not supported")
-    check(min(stride) > 0, "non-positive stride is not supported")
-    check(min(dilation) > 0, "non-positive dilation is not supported")
-    check(max(*stride, *padding, *dilation) <= 2**40, "expected stride, padding and dilation to be at most 2^40")
-
-
-def _output_size(
-    input: Ints, weight: Ints, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> list[int]:
-    """Check the sizes of conv2d's arguments, and return the size of its output."""
-    check_sizes(input)
-    check_sizes(weight)
-    N, C, *image = input
-    K, group_C, *kernel = weight
-    given = f"Given groups={groups},"
-    if groups > K:
-        raise RuntimeError(
-            f"{given} expected weight to be at least {groups} at dimension 0, but got weight of size {list(weight)} "
-            "instead"
-        )
-    if K % groups != 0:
-        raise RuntimeError(
-            f"{given} expected weight to be divisible by {groups} at dimension 0, but got weight of size "
-            f"[{list(weight)}] instead"
-        )
-    if group_C * groups != C:
-        raise RuntimeError(
-            f"{given} weight of size {list(weight)}, expected input{list(input)} to have {group_C * groups} channels, "
-            f"but got {C} channels instead"
-        )
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != K):
-        raise RuntimeError(
-            f"Given weight of size {list(weight)}, expected bias to be 1-dimensional with {K} elements, but got bias "
-            f"of size {list(bias.shape)} instead"
-        )
-    if kernel[0] <= 0 or kernel[1] <= 0:
-        raise RuntimeError(
-            f"kernel size should be greater than zero, but got kernel_height: {kernel[0]} kernel_width: {kernel[1]}"
-        )
-    padded = [size + 2 * pad for size, pad in zip(image, padding, strict=True)]
-    extent = [step * (taps - 1) + 1 for step, taps in zip(dilation, kernel, strict=True)]
-    if padded[0] < extent[0] or padded[1] < extent[1]:
-        raise RuntimeError(
-            f"Calculated padded input size per channel: ({padded[0]} x {padded[1]}). Kernel size: ({extent[0]} x "
-            f"{extent[1]}). Kernel size can't be greater than actual input size"
-        )
-    if (image[0] == 0 or image[1] == 0) and N != 0 and C != 0:
-        raise RuntimeError(f"Only zero batch or zero channel inputs are supported, but got input shape: {list(input)}")
-    return [N, K, *conv2d_output(image, kernel, stride, padding, dilation)]
-
-
-def check_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
-) -> list[int]:
-    """Check conv2d's arguments, and return the size of its output."""
-    if input.dim() != 4:
-        raise RuntimeError(
-            f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {list(input.shape)}"
-        )
-    _check_geometry(stride, padding, dilation, groups)
-    if weight.dim() != 4:
-        raise RuntimeError(
-            f"Expected {weight.dim()}-dimensional input for {weight.dim()}-dimensional weight {list(weight.shape)}, "
-            f"but got 4-dimensional input of size {list(input.shape)} instead"
-        )
-    size = _output_size(input.shape, weight.shape, bias, stride, padding, dilation, groups)
-    check_type(weight, input.dtype, "weight")
-    if bias is not None:
-        check_type(bias, input.dtype, "bias")
-    check_implemented(input, "conv2d", FLOATING)
-    return size
-
-
 def empty_output(input: Tensor, weight: Tensor, size: Ints) -> Tensor:
     """Return an empty tensor for a convolution's output. It is channels_last if the input or the weight is."""
     channels_last = suggests_channels_last(input) or suggests_channels_last(weight)
     return empty(input, size, channels_last and input.numel() > 0)
+
+
+def empty_gradients(
+    input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty tensors for the gradients of input, weight and bias. Those that are not needed have no elements."""
+    grad_input = empty(input, input.shape, is_channels_last(input)) if needs_input else input.new_empty((0,))
+    grad_weight = empty(input, weight.shape, is_channels_last(weight)) if needs_weight else input.new_empty((0,))
+    return grad_input, grad_weight, input.new_empty((weight.shape[0] if needs_weight else 0,))
 
 
 @torch.library.register_fake("fastconv::conv2d")
@@ -127,14 +63,24 @@ def _fake_conv2d(
     return empty_output(input, weight, check_conv2d(input, weight, bias, stride, padding, dilation, groups))
 
 
+@torch.library.register_fake("fastconv::conv2d_backward")
+def _fake_conv2d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool, stride: Ints,
+    padding: Ints, dilation: Ints, groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    check_gradient(check_conv2d(input, weight, None, stride, padding, dilation, groups), grad_output)
+    check_type(grad_output, input.dtype, "grad_output")
+    return empty_gradients(input, weight, needs_input, needs_weight)
+
+
 @torch.library.register_fake("fastconv::conv2d_backward_data")
 def _fake_conv2d_backward_data(
     grad_output: Tensor, weight: Tensor, input_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
     channels_last: bool,
 ) -> Tensor:  # fmt: skip
-    _check_geometry(stride, padding, dilation, groups)
+    check_geometry(stride, padding, dilation, groups)
     check(len(input_size) == 4 and weight.dim() == 4, "expected a 4-dimensional input and weight")
-    check_gradient(_output_size(input_size, weight.shape, None, stride, padding, dilation, groups), grad_output)
+    check_gradient(output_size(input_size, weight.shape, None, stride, padding, dilation, groups), grad_output)
     check_type(weight, grad_output.dtype, "weight")
     check_implemented(grad_output, "conv2d_backward_data", FLOATING)
     return empty(grad_output, input_size, channels_last)
@@ -145,13 +91,13 @@ def _fake_conv2d_backward_weight(
     grad_output: Tensor, input: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, groups: int,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check_geometry(stride, padding, dilation, groups, kernel_size)
+    check_geometry(stride, padding, dilation, groups, kernel_size)
     check(input.dim() == 4 and grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
     K, C = grad_output.shape[1], input.shape[1]
     if C % groups != 0:
         raise RuntimeError(f"expected the {C} channels of input to be divisible by groups={groups}")
     weight_size = (K, C // groups, *kernel_size)
-    check_gradient(_output_size(input.shape, weight_size, None, stride, padding, dilation, groups), grad_output)
+    check_gradient(output_size(input.shape, weight_size, None, stride, padding, dilation, groups), grad_output)
     check_type(grad_output, input.dtype, "grad_output")
     check_implemented(input, "conv2d_backward_weight", FLOATING)
     return empty(input, weight_size, channels_last), input.new_empty((K,))
@@ -178,15 +124,24 @@ class Conv2d(Function):
         if grad_output is None:
             return (None,) * 7
         input, weight = ctx.saved_tensors
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        needs_weight = needs_weight or needs_bias
         grad_input = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_input = input_gradient(grad_output, weight, input, ctx.geometry)
-        if ctx.needs_input_grad[1] or (ctx.has_bias and ctx.needs_input_grad[2]):
-            grad_weight, grad_bias = weight_gradients(grad_output, input, weight, ctx.geometry)
-        if is_differentiated_again():
-            grad_input = tie(grad_input, input)
-            grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
-        return grad_input, grad_weight, grad_bias if ctx.has_bias else None, None, None, None, None
+        if is_final_gradient():
+            arguments = grad_output, input, weight, needs_input, needs_weight
+            grad_input, grad_weight, grad_bias = _conv2d_backward(*arguments, *ctx.geometry)
+        else:
+            if needs_input:
+                grad_input = input_gradient(grad_output, weight, input, ctx.geometry)
+            if needs_weight:
+                grad_weight, grad_bias = weight_gradients(grad_output, input, weight, ctx.geometry)
+            if is_differentiated_again():
+                grad_input = tie(grad_input, input)
+                grad_weight, grad_bias = tie(grad_weight, weight), tie(grad_bias, weight)
+        return (
+            grad_input if needs_input else None, grad_weight if needs_weight else None,
+            grad_bias if needs_bias else None, None, None, None, None,
+        )  # fmt: skip
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:

@@ -18,15 +18,17 @@ from torch.autograd import Function
 from fastconv._ops.checks import check, check_gradient, check_type
 from fastconv._ops.conv2d import (
     Geometry,
-    check_conv2d,
     conv2d_tangent,
+    empty_gradients,
     empty_output,
     input_gradient,
     weight_gradients,
 )
+from fastconv._ops.conv2d_checks import check_conv2d
 from fastconv._ops.function import (
     differentiable,
     is_differentiated_again,
+    is_final_gradient,
     is_transformed,
     needs_gradient,
     tie,
@@ -34,7 +36,7 @@ from fastconv._ops.function import (
     vmap_loop,
 )
 from fastconv._ops.max_pool2d import Pool, check_pool, gather, max_pool2d_backward, pooled_size
-from fastconv._ops.memory_format import empty, is_channels_last
+from fastconv._ops.memory_format import is_channels_last
 from fastconv._ops.sizes import Ints, conv2d_output
 
 __all__ = ["BLOCKED", "MOST_POSITIONS", "conv2d_relu_max_pool2d", "forward"]
@@ -115,9 +117,7 @@ def _fake_conv2d_relu_max_pool2d_backward(
     check_type(grad_output, input.dtype, "grad_output")
     check_type(argmax, torch.uint8, "argmax")
     check_gradient(pooled_size(conv_size, *pool, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
-    grad_input = empty(input, input.shape, is_channels_last(input)) if needs_input else input.new_empty((0,))
-    grad_weight = empty(input, weight.shape, is_channels_last(weight)) if needs_weight else input.new_empty((0,))
-    return grad_input, grad_weight, input.new_empty((weight.shape[0] if needs_weight else 0,))
+    return empty_gradients(input, weight, needs_input, needs_weight)
 
 
 def _numbers(geometry: Geometry, pool: Pool | None) -> tuple[Any, ...]:
@@ -141,7 +141,7 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Ten
         return (None,) * 8
     input, weight, argmax = ctx.saved_tensors
     needs_input, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if not is_final_gradient():
         gradients = _composed_backward(ctx, grad_output, needs_input, needs_weight)
     else:
         operator = _conv2d_relu_backward if ctx.pool is None else _conv2d_relu_max_pool2d_backward

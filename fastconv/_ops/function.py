@@ -16,6 +16,7 @@ from torch.autograd import Function, forward_ad
 __all__ = [
     "differentiable",
     "is_differentiated_again",
+    "is_final_gradient",
     "is_transformed",
     "needs_gradient",
     "tie",
@@ -74,6 +75,13 @@ def is_transformed() -> bool:
 def is_differentiated_again() -> bool:
     """Return whether backward runs with ``create_graph=True``, outside of transforms, which need no :func:`tie`."""
     return torch.is_grad_enabled() and not is_transformed()
+
+
+def is_final_gradient() -> bool:
+    """Return whether nothing differentiates, maps or dualises the gradient that a backward computes."""
+    return not (
+        torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    )
 
 
 def vmap_batch(

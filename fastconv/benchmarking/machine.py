@@ -25,7 +25,7 @@ class Load:
 
     @property
     def is_busy(self) -> bool:
-        """Whether other programs disturb a measurement: more than a quarter of a core and a tenth of all is busy."""
+        """True if other programs use more than a quarter of a core and more than a tenth of all cores."""
         return self.busy > max(0.25, 0.1 * self.cores)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-// The stand-in for libtorch has no convolution, so the plan must not choose it: main() in operators.cpp sees to that.
+// The stand-in for libtorch has no convolution, so main() in operators.cpp forbids the plan to choose PyTorch's.
 #include "cpu/aten.h"
 
 #include <cstdio>
@@ -15,6 +15,9 @@ namespace {
 }  // namespace
 
 Tensor aten_conv2d(const Conv2dShape&, const Tensor&, const Tensor&, const std::optional<Tensor>&, bool) { refuse(); }
+Gradients aten_conv2d_backward(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&, bool, bool) {
+  refuse();
+}
 Tensor aten_conv2d_backward_data(const Conv2dShape&, const Tensor&, const Tensor&, bool) { refuse(); }
 std::tuple<Tensor, Tensor> aten_conv2d_backward_weight(const Conv2dShape&, const Tensor&, const Tensor&, bool) {
   refuse();

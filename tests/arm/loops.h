@@ -1,4 +1,4 @@
-// The reference: convolution, pooling and their gradients as plain loops in double. And tensors of random values.
+// The reference: convolution, pooling and their gradients as plain loops in double. Also random tensors.
 #pragma once
 
 #include <algorithm>
@@ -110,7 +110,7 @@ Tensor filled(const Ints& sizes, ScalarType type, bool channels_last, F next) {
       case ScalarType::Double:
         mutable_data<double>(t)[i] = value;
         break;
-      case ScalarType::Half:  // a normal number, cut
+      case ScalarType::Half:  // truncates to a normal number; small values become 0
         mutable_data<uint16_t>(t)[i] =
             std::abs(value) < 1e-3
                 ? uint16_t{0}

@@ -196,7 +196,7 @@ void check_pool_and_relu(ScalarType type) {
   }
 }
 
-// Every half, and floats that are rounded to each of them or to a neighbour: compared with the conversions of loops.h.
+// Widens every half to float32, compares the result with loops.h, and rounds it back to the same half.
 void check_conversions() {
   const ReducedKernels& half = kernels().half;
   std::vector<uint16_t> all(1 << 16), back(1 << 16);

@@ -50,7 +50,7 @@ int64_t count(const std::vector<int64_t>& sizes) {
 Array allocate(std::vector<int64_t> sizes, std::vector<int64_t> strides, int32_t dtype) {
   const size_t bytes = static_cast<size_t>(count(sizes)) * size_of(dtype) + 64;
   std::shared_ptr<char> memory(new char[bytes], std::default_delete<char[]>());
-  std::memset(memory.get(), 0xff, bytes);  // NaN: a result that is not written is noticed
+  std::memset(memory.get(), 0xff, bytes);  // NaN, which exposes results that are never written
   return {memory, memory.get(), std::move(sizes), std::move(strides), dtype};
 }
 

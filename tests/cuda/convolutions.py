@@ -23,7 +23,7 @@ DEAD = 255
 
 
 def in_types_and_layouts(cases: Sequence[Any], thorough: Sequence[Any]) -> pytest.MarkDecorator:
-    """Parametrize a test over case, dtype and layout, so that any two values, such as case and dtype, occur together.
+    """Parametrize a test over case, dtype and layout, so that every pair, such as a case and a dtype, occurs.
 
     In ``make test-all`` nearly every combination of all three occurs. The 16-bit types share their kernels and are slow
     to emulate. So they have both layouts in the `thorough` cases only, and one layout each in the other cases.
@@ -85,7 +85,7 @@ class Call:
         return torch.where(values <= 0, DEAD, rows // d_h * S + columns // d_w).to(torch.uint8)
 
     def by_decisions(self, argmax: Tensor, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        """Compute the fused function with the argmax given. It then picks pixels of the convolution, or 0."""
+        """Compute the fused function with a given argmax, which picks a pixel or 0 for each output."""
         stride, padding, dilation, groups = self.geometry
         y = F.conv2d(x, w, b, stride, padding, dilation, groups)
         one = (1, 1)

@@ -215,9 +215,9 @@ def draw_step(draw: Draw, values: list[Tensor], program: Program) -> Step:
 
 
 class Net(nn.Module):
-    """A module whose forward runs steps (module, operand, flag). Steps may share a module.
+    """A module whose forward runs steps: the index of a module, the index of its operand, and a flag.
 
-    A step is skipped while its flag is False. The module -1 adds the last value.
+    Steps may share a module. A step is skipped while its flag is False. In place of a module, -1 adds the last value.
     """
 
     def __init__(self, modules: list[nn.Module], steps: list[tuple[int, int, str]]) -> None:
@@ -240,7 +240,7 @@ class Net(nn.Module):
 
 @dataclass
 class Model:
-    """A module and its calls (flags, train, recorded). After them, the layers with the numbers `alone` are called."""
+    """A module, its calls (flags, train, recorded), and the indices of the layers that are then called alone."""
 
     module: nn.Module
     x: Tensor

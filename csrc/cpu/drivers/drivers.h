@@ -46,8 +46,8 @@ void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
 void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                            const Tensor& grad_weight, const Tensor& grad_bias);
 
-// A gradient that skips zeros: one value and one byte of `argmax` for each pooling window and channel, both NHWC. The
-// byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.
+// The gradient for drivers that skip its zeros: one value and one byte of `argmax` for each pooling window and channel,
+// both NHWC. The byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.
 template <class T>
 struct SparseGradient {
   FusedShape shape;

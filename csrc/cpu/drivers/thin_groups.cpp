@@ -28,7 +28,7 @@ int64_t packed_size(const Conv2dShape& s) {
   return blocks_of<T>(s).count() * s.taps() * kernel<T>().block;
 }
 
-// Packs a weight as [block][c][r, s][block of k]. `krsc`: its order is [k][r][s][c], otherwise [k][c][r][s].
+// Packs a weight as [block][c][r, s][block of k]. With `krsc`, `weight` is [k][r][s][c] in memory, else [k][c][r][s].
 template <class T>
 void pack(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
   const Blocks blocks = blocks_of<T>(s);

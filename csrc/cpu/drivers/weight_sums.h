@@ -11,8 +11,8 @@
 
 namespace fastconv::cpu {
 
-// The number of partial sums of the weight and the bias. Together they have at most 1 MiB, unless one alone is larger,
-// because each is written and read again.
+// The number of partial sums of the weight and the bias. Each is written and read again, so together they have at most
+// 1 MiB. If one alone is larger, it is the only one.
 template <class T>
 int64_t affordable_pieces(const Conv2dShape& s) {
   const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));
@@ -38,7 +38,7 @@ struct Pieces {
     return {weight, weight + weight_size};
   }
 
-  // sum[i] = element first + i of piece 0 + that of piece 1 + ...
+  // sum[i] = sum over the pieces, in order, of their element (first + i).
   void add_up(int64_t first, int64_t elements, T* sum) const {
     std::memcpy(sum, sums + first, static_cast<size_t>(elements) * sizeof(T));
     for (int64_t piece = 1; piece < count; ++piece) {

@@ -15,7 +15,7 @@ struct Layout {
   };
   std::vector<Kind> kinds;
   int64_t packed_size = 0;
-  int64_t id = 0;  // the sides of each kind's tiles, as digits
+  int64_t id = 0;  // the sides of each kind's tiles, as digits in base 5
 };
 
 template <class T>

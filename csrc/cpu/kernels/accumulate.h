@@ -39,7 +39,7 @@ struct Block {
   Vec<T> value[rows][vectors];
 };
 
-// Loads vector v of `vectors` adjacent ones. `partial`: the last vector holds only `last_lanes` elements.
+// Loads vector number v of `vectors` adjacent vectors. `partial`: the last vector holds only `last_lanes` elements.
 template <class T, int vectors, bool partial>
 FC_INLINE Vec<T> load_lane_vector(const T* from, int v, int64_t last_lanes) {
   if constexpr (partial) {

@@ -58,7 +58,7 @@ struct WindowRow {
   int64_t R, S, Q;
 };
 
-// The elements from tap to tap in a block of the packed weight, and the lanes in use in the last vector.
+// A block of the packed weight: the distance in elements between two taps, and the lanes in use in the last vector.
 struct PackedColumns {
   int64_t step, last_lanes;
 };

@@ -36,7 +36,7 @@ struct RunsAt {
 template <class T, int runs, int vectors, bool partial>
 FC_INLINE void add_list(RunsAt<T> sum, RunsAt<const T> from, const Offset<T>* offset, const T* value, int64_t length,
                         int64_t last_lanes) {
-  // The sum starts at zero and is then added to `sum`. A sum that starts at dx has more than twice PyTorch's error.
+  // `acc` starts at zero and is then added to `sum`. Starting it with `sum` gives dx more than twice PyTorch's error.
   Vec<T> acc[runs][vectors] = {};
   for (int64_t i = 0; i < length; ++i) {
     const T* row = opaque(from.data + offset[i]);

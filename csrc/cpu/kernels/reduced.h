@@ -20,7 +20,7 @@ struct Bfloat16 {
 };
 
 // Conversions by integer arithmetic, because g++ 11 and clang 14 have no _Float16 on x86-64. The compiler vectorizes
-// them. They have the results of the conversion instructions: exact, and a NaN becomes a quiet NaN.
+// them. They give the results of the conversion instructions, so a NaN becomes a quiet NaN.
 struct Half {
   static constexpr uint16_t infinity = 0x7c00;
 

@@ -1,7 +1,7 @@
 // ReLU: y = x < 0 ? 0 : x, so NaN and -0.0 pass. Its gradient: dx = y <= 0 ? 0 : g, so dx is 0 at 0 and g at NaN.
 //
-// Memory bandwidth limits both. Backward computes g AND the mask of the comparison. The compiler would turn a selection
-// (?:) into a masked load, which is 10 % slower than PyTorch's loop (Zen 4, 2 MB).
+// Memory bandwidth limits both passes. Backward computes g AND the mask of the comparison. The compiler would turn a
+// selection (?:) into a masked load, which is 10 % slower than PyTorch's loop (Zen 4, 2 MB).
 #pragma once
 
 #include "simd_masks.h"

@@ -54,7 +54,7 @@ void gather(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channel
   }
 }
 
-// How a lane gets channel c of its group: it has it, or the vector is permuted, or one channel is broadcast.
+// How a lane gets channel c of its group: from itself, by a permutation, or by a broadcast of one channel.
 enum class Source { own, permuted, broadcast };
 
 template <class T>

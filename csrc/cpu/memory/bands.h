@@ -99,8 +99,8 @@ struct Band {
   Rows input, windows;
 };
 
-// The band that computes a tile of windows. Every row of the convolution belongs to a band, also a row that no window
-// reads: its zero gradient times an infinite input is NaN.
+// The band that computes a tile of windows. Every row of the convolution belongs to a band, even if no window reads it.
+// Its gradient is zero, but zero times an infinite input is NaN, which must reach the gradient of the weight.
 inline Band band_of(const FusedShape& f, const Tile& tile) {
   Rows conv = rows_read_by(f.pool, {tile.row, tile.rows});
   if (tile.row == 0) conv = {0, conv.end()};

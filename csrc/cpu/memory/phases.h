@@ -1,6 +1,7 @@
 // Divides the gradient of the input into forward convolutions of grad_output with stride 1. A stride u divides the rows
 // of the input into u phases: row h receives gradients only through the taps r with r * d = h + pad (modulo u). So each
-// phase uses a subset of the taps and multiplies no zeros between the pixels. Columns are divided in the same way.
+// phase uses a subset of the taps, and no zeros have to be inserted between the pixels of grad_output. Columns are
+// divided in the same way.
 #pragma once
 
 #include <algorithm>

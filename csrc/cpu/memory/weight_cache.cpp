@@ -109,7 +109,7 @@ bool WeightCache::equal(const void* a, const void* b, int64_t count) const {
   return same;
 }
 
-// May be wrong: a wrong "yes" costs the memory of an entry, and a wrong "no" costs one more packing.
+// The answer may be wrong. A wrong "yes" costs the memory of an entry, and a wrong "no" costs one more packing.
 bool WeightCache::seen_before(uint64_t hint) {
   const std::lock_guard lock(mutex_);
   uint64_t& slot = seen_[hint % seen_.size()];

@@ -53,8 +53,8 @@ struct WorkspaceScope {
 // The least number of elements for one thread in elementwise loops: PyTorch's grain size.
 constexpr int64_t grain_size = 32768;
 
-// torch's parallel_for, with two differences. An exception of the body reaches the caller unchanged, where torch's C
-// function turns it into an error code. The thread's large workspace is freed after the body.
+// torch's parallel_for, with two differences. An exception of the body reaches the caller unchanged. Otherwise,
+// torch's C function would turn it into an error code. The thread's large workspace is freed after the body.
 template <class Body>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   std::exception_ptr failure;

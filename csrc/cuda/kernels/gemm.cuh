@@ -121,8 +121,8 @@ struct Share {
     const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
     const bool by_rows = V > 1 ? !Operand::vectors_along_depth : rows_adjacent;
     if (V > 1 && by_rows && Tile::depth_adjacent) {
-      // Vectors of rows are stored element by element. Lanes at different depths store side by side, but lanes at
-      // different rows store to the same bank. So only two lanes have the same depth. They read a sector of 32 bytes.
+      // Vectors of rows are stored element by element. The elements of different depths are neighbours, but those of
+      // different rows are in the same bank. So only two lanes share a depth. Together they read a sector of 32 bytes.
       const int two = index / (2 * Tile::depth);
       return {(2 * two + index % 2) * V, index / 2 % Tile::depth};
     }

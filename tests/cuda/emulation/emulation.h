@@ -4,7 +4,7 @@
 // It finds faults that a GPU may hide. A seed shuffles the order of blocks and threads, and each thread runs until it
 // waits, so a missing barrier gives wrong results. If not all threads reach a barrier, an error names its line. Shared
 // memory has its exact size and starts as NaN (bytes of 0xff). AddressSanitizer can check its bounds and those of
-// tensors. The emulation does not show speed, memory coalescing, bank conflicts, or how a GPU rounds expf.
+// tensors. The emulation does not show speed, memory coalescing or bank conflicts.
 #pragma once
 
 #include <cmath>

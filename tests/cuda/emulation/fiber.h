@@ -16,7 +16,7 @@ namespace fastconv::emulation {
 
 #if defined(__x86_64__)
 
-// 50 times faster than glibc's swapcontext, which sets the signal mask by a system call at each switch.
+// This is 50 times faster than glibc's swapcontext, which makes a system call at each switch to set the signal mask.
 extern "C" void fastconv_switch_stack(void** save, void* load);
 asm(R"(
 .text

@@ -38,7 +38,7 @@ const char* const names[] = {"none",
 
 constexpr int threads = 96, tile = 96;
 
-// y[block] = sum over the block's `tiles` tiles of x, each weighted by its neighbour to the right in the tile.
+// y[block] = sum over the values of the block's `tiles` tiles of x: each value times its right neighbour in the tile.
 template <Fault fault>
 __global__ void products(const float* x, float* y, int tiles) {
   FC_SHARED(float, values, [tile]);
