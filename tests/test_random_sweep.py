@@ -88,11 +88,12 @@ def draw_case(number: int) -> Case:
             continue
         geometry = (*pairs, arguments.get("groups", 1))
         try:
-            size = F.conv2d(torch.empty(shape["x"], device="meta"), torch.empty(shape["w"], device="meta"), None, *geometry)
+            x, w = (torch.empty(shape[name], device="meta") for name in ("x", "w"))
+            size = F.conv2d(x, w, None, *geometry).shape
         except RuntimeError:  # the kernel is larger than the image
             continue
         memory_format = torch.channels_last if draw.chance(0.6) else torch.contiguous_format
-        sizes = (shape["x"], shape["w"], shape["w"][:1], tuple(size.shape))
+        sizes = (shape["x"], shape["w"], shape["w"][:1], tuple(size))
         x, w, b, g = (draw.normal(size).float() for size in sizes)
         x, w, g = (t.contiguous(memory_format=memory_format) for t in (x, w, draw.sparse(g, 0.5)))
         return Case(number, x, w, b, g, geometry, draw.pick(LEVELS))

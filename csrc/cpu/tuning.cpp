@@ -134,10 +134,20 @@ std::vector<Candidate> candidates_of(const TunedCall& call) {
 
 // ---- timing ------------------------------------------------------------------------------------------------------
 
+constexpr double never_ran = std::numeric_limits<double>::infinity();
+
+// Times are in seconds.
 struct Timing {
   Candidate candidate;
-  double best = std::numeric_limits<double>::infinity();  // seconds
+  double best = never_ran, second = never_ran;
   bool dropped = false;
+
+  void add(double seconds) {
+    second = std::min(second, std::max(best, seconds));
+    best = std::min(best, seconds);
+  }
+  // Two runs took nearly the same time, so it is unlikely that both were disturbed.
+  bool is_settled() const { return dropped || second <= 1.1 * best; }
 };
 
 // Runs one candidate. One that fails, for example because it needs too much memory, is dropped.
@@ -150,30 +160,33 @@ void run_once(Pass pass, Timing& timing, const std::function<void()>& run) {
     timing.dropped = true;
   }
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  if (!timing.dropped) timing.best = std::min(timing.best, seconds);
+  if (!timing.dropped) timing.add(seconds);
 }
 
 // Runs the candidates in turn and takes the least time of each. The first round also fills the caches, and PyTorch
 // compiles its kernels in it. The third one is the first that finds the packed weight in the cache. Candidates that are
-// much slower than the best are dropped: expensive ones at once, the others after four rounds.
+// much slower than the best are dropped: expensive ones at once, the others after four rounds. While other programs
+// disturb the times, there are more rounds.
 std::vector<Timing> time_all(Pass pass, const std::vector<Candidate>& candidates, const std::function<void()>& run) {
-  constexpr int least_rounds = 4, most_rounds = 20;
-  constexpr double much = 4, expensive = 0.05, most_seconds = 0.1;
+  constexpr int few_rounds = 2, some_rounds = 4, most_rounds = 20;
+  constexpr double much = 4, expensive = 0.05, some_seconds = 0.1, most_seconds = 1;
   std::vector<Timing> timings;
   for (const Candidate candidate : candidates) timings.push_back({candidate});
-  double spent = 0;  // not more than the least times, so that a busy machine does not end the rounds
-  for (int round = 0; round < most_rounds; ++round) {
-    double best = std::numeric_limits<double>::infinity(), of_round = 0;
+  double spent = 0;
+  for (int round = 1; round <= most_rounds; ++round) {
+    double best = never_ran, of_round = 0;
     for (Timing& timing : timings) {
       if (timing.dropped) continue;
       run_once(pass, timing, run);
       best = std::min(best, timing.best);
       if (!timing.dropped) of_round += timing.best;
     }
-    const double hopeless = std::max(much * best, round + 1 < least_rounds ? expensive : 0);
+    const double hopeless = std::max(much * best, round < some_rounds ? expensive : 0);
     for (Timing& timing : timings) timing.dropped = timing.dropped || timing.best > hopeless;
     spent += of_round;
-    if (spent > most_seconds && (round + 1 >= least_rounds || (round > 0 && of_round > 2 * most_seconds))) break;
+    const bool settled = std::all_of(timings.begin(), timings.end(), [](const Timing& t) { return t.is_settled(); });
+    if (round >= few_rounds && spent > most_seconds) break;
+    if (round >= some_rounds && spent > some_seconds && settled) break;
   }
   return timings;
 }
@@ -181,9 +194,9 @@ std::vector<Timing> time_all(Pass pass, const std::vector<Candidate>& candidates
 Choice choice_of(const TunedCall& call, int eighths, Candidate planned, const std::vector<Timing>& timings) {
   Choice choice{call, eighths, Candidate::none, planned, {}};
   constexpr double noise = 1.03;  // The plan's own choice wins if it is at most this much slower.
-  double best = std::numeric_limits<double>::infinity();
+  double best = never_ran;
   for (const Timing& timing : timings) {
-    if (std::isinf(timing.best)) continue;
+    if (timing.best == never_ran) continue;
     choice.microseconds.emplace_back(timing.candidate, timing.best * 1e6);
     const double seconds = timing.candidate == planned ? timing.best / noise : timing.best;
     if (seconds < best) best = seconds, choice.chosen = timing.candidate;
