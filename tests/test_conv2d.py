@@ -128,6 +128,46 @@ def test_a_stride_above_the_image_gives_one_window(stride: int, groups: int) -> 
         assert_identical(huge, small)
 
 
+LAYOUT = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def assert_exact(x: torch.Tensor, w: torch.Tensor, **arguments: Any) -> None:
+    """Compare a convolution of small integers, and its gradients, with exact arithmetic."""
+    x.requires_grad_(), w.requires_grad_()
+    y, expected = FF.conv2d(x, w, **arguments), F.conv2d(x.double(), w.double(), **arguments)
+    assert torch.equal(y, expected.float())
+    g = torch.randint_like(y, -2, 3)
+    gradients = torch.autograd.grad(y, (x, w), g), torch.autograd.grad(expected, (x, w), g.double())
+    for ours, exact in zip(*gradients, strict=True):
+        assert torch.equal(ours, exact)
+
+
+# Stores of such results bypass the cache, if their channels are whole vectors. 100 channels are not.
+@pytest.mark.parametrize(("C", "K"), [(64, 96), (96, 64), (3, 100)])
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.usefixtures("level")
+def test_results_larger_than_the_cache_are_exact(C: int, K: int, layout: str) -> None:
+    x = torch.randint(-8, 9, (5, C, 112, 111)).float().to(memory_format=LAYOUT[layout])
+    assert_exact(x, torch.randint(-8, 9, (K, C, 1, 1)).float())
+
+
+# A weight of 1 MB or more is packed block by block if there are one or two tiles: 2 of 1024 pixels, 1 of 49.
+@pytest.mark.parametrize(
+    ("size", "weight", "stride"),
+    [
+        ((1, 512, 7, 7), (700, 512, 1, 1), 1),
+        ((2, 300, 9, 7), (130, 300, 3, 3), 2),
+        ((1, 70, 33, 31), (520, 70, 3, 3), 1),
+    ],
+)
+@pytest.mark.parametrize("layout", MEMORY_FORMATS)
+@pytest.mark.usefixtures("level", "two_threads", "algorithms_as_measured")
+def test_large_weights_give_exact_results(size: Any, weight: Any, stride: int, layout: str) -> None:
+    _C.set_algorithms({"winograd": "never"})
+    x, w = (torch.randint(-2, 3, shape).float().to(memory_format=LAYOUT[layout]) for shape in (size, weight))
+    assert_exact(x, w, stride=stride, padding=weight[2] // 2)
+
+
 def test_padding_much_larger_than_the_image_needs_no_memory() -> None:
     """With its own kernels, fastconv would store 13 GB of zeros."""
     _C.set_algorithms({"torch": "measured"})

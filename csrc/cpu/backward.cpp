@@ -89,11 +89,27 @@ class Gradient {
     // below `limit`.
     const double most = static_cast<double>(f_.windows() * f_.conv.K) / results;
     if (argmax_ && most < limit) return most;
+    if (!nonzero_ && !argmax_ && convolution_->numel() >= 32 * sample) {
+      constexpr double margin = 0.05;
+      if (const double share = sampled_nonzero(); share >= limit + margin) return share;
+    }
     if (!nonzero_) {
       const int64_t count = argmax_ ? count_nonzero<T>(*argmax_) : mark();
       nonzero_ = static_cast<double>(count) / results;
     }
     return *nonzero_;
+  }
+
+  // The share of non-zero values in a sample of runs that are evenly spaced. Marking all zeros took a quarter of the
+  // time of backward_data of ResNet-50's 64->256 1x1, 56x56, with a dense gradient.
+  double sampled_nonzero() const {
+    const T* values = data<T>(*convolution_);
+    const int64_t step = convolution_->numel() / (sample / run);
+    int64_t nonzero = 0;
+    for (int64_t first = 0; first < sample / run; ++first) {
+      for (int64_t i = 0; i < run; ++i) nonzero += values[first * step + i] != 0;
+    }
+    return static_cast<double>(nonzero) / static_cast<double>(sample);
   }
 
   // Marks the zeros of `convolution_`. Returns the number of non-zero values.
@@ -119,6 +135,8 @@ class Gradient {
     });
     return result;
   }
+
+  static constexpr int64_t sample = 4096, run = 64;
 
   FusedShape f_;
   std::optional<Tensor> pooled_, argmax_;  // of a fused operator, NHWC

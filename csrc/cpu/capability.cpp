@@ -4,7 +4,9 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
+#include <fstream>
 #include <stdexcept>
 
 #include "../environment.h"
@@ -78,6 +80,21 @@ std::vector<std::string> cpu_capabilities() {
     if (level.available()) names.emplace_back(level.name);
   }
   return names;
+}
+
+// sysconf does not serve: on AMD it returns the sum over all groups of cores, here 320 MB instead of 32.
+int64_t last_level_cache() {
+  static const int64_t size = [] {
+    int64_t largest = 0;
+    for (const char* index : {"2", "3"}) {
+      std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + index + "/size");
+      int64_t kilobytes = 0;
+      if (file >> kilobytes) largest = std::max(largest, kilobytes * 1024);
+    }
+    constexpr int64_t unknown = 32 << 20;
+    return largest > 0 ? largest : unknown;
+  }();
+  return size;
 }
 
 void set_cpu_capability(const std::string& name) { current().store(&level_named(name)); }

@@ -50,9 +50,8 @@ bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
   if (!can_be_small_output(s, krsc_weight)) return false;
   if (always(small_output)) return true;
   if (s.C < 32) return false;
-  const int64_t outputs = s.N * s.P * s.Q;
-  constexpr int64_t large_weight = 256 * 1024;  // elements
-  return outputs <= 24 || (outputs <= 64 && s.K * s.taps() >= large_weight);
+  const bool is_large = s.K * s.taps() >= 256 * 1024;  // The direct kernel packs large weights block by block.
+  return s.N * s.P * s.Q <= (!is_large ? 24 : s.R * s.S == 1 ? 9 : 16);
 }
 
 // The kernels that pool in registers have windows of 1, 4 or 9 pixels. Other pools read the convolution's results from

@@ -43,6 +43,13 @@ FC_INLINE void store_block(const Block<T, vectors, rows>& acc, int row, T* to, i
   store_upto(to + (vectors - 1) * lanes<T>, acc.value[row][vectors - 1], last_lanes);
 }
 
+// `to` is aligned to a vector, and all lanes are in use.
+template <class T, int vectors, int rows>
+FC_INLINE void stream_block(const Block<T, vectors, rows>& acc, int row, T* to) {
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) stream(to + v * lanes<T>, acc.value[row][v]);
+}
+
 template <class T, int vectors, int rows>
 FC_INLINE void add_block(const Block<T, vectors, rows>& acc, int row, T* to, int64_t last_lanes) {
 #pragma GCC unroll 2

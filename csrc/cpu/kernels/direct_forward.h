@@ -63,16 +63,23 @@ struct PackedColumns {
   int64_t step, last_lanes;
 };
 
-// Writes the first `count` windows of a block of sums, after ReLU and max-pooling if they are fused.
+// Writes the windows [first, first + count) of a tile from a block of sums, after ReLU and max-pooling if they are
+// fused.
 template <class T, int vectors, int rows, int window, bool fused>
-FC_INLINE void store_windows(const Block<T, vectors, rows>& acc, int count, T* y, uint8_t* argmax, int64_t K,
-                             int64_t last_lanes) {
+FC_INLINE void store_windows(const Block<T, vectors, rows>& acc, int count, const PooledTile<T>& to, int64_t first,
+                             int64_t K, int64_t last_lanes) {
+  T* y = to.data + first * K;
+  uint8_t* argmax = fused ? to.argmax + first * K : nullptr;
 #pragma GCC unroll 12
   for (int i = 0; i < rows / window; ++i) {
     if (i >= count) continue;
     const int64_t at = i * K;
     if constexpr (!fused) {
-      store_block(acc, i, y + at, last_lanes);
+      if (to.streamed) {
+        stream_block(acc, i, y + at);
+      } else {
+        store_block(acc, i, y + at, last_lanes);
+      }
     } else {
 #pragma GCC unroll 2
       for (int v = 0; v < vectors; ++v) {
@@ -130,10 +137,9 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
         for (const T*& row : a) row += s.dilation_h * strides.row;
       }
     }
-    T* y = to.data + first * s.K;
-    uint8_t* argmax = fused ? to.argmax + first * s.K : nullptr;
-    store_windows<T, vectors, block, window, fused>(acc, count, y, argmax, s.K, last_lanes);
+    store_windows<T, vectors, block, window, fused>(acc, count, to, first, s.K, last_lanes);
   }
+  if (!fused && to.streamed) finish_streaming();
 }
 
 // One block of output channels. y.argmax is null if nothing is fused.
@@ -146,7 +152,8 @@ void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& 
   FASTCONV_ASSERT(is_block<T>(index, s.groups, s.group_K()));
   const ChannelBlock<T> block(index, s.group_K());
   const int64_t k = block.group * s.group_K() + block.first;
-  const T* packed = weight.data + (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const int64_t at_block = (block.group * round_up_to_lanes<T>(s.group_K()) + block.first) * s.taps();
+  const T* packed = weight.data + (at_block - weight.first);
   const InputTile<T> group_x = {x.data + block.group * s.group_C(), x.strides};
   const bool by_rows = s.taps() > longest_sum;
   const int64_t step = block.vectors * lanes<T>;
@@ -160,14 +167,14 @@ void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& 
     const int64_t at = k + v * lanes<T>;
     run(s, w, group_x, {packed + v * lanes<T>, weight.bias ? weight.bias + at : nullptr},
         {step, v + most >= block.vectors ? block.last_lanes : lanes<T>},
-        {y.data + at, fused ? y.argmax + at : nullptr, y.images, y.row, y.rows});
+        {y.data + at, fused ? y.argmax + at : nullptr, y.images, y.row, y.rows, y.streamed});
   }
 }
 
 template <class T>
 void forward(const Conv2dShape& s, const InputTile<T>& x, const PackedWeight<T>& weight, const OutputTile<T>& y,
              int64_t index) {
-  forward_tile<T, 1, false>(s, {1, 1, s.Q}, x, weight, {y.data, nullptr, y.images, y.row, y.rows}, index);
+  forward_tile<T, 1, false>(s, {1, 1, s.Q}, x, weight, {y.data, nullptr, y.images, y.row, y.rows, y.streamed}, index);
 }
 
 // With ReLU and max-pooling. Windows have 1, 4 or 9 pixels, tile the image, and have no padding or dilation.

@@ -16,11 +16,14 @@ struct InputTile {
   Strides strides;
 };
 
-// The rows [row, row + rows) of `images` images of a result, contiguous.
+// The rows [row, row + rows) of `images` images of a result, contiguous. `streamed`: the result does not fit in the
+// cache, so stores bypass it (forward of direct_forward.h only). Then all channels are written as whole aligned
+// vectors.
 template <class T>
 struct OutputTile {
   T* data;
   int64_t images, row, rows;
+  bool streamed = false;
 };
 
 // The same for a result after ReLU and max-pooling. `argmax` (shapes.h) has one byte for each element of `data`.
@@ -29,6 +32,7 @@ struct PooledTile {
   T* data;
   uint8_t* argmax;
   int64_t images, row, rows;
+  bool streamed = false;
 };
 
 // The rows [row, row + rows) of a convolution's output gradient. Images are `image_stride` elements apart.
@@ -68,11 +72,13 @@ struct GroupResult {
   int64_t columns, channels;
 };
 
-// A weight in the order that the kernel reads, and the bias. `bias` may be null.
+// A weight in the order that the kernel reads, and the bias. `bias` may be null. `data` begins with element `first` of
+// the packed weight.
 template <class T>
 struct PackedWeight {
   const T* data;
   const T* bias;
+  int64_t first = 0;
 };
 
 // The gradients of the weight and of the bias, to which backward_weight adds. `bias` may be null.

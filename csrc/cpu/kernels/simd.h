@@ -67,6 +67,25 @@ FC_INLINE void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(to) = value;
 }
 
+// Stores to an address that is aligned to FC_VECTOR_BYTES, past the caches: the CPU does not read the memory before it
+// is overwritten. finish_streaming() must follow before another thread reads it.
+template <class T>
+FC_INLINE void stream(T* to, Vec<T> value) {
+#if FC_VECTOR_BYTES == 64
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), (__m512i)value);
+#elif FC_VECTOR_BYTES == 32
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)value);
+#else
+  store(to, value);
+#endif
+}
+
+FC_INLINE void finish_streaming() {
+#if FC_VECTOR_BYTES >= 32
+  _mm_sfence();
+#endif
+}
+
 // Load and store only the first `count` lanes, 0 < count <= lanes. Elements have 4 or 8 bytes. Memory after these lanes
 // is not accessed. A load sets the other lanes to zero.
 #if FC_VECTOR_BYTES == 64

@@ -139,7 +139,8 @@ class NhwcWriter {
         nhwc_(is_nhwc(tensor)),
         C_(tensor.size(1)),
         H_(tensor.size(2)),
-        W_(tensor.size(3)) {}
+        W_(tensor.size(3)),
+        bytes_(tensor.numel() * static_cast<int64_t>(sizeof(T))) {}
 
   // The pixels of a tile. A tile of a large image that goes through workspace is smaller, to stay in the first-level
   // cache.
@@ -153,6 +154,22 @@ class NhwcWriter {
   T* tile(const Tile& tile) const {
     if (nhwc_) return data_ + (tile.image * H_ + tile.row) * W_ * C_;
     return workspace<T>(Workspace::output_tile, tile.images * tile.rows * W_ * C_);
+  }
+
+  // Whether tiles are written past the caches: the tensor has at least 3/8 of the largest cache, and the blocks of
+  // channels of each group are whole aligned vectors. The CPU then does not read memory that it overwrites, but the
+  // next operator finds nothing in the cache. Milliseconds without / with, 2 threads of Zen 4 with 32 MB of cache, for
+  // the convolution alone and for convolution, ReLU in place and a 1x1 convolution:
+  //   16->96 1x1, 112x112, batch of 8   38.5 MB    3.31 / 1.75    12.4 / 10.1
+  //   64->256 1x1, 56x56, batch of 8    25.7 MB    4.96 / 3.79    10.1 / 9.7
+  //   3->64 3x3, 224x224                12.8 MB    1.44 / 0.90     3.7 / 3.1
+  //   64->256 1x1, 56x56, batch of 4    12.8 MB    2.40 / 1.88     4.2 / 4.4
+  //   64->256 1x1, 56x56, batch of 3     9.6 MB    1.78 / 1.42     3.0 / 3.2
+  bool streamed(int64_t group_channels) const {
+    constexpr int64_t line = 64;
+    return nhwc_ && bytes_ >= last_level_cache() / 8 * 3 &&
+           group_channels * static_cast<int64_t>(sizeof(T)) % line == 0 &&
+           reinterpret_cast<uintptr_t>(data_) % line == 0;
   }
 
   // Copies channels [c0, c1) of a computed tile to the tensor, unless they are already there.
@@ -169,7 +186,7 @@ class NhwcWriter {
  private:
   T* data_;
   bool nhwc_;
-  int64_t C_, H_, W_;
+  int64_t C_, H_, W_, bytes_;
 };
 
 // Writes an (N, K, P, Q) tensor as a whole, through a copy in NHWC if it is not NHWC itself.

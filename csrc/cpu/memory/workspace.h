@@ -18,6 +18,7 @@ enum class Workspace {
   list_offsets,
   list_values,
   intermediate,  // a tile of the convolution's results, Winograd's transforms, few_channels' patches
+  weight_block,
   whole_input,
   whole_gradient,
   convolution,
