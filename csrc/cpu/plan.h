@@ -56,8 +56,8 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight);
 // reads a whole tensor.
 struct GradientFacts {
   bool has_argmax;  // the gradient of a fused operator
-  // Returns the share of the convolution's results that the gradient reaches. Instead, it may return an upper bound that
-  // is below `limit`, or an estimate from a sample that is clearly above it.
+  // Returns the share of the convolution's results that the gradient reaches. Instead, it may return an upper bound
+  // that is below `limit`, or an estimate from a sample that is clearly above it.
   std::function<double(double limit)> nonzero;
   // Whether the other factor (weight or input) is finite. Only then may products with a zero gradient be skipped.
   std::function<bool()> other_is_finite;

@@ -157,10 +157,10 @@ void run_once(Pass pass, Timing& timing, const std::function<void()>& run) {
     const Following following(pass, timing.candidate);
     run();
   } catch (...) {
-    timing.dropped = true;
+    timing = {timing.candidate, never_ran, never_ran, true};
+    return;
   }
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  if (!timing.dropped) timing.add(seconds);
+  timing.add(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 
 // Runs the candidates in turn and takes the least time of each. The first round also fills the caches, and PyTorch
@@ -169,7 +169,7 @@ void run_once(Pass pass, Timing& timing, const std::function<void()>& run) {
 // disturb the times, there are more rounds.
 std::vector<Timing> time_all(Pass pass, const std::vector<Candidate>& candidates, const std::function<void()>& run) {
   constexpr int few_rounds = 2, some_rounds = 4, most_rounds = 20;
-  constexpr double much = 4, expensive = 0.05, some_seconds = 0.1, most_seconds = 1;
+  constexpr double much = 4, expensive = 0.05, expensive_to_compile = 0.2, some_seconds = 0.1, most_seconds = 1;
   std::vector<Timing> timings;
   for (const Candidate candidate : candidates) timings.push_back({candidate});
   double spent = 0;
@@ -181,7 +181,8 @@ std::vector<Timing> time_all(Pass pass, const std::vector<Candidate>& candidates
       best = std::min(best, timing.best);
       if (!timing.dropped) of_round += timing.best;
     }
-    const double hopeless = std::max(much * best, round < some_rounds ? expensive : 0);
+    const double least = round == 1 ? expensive_to_compile : round < some_rounds ? expensive : 0;
+    const double hopeless = std::max(much * best, least);
     for (Timing& timing : timings) timing.dropped = timing.dropped || timing.best > hopeless;
     spent += of_round;
     const bool settled = std::all_of(timings.begin(), timings.end(), [](const Timing& t) { return t.is_settled(); });
