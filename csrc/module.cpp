@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <optional>
@@ -14,7 +15,10 @@
 #include "cpu/capability.h"
 #include "cpu/memory/packed_weights.h"
 #include "cpu/plan.h"
+#include "cpu/slower_calls.h"
+#include "cpu/tuning.h"
 #include "environment.h"
+#include "tuning_module.h"
 
 #if !defined(FASTCONV_CUDA)
 #define FASTCONV_CUDA no
@@ -50,6 +54,27 @@ pybind11::list tiles_of(const fastconv::cpu::WinogradCut& cut) {
   return tiles;
 }
 
+// The choice of fastconv.tune() for a call whose tensors all have one memory format.
+fastconv::cpu::Candidate tuned_for(fastconv::cpu::Pass pass, const fastconv::FusedShape& f, bool fused,
+                                   fastconv::ScalarType type, bool channels_last, double nonzero) {
+  using namespace fastconv::cpu;
+  const fastconv::Conv2dShape& s = f.conv;
+  const auto order = [=](int64_t channels, int64_t pixels) {
+    return channels == 1 || pixels == 1 ? Order::either : channels_last ? Order::nhwc : Order::nchw;
+  };
+  const Order input = order(s.C, s.H * s.W), weight = order(s.group_C(), s.R * s.S);
+  const Order gradient = order(s.K, f.pool.P * f.pool.Q);
+  const Order result = pass == Pass::forward ? gradient : pass == Pass::backward_data ? input : weight;
+  const TunedCall call{pass,
+                       f,
+                       fused,
+                       type,
+                       {pass == Pass::forward ? input : gradient, pass == Pass::backward_weight ? input : weight},
+                       result == Order::nhwc ? Order::nhwc : Order::nchw,
+                       static_cast<int>(torch::stable::get_num_threads())};
+  return tuning::find(call, static_cast<int>(std::ceil(nonzero * 8)));
+}
+
 template <class T>
 pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape& f, bool fused,
                             fastconv::ScalarType type, bool channels_last, double nonzero, bool finite) {
@@ -62,8 +87,10 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
   const Pass which = pass == "forward"         ? Pass::forward
                      : pass == "backward_data" ? Pass::backward_data
                                                : Pass::backward_weight;
+  const tuning::Following tuned(which, tuned_for(which, f, fused, type, channels_last, nonzero));
   if (!fused && torch_is_faster(f.conv, which, type)) {
     result["algorithm"] = "torch";
+    result["rule"] = rule_for_torch(f.conv, which, type);
     return result;
   }
   if (pass == "forward") {
@@ -126,21 +153,26 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_capability", &fastconv::set_cpu_capability, pybind11::arg("name"),
         "Choose the ISA level of this process, while no operator runs. ValueError if the machine lacks the level.");
   namespace py = pybind11;
-  m.def("plan", &plan, py::arg("pass_"), py::arg("input_size"), py::arg("weight_size"),
-        py::arg("stride") = fastconv::Ints{1, 1}, py::arg("padding") = fastconv::Ints{0, 0},
-        py::arg("dilation") = fastconv::Ints{1, 1}, py::arg("groups") = 1, py::kw_only(), py::arg("relu") = false,
-        py::arg("pool") = py::none(), py::arg("dtype") = "float32", py::arg("channels_last") = true,
-        py::arg("nonzero") = 1.0, py::arg("finite") = true,
-        "How the CPU computes a convolution: a dict with the 'algorithm' and the decisions that belong to it. `pass_` "
-        "is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a (kernel_size, stride, padding, "
-        "dilation), fuses a ReLU and max-pooling. 16-bit dtypes are computed in float32. `channels_last` says that the "
-        "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
-        "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
+  m.def(
+      "plan", &plan, py::arg("pass_"), py::arg("input_size"), py::arg("weight_size"),
+      py::arg("stride") = fastconv::Ints{1, 1}, py::arg("padding") = fastconv::Ints{0, 0},
+      py::arg("dilation") = fastconv::Ints{1, 1}, py::arg("groups") = 1, py::kw_only(), py::arg("relu") = false,
+      py::arg("pool") = py::none(), py::arg("dtype") = "float32", py::arg("channels_last") = true,
+      py::arg("nonzero") = 1.0, py::arg("finite") = true,
+      "How the CPU computes a convolution: a dict with the 'algorithm' and the decisions that belong to it. Choices of "
+      "fastconv.tune() count. `pass_` "
+      "is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a (kernel_size, stride, padding, "
+      "dilation), fuses a ReLU and max-pooling. 16-bit dtypes are computed in float32. `channels_last` says that the "
+      "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
+      "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
+  m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
+        "The names of the rules that leave calls to PyTorch, as in docs/pytorch_calls.md. plan() names the 'rule'.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
-        "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "
-        "'always' (for every shape that it can compute), 'never' or 'measured' (the plan decides; the default). "
+        "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches and "
+        "thin_groups to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan decides; the "
+        "default). "
         "`winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, "
         "in elements of input and output, unless it is 0.");
   m.def(
@@ -162,5 +194,6 @@ PYBIND11_MODULE(_C, m) {
             {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
       },
       "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
+  fastconv::add_tuning(m);
   m.def("build_info", &build_info, "How the extension was built.");
 }

@@ -5,6 +5,7 @@ from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU, with the arguments
 fastconv.optim.Adam(...)           # torch.optim's Adam, with less Python overhead
 fastconv.convert(model)            # replaces the layers of any model
 with fastconv.enabled(): ...       # PyTorch's own functions and layers, computed by fastconv
+with fastconv.tune(): ...          # times the algorithms for each convolution, and keeps the fastest
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ __all__ = [
     "optim",
     "revert",
     "show_config",
+    "tune",
+    "tuning",
 ]
 
 if TYPE_CHECKING or not startup.is_command():
-    from fastconv.public import conversion_report, convert, enabled, revert, show_config  # isort: skip  loads torch
-    from fastconv import _C, environment, flops, functional, models, nn, optim  # isort: skip
+    from fastconv.public import conversion_report, convert, enabled, revert, show_config, tune  # isort: skip  loads torch
+    from fastconv import _C, environment, flops, functional, models, nn, optim, tuning  # isort: skip
 else:
     # The command `fastconv` loads torch only if it has to compute: `fastconv --help` takes 0.2 s instead of 2 s.
     def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastconv._ops.library import _C
 
-__all__ = ["benchmark_rounds", "data_folder", "settings"]
+__all__ = ["benchmark_rounds", "data_folder", "settings", "tuning_file"]
 
 #: The upper limit of ``FASTCONV_BENCH_ROUNDS``. Larger values are reduced to it.
 MOST_ROUNDS = 1_000_000
@@ -21,9 +21,16 @@ def settings() -> dict[str, str]:
     """Return the value of each variable, or its default if it is empty or not set."""
     return {
         **_C.environment(),
+        "FASTCONV_TUNING": str(tuning_file() or ""),
         "FASTCONV_DATA": str(data_folder() or ""),
         "FASTCONV_BENCH_ROUNDS": str(benchmark_rounds()),
     }
+
+
+def tuning_file() -> Path | None:
+    """Return the file of choices to load at import, ``FASTCONV_TUNING``. None if it is empty or not set."""
+    value = os.environ.get("FASTCONV_TUNING", "").strip()
+    return Path(value).expanduser() if value else None
 
 
 def data_folder() -> Path | None:

@@ -10,11 +10,13 @@ from fastconv import environment
 from fastconv._ops.library import _C, has_cuda
 from fastconv.version import __version__
 
-from fastconv import flops, functional, models, nn, optim  # isort: skip  after the operators
+from fastconv import flops, functional, models, nn, optim, tuning  # isort: skip  after the operators
 from fastconv.conversion import conversion_report, convert, register_for_fuse_modules, revert  # isort: skip
 from fastconv.override import enabled  # isort: skip
+from fastconv.tuning import tune  # isort: skip
 
 register_for_fuse_modules()
+tuning.load_from_environment()
 
 __all__ = [
     "_C",
@@ -30,6 +32,8 @@ __all__ = [
     "optim",
     "revert",
     "show_config",
+    "tune",
+    "tuning",
 ]
 
 

@@ -18,6 +18,7 @@ DEFAULTS = {
     "FASTCONV_ALGORITHM": "auto",
     "FASTCONV_WINOGRAD": "3",
     "FASTCONV_CACHE_MB": "512",
+    "FASTCONV_TUNING": "",
     "FASTCONV_BENCH_ROUNDS": "60",
 }
 LEVELS = _C.cpu_capabilities()

@@ -19,11 +19,11 @@ LAYERS = (
     {"classifier"},
     {"benchmarking", "builder"},
     {"public"},
-    {"conversion", "override"},
+    {"conversion", "override", "tuning"},
     {"nn", "functional", "models", "optim", "reference", "flops", "_deferred", "_layer", "_scripted"},
     {"environment"},
     {"_ops"},
-    {"installation", "startup", "version"},
+    {"installation", "processor", "startup", "version"},
 )
 LAYER = {name: level for level, names in enumerate(LAYERS) for name in names}
 

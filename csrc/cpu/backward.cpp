@@ -155,6 +155,9 @@ void backward_data(Gradient<T>& g, const Tensor& weight, const Tensor& grad_inpu
   if (plan.algorithm == Algorithm::thin_groups) {
     return thin_groups_backward_data<T>(g.shape().conv, g.convolution(), w, grad_input);
   }
+  if (plan.algorithm == Algorithm::torch) {
+    return torch_backward_data(g.shape().conv, g.convolution(), w, grad_input);
+  }
   Conv2dShape s = g.shape().conv;
   s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
   Tensor rows = g.convolution();
@@ -174,6 +177,8 @@ void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_wei
       return sparse_backward_weight<T>(g.sparse(plan.unpool), x, grad_weight, grad_bias);
     case Algorithm::thin_groups:
       return thin_groups_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+    case Algorithm::torch:
+      return torch_backward_weight(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
     default:
       return direct_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
   }

@@ -1,20 +1,31 @@
 #include "conv2d_relu_max_pool2d.h"
 
 #include "convolution.h"
+#include "tuning.h"
 
 namespace fastconv::cpu {
-
 Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
-  if (output.numel() > 0) run_forward({f, input, weight, bias, output, mutable_data<uint8_t>(argmax)});
+  if (output.numel() == 0) return {output, argmax};
+  const auto run = [&] { run_forward({f, input, weight, bias, output, mutable_data<uint8_t>(argmax)}); };
+  const auto operands = [&] { return Operands{f, input, weight, is_channels_last(output), {}, true}; };
+  const Tuned tuned(Pass::forward, true, operands, run);
+  run();
   return {output, argmax};
 }
 
 Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
                          const Tensor& weight, bool needs_input, bool needs_weight) {
-  return run_backward({f, grad_output, argmax, input, weight}, needs_input, needs_weight);
+  const auto run = [&](bool of_input, bool of_weight) {
+    return run_backward({f, grad_output, argmax, input, weight}, of_input, of_weight);
+  };
+  const auto for_data = [&] { return Operands{f, grad_output, weight, is_channels_last(input), argmax, true}; };
+  const auto for_weight = [&] { return Operands{f, grad_output, input, is_channels_last(weight), argmax, true}; };
+  const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
+  const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
+  return run(needs_input, needs_weight);
 }
 
 }  // namespace fastconv::cpu

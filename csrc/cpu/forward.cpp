@@ -32,6 +32,8 @@ void run_forward(const Forward& call) {
         return small_output_forward<T>(call);
       case Algorithm::thin_groups:
         return thin_groups_forward<T>(call);
+      case Algorithm::torch:
+        return torch_forward<T>(call);
       default:
         return direct_forward<T>(call, plan.pool_in_registers);
     }

@@ -1,155 +1,40 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <optional>
-#include <stdexcept>
-#include <vector>
 
-#include "../environment.h"
+#include "candidates.h"
 #include "capability.h"
+#include "forced_choices.h"
 #include "memory/tiles.h"
 #include "slower_calls.h"
+#include "tuning.h"
+#include "winograd_cut.h"
 
 // Unless a table says otherwise, it was measured with one thread of Zen 4, AVX-512, batch 64, float32, 3 x 3 kernels.
 namespace fastconv::cpu {
 namespace {
 
-// ---- choices that tests make -------------------------------------------------------------------------------------
+// ---- what an algorithm can compute, and when it pays ------------------------------------------------------------
 
-enum class Choice { unset, measured, always, never };
-
-// The decisions that a test may force or forbid.
-enum Option {
-  torch_itself,
-  winograd,
-  small_output,
-  sparse_gradient,
-  few_channels,
-  pool_in_registers,
-  weight_as_patches,
-  options
-};
-constexpr std::array<const char*, options> option_names{
-    "torch", "winograd", "small_output", "sparse_gradient", "few_channels", "pool_in_registers", "weight_as_patches"};
-std::array<std::atomic<Choice>, options> choices{};
-std::atomic<int> forced_winograd_side{-1};
-std::atomic<int64_t> forced_band{0};
-
-bool always(Option option) { return choices[option].load(std::memory_order_relaxed) == Choice::always; }
-bool never(Option option) { return choices[option].load(std::memory_order_relaxed) == Choice::never; }
-
-// ---- Winograd ----------------------------------------------------------------------------------------------------
-
-// One side of an image: `count` tiles of m outputs and, unless rest is 0, one more of `rest`.
-struct CutSide {
-  int m;
-  int64_t count;
-  int rest;
-};
-
-// Lists the ways to cut one side. There are two ways to compute the outputs that remain at the edge. A smaller tile
-// saves multiplications, but needs another transformed weight. One more tile of m is partly outside of the image.
-std::vector<CutSide> cuts_of_side(int64_t outputs, int largest, int window) {
-  std::vector<CutSide> result;
-  for (int m = largest; m > 0; --m) {
-    if (m % window != 0) continue;
-    if (outputs >= m) result.push_back({m, outputs / m, static_cast<int>(outputs % m)});
-    if (outputs % m != 0) result.push_back({m, ceil_div(outputs, m), 0});
-  }
-  return result;
+// PyTorch computes the number of outputs from the sizes. A band of a large call may have less padding below.
+bool torch_can_compute_exactly(const Conv2dShape& s) {
+  const auto outputs = [](int64_t size, int64_t pad, int64_t taps, int64_t dilation, int64_t stride) {
+    return (size + 2 * pad - (taps - 1) * dilation - 1) / stride + 1;
+  };
+  return torch_is_allowed() && torch_can_compute(s) && s.P == outputs(s.H, s.pad_h, s.R, s.dilation_h, s.stride_h) &&
+         s.Q == outputs(s.W, s.pad_w, s.S, s.dilation_w, s.stride_w);
 }
 
-WinogradCut cheapest_cut(const FusedShape& f, int largest) {
-  constexpr int64_t weight_in_tiles = 40;  // To transform a weight costs as much as 40 tiles.
-  const int window = static_cast<int>(f.pool.R);
-  WinogradCut best{{}, std::numeric_limits<int64_t>::max()};
-  for (const CutSide& h : cuts_of_side(f.pool.P * window, largest, window)) {
-    for (const CutSide& w : cuts_of_side(f.pool.Q * window, largest, window)) {
-      const int64_t last_row = h.m * h.count, last_column = w.m * w.count;
-      WinogradCut cut{{{{h.m, w.m, 0, 0, h.count, w.count},
-                        {h.m, w.rest, 0, last_column, h.count, w.rest > 0},
-                        {h.rest, w.m, last_row, 0, h.rest > 0, w.count},
-                        {h.rest, w.rest, last_row, last_column, h.rest > 0, w.rest > 0}}},
-                      0};
-      for (const WinogradTileKind& kind : cut.kinds) {
-        const int64_t tiles = f.conv.N * kind.per_image();
-        if (tiles > 0) cut.cost += (tiles + weight_in_tiles) * kind.frequencies();
-      }
-      if (cut.cost < best.cost) best = cut;
-    }
-  }
-  return best;
+template <class T>
+bool has_thin_groups(const Conv2dShape& s) {
+  return kernels().conv2d<T>().thin_groups.supports(s) && !never(thin_groups);
 }
 
-// The largest side of a tile. The table has the error of the forward pass divided by PyTorch's error, with tiles of up
-// to 4 / 3 / 2 on a side. Errors are root mean squares against float64. x is normally distributed (after ReLU, all
-// ratios are a fifth larger). The padding is 1, but 0 for 64->128.
-//                      contiguous, AVX-512     channels_last, or PyTorch with AVX2
-//   32->32   14x14     2.25 / 1.60 / 0.80      1.61 / 1.15 / 0.57
-//   64->64   16x16     2.35 / 1.71 / 0.98      1.20 / 0.87 / 0.50
-//   64->128  5x5       1.72 / 1.72 / 0.87      0.88 / 0.88 / 0.45
-//   128->128 8x8       2.64 / 1.72 / 1.03      0.98 / 0.64 / 0.38
-//   256->256 8x8       2.85 / 1.85 / 1.03      0.76 / 0.50 / 0.28
-// The goal is at most about twice PyTorch's error, so the default is 3. Tiles of 4 x 4 take 0.7 to 1.0 of the time and
-// need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result may be
-// 1e-7 times the largest instead of 0. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
-//
-// PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
-// simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for
-// padding 1 of a 3 x 3 image). Tiles are at most 2 x 2 in these three cases, and also with a pool (see
-// kernels/winograd.h) and without AVX2.
-int winograd_side(const FusedShape& f, bool backward) {
-  const Conv2dShape& s = f.conv;
-  const bool padded = s.pad_h > 1 || s.pad_w > 1 || (s.H < 5 && s.pad_h > 0) || (s.W < 5 && s.pad_w > 0);
-  const bool small = backward || f.window() > 1 || s.C < 32 || padded;
-  const int forced = forced_winograd_side.load(std::memory_order_relaxed);
-  const int largest = small ? 2 : kernels().conv2d<float>().winograd.largest_tile;
-  return std::min(forced < 0 ? environment().winograd : forced, largest);
+bool can_be_small_output(const Conv2dShape& s, bool krsc_weight) {
+  return s.groups == 1 && s.C % 16 == 0 && krsc_weight && !never(small_output);
 }
-
-// Returns the cheapest cut, or nothing if Winograd cannot compute the shape or does not pay. `direct` is the number of
-// multiplications of the direct kernel for each pair of channels. The table has the time of the direct kernel divided
-// by Winograd's, with tiles of up to 3 x 3 (padding 1, but 0 for 64->128; one thread of Zen 5, AVX-512):
-//                  batch    1     2     4     8    16    64      with tiles of up to 2 x 2:  16    64      4 x 4:  64
-//   16->16   28x28         1.1   1.1   1.1   1.1   1.1   1.2                              1.1   1.0             1.0
-//   32->32   14x14         1.2   1.4   1.5   1.7   1.7   1.9                              1.6   1.6             2.0
-//   64->64   14x14         1.4   1.6   1.8   2.0   2.1   2.2                              1.9   1.8             2.2
-//   64->64   16x16         1.5   1.7   1.8   1.9   2.0   2.1                              1.8   1.7             2.2
-//   128->128 14x14         1.5   1.9   2.1   2.2   2.2   2.0                              2.0   1.8             2.2
-//   128->128 8x8           1.0   1.0   1.8   2.0   2.2   2.2                              2.1   2.0             2.8
-//   256->256 8x8           1.0   1.0   1.9   2.1   2.1   2.0                              2.1   1.9             2.6
-//   256->256 7x7           1.0   1.0   1.6   1.8   1.7   1.6                              1.7   1.6             2.1
-//   512->512 7x7           1.0   1.0   1.1   1.2   1.5   1.5                              1.4   1.0             1.9
-//   512->512 4x4           1.0   1.0   1.0   1.0   1.5   1.5                              1.6   1.4             2.4
-//   64->128  5x5           1.0   1.0   1.0   1.0   1.0   1.9                              1.0   1.2             1.9
-// The transforms of x and y pay only with enough channels, and those of the weight only with enough tiles.
-std::optional<WinogradCut> winograd_cut(const FusedShape& f, int side, int64_t direct) {
-  const Conv2dShape& s = f.conv;
-  const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-                     s.dilation_w == 1 && s.groups == 1;
-  const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
-  if (!shape || !tiles || side < 2 || never(winograd)) return {};
-  const bool forced = always(winograd);
-  if (!forced && (s.C < 16 || s.K < 16)) return {};
-  const WinogradCut cut = cheapest_cut(f, side);
-  if (!forced && cut.cost >= direct) return {};
-  return cut;
-}
-
-std::optional<WinogradCut> winograd_cut_forward(const FusedShape& f) {
-  return winograd_cut(f, winograd_side(f, false), f.windows() * f.window() * 9);
-}
-
-std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s) {
-  if (s.pad_h >= s.R || s.pad_w >= s.S) return {};
-  const FusedShape turned = without_pool(turned_around(s));
-  // The direct kernel of backward_data skips the products that padding would discard.
-  return winograd_cut(turned, winograd_side(turned, true), s.N * s.P * s.Q * 9);
-}
-
-// ---- other algorithms --------------------------------------------------------------------------------------------
 
 // Microseconds of PyTorch / of fastconv without small_output, with a cached packed weight / of small_output. One image,
 // 2 threads, and the weight is not in the CPU's caches:
@@ -162,7 +47,7 @@ std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s) {
 //   256->256  8x8 (64)          489 /  675 /  601
 //   256->256  14x14 (196)      1336 / 1291 / 2075
 bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
-  if (s.groups != 1 || s.C % 16 != 0 || !krsc_weight || never(small_output)) return false;
+  if (!can_be_small_output(s, krsc_weight)) return false;
   if (always(small_output)) return true;
   if (s.C < 32) return false;
   const bool is_large = s.K * s.taps() >= 256 * 1024;  // The direct kernel packs large weights block by block.
@@ -176,13 +61,14 @@ bool pools_in_registers(const FusedShape& f) {
   return size && f.windows_touch() && !never(pool_in_registers);
 }
 
-// Whether sparse_gradient can compute the shape with full vectors. A vector holds a run of adjacent taps.
+// Whether sparse_gradient can compute the shape. Without `partial` vectors, it must use full ones. A vector holds a run
+// of adjacent taps.
 template <class T>
-bool can_be_sparse(const FusedShape& f) {
+bool can_be_sparse(const FusedShape& f, bool partial) {
   const Conv2dShape& s = f.conv;
   if (s.groups != 1 || !f.windows_inside() || never(sparse_gradient)) return false;
   const int64_t run = s.dilation_w == 1 ? s.S * s.C : s.C;
-  if (run < kernels().conv2d<T>().direct.block_lanes && !always(sparse_gradient)) return false;
+  if (run < kernels().conv2d<T>().direct.block_lanes && !partial) return false;
   // Offsets are 32 bits wide. They point into the weight, into a tile of x with its padding, or into the lists of a
   // tile. A tile has several images only if they are small.
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
@@ -205,21 +91,22 @@ bool can_be_sparse(const FusedShape& f) {
 //   128->128 14x14  weight   1.0   1.2   1.4   1.6   1.9   2.7   4.0   7.1    (batch 16)
 //                   data     0.4   0.6   0.7   0.8   1.1   1.6   2.4   5.0
 // AVX2 is within 10 % of that.
-double sparse_weight_below() { return always(sparse_gradient) ? 2 : 0.6; }
+constexpr double at_any_share = 2;
+double sparse_weight_below() { return always(sparse_gradient) ? at_any_share : 0.6; }
 
 double sparse_data_below(const Conv2dShape& s, const std::optional<WinogradCut>& cut) {
-  if (always(sparse_gradient)) return 2;
+  if (always(sparse_gradient)) return at_any_share;
   // If Winograd is possible, sparse_gradient must beat it, and Winograd costs less than the direct kernel.
   return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
 }
 
-// Chooses sparse_gradient if it is faster. It skips zeros of the pool's gradient if it can, else zeros of the
-// convolution's gradient.
+// Chooses sparse_gradient if the share of non-zero values is `below` a limit. It skips zeros of the pool's gradient if
+// it can, else zeros of the convolution's gradient.
 template <class T>
 bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double below, int64_t least_windows,
                     BackwardPlan& plan) {
   const auto possible = [&](const FusedShape& shape) {
-    return can_be_sparse<T>(shape) && shape.windows() >= least_windows;
+    return can_be_sparse<T>(shape, below == at_any_share) && shape.windows() >= least_windows;
   };
   const bool pooled = possible(f), unpooled = !pooled && possible(without_pool(f.conv));
   if (!pooled && !unpooled) return false;
@@ -228,22 +115,119 @@ bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double b
   return true;
 }
 
+constexpr int64_t most_few_channels = 4;
+
+template <class T>
+bool can_have_few_channels(const FusedShape& f, const GradientFacts& gradient) {
+  return !never(few_channels) && kernels().conv2d<T>().few_channels.supports(f) && gradient.other_is_finite();
+}
+
+// The first rows of grad_output that reach no input. Only a band of a large image has such rows.
+int64_t unused_rows(const Conv2dShape& s) {
+  return std::max<int64_t>(0, std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1));
+}
+
+Conv2dShape without_rows(Conv2dShape s, int64_t rows) {
+  s.P -= rows, s.pad_h -= rows * s.stride_h;
+  return s;
+}
+
+BackwardPlan direct_plan(const GradientFacts& gradient) {
+  return {Algorithm::direct, {}, gradient.has_argmax, false, 0};
+}
+
+template <class T>
+bool has_patches(const FusedShape& f, bool unpool) {
+  const FusedShape computed = unpool ? without_pool(f.conv) : f;
+  return kernels().conv2d<T>().sparse_gradient_3x3.supports(computed) && !never(weight_as_patches);
+}
+
+// ---- plans of one candidate: nothing if it cannot compute the call ----------------------------------------------
+
+template <class T>
+std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, bool krsc_weight) {
+  if (candidate == Candidate::direct) return ForwardPlan{Algorithm::direct, {}, false};
+  if (candidate == Candidate::pool_in_registers && pools_in_registers(f))
+    return ForwardPlan{Algorithm::direct, {}, true};
+  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv))
+    return ForwardPlan{Algorithm::torch, {}, false};
+  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
+    return ForwardPlan{Algorithm::thin_groups, {}, false};
+  }
+  if (candidate == Candidate::small_output && can_be_small_output(f.conv, krsc_weight)) {
+    return ForwardPlan{Algorithm::small_output, {}, false};
+  }
+  if (const int side = winograd_side_of(candidate)) {
+    if (const auto cut = winograd_cut_forward(f, side, false)) return ForwardPlan{Algorithm::winograd, *cut, true};
+  }
+  return {};
+}
+
+template <class T>
+std::optional<BackwardPlan> backward_data_by(Candidate candidate, const FusedShape& f, const GradientFacts& gradient) {
+  BackwardPlan plan = direct_plan(gradient);
+  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) {
+    plan.algorithm = Algorithm::torch;
+    return plan;
+  }
+  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
+    plan.algorithm = Algorithm::thin_groups;
+    return plan;
+  }
+  const bool patches = candidate == Candidate::weight_as_patches;
+  if (patches || candidate == Candidate::sparse_gradient) {
+    if (!chooses_sparse<T>(f, gradient, at_any_share, 0, plan)) return {};
+    plan.weight_as_patches = patches && has_patches<T>(f, plan.unpool);
+    return plan;
+  }
+  plan.unused_rows = unused_rows(f.conv);
+  if (candidate == Candidate::direct) return plan;
+  if (const int side = winograd_side_of(candidate)) {
+    const auto cut = winograd_cut_backward_data(without_rows(f.conv, plan.unused_rows), side, false);
+    if (!cut) return {};
+    plan.algorithm = Algorithm::winograd, plan.cut = *cut;
+    return plan;
+  }
+  return {};
+}
+
+template <class T>
+std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedShape& f,
+                                               const GradientFacts& gradient) {
+  BackwardPlan plan = direct_plan(gradient);
+  if (candidate == Candidate::direct) return plan;
+  if (candidate == Candidate::sparse_gradient) {
+    if (!chooses_sparse<T>(f, gradient, at_any_share, 0, plan)) return {};
+    return plan;
+  }
+  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) {
+    plan.algorithm = Algorithm::torch;
+  } else if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
+    plan.algorithm = Algorithm::thin_groups;
+  } else if (candidate == Candidate::few_channels && f.conv.C <= 4 * most_few_channels &&
+             can_have_few_channels<T>(f, gradient)) {
+    plan.algorithm = Algorithm::few_channels, plan.unpool = false;
+  } else {
+    return {};
+  }
+  return plan;
+}
+
 }  // namespace
 
 // ---- plans -------------------------------------------------------------------------------------------------------
 
 const char* name_of(Algorithm algorithm) {
-  constexpr std::array<const char*, 6> names{"direct",       "thin_groups",     "winograd",
-                                             "small_output", "sparse_gradient", "few_channels"};
+  constexpr std::array<const char*, 7> names{"direct",          "thin_groups",  "winograd", "small_output",
+                                             "sparse_gradient", "few_channels", "torch"};
   return names[static_cast<size_t>(algorithm)];
 }
 
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type) {
-  if (!torch_can_compute(s)) return false;
+  if (!torch_is_allowed() || !torch_can_compute(s)) return false;
   if (always(torch_itself)) return true;
-  const bool measured = choices[torch_itself].load(std::memory_order_relaxed) == Choice::measured;
-  if (never(torch_itself) || (environment().own_algorithms && !measured)) return false;
-  return is_slower_than_torch(s, pass, type);
+  const Candidate tuned = tuned_choice(pass);
+  return tuned == Candidate::none ? rule_for_torch(s, pass, type) != nullptr : tuned == Candidate::torch;
 }
 
 int64_t pixels_between_windows(const Pool2dShape& s) { return std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W); }
@@ -256,13 +240,14 @@ Conv2dShape turned_around(const Conv2dShape& s) {
 }
 
 BandLimits band_limits(bool reduced) {
-  if (const int64_t band = forced_band.load(std::memory_order_relaxed)) return {band, 0, 0};
+  if (const int64_t band = forced_band()) return {band, 0, 0};
   return reduced ? BandLimits{1 << 20, 4, 2 << 20} : BandLimits{4 << 20, 4, 16 << 20};
 }
 
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
-  if (kernels().conv2d<T>().thin_groups.supports(f.conv)) return {Algorithm::thin_groups, {}, false};
+  if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight)) return *tuned;
+  if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
   return {Algorithm::direct, {}, pools_in_registers(f)};
@@ -270,20 +255,18 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
 
 template <class T>
 BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient) {
-  BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
+  if (const auto tuned = backward_data_by<T>(tuned_choice(Pass::backward_data), f, gradient)) return *tuned;
+  BackwardPlan plan = direct_plan(gradient);
   // thin_groups multiplies the weight by zeros outside of grad_output.
-  if (kernels().conv2d<T>().thin_groups.supports(f.conv) && gradient.other_is_finite()) {
+  if (has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
-  // A band of a large image may have rows of grad_output that reach no input. They would rule out Winograd.
-  Conv2dShape s = f.conv;
-  plan.unused_rows = std::max<int64_t>(0, std::min((s.pad_h - (s.R - 1) * s.dilation_h) / s.stride_h, s.P - 1));
-  s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
+  plan.unused_rows = unused_rows(f.conv);  // They would rule out Winograd.
+  const Conv2dShape s = without_rows(f.conv, plan.unused_rows);
   const auto cut = winograd_cut_backward_data(s);
   if (chooses_sparse<T>(f, gradient, sparse_data_below(s, cut), 0, plan)) {
-    const FusedShape computed = plan.unpool ? without_pool(f.conv) : f;
-    plan.weight_as_patches = kernels().conv2d<T>().sparse_gradient_3x3.supports(computed) && !never(weight_as_patches);
+    plan.weight_as_patches = has_patches<T>(f, plan.unpool);
   } else if (cut) {
     plan.algorithm = Algorithm::winograd, plan.cut = *cut;
   }
@@ -292,15 +275,14 @@ BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradie
 
 template <class T>
 BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient) {
-  constexpr int64_t most_channels = 4;  // of few_channels
-  BackwardPlan plan{Algorithm::direct, {}, gradient.has_argmax, false, 0};
-  if (kernels().conv2d<T>().thin_groups.supports(f.conv)) {
+  if (const auto tuned = backward_weight_by<T>(tuned_choice(Pass::backward_weight), f, gradient)) return *tuned;
+  BackwardPlan plan = direct_plan(gradient);
+  if (has_thin_groups<T>(f.conv)) {
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
-  const bool few = f.conv.C <= most_channels || always(few_channels);
-  if (gradient.has_argmax && few && !never(few_channels) && kernels().conv2d<T>().few_channels.supports(f) &&
-      gradient.other_is_finite()) {
+  const bool few = f.conv.C <= most_few_channels || always(few_channels);
+  if (gradient.has_argmax && few && can_have_few_channels<T>(f, gradient)) {
     plan.algorithm = Algorithm::few_channels, plan.unpool = false;
     return plan;
   }
@@ -314,32 +296,5 @@ template BackwardPlan plan_backward_data<float>(const FusedShape&, const Gradien
 template BackwardPlan plan_backward_data<double>(const FusedShape&, const GradientFacts&);
 template BackwardPlan plan_backward_weight<float>(const FusedShape&, const GradientFacts&);
 template BackwardPlan plan_backward_weight<double>(const FusedShape&, const GradientFacts&);
-
-void set_algorithms(const std::map<std::string, std::string>& wanted, int side, int64_t band) {
-  std::array<Choice, options> found{};
-  size_t known = 0;
-  for (int option = 0; option < options; ++option) {
-    const auto at = wanted.find(option_names[option]);
-    if (at == wanted.end()) continue;
-    ++known;
-    if (at->second != "always" && at->second != "never" && at->second != "measured") {
-      throw std::invalid_argument("fastconv: expected 'always', 'never' or 'measured' for an algorithm, but got '" +
-                                  at->second + "'");
-    }
-    found[option] = at->second == "always" ? Choice::always : at->second == "never" ? Choice::never : Choice::measured;
-  }
-  if (known != wanted.size()) {
-    std::string names;
-    for (const char* name : option_names) names += (names.empty() ? "" : ", ") + std::string(name);
-    throw std::invalid_argument("fastconv: unknown algorithm; expected any of " + names);
-  }
-  if (side < -1 || side == 1 || side > 4) {
-    throw std::invalid_argument("fastconv: expected winograd to be -1, 0, 2, 3 or 4");
-  }
-  if (band < 0) throw std::invalid_argument("fastconv: expected band to be at least 0");
-  for (int option = 0; option < options; ++option) choices[option] = found[option];
-  forced_winograd_side = side;
-  forced_band = band;
-}
 
 }  // namespace fastconv::cpu

@@ -2,7 +2,8 @@
 // fastconv._C.plan. The measurements behind the decisions are in plan.cpp.
 //
 // A plan depends on the shape, the element type, the memory format of the weight and the ISA level. For a gradient, it
-// also depends on GradientFacts. It never depends on the number of threads.
+// also depends on GradientFacts. It does not depend on the number of threads, unless fastconv.tune() timed the call
+// (tuning.h).
 #pragma once
 
 #include <array>
@@ -23,13 +24,14 @@ enum class Algorithm {
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
   few_channels,     // backward_weight of 1 to 4 input channels
+  torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };
 
 const char* name_of(Algorithm algorithm);
 
 enum class Pass { forward, backward_data, backward_weight };
 
-// Whether PyTorch's own operator computes a convolution, or a gradient of one, faster than every algorithm above.
+// Whether PyTorch's own operator computes a convolution, or a gradient of one, faster than every other algorithm.
 // `type` is that of the tensors. FASTCONV_ALGORITHM=own: never.
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type);
 
@@ -41,7 +43,7 @@ struct WinogradCut {
 };
 
 struct ForwardPlan {
-  Algorithm algorithm;     // direct, thin_groups, winograd or small_output
+  Algorithm algorithm;     // direct, thin_groups, winograd, small_output or torch
   WinogradCut cut;         // for winograd
   bool pool_in_registers;  // for direct: pool each window before it is written to memory
 };
@@ -54,16 +56,16 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight);
 // reads a whole tensor.
 struct GradientFacts {
   bool has_argmax;  // the gradient of a fused operator
-  // Returns the share of the convolution's results that the gradient reaches. Instead, it may return an upper bound that
-  // is below `limit`, or an estimate from a sample that is clearly above it.
+  // Returns the share of the convolution's results that the gradient reaches. Instead, it may return an upper bound
+  // that is below `limit`, or an estimate from a sample that is clearly above it.
   std::function<double(double limit)> nonzero;
   // Whether the other factor (weight or input) is finite. Only then may products with a zero gradient be skipped.
   std::function<bool()> other_is_finite;
 };
 
 struct BackwardPlan {
-  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd or sparse_gradient
-                           // of backward_weight: direct, thin_groups, sparse_gradient or few_channels
+  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient or torch
+                           // of backward_weight: direct, thin_groups, sparse_gradient, few_channels or torch
   WinogradCut cut;         // for winograd
   bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
   bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h
@@ -99,8 +101,8 @@ int64_t pixels_between_windows(const Pool2dShape& s);
 Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of torch, winograd,
-// small_output, sparse_gradient, few_channels, pool_in_registers and weight_as_patches to "always" (for every shape
-// that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side` replaces
+// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches and thin_groups to "always" (for
+// every shape that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side` replaces
 // FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0. Throws std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 

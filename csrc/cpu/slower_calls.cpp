@@ -25,45 +25,49 @@ bool is_mostly_padding(const Conv2dShape& s) {
 
 // ---- float32 -----------------------------------------------------------------------------------------------------
 
-// A result sums few products, and the results do not fit in the cache, so most of the time is spent on writing them.
-// fastconv's stores first read the memory that they overwrite.
+// forward: a result sums few products, and the results do not fit in the cache, so most of the time is spent on writing
+// them. fastconv's stores first read the memory that they overwrite.
 //   VGG-16 3->64 3x3, 224x224        0.62             U-Net 1->64 3x3, 128x128         3.22  0.48
 //   ConvNeXt-T 3->96 4x4 /4          0.98  0.83       MobileNet 3->32 3x3 /2, 224x224  0.97  0.89
 //   MobileNetV2 16->96 1x1, 112x112  0.86  0.68       MobileNetV1 32->64 1x1, 112x112  1.06  0.68
 //   For comparison: MnistCNN 1->32 3x3, 28x28, batch 64, 1.4 million results: 1.81
 bool only_writes(const Conv2dShape& s) {
   constexpr int64_t most_taps = 48, least_results = 2'000'000;
-  return s.taps() <= most_taps && s.N * s.K * s.P * s.Q >= least_results;
+  return s.groups == 1 && s.taps() <= most_taps && s.N * s.K * s.P * s.Q >= least_results;
 }
 
-bool is_slow_forward(const Conv2dShape& s) {
-  // SSIM 3->3 11x11, depthwise: 0.74  0.75. Three of sixteen lanes are in use.
-  if (s.groups > 1) return s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
-  if (only_writes(s)) return true;
-  // Large weights.
-  //   512->2048 1x1, 7x7    0.67  0.93       2048->512    0.69  0.84       1024->1024   0.65  0.84
-  //   320->1280 1x1, 7x7    0.68  0.97
-  if (s.R * s.S == 1 && s.C * s.K >= 400'000) return true;
-  // 160->160 1x7, 17x17     0.83  0.91       192->192 7x1  0.95
-  if ((s.R == 1) != (s.S == 1) && s.C >= 16) return true;
-  // 128->256 3x3 /2, 28x28  0.97  0.89       256->512      0.90  0.84       288->384     0.88
-  return s.stride_h > 1 && s.R > 1 && s.C >= 128;
+// SSIM 3->3 11x11, depthwise: 0.74  0.75. Three of sixteen lanes are in use.
+bool is_depthwise_on_few_channels(const Conv2dShape& s) {
+  return s.groups > 1 && s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
 }
 
-bool is_slow_backward_data(const Conv2dShape& s) {
-  // The driver of thin groups copies a block of channels. In small images of many channels, its pixels are far apart.
-  //   512 7x7 to 1024 7x7, depthwise    0.41 to 0.84      512 in 32 groups, 14x14    0.30  0.67
-  //   672 5x5 /2, 14x14                 0.59  0.61        512 14x14, depthwise       1.06  0.70
-  if (s.groups > 1) return s.C >= 512 && s.H * s.W <= 196;
-  // The gradient of an image: 0.04 to 0.84 for all first layers.
-  if (s.C <= 4) return true;
-  // 1x1, 19 layers: 0.70 to 1.06, geometric mean 0.88.
-  if (s.R * s.S == 1 && s.stride_h == 1) return true;
-  // 160->160 1x7, 17x17     0.79  0.91       192->192 7x1  0.98
-  if ((s.R == 1) != (s.S == 1) && s.C >= 16) return true;
-  // 128->256 3x3 /2, 28x28  0.83  0.98       256->512      0.71  0.85       288->384     1.05
-  return s.stride_h > 1 && s.R > 1 && s.C >= 128;
-}
+// forward:
+//   512->2048 1x1, 7x7    0.67  0.93       2048->512    0.69  0.84       1024->1024   0.65  0.84
+//   320->1280 1x1, 7x7    0.68  0.97
+bool is_1x1_with_large_weight(const Conv2dShape& s) { return s.groups == 1 && s.R * s.S == 1 && s.C * s.K >= 400'000; }
+
+//                           forward                   backward_data
+//   160->160 1x7, 17x17     0.83  0.91                0.79  0.91
+//   192->192 7x1, 17x17     0.95                      0.98
+bool has_one_row(const Conv2dShape& s) { return s.groups == 1 && (s.R == 1) != (s.S == 1) && s.C >= 16; }
+
+//                           forward                   backward_data
+//   128->256 3x3 /2, 28x28  0.97  0.89                0.83  0.98
+//   256->512                0.90  0.84                0.71  0.85
+//   288->384                0.88                      1.05
+bool has_stride(const Conv2dShape& s) { return s.groups == 1 && s.stride_h > 1 && s.R > 1 && s.C >= 128; }
+
+// backward_data: the driver of thin groups copies a block of channels. In small images of many channels, its pixels are
+// far apart.
+//   512 7x7 to 1024 7x7, depthwise    0.41 to 0.84      512 in 32 groups, 14x14    0.30  0.67
+//   672 5x5 /2, 14x14                 0.59  0.61        512 14x14, depthwise       1.06  0.70
+bool has_many_groups_on_small_images(const Conv2dShape& s) { return s.groups > 1 && s.C >= 512 && s.H * s.W <= 196; }
+
+// backward_data, the gradient of an image: 0.04 to 0.84 for all first layers.
+bool is_first_layer(const Conv2dShape& s) { return s.groups == 1 && s.C <= 4; }
+
+// backward_data, 1x1, 19 layers: 0.70 to 1.06, geometric mean 0.88.
+bool is_1x1(const Conv2dShape& s) { return s.groups == 1 && s.R * s.S == 1 && s.stride_h == 1; }
 
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
@@ -79,19 +83,51 @@ bool has_bfloat16_products() {
 
 // Batch of 8. Geometric means without groups: forward 0.59 (0.37 to 1.32), backward_data 0.44 (0.04 to 0.97),
 // backward_weight 0.70 (0.46 to 1.76). Forward with groups: 0.69 (0.42 to 1.11).
-bool is_slow_in_bfloat16(const Conv2dShape& s, Pass pass) {
-  if (pass == Pass::forward) return true;
+bool always_true(const Conv2dShape&) { return true; }
+
+// Depthwise, stride 2: 15 to 58. Depthwise, stride 1, 5x5 and 7x7: 0.78 to 1.16. Groups of 4: 1.11.
+bool is_slow_in_bfloat16_data(const Conv2dShape& s) {
   const bool depthwise = s.groups == s.C && s.groups == s.K && s.groups > 1;
-  if (pass == Pass::backward_data) {
-    // Depthwise, stride 2: 15 to 58. Depthwise, stride 1, 5x5 and 7x7: 0.78 to 1.16. Groups of 4: 1.11.
-    if (depthwise && (s.stride_h > 1 || s.R * s.S >= 25)) return false;
-    return s.groups == 1 || s.group_C() != 4;
-  }
-  // Groups: 0.78 to 16, but 0.62 to 0.71 for 384 to 1024 channels, 3x3, 14x14 and 7x7.
-  if (s.groups > 1) return s.C >= 384 && s.H * s.W <= 196 && s.R * s.S <= 9;
-  // First layers: 1.14 to 1.76 for small results, 0.73 to 0.85 for large ones.
-  return s.C > 4 || s.N * s.K * s.P * s.Q >= 1'000'000;
+  if (depthwise && (s.stride_h > 1 || s.R * s.S >= 25)) return false;
+  return s.groups == 1 || s.group_C() != 4;
 }
+
+// Groups: 0.78 to 16, but 0.62 to 0.71 for 384 to 1024 channels, 3x3, 14x14 and 7x7.
+bool is_slow_in_bfloat16_weight_of_groups(const Conv2dShape& s) {
+  return s.groups > 1 && s.C >= 384 && s.H * s.W <= 196 && s.R * s.S <= 9;
+}
+
+// First layers: 1.14 to 1.76 for small results, 0.73 to 0.85 for large ones.
+bool is_slow_in_bfloat16_weight(const Conv2dShape& s) {
+  return s.groups == 1 && (s.C > 4 || s.N * s.K * s.P * s.Q >= 1'000'000);
+}
+
+// ---- the rules ---------------------------------------------------------------------------------------------------
+
+// The names are those of docs/pytorch_calls.md. For float64 and half, PyTorch has no fast kernels.
+struct Rule {
+  const char* name;
+  ScalarType type;
+  Pass pass;
+  bool (*matches)(const Conv2dShape&);
+};
+constexpr const char* for_padding = "padding";  // for every type and pass
+constexpr Rule rules[] = {
+    {"forward_depthwise", ScalarType::Float, Pass::forward, is_depthwise_on_few_channels},
+    {"forward_writes", ScalarType::Float, Pass::forward, only_writes},
+    {"forward_1x1", ScalarType::Float, Pass::forward, is_1x1_with_large_weight},
+    {"forward_one_row", ScalarType::Float, Pass::forward, has_one_row},
+    {"forward_stride", ScalarType::Float, Pass::forward, has_stride},
+    {"data_groups", ScalarType::Float, Pass::backward_data, has_many_groups_on_small_images},
+    {"data_image", ScalarType::Float, Pass::backward_data, is_first_layer},
+    {"data_1x1", ScalarType::Float, Pass::backward_data, is_1x1},
+    {"data_one_row", ScalarType::Float, Pass::backward_data, has_one_row},
+    {"data_stride", ScalarType::Float, Pass::backward_data, has_stride},
+    {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, always_true},
+    {"bfloat16_data", ScalarType::BFloat16, Pass::backward_data, is_slow_in_bfloat16_data},
+    {"bfloat16_weight_groups", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight_of_groups},
+    {"bfloat16_weight", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight},
+};
 
 }  // namespace
 
@@ -101,21 +137,22 @@ bool torch_can_compute(const Conv2dShape& s) {
          std::max({s.N, s.C, s.K, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w}) <= most;
 }
 
-bool is_slower_than_torch(const Conv2dShape& s, Pass pass, ScalarType type) {
-  if (is_mostly_padding(s)) return true;
+const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type) {
+  if (is_mostly_padding(s)) return for_padding;
   // Below, the call costs too much: to reach PyTorch's operator from here takes 10 us.
   constexpr double least_products = 4e6;
-  if (static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps()) < least_products) return false;
-  if (type == ScalarType::BFloat16) return has_bfloat16_products() && is_slow_in_bfloat16(s, pass);
-  if (type != ScalarType::Float) return false;  // For float64 and half, PyTorch has no fast kernels.
-  switch (pass) {
-    case Pass::forward:
-      return is_slow_forward(s);
-    case Pass::backward_data:
-      return is_slow_backward_data(s);
-    default:
-      return false;
+  if (static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps()) < least_products) return nullptr;
+  if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
+  for (const Rule& rule : rules) {
+    if (rule.type == type && rule.pass == pass && rule.matches(s)) return rule.name;
   }
+  return nullptr;
+}
+
+std::vector<const char*> rules_for_torch() {
+  std::vector<const char*> names{for_padding};
+  for (const Rule& rule : rules) names.push_back(rule.name);
+  return names;
 }
 
 }  // namespace fastconv::cpu

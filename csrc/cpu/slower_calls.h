@@ -1,5 +1,8 @@
-// The calls that PyTorch computes faster than fastconv's kernels do, by measurement.
+// The calls that PyTorch computes faster than fastconv's kernels do, by measurement. docs/pytorch_calls.md lists the
+// rules for users.
 #pragma once
+
+#include <vector>
 
 #include "plan.h"
 
@@ -8,7 +11,11 @@ namespace fastconv::cpu {
 // Whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
 bool torch_can_compute(const Conv2dShape& s);
 
-// For a convolution alone. A fused operator never calls PyTorch's convolution: fusion gains more than it would save.
-bool is_slower_than_torch(const Conv2dShape& s, Pass pass, ScalarType type);
+// Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. It is for a
+// convolution alone: fusion gains more than PyTorch's convolution would save.
+const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type);
+
+// The names of all rules.
+std::vector<const char*> rules_for_torch();
 
 }  // namespace fastconv::cpu

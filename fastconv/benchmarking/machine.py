@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,9 @@ from typing import Any
 import torch
 
 import fastconv
+from fastconv.processor import cpu_name
 
-
-def cpu_name() -> str:
-    """Return the processor's name as the system reports it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+__all__ = ["Load", "busy_cores", "caption", "cpu_name", "machine"]
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,11 @@ AOTITorchError torch_call_dispatcher(const char* name, const char*, StableIValue
   return 1;
 }
 
+AOTITorchError torch_get_num_threads(uint32_t* threads) {
+  *threads = 2;
+  return 0;
+}
+
 // Two threads, so that each has its own workspace and its own part of the work.
 AOTITorchError torch_parallel_for(int64_t begin, int64_t end, int64_t grain, ParallelFunc function, void* context) {
   if (end <= begin) return 0;

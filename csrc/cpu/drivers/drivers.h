@@ -19,6 +19,8 @@ template <class T>
 void small_output_forward(const Forward& call);
 template <class T>
 void thin_groups_forward(const Forward& call);
+template <class T>
+void torch_forward(const Forward& call);
 
 // grad_output: (N, K, P, Q).
 template <class T>
@@ -37,6 +39,12 @@ void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, 
 template <class T>
 void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                                  const Tensor& grad_weight, const Tensor& grad_bias);
+
+// For float32 and float64.
+void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                         const Tensor& grad_input);
+void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                           const Tensor& grad_weight, const Tensor& grad_bias);
 
 // The gradient for drivers that skip its zeros: one value and one byte of `argmax` for each pooling window and channel,
 // both NHWC. The byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.

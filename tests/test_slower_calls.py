@@ -1,0 +1,89 @@
+"""The rules that leave calls to PyTorch (csrc/cpu/slower_calls.cpp), and the page that lists them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastconv import _C
+
+PAGE = Path(__file__).parents[1] / "docs" / "pytorch_calls.md"
+
+#: For each rule, a call that it leaves to PyTorch: pass, input, weight, stride, padding, dilation, groups.
+EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "padding": ("backward_weight", (1, 256, 28, 28), (256, 256, 3, 3), 1, 12, 12, 1),
+    "forward_depthwise": ("forward", (8, 3, 256, 256), (3, 1, 11, 11), 1, 0, 1, 3),
+    "forward_writes": ("forward", (1, 3, 224, 224), (64, 3, 3, 3), 1, 1, 1, 1),
+    "forward_1x1": ("forward", (1, 512, 7, 7), (2048, 512, 1, 1), 1, 0, 1, 1),
+    "forward_one_row": ("forward", (1, 160, 17, 17), (160, 160, 1, 7), 1, (0, 3), 1, 1),
+    "forward_stride": ("forward", (1, 128, 28, 28), (256, 128, 3, 3), 2, 1, 1, 1),
+    "data_groups": ("backward_data", (8, 1024, 7, 7), (1024, 1, 7, 7), 1, 3, 1, 1024),
+    "data_image": ("backward_data", (1, 3, 224, 224), (64, 3, 7, 7), 2, 3, 1, 1),
+    "data_1x1": ("backward_data", (8, 256, 14, 14), (256, 256, 1, 1), 1, 0, 1, 1),
+    "data_one_row": ("backward_data", (1, 192, 17, 17), (192, 192, 7, 1), 1, (3, 0), 1, 1),
+    "data_stride": ("backward_data", (1, 256, 14, 14), (512, 256, 3, 3), 2, 1, 1, 1),
+    "bfloat16_forward": ("forward", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
+    "bfloat16_data": ("backward_data", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
+    "bfloat16_weight_groups": ("backward_weight", (8, 1024, 7, 7), (1024, 2, 3, 3), 1, 1, 1, 512),
+    "bfloat16_weight": ("backward_weight", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _rules_in_use() -> Iterator[None]:
+    _C.set_algorithms({"torch": "measured"})
+    yield
+    _C.set_algorithms({})
+
+
+def has_bfloat16_products() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+def plan(rule: str) -> dict[str, Any]:
+    pass_, x, w, *geometry, groups = EXAMPLES[rule]
+    pairs = [(value, value) if isinstance(value, int) else value for value in geometry]
+    return _C.plan(pass_, x, w, *pairs, groups, dtype="bfloat16" if rule.startswith("bfloat16") else "float32")
+
+
+@pytest.mark.parametrize("rule", EXAMPLES)
+def test_each_rule_leaves_its_example_to_pytorch(rule: str) -> None:
+    if rule.startswith("bfloat16") and not has_bfloat16_products():
+        assert plan(rule)["algorithm"] != "torch"
+    else:
+        assert plan(rule) == {"algorithm": "torch", "rule": rule}
+
+
+def test_there_is_an_example_of_each_rule() -> None:
+    assert list(EXAMPLES) == _C.rules_for_torch()
+
+
+def test_pytorchs_operator_may_be_chosen_without_a_rule() -> None:
+    _C.set_algorithms({"torch": "always"})
+    assert _C.plan("forward", (1, 1, 9, 9), (1, 1, 3, 3)) == {"algorithm": "torch", "rule": None}
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not here")
+def test_the_page_lists_each_rule_with_its_pass_type_and_measurement() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert [row[0] for row in rows] == _C.rules_for_torch()
+    passes = {"forward": "forward", "dx": "backward_data", "dw": "backward_weight"}
+    for name, pass_, dtype, _, figures in rows:
+        assert re.search(r"\d\.\d\d", figures), name
+        if name != "padding":
+            assert passes[pass_] == EXAMPLES[name][0]
+            assert dtype == ("bfloat16" if name.startswith("bfloat16") else "float32")
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not here")
+def test_the_figures_of_the_page_are_in_the_sources() -> None:
+    source = (Path(__file__).parents[1] / "csrc" / "cpu" / "slower_calls.cpp").read_text()
+    table = "\n".join(line for line in PAGE.read_text().splitlines() if line.startswith("| `"))
+    figures = set(re.findall(r"\b\d\.\d\d\b", table))
+    assert figures
+    assert figures <= set(re.findall(r"\b\d\.\d\d\b", source))
