@@ -25,49 +25,71 @@ bool is_mostly_padding(const Conv2dShape& s) {
 
 // ---- float32 -----------------------------------------------------------------------------------------------------
 
-// forward: a result sums few products, and the results do not fit in the cache, so most of the time is spent on writing
-// them. fastconv's stores first read the memory that they overwrite.
-//   VGG-16 3->64 3x3, 224x224        0.62             U-Net 1->64 3x3, 128x128         3.22  0.48
-//   ConvNeXt-T 3->96 4x4 /4          0.98  0.83       MobileNet 3->32 3x3 /2, 224x224  0.97  0.89
-//   MobileNetV2 16->96 1x1, 112x112  0.86  0.68       MobileNetV1 32->64 1x1, 112x112  1.06  0.68
+// forward, first layers: a result sums few products, and the results do not fit in the cache, so most of the time is
+// spent on writing them.
+//   VGG-16 3->64 3x3, 224x224   0.84              U-Net 1->64 3x3, 128x128           3.37  0.79
+//   ConvNeXt-T 3->96 4x4 /4     0.95  0.80        MobileNet 3->32 3x3 /2, 224x224    1.01  0.88
 //   For comparison: MnistCNN 1->32 3x3, 28x28, batch 64, 1.4 million results: 1.81
 bool only_writes(const Conv2dShape& s) {
-  constexpr int64_t most_taps = 48, least_results = 2'000'000;
-  return s.groups == 1 && s.taps() <= most_taps && s.N * s.K * s.P * s.Q >= least_results;
+  constexpr int64_t most_channels = 4, most_taps = 48, least_results = 2'000'000;
+  return s.groups == 1 && s.C <= most_channels && s.taps() <= most_taps && s.N * s.K * s.P * s.Q >= least_results;
 }
 
-// SSIM 3->3 11x11, depthwise: 0.74  0.75. Three of sixteen lanes are in use.
+// SSIM 3->3 11x11, depthwise: 0.80  0.75. Three of sixteen lanes are in use.
 bool is_depthwise_on_few_channels(const Conv2dShape& s) {
   return s.groups > 1 && s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
 }
 
-// forward:
-//   512->2048 1x1, 7x7    0.67  0.93       2048->512    0.69  0.84       1024->1024   0.65  0.84
-//   320->1280 1x1, 7x7    0.68  0.97
-bool is_1x1_with_large_weight(const Conv2dShape& s) { return s.groups == 1 && s.R * s.S == 1 && s.C * s.K >= 400'000; }
+bool is_1x1(const Conv2dShape& s) { return s.groups == 1 && s.R * s.S == 1 && s.stride_h == 1; }
+
+// forward, several images:
+//   256->64 1x1, 56x56     0.94  0.92        1024->256 1x1, 14x14    1.14  0.89
+//   2048->512 1x1, 7x7     1.09  0.88        1024->1024, 7x7         1.05  0.90
+bool is_slow_1x1_forward(const Conv2dShape& s) {
+  return is_1x1(s) && s.N > 1 && (s.C >= 1024 || (s.C >= 256 && s.C >= 4 * s.K));
+}
 
 //                           forward                   backward_data
-//   160->160 1x7, 17x17     0.83  0.91                0.79  0.91
-//   192->192 7x1, 17x17     0.95                      0.98
+//   160->160 1x7, 17x17     0.81  0.88                0.90  0.94
+//   192->192 7x1, 17x17     0.93                      1.00
 bool has_one_row(const Conv2dShape& s) { return s.groups == 1 && (s.R == 1) != (s.S == 1) && s.C >= 16; }
 
-//                           forward                   backward_data
-//   128->256 3x3 /2, 28x28  0.97  0.89                0.83  0.98
-//   256->512                0.90  0.84                0.71  0.85
-//   288->384                0.88                      1.05
-bool has_stride(const Conv2dShape& s) { return s.groups == 1 && s.stride_h > 1 && s.R > 1 && s.C >= 128; }
+// forward, 200 million products or more:
+//   128->256 3x3 /2, 28x28  0.98  0.93        256->512    1.03  0.87        288->384    0.95
+bool has_stride(const Conv2dShape& s) {
+  constexpr double least_products = 2e8;
+  return s.groups == 1 && s.stride_h > 1 && s.R > 1 && s.C >= 128 &&
+         static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps()) >= least_products;
+}
+
+// forward:
+//   64->64 3x3, 56x56, dilation 2    0.90        512->512, 28x28    0.93
+bool has_dilation(const Conv2dShape& s) { return s.groups == 1 && s.dilation_h > 1 && s.R > 1 && s.C >= 64; }
 
 // backward_data: the driver of thin groups copies a block of channels. In small images of many channels, its pixels are
 // far apart.
-//   512 7x7 to 1024 7x7, depthwise    0.41 to 0.84      512 in 32 groups, 14x14    0.30  0.67
-//   672 5x5 /2, 14x14                 0.59  0.61        512 14x14, depthwise       1.06  0.70
-bool has_many_groups_on_small_images(const Conv2dShape& s) { return s.groups > 1 && s.C >= 512 && s.H * s.W <= 196; }
+//   512 in 32 groups, 14x14          0.56  0.95        672 5x5 /2, 14x14    0.80  0.71
+//   768 7x7, 7x7                     0.71  1.43
+bool has_many_groups_on_small_images(const Conv2dShape& s) {
+  const bool many_taps = s.R * s.S >= 49 && s.N == 1;
+  return s.groups > 1 && s.C >= 512 && s.H * s.W <= 196 && (s.group_C() > 1 || s.stride_h > 1 || many_taps);
+}
 
 // backward_data, the gradient of an image: 0.04 to 0.84 for all first layers.
 bool is_first_layer(const Conv2dShape& s) { return s.groups == 1 && s.C <= 4; }
 
-// backward_data, 1x1, 19 layers: 0.70 to 1.06, geometric mean 0.88.
-bool is_1x1(const Conv2dShape& s) { return s.groups == 1 && s.R * s.S == 1 && s.stride_h == 1; }
+// backward_data:
+//   64->256 1x1, 56x56    1.06  0.91        256->1024    0.97  0.89        512->2048     0.97  0.82
+//   768->192, 17x17       1.01  0.90        2048->512    0.83  0.89        1024->1024    0.86  0.89
+bool is_slow_1x1_data(const Conv2dShape& s) { return is_1x1(s) && (s.C >= 768 || (s.K >= 256 && s.K >= 4 * s.C)); }
+
+// backward_weight, 1000 outputs or more:
+//   512->128 1x1, 28x28    0.93  0.71        1024->256, 14x14    1.66  0.76        768->192, 17x17    1.10  0.84
+//   512->512, 14x14        1.14  0.88        192->64, 35x35      1.10  0.82        144->24, 56x56     1.12  0.83
+//   For comparison: 1024->1024, 7x7 (392 outputs): 2.30  1.05        64->256, 56x56: 1.27  1.37
+bool is_slow_1x1_weight(const Conv2dShape& s) {
+  return is_1x1(s) && s.C >= 128 && s.C * s.K < 1'000'000 && s.N * s.P * s.Q >= 1000;
+}
 
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
@@ -115,14 +137,15 @@ constexpr const char* for_padding = "padding";  // for every type and pass
 constexpr Rule rules[] = {
     {"forward_depthwise", ScalarType::Float, Pass::forward, is_depthwise_on_few_channels},
     {"forward_writes", ScalarType::Float, Pass::forward, only_writes},
-    {"forward_1x1", ScalarType::Float, Pass::forward, is_1x1_with_large_weight},
+    {"forward_1x1", ScalarType::Float, Pass::forward, is_slow_1x1_forward},
     {"forward_one_row", ScalarType::Float, Pass::forward, has_one_row},
     {"forward_stride", ScalarType::Float, Pass::forward, has_stride},
+    {"forward_dilation", ScalarType::Float, Pass::forward, has_dilation},
     {"data_groups", ScalarType::Float, Pass::backward_data, has_many_groups_on_small_images},
     {"data_image", ScalarType::Float, Pass::backward_data, is_first_layer},
-    {"data_1x1", ScalarType::Float, Pass::backward_data, is_1x1},
+    {"data_1x1", ScalarType::Float, Pass::backward_data, is_slow_1x1_data},
     {"data_one_row", ScalarType::Float, Pass::backward_data, has_one_row},
-    {"data_stride", ScalarType::Float, Pass::backward_data, has_stride},
+    {"weight_1x1", ScalarType::Float, Pass::backward_weight, is_slow_1x1_weight},
     {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, always_true},
     {"bfloat16_data", ScalarType::BFloat16, Pass::backward_data, is_slow_in_bfloat16_data},
     {"bfloat16_weight_groups", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight_of_groups},
