@@ -191,6 +191,8 @@ tsan: $(VENV)/packages
 # libtorch is excluded: it is the user's own. auditwheel refuses the tag if this machine's libraries are too new. Then
 # use the release workflow, which builds in the container of manylinux_2_28. A wheel is for one version of Python. For
 # another one: make wheels PYTHON=python3.12 VENV=.venv-3.12
+# torch-abi-audit prints 2.13.0 as the oldest torch, because it counts a weak symbol that csrc/boundary.cpp can do
+# without. The wheel works with torch 2.10: make test-wheel TORCH=torch==2.10.0
 RELEASE := build/release
 PLATFORM ?= manylinux_2_28_$(shell uname -m)
 wheels: $(VENV)/packages

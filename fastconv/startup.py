@@ -5,14 +5,17 @@ Python imports this package before it runs the command, so the command's own err
 
 from __future__ import annotations
 
-import itertools
 import os
+import re
 import sys
 from pathlib import Path
 from types import TracebackType
 
 #: Environment variables that make the import of a package fail if their value is invalid.
 _VARIABLES = {"matplotlib": "MPLBACKEND"}
+
+#: The line of the installed script, as pip and other installers write it.
+_ENTRY_POINT = b"from fastconv.__main__ import main"
 
 
 def failed_import(trace: TracebackType | None) -> str | None:
@@ -36,10 +39,23 @@ def explanation(package: str, error: BaseException) -> str:
 
 
 def is_command() -> bool:
-    """Return whether this process runs the command, as ``fastconv`` or as ``python -m fastconv``."""
-    arguments = sys.orig_argv
-    module = ("-m", "fastconv") in itertools.pairwise(arguments)
-    return module or Path(sys.argv[0] if sys.argv else "").stem == "fastconv"
+    """Return whether this process runs the command, as the installed script ``fastconv`` or as ``python -m fastconv``.
+
+    Another program of the same name is not the command. Call this function only while fastconv is being imported:
+    ``sys.argv[0]`` is "-m" only until Python has found the module.
+    """
+    program, *arguments = sys.argv or [""]
+    if program == "-m":
+        module = sys.orig_argv[-1 - len(arguments)]
+        return re.fullmatch("(-[A-Za-z]*m)?fastconv", module) is not None
+    return Path(program).name == "fastconv" and _imports_the_command(Path(program))
+
+
+def _imports_the_command(script: Path) -> bool:
+    try:
+        return _ENTRY_POINT in script.read_bytes()
+    except OSError:
+        return False
 
 
 def explain_failures() -> None:

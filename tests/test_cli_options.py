@@ -30,16 +30,16 @@ SLOW = ["torch", "numpy", "matplotlib", "pooch", "requests", "mlxtend", "PIL", "
 
 def imports(arguments: list[str], **environment: str) -> list[str]:
     """Run the command in a new process, and return the slow packages that it has imported."""
-    program = (
-        "import sys\n"
-        f"sys.argv = ['fastconv', *{arguments}]\n"
-        "from fastconv.__main__ import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        f"print('imported', *(name for name in {SLOW} if name in sys.modules))"
-    )
-    done = run([sys.executable, "-c", program], env=ENVIRONMENT | environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()[-1].split()[1:]
+    done = run([sys.executable, "-X", "importtime", *COMMAND[1:], *arguments], env=ENVIRONMENT | environment)
+    assert "Traceback" not in done.stderr
+    return imported_slowly(done.stderr)
+
+
+def imported_slowly(report: str) -> list[str]:
+    """The slow packages in the report of ``python -X importtime``."""
+    modules = {line.rpartition("|")[2].strip() for line in report.splitlines() if line.startswith("import time:")}
+    assert "fastconv.startup" in modules
+    return [name for name in SLOW if name in modules]
 
 
 @pytest.mark.parametrize(
@@ -85,13 +85,50 @@ def test_the_shell_completes_commands_options_and_values() -> None:
 
 
 def test_completion_does_not_wait_for_torch() -> None:
-    program = (
-        "import sys\nsys.argv = ['fastconv']\nfrom fastconv.__main__ import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    print(*(name for name in ('torch', 'numpy') if name in sys.modules))"
-    )
     words = {"COMP_WORDS": "fastconv train --re", "COMP_CWORD": "2", "_FASTCONV_COMPLETE": "complete_bash"}
-    done = run([sys.executable, "-c", program], env=ENVIRONMENT | words)
-    assert sorted(done.stdout.split()) == ["--recipe", "--report", "--resume"]
+    assert not {"torch", "numpy"} & set(imports([], **words))
+
+
+INSTALLED_SCRIPT = """
+import sys
+from fastconv.__main__ import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
+#: A program that shows whether it is taken for the command: the command loads torch only if it has to compute.
+OTHER_SCRIPT = "import sys, fastconv; print('torch' in sys.modules, sys.excepthook is sys.__excepthook__)"
+
+
+def test_the_installed_script_is_the_command() -> None:
+    Path("fastconv").write_text(INSTALLED_SCRIPT)
+    done = run([sys.executable, "-X", "importtime", "fastconv", "--version"], env=ENVIRONMENT)
+    assert done.stdout == f"fastconv {fastconv.__version__}\n"
+    assert not imported_slowly(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fastconv"],
+        ["fastconv", "--help"],
+        ["other", "-m", "fastconv"],
+        ["-m", "other", "-m", "fastconv"],
+        ["-c", OTHER_SCRIPT, "-m", "fastconv"],
+    ],
+    ids=" ".join,
+)
+def test_a_program_of_the_same_name_is_not_the_command(arguments: list[str]) -> None:
+    for name in ("fastconv", "other", "other.py"):
+        Path(name).write_text(OTHER_SCRIPT)
+    done = run([sys.executable, *arguments], env=ENVIRONMENT)
+    assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
+@pytest.mark.parametrize("options", [["-m", "fastconv"], ["-Bm", "fastconv"], ["-mfastconv"], ["-Bmfastconv"]])
+def test_the_module_is_the_command(options: list[str]) -> None:
+    done = run([sys.executable, "-X", "importtime", *options, "--version"], env=ENVIRONMENT)
+    assert done.stdout == f"fastconv {fastconv.__version__}\n"
+    assert not imported_slowly(done.stderr)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ def bare(*arguments: str) -> tuple[int, str, str]:
     """Run the command in an environment without the packages of the extras: exit code, stdout and stderr."""
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n"
-        f"sys.argv = ['fastconv', *{list(arguments)}]\n"
         "from fastconv.__main__ import main; raise SystemExit(main())"
     )
-    done = run([sys.executable, "-c", program])
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder, "fastconv")  # it imports the command, as the installed script does
+        script.write_text(program)
+        done = run([sys.executable, str(script), *arguments])
     return done.returncode, done.stdout, done.stderr
 
 

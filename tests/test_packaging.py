@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import fastconv
-from fastconv import _C
+from fastconv import _C, public
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="tests run outside of the source tree")
@@ -50,6 +50,13 @@ def test_the_version_equals_that_of_the_metadata() -> None:
 
 def test_the_package_has_py_typed() -> None:
     assert (Path(fastconv.__file__).parent / "py.typed").exists()
+
+
+def test_both_lists_of_the_public_names_agree() -> None:
+    """Type checkers and editors read the list in fastconv/__init__.py. The command takes the names from public.py."""
+    assert fastconv.__all__ == public.__all__
+    for name in fastconv.__all__:
+        assert getattr(fastconv, name) is getattr(public, name)
 
 
 def test_a_build_without_torch_says_what_to_type() -> None:
