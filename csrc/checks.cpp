@@ -167,7 +167,7 @@ Pool2dShape pool2d_shape(const Ints& input, const Ints& kernel_size, const Ints&
   s.N = input[0], s.C = input[1], s.H = input[2], s.W = input[3];
   s.R = kernel_size[0], s.S = kernel_size[1];
   s.pad_h = padding[0], s.pad_w = padding[1];
-  s.stride_h = useful_stride(stride[0], s.H, s.pad_h), s.stride_w = useful_stride(stride[1], s.W, s.pad_w);
+  s.stride_h = stride[0], s.stride_w = stride[1];
   s.dilation_h = dilation[0], s.dilation_w = dilation[1];
   const auto windows = [&](int side) {
     const auto rounded = [&](bool up) {

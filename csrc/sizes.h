@@ -37,8 +37,8 @@ inline Wide extent(int64_t taps, int64_t dilation) {
 
 inline Wide padded(int64_t size, int64_t pad) { return static_cast<Wide>(size) + 2 * static_cast<Wide>(pad); }
 
-// A stride above the size of the padded image has the effect of that size: there is one window. With this limit, no
-// product of two strides overflows.
+// For convolutions. A stride above the size of the padded image has the effect of that size: there is one output. With
+// this limit, no product of two strides overflows.
 inline int64_t useful_stride(int64_t stride, int64_t size, int64_t pad) {
   const Wide most = padded(size, pad);
   return stride > most ? std::max<int64_t>(static_cast<int64_t>(most), 1) : stride;

@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "cpu/tuning.h"
+#include "sizes.h"
 
 namespace fastconv {
 namespace {
@@ -61,8 +62,10 @@ py::object as_python(const FusedShape& f) {
   if (p.P == none.P && p.Q == none.Q && p.R == 1 && p.S == 1) return py::none();
   const Ints kernel{p.R, p.S}, stride{p.stride_h, p.stride_w}, padding{p.pad_h, p.pad_w};
   const Ints dilation{p.dilation_h, p.dilation_w};
-  const Pool2dShape floor = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, kernel, stride, padding, dilation, false);
-  return py::make_tuple(kernel, stride, padding, dilation, floor.P != p.P || floor.Q != p.Q);
+  // With ceil_mode, there may be a window where there would be none without.
+  const bool ceil_mode = output_size(s.P, p.R, p.pad_h, p.stride_h, p.dilation_h) != p.P ||
+                         output_size(s.Q, p.S, p.pad_w, p.stride_w, p.dilation_w) != p.Q;
+  return py::make_tuple(kernel, stride, padding, dilation, ceil_mode);
 }
 
 py::dict as_python(const Choice& choice) {

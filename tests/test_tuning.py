@@ -481,6 +481,29 @@ def test_saved_choices_are_the_same_after_load(saved: Path) -> None:
     assert [path.name for path in saved.parent.iterdir()] == ["tuning.json"]
 
 
+# Without ceil_mode, these pools have no window.
+@pytest.mark.parametrize(("size", "pool"), [(3, (2, 2)), (4, (3, 2)), (4, (4, 4)), (3, (2, 7))])
+def test_a_pool_with_one_window_in_ceil_mode_is_saved_and_loaded(
+    size: int, pool: tuple[int, int], tmp_path: Path
+) -> None:
+    x, w = torch.randn(2, 16, size, size), torch.randn(16, 16, 3, 3)
+    with fastconv.tune():
+        y = FF.conv2d_relu_max_pool2d(x, w, pool_kernel_size=pool[0], pool_stride=pool[1], pool_ceil_mode=True)
+    assert y.shape[2:] == (1, 1)
+    made = tuning.choices()
+    assert [choice.pool[4] for choice in made if choice.pool] == [True]
+    assert tuning.save(tmp_path / "tuning.json") == 1
+    tuning.clear()
+    assert tuning.load(tmp_path / "tuning.json") == 1
+    assert tuning.choices() == made
+
+
+def test_a_call_that_is_mostly_padding_is_left_to_pytorch_without_timing() -> None:
+    with fastconv.tune():  # fastconv's algorithms would need 12 GB
+        FF.conv2d(torch.randn(2, 2, 8, 8), torch.randn(2, 2, 3, 3), padding=20_000, dilation=20_000, stride=2000)
+    assert [list(choice.microseconds) for choice in tuning.choices()] == [["torch"]]
+
+
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads(path.read_text())
     change(content)

@@ -1,4 +1,5 @@
 #include <atomic>
+#include <cmath>
 #include <cstring>
 
 #include "convolution.h"
@@ -100,14 +101,16 @@ class Gradient {
     return *nonzero_;
   }
 
-  // The share of non-zero values in a sample of runs that are evenly spaced. Marking all zeros took a quarter of the
-  // time of backward_data of ResNet-50's 64->256 1x1, 56x56, with a dense gradient.
+  // The share of non-zero values in a sample of short runs, at positions that no pattern of the tensor repeats. Marking
+  // all zeros took a quarter of the time of backward_data of ResNet-50's 64->256 1x1, 56x56, with a dense gradient.
   double sampled_nonzero() const {
     const T* values = data<T>(*convolution_);
-    const int64_t step = convolution_->numel() / (sample / run);
+    const double last = static_cast<double>(convolution_->numel() - run);
+    constexpr double golden = 0.6180339887498949;
     int64_t nonzero = 0;
-    for (int64_t first = 0; first < sample / run; ++first) {
-      for (int64_t i = 0; i < run; ++i) nonzero += values[first * step + i] != 0;
+    for (int64_t j = 0; j < sample / run; ++j) {
+      const T* from = values + static_cast<int64_t>(std::fmod(static_cast<double>(j) * golden, 1.0) * last);
+      for (int64_t i = 0; i < run; ++i) nonzero += from[i] != 0;
     }
     return static_cast<double>(nonzero) / static_cast<double>(sample);
   }

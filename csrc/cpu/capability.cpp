@@ -4,7 +4,6 @@
 #include <cpuid.h>
 #endif
 
-#include <algorithm>
 #include <atomic>
 #include <fstream>
 #include <stdexcept>
@@ -85,14 +84,10 @@ std::vector<std::string> cpu_capabilities() {
 // sysconf does not serve: on AMD it returns the sum over all groups of cores, here 320 MB instead of 32.
 int64_t last_level_cache() {
   static const int64_t size = [] {
-    int64_t largest = 0;
-    for (const char* index : {"2", "3"}) {
-      std::ifstream file(std::string("/sys/devices/system/cpu/cpu0/cache/index") + index + "/size");
-      int64_t kilobytes = 0;
-      if (file >> kilobytes) largest = std::max(largest, kilobytes * 1024);
-    }
     constexpr int64_t unknown = 32 << 20;
-    return largest > 0 ? largest : unknown;
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+    int64_t kilobytes = 0;
+    return file >> kilobytes && kilobytes > 0 ? kilobytes * 1024 : unknown;
   }();
   return size;
 }

@@ -18,7 +18,7 @@ std::vector<std::string> cpu_capabilities();
 // Throws std::invalid_argument if the name is unknown or the machine lacks the level.
 void set_cpu_capability(const std::string& name);
 
-// The size of the largest cache in bytes, read once.
+// The size of the third-level cache in bytes, read once. 32 MB if it is not known.
 int64_t last_level_cache();
 
 }  // namespace fastconv

@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 
+#include "../sizes.h"
 #include "candidates.h"
 #include "capability.h"
 #include "forced_choices.h"
@@ -20,11 +21,9 @@ namespace {
 
 // PyTorch computes the number of outputs from the sizes. A band of a large call may have less padding below.
 bool torch_can_compute_exactly(const Conv2dShape& s) {
-  const auto outputs = [](int64_t size, int64_t pad, int64_t taps, int64_t dilation, int64_t stride) {
-    return (size + 2 * pad - (taps - 1) * dilation - 1) / stride + 1;
-  };
-  return torch_is_allowed() && torch_can_compute(s) && s.P == outputs(s.H, s.pad_h, s.R, s.dilation_h, s.stride_h) &&
-         s.Q == outputs(s.W, s.pad_w, s.S, s.dilation_w, s.stride_w);
+  return torch_is_allowed() && torch_can_compute(s) &&
+         s.P == output_size(s.H, s.R, s.pad_h, s.stride_h, s.dilation_h) &&
+         s.Q == output_size(s.W, s.S, s.pad_w, s.stride_w, s.dilation_w);
 }
 
 template <class T>

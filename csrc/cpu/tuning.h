@@ -3,7 +3,7 @@
 //
 // An operator creates a Tuned object for each of its passes. While the object exists, the plan follows the choice for
 // that pass: it asks tuned_choice(). Within fastconv.tune(), the object's constructor first times the pass, if no
-// choice for it is known. If nothing is tuned, an operator and the plan each read one flag.
+// choice for it is known. If nothing is tuned, an operator reads one flag.
 #pragma once
 
 #include <atomic>
@@ -65,9 +65,8 @@ Candidate find(const TunedCall& call, int eighths);
 
 }  // namespace tuning
 
-inline Candidate tuned_choice(Pass pass) {
-  return tuning::in_use.load(std::memory_order_relaxed) ? tuning::current(pass) : Candidate::none;
-}
+// The same throughout a call, even if another thread forgets or loads choices.
+inline Candidate tuned_choice(Pass pass) { return tuning::current(pass); }
 
 class Tuned {
  public:

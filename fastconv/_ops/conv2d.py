@@ -112,11 +112,10 @@ class Conv2d(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, bias, *geometry = inputs
+        input, weight, _, *geometry = inputs
         ctx.save_for_backward(input, weight)
         ctx.save_for_forward(input, weight)
         ctx.set_materialize_grads(False)
-        ctx.has_bias = bias is not None
         ctx.geometry = geometry
 
     @staticmethod

@@ -1,4 +1,4 @@
-// backward_weight of the fused operators for 1 to 4 input channels (kernels/few_channels.h).
+// backward_weight of few input channels (kernels/few_channels.h).
 #include "tiling.h"
 #include "weight_sums.h"
 

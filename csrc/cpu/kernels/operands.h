@@ -16,9 +16,8 @@ struct InputTile {
   Strides strides;
 };
 
-// The rows [row, row + rows) of `images` images of a result, contiguous. `streamed`: the result does not fit in the
-// cache, so stores bypass it (forward of direct_forward.h only). Then all channels are written as whole aligned
-// vectors.
+// The rows [row, row + rows) of `images` images of a result, contiguous. `streamed`: stores bypass the cache. Only
+// forward of direct_forward.h does that. All vectors of such a result are whole and aligned.
 template <class T>
 struct OutputTile {
   T* data;
