@@ -12,8 +12,7 @@ bool is_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024
 
 // The tiles of a forward call. Each tile can be divided into up to `parts` parts that run in parallel. If the weight is
 // large, there are fewer and larger tiles, with up to 512 KB of input, because each tile reads the whole weight.
-// GFLOP/s with 16 small tiles / with
-// these tiles, batch of 8, 2 threads of Zen 4:
+// GFLOP/s with 16 small tiles / with these tiles, batch of 8, 2 threads of Zen 4:
 //   512->2048 1x1, 7x7    171 / 197        1024->1024 1x1, 7x7    163 / 179        256->512 3x3 /2, 14x14    179 / 195
 template <class T>
 Tiles forward_tiles(const FusedShape& f, int64_t pixels, int64_t parts) {
@@ -25,8 +24,8 @@ Tiles forward_tiles(const FusedShape& f, int64_t pixels, int64_t parts) {
 }
 
 // The packed weight of a forward call. A large weight that is used for one or two tiles is packed block by block, just
-// before its use, so it is read from memory only once. GFLOP/s with a packed weight from the cache / packed by
-// block, one image, 2 threads of Zen 4:
+// before its use, so it is read from memory only once. GFLOP/s with a packed weight from the cache / packed by block,
+// one image, 2 threads of Zen 4:
 //   512->2048 1x1, 7x7    105 / 161        1024->1024    81 / 151        512->512 3x3, 8x8    159 / 180
 template <class T>
 class ForwardWeight {
