@@ -128,9 +128,6 @@ def test_a_stride_above_the_image_gives_one_window(stride: int, groups: int) -> 
         assert_identical(huge, small)
 
 
-LAYOUT = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-
-
 def assert_exact(x: torch.Tensor, w: torch.Tensor, **arguments: Any) -> None:
     """Compare a convolution of small integers, and its gradients, with exact arithmetic."""
     x.requires_grad_(), w.requires_grad_()
@@ -147,7 +144,7 @@ def assert_exact(x: torch.Tensor, w: torch.Tensor, **arguments: Any) -> None:
 @pytest.mark.parametrize("layout", MEMORY_FORMATS)
 @pytest.mark.usefixtures("level")
 def test_results_larger_than_the_cache_are_exact(C: int, K: int, layout: str) -> None:
-    x = torch.randint(-8, 9, (5, C, 112, 111)).float().to(memory_format=LAYOUT[layout])
+    x = LAYOUTS[layout](torch.randint(-8, 9, (5, C, 112, 111)).float())
     assert_exact(x, torch.randint(-8, 9, (K, C, 1, 1)).float())
 
 
@@ -164,7 +161,7 @@ def test_results_larger_than_the_cache_are_exact(C: int, K: int, layout: str) ->
 @pytest.mark.usefixtures("level", "two_threads", "algorithms_as_measured")
 def test_large_weights_give_exact_results(size: Any, weight: Any, stride: int, layout: str) -> None:
     _C.set_algorithms({"winograd": "never"})
-    x, w = (torch.randint(-2, 3, shape).float().to(memory_format=LAYOUT[layout]) for shape in (size, weight))
+    x, w = (LAYOUTS[layout](torch.randint(-2, 3, shape).float()) for shape in (size, weight))
     assert_exact(x, w, stride=stride, padding=weight[2] // 2)
 
 

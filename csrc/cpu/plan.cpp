@@ -49,8 +49,7 @@ bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
   if (!can_be_small_output(s, krsc_weight)) return false;
   if (always(small_output)) return true;
   if (s.C < 32) return false;
-  const bool is_large = s.K * s.taps() >= 256 * 1024;  // The direct kernel packs large weights block by block.
-  return s.N * s.P * s.Q <= (!is_large ? 24 : s.R * s.S == 1 ? 9 : 16);
+  return s.N * s.P * s.Q <= (!has_large_weight(s) ? 24 : s.R * s.S == 1 ? 9 : 16);
 }
 
 // The kernels that pool in registers have windows of 1, 4 or 9 pixels. Other pools read the convolution's results from
@@ -228,6 +227,8 @@ bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type) {
   const Candidate tuned = tuned_choice(pass);
   return tuned == Candidate::none ? rule_for_torch(s, pass, type) != nullptr : tuned == Candidate::torch;
 }
+
+bool has_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024; }
 
 int64_t pixels_between_windows(const Pool2dShape& s) { return std::min(s.stride_h, s.H) * std::min(s.stride_w, s.W); }
 

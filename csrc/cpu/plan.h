@@ -77,6 +77,10 @@ BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradie
 template <class T>
 BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient);
 
+// Whether a weight does not fit in the second-level cache beside a tile: 1 MB of float32 or more. The direct kernel
+// then packs it block by block.
+bool has_large_weight(const Conv2dShape& s);
+
 // Pixels of the convolution in a tile of sparse_gradient. In backward_weight, x stays in the first-level cache, and the
 // lists are long enough for their loops (conv3 of MnistCNN: 0.42 ms; 0.46 ms with 128 pixels). In backward_data, dx
 // stays in the first-level cache, and few windows reach two tiles.

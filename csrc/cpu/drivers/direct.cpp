@@ -7,9 +7,6 @@
 namespace fastconv::cpu {
 namespace {
 
-// Whether a weight does not fit in the second-level cache beside a tile: 1 MB of float32 or more.
-bool is_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024; }
-
 // The tiles of a forward call. Each tile can be divided into up to `parts` parts that run in parallel. If the weight is
 // large, there are fewer and larger tiles, with up to 512 KB of input, because each tile reads the whole weight.
 // GFLOP/s with 16 small tiles / with these tiles, batch of 8, 2 threads of Zen 4:
@@ -17,7 +14,7 @@ bool is_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024
 template <class T>
 Tiles forward_tiles(const FusedShape& f, int64_t pixels, int64_t parts) {
   const Conv2dShape& s = f.conv;
-  if (!is_large_weight(s)) return {s.N, f.pool.P, f.pool.Q, pixels};
+  if (!has_large_weight(s)) return {s.N, f.pool.P, f.pool.Q, pixels};
   const int64_t pixel_bytes = s.C * s.stride_h * s.stride_w * static_cast<int64_t>(sizeof(T));
   const int64_t most = std::max<int64_t>(48, 512 * 1024 / pixel_bytes);
   return {s.N, f.pool.P, f.pool.Q, std::min(pixels, most), std::max<int64_t>(2, ceil_div(wanted_pieces, parts))};
@@ -34,7 +31,7 @@ class ForwardWeight {
       : s_(s),
         blocks_(channel_blocks<T>(s, s.group_K())),
         plain_(dense(weight)),
-        by_block_(tiles.count() <= 2 && s.groups == 1 && is_large_weight(s)) {
+        by_block_(tiles.count() <= 2 && s.groups == 1 && has_large_weight(s)) {
     if (!by_block_) whole_ = packed_for_direct<T>(s, plain_);
   }
 
