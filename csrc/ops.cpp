@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "boundary.h"
+#include "cpu/batch_norm.h"
 #include "cpu/conv2d.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
@@ -44,6 +45,21 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def("relu_(Tensor(a!) input) -> ()");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
 
+  // Batch normalisation of the CPU. `spread` is 1 / sqrt(variance + eps) with `training`, else the variance. The result
+  // is activation(batch_norm(input) + residual), and `activation` is a number (kernels/operands.h). A gradient that is
+  // not needed has no elements.
+  m.def(
+      "batch_norm_statistics(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float "
+      "eps) "
+      "-> (Tensor mean, Tensor inverse_deviation)");
+  m.def(
+      "batch_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor spread, Tensor? residual, "
+      "bool training, float eps, int activation) -> Tensor");
+  m.def(
+      "batch_norm_backward(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor spread, "
+      "Tensor? output, bool training, float eps, int activation, bool needs_input, bool needs_residual) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
+
   // Fused operators. Backward needs no results of forward except `argmax` (uint8): for each output, the position of the
   // largest pixel in its window, or 255 if ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
@@ -77,6 +93,9 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("relu", FASTCONV_BOX(cpu::relu, WorkspaceScope));
   m.impl("relu_", FASTCONV_BOX(cpu::relu_, WorkspaceScope));
   m.impl("relu_backward", FASTCONV_BOX(cpu::relu_backward, WorkspaceScope));
+  m.impl("batch_norm_statistics", FASTCONV_BOX(cpu::batch_norm_statistics, WorkspaceScope));
+  m.impl("batch_norm", FASTCONV_BOX(cpu::batch_norm, WorkspaceScope));
+  m.impl("batch_norm_backward", FASTCONV_BOX(cpu::batch_norm_backward, WorkspaceScope));
   m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, WorkspaceScope));
   m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, WorkspaceScope));
   m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, WorkspaceScope));

@@ -96,7 +96,20 @@ struct SmallOutputKernels {
                   const ChannelRange&);
 };
 
-// All kernels of the convolution, for one element type.
+// Batch normalisation (batch_norm.h).
+template <class T>
+struct BatchNormKernels {
+  int64_t moment_pixels;  // the most pixels of one call of add_moments or add_gradient_sums
+  void (*normalize)(const Normalization<T>&, const PixelRows<const T>& x, const PixelRows<const T>& residual,
+                    const PixelRows<T>& y, const MatrixSize&);
+  void (*add_moments)(const PixelRows<const T>& x, const MatrixSize&, const Moments&);
+  void (*add_gradient_sums)(const Normalization<T>&, const NormalizedGradient<T>&, const MatrixSize&,
+                            const GradientSums&);
+  void (*gradient)(const Normalization<T>&, const NormalizedGradient<T>&, const GradientFactors<T>&, T* dx,
+                   const MatrixSize&);
+};
+
+// All kernels of convolution and batch norm, for one element type.
 template <class T>
 struct Conv2dFamily {
   Conv2dKernels<T> direct;
@@ -107,6 +120,7 @@ struct Conv2dFamily {
   SparseGradient3x3Kernels<T> sparse_gradient_3x3;
   FewChannelsKernels<T> few_channels;
   SmallOutputKernels<T> small_output;
+  BatchNormKernels<T> batch_norm;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };
 

@@ -124,6 +124,56 @@ struct NonZeroList {
   T* value;
 };
 
+// What follows a value of a channel: activation((x - center) * scale + shift + residual). The numbers are in this
+// order, because it rounds least if the mean of x is large. `slope` is that of leaky_relu.
+enum class Activation : int32_t { none, relu, relu6, leaky_relu, hardswish, silu };
+
+// center, scale and shift have one value for each channel. If `scale` is null, the activation follows x + residual.
+template <class T>
+struct Normalization {
+  const T *center, *scale, *shift;
+  Activation activation = Activation::none;
+  T slope = 0;
+};
+
+// A matrix with one row for each pixel and one column for each channel. Rows are `stride` elements apart.
+template <class T>
+struct PixelRows {
+  T* data;
+  int64_t stride;
+};
+
+struct MatrixSize {
+  int64_t pixels, channels;
+};
+
+// Statistics of the pixels that were read so far, for each channel: the mean, and the sum of the squared differences
+// from the mean.
+struct Moments {
+  int64_t pixels;
+  double *mean, *squares;
+};
+
+// The gradient g of a batch norm's result, and what its gradients are computed from. `y` is the result, or null if it
+// is computed again from x. `masked` gets g where the activation lets it pass; it may be null.
+template <class T>
+struct NormalizedGradient {
+  const T *g, *x, *y;
+  T* masked;
+  int64_t stride;  // of the rows of all four
+};
+
+// For each channel, sums over the pixels of g and of g * (x - center).
+struct GradientSums {
+  double *g, *gx;
+};
+
+// For each channel, dx = g * of_g + (x - center) * of_x + constant. `of_x` may be null: then dx = g * of_g.
+template <class T>
+struct GradientFactors {
+  const T *of_g, *of_x, *constant;
+};
+
 // One kind of Winograd's tiles, with mh x mw outputs (1 to 4 along each side). An image has `rows` x `columns` tiles of
 // this kind. The first one begins at output (row0, column0). The last ones may cross the edge of the output.
 struct WinogradTileKind {

@@ -1,6 +1,7 @@
 // Fills the table of one ISA level (kernels.h). Each struct is filled by name.
 #pragma once
 
+#include "batch_norm.h"
 #include "direct_backward.h"
 #include "direct_forward.h"
 #include "direct_pack.h"
@@ -59,6 +60,11 @@ constexpr Conv2dFamily<T> conv2d_family() {
                            .workspace_size = few_channels::workspace_size<T>,
                            .backward_weight = few_channels::backward_weight<T>},
           .small_output = {.forward = small_output::forward<T>},
+          .batch_norm = {.moment_pixels = batch_norm::moment_pixels,
+                         .normalize = batch_norm::normalize<T>,
+                         .add_moments = batch_norm::add_moments<T>,
+                         .add_gradient_sums = batch_norm::add_gradient_sums<T>,
+                         .gradient = batch_norm::gradient<T>},
           .transpose = transpose<T>};
 }
 

@@ -1,0 +1,243 @@
+#include "batch_norm.h"
+
+#include "memory/channel_sums.h"
+#include "memory/channels.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// Runs f(elements) with the tensor's element type: PlainElements or ReducedElements (memory/reduced.h).
+template <class F>
+void dispatch_elements(const Tensor& tensor, const F& f) {
+  if (is_reduced(tensor)) return f(ReducedElements{reduced_kernels(tensor.scalar_type())});
+  dispatch_floating(tensor, "batch_norm", [&](auto type) { f(PlainElements<decltype(type)>{}); });
+}
+
+template <class Elements>
+const BatchNormKernels<typename Elements::Computed>& kernel() {
+  return kernels().conv2d<typename Elements::Computed>().batch_norm;
+}
+
+// The tensors and numbers that describe y = activation((x - mean) * scale + bias).
+struct BatchNorm {
+  const std::optional<Tensor>&weight, &bias;
+  const Tensor &mean, &spread;
+  bool training;
+  double eps;
+  Activation activation;
+
+  template <class T>
+  std::vector<T> inverse_deviation(int64_t C) const {
+    auto values = channel_values<double>(spread, C, 1);
+    if (!training)
+      std::transform(values.begin(), values.end(), values.begin(), [this](double v) { return 1 / std::sqrt(v + eps); });
+    return std::vector<T>(values.begin(), values.end());
+  }
+
+  // Center, scale and shift of each channel.
+  template <class T>
+  ChannelConstants<T, 3> constants(int64_t C) const {
+    std::vector<T> scale = inverse_deviation<T>(C);
+    const auto factor = channel_values<T>(weight, C, T(1));
+    std::transform(scale.begin(), scale.end(), factor.begin(), scale.begin(), std::multiplies<T>());
+    return {channel_values<T>(mean, C, T(0)), scale, channel_values<T>(bias, C, T(0))};
+  }
+
+  template <class T, size_t count>
+  Normalization<T> normalization(const ColumnConstants<T, count>& columns) const {
+    return {columns[0], columns[1], columns[2], activation};
+  }
+};
+
+template <class Elements>
+void normalize(const Elements& elements, const BatchNorm& b, const Tensor& x, const std::optional<Tensor>& residual,
+               const Tensor& y) {
+  using Stored = typename Elements::Stored;
+  using T = typename Elements::Computed;
+  const ChannelLayout layout(x);
+  const Stored* from = data<Stored>(x);
+  const Stored* add = residual ? data<Stored>(*residual) : nullptr;
+  Stored* to = mutable_data<Stored>(y);
+  for_each_block<T, 3>(layout, b.constants<T>(layout.C), [&](int64_t at, const MatrixSize& size, const auto& columns) {
+    const int64_t count = size.pixels * size.channels;
+    const T* values = elements.load(from + at, count, Workspace::input_tile);
+    const T* added = add ? elements.load(add + at, count, Workspace::intermediate) : nullptr;
+    T* result = elements.result(to + at, count, Workspace::output_tile);
+    kernel<Elements>().normalize(b.normalization(columns), {values, size.channels}, {added, size.channels},
+                                 {result, size.channels}, size);
+    elements.store(result, to + at, count);
+  });
+}
+
+// The factors of dx = g * of_g + (x - mean) * of_x + constant, where g is the gradient of y before the activation:
+//
+//   dx = weight / deviation * (g - sum(g) / n - (x - mean) / deviation^2 * sum(g * (x - mean)) / n)
+//
+// Without `training`, mean and deviation are constants, and dx = g * weight / deviation.
+template <class T>
+ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const ChannelLayout& l, const ChannelSums& sums) {
+  const auto [center, scale, shift] = b.constants<T>(l.C);
+  ChannelConstants<T, 6> all{center, scale, shift, scale, {}, {}};
+  if (!b.training) return all;
+  const auto inverse = b.inverse_deviation<double>(l.C);
+  const auto n = static_cast<double>(l.pixels());
+  for (size_t c = 0; c < inverse.size(); ++c) {
+    const auto factor = static_cast<double>(scale[c]);
+    all[4].push_back(static_cast<T>(-factor * inverse[c] * inverse[c] * sums.second[c] / n));
+    all[5].push_back(static_cast<T>(-factor * sums.first[c] / n));
+  }
+  return all;
+}
+
+// The operands of backward, all in the memory order of x.
+struct GradientTensors {
+  Tensor g, x;
+  std::optional<Tensor> y;       // if the activation's mask cannot be computed from x
+  std::optional<Tensor> masked;  // gets the gradient of the residual
+  std::optional<Tensor> dx;
+};
+
+template <class Elements>
+NormalizedGradient<typename Elements::Computed> load_gradient(const Elements& elements, const GradientTensors& t,
+                                                              int64_t at, const MatrixSize& size) {
+  using Stored = typename Elements::Stored;
+  const int64_t count = size.pixels * size.channels;
+  const auto load = [&](const Tensor& from, Workspace use) {
+    return elements.load(data<Stored>(from) + at, count, use);
+  };
+  return {load(t.g, Workspace::output_tile), load(t.x, Workspace::input_tile),
+          t.y ? load(*t.y, Workspace::intermediate) : nullptr, nullptr, size.channels};
+}
+
+// The sums of g and of g * (x - mean) for each channel. Writes the gradient of the residual.
+template <class Elements>
+ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const GradientTensors& t) {
+  using Stored = typename Elements::Stored;
+  using T = typename Elements::Computed;
+  const ChannelLayout layout(t.x);
+  Stored* masked = t.masked ? mutable_data<Stored>(*t.masked) : nullptr;
+  const auto constants = b.constants<T>(layout.C);
+  return sum_channels<T, 3>(
+      layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns, const ColumnSums& sums) {
+        auto from = load_gradient(elements, t, at, size);
+        const int64_t count = size.pixels * size.channels;
+        if (masked) from.masked = elements.result(masked + at, count, Workspace::weight_block);
+        kernel<Elements>().add_gradient_sums(b.normalization(columns), from, size, {sums.first, sums.second});
+        if (masked) elements.store(from.masked, masked + at, count);
+      });
+}
+
+template <class Elements>
+void input_gradient(const Elements& elements, const BatchNorm& b, const GradientTensors& t, const ChannelSums& sums) {
+  using Stored = typename Elements::Stored;
+  using T = typename Elements::Computed;
+  const ChannelLayout layout(t.x);
+  Stored* to = mutable_data<Stored>(*t.dx);
+  const auto constants = gradient_constants<T>(b, layout, sums);
+  for_each_block<T, 6>(layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns) {
+    const int64_t count = size.pixels * size.channels;
+    T* result = elements.result(to + at, count, Workspace::weight_block);
+    kernel<Elements>().gradient(b.normalization(columns), load_gradient(elements, t, at, size),
+                                {columns[3], columns[4], columns[5]}, result, size);
+    elements.store(result, to + at, count);
+  });
+}
+
+Activation activation_of(int64_t number) {
+  check(number >= 0 && number <= static_cast<int64_t>(Activation::silu), "unknown activation ", number);
+  return static_cast<Activation>(number);
+}
+
+void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                      const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& residual) {
+  check(input.dim() >= 2 && input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0");
+  const auto check_vector = [&](const Tensor& vector, const char* name) {
+    check(vector.dim() == 1 && vector.size(0) == input.size(1), name, " should contain ", input.size(1),
+          " elements not ", vector.numel());
+  };
+  check_vector(mean, "mean"), check_vector(spread, "spread");
+  if (weight) check_vector(*weight, "weight");
+  if (bias) check_vector(*bias, "bias");
+  if (!residual) return;
+  check(sizes_of(*residual) == sizes_of(input) && residual->scalar_type() == input.scalar_type(),
+        "expected a residual of the input's size and dtype, but got size ", Sizes(*residual));
+}
+
+}  // namespace
+
+Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor>& running_mean,
+                                 const std::optional<Tensor>& running_var, double momentum, double eps) {
+  check(input.dim() >= 2 && input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0");
+  const Tensor x = channel_ordered(input);
+  const ChannelLayout layout(x);
+  ChannelSums moments;
+  dispatch_elements(x, [&](auto elements) {
+    using Stored = typename decltype(elements)::Stored;
+    using T = typename decltype(elements)::Computed;
+    const Stored* from = data<Stored>(x);
+    moments = channel_moments<T>(layout, [&](int64_t at, const MatrixSize& size) {
+      return elements.load(from + at, size.pixels * size.channels, Workspace::input_tile);
+    });
+  });
+  const auto n = static_cast<double>(layout.pixels());
+  std::vector<double>&mean = moments.first, &squares = moments.second;
+  const auto update = [&](const std::optional<Tensor>& running, const std::vector<double>& values, double divisor) {
+    if (!running) return;
+    auto updated = channel_values<double>(running, layout.C, 0);
+    for (size_t c = 0; c < values.size(); ++c) {
+      updated[c] = momentum * (values[c] / divisor) + (1 - momentum) * updated[c];
+    }
+    store_channel_values(updated, *running);
+  };
+  update(running_mean, mean, 1);
+  update(running_var, squares, n - 1);
+  std::transform(squares.begin(), squares.end(), squares.begin(), [&](double s) { return 1 / std::sqrt(s / n + eps); });
+  const ScalarType type = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const Tensor means = empty({layout.C}, input, false, type), inverse = empty({layout.C}, input, false, type);
+  store_channel_values(mean, means), store_channel_values(squares, inverse);
+  return {means, inverse};
+}
+
+Tensor batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                  const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& residual, bool training,
+                  double eps, int64_t activation) {
+  check_batch_norm(input, weight, bias, mean, spread, residual);
+  const BatchNorm b{weight, bias, mean, spread, training, eps, activation_of(activation)};
+  const Tensor x = channel_ordered(input), y = empty_as(x);
+  const auto added = residual ? std::optional(ordered_as(*residual, x)) : std::nullopt;
+  dispatch_elements(x, [&](auto elements) { normalize(elements, b, x, added, y); });
+  return y;
+}
+
+BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                       const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                       const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& output,
+                                       bool training, double eps, int64_t activation, bool needs_input,
+                                       bool needs_residual) {
+  check_batch_norm(input, weight, bias, mean, spread, grad_output);
+  const BatchNorm b{weight, bias, mean, spread, training, eps, activation_of(activation)};
+  check(b.activation <= Activation::relu6, "batch_norm_backward has no gradient of activation ", activation);
+  const Tensor x = channel_ordered(input);
+  GradientTensors t{ordered_as(grad_output, x), x, {}, {}, {}};
+  const bool masks = b.activation != Activation::none;
+  if (masks && output) t.y = ordered_as(*output, x);
+  if (needs_residual) t.masked = masks ? empty_as(x) : t.g;
+  if (needs_input) t.dx = empty_as(x);
+  const int64_t C = x.size(1);
+  Tensor grad_weight = empty({C}, weight ? *weight : mean, false), grad_bias = empty({C}, bias ? *bias : mean, false);
+  dispatch_elements(x, [&](auto elements) {
+    GradientTensors first = t;
+    if (!masks) first.masked.reset();
+    const ChannelSums sums = sum_gradients(elements, b, first);
+    store_channel_values(sums.first, grad_bias);
+    const auto inverse = b.inverse_deviation<double>(C);
+    std::vector<double> products = sums.second;
+    std::transform(products.begin(), products.end(), inverse.begin(), products.begin(), std::multiplies<double>());
+    store_channel_values(products, grad_weight);
+    if (needs_input) input_gradient(elements, b, t, sums);
+  });
+  const Tensor none = empty({0}, x, false);
+  return {t.dx ? *t.dx : none, grad_weight, grad_bias, t.masked ? *t.masked : none};
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,167 @@
+// Two sums for each channel, over all pixels. The pixels are divided into pieces that depend on the shape alone, and
+// the pieces are combined in a fixed order. So the sums are bitwise equal for every number of threads.
+#pragma once
+
+#include "channels.h"
+
+namespace fastconv::cpu {
+
+struct ChannelSums {
+  std::vector<double> first, second;
+};
+
+// Where a kernel adds: one element for each column of its matrix.
+struct ColumnSums {
+  double *first, *second;
+};
+
+// The pieces of a tensor. A piece of a by_pixel tensor is some pixels of all channels. Otherwise it is one channel of
+// some images.
+struct ChannelPieces {
+  int64_t count;   // of pixels or images
+  int64_t pieces;  // in all
+
+  explicit ChannelPieces(const ChannelLayout& l) {
+    if (l.by_pixel) {
+      count = pieces = std::clamp<int64_t>(l.pixels() * l.C / 65536, 1, std::min<int64_t>(64, l.pixels()));
+    } else {
+      count = std::min(l.N, ceil_div(wanted_pieces, l.C));
+      pieces = count * l.C;
+    }
+  }
+};
+
+// Calls body(piece, images or pixels [first, last), channel). The channel is 0 if the piece has all.
+template <class Body>
+void for_each_piece(const ChannelLayout& l, const ChannelPieces& pieces, const Body& body) {
+  const int64_t size = l.by_pixel ? l.pixels() : l.N;
+  parallel_for(0, pieces.pieces, ceil_div(grain_size * pieces.pieces, l.pixels() * l.C),
+               [&](int64_t begin, int64_t end) {
+                 for (int64_t i = begin; i < end; ++i) {
+                   const int64_t part = i % pieces.count;
+                   body(i, size * part / pieces.count, size * (part + 1) / pieces.count, i / pieces.count);
+                 }
+               });
+}
+
+// Adds up what body(offset, size, constants, sums) adds to the sums of each column.
+template <class T, size_t count, class Body>
+ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count>& constants, const Body& body) {
+  const ChannelPieces pieces(l);
+  const int64_t most = kernels().conv2d<T>().batch_norm.moment_pixels;
+  const auto C = static_cast<size_t>(l.C), columns = l.by_pixel ? C : size_t{plane_columns};
+  std::vector<double> partial(2 * columns * static_cast<size_t>(pieces.pieces));
+  for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
+    double* sums = partial.data() + 2 * columns * static_cast<size_t>(piece);
+    const ColumnSums to{sums, sums + columns};
+    if (l.by_pixel) {
+      const ColumnConstants<T, count> of_columns(constants);
+      for_each_block_of_pixels(l, first, last, most,
+                               [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
+    } else {
+      const ColumnConstants<T, count> of_columns(constants, channel);
+      for (int64_t n = first; n < last; ++n) {
+        for_each_block_of_plane(l, n * l.C + channel, most,
+                                [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
+      }
+    }
+  });
+  ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
+  for (size_t piece = 0; piece < static_cast<size_t>(pieces.pieces); ++piece) {
+    for (size_t i = 0; i < columns; ++i) {
+      const size_t c = l.by_pixel ? i : piece / static_cast<size_t>(pieces.count), at = 2 * columns * piece + i;
+      total.first[c] += partial[at], total.second[c] += partial[at + columns];
+    }
+  }
+  return total;
+}
+
+// The mean and the sum of the squared differences from it.
+struct Moment {
+  double pixels = 0, mean = 0, squares = 0;
+
+  // Combines two sets of pixels: Chan, Golub and LeVeque (kernels/batch_norm.h).
+  void add(const Moment& other) {
+    if (other.pixels == 0) return;
+    const double all = pixels + other.pixels, delta = other.mean - mean;
+    squares += other.squares + delta * delta * (pixels * other.pixels / all);
+    mean += delta * (other.pixels / all);
+    pixels = all;
+  }
+};
+
+// The moments of one channel in double, for numbers whose squares overflow in T, infinities and NaN. `load` as below.
+template <class Load>
+Moment plain_moment(const ChannelLayout& l, int64_t channel, const Load& load) {
+  const auto for_each = [&](const auto& f) {
+    if (l.by_pixel) {
+      for_each_block_of_pixels(l, 0, l.pixels(), 64, [&](int64_t at, const MatrixSize& size) {
+        const auto* values = load(at, size);
+        for (int64_t p = 0; p < size.pixels; ++p) f(static_cast<double>(values[p * l.C + channel]));
+      });
+    } else {
+      for (int64_t n = 0; n < l.N; ++n) {
+        for_each_block_of_plane(l, n * l.C + channel, 64, [&](int64_t at, const MatrixSize& size) {
+          const auto* values = load(at, size);
+          for (int64_t i = 0; i < size.pixels * size.channels; ++i) f(static_cast<double>(values[i]));
+        });
+      }
+    }
+  };
+  Moment moment{static_cast<double>(l.pixels())};
+  for_each([&](double value) { moment.mean += value; });
+  moment.mean /= moment.pixels;
+  for_each([&](double value) { moment.squares += (value - moment.mean) * (value - moment.mean); });
+  return moment;
+}
+
+// For each channel, the mean and the sum of the squared differences from it. load(offset, size) returns the values of a
+// matrix.
+template <class T, class Load>
+ChannelSums channel_moments(const ChannelLayout& l, const Load& load) {
+  const ChannelPieces pieces(l);
+  const BatchNormKernels<T>& kernel = kernels().conv2d<T>().batch_norm;
+  const auto C = static_cast<size_t>(l.C);
+  std::vector<Moment> partial((l.by_pixel ? C : 1) * static_cast<size_t>(pieces.pieces));
+  for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
+    const size_t columns = l.by_pixel ? C : size_t{plane_columns};
+    // Two matrices: of a plane, the second one is its last row, which has fewer columns.
+    std::vector<double> sums(4 * columns);
+    Moments whole{0, sums.data(), sums.data() + columns}, rest{0, whole.squares + columns, whole.squares + 2 * columns};
+    int64_t rest_columns = 0, whole_columns = l.by_pixel ? l.C : std::min(l.plane, plane_columns);
+    const auto add = [&](int64_t at, const MatrixSize& size) {
+      const bool is_rest = size.channels != whole_columns;
+      if (is_rest) rest_columns = size.channels;
+      Moments& to = is_rest ? rest : whole;
+      kernel.add_moments({load(at, size), size.channels}, size, to);
+      to.pixels += size.pixels;
+    };
+    if (l.by_pixel) {
+      for_each_block_of_pixels(l, first, last, kernel.moment_pixels, add);
+    } else {
+      for (int64_t n = first; n < last; ++n) for_each_block_of_plane(l, n * l.C + channel, kernel.moment_pixels, add);
+    }
+    for (int64_t i = 0; i < whole_columns; ++i) {
+      Moment& to =
+          partial[l.by_pixel ? static_cast<size_t>(piece) * C + static_cast<size_t>(i) : static_cast<size_t>(piece)];
+      to.add({static_cast<double>(whole.pixels), whole.mean[i], whole.squares[i]});
+    }
+    for (int64_t i = 0; i < rest_columns; ++i) {
+      partial[static_cast<size_t>(piece)].add({static_cast<double>(rest.pixels), rest.mean[i], rest.squares[i]});
+    }
+  });
+  ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
+  for (size_t c = 0; c < C; ++c) {
+    Moment moment;
+    for (size_t part = 0; part < static_cast<size_t>(pieces.count); ++part) {
+      moment.add(partial[l.by_pixel ? part * C + c : c * static_cast<size_t>(pieces.count) + part]);
+    }
+    if (!std::isfinite(moment.mean) || !std::isfinite(moment.squares)) {
+      moment = plain_moment(l, static_cast<int64_t>(c), load);
+    }
+    total.first[c] = moment.mean, total.second[c] = moment.squares;
+  }
+  return total;
+}
+
+}  // namespace fastconv::cpu

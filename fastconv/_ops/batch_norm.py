@@ -1,0 +1,175 @@
+"""Batch normalisation, alone or with a residual and an activation: fake kernels and gradients.
+
+``torch.func``, forward-mode AD and ``torch.compile`` use PyTorch's own batch norm (:mod:`fastconv.normalization`). If a
+gradient is differentiated again, it is computed by PyTorch's elementwise operators.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from fastconv._ops import library  # noqa: F401  defines the operators
+from fastconv._ops.checks import FLOATING, check, check_implemented
+from fastconv._ops.function import is_final_gradient, needs_gradient
+from fastconv._ops.memory_format import suggests_channels_last
+
+__all__ = ["Activation", "batch_norm", "statistics"]
+
+_statistics = torch.ops.fastconv.batch_norm_statistics.default
+_batch_norm = torch.ops.fastconv.batch_norm.default
+_batch_norm_backward = torch.ops.fastconv.batch_norm_backward.default
+
+
+class Activation(IntEnum):
+    """What follows a batch norm or a convolution: the numbers of ``csrc/cpu/kernels/operands.h``."""
+
+    NONE = 0
+    RELU = 1
+    RELU6 = 2
+    LEAKY_RELU = 3
+    HARDSWISH = 4
+    SILU = 5
+
+
+def _check_vectors(input: Tensor, **vectors: Tensor | None) -> None:
+    check(
+        input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0"
+    )
+    for name, vector in vectors.items():
+        check(
+            vector is None or vector.shape == input.shape[1:2],
+            f"{name} should contain {input.shape[1]} elements not {0 if vector is None else vector.numel()}",
+        )
+    check_implemented(input, "batch_norm", FLOATING)
+
+
+def _empty_like(input: Tensor) -> Tensor:
+    last = input.dim() == 4 and not input.is_contiguous() and suggests_channels_last(input)
+    return torch.empty(
+        input.shape,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+@torch.library.register_fake("fastconv::batch_norm_statistics")
+def _fake_statistics(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    _check_vectors(input)
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return input.new_empty(input.shape[1], dtype=dtype), input.new_empty(input.shape[1], dtype=dtype)
+
+
+@torch.library.register_fake("fastconv::batch_norm")
+def _fake_batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor, residual: Tensor | None,
+    training: bool, eps: float, activation: int,
+) -> Tensor:  # fmt: skip
+    _check_vectors(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    return _empty_like(input)
+
+
+@torch.library.register_fake("fastconv::batch_norm_backward")
+def _fake_batch_norm_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor,
+    output: Tensor | None, training: bool, eps: float, activation: int, needs_input: bool, needs_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    _check_vectors(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    none = input.new_empty(0)
+    return (
+        _empty_like(input) if needs_input else none,
+        torch.empty_like(mean if weight is None else weight),
+        torch.empty_like(mean if bias is None else bias),
+        _empty_like(input) if needs_residual else none,
+    )
+
+
+def statistics(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the mean and 1 / sqrt(variance + eps) of each channel. Update the running statistics in place."""
+    found: tuple[Tensor, Tensor] = _statistics(input, running_mean, running_var, momentum, eps)
+    for running in (running_mean, running_var):
+        if running is not None and not running.is_inference():
+            torch.autograd.graph.increment_version(running)
+    return found
+
+
+class BatchNorm(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor,
+        spread: Tensor, training: bool, eps: float, activation: int,
+    ) -> Tensor:  # fmt: skip
+        output: Tensor = _batch_norm(input, weight, bias, mean, spread, residual, training, eps, activation)
+        # Without a residual, backward computes the activation's mask from the input, which it reads in any case.
+        kept = output if residual is not None and activation != Activation.NONE else None
+        ctx.save_for_backward(input, weight, bias, mean, spread, kept)
+        ctx.numbers = training, eps, int(activation)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_output is None:
+            return (None,) * 9
+        needs_input, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
+        if is_final_gradient():
+            input, weight, bias, mean, spread, output = ctx.saved_tensors
+            dx, dw, db, dr = _batch_norm_backward(
+                grad_output, input, weight, bias, mean, spread, output, *ctx.numbers, needs_input, needs_residual
+            )
+        else:
+            dx, dw, db, dr = _composed_backward(ctx, grad_output)
+        return (
+            dx if needs_input else None,
+            dw if needs_weight else None,
+            db if needs_bias else None,
+            dr if needs_residual else None,
+            *(None,) * 5,
+        )
+
+
+def _composed_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients by operators that can be differentiated again."""
+    input, weight, bias, mean, spread, output = ctx.saved_tensors
+    training, eps, activation = ctx.numbers
+    dims = [0, *range(2, input.dim())]
+    shape = [1, -1, *[1] * (input.dim() - 2)]
+    if training:
+        mean, var = input.mean(dims, keepdim=True), input.var(dims, unbiased=False, keepdim=True)
+    else:
+        mean, var = mean.view(shape), spread.view(shape)
+    inverse = torch.rsqrt(var + eps)
+    normalised = (input - mean) * inverse
+    factor = 1 if weight is None else weight.view(shape)
+    if activation != Activation.NONE:
+        with torch.no_grad():
+            y = normalised * factor + (0 if bias is None else bias.view(shape)) if output is None else output
+            blocked = (y <= 0) | (y >= 6) if activation == Activation.RELU6 else y <= 0
+        grad_output = torch.where(blocked, 0, grad_output)
+    of_normalised = grad_output * factor
+    if training:
+        dx = of_normalised - of_normalised.mean(dims, keepdim=True)
+        dx = (dx - normalised * (of_normalised * normalised).mean(dims, keepdim=True)) * inverse
+    else:
+        dx = of_normalised * inverse
+    return dx, (grad_output * normalised).sum(dims), grad_output.sum(dims), grad_output
+
+
+def batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, spread: Tensor,
+    training: bool, eps: float, activation: int,
+) -> Tensor:  # fmt: skip
+    """Call the operator, and record its gradient where one is needed. Arguments: those of the schema in csrc/ops.cpp."""
+    if needs_gradient((input, weight, bias, residual)):
+        return super(Function, BatchNorm).apply(  # type: ignore[misc, no-any-return]
+            input, weight, bias, residual, mean, spread, training, eps, activation
+        )
+    return _batch_norm(input, weight, bias, mean, spread, residual, training, eps, activation)  # type: ignore[no-any-return]
