@@ -1,10 +1,10 @@
-"""Time single layers of PyTorch and of fastconv, for the table in fastconv/conversion/slower_layers.py.
+"""Time single layers of PyTorch and of fastconv: what fastconv.convert gains for each.
 
 python benchmarks/convert_layers.py [--only depthwise] [--rounds 9] [--json .benchmarks/convert_layers.json]
 
 Each layer runs forward and backward, and forward under inference_mode, in both memory formats. The variants take turns
 in one process, with an allocator that keeps its pages. With one thread (OMP_NUM_THREADS=1) the CPU time is measured,
-which other programs disturb less. A layer is worth converting if fastconv's faster format is not slower than PyTorch's.
+which other programs disturb less. Layers are convolutions alone, with ReLU and with a pool, ReLU and max-pools.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._deferred import Fusion, defer
+from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
 from fastconv._scripted import scripted_relu, scripted_relu_max_pool
 
@@ -43,13 +43,10 @@ class Conv2d(Layer, torch.nn.Conv2d):
     """
 
     _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
-    _conversion_attributes = ("_patience", "_torch_is_faster")
+    _conversion_attributes = ("_patience",)
     #: The layer stops returning Deferred results (:mod:`fastconv._deferred`) after this many more in a row that are not
     #: fused. 0: it computes every result at once. :func:`fastconv.convert` sets it.
     _patience = 0
-    #: The fusions that PyTorch computes faster (:func:`fastconv.conversion.slower_layers.torch_is_faster`), as a tuple,
-    #: which torch.load(weights_only=True) accepts. The type is a comment: torch.jit.script would read an annotation.
-    _torch_is_faster = ()  # type: tuple[Fusion, ...]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -59,10 +56,10 @@ class Conv2d(Layer, torch.nn.Conv2d):
         if torch.compiler.is_compiling():
             return FF.conv2d(*arguments)
         if self._patience > 0 and not is_observed(self):
-            result = defer(*arguments, layer=self, torch_is_faster=self._torch_is_faster)
+            result = defer(*arguments, layer=self)
             if result is not None:
                 return result
-        return F.conv2d(*arguments) if "alone" in self._torch_is_faster else FF.conv2d(*arguments)
+        return FF.conv2d(*arguments)
 
     def _note_fusion(self, fused: bool) -> None:
         """Reset ``_patience`` if a deferred result was fused. Otherwise count it down."""
@@ -251,7 +248,7 @@ class Sequential(Layer, torch.nn.Sequential):
         i = 0
         while i < len(layers):
             conv, block = layers[i], match(layers, i, ROLES)
-            if len(block) > 1 and fusion_of(block) not in conv._torch_is_faster:
+            if len(block) > 1:
                 pool = next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
                 arguments = conv._arguments(input, conv.weight, conv.bias)
                 if pool is None:
@@ -270,9 +267,9 @@ class Sequential(Layer, torch.nn.Sequential):
 _PATIENCE = 3
 
 
-def wait_for_fusion(conv: torch.nn.Module, torch_is_faster: frozenset[Fusion]) -> None:
+def wait_for_fusion(conv: torch.nn.Module) -> None:
     """Defer the results of a :class:`Conv2d` or :class:`LazyConv2d`, so that the next operations can be fused."""
-    vars(conv).update(_patience=_PATIENCE, _torch_is_faster=tuple(sorted(torch_is_faster)))
+    vars(conv)["_patience"] = _PATIENCE
 
 
 #: The classes that a Sequential fuses, and the role of each.
@@ -305,11 +302,6 @@ def match(layers: list[Any], i: int, roles: Mapping[type, str]) -> list[Any]:
         if found[:1] == ["relu"]:
             return layers[i : i + 2]
     return layers[i : i + 1]
-
-
-def fusion_of(block: list[Any]) -> Fusion:
-    """Return the name of the fusion of a block: 'ReLU' for two layers, 'pool' for three."""
-    return "ReLU" if len(block) == 2 else "pool"
 
 
 def role(layer: Any, roles: Mapping[type, str]) -> str | None:

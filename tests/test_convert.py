@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastconv
-from fastconv import models
+from fastconv import _C, models
 from fastconv import nn as fnn
-from fastconv.conversion.slower_layers import FASTCONV, Choice
+from fastconv.conversion.convert import LEFT
 
 
 @pytest.fixture(autouse=True)
-def _fastconv_computes_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert every layer. test_slower_layers.py tests the choice of layers, which follows measurements."""
-    monkeypatch.setattr("fastconv.conversion.slower_layers.choose", lambda module, fusion="alone": FASTCONV)
+def _every_layer_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert ReLU, too, so that its conversion is tested."""
+    monkeypatch.delitem(LEFT, nn.ReLU)
 
 
 def everything(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -396,7 +396,7 @@ def test_converting_twice_equals_converting_once() -> None:
     assert report == str(fastconv.conversion_report(everything_model()))
     fastconv.convert(model, fuse=False)
     assert not any(isinstance(m, fnn.Sequential) for m in model.modules())
-    assert not any("_patience" in vars(m) or "_torch_is_faster" in vars(m) for m in model.modules())
+    assert not any("_patience" in vars(m) for m in model.modules())
 
 
 def test_with_fuse_false_layers_are_not_fused() -> None:
@@ -751,40 +751,45 @@ def test_intermediate_results_of_a_sequential_are_the_same() -> None:
     torch.testing.assert_close(model.layers(images().fill_(0.1)), original.layers(images().fill_(0.1)))
 
 
-def test_layers_that_pytorch_computes_faster_are_not_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def choose(module: nn.Module, fusion: str = "alone") -> Choice:
-        if isinstance(module, nn.Conv2d):
-            slow = module.kernel_size == (1, 1) or (fusion == "ReLU" and module.out_channels == 5)
-        else:
-            slow = isinstance(module, nn.ReLU)
-        return Choice(False, "slow here") if slow else FASTCONV
-
-    monkeypatch.setattr("fastconv.conversion.slower_layers.choose", choose)
-    layers = [
-        nn.Conv2d(3, 3, 1),
-        nn.ReLU(),
-        nn.Conv2d(3, 5, 3),
-        nn.ReLU(),
-        nn.Conv2d(5, 3, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-    ]
+def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # LEFT as users have it
+    layers = [nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 3), nn.ReLU(), nn.MaxPool2d(2)]
     for model in (nn.Sequential(*layers).double(), LoopOver(*copy.deepcopy(layers)).double()):
         original = copy.deepcopy(model)
         lines = fastconv.conversion_report(model).lines
         last = ["fused"] * 3 if isinstance(model, nn.Sequential) else ["converted", "left", "converted"]
-        assert [line.becomes for line in lines] == ["left", "left", "converted", "left", *last]
-        assert [line.why for line in lines[:4]] == ["slow here", "slow here", "", "slow here"]
+        assert [line.becomes for line in lines] == ["converted", "left", *last]
+        assert lines[1].why == "PyTorch is faster at ReLU alone"
         fastconv.convert(model)
-        kinds = [torch.nn if type(m).__module__.startswith("torch") else fnn for m in model.modules()][1:]
-        kinds = kinds[-7:]
-        assert kinds == [torch.nn, torch.nn, fnn, torch.nn, fnn, torch.nn, fnn]
+        kinds = [torch.nn if type(m).__module__.startswith("torch") else fnn for m in model.modules()]
+        assert kinds[-6:] == [fnn, torch.nn, torch.nn, fnn, torch.nn, fnn]
         assert_same(model, original, images())
         assert ran(model, images()) == {"conv2d", "conv2d_relu_max_pool2d"}
         report = str(fastconv.conversion_report(model))
         assert types(fastconv.convert(model)) == types(fastconv.convert(original))
         assert str(fastconv.conversion_report(model)) == report
         assert not any("_patience" in vars(m) for m in fastconv.revert(model).modules())
+
+
+def test_a_relu_of_fastconv_stays_fastconvs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = fastconv.convert(nn.Sequential(fnn.ReLU(), nn.ReLU()))
+    assert [type(layer) for layer in model] == [fnn.ReLU, nn.ReLU]
+    assert [line.becomes for line in fastconv.conversion_report(model).lines] == ["converted", "left"]
+
+
+@pytest.mark.usefixtures("algorithms_as_measured")
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_converted_convolution_runs_pytorchs_operator_where_the_plan_says_so(fuse: bool) -> None:
+    """The same layer: an image of 8x8 is a small call for fastconv, one of 320x320 is left to PyTorch."""
+    _C.set_algorithms({"torch": "measured"})
+    layer = fastconv.convert(nn.Conv2d(3, 32, 3, padding=1, bias=False), fuse)
+    for size, by_torch in ((8, False), (320, True)):
+        with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
+            layer(torch.randn(1, 3, size, size)).sum()
+        names = {event.name for event in profile.events()}
+        assert "fastconv::conv2d" in names
+        assert ("aten::convolution" in names) == by_torch
 
 
 def test_the_report_prints_as_text_and_as_a_table() -> None:

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv import nn as fnn
-from fastconv.conversion.slower_layers import FASTCONV, Choice
+from fastconv.conversion.convert import LEFT
 
 
 @pytest.fixture(autouse=True)
 def _every_layer_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastconv.conversion.slower_layers.choose", lambda module, fusion="alone": FASTCONV)
+    """Convert ReLU, too, so that programs with a ReLU of fastconv are compared."""
+    monkeypatch.delitem(LEFT, nn.ReLU)
 
 
 class Net(nn.Module):
@@ -328,26 +329,6 @@ def test_a_layer_that_is_never_fused_stops_deferring_its_results() -> None:
     assert type(conv(x)) is not Tensor
 
 
-def test_pytorch_computes_a_convolution_that_it_computes_faster_unless_it_is_fused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(
-        "fastconv.conversion.slower_layers.choose",
-        lambda module, fusion="alone": FASTCONV if fusion == "pool" else Choice(False, "slow"),
-    )
-    net = Net()
-    fastconv.convert(net)
-    x = torch.randn(2, 3, 12, 12)
-    for program, operators in (
-        (lambda: net.conv1(x), set()),
-        (lambda: net.relu(net.conv1(x)), set()),
-        (lambda: net.pool(net.relu(net.conv1(x))), {"fastconv::conv2d_relu_max_pool2d"}),
-    ):
-        with torch.no_grad(), torch.profiler.profile(acc_events=True) as profile:
-            program().sum()
-        assert {event.name for event in profile.events() if event.name.startswith("fastconv::")} == operators
-
-
 def test_convert_adds_nothing_to_the_state_dict() -> None:
     net = Net()
     keys = list(net.state_dict())
@@ -356,4 +337,4 @@ def test_convert_adds_nothing_to_the_state_dict() -> None:
     assert list(net.state_dict()) == keys
     assert type(net.conv1) is fnn.Conv2d
     fastconv.revert(net)
-    assert not {"_patience", "_torch_is_faster"} & set(vars(net.conv1))
+    assert "_patience" not in vars(net.conv1)

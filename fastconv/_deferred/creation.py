@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,14 +32,12 @@ def defer(
     groups: Any = 1,
     *,
     layer: DeferringLayer | None = None,
-    torch_is_faster: Collection[str] = (),
 ) -> Deferred | None:
     """Return the result of ``conv2d`` with these arguments, to be computed later.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: those of :func:`torch.nn.functional.conv2d`.
         layer: the layer to notify when the result is computed, fused or not.
-        torch_is_faster: see :class:`Recipe`.
 
     Returns:
         None if the convolution should run at once: something besides autograd watches the call, the operands are large
@@ -59,7 +57,7 @@ def defer(
     if any(k is None and t is not None for k, t in zip(kept, (x, w, b), strict=True)):
         return None
     last = suggests_channels_last(x) or suggests_channels_last(w)
-    recipe = Recipe((strides, paddings, dilations, groups), last, last, torch_is_faster=torch_is_faster)
+    recipe = Recipe((strides, paddings, dilations, groups), last, last)
     return new_deferred(recipe, (N, K, P, Q), kept, layer)  # type: ignore[arg-type]
 
 

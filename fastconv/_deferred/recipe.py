@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastconv import functional as FF
 from fastconv._ops import conv2d as _conv2d
@@ -15,15 +14,13 @@ from fastconv._ops import conv2d_relu_max_pool2d as _fused
 from fastconv._ops.conv2d import Geometry
 from fastconv._ops.max_pool2d import Pool
 
-__all__ = ["TO_NCHW", "TO_NHWC", "Fusion", "Operands", "Recipe", "Step", "snapshot"]
+__all__ = ["TO_NCHW", "TO_NHWC", "Operands", "Recipe", "Step", "snapshot"]
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 #: Input, weight, bias; or a computed result, None, None.
 Operands = tuple[Tensor, Tensor | None, Tensor | None]
 #: One or more operations of a recipe, as a function of the value before them.
 Step = Callable[[Tensor], Tensor]
-#: What runs with a convolution: nothing, a ReLU, or a ReLU and a max-pool.
-Fusion = Literal["alone", "ReLU", "pool"]
 
 
 def snapshot(tensor: Tensor, result_elements: int) -> Tensor | None:
@@ -49,12 +46,6 @@ class Recipe(NamedTuple):
     axes_nhwc: bool = False
     relu: bool = False
     pool: Pool | None = None
-    #: The fusions that PyTorch computes faster.
-    torch_is_faster: Collection[str] = ()
-
-    def is_fused(self) -> bool:
-        fusion: Fusion = "pool" if self.pool else "ReLU"
-        return self.relu and fusion not in self.torch_is_faster
 
     def compute(self, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         y = input if self.geometry is None else self._convolve(input, weight, bias)
@@ -64,12 +55,9 @@ class Recipe(NamedTuple):
     def _convolve(self, input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
         assert self.geometry is not None
         assert weight is not None
-        if self.is_fused():
-            return _fused.conv2d_relu_max_pool2d(input, weight, bias, *self.geometry, self.pool)
-        convolve = F.conv2d if "alone" in self.torch_is_faster else _conv2d.conv2d
-        y = convolve(input, weight, bias, *self.geometry)
         if self.relu:
-            y = F.relu(y)
+            return _fused.conv2d_relu_max_pool2d(input, weight, bias, *self.geometry, self.pool)
+        y = _conv2d.conv2d(input, weight, bias, *self.geometry)
         return y if self.pool is None else FF.max_pool2d(y, *self.pool)
 
     def strides(self, K: int, P: int, Q: int) -> tuple[int, int, int, int]:

@@ -178,7 +178,7 @@ def compute_deferred(
         with torch.inference_mode(inference), torch.set_grad_enabled(grad_enabled), hooks_off, casts_off:
             y = recipe.compute(*deferred._operands)
     if deferred._layer is not None:
-        deferred._layer._note_fusion(recipe.is_fused())
+        deferred._layer._note_fusion(recipe.relu)
     note_bypass(source, y)
     return y
 

@@ -15,11 +15,8 @@ from torch.nn import Module
 
 from fastconv import models
 from fastconv import nn as fnn
-from fastconv._deferred import Fusion
 from fastconv._layer import Layer, kind, set_class
-from fastconv.conversion import slower_layers
 from fastconv.conversion.report import Line, Report
-from fastconv.conversion.slower_layers import FASTCONV, Choice
 
 __all__ = ["conversion_report", "convert", "revert"]
 
@@ -32,6 +29,10 @@ LAYERS: dict[type, type] = {
     torch.nn.MaxPool2d: fnn.MaxPool2d,
     torch.nn.ReLU: fnn.ReLU,
 }
+#: The layers of PyTorch that keep their class, with the reason. A convolution asks the plan in each call
+#: (csrc/cpu/plan.cpp), because its speed depends on the size of the images. ReLU has no plan, and a fused ReLU may have
+#: PyTorch's class.
+LEFT: dict[type, str] = {torch.nn.ReLU: "PyTorch is faster at ReLU alone"}
 #: Blocks on PyTorch's operators, and the fused classes that they become.
 BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,
@@ -48,8 +49,8 @@ class Conversion:
 
     #: The class that each module gets.
     classes: dict[Module, type] = field(default_factory=dict)
-    #: The convolutions whose results will wait. For each, the fusions that PyTorch computes faster.
-    waiting: dict[Module, frozenset[Fusion]] = field(default_factory=dict)
+    #: The convolutions whose results will wait for the next operation.
+    waiting: list[Module] = field(default_factory=list)
     report: Report = field(default_factory=Report)
 
 
@@ -61,9 +62,9 @@ def convert(model: M, fuse: bool = True) -> M:
     before. Results and gradients are the same up to rounding.
 
     Only layers whose class is exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
-    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. Layers that PyTorch computes faster stay
-    PyTorch's (:mod:`fastconv.conversion.slower_layers`). Such a convolution changes its class only if it may be fused.
-    :func:`conversion_report` lists every layer, with the reason.
+    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. A ReLU that is not fused stays PyTorch's,
+    because PyTorch is faster at it. A converted convolution runs PyTorch's operator in the calls that PyTorch computes
+    faster (docs/pytorch_calls.md). :func:`conversion_report` lists every layer, with the reason.
 
     Args:
         model: any module, or a single layer.
@@ -92,8 +93,8 @@ def convert(model: M, fuse: bool = True) -> M:
     forget(model)
     for module, cls in conversion.classes.items():
         set_class(module, cls)
-    for conv, torch_is_faster in conversion.waiting.items():
-        fnn.wait_for_fusion(conv, torch_is_faster)
+    for conv in conversion.waiting:
+        fnn.wait_for_fusion(conv)
     return model
 
 
@@ -162,7 +163,7 @@ def plan_sequentials(names: dict[Module, str], conversion: Conversion) -> dict[M
         while i < len(layers):
             conv, *followers = block = fnn.match(layers, i, ROLES)
             i += len(block)
-            if not followers or not choose(conv, fnn.fusion_of(block)).fastconv:
+            if not followers:
                 continue
             conversion.classes[sequential] = fnn.Sequential
             if conv not in fused:  # an outer Sequential may have fused it already
@@ -189,34 +190,13 @@ def plan_layer(module: Module, fuse: bool, fused: str, conversion: Conversion) -
     if replaced := [name for name in ("forward", "_conv_forward") if name in vars(module)]:
         conversion.classes[module] = theirs
         return theirs.__name__, "left", f"its {replaced[0]} has been replaced"
-    choice = choose(module)
-    partners = plan_waiting(module, conversion) if fuse and isinstance(module, torch.nn.Conv2d) else ""
-    conversion.classes[module] = LAYERS[theirs] if choice.fastconv or partners else theirs
+    reason = LEFT.get(cls, "")  # A layer that is fastconv's already has no reason to be left.
+    conversion.classes[module] = theirs if reason else LAYERS[theirs]
+    if fuse and isinstance(module, torch.nn.Conv2d):
+        conversion.waiting.append(module)
     if fused:
         return theirs.__name__, "fused", fused
-    if choice.fastconv:
-        return theirs.__name__, "converted", ""
-    return theirs.__name__, "left", f"{choice.reason}, unless {partners} follows" if partners else choice.reason
-
-
-def plan_waiting(conv: torch.nn.Conv2d, conversion: Conversion) -> str:
-    """Plan that a convolution's results wait, if any fusion is faster in fastconv. Name the layers to wait for."""
-    torch_is_faster = frozenset() if is_native(conv) else slower_layers.torch_is_faster(conv)
-    partners: dict[Fusion, str] = {"ReLU": "a ReLU", "pool": "a max-pool with ReLU"}
-    worthwhile = [text for fusion, text in partners.items() if fusion not in torch_is_faster]
-    if worthwhile:
-        conversion.waiting[conv] = torch_is_faster
-    return " or ".join(worthwhile)
-
-
-def is_native(module: Module) -> bool:
-    """Return whether a layer was fastconv's before any conversion. If so, its author has chosen fastconv."""
-    return kind(module) in LAYERS.values() and "_torch_is_faster" not in vars(module)
-
-
-def choose(module: Module, fusion: Fusion = "alone") -> Choice:
-    """Choose the library that computes a layer."""
-    return FASTCONV if is_native(module) else slower_layers.choose(module, fusion)
+    return theirs.__name__, "left" if reason else "converted", reason
 
 
 def forget(model: Module) -> None:
