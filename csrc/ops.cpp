@@ -8,6 +8,7 @@
 #include "boundary.h"
 #include "cpu/batch_norm.h"
 #include "cpu/conv2d.h"
+#include "cpu/conv2d_inference.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
 #include "cpu/memory/workspace.h"
@@ -60,6 +61,13 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "Tensor? output, bool training, float eps, int activation, bool needs_input, bool needs_residual) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
+  // activation(batch_norm(conv2d(input)) + residual) with the running statistics, for inference on the CPU. Without
+  // running_mean and running_var, there is no batch norm. It has no gradient.
+  m.def(
+      "conv2d_inference(Tensor input, Tensor weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+      "Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, SymInt[2] stride, SymInt[2] padding, "
+      "SymInt[2] dilation, SymInt groups, float eps, int activation, float slope) -> Tensor");
+
   // Fused operators. Backward needs no results of forward except `argmax` (uint8): for each output, the position of the
   // largest pixel in its window, or 255 if ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
@@ -96,6 +104,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("batch_norm_statistics", FASTCONV_BOX(cpu::batch_norm_statistics, WorkspaceScope));
   m.impl("batch_norm", FASTCONV_BOX(cpu::batch_norm, WorkspaceScope));
   m.impl("batch_norm_backward", FASTCONV_BOX(cpu::batch_norm_backward, WorkspaceScope));
+  m.impl("conv2d_inference", FASTCONV_BOX(cpu::conv2d_inference, WorkspaceScope));
   m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, WorkspaceScope));
   m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, WorkspaceScope));
   m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, WorkspaceScope));

@@ -1,46 +1,24 @@
 #include "batch_norm.h"
 
 #include "memory/channel_sums.h"
-#include "memory/channels.h"
+#include "normalize.h"
 
 namespace fastconv::cpu {
 namespace {
-
-// Runs f(elements) with the tensor's element type: PlainElements or ReducedElements (memory/reduced.h).
-template <class F>
-void dispatch_elements(const Tensor& tensor, const F& f) {
-  if (is_reduced(tensor)) return f(ReducedElements{reduced_kernels(tensor.scalar_type())});
-  dispatch_floating(tensor, "batch_norm", [&](auto type) { f(PlainElements<decltype(type)>{}); });
-}
 
 template <class Elements>
 const BatchNormKernels<typename Elements::Computed>& kernel() {
   return kernels().conv2d<typename Elements::Computed>().batch_norm;
 }
 
-// The tensors and numbers that describe y = activation((x - mean) * scale + bias).
+// y = activation(batch_norm(x)), of which backward needs the gradients.
 struct BatchNorm {
-  const std::optional<Tensor>&weight, &bias;
-  const Tensor &mean, &spread;
-  bool training;
-  double eps;
+  BatchNormVectors vectors;
   Activation activation;
 
   template <class T>
-  std::vector<T> inverse_deviation(int64_t C) const {
-    auto values = channel_values<double>(spread, C, 1);
-    if (!training)
-      std::transform(values.begin(), values.end(), values.begin(), [this](double v) { return 1 / std::sqrt(v + eps); });
-    return std::vector<T>(values.begin(), values.end());
-  }
-
-  // Center, scale and shift of each channel.
-  template <class T>
-  ChannelConstants<T, 3> constants(int64_t C) const {
-    std::vector<T> scale = inverse_deviation<T>(C);
-    const auto factor = channel_values<T>(weight, C, T(1));
-    std::transform(scale.begin(), scale.end(), factor.begin(), scale.begin(), std::multiplies<T>());
-    return {channel_values<T>(mean, C, T(0)), scale, channel_values<T>(bias, C, T(0))};
+  ChannelConstants<T, 3> constants(const Tensor& x) const {
+    return constants_of(vectors, std::nullopt, x.size(1), x.scalar_type()).template of<T>();
   }
 
   template <class T, size_t count>
@@ -49,38 +27,18 @@ struct BatchNorm {
   }
 };
 
-template <class Elements>
-void normalize(const Elements& elements, const BatchNorm& b, const Tensor& x, const std::optional<Tensor>& residual,
-               const Tensor& y) {
-  using Stored = typename Elements::Stored;
-  using T = typename Elements::Computed;
-  const ChannelLayout layout(x);
-  const Stored* from = data<Stored>(x);
-  const Stored* add = residual ? data<Stored>(*residual) : nullptr;
-  Stored* to = mutable_data<Stored>(y);
-  for_each_block<T, 3>(layout, b.constants<T>(layout.C), [&](int64_t at, const MatrixSize& size, const auto& columns) {
-    const int64_t count = size.pixels * size.channels;
-    const T* values = elements.load(from + at, count, Workspace::input_tile);
-    const T* added = add ? elements.load(add + at, count, Workspace::intermediate) : nullptr;
-    T* result = elements.result(to + at, count, Workspace::output_tile);
-    kernel<Elements>().normalize(b.normalization(columns), {values, size.channels}, {added, size.channels},
-                                 {result, size.channels}, size);
-    elements.store(result, to + at, count);
-  });
-}
-
 // The factors of dx = g * of_g + (x - mean) * of_x + constant, where g is the gradient of y before the activation:
 //
 //   dx = weight / deviation * (g - sum(g) / n - (x - mean) / deviation^2 * sum(g * (x - mean)) / n)
 //
 // Without `training`, mean and deviation are constants, and dx = g * weight / deviation.
 template <class T>
-ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const ChannelLayout& l, const ChannelSums& sums) {
-  const auto [center, scale, shift] = b.constants<T>(l.C);
+ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const Tensor& x, const ChannelSums& sums) {
+  const auto [center, scale, shift] = b.constants<T>(x);
   ChannelConstants<T, 6> all{center, scale, shift, scale, {}, {}};
-  if (!b.training) return all;
-  const auto inverse = b.inverse_deviation<double>(l.C);
-  const auto n = static_cast<double>(l.pixels());
+  if (!b.vectors.inverse) return all;
+  const auto inverse = inverse_deviation(b.vectors, x.size(1));
+  const auto n = static_cast<double>(ChannelLayout(x).pixels());
   for (size_t c = 0; c < inverse.size(); ++c) {
     const auto factor = static_cast<double>(scale[c]);
     all[4].push_back(static_cast<T>(-factor * inverse[c] * inverse[c] * sums.second[c] / n));
@@ -116,7 +74,7 @@ ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const Gr
   using T = typename Elements::Computed;
   const ChannelLayout layout(t.x);
   Stored* masked = t.masked ? mutable_data<Stored>(*t.masked) : nullptr;
-  const auto constants = b.constants<T>(layout.C);
+  const auto constants = b.constants<T>(t.x);
   return sum_channels<T, 3>(
       layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns, const ColumnSums& sums) {
         auto from = load_gradient(elements, t, at, size);
@@ -133,7 +91,7 @@ void input_gradient(const Elements& elements, const BatchNorm& b, const Gradient
   using T = typename Elements::Computed;
   const ChannelLayout layout(t.x);
   Stored* to = mutable_data<Stored>(*t.dx);
-  const auto constants = gradient_constants<T>(b, layout, sums);
+  const auto constants = gradient_constants<T>(b, t.x, sums);
   for_each_block<T, 6>(layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns) {
     const int64_t count = size.pixels * size.channels;
     T* result = elements.result(to + at, count, Workspace::weight_block);
@@ -141,11 +99,6 @@ void input_gradient(const Elements& elements, const BatchNorm& b, const Gradient
                                 {columns[3], columns[4], columns[5]}, result, size);
     elements.store(result, to + at, count);
   });
-}
-
-Activation activation_of(int64_t number) {
-  check(number >= 0 && number <= static_cast<int64_t>(Activation::silu), "unknown activation ", number);
-  return static_cast<Activation>(number);
 }
 
 void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
@@ -202,10 +155,9 @@ Tensor batch_norm(const Tensor& input, const std::optional<Tensor>& weight, cons
                   const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& residual, bool training,
                   double eps, int64_t activation) {
   check_batch_norm(input, weight, bias, mean, spread, residual);
-  const BatchNorm b{weight, bias, mean, spread, training, eps, activation_of(activation)};
   const Tensor x = channel_ordered(input), y = empty_as(x);
-  const auto added = residual ? std::optional(ordered_as(*residual, x)) : std::nullopt;
-  dispatch_elements(x, [&](auto elements) { normalize(elements, b, x, added, y); });
+  const auto constants = constants_of({weight, bias, mean, spread, training, eps}, {}, x.size(1), x.scalar_type());
+  normalize(x, {&constants, residual, activation_of(activation), 0}, y);
   return y;
 }
 
@@ -215,7 +167,7 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
                                        bool training, double eps, int64_t activation, bool needs_input,
                                        bool needs_residual) {
   check_batch_norm(input, weight, bias, mean, spread, grad_output);
-  const BatchNorm b{weight, bias, mean, spread, training, eps, activation_of(activation)};
+  const BatchNorm b{{weight, bias, mean, spread, training, eps}, activation_of(activation)};
   check(b.activation <= Activation::relu6, "batch_norm_backward has no gradient of activation ", activation);
   const Tensor x = channel_ordered(input);
   GradientTensors t{ordered_as(grad_output, x), x, {}, {}, {}};
@@ -230,11 +182,15 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
     if (!masks) first.masked.reset();
     const ChannelSums sums = sum_gradients(elements, b, first);
     store_channel_values(sums.first, grad_bias);
-    const auto inverse = b.inverse_deviation<double>(C);
+    const auto inverse = inverse_deviation(b.vectors, C);
     std::vector<double> products = sums.second;
     std::transform(products.begin(), products.end(), inverse.begin(), products.begin(), std::multiplies<double>());
     store_channel_values(products, grad_weight);
-    if (needs_input) input_gradient(elements, b, t, sums);
+    if (!needs_input) return;
+    BatchNorm unmasked = b;
+    if (first.masked)
+      t.g = *first.masked, t.y.reset(), unmasked.activation = Activation::none;  // one tensor less to read
+    input_gradient(elements, unmasked, t, sums);
   });
   const Tensor none = empty({0}, x, false);
   return {t.dx ? *t.dx : none, grad_weight, grad_bias, t.masked ? *t.masked : none};

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "../checks.h"
+#include "normalize.h"
 
 namespace fastconv::cpu {
 
@@ -16,6 +17,7 @@ struct Forward {
   std::optional<Tensor> bias;
   Tensor output;
   uint8_t* argmax = nullptr;
+  const Epilogue* epilogue = nullptr;  // inference: what is applied to `output`. Not together with argmax.
 
   // Returns argmax from this row of windows on.
   uint8_t* argmax_from(int64_t image, int64_t row) const {

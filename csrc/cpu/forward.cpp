@@ -12,8 +12,16 @@ void run_in_float32(const Forward& call) {
   const std::optional<Tensor> bias = widened(call.bias, Workspace::wide_bias);
   for_each_band(call.shape, true, band_limits(true), [&](const Band& band) {
     const Tensor x = widened(part_of(call.input, band.images, band.input), Workspace::wide_input);
+    std::optional<Epilogue> epilogue;
+    if (call.epilogue) {
+      epilogue = *call.epilogue;
+      if (auto& residual = epilogue->residual) {
+        residual = widened(part_of(*residual, band.images, band.windows), Workspace::wide_gradient);
+      }
+    }
     compute_wide(part_of(call.output, band.images, band.windows), Workspace::wide_result, [&](const Tensor& y) {
-      run_forward({band.shape, x, weight, bias, y, call.argmax_from(band.images.image, band.windows.first)});
+      run_forward({band.shape, x, weight, bias, y, call.argmax_from(band.images.image, band.windows.first),
+                   epilogue ? &*epilogue : nullptr});
     });
   });
 }

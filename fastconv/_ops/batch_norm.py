@@ -95,7 +95,7 @@ def statistics(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and 1 / sqrt(variance + eps) of each channel. Update the running statistics in place."""
-    found: tuple[Tensor, Tensor] = _statistics(input, running_mean, running_var, momentum, eps)
+    found: tuple[Tensor, Tensor] = _statistics(input.detach(), running_mean, running_var, momentum, eps)
     for running in (running_mean, running_var):
         if running is not None and not running.is_inference():
             torch.autograd.graph.increment_version(running)

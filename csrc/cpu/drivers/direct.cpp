@@ -1,6 +1,7 @@
 // Multiplies every tap of every pixel (kernels/direct_forward.h, direct_backward.h).
 #include "../memory/packed_weights.h"
 #include "../plan.h"
+#include "epilogue.h"
 #include "tiling.h"
 #include "weight_sums.h"
 
@@ -69,7 +70,8 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
   const NhwcReader<T> x(call.input);
   const NhwcWriter<T> y(call.output);
   const int64_t pixels = pools_later ? pixels_between_windows(f.pool) : f.window();
-  const bool streamed = !call.argmax && y.streamed(s.group_K());
+  const TileEpilogue<T> epilogue(call);
+  const bool streamed = !call.argmax && !call.epilogue && y.streamed(s.group_K());
   const int64_t most_parts = pools_later ? 1 : blocks.count();  // a pool needs all channels of a tile
   const Tiles tiles = forward_tiles<T>(f, ceil_div(y.tile_pixels(tile_pixels), pixels), most_parts);
   const ForwardWeight<T> weights(s, call.weight, tiles);
@@ -92,6 +94,9 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
           fused.forward(f, from, weight, pooled, block);
         } else {
           kernel.forward(s, from, weight, conv, block);
+          const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
+          epilogue.apply(conv.data + c.first, s.K, (tile.image * s.P + tile.row) * s.Q, tile.images * tile.rows * s.Q,
+                         c);
         }
       }
       if (pools_later) fused.relu_max_pool2d(f.pool, conv, pooled);

@@ -1,6 +1,7 @@
 // Convolutions of few output pixels. The weight is read once, in KRSC order, and not packed (kernels/small_output.h).
 #include <vector>
 
+#include "epilogue.h"
 #include "tiling.h"
 
 namespace fastconv::cpu {
@@ -23,10 +24,12 @@ void small_output_forward(const Forward& call) {
     }
   }
   const PixelList list{pixels.data(), static_cast<int64_t>(pixels.size())};
+  const TileEpilogue<T> epilogue(call);
   constexpr int64_t channels = 16;  // for each task
   parallel_for(0, ceil_div(s.K, channels), 1, [&](int64_t begin, int64_t end) {
-    kernels().conv2d<T>().small_output.forward(s, x, list, {data<T>(call.weight), bias.data}, conv,
-                                               {begin * channels, std::min(end * channels, s.K)});
+    const ChannelRange c{begin * channels, std::min(end * channels, s.K)};
+    kernels().conv2d<T>().small_output.forward(s, x, list, {data<T>(call.weight), bias.data}, conv, c);
+    epilogue.apply(conv + c.first, s.K, 0, list.count, c);
   });
   if (call.argmax) {
     kernels().conv2d<T>().fused.relu_max_pool2d(f.pool, {conv, s.N, 0, s.P}, {y.data(), call.argmax, s.N, 0, f.pool.P});

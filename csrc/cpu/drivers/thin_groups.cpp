@@ -2,6 +2,7 @@
 // and one block of channels. The unit is copied to workspace, so that the kernels read dense memory.
 #include "../memory/packed_weights.h"
 #include "../memory/phases.h"
+#include "epilogue.h"
 #include "tiling.h"
 #include "weight_sums.h"
 
@@ -182,10 +183,13 @@ void thin_groups_forward(const Forward& call) {
   if (call.argmax) return convolve_and_pool(call, x, weight);
   const bool nhwc = is_nhwc(call.output);
   T* y = mutable_data<T>(call.output);
+  const TileEpilogue<T> epilogue(call);
   const Tiles tiles(s.N, s.P, s.Q, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
   for_each_unit(tiles, x, blocks_of<T>(s), [&](const Tile& tile, const Unit<T>& unit) {
     const UnitResult<T> to(y, nhwc, s.K, s.P, s.Q, unit, {tile.row, tile.rows});
     unit.forward(s, weight, {to.data, s.Q * to.pixel, to.pixel, tile.row, tile.rows, s.Q, unit.channels()});
+    epilogue.apply(to.data, to.pixel, (unit.image * s.P + tile.row) * s.Q, tile.rows * s.Q,
+                   {unit.first_channel(), unit.first_channel() + unit.channels()});
     to.finish();
   });
 }

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "../memory/packed_weights.h"
+#include "epilogue.h"
 #include "tiling.h"
 
 namespace fastconv::cpu {
@@ -111,12 +112,19 @@ void winograd_forward(const Forward& call, const WinogradCut& cut) {
   const Layout layout = layout_of<T>(f, cut);
   const auto weight = transformed_weight<T>(f, layout, call.weight);
   const auto again = convolve<T>(f, layout, call.input, {weight.get(), bias.data}, y.data(), call.argmax);
+  TileEpilogue<T>(call).apply_to_all(y.data(), f.conv.N * f.conv.P * f.conv.Q);
   y.finish();
   Forward one = call;
+  std::optional<Epilogue> epilogue;
   one.shape.conv.N = one.shape.pool.N = 1;
   for (const int64_t n : again) {
     one.input = image(call.input, n), one.output = image(call.output, n);
     one.argmax = call.argmax_from(n, 0);
+    if (call.epilogue) {
+      epilogue = *call.epilogue;
+      if (epilogue->residual) epilogue->residual = image(*epilogue->residual, n);
+      one.epilogue = &*epilogue;
+    }
     direct_forward<T>(one, true);
   }
 }

@@ -37,7 +37,7 @@ template <class T>
 std::vector<T> channel_values(const std::optional<Tensor>& tensor, int64_t C, T missing) {
   std::vector<T> values(static_cast<size_t>(C), missing);
   if (!tensor) return values;
-  const Tensor from = torch::stable::contiguous(*tensor);
+  const Tensor from = tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor);
   if (is_reduced(from)) {
     std::vector<float> wide(static_cast<size_t>(C));
     reduced_kernels(from.scalar_type()).widen(data<uint16_t>(from), wide.data(), C);

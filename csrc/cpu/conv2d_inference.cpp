@@ -1,0 +1,57 @@
+#include "conv2d_inference.h"
+
+#include "aten.h"
+#include "convolution.h"
+#include "plan.h"
+#include "tuning.h"
+
+namespace fastconv::cpu {
+namespace {
+
+void check_epilogue(const Conv2dShape& s, const Tensor& input, const std::array<std::optional<Tensor>, 4>& vectors,
+                    const std::optional<Tensor>& residual) {
+  constexpr std::array names{"running_mean", "running_var", "weight", "bias"};
+  for (size_t i = 0; i < vectors.size(); ++i) {
+    if (!vectors[i]) continue;
+    check(vectors[i]->dim() == 1 && vectors[i]->size(0) == s.K, names[i], " should contain ", s.K, " elements not ",
+          vectors[i]->numel());
+  }
+  check(vectors[0].has_value() == vectors[1].has_value(), "expected running_mean and running_var, or neither");
+  if (!residual) return;
+  check(sizes_of(*residual) == Ints{s.N, s.K, s.P, s.Q} && residual->scalar_type() == input.scalar_type(),
+        "expected a residual of the result's size and dtype, but got size ", Sizes(*residual));
+}
+
+}  // namespace
+
+Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
+                        const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                        const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
+                        const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope) {
+  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
+  check_epilogue(s, input, {running_mean, running_var, norm_weight, norm_bias}, residual);
+  const bool channels_last = result_is_channels_last(input, weight);
+  NormalizationConstants constants;
+  if (running_mean) {
+    constants =
+        constants_of({norm_weight, norm_bias, *running_mean, *running_var, false, eps}, bias, s.K, input.scalar_type());
+  }
+  const std::optional<Tensor> conv_bias = running_mean ? std::nullopt : bias;
+  const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
+  const auto run = [&] {
+    if (torch_is_faster(s, Pass::forward, input.scalar_type())) {
+      const Tensor output = aten_conv2d(s, input, weight, conv_bias, channels_last);
+      if (output.numel() > 0) normalize(output, epilogue, output);
+      return output;
+    }
+    const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
+    if (output.numel() > 0) run_forward({without_pool(s), input, weight, conv_bias, output, nullptr, &epilogue});
+    return output;
+  };
+  const auto operands = [&] { return Operands{without_pool(s), input, weight, channels_last}; };
+  const Tuned tuned(Pass::forward, true, operands, run);
+  return run();
+}
+
+}  // namespace fastconv::cpu

@@ -1,0 +1,60 @@
+// activation((x - center) * scale + shift + residual), with one center, scale and shift for each channel: what a batch
+// norm with known statistics computes, alone (batch_norm.cpp) or as the epilogue of a convolution
+// (conv2d_inference.cpp).
+#pragma once
+
+#include "memory/channels.h"
+
+namespace fastconv::cpu {
+
+// center, scale and shift in float, or in double for tensors of double. All are empty if only an activation follows.
+struct NormalizationConstants {
+  ChannelConstants<float, 3> of_float;
+  ChannelConstants<double, 3> of_double;
+
+  template <class T>
+  const ChannelConstants<T, 3>& of() const {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      return of_float;
+    } else {
+      return of_double;
+    }
+  }
+};
+
+// What follows a convolution in inference. `residual` has the size and dtype of the result.
+struct Epilogue {
+  const NormalizationConstants* constants;
+  std::optional<Tensor> residual;
+  Activation activation;
+  double slope;  // of leaky_relu
+};
+
+// The vectors of a batch norm. `inverse`: `spread` is 1 / sqrt(variance + eps), else it is the variance.
+struct BatchNormVectors {
+  const std::optional<Tensor>&weight, &bias;
+  const Tensor &mean, &spread;
+  bool inverse;
+  double eps;
+};
+
+Activation activation_of(int64_t number);
+
+// 1 / sqrt(variance + eps) of each channel.
+std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C);
+
+// `type` is that of the tensors. `conv_bias` is the bias of a convolution before, which adds none then.
+NormalizationConstants constants_of(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C,
+                                    ScalarType type);
+
+// x and y are contiguous or channels_last, with the same strides. They may be the same tensor.
+void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y);
+
+// Runs f(elements) with the tensor's element type: PlainElements or ReducedElements (memory/reduced.h).
+template <class F>
+void dispatch_elements(const Tensor& tensor, const F& f) {
+  if (is_reduced(tensor)) return f(ReducedElements{reduced_kernels(tensor.scalar_type())});
+  dispatch_floating(tensor, "batch_norm", [&](auto type) { f(PlainElements<decltype(type)>{}); });
+}
+
+}  // namespace fastconv::cpu
