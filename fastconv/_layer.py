@@ -66,8 +66,8 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__ == "fastconv.nn":  # torch.fx traces into users' subclasses, as into those of torch.nn
-            cls.__module__ = _DefinedIn(cls.__module__)
+        if cls.__module__.startswith("fastconv.nn."):  # torch.fx traces into users' subclasses, as into those of torch.nn
+            cls.__module__ = _DefinedIn("fastconv.nn")
 
     def _get_name(self) -> str:
         name: str = super()._get_name()  # type: ignore[misc]
@@ -144,7 +144,9 @@ def _bypassed() -> tuple[Any, ...]:
         torch.nn.Conv2d._conv_forward,
         torch.nn.MaxPool2d.forward,
         torch.nn.ReLU.forward,
+        torch.nn.BatchNorm2d.forward,
         torch.nn.Sequential.forward,
+        F.batch_norm,
         F.conv2d,
         F.max_pool2d,
         F.relu,

@@ -22,8 +22,9 @@ from fastconv._ops import max_pool2d as _max_pool2d
 from fastconv._ops import relu as _relu
 from fastconv._ops.arguments import accepts, accepts_in_place, fused_pool_arguments, pad_same, pair, pool_arguments
 from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA
+from fastconv.normalization import batch_norm, batch_norm_relu
 
-__all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
+__all__ = ["batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
 Size2 = int | Sequence[int]
 Pair = tuple[int, int]

@@ -22,17 +22,22 @@ __all__ = ["conversion_report", "convert", "revert"]
 
 M = TypeVar("M", bound=Module)
 
+#: Activations, which run with the layer before them where possible.
+ACTIVATIONS: dict[type, type] = {
+    torch.nn.ReLU: fnn.ReLU,
+    torch.nn.ReLU6: fnn.ReLU6,
+    torch.nn.LeakyReLU: fnn.LeakyReLU,
+    torch.nn.Hardswish: fnn.Hardswish,
+    torch.nn.SiLU: fnn.SiLU,
+}
 #: PyTorch's classes, and the classes that they become.
 LAYERS: dict[type, type] = {
     torch.nn.Conv2d: fnn.Conv2d,
     torch.nn.LazyConv2d: fnn.LazyConv2d,
     torch.nn.MaxPool2d: fnn.MaxPool2d,
-    torch.nn.ReLU: fnn.ReLU,
+    torch.nn.BatchNorm2d: fnn.BatchNorm2d,
+    **ACTIVATIONS,
 }
-#: The layers of PyTorch that keep their class, with the reason. A convolution asks the plan in each call
-#: (csrc/cpu/plan.cpp), because its speed depends on the size of the images. ReLU has no plan, and a fused ReLU may have
-#: PyTorch's class.
-LEFT: dict[type, str] = {torch.nn.ReLU: "PyTorch is faster at ReLU alone"}
 #: Blocks on PyTorch's operators, and the fused classes that they become.
 BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,
@@ -49,7 +54,7 @@ class Conversion:
 
     #: The class that each module gets.
     classes: dict[Module, type] = field(default_factory=dict)
-    #: The convolutions whose results will wait for the next operation.
+    #: The layers that run with what follows, or with what is before, as one operator.
     waiting: list[Module] = field(default_factory=list)
     report: Report = field(default_factory=Report)
 
@@ -94,7 +99,7 @@ def convert(model: M, fuse: bool = True) -> M:
     for module, cls in conversion.classes.items():
         set_class(module, cls)
     for conv in conversion.waiting:
-        fnn.wait_for_fusion(conv)
+        fnn.fuse_with_next(conv)
     return model
 
 
@@ -184,19 +189,25 @@ def plan_layer(module: Module, fuse: bool, fused: str, conversion: Conversion) -
         conversion.classes[module] = BLOCKS[theirs]
         return theirs.__name__, "converted", ""
     if theirs not in LAYERS:
-        if isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d | torch.nn.ReLU):
+        if isinstance(module, torch.nn.Conv2d | torch.nn.MaxPool2d | torch.nn.ReLU | torch.nn.BatchNorm2d):
             return theirs.__name__, "left", f"a subclass of torch.nn's layer: {cls.__module__}.{cls.__qualname__}"
         return None
     if replaced := [name for name in ("forward", "_conv_forward") if name in vars(module)]:
         conversion.classes[module] = theirs
         return theirs.__name__, "left", f"its {replaced[0]} has been replaced"
-    reason = LEFT.get(cls, "")  # A layer that is fastconv's already has no reason to be left.
-    conversion.classes[module] = theirs if reason else LAYERS[theirs]
-    if fuse and isinstance(module, torch.nn.Conv2d):
+    is_native = cls is not theirs and "_fuses" not in vars(module)  # fastconv's before any conversion
+    if theirs in ACTIVATIONS and not is_native:
+        conversion.classes[module] = ACTIVATIONS[theirs] if fuse else theirs
+        if fuse:
+            conversion.waiting.append(module)
+        if fused:
+            return theirs.__name__, "fused", fused
+        follows = "unless it follows a convolution or a batch norm"
+        return theirs.__name__, "left", follows if fuse else "PyTorch is faster at an activation alone"
+    conversion.classes[module] = LAYERS[theirs]
+    if fuse and isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d):
         conversion.waiting.append(module)
-    if fused:
-        return theirs.__name__, "fused", fused
-    return theirs.__name__, "left" if reason else "converted", reason
+    return theirs.__name__, "fused" if fused else "converted", fused
 
 
 def forget(model: Module) -> None:

@@ -1,0 +1,108 @@
+"""Activations: layers of :mod:`fastconv.nn`. They run as one operator with the layer before them where possible."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastconv import functional as FF
+from fastconv._ahead import Ahead, register
+from fastconv._layer import Layer, is_patched, scripted_as
+from fastconv._ops.batch_norm import Activation
+from fastconv.nn.layers import BatchNorm2d
+
+__all__ = ["Hardswish", "LeakyReLU", "ReLU", "ReLU6", "SiLU"]
+
+
+class ReLU(Layer, torch.nn.ReLU):
+    """The rectifier: :class:`torch.nn.ReLU`. Shapes and errors: see :func:`fastconv.functional.relu`.
+
+    Example:
+        >>> ReLU()(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+
+    _torch_class = torch.nn.ReLU
+    _conversion_attributes = ("_fuses",)
+    #: :func:`fastconv.convert` sets it: PyTorch computes what is not fused, because it is faster at ReLU alone.
+    _fuses = False
+
+    @scripted_as(torch.nn.ReLU.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:
+            return input.passed()  # type: ignore[no-any-return]
+        if self._fuses or is_patched():
+            return super().forward(input)  # type: ignore[no-any-return]
+        return FF.relu(input, inplace=self.inplace)
+
+
+class ReLU6(Layer, torch.nn.ReLU6):
+    """min(max(0, x), 6): :class:`torch.nn.ReLU6`.
+
+    Example:
+        >>> ReLU6()(torch.tensor([-1.0, 7.0]))
+        tensor([0., 6.])
+    """
+
+    _torch_class = torch.nn.ReLU6
+
+    @scripted_as(torch.nn.ReLU6.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        return input.passed() if type(input) is Ahead else super().forward(input)
+
+
+class LeakyReLU(Layer, torch.nn.LeakyReLU):
+    """x where it is positive, else a small multiple of x: :class:`torch.nn.LeakyReLU`.
+
+    Example:
+        >>> LeakyReLU(0.5)(torch.tensor([-1.0, 2.0]))
+        tensor([-0.5000,  2.0000])
+    """
+
+    _torch_class = torch.nn.LeakyReLU
+
+    @scripted_as(torch.nn.LeakyReLU.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        return input.passed() if type(input) is Ahead else super().forward(input)
+
+
+class Hardswish(Layer, torch.nn.Hardswish):
+    """x * relu6(x + 3) / 6: :class:`torch.nn.Hardswish`.
+
+    Example:
+        >>> Hardswish()(torch.tensor([-4.0, 4.0]))
+        tensor([-0., 4.])
+    """
+
+    _torch_class = torch.nn.Hardswish
+
+    @scripted_as(torch.nn.Hardswish.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        return input.passed() if type(input) is Ahead else super().forward(input)
+
+
+class SiLU(Layer, torch.nn.SiLU):
+    """x / (1 + exp(-x)): :class:`torch.nn.SiLU`.
+
+    Example:
+        >>> SiLU()(torch.tensor([0.0]))
+        tensor([0.])
+    """
+
+    _torch_class = torch.nn.SiLU
+
+    @scripted_as(torch.nn.SiLU.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        return input.passed() if type(input) is Ahead else super().forward(input)
+
+
+register(
+    BatchNorm2d,
+    {
+        ReLU: Activation.RELU,
+        ReLU6: Activation.RELU6,
+        LeakyReLU: Activation.LEAKY_RELU,
+        Hardswish: Activation.HARDSWISH,
+        SiLU: Activation.SILU,
+    },
+)

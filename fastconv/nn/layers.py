@@ -1,0 +1,104 @@
+"""Max-pooling and batch norm: layers of :mod:`fastconv.nn`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastconv import functional as FF
+from fastconv._layer import Layer, is_observed, is_patched, scripted_as
+from fastconv._ahead import Ahead, batch_norm_ahead
+
+__all__ = ["BatchNorm2d", "BatchNormReLU2d", "MaxPool2d"]
+
+
+class MaxPool2d(Layer, torch.nn.MaxPool2d):
+    """2-D max-pooling: the arguments, shapes and errors of :class:`torch.nn.MaxPool2d`.
+
+    Args, shapes and errors: see :func:`fastconv.functional.max_pool2d`.
+
+    Example:
+        >>> MaxPool2d(2)(torch.randn(8, 16, 32, 32)).shape
+        torch.Size([8, 16, 16, 16])
+    """
+
+    _torch_class = torch.nn.MaxPool2d
+
+    @scripted_as(torch.nn.MaxPool2d.forward)
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        if is_patched():
+            return super().forward(input)  # type: ignore[no-any-return]
+        return FF.max_pool2d(
+            input,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            ceil_mode=self.ceil_mode,
+            return_indices=self.return_indices,
+        )
+
+
+class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
+    """Batch normalisation: the arguments, parameters, buffers, shapes and errors of :class:`torch.nn.BatchNorm2d`.
+
+    Args, shapes and errors: see :func:`fastconv.functional.batch_norm`.
+
+    Example:
+        >>> BatchNorm2d(16)(torch.randn(8, 16, 32, 32)).shape
+        torch.Size([8, 16, 32, 32])
+    """
+
+    _torch_class = torch.nn.BatchNorm2d
+    _conversion_attributes = ("_fuses",)
+    #: Run with what follows as one operator where possible. :func:`fastconv.convert` sets it.
+    _fuses = False
+
+    @scripted_as(torch.nn.BatchNorm2d.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:
+            return input.passed()  # type: ignore[no-any-return]
+        if is_patched() or torch.compiler.is_compiling():
+            return super().forward(input)  # type: ignore[no-any-return]
+        self._check_input_dim(input)
+        arguments = self._arguments()
+        if self._fuses and not is_observed(self):
+            result: Any = batch_norm_ahead(sys._getframe(0), input, *arguments)
+            if result is not None:
+                return result  # type: ignore[no-any-return]
+        return FF.batch_norm(input, *arguments)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        """Count the batch in training. Return the arguments of :func:`fastconv.functional.batch_norm` after the input."""
+        momentum = 0.0 if self.momentum is None else self.momentum
+        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            if self.momentum is None:
+                momentum = 1.0 / float(self.num_batches_tracked)
+        batch = self.training or (self.running_mean is None and self.running_var is None)
+        tracked = not self.training or self.track_running_stats
+        running = (self.running_mean, self.running_var) if tracked else (None, None)
+        return *running, self.weight, self.bias, batch, momentum, self.eps
+
+
+class BatchNormReLU2d(BatchNorm2d):
+    """:class:`BatchNorm2d` and ReLU in one operator, with the arguments, parameters and buffers of BatchNorm2d.
+
+    ``forward`` takes a residual, which is added before the ReLU.
+
+    Shapes and errors: see :func:`fastconv.functional.batch_norm_relu`.
+
+    Example:
+        >>> x = torch.randn(8, 16, 32, 32)
+        >>> BatchNormReLU2d(16)(x, residual=x).min()
+        tensor(0., grad_fn=<MinBackward1>)
+    """
+
+    _torch_class = None  # type: ignore[assignment]
+
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        self._check_input_dim(input)
+        return FF.batch_norm_relu(input, *self._arguments(), residual=residual)
