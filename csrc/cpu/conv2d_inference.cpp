@@ -32,15 +32,14 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   check_epilogue(s, input, {running_mean, running_var, norm_weight, norm_bias}, residual);
   const bool channels_last = result_is_channels_last(input, weight);
-  NormalizationConstants constants;
-  if (running_mean) {
-    constants =
-        constants_of({norm_weight, norm_bias, *running_mean, *running_var, false, eps}, bias, s.K, input.scalar_type());
-  }
+  const ScalarType type = input.scalar_type();
+  const NormalizationConstants constants =
+      running_mean ? constants_of({norm_weight, norm_bias, *running_mean, *running_var, false, eps}, bias, s.K, type)
+                   : no_normalization(s.K, type);
   const std::optional<Tensor> conv_bias = running_mean ? std::nullopt : bias;
   const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
   const auto run = [&] {
-    if (torch_is_faster(s, Pass::forward, input.scalar_type())) {
+    if (torch_is_faster(s, Pass::forward, type)) {
       const Tensor output = aten_conv2d(s, input, weight, conv_bias, channels_last);
       if (output.numel() > 0) normalize(output, epilogue, output);
       return output;

@@ -65,6 +65,17 @@ NormalizationConstants constants_of(const BatchNormVectors& b, const std::option
   return constants;
 }
 
+NormalizationConstants no_normalization(int64_t C, ScalarType type) {
+  const auto count = static_cast<size_t>(C);
+  const auto fill = [&](auto& constants) {
+    constants[0].resize(count), constants[2].resize(count);
+    constants[1].assign(count, 1);
+  };
+  NormalizationConstants constants;
+  type == ScalarType::Double ? fill(constants.of_double) : fill(constants.of_float);
+  return constants;
+}
+
 void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y) {
   dispatch_elements(x, [&](const auto& elements) { normalize_elements(elements, x, epilogue, y); });
 }

@@ -7,7 +7,7 @@
 
 namespace fastconv::cpu {
 
-// center, scale and shift in float, or in double for tensors of double. All are empty if only an activation follows.
+// center, scale and shift in float, or in double for tensors of double.
 struct NormalizationConstants {
   ChannelConstants<float, 3> of_float;
   ChannelConstants<double, 3> of_double;
@@ -46,6 +46,9 @@ std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C);
 // `type` is that of the tensors. `conv_bias` is the bias of a convolution before, which adds none then.
 NormalizationConstants constants_of(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C,
                                     ScalarType type);
+
+// 0, 1 and 0: without a batch norm.
+NormalizationConstants no_normalization(int64_t C, ScalarType type);
 
 // x and y are contiguous or channels_last, with the same strides. They may be the same tensor.
 void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y);

@@ -71,7 +71,8 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
   const NhwcWriter<T> y(call.output);
   const int64_t pixels = pools_later ? pixels_between_windows(f.pool) : f.window();
   const TileEpilogue<T> epilogue(call);
-  const bool streamed = !call.argmax && !call.epilogue && y.streamed(s.group_K());
+  const bool in_registers = epilogue.fits_registers(), later = call.epilogue && !in_registers;
+  const bool streamed = !call.argmax && !later && y.streamed(s.group_K());
   const int64_t most_parts = pools_later ? 1 : blocks.count();  // a pool needs all channels of a tile
   const Tiles tiles = forward_tiles<T>(f, ceil_div(y.tile_pixels(tile_pixels), pixels), most_parts);
   const ForwardWeight<T> weights(s, call.weight, tiles);
@@ -81,7 +82,9 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       const Tile tile = tiles[i / parts], rows = convolution_rows(f, tile);
       const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
       const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
-      const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed};
+      const int64_t first_pixel = (tile.image * s.P + tile.row) * s.Q;
+      const StoredForm<T> form = in_registers ? epilogue.form(first_pixel) : StoredForm<T>{};
+      const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed, in_registers ? &form : nullptr};
       const PooledTile<T> pooled{to.data, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows};
       OutputTile<T> conv = to;
       if (pools_later) {
@@ -94,9 +97,10 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
           fused.forward(f, from, weight, pooled, block);
         } else {
           kernel.forward(s, from, weight, conv, block);
+        }
+        if (later) {
           const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
-          epilogue.apply(conv.data + c.first, s.K, (tile.image * s.P + tile.row) * s.Q, tile.images * tile.rows * s.Q,
-                         c);
+          epilogue.apply(to.data + c.first, s.K, first_pixel, tile.images * tile.rows * s.Q, c);
         }
       }
       if (pools_later) fused.relu_max_pool2d(f.pool, conv, pooled);

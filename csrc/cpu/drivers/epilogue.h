@@ -1,6 +1,8 @@
 // Applies the epilogue of a convolution in inference to parts of the result, while they are in the cache.
 #pragma once
 
+#include <limits>
+
 #include "../convolution.h"
 #include "../memory/nhwc.h"
 
@@ -12,7 +14,7 @@ class TileEpilogue {
   explicit TileEpilogue(const Forward& call) : epilogue_(call.epilogue), K_(call.shape.conv.K) {
     if (epilogue_ == nullptr) return;
     const ChannelConstants<T, 3>& constants = epilogue_->constants->of<T>();
-    for (size_t i = 0; i < 3; ++i) constants_[i] = constants[i].empty() ? nullptr : constants[i].data();
+    for (size_t i = 0; i < 3; ++i) constants_[i] = constants[i].data();
     if (epilogue_->residual) residual_ = to_nhwc<T>(*epilogue_->residual);
   }
 
@@ -20,11 +22,22 @@ class TileEpilogue {
   // elements apart.
   void apply(T* y, int64_t stride, int64_t first, int64_t pixels, const ChannelRange& c) const {
     if (epilogue_ == nullptr) return;
-    const auto at = [&](size_t i) { return constants_[i] ? constants_[i] + c.first : nullptr; };
-    const T* add = residual_ ? data<T>(*residual_) + first * K_ + c.first : nullptr;
+    const auto at = [&](size_t i) { return constants_[i] + c.first; };
+    const T* add = residual_from(first);
     kernels().conv2d<T>().batch_norm.normalize(
-        {at(0), at(1), at(2), epilogue_->activation, static_cast<T>(epilogue_->slope)}, {y, stride}, {add, K_},
-        {y, stride}, {pixels, c.last - c.first});
+        {at(0), at(1), at(2), epilogue_->activation, static_cast<T>(epilogue_->slope)}, {y, stride},
+        {add ? add + c.first : nullptr, K_}, {y, stride}, {pixels, c.last - c.first});
+  }
+
+  // Whether the direct kernel can apply the epilogue to its sums in registers.
+  bool fits_registers() const { return epilogue_ != nullptr && epilogue_->activation <= Activation::relu6; }
+
+  // The epilogue in the form of the direct kernel, for a tile that begins at pixel `first`.
+  StoredForm<T> form(int64_t first) const {
+    constexpr T infinity = std::numeric_limits<T>::infinity();
+    const bool limited = epilogue_->activation != Activation::none;
+    const T most = epilogue_->activation == Activation::relu6 ? T(6) : infinity;
+    return {constants_[0], constants_[1], constants_[2], residual_from(first), limited ? T(0) : -infinity, most};
   }
 
   // The same for all channels of whole tensors, in parallel.
@@ -35,6 +48,8 @@ class TileEpilogue {
   }
 
  private:
+  const T* residual_from(int64_t pixel) const { return residual_ ? data<T>(*residual_) + pixel * K_ : nullptr; }
+
   const Epilogue* epilogue_;
   int64_t K_;
   std::array<const T*, 3> constants_{};

@@ -15,16 +15,14 @@
 
 namespace fastconv::FC_LEVEL::batch_norm {
 
-template <Activation activation, bool affine, bool residual, class T>
+template <Activation activation, bool residual, class T>
 FC_INLINE Vec<T> normalized(const Normalization<T>& n, Vec<T> x, Vec<T> r, int64_t c, int64_t count) {
-  if constexpr (affine) {
-    x = (x - load_upto(n.center + c, count)) * load_upto(n.scale + c, count) + load_upto(n.shift + c, count);
-  }
+  x = (x - load_upto(n.center + c, count)) * load_upto(n.scale + c, count) + load_upto(n.shift + c, count);
   if constexpr (residual) x += r;
   return activate<activation, T>(x, n.slope);
 }
 
-template <Activation activation, bool affine, bool residual, class T>
+template <Activation activation, bool residual, class T>
 void normalize_rows(const Normalization<T>& n, const PixelRows<const T>& x, const PixelRows<const T>& r,
                     const PixelRows<T>& y, const MatrixSize& size) {
   const int64_t whole = size.channels / lanes<T> * lanes<T>, rest = size.channels - whole;
@@ -33,11 +31,11 @@ void normalize_rows(const Normalization<T>& n, const PixelRows<const T>& x, cons
     const T* add = residual ? r.data + p * r.stride : from;
     T* to = y.data + p * y.stride;
     for (int64_t c = 0; c < whole; c += lanes<T>) {
-      store(to + c, normalized<activation, affine, residual, T>(n, load(from + c), load(add + c), c, lanes<T>));
+      store(to + c, normalized<activation, residual, T>(n, load(from + c), load(add + c), c, lanes<T>));
     }
     if (rest > 0) {
       const Vec<T> last = load_partial(from + whole, rest), added = load_partial(add + whole, rest);
-      store_partial(to + whole, normalized<activation, affine, residual, T>(n, last, added, whole, rest), rest);
+      store_partial(to + whole, normalized<activation, residual, T>(n, last, added, whole, rest), rest);
     }
   }
 }
@@ -46,13 +44,10 @@ void normalize_rows(const Normalization<T>& n, const PixelRows<const T>& x, cons
 template <class T>
 void normalize(const Normalization<T>& n, const PixelRows<const T>& x, const PixelRows<const T>& residual,
                const PixelRows<T>& y, const MatrixSize& size) {
-  FASTCONV_ASSERT(readable(x.data) && readable(y.data) && size.pixels >= 0 && size.channels > 0);
+  FASTCONV_ASSERT(readable(x.data) && readable(y.data) && readable(n.scale) && size.channels > 0);
   dispatch_activation(n.activation, [&](auto tag) {
     constexpr Activation activation = decltype(tag)::value;
-    const auto run = n.scale && residual.data ? normalize_rows<activation, true, true, T>
-                     : n.scale                ? normalize_rows<activation, true, false, T>
-                     : residual.data          ? normalize_rows<activation, false, true, T>
-                                              : normalize_rows<activation, false, false, T>;
+    const auto run = residual.data ? normalize_rows<activation, true, T> : normalize_rows<activation, false, T>;
     run(n, x, residual, y, size);
   });
 }
@@ -131,9 +126,9 @@ FC_INLINE Vec<T> gradient_at(const Normalization<T>& n, const NormalizedGradient
                              int64_t count) {
   const Vec<T> g = load_upto(from.g + at, count);
   if constexpr (activation == Activation::none) return g;
-  const Vec<T> y =
-      from.y ? load_upto(from.y + at, count)
-             : normalized<Activation::none, true, false, T>(n, load_upto(from.x + at, count), Vec<T>{}, c, count);
+  const Vec<T> y = from.y
+                       ? load_upto(from.y + at, count)
+                       : normalized<Activation::none, false, T>(n, load_upto(from.x + at, count), Vec<T>{}, c, count);
   return masked_gradient<activation, T>(g, y);
 }
 

@@ -63,6 +63,39 @@ struct PackedColumns {
   int64_t step, last_lanes;
 };
 
+// The form in which one vector of sums is stored (operands.h).
+template <class T>
+struct FormOfVector {
+  Vec<T> center, scale, shift;
+
+  FormOfVector(const StoredForm<T>& form, int64_t lane, int64_t count)
+      : center(load_upto(form.center + lane, count)),
+        scale(load_upto(form.scale + lane, count)),
+        shift(load_upto(form.shift + lane, count)) {}
+
+  FC_INLINE Vec<T> of(const StoredForm<T>& form, Vec<T> sum, int64_t at, int64_t count) const {
+    Vec<T> value = (sum - center) * scale + shift;
+    if (form.residual) value += load_upto(form.residual + at, count);
+    value = form.least > value ? Vec<T>{} + form.least : value;  // a NaN is kept
+    return value > form.most ? Vec<T>{} + form.most : value;
+  }
+};
+
+// Computes the form of the rows [0, count) of a block. `first`: the pixel of the first row.
+template <class T, int vectors, int rows>
+FC_INLINE void to_form(Block<T, vectors, rows>& acc, int count, const StoredForm<T>& form, int64_t first, int64_t K,
+                       int64_t last_lanes) {
+#pragma GCC unroll 2
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t lane = v * lanes<T>, used = v < vectors - 1 ? lanes<T> : last_lanes;
+    const FormOfVector<T> of_vector(form, lane, used);
+#pragma GCC unroll 12
+    for (int row = 0; row < rows; ++row) {
+      if (row < count) acc.value[row][v] = of_vector.of(form, acc.value[row][v], (first + row) * K + lane, used);
+    }
+  }
+}
+
 // Writes the windows [first, first + count) of a tile from a block of sums, after ReLU and max-pooling if they are
 // fused.
 template <class T, int vectors, int rows, int window, bool fused>
@@ -137,6 +170,9 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
         for (const T*& row : a) row += s.dilation_h * strides.row;
       }
     }
+    if constexpr (!fused) {
+      if (to.form) to_form<T, vectors, block>(acc, count, *to.form, first, s.K, last_lanes);
+    }
     store_windows<T, vectors, block, window, fused>(acc, count, to, first, s.K, last_lanes);
   }
   if (!fused && to.streamed) finish_streaming();
@@ -165,16 +201,23 @@ void forward_tile(const Conv2dShape& s, const WindowRow& w, const InputTile<T>& 
             ? (by_rows ? forward_block<T, most, true, window, fused> : forward_block<T, most, false, window, fused>)
             : (by_rows ? forward_block<T, 1, true, window, fused> : forward_block<T, 1, false, window, fused>);
     const int64_t at = k + v * lanes<T>;
+    StoredForm<T> form = {};
+    if (y.form) {
+      form = *y.form;
+      form.center += at, form.scale += at, form.shift += at;
+      if (form.residual) form.residual += at;
+    }
     run(s, w, group_x, {packed + v * lanes<T>, weight.bias ? weight.bias + at : nullptr},
         {step, v + most >= block.vectors ? block.last_lanes : lanes<T>},
-        {y.data + at, fused ? y.argmax + at : nullptr, y.images, y.row, y.rows, y.streamed});
+        {y.data + at, fused ? y.argmax + at : nullptr, y.images, y.row, y.rows, y.streamed, y.form ? &form : nullptr});
   }
 }
 
 template <class T>
 void forward(const Conv2dShape& s, const InputTile<T>& x, const PackedWeight<T>& weight, const OutputTile<T>& y,
              int64_t index) {
-  forward_tile<T, 1, false>(s, {1, 1, s.Q}, x, weight, {y.data, nullptr, y.images, y.row, y.rows, y.streamed}, index);
+  forward_tile<T, 1, false>(s, {1, 1, s.Q}, x, weight, {y.data, nullptr, y.images, y.row, y.rows, y.streamed, y.form},
+                            index);
 }
 
 // With ReLU and max-pooling. Windows have 1, 4 or 9 pixels, tile the image, and have no padding or dilation.

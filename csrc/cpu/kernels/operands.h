@@ -16,13 +16,27 @@ struct InputTile {
   Strides strides;
 };
 
-// The rows [row, row + rows) of `images` images of a result, contiguous. `streamed`: stores bypass the cache. Only
-// forward of direct_forward.h does that. All vectors of such a result are whole and aligned.
+// What forward of direct_forward.h computes before it stores a sum x of channel c:
+//
+//   min(max((x - center[c]) * scale[c] + shift[c] + residual, least), most)
+//
+// `residual` has one element for each element of the tile, or is null.
+template <class T>
+struct StoredForm {
+  const T *center, *scale, *shift;
+  const T* residual;
+  T least, most;
+};
+
+// The rows [row, row + rows) of `images` images of a result, contiguous. Only forward of direct_forward.h uses the last
+// two members. `streamed`: stores bypass the cache. All vectors of such a result are whole and aligned. `form`: null if
+// the sums are stored as they are.
 template <class T>
 struct OutputTile {
   T* data;
   int64_t images, row, rows;
   bool streamed = false;
+  const StoredForm<T>* form = nullptr;
 };
 
 // The same for a result after ReLU and max-pooling. `argmax` (shapes.h) has one byte for each element of `data`.
@@ -32,6 +46,7 @@ struct PooledTile {
   uint8_t* argmax;
   int64_t images, row, rows;
   bool streamed = false;
+  const StoredForm<T>* form = nullptr;
 };
 
 // The rows [row, row + rows) of a convolution's output gradient. Images are `image_stride` elements apart.
@@ -128,7 +143,7 @@ struct NonZeroList {
 // order, because it rounds least if the mean of x is large. `slope` is that of leaky_relu.
 enum class Activation : int32_t { none, relu, relu6, leaky_relu, hardswish, silu };
 
-// center, scale and shift have one value for each channel. If `scale` is null, the activation follows x + residual.
+// center, scale and shift have one value for each channel.
 template <class T>
 struct Normalization {
   const T *center, *scale, *shift;
