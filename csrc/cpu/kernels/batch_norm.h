@@ -172,12 +172,12 @@ void gradient(const Normalization<T>& n, const NormalizedGradient<T>& from, cons
     for (int64_t p = 0; p < size.pixels; ++p) {
       for (int64_t c = 0; c < size.channels; c += lanes<T>) {
         const int64_t count = size.channels - c < lanes<T> ? size.channels - c : lanes<T>, at = p * from.stride + c;
-        Vec<T> sum = gradient_at<decltype(tag)::value, T>(n, from, at, c, count) * load_upto(factors.of_g + c, count);
+        Vec<T> g = gradient_at<decltype(tag)::value, T>(n, from, at, c, count);
         if (factors.of_x) {
-          sum += (load_upto(from.x + at, count) - load_upto(n.center + c, count)) * load_upto(factors.of_x + c, count) +
-                 load_upto(factors.constant + c, count);
+          const Vec<T> x = load_upto(from.x + at, count) - load_upto(n.center + c, count);
+          g = g - load_upto(factors.constant + c, count) - x * load_upto(factors.of_x + c, count);
         }
-        store_upto(dx + at, sum, count);
+        store_upto(dx + at, g * load_upto(factors.scale + c, count), count);
       }
     }
   });

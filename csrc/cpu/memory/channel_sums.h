@@ -49,28 +49,32 @@ template <class T, size_t count, class Body>
 ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count>& constants, const Body& body) {
   const ChannelPieces pieces(l);
   const int64_t most = kernels().conv2d<T>().batch_norm.moment_pixels;
-  const auto C = static_cast<size_t>(l.C), columns = l.by_pixel ? C : size_t{plane_columns};
-  std::vector<double> partial(2 * columns * static_cast<size_t>(pieces.pieces));
+  const auto C = static_cast<size_t>(l.C), width = l.by_pixel ? C : 1;
+  std::vector<double> partial(2 * width * static_cast<size_t>(pieces.pieces));
   for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
-    double* sums = partial.data() + 2 * columns * static_cast<size_t>(piece);
-    const ColumnSums to{sums, sums + columns};
+    double* to = partial.data() + 2 * width * static_cast<size_t>(piece);
     if (l.by_pixel) {
       const ColumnConstants<T, count> of_columns(constants);
-      for_each_block_of_pixels(l, first, last, most,
-                               [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
+      for_each_block_of_pixels(l, first, last, most, [&](int64_t at, const MatrixSize& size) {
+        body(at, size, of_columns, ColumnSums{to, to + width});
+      });
     } else {
       const ColumnConstants<T, count> of_columns(constants, channel);
+      std::array<double, 2 * plane_columns> sums{};
       for (int64_t n = first; n < last; ++n) {
-        for_each_block_of_plane(l, n * l.C + channel, most,
-                                [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
+        for_each_block_of_plane(l, n * l.C + channel, most, [&](int64_t at, const MatrixSize& size) {
+          body(at, size, of_columns, ColumnSums{sums.data(), sums.data() + plane_columns});
+        });
       }
+      for (size_t i = 0; i < plane_columns; ++i) to[0] += sums[i], to[1] += sums[plane_columns + i];
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
   for (size_t piece = 0; piece < static_cast<size_t>(pieces.pieces); ++piece) {
-    for (size_t i = 0; i < columns; ++i) {
-      const size_t c = l.by_pixel ? i : piece / static_cast<size_t>(pieces.count), at = 2 * columns * piece + i;
-      total.first[c] += partial[at], total.second[c] += partial[at + columns];
+    const double* from = partial.data() + 2 * width * piece;
+    for (size_t i = 0; i < width; ++i) {
+      const size_t c = l.by_pixel ? i : piece / static_cast<size_t>(pieces.count);
+      total.first[c] += from[i], total.second[c] += from[width + i];
     }
   }
   return total;
@@ -90,29 +94,37 @@ struct Moment {
   }
 };
 
-// The moments of one channel in double, for numbers whose squares overflow in T, infinities and NaN. `load` as below.
-template <class Load>
-Moment plain_moment(const ChannelLayout& l, int64_t channel, const Load& load) {
-  const auto for_each = [&](const auto& f) {
-    if (l.by_pixel) {
-      for_each_block_of_pixels(l, 0, l.pixels(), 64, [&](int64_t at, const MatrixSize& size) {
-        const auto* values = load(at, size);
-        for (int64_t p = 0; p < size.pixels; ++p) f(static_cast<double>(values[p * l.C + channel]));
-      });
-    } else {
-      for (int64_t n = 0; n < l.N; ++n) {
-        for_each_block_of_plane(l, n * l.C + channel, 64, [&](int64_t at, const MatrixSize& size) {
-          const auto* values = load(at, size);
-          for (int64_t i = 0; i < size.pixels * size.channels; ++i) f(static_cast<double>(values[i]));
-        });
+// Calls f(channel, value) with all values of these channels. `load` as below.
+template <class Load, class F>
+void for_each_value(const ChannelLayout& l, const std::vector<size_t>& channels, const Load& load, const F& f) {
+  if (l.by_pixel) {
+    return for_each_block_of_pixels(l, 0, l.pixels(), 64, [&](int64_t at, const MatrixSize& size) {
+      const auto* values = load(at, size);
+      for (int64_t p = 0; p < size.pixels; ++p, values += l.C) {
+        for (const size_t c : channels) f(c, static_cast<double>(values[c]));
       }
+    });
+  }
+  for (const size_t c : channels) {
+    for (int64_t n = 0; n < l.N; ++n) {
+      for_each_block_of_plane(l, n * l.C + static_cast<int64_t>(c), 64, [&](int64_t at, const MatrixSize& size) {
+        const auto* values = load(at, size);
+        for (int64_t i = 0; i < size.pixels * size.channels; ++i) f(c, static_cast<double>(values[i]));
+      });
     }
-  };
-  Moment moment{static_cast<double>(l.pixels())};
-  for_each([&](double value) { moment.mean += value; });
-  moment.mean /= moment.pixels;
-  for_each([&](double value) { moment.squares += (value - moment.mean) * (value - moment.mean); });
-  return moment;
+  }
+}
+
+// Computes the moments of these channels in double. They have numbers whose squares overflow in T, infinities or NaN.
+template <class Load>
+void plain_moments(const ChannelLayout& l, const std::vector<size_t>& channels, const Load& load,
+                   ChannelSums& moments) {
+  std::vector<double>&mean = moments.first, &squares = moments.second;
+  const auto n = static_cast<double>(l.pixels());
+  for (const size_t c : channels) mean[c] = squares[c] = 0;
+  for_each_value(l, channels, load, [&](size_t c, double value) { mean[c] += value / n; });
+  for_each_value(l, channels, load,
+                 [&](size_t c, double value) { squares[c] += (value - mean[c]) * (value - mean[c]); });
 }
 
 // For each channel, the mean and the sum of the squared differences from it. load(offset, size) returns the values of a
@@ -151,16 +163,16 @@ ChannelSums channel_moments(const ChannelLayout& l, const Load& load) {
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
+  std::vector<size_t> again;
   for (size_t c = 0; c < C; ++c) {
     Moment moment;
     for (size_t part = 0; part < static_cast<size_t>(pieces.count); ++part) {
       moment.add(partial[l.by_pixel ? part * C + c : c * static_cast<size_t>(pieces.count) + part]);
     }
-    if (!std::isfinite(moment.mean) || !std::isfinite(moment.squares)) {
-      moment = plain_moment(l, static_cast<int64_t>(c), load);
-    }
-    total.first[c] = moment.mean, total.second[c] = moment.squares;
+    if (!std::isfinite(moment.mean) || !std::isfinite(moment.squares)) again.push_back(c);
+    total.first[c] = moment.mean, total.second[c] = moment.squares < 0 ? 0 : moment.squares;  // rounding
   }
+  if (!again.empty()) plain_moments(l, again, load, total);
   return total;
 }
 
