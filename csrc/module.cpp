@@ -182,6 +182,14 @@ PYBIND11_MODULE(_C, m) {
         return std::map<std::string, int64_t>{{"bytes", state.bytes}, {"hits", state.hits}};
       },
       "The cache of packed weights: 'bytes', its size now, and 'hits', the number of calls that found their weight.");
+  const auto address = [](int64_t data) { return reinterpret_cast<const void*>(data); };
+  m.def(
+      "freeze_weight", [=](int64_t data) { fastconv::cpu::freeze_weight(address(data)); }, pybind11::arg("data_ptr"),
+      "Pack the weight at this address once and never compare it again. It must not change or be freed until "
+      "release_weight. fastconv.freeze uses it.");
+  m.def(
+      "release_weight", [=](int64_t data) { fastconv::cpu::release_weight(address(data)); }, pybind11::arg("data_ptr"),
+      "Undo freeze_weight.");
   m.def(
       "environment",
       [] {

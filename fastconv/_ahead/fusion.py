@@ -30,7 +30,7 @@ from fastconv._ops.sizes import conv2d_output
 from fastconv._ops.library import FLOATING_DTYPES
 from fastconv.normalization import is_supported
 
-__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "register"]
+__all__ = ["Ahead", "activation_of", "batch_norm_ahead", "convolution_ahead", "register"]
 
 _conv2d_inference = torch.ops.fastconv.conv2d_inference.default
 #: The most steps after a convolution: a batch norm, an addition, an activation, and an nn.Identity between them.
@@ -91,7 +91,7 @@ def _choose(found: list[Any], norm: bool, activations: Collection[Activation]) -
                 break
             residual = step.other
         elif cls is not nn.Identity:
-            activation, slope = _activation(step)
+            activation, slope = activation_of(step)
             if activation is Activation.NONE or activation not in activations:
                 break
             return i + 1, batch_norm, residual, activation, slope
@@ -99,7 +99,7 @@ def _choose(found: list[Any], norm: bool, activations: Collection[Activation]) -
     return chosen, batch_norm, residual, Activation.NONE, 0.0
 
 
-def _activation(step: Any) -> tuple[Activation, float]:
+def activation_of(step: Any) -> tuple[Activation, float]:
     """Return the activation that a layer or a function computes, with the slope of a leaky ReLU. NONE for others."""
     if not isinstance(step, nn.Module):
         try:
