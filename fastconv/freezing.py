@@ -55,26 +55,47 @@ def freeze(model: nn.Module) -> nn.Module:
         raise RuntimeError("freeze() takes a model in evaluation mode: call model.eval() first")
     plain = revert(copy.deepcopy(model)).requires_grad_(False)
     try:
-        graph = fx.Tracer().trace(plain)
+        graph = None if _is_observed(plain) else _Tracer().trace(plain)
     except Exception:  # whatever the model does that a tracer cannot follow
-        frozen = convert(plain)
-        for module in frozen.modules():
-            if isinstance(module, nn.Conv2d):
+        graph = None
+    if graph is None:
+        for module in plain.modules():
+            if type(module) is nn.Conv2d:
                 _freeze_weight(module, module.weight)
-    else:
-        _fuse(plain, graph)
-        frozen = convert(fx.GraphModule(plain, graph, f"Frozen{type(model).__name__}"))
-    frozen.__class__ = type(type(frozen).__name__, (_Frozen, type(frozen)), {})
-    return frozen
+        return _FrozenCopy(convert(plain)).eval()
+    _fuse(plain, graph)
+    return convert(_FrozenGraph(plain, graph, f"Frozen{type(model).__name__}")).eval()
 
 
-class _Frozen:
+class _Tracer(fx.Tracer):
+    """Keeps modules whose hooks see them run."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_observed(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Frozen(nn.Module):
     """Refuses to train."""
 
     def train(self, mode: bool = True) -> Any:
         if mode:
-            raise RuntimeError("a frozen model cannot be trained: freeze() the model again after training it")
-        return super().train(False)  # type: ignore[misc]
+            raise RuntimeError("a frozen model cannot be trained: train the model itself, and freeze() it again")
+        return super().train(False)
+
+
+class _FrozenGraph(_Frozen, fx.GraphModule):
+    """A model that was traced."""
+
+
+class _FrozenCopy(_Frozen):
+    """A model that was not traced."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
 
 
 def _freeze_weight(module: nn.Module, weight: Tensor) -> None:
@@ -183,7 +204,7 @@ def _fuse(model: nn.Module, graph: fx.Graph) -> None:
         assert norm is None or isinstance(norm, nn.BatchNorm2d)
         layer = modules[str(conv.target)]
         assert isinstance(layer, nn.Conv2d)
-        name = f"frozen_{count}"
+        name = f"fastconv_frozen_{count}"
         model.add_module(name, FrozenConv2d(layer, norm, activation, slope))
         last = block.nodes()[0]
         arguments: tuple[Any, ...] = conv.args
@@ -211,8 +232,9 @@ def _is_convolution(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     )
 
 
-def _is_observed(layer: nn.Module) -> bool:
-    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+def _is_observed(module: nn.Module) -> bool:
+    """Return whether hooks see the module run, or its ``forward`` has been replaced."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _block(conv: fx.Node, graph: fx.Graph, modules: dict[str, nn.Module]) -> _Block:

@@ -158,7 +158,11 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
         return None
     stride, dilation, groups = layer.stride, layer.dilation, layer.groups
     if residual is not None:
-        size = (input.shape[0], weight.shape[0], *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation))
+        size = (
+            input.shape[0],
+            weight.shape[0],
+            *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation),
+        )
         last = suggests_channels_last(input) or suggests_channels_last(weight)
         if not _is_like(residual, size, dtype, last) or needs_gradient((residual,)):
             return None

@@ -37,9 +37,7 @@ class Activation(IntEnum):
 
 
 def _check_vectors(input: Tensor, **vectors: Tensor | None) -> None:
-    check(
-        input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0"
-    )
+    check(input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0")
     for name, vector in vectors.items():
         check(
             vector is None or vector.shape == input.shape[1:2],
