@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastconv._ahead.fusion import activation_of
 from fastconv._ops.batch_norm import Activation
-from fastconv._ops.library import FLOATING_DTYPES, _C
+from fastconv._ops.library import _C, FLOATING_DTYPES
 from fastconv.conversion import convert, revert
 
 __all__ = ["freeze"]
@@ -26,8 +26,8 @@ def freeze(model: nn.Module) -> nn.Module:
     """Return a copy of a model for inference with its values as they are now.
 
     Batch norms are folded into the convolutions before them. A residual and an activation are computed with their
-    convolution. The weights are packed in the first call and never compared again, so changes of the frozen weights have
-    no effect. The model itself does not change.
+    convolution. The weights are packed in the first call and never compared again, so later changes of the frozen
+    weights have no effect. The model itself does not change.
 
     ``torch.fx`` traces the model once. So the copy does what the model does for every input only if no ``if`` or loop
     depends on the input. A model that cannot be traced is converted instead (:func:`fastconv.convert`), with packed
@@ -151,7 +151,8 @@ class FrozenConv2d(nn.Module):
     def extra_repr(self) -> str:
         K, C, *kernel = self.weight.shape
         stride, padding, _, groups, _, activation, _ = self.numbers
-        return f"{C * groups}, {K}, {tuple(kernel)}, stride={stride}, padding={padding}, groups={groups}, {activation.name}"
+        numbers = f"stride={stride}, padding={padding}, groups={groups}"
+        return f"{C * groups}, {K}, {tuple(kernel)}, {numbers}, {activation.name}"
 
 
 _FUNCTIONS: dict[Activation, Callable[[Tensor, float], Tensor]] = {

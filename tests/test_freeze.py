@@ -205,7 +205,7 @@ def test_copies(model: nn.Module) -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(TypeError, match="takes a torch.nn.Module, but got int"):
+    with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, but got int"):
         fastconv.freeze(3)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="evaluation mode"):
         fastconv.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)))
