@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
 # The tests are about fastconv's own kernels on every machine. fastconv reads this variable at import, so set it before.
 # Tests of the calls that the plan leaves to PyTorch set {"torch": "measured"} or "always".
@@ -126,6 +125,8 @@ def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     test_classifier_plots.py and test_cli.py draw the pictures.
     """
+    from PIL import Image
+
     from fastconv.classifier import plots, report
 
     file = io.BytesIO()
