@@ -107,6 +107,8 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
   const BackwardPlan plan =
       pass == "backward_data" ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
   describe(plan.algorithm, plan.cut);
+  if (plan.algorithm == Algorithm::torch)
+    result["rule"] = rule_for_torch(f.conv, which, fastconv::ScalarType::Float, true);
   result["unpool"] = plan.unpool;
   if (pass == "backward_data") result["weight_as_patches"] = plan.weight_as_patches;
   return result;

