@@ -11,6 +11,7 @@ import copy
 import importlib.util
 import itertools
 import json
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,7 @@ def prepare(name: str, folder: Path, with_onnx: bool) -> None:
 
 def export_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
     shapes = ({0: torch.export.Dim("batch")},)
+    logging.disable(logging.WARNING)  # the exporter warns that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (images,), path, dynamo=True, input_names=["x"], dynamic_shapes=shapes, verbose=False)
