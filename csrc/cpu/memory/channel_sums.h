@@ -59,7 +59,7 @@ ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count
       for_each_block_of_pixels(l, first, last, most,
                                [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
     } else {
-      const ColumnConstants<T, count> of_columns(constants, channel);
+      const ColumnConstants<T, count> of_columns(constants, channel, std::min(l.plane, plane_columns));
       for (int64_t n = first; n < last; ++n) {
         for_each_block_of_plane(l, n * l.C + channel, most,
                                 [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });

@@ -79,9 +79,9 @@ class ColumnConstants {
   explicit ColumnConstants(const ChannelConstants<T, count>& all) {
     for (size_t i = 0; i < count; ++i) columns_[i] = all[i].empty() ? nullptr : all[i].data();
   }
-  ColumnConstants(const ChannelConstants<T, count>& all, int64_t c) {
+  ColumnConstants(const ChannelConstants<T, count>& all, int64_t c, int64_t columns) {
     for (size_t i = 0; i < count; ++i) {
-      if (!all[i].empty()) filled_[i].fill(all[i][static_cast<size_t>(c)]);
+      if (!all[i].empty()) std::fill_n(filled_[i].begin(), columns, all[i][static_cast<size_t>(c)]);
       columns_[i] = all[i].empty() ? nullptr : filled_[i].data();
     }
   }
@@ -122,7 +122,7 @@ void for_each_block(const ChannelLayout& l, const ChannelConstants<T, count>& co
   } else {
     parallel_for(0, l.N * l.C, ceil_div(grain_size, l.plane), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const ColumnConstants<T, count> columns(constants, i % l.C);
+        const ColumnConstants<T, count> columns(constants, i % l.C, std::min(l.plane, plane_columns));
         for_each_block_of_plane(l, i, 64, [&](int64_t offset, const MatrixSize& size) { body(offset, size, columns); });
       }
     });
