@@ -54,8 +54,11 @@ $(VENV)/torch: Makefile
 	@$(LOGGED) 'set-up, 2 of 4: installing $(TORCH)' $(SETUP_PIP) install --upgrade pip '$(TORCH)' $(PIP_TORCH)
 	@touch $@
 
-$(VENV)/packages: $(VENV)/torch pyproject.toml
+$(VENV)/build-tools: $(VENV)/torch
 	@$(LOGGED) 'set-up, 3 of 4: installing the build tools' $(SETUP_PIP) install 'numpy>=1.24' 'setuptools>=77' 'ninja>=1.11' 'pybind11>=2.13'
+	@touch $@
+
+$(VENV)/packages: $(VENV)/build-tools pyproject.toml
 	@FASTCONV_COMPILE=0 $(LOGGED) 'set-up, 3 of 4: installing the packages that the command and the tests need' \
 	  $(SETUP_PIP) install --no-build-isolation --editable '.[classifier,export,tensorboard,test]'
 	@touch $@
@@ -188,34 +191,40 @@ tsan: $(VENV)/packages
 	LD_PRELOAD="$$($(CXX) -print-file-name=libtsan.so)" TSAN_OPTIONS="halt_on_error=1 ignore_noninstrumented_modules=1" OMP_NUM_THREADS=1 FASTCONV_CACHE_MB=1 \
 	  PYTHONPATH=$(TSAN) $(BIN)/python tests/threads/infer.py
 
-# libtorch is excluded: it is the user's own. auditwheel refuses the tag if this machine's libraries are too new. Then
-# use the release workflow, which builds in the container of manylinux_2_28. A wheel is for one version of Python. For
-# another one: make wheels PYTHON=python3.12 VENV=.venv-3.12
+# CONTRIBUTING.md describes both targets. The wheel is built from the sdist, so it has no files of an older build, and
+# the sdist is complete. libtorch is excluded: it is the user's own.
 # torch-abi-audit prints 2.13.0 as the oldest torch, because it counts a weak symbol that csrc/boundary.cpp can do
 # without. The wheel works with torch 2.10: make test-wheel TORCH=torch==2.10.0
 RELEASE := build/release
 PLATFORM ?= manylinux_2_28_$(shell uname -m)
-wheels: $(VENV)/packages
+wheels: $(VENV)/build-tools
 	$(PIP) install --group release
 	@rm -rf $(RELEASE) && mkdir -p dist
-	FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --sdist --wheel --outdir $(RELEASE)
+	@FASTCONV_CUDA=0 PATH="$(CURDIR)/$(BIN):$$PATH" $(LOGGED) 'building the sdist, and the wheel from it' \
+	  $(BIN)/python -m build --no-isolation --outdir $(RELEASE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude libtorch.so --exclude libtorch_cpu.so --exclude libc10.so \
 	  --plat $(PLATFORM) --wheel-dir $(RELEASE)/repaired $(RELEASE)/*.whl
 	$(BIN)/twine check --strict $(RELEASE)/repaired/*.whl $(RELEASE)/*.tar.gz
 	$(BIN)/python -m zipfile --extract $(RELEASE)/repaired/*.whl $(RELEASE)/unpacked
 	$(BIN)/torch-abi-audit --check torch $(RELEASE)/unpacked/fastconv
+	$(MAKE) test-wheel WHEELS=$(RELEASE)/repaired
 	cp $(RELEASE)/repaired/*.whl $(RELEASE)/*.tar.gz dist/
-	$(MAKE) test-wheel
 
-# The wheel in dist/ for $(PYTHON), in a new environment without a compiler on the path.
+# The wheel in $(WHEELS) for $(PYTHON), in a new environment without a compiler on the path.
+WHEELS ?= dist
+WHEEL_TEST := $(RELEASE)/test
+WHEEL_PIP := $(WHEEL_TEST)/venv/bin/python -m pip --disable-pip-version-check --quiet
 test-wheel:
-	@rm -rf $(RELEASE)/test && mkdir -p $(RELEASE)/test
-	$(PYTHON) -m venv $(RELEASE)/test/venv
-	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install '$(TORCH)' $(PIP_TORCH)
-	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install --no-index --no-deps --find-links dist fastconv
-	$(RELEASE)/test/venv/bin/python -m pip --disable-pip-version-check --quiet install 'numpy>=1.24' expecttest hypothesis pytest pytest-xdist
-	cp -r tests pyproject.toml $(RELEASE)/test/
-	cd $(RELEASE)/test && export PATH="$(CURDIR)/$(RELEASE)/test/venv/bin" && fastconv info && fastconv --version && \
+	@tag=$$($(PYTHON) -c 'import sys; print("cp%d%d" % sys.version_info[:2])') && \
+	  { ls $(WHEELS)/fastconv-*-$$tag-*.whl > /dev/null 2>&1 || \
+	    { echo "$(WHEELS) has no wheel for $(PYTHON) ($$tag). To build and test one: make wheels PYTHON=$(PYTHON)"; exit 1; }; }
+	@rm -rf $(WHEEL_TEST) && mkdir -p $(WHEEL_TEST)
+	$(PYTHON) -m venv $(WHEEL_TEST)/venv
+	@$(PYTHON) csrc/logged.py $(WHEEL_TEST)/log 'installing $(TORCH)' $(WHEEL_TEST)/venv/bin/python -m pip install '$(TORCH)' $(PIP_TORCH)
+	$(WHEEL_PIP) install --no-index --no-deps --only-binary fastconv --find-links $(WHEELS) fastconv
+	$(WHEEL_PIP) install 'numpy>=1.24' expecttest hypothesis pytest pytest-xdist
+	cp -r tests pyproject.toml $(WHEEL_TEST)/
+	cd $(WHEEL_TEST) && export PATH="$(CURDIR)/$(WHEEL_TEST)/venv/bin" && fastconv info && fastconv --version && \
 	  pytest -n auto -m 'not alone' $(KERNEL_TESTS) tests/test_plan.py $(ARGS)
 
 clean:
