@@ -28,7 +28,7 @@ extensions = [
     "sphinx_design",
 ]
 exclude_patterns = ["_ext", "_static", "_templates", "zh", "build", "jupyter_execute", ".jupyter_cache"]
-suppress_warnings = ["config.cache"]
+suppress_warnings = ["config.cache", *(["myst-nb.lexer"] if os.environ.get("FASTCONV_DOCS_EXECUTE") == "off" else [])]
 nitpicky = True
 
 # Markdown

@@ -58,7 +58,7 @@ def test_links_of_the_readme_are_absolute_because_package_indexes_show_it() -> N
     text = (ROOT / "README.md").read_text()
     assert [path for path, _ in LINK.findall(text) if path] == []
     found = ABSOLUTE.findall(text)
-    assert {"docs/convert.md", "CONTRIBUTING.md"} <= {path for path, _ in found}
+    assert {"docs/howto/convert.md", "CONTRIBUTING.md"} <= {path for path, _ in found}
     for path, anchor in found:
         assert (ROOT / path).exists(), path
         assert not anchor or anchor in anchors(ROOT / path), f"{path}#{anchor}"
