@@ -86,7 +86,7 @@ html_sidebars = {
     ]
 }
 copybutton_exclude = ".linenos, .gp, .go"
-pygments_style = "a11y-high-contrast-light" if find_spec("a11y_pygments") else "default"
+
 
 
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
