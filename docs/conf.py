@@ -45,7 +45,9 @@ myst_heading_anchors = 3
 myst_dmath_double_inline = True
 
 # Execution. A cell that raises an error, or takes longer than the limit, fails the build.
-nb_execution_mode = os.environ.get("FASTCONV_DOCS_EXECUTE", "force")  # off, to look at the layout only
+# A page with the same code as another, such as a translation, is executed once.
+nb_execution_mode = os.environ.get("FASTCONV_DOCS_EXECUTE", "cache")  # off, to look at the layout only
+nb_execution_cache_path = str(HERE.parent / "build" / "docs" / "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
@@ -86,7 +88,6 @@ html_sidebars = {
     ]
 }
 copybutton_exclude = ".linenos, .gp, .go"
-
 
 
 def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
