@@ -104,7 +104,7 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
 
 
 def link_languages(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object) -> None:
-    """Let the template link to the same page in the other language, if it exists, else to the other language's index."""
+    """Let the template link to the same page in the other language, or to the index if that page does not exist."""
     chinese = app.config.language.startswith("zh")
     other = HERE if chinese else HERE / "zh"
     if not (HERE / "zh" / "course" / "index.md").exists():

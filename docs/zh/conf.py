@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conf import *  # noqa: E402, F403
+from conf import *  # noqa: F403
 
 language = "zh_CN"
 html_title = "fastconv 中文教程"
