@@ -77,13 +77,27 @@ def styles(site: Path) -> list[str]:
     ]
 
 
+def undocumented(pages: dict[Path, Page]) -> list[str]:
+    """Return the public names of fastconv that have no entry in the reference."""
+    import fastconv
+    from fastconv import builder, classifier, functional, models, nn, optim, reference, tuning
+    from fastconv.classifier import data, plots
+
+    ids = set().union(*(page.ids for page in pages.values()))
+    modules = (fastconv, builder, classifier, data, functional, models, nn, optim, plots, reference, tuning)
+    names = [
+        f"{module.__name__}.{name}" for module in modules for name in module.__all__ if callable(getattr(module, name))
+    ]
+    return [f"{name} is not in the reference" for name in names if name not in ids]
+
+
 def main(folder: str) -> int:
     site = Path(folder).resolve()
     pages = {path: Page(path) for path in sorted(site.rglob("*.html")) if "_static" not in path.parts}
     found = [
         f"{path.relative_to(site)}: {text}" for path, page in pages.items() for text in problems(page, pages, site)
     ]
-    found += styles(site)
+    found += styles(site) + undocumented(pages)
     print(*found, sep="\n", end="\n" if found else "")
     print(f"{len(pages)} pages, {sum(len(page.links) for page in pages.values())} links, {len(found)} problems")
     return 1 if found or not pages else 0
