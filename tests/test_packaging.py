@@ -180,7 +180,7 @@ def test_the_sdist_has_no_compiled_files(sdist: dict[str, bytes]) -> None:
 def test_the_description_has_no_relative_links(description: Message) -> None:
     assert description["Description-Content-Type"] == "text/markdown"
     links = re.findall(r"\]\(([^)]+)\)", description.get_payload())
-    assert any("/docs/convert.md" in link for link in links)
+    assert any("/docs/howto/convert.md" in link for link in links)
     assert [link for link in links if not link.startswith("https://")] == []
 
 

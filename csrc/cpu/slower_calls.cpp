@@ -133,7 +133,7 @@ bool is_slow_in_bfloat16_weight(const Conv2dShape& s) {
 
 // ---- the rules ---------------------------------------------------------------------------------------------------
 
-// The names are those of docs/pytorch_calls.md. For float64 and half, PyTorch has no fast kernels.
+// The names are those of docs/reference/pytorch_calls.md. For float64 and half, PyTorch has no fast kernels.
 struct Rule {
   const char* name;
   ScalarType type;

@@ -1,5 +1,5 @@
-// The calls that PyTorch computes faster than fastconv's kernels do, by measurement. docs/pytorch_calls.md lists the
-// rules for users.
+// The calls that PyTorch computes faster than fastconv's kernels do, by measurement.
+// docs/reference/pytorch_calls.md lists the rules for users.
 #pragma once
 
 #include <vector>
