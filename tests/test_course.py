@@ -1,4 +1,4 @@
-"""The course: the English and the Chinese pages have the same code, formulas and headings, and say what was promised."""
+"""The course: both languages have the same code, formulas and headings, and each exercise has a solution."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def unindented(formula: str) -> str:
 
 
 def test_both_languages_have_the_same_pages() -> None:
-    assert PAGES == sorted(path.name for path in CHINESE.glob("*.md"))
+    assert sorted(path.name for path in CHINESE.glob("*.md")) == PAGES
     assert len(CHAPTERS) == 6
 
 
