@@ -27,7 +27,8 @@ struct ChannelLayout {
   explicit ChannelLayout(const Tensor& tensor) : N(tensor.size(0)), C(tensor.size(1)), plane(1) {
     for (int64_t d = 2; d < tensor.dim(); ++d) plane *= tensor.size(d);
     const bool by_pixel = plane == 1 || (tensor.dim() == 4 && !tensor.is_contiguous() && is_nhwc(tensor));
-    // Forward and backward with ReLU, 64 x 512 planes of 4x4 pixels, 2 threads of Zen 4: 2.5 ms by planes, 1.2 by images.
+    // Forward and backward with ReLU, 64 x 512 planes of 4x4 pixels, 2 threads of Zen 4: 2.5 ms by planes, 1.2 by
+    // images.
     one_matrix = by_pixel || plane < plane_columns;
     if (one_matrix && !by_pixel) repeat = plane;
   }
