@@ -67,8 +67,9 @@ def convert(model: M, fuse: bool = True) -> M:
     before. Results and gradients are the same up to rounding.
 
     Only layers whose class is exactly Conv2d, LazyConv2d, BatchNorm2d, MaxPool2d, ReLU, ReLU6, LeakyReLU, Hardswish or
-    SiLU of :mod:`torch.nn` are converted. A converted activation runs PyTorch's function unless it is fused. A converted
-    convolution runs PyTorch's operator in the calls that PyTorch computes faster (docs/reference/pytorch_calls.md).
+    SiLU of :mod:`torch.nn` are converted. A converted activation runs PyTorch's function unless it is fused. A
+    converted convolution runs PyTorch's operator in the calls that PyTorch computes faster
+    (docs/reference/pytorch_calls.md).
     :func:`conversion_report` lists every layer, with the reason.
 
     Args:
