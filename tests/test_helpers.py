@@ -83,4 +83,4 @@ def test_the_process_that_forks_ends_when_its_input_ends() -> None:
         server = run._server
         assert server.stdin is not None
         server.stdin.close()
-        assert server.wait(timeout=60) == 0
+        assert server.wait(timeout=300) == 0
