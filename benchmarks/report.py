@@ -1,4 +1,4 @@
-"""Print two tables of docs/benchmarks.md, one of operators and one of claims, from the JSON files of a benchmark run.
+"""Print two tables, one of operators and one of claims, from the JSON files of a benchmark run.
 
 python benchmarks/report.py .benchmarks/{operators,blocks,training_step,accuracy,seconds_to_99}.json [--markdown]
 """
@@ -164,7 +164,7 @@ def tables(runs: list[dict[str, Any]]) -> list[tuple[list[str], list[list[str]],
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path, nargs="+")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown, for docs/benchmarks.md")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

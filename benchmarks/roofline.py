@@ -1,4 +1,4 @@
-"""Estimate the times of the CUDA kernels of MnistCNN's three convolutions. docs/cuda.md has the table.
+"""Estimate the times of the CUDA kernels of MnistCNN's three convolutions. docs/explanation/cuda.md has the table.
 
     python benchmarks/roofline.py
 

@@ -5,7 +5,7 @@ backward, a hook on each block's output reads the clock right before the block's
 autograd counts for the stage in which it occurs. conv1's backward ends when backward() returns. "rest" is the loss's
 .item() and the clock. The results are means over the middle half of the steps, so that the stages add up.
 
-python benchmarks/step_profile.py [--png docs/step_profile.png]
+python benchmarks/step_profile.py [--png docs/performance/step_profile.png]
 """
 
 from __future__ import annotations

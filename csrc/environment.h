@@ -1,5 +1,5 @@
-// The environment variables of the extension, read and checked once, at import. docs/environment.md describes them. The
-// variables that only Python reads are in fastconv/environment.py.
+// The environment variables of the extension, read and checked once, at import. The variables that only Python
+// reads are in fastconv/environment.py. docs/reference/environment.md describes all of them.
 #pragma once
 
 #include <cstdint>

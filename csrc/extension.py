@@ -60,7 +60,7 @@ def compile_arguments(cuda_home: Path | None) -> list[str]:
     # Keep paths of the build machine out of __FILE__.
     here = Path(__file__).parent.parent.resolve()
     arguments += [f"-fmacro-prefix-map={path}/=" for path in (cpp_extension.include_paths()[0], here)]
-    # Use only the stable ABI of torch 2.10 and later (docs/architecture.md).
+    # Use only the stable ABI of torch 2.10 and later (docs/explanation/architecture.md).
     arguments += [TARGET]
     if cuda_home is not None:
         arguments += [f"-DFASTCONV_CUDA={toolkit.version(cuda_home)}"]

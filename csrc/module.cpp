@@ -107,6 +107,8 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
   const BackwardPlan plan =
       pass == "backward_data" ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
   describe(plan.algorithm, plan.cut);
+  if (plan.algorithm == Algorithm::torch)
+    result["rule"] = rule_for_torch(f.conv, which, fastconv::ScalarType::Float, true);
   result["unpool"] = plan.unpool;
   if (pass == "backward_data") result["weight_as_patches"] = plan.weight_as_patches;
   return result;
@@ -166,7 +168,8 @@ PYBIND11_MODULE(_C, m) {
       "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
       "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
-        "The names of the rules that leave calls to PyTorch, as in docs/pytorch_calls.md. plan() names the 'rule'.");
+        "The names of the rules that leave calls to PyTorch, as in docs/reference/pytorch_calls.md. plan() names the "
+        "'rule'.");
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
@@ -182,6 +185,14 @@ PYBIND11_MODULE(_C, m) {
         return std::map<std::string, int64_t>{{"bytes", state.bytes}, {"hits", state.hits}};
       },
       "The cache of packed weights: 'bytes', its size now, and 'hits', the number of calls that found their weight.");
+  const auto address = [](int64_t data) { return reinterpret_cast<const void*>(data); };
+  m.def(
+      "freeze_weight", [=](int64_t data) { fastconv::cpu::freeze_weight(address(data)); }, pybind11::arg("data_ptr"),
+      "Pack the weight at this address once and never compare it again. It must not change or be freed until "
+      "release_weight. fastconv.freeze uses it.");
+  m.def(
+      "release_weight", [=](int64_t data) { fastconv::cpu::release_weight(address(data)); }, pybind11::arg("data_ptr"),
+      "Undo freeze_weight.");
   m.def(
       "environment",
       [] {

@@ -23,6 +23,7 @@ __all__ = [
     "enabled",
     "environment",
     "flops",
+    "freeze",
     "functional",
     "models",
     "nn",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING or not startup.is_command():
-    from fastconv.public import conversion_report, convert, enabled, revert, show_config, tune  # isort: skip  loads torch
+    from fastconv.public import conversion_report, convert, enabled, freeze, revert, show_config, tune  # isort: skip  loads torch
     from fastconv import _C, environment, flops, functional, models, nn, optim, tuning  # isort: skip
 else:
     # The command `fastconv` loads torch only if it has to compute: `fastconv --help` takes 0.2 s instead of 2 s.

@@ -1,7 +1,7 @@
 """The environment variables of fastconv, each checked in one place.
 
 ``csrc/environment.cpp`` reads the extension's variables once, at import. This module reads Python's.
-``docs/environment.md`` lists all of them.
+``docs/reference/environment.md`` lists all of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 r"""Convolution, max-pooling, ReLU and batch norm as in :mod:`torch.nn.functional`, and fused functions.
 
-``conv2d``, ``max_pool2d``, ``relu`` and ``batch_norm`` take the arguments of PyTorch's functions of the same names, in
-the same order and with the same defaults. They return the same values, dtypes, shapes and memory formats, and raise the
-same errors. ``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions of these in one
-operator. PyTorch handles other devices (see docs/cuda.md) and dtypes, sparse and quantised tensors.
+``conv2d``, ``max_pool2d``, ``relu`` and ``batch_norm`` take the arguments of PyTorch's functions of the same names and
+have the same results and errors. ``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions
+of these in one operator. PyTorch handles other devices (docs/explanation/cuda.md), dtypes and sparse tensors.
 """
 
 from __future__ import annotations
@@ -158,8 +157,8 @@ def conv2d_relu(
 
     Values and gradients equal those of the composition up to rounding, including NaN and infinities. Two cases differ.
     PyTorch may skip products with padding. fastconv does not, so an infinite or NaN weight over padding gives NaN.
-    With Winograd's algorithm (docs/kernels.md), the rounding error scales with the largest outputs nearby, so an output
-    that should be exactly zero may be slightly above zero.
+    With Winograd's algorithm (docs/explanation/kernels.md), the rounding error scales with the largest outputs nearby,
+    so an output that should be exactly zero may be slightly above zero.
 
     Args and raised errors: see :func:`conv2d`.
 

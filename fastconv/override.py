@@ -82,8 +82,8 @@ class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_g
     Args:
         fuse: let convolutions wait for a bias, a ReLU and a max-pool, and run them as one operator: see
             :mod:`fastconv._deferred`. A convolution then returns a tensor of a subclass, which is computed when needed.
-            Values and gradients are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`. docs/convert.md lists
-            the differences that a program can notice.
+            Values and gradients are those of :func:`fastconv.functional.conv2d_relu_max_pool2d`. docs/howto/convert.md
+            lists the differences that a program can notice.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2))

@@ -12,6 +12,7 @@ from fastconv.version import __version__
 
 from fastconv import flops, functional, models, nn, optim, tuning  # isort: skip  after the operators
 from fastconv.conversion import conversion_report, convert, register_for_fuse_modules, revert  # isort: skip
+from fastconv.freezing import freeze  # isort: skip
 from fastconv.override import enabled  # isort: skip
 from fastconv.tuning import tune  # isort: skip
 
@@ -26,6 +27,7 @@ __all__ = [
     "enabled",
     "environment",
     "flops",
+    "freeze",
     "functional",
     "models",
     "nn",

@@ -1,6 +1,6 @@
 """Time the ways to compute each convolution, and keep the fastest: ``with fastconv.tune():``.
 
-The times are measured in the operators (csrc/cpu/tuning.cpp). docs/tuning.md describes it for users.
+The times are measured in the operators (csrc/cpu/tuning.cpp). docs/howto/tuning.md describes it for users.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import torch
 # Tests of the calls that the plan leaves to PyTorch set {"torch": "measured"} or "always".
 os.environ["FASTCONV_ALGORITHM"] = "own"
 
+import forked
 from devices import no_gpu
 
 from fastconv import _C
@@ -106,6 +108,33 @@ def two_threads() -> None:
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make an empty folder the current one."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def python() -> Iterator[forked.Python]:
+    """Run programs in new processes that have imported torch already."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    with forked.python() as run:
+        yield run
+
+
+@pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `plot` and `report` write pictures of one pixel, because drawing takes 5 of the 6 seconds of a report.
+
+    test_classifier_plots.py and test_cli.py draw the pictures.
+    """
+    from PIL import Image
+
+    from fastconv.classifier import plots, report
+
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    blank = file.getvalue()
+    monkeypatch.setattr(report, "_images", lambda draw: (blank, blank))
+    monkeypatch.setattr(plots, "prediction_grid", lambda *arguments, **options: None)
+    monkeypatch.setattr(plots, "png", lambda figure: blank)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ import pytest
 import torch
 from helpers import COMMAND, complaint, contents, run, running
 from PIL import Image
+from sweep import FULL
 
 import fastconv
 from fastconv.classifier import checkpoint, choices, data, evaluation, export
@@ -404,7 +405,7 @@ def test_an_interrupted_training_is_saved_and_resumed(uninterrupted: dict[str, t
 
 
 @posix
-@pytest.mark.parametrize("moment", range(int(os.environ.get("FASTCONV_KILLS", "3"))))
+@pytest.mark.parametrize("moment", range(int(os.environ.get("FASTCONV_KILLS", 3 if FULL else 1))))
 def test_a_killed_training_is_resumed_to_the_same_weights(uninterrupted: dict[str, torch.Tensor], moment: int) -> None:
     with running([*COMMAND, *UNDER_WAY, "--output", "run"]) as process:
         assert process.stdout is not None

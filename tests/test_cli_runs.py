@@ -18,7 +18,7 @@ from fastconv.classifier.cli.main import main
 from fastconv.classifier.fit import OnEpoch, OnStep, Training
 
 Output = pytest.CaptureFixture[str]
-pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "interruptible")
+pytestmark = pytest.mark.usefixtures("in_an_empty_folder", "interruptible", "blank_pictures")
 QUICK = ["train", "--limit", "200", "--epochs", "2", "--model", "conv4, pool", "--quiet"]
 #: The commands that read a run, with their other arguments.
 READERS = [["evaluate"], ["predict", "0"], ["plot"], ["report"], ["export", "--format", "torch"]]

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+from forked import Python
 from helpers import run
 
 import fastconv
 from fastconv import _C
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
 
 
 def test_show_config_names_versions_isa_level_and_threads() -> None:
@@ -25,20 +19,21 @@ def test_show_config_names_versions_isa_level_and_threads() -> None:
 
 
 @pytest.mark.parametrize("level", _C.cpu_capabilities())
-def test_an_environment_variable_chooses_the_isa_level(level: str) -> None:
-    result = python("import fastconv; print(fastconv._C.cpu_capability())", FASTCONV_CPU_CAPABILITY=level)
+def test_an_environment_variable_chooses_the_isa_level(level: str, python: Python) -> None:
+    program = "import fastconv; print(fastconv._C.cpu_capability())"
+    result = python(program, environment={"FASTCONV_CPU_CAPABILITY": level})
     assert result.stdout.strip() == level
 
 
-def test_the_highest_isa_level_is_the_default() -> None:
+def test_the_highest_isa_level_is_the_default(python: Python) -> None:
     code = "import fastconv; print(fastconv._C.cpu_capability() == fastconv._C.cpu_capabilities()[-1])"
-    assert python(code, FASTCONV_CPU_CAPABILITY="").stdout.strip() == "True"
+    assert python(code, environment={"FASTCONV_CPU_CAPABILITY": ""}).stdout.strip() == "True"
 
 
-def test_the_error_for_an_unknown_isa_level_lists_the_levels() -> None:
+def test_the_error_for_an_unknown_isa_level_lists_the_levels(python: Python) -> None:
     with pytest.raises(ValueError, match="'mmx' is not an ISA level of this machine: default"):
         _C.set_cpu_capability("mmx")
-    result = python("import fastconv", FASTCONV_CPU_CAPABILITY="mmx")
+    result = python("import fastconv", environment={"FASTCONV_CPU_CAPABILITY": "mmx"})
     assert result.returncode != 0
     assert "'mmx' is not an ISA level of this machine: default" in result.stderr
 
@@ -54,14 +49,14 @@ def test_isa_levels_differ_only_by_rounding() -> None:
         torch.testing.assert_close(results[0], other, rtol=1e-4, atol=1e-4)
 
 
-def test_a_torch_that_is_too_old_is_named_with_the_remedy() -> None:
+def test_a_torch_that_is_too_old_is_named_with_the_remedy(python: Python) -> None:
     result = python("import torch; torch.__version__ = '2.9.1'; import fastconv")
     assert result.stderr.strip().splitlines()[-1] == (
         "ImportError: fastconv needs torch >= 2.10, but found torch 2.9.1: pip install 'torch>=2.10'"
     )
 
 
-def test_an_extension_that_is_not_built_is_named_with_the_remedy() -> None:
+def test_an_extension_that_is_not_built_is_named_with_the_remedy(python: Python) -> None:
     code = "import sys; sys.modules['fastconv._C'] = None; import fastconv"
     assert "extension is not built: pip install --no-build-isolation --editable ." in python(code).stderr
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from cases import (
     root_mean_square,
     with_gradients,
 )
-from helpers import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sweep import over
@@ -176,9 +173,15 @@ def test_padding_much_larger_than_the_image_needs_no_memory() -> None:
         torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.usefixtures("algorithms_as_measured")
+@pytest.mark.parametrize("largest", [3, 4])
 @pytest.mark.parametrize("P", range(1, 10))
-def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
-    """Tiles have 3, 2 or 1 outputs on a side and may extend beyond the edge. With 130 images, Winograd is chosen."""
+def test_winograd_cuts_images_of_every_size(P: int, largest: int, level: str) -> None:
+    """Tiles have 1 to `largest` outputs on a side and may extend beyond the edge. With 130 images, Winograd is chosen.
+
+    test_environment.py and test_fastconv_winograd_limits_the_tiles set `largest` by FASTCONV_WINOGRAD.
+    """
+    _C.set_algorithms({}, winograd=largest)
     for Q in range(1, 10):
         padding = (P % 3 if P > 2 else 0, Q % 2)
         x = torch.randn(130, 33, P + 2 - 2 * padding[0], Q + 2 - 2 * padding[1], dtype=torch.float64)
@@ -186,14 +189,6 @@ def test_winograd_cuts_images_of_every_size(P: int, level: str) -> None:
         y = FF.conv2d(x, w, b, padding=padding)
         assert y.shape[2:] == (P, Q)
         torch.testing.assert_close(y, F.conv2d(x, w, b, padding=padding), rtol=1e-12, atol=1e-11)
-
-
-def test_winograd_cuts_images_of_every_size_into_tiles_of_4x4_too() -> None:
-    """FASTCONV_WINOGRAD=4 allows these tiles."""
-    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    environment = {**os.environ, "FASTCONV_WINOGRAD": "4"}
-    done = run([*pytest_, __file__, "-k", "cuts_images_of_every_size["], env=environment)
-    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,6 @@ bit for bit. Tests with random numbers compute the expected gradients from the m
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +29,7 @@ from cases import (
     pytorchs_words,
     with_gradients,
 )
+from forked import Python
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sweep import over
@@ -820,7 +818,7 @@ def test_in_windows_of_equal_pixels_the_first_gets_the_gradient(level: str) -> N
 
 
 @pytest.mark.skipif(set(_C.cpu_capabilities()) == {"default"}, reason="without AVX2, tiles are at most 2 x 2")
-def test_fastconv_winograd_limits_the_tiles() -> None:
+def test_fastconv_winograd_limits_the_tiles(python: Python, monkeypatch: pytest.MonkeyPatch) -> None:
     """0 turns Winograd off, and each result is exact. 4 allows larger tiles than 3, the default."""
     program = """
 import torch, fastconv.functional as FF
@@ -828,18 +826,13 @@ torch.manual_seed(0)
 x, w = torch.randn(8, 32, 14, 14).relu(), torch.nn.init.dirac_(torch.empty(32, 32, 3, 3))
 print(FF.conv2d(x, w, None, 1, 1).sub(x).abs().sum().item())
 """
+    for name in ("FASTCONV_WINOGRAD", "FASTCONV_CPU_CAPABILITY"):
+        monkeypatch.delenv(name, raising=False)
 
-    def error(value: str | None) -> float:
-        chosen = ("FASTCONV_WINOGRAD", "FASTCONV_CPU_CAPABILITY")
-        environment = {name: text for name, text in os.environ.items() if name not in chosen}
-        if value is not None:
-            environment["FASTCONV_WINOGRAD"] = value
-        run = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-        )
-        return float(run.stdout)
+    def error(**environment: str) -> float:
+        return float(python(program, environment=environment).stdout)
 
-    default = error(None)
-    assert error("0") == 0 < error("2") < default < error("4")
-    for value in ("", "3"):  # test_environment.py tests other values
-        assert error(value) == default
+    default = error()
+    of = {value: error(FASTCONV_WINOGRAD=value) for value in ("0", "2", "3", "4", "")}
+    assert of["0"] == 0 < of["2"] < default < of["4"]
+    assert of[""] == of["3"] == default  # test_environment.py tests other values

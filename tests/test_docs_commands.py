@@ -29,7 +29,8 @@ from fastconv.__main__ import main
 from fastconv.classifier.data.download import SOURCES
 from fastconv.classifier.fit import OnEpoch, OnStep, Training
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *(page for page in sorted(DOCS.rglob("*.md")) if DOCS / "zh" not in page.parents)]
 #: A line of an indented block, or the first cell of a table.
 BLOCK = re.compile(r"^    ((?:fastconv|torchrun) .*)$", re.MULTILINE)
 CELL = re.compile(r"^\| `((?:fastconv|torchrun) [^`]*)` \|", re.MULTILINE)
@@ -80,7 +81,7 @@ def run_interrupted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         return main(words)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if lines(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if lines(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_run_one_after_another(
     page: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Python
 
 import fastconv
 from fastconv import _C, environment
@@ -57,53 +58,43 @@ REFUSED = [
     ),
 ]
 
-# A process for each case, forked from one that has imported torch. It prints a line of JSON.
+# Prints a line of JSON.
 PROGRAM = """
-import json, os, sys
-import torch
-for name, value in json.loads(sys.stdin.read()):
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        os.environ[name] = value
-        try:
-            import fastconv
-            x, w = torch.randn(1, 16, 20, 20), torch.randn(24, 16, 3, 3)
-            for _ in range(3):
-                y = fastconv.functional.conv2d(x, w)
-            torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w), rtol=1e-3, atol=1e-3)
-            print(json.dumps({"settings": fastconv.environment.settings(), "config": fastconv.show_config()}))
-        except Exception as error:
-            print(json.dumps({"error": type(error).__name__, "text": str(error)}))
-        sys.stdout.flush()
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    if status:
-        print(json.dumps({"error": "status", "text": status}))
+import json, torch
+torch.set_num_threads(1)
+try:
+    import fastconv
+    x, w = torch.randn(1, 16, 20, 20), torch.randn(24, 16, 3, 3)
+    for _ in range(3):
+        y = fastconv.functional.conv2d(x, w)
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w), rtol=1e-3, atol=1e-3)
+    print(json.dumps({"settings": fastconv.environment.settings(), "config": fastconv.show_config()}))
+except Exception as error:
+    print(json.dumps({"error": type(error).__name__, "text": str(error)}))
 """
 
 
-def outcomes(cases: list[tuple[str, str]]) -> list[dict[str, object]]:
-    clean = {name: text for name, text in os.environ.items() if name not in DEFAULTS}
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=clean, input=json.dumps(cases), capture_output=True, text=True, check=True
-    )
-    return [json.loads(line) for line in result.stdout.splitlines()]
+def outcomes(cases: list[tuple[str, str]], python: Python, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    for name in DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    found = [python(PROGRAM, environment={name: value}) for name, value in cases]
+    return [json.loads(done.stdout) for done in found]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_accepted_values_and_too_large_numbers_set_the_expected_setting() -> None:
-    found = outcomes([(name, value) for name, value, _ in ACCEPTED])
+def test_accepted_values_and_too_large_numbers_set_the_expected_setting(
+    python: Python, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = outcomes([(name, value) for name, value, _ in ACCEPTED], python, monkeypatch)
     for (name, value, setting), outcome in zip(ACCEPTED, found, strict=True):
         settings = outcome.get("settings", outcome)
         assert {n: settings.get(n) for n in DEFAULTS} == {**DEFAULTS, name: setting}, (name, value[:60])
         assert f"{name}={setting or 'unset'}" in outcome["config"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_other_values_are_refused_at_import_in_one_line_that_says_what_is_accepted() -> None:
-    found = outcomes([(name, value) for name, value, _ in REFUSED])
+def test_other_values_are_refused_at_import_in_one_line_that_says_what_is_accepted(
+    python: Python, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = outcomes([(name, value) for name, value, _ in REFUSED], python, monkeypatch)
     for (name, value, expected), outcome in zip(REFUSED, found, strict=True):
         assert outcome.get("error") == "ValueError", (name, value[:60], outcome)
         text = outcome["text"]
@@ -124,7 +115,7 @@ def test_a_value_that_is_not_utf_8_is_refused_in_the_same_way() -> None:
     assert last.startswith(r"ValueError: fastconv: FASTCONV_CACHE_MB: '\xff\xfe' is not a whole number of MB")
 
 
-def test_a_refused_value_can_be_corrected_in_the_same_process() -> None:
+def test_a_refused_value_can_be_corrected_in_the_same_process(python: Python) -> None:
     program = """
 import os
 for value in ("garbage", "-1"):
@@ -137,8 +128,7 @@ os.environ["FASTCONV_CACHE_MB"] = "12"
 import fastconv
 print(fastconv.environment.settings()["FASTCONV_CACHE_MB"])
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    first, second, third = result.stdout.splitlines()
+    first, second, third = python(program).stdout.splitlines()
     assert "'garbage'" in first
     assert "'-1'" in second
     assert third == "12"

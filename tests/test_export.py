@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from forked import Python
 from helpers import complaint
 
 import fastconv
@@ -49,11 +49,10 @@ def need(format: str) -> None:
         pytest.importorskip(package)
 
 
-def run(code: str, fastconv: bool = False) -> None:
+def run(python: Python, code: str, fastconv: bool = False) -> None:
     """Run ``code`` in another process, with or without fastconv."""
     hide = "" if fastconv else "import sys; sys.modules['fastconv'] = None\n"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", hide + code], capture_output=True, text=True, env=environment)
+    done = python(hide + code)
     assert done.returncode == 0, done.stderr
 
 
@@ -103,18 +102,21 @@ def test_safetensors_has_the_weights_and_says_what_they_are(saved: Checkpoint) -
 
 
 def documented(heading: str) -> str:
-    """The Python code under a heading of docs/export.md."""
-    page = ROOT / "docs/export.md"
+    """The Python code under a heading of docs/howto/export.md."""
+    page = ROOT / "docs/howto/export.md"
     if not page.exists():
         pytest.skip("the documentation is not here")
     return page.read_text().partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
 
 
-def test_the_format_torch_loads_as_documented(saved: Checkpoint) -> None:
+def test_the_format_torch_loads_as_documented(saved: Checkpoint, python: Python) -> None:
     assert main(["export", "checkpoint.pt", "--format", "torch"]) == 0
     images = torch.rand(5, 1, 28, 28)
     torch.save(images, "images.pt")
-    run(documented("The weights in plain PyTorch") + "torch.save(model(torch.load('images.pt')).detach(), 'out.pt')")
+    run(
+        python,
+        documented("The weights in plain PyTorch") + "torch.save(model(torch.load('images.pt')).detach(), 'out.pt')",
+    )
     assert_close(torch.load("out.pt"), saved.build()(images))
 
 
@@ -129,10 +131,10 @@ def batches(shape: tuple[int, int, int] = (1, 28, 28)) -> list[torch.Tensor]:
     return [torch.rand(1, *shape), torch.rand(7, *shape)]
 
 
-def test_pt2_gives_the_same_results_without_fastconv(saved: Checkpoint) -> None:
+def test_pt2_gives_the_same_results_without_fastconv(saved: Checkpoint, python: Python) -> None:
     assert main(["export", "checkpoint.pt", "--format", "pt2"]) == 0
     torch.save(batches(), "images.pt")
-    run(RUN_PT2.format(name="model.pt2"))
+    run(python, RUN_PT2.format(name="model.pt2"))
     for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
         assert_close(found, saved.build()(images))
     said = {"fastconv.json": ""}
@@ -140,22 +142,22 @@ def test_pt2_gives_the_same_results_without_fastconv(saved: Checkpoint) -> None:
     assert_said(json.loads(said["fastconv.json"]))
 
 
-def test_pt2_has_every_kind_of_layer() -> None:
+def test_pt2_has_every_kind_of_layer(python: Python) -> None:
     make(Path("other.pt"), EVERY_LAYER, (3, 28, 28), 4)
     assert main(["export", "other.pt", "--format", "pt2"]) == 0
     torch.save(batches((3, 28, 28)), "images.pt")
-    run(RUN_PT2.format(name="model.pt2"))
+    run(python, RUN_PT2.format(name="model.pt2"))
     network = checkpoint.load(Path("other.pt")).build()
     for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
         assert_close(found, network(images))
 
 
-def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkpoint) -> None:
+def test_the_network_of_fastconvs_layers_is_exported_as_documented(saved: Checkpoint, python: Python) -> None:
     Path("runs/mnist-cnn-mnist5k-1").mkdir(parents=True)
     Path("checkpoint.pt").rename("runs/mnist-cnn-mnist5k-1/checkpoint.pt")
-    run(documented("With fastconv's operators"), fastconv=True)
+    run(python, documented("With fastconv's operators"), fastconv=True)
     torch.save(batches(), "images.pt")
-    run("import fastconv" + RUN_PT2.format(name="fast.pt2"), fastconv=True)
+    run(python, "import fastconv" + RUN_PT2.format(name="fast.pt2"), fastconv=True)
     for images, found in zip(torch.load("images.pt"), torch.load("out.pt"), strict=True):
         assert_close(found, saved.build()(images))
     targets = {str(node.target) for node in torch.export.load("fast.pt2").graph.nodes}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Python
 from torch import Tensor, nn
 from torch.ao import quantization
 from torch.ao.quantization import quantize_fx
@@ -298,16 +297,17 @@ def test_script_gives_the_results_of_the_layers(make: Callable[[], nn.Module]) -
     torch.testing.assert_close(torch.jit.script(module)(x), module(x))
 
 
-def test_a_scripted_model_loads_without_fastconv(model: nn.Module, tmp_path: Path) -> None:
+def test_a_scripted_model_loads_without_fastconv(model: nn.Module, tmp_path: Path, python: Python) -> None:
     x = images()
     torch.jit.script(model).save(tmp_path / "model.pt")
     torch.save({"x": x, "y": model(x).detach()}, tmp_path / "values.pt")
     program = (
-        "import sys, torch\nsys.modules['fastconv'] = None\n"
+        "import sys, torch, warnings\nsys.modules['fastconv'] = None\nwarnings.simplefilter('ignore')\n"
         "model, values = torch.jit.load('model.pt'), torch.load('values.pt')\n"
         "torch.testing.assert_close(model(values['x']), values['y'])\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=tmp_path, check=True)
+    done = python(program, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
 
 
 # Other tools

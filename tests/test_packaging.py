@@ -180,7 +180,7 @@ def test_the_sdist_has_no_compiled_files(sdist: dict[str, bytes]) -> None:
 def test_the_description_has_no_relative_links(description: Message) -> None:
     assert description["Description-Content-Type"] == "text/markdown"
     links = re.findall(r"\]\(([^)]+)\)", description.get_payload())
-    assert any("/docs/convert.md" in link for link in links)
+    assert any("/docs/howto/convert.md" in link for link in links)
     assert [link for link in links if not link.startswith("https://")] == []
 
 
@@ -213,6 +213,52 @@ def test_the_extension_uses_only_the_stable_abi_of_torch() -> None:
     assert any(symbol.startswith("aoti_torch_") for symbol in symbols)
     # The mangled names of functions of at::, c10:: and torch::.
     assert [symbol for symbol in symbols if re.match(r"_ZNK?(2at|3c10|5torch)", symbol)] == []
+
+
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    # Without the variables of a make that runs these tests.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", f"PYTHON={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_test_of_a_wheel_that_was_not_built_says_how_to_build_it(tmp_path: Path) -> None:
+    (tmp_path / "fastconv-0.1.0-cp39-cp39-manylinux_2_28_x86_64.whl").touch()
+    (tmp_path / "fastconv-0.1.0.tar.gz").touch()  # pip must not compile this
+    result = make("test-wheel", f"WHEELS={tmp_path}", f"RELEASE={tmp_path}/release")
+    assert result.returncode != 0
+    tag = f"cp3{sys.version_info.minor}"
+    assert result.stdout.splitlines()[0].startswith(f"{tmp_path} has no wheel for {sys.executable} ({tag}).")
+    assert not (tmp_path / "release").exists()
+
+
+def test_make_stops_if_its_environment_has_another_version_of_python_than_the_named_one(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text("#!/bin/sh\necho 3.9\n")
+    (venv / "bin/python").chmod(0o755)
+    (venv / "torch").touch()
+    result = make(f"{venv}/torch", f"VENV={venv}")
+    named = f"3.{sys.version_info.minor}"
+    assert result.returncode != 0
+    assert result.stdout.splitlines()[0].startswith(f"{venv} has Python 3.9, not {named}. Remove {venv}, or name")
+    (venv / "bin/python").write_text(f"#!/bin/sh\necho {named}\n")
+    assert make(f"{venv}/torch", f"VENV={venv}").returncode == 0
+
+
+def test_only_a_wheel_that_passed_its_tests_goes_to_dist(tmp_path: Path) -> None:
+    steps = make("--dry-run", "wheels", f"VENV={tmp_path}/venv", f"RELEASE={tmp_path}/release")
+    assert steps.returncode == 0, steps.stderr
+    places = [steps.stdout.index(step) for step in ("-m build", "auditwheel repair", "pytest -n auto", " dist/\n")]
+    assert places == sorted(places)
+
+
+def test_building_a_wheel_installs_no_packages_of_the_command_and_the_tests(tmp_path: Path) -> None:
+    """They are large, and some of them are not to be had for each version of Python."""
+    assert ".[classifier" in make("--dry-run", "train", f"VENV={tmp_path}/venv").stdout
+    assert ".[classifier" not in make("--dry-run", "wheels", f"VENV={tmp_path}/venv").stdout
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from cases import assert_identical, composed, with_gradients
 
+import fastconv.functional as FF
 from fastconv import _C
 
 PAGE = Path(__file__).parents[1] / "docs" / "pytorch_calls.md"
@@ -24,6 +27,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "forward_dilation": ("forward", (1, 64, 56, 56), (64, 64, 3, 3), 1, 2, 2, 1),
     "data_groups": ("backward_data", (1, 512, 14, 14), (512, 16, 3, 3), 1, 1, 1, 32),
     "data_image": ("backward_data", (1, 3, 224, 224), (64, 3, 7, 7), 2, 3, 1, 1),
+    "data_few_channels": ("backward_data", (8, 8, 28, 28), (16, 8, 3, 3), 1, 1, 1, 1),
     "data_1x1": ("backward_data", (8, 512, 7, 7), (2048, 512, 1, 1), 1, 0, 1, 1),
     "data_one_row": ("backward_data", (1, 192, 17, 17), (192, 192, 7, 1), 1, (3, 0), 1, 1),
     "weight_1x1": ("backward_weight", (8, 512, 28, 28), (128, 512, 1, 1), 1, 0, 1, 1),
@@ -58,6 +62,35 @@ def test_each_rule_leaves_its_example_to_pytorch(rule: str) -> None:
         assert plan(rule)["algorithm"] != "torch"
     else:
         assert plan(rule) == {"algorithm": "torch", "rule": rule}
+
+
+def test_dx_of_a_fused_operator_with_few_channels_goes_to_pytorch_unless_zeros_are_skipped() -> None:
+    call = ("backward_data", (8, 12, 28, 28), (16, 12, 3, 3), (1, 1), (1, 1))
+    assert _C.plan(*call, relu=True)["rule"] == "data_few_channels"
+    assert _C.plan(*call, relu=True)["algorithm"] == "torch"
+    assert _C.plan(*call, relu=True, nonzero=0.1)["algorithm"] == "sparse_gradient"
+    assert _C.plan(*call, relu=True, dtype="float64")["algorithm"] == "direct"
+    assert _C.plan("backward_data", (8, 16, 28, 28), (16, 16, 3, 3), relu=True)["algorithm"] != "torch"
+    _C.set_algorithms({})  # FASTCONV_ALGORITHM=own
+    assert _C.plan(*call, relu=True)["algorithm"] == "direct"
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_gradients_of_a_fused_operator_that_pytorch_computes_are_right(
+    pooled: bool, memory_format: torch.memory_format
+) -> None:
+    """All numbers are small integers, so every order of summation gives the same result."""
+    x, w, b = (torch.randint(-2, 3, size).float() for size in ((4, 8, 30, 29), (16, 8, 3, 3), (16,)))
+    x = x.contiguous(memory_format=memory_format)
+    pool = {"pool_kernel_size": 2} if pooled else {}
+    ours = FF.conv2d_relu_max_pool2d if pooled else FF.conv2d_relu
+    expected = with_gradients(composed, (x, w, b), padding=1, **pool)
+    with torch.profiler.profile(acc_events=True) as profile:
+        found = with_gradients(ours, (x, w, b), padding=1, **pool)
+    assert "aten::convolution_backward" in {event.name for event in profile.events()}
+    assert_identical(found, expected)
+    assert found[1].stride() == expected[1].stride()
 
 
 def test_there_is_an_example_of_each_rule() -> None:

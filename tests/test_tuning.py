@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
 import torch
+from forked import Python
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -588,13 +587,12 @@ def test_a_file_that_cannot_be_read_or_written_gives_one_clear_error(tmp_path: P
         tuning.load(tmp_path)
 
 
-def imported(path: object, program: str = "print(len(fastconv.tuning.choices()))") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "FASTCONV_TUNING": str(path)}
-    arguments = [sys.executable, "-c", f"import fastconv\n{program}"]
-    return subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+def test_the_environment_variable_names_a_file_that_is_loaded_at_import(
+    saved: Path, tmp_path: Path, python: Python
+) -> None:
+    def imported(path: object, program: str = "print(len(fastconv.tuning.choices()))") -> CompletedProcess[str]:
+        return python(f"import fastconv\n{program}", environment={"FASTCONV_TUNING": str(path)})
 
-
-def test_the_environment_variable_names_a_file_that_is_loaded_at_import(saved: Path, tmp_path: Path) -> None:
     done = imported(f" {saved} ", "print(len(fastconv.tuning.choices()), fastconv.show_config())")
     assert done.stdout.startswith("9 ")
     assert f"FASTCONV_TUNING={saved}" in done.stdout

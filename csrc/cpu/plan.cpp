@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <type_traits>
 
 #include "../sizes.h"
 #include "candidates.h"
@@ -118,6 +119,13 @@ constexpr int64_t most_few_channels = 4;
 template <class T>
 bool can_have_few_channels(const FusedShape& f, const GradientFacts& gradient) {
   return !never(few_channels) && kernels().conv2d<T>().few_channels.supports(f) && gradient.other_is_finite();
+}
+
+// Whether PyTorch computes dx of a fused operator, from the gradient of the convolution.
+template <class T>
+bool torch_computes_fused_data(const FusedShape& f, const GradientFacts& gradient) {
+  return std::is_same_v<T, float> && gradient.has_argmax && torch_can_compute_exactly(f.conv) &&
+         rule_for_torch(f.conv, Pass::backward_data, ScalarType::Float, true);
 }
 
 // The first rows of grad_output that reach no input. Only a band of a large image has such rows.
@@ -269,6 +277,8 @@ BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradie
     plan.weight_as_patches = has_patches<T>(f, plan.unpool);
   } else if (cut) {
     plan.algorithm = Algorithm::winograd, plan.cut = *cut;
+  } else if (torch_computes_fused_data<T>(f, gradient)) {
+    plan.algorithm = Algorithm::torch;
   }
   return plan;
 }

@@ -1,5 +1,5 @@
-// The calls that PyTorch computes faster than fastconv's kernels do, by measurement. docs/pytorch_calls.md lists the
-// rules for users.
+// The calls that PyTorch computes faster than fastconv's kernels do, by measurement.
+// docs/reference/pytorch_calls.md lists the rules for users.
 #pragma once
 
 #include <vector>
@@ -11,9 +11,9 @@ namespace fastconv::cpu {
 // Whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
 bool torch_can_compute(const Conv2dShape& s);
 
-// Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. It is for a
-// convolution alone: fusion gains more than PyTorch's convolution would save.
-const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type);
+// Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. Most rules are for a
+// convolution alone, because fusion gains more than PyTorch's convolution would save.
+const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool fused = false);
 
 // The names of all rules.
 std::vector<const char*> rules_for_torch();

@@ -1,5 +1,5 @@
 // fastconv.tune(): times the candidates of each convolution that it meets, and keeps the fastest for the process.
-// fastconv/tuning.py is the Python side, docs/tuning.md describes it.
+// fastconv/tuning.py is the Python side, docs/howto/tuning.md describes it.
 //
 // An operator creates a Tuned object for each of its passes. While the object exists, the plan follows the choice for
 // that pass: it asks tuned_choice(). Within fastconv.tune(), the object's constructor first times the pass, if no

@@ -147,7 +147,11 @@ def _start(instructions: list[dis.Instruction], call: int, state: _State) -> Non
 
 
 def _follow(
-    instructions: list[dis.Instruction], index: dict[int, int], i: int, state: _State, is_none: Callable[[str], bool | None]
+    instructions: list[dis.Instruction],
+    index: dict[int, int],
+    i: int,
+    state: _State,
+    is_none: Callable[[str], bool | None],
 ) -> tuple[Use, int]:
     """Follow the result from instruction ``i`` on. Return its use and the position of that. Its result is RESULT then."""
     while i < len(instructions):
@@ -161,9 +165,7 @@ def _follow(
             if use.kind != "return":
                 if not _is_dead_after(instructions, i, state):
                     raise _Unknown
-                state.variables = {
-                    name: OTHER if value == RESULT else value for name, value in state.variables.items()
-                }
+                state.variables = {name: OTHER if value == RESULT else value for name, value in state.variables.items()}
                 state.stack[-1] = RESULT
             return use, i
         if not _move(instruction, state):

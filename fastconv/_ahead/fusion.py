@@ -31,7 +31,7 @@ from fastconv._ops.sizes import conv2d_output
 from fastconv._ops.library import FLOATING_DTYPES
 from fastconv.normalization import is_supported
 
-__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "register"]
+__all__ = ["Ahead", "activation_of", "batch_norm_ahead", "convolution_ahead", "register"]
 
 #: The most steps after a convolution: a batch norm, an addition, an activation, and an nn.Identity between them.
 _MOST_STEPS = 4
@@ -91,7 +91,7 @@ def _choose(found: list[Any], norm: bool, activations: Collection[Activation]) -
                 break
             residual = step.other
         elif cls is not nn.Identity:
-            activation, slope = _activation(step)
+            activation, slope = activation_of(step)
             if activation is Activation.NONE or activation not in activations:
                 break
             return i + 1, batch_norm, residual, activation, slope
@@ -99,7 +99,7 @@ def _choose(found: list[Any], norm: bool, activations: Collection[Activation]) -
     return chosen, batch_norm, residual, Activation.NONE, 0.0
 
 
-def _activation(step: Any) -> tuple[Activation, float]:
+def activation_of(step: Any) -> tuple[Activation, float]:
     """Return the activation that a layer or a function computes, with the slope of a leaky ReLU. NONE for others."""
     if not isinstance(step, nn.Module):
         try:
@@ -158,7 +158,11 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
         return None
     stride, dilation, groups = layer.stride, layer.dilation, layer.groups
     if residual is not None:
-        size = (input.shape[0], weight.shape[0], *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation))
+        size = (
+            input.shape[0],
+            weight.shape[0],
+            *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation),
+        )
         last = suggests_channels_last(input) or suggests_channels_last(weight)
         if not _is_like(residual, size, dtype, last) or needs_gradient((residual,)):
             return None

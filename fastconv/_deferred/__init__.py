@@ -14,7 +14,7 @@ call that made it, whatever the program writes to the operands later. Where copi
 at once.
 
 A Deferred is a tensor subclass. PyTorch's functions settle it through ``__torch_function__``. Code below those, such as
-a user's autograd.Function or a C++ operator, settles it through ``__torch_dispatch__``. docs/convert.md lists the
+a user's autograd.Function or a C++ operator, settles it through ``__torch_dispatch__``. docs/howto/convert.md lists the
 differences that a program can notice.
 
 Changes of layout join the recipe because of Keras. Its convolution permutes NHWC images to NCHW and the results back,

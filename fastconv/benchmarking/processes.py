@@ -36,18 +36,20 @@ class BenchError(RuntimeError):
 def alternate_processes(
     variants: Mapping[str, Make],
     rounds: int,
-    calls: int,
+    calls: int | Mapping[str, int],
     threads: int | Mapping[str, int],
     environment: Mapping[str, str] | None = None,
+    pauses: Mapping[str, float] | None = None,
 ) -> Seconds:
     """Time the functions of each variant, and return the seconds. An additional first round is discarded.
 
     Args:
         variants: each must return functions of the same names.
-        calls: calls per turn. Their median is the time of the turn.
+        calls: calls per turn, of all functions or of each. Their median is the time of the turn.
         threads: the number of threads of all variants, or of each.
         environment: variables that the processes have from their start. LD_PRELOAD and FASTCONV_CPU_CAPABILITY have no
             effect later.
+        pauses: seconds to wait after a turn of these variants, because some libraries' threads spin after a call.
 
     Raises:
         BenchError: if a process ended.
@@ -67,7 +69,7 @@ def alternate_processes(
                 pipes[variant] = pipe
                 processes.append(process)
         try:
-            seconds = _take_turns(pipes, rounds)
+            seconds = _take_turns(pipes, rounds, pauses or {})
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise BenchError("a process that measures has ended, perhaps because memory ran out") from error
     for process in processes:  # so that they do not disturb the next measurement
@@ -75,7 +77,7 @@ def alternate_processes(
     return seconds
 
 
-def _take_turns(pipes: Mapping[str, Connection], rounds: int) -> Seconds:
+def _take_turns(pipes: Mapping[str, Connection], rounds: int, pauses: Mapping[str, float]) -> Seconds:
     """Request one measurement at a time from the processes. Discard the first round."""
     names, *_ = [pipe.recv() for pipe in pipes.values()]
     seconds: Seconds = {name: {variant: [] for variant in pipes} for name in names}
@@ -86,10 +88,13 @@ def _take_turns(pipes: Mapping[str, Connection], rounds: int) -> Seconds:
                 measured = pipe.recv()
                 if done:
                     by_variant[variant].append(measured)
+                time.sleep(pauses.get(variant, 0.0))
     return seconds
 
 
-def _serve(pipe: Connection, make: Make, calls: int, threads: int, environment: Mapping[str, str]) -> None:
+def _serve(
+    pipe: Connection, make: Make, calls: int | Mapping[str, int], threads: int, environment: Mapping[str, str]
+) -> None:
     """Run in the process of a variant: send the names of its functions, then time each that is requested."""
     assert all(os.environ.get(name) == value for name, value in environment.items())
     if preloaded := environment.get("LD_PRELOAD"):  # the loader only warns if it does not find the library
@@ -99,10 +104,11 @@ def _serve(pipe: Connection, make: Make, calls: int, threads: int, environment: 
     try:
         pipe.send(list(made))
         while True:
-            call, seconds = made[pipe.recv()], []
+            name = pipe.recv()
+            call, seconds = made[name], []
             for _ in range(_UNTIMED_CALLS):
                 call()
-            for _ in range(calls):
+            for _ in range(calls if isinstance(calls, int) else calls[name]):
                 start = time.perf_counter()
                 call()
                 seconds.append(time.perf_counter() - start)

@@ -37,7 +37,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 #: The fields of :class:`TrainingConfig` that each recipe sets. Other fields keep their defaults.
-#: docs/training.md has the test accuracies, and describes the other settings that were tried.
+#: docs/howto/recipes.md has the test accuracies, and describes the other settings that were tried.
 RECIPES: dict[str, dict[str, Any]] = {
     "reference": {},
     "fast": {

@@ -61,7 +61,7 @@ class History(list[EpochResult]):
 
     Attributes:
         history: the figures of all epochs by name: loss, accuracy, the metrics and, with validation images, the same
-            names with val_ before them.
+            names after ``val_``.
         epoch: the epochs, counted from 0 as in Keras.
 
     Example::

@@ -1,4 +1,4 @@
-"""Convert the convolutions, max-pools and ReLUs of a model to fastconv's layers, and back.
+"""Convert the layers of a model to fastconv's, and back.
 
 A conversion changes the class of a layer: ``layer.__class__ = fastconv.nn.Conv2d``. The layer stays the same object. So
 it keeps its parameters, buffers, hooks and attributes, and everything that refers to it still works: optimizers, tied
@@ -60,22 +60,25 @@ class Conversion:
 
 
 def convert(model: M, fuse: bool = True) -> M:
-    """Convert the convolutions, max-pools and ReLUs of a model to fastconv's layers, in place.
+    """Convert the convolutions, batch norms, max-pools and activations of a model to fastconv's layers, in place.
 
     Every layer stays the same object, with its parameters, buffers, hooks, parametrisations and attributes. Only its
     class changes. So optimizers, tied layers, state_dict, checkpoints, pickling and the model's own methods work as
     before. Results and gradients are the same up to rounding.
 
-    Only layers whose class is exactly :class:`torch.nn.Conv2d`, :class:`torch.nn.LazyConv2d`,
-    :class:`torch.nn.MaxPool2d` or :class:`torch.nn.ReLU` are converted. A ReLU that is not fused stays PyTorch's,
-    because PyTorch is faster at it. A converted convolution runs PyTorch's operator in the calls that PyTorch computes
-    faster (docs/pytorch_calls.md). :func:`conversion_report` lists every layer, with the reason.
+    Only layers whose class is exactly Conv2d, LazyConv2d, BatchNorm2d, MaxPool2d, ReLU, ReLU6, LeakyReLU, Hardswish or
+    SiLU of :mod:`torch.nn` are converted. A converted activation runs PyTorch's function unless it is fused. A
+    converted convolution runs PyTorch's operator in the calls that PyTorch computes faster
+    (docs/reference/pytorch_calls.md).
+    :func:`conversion_report` lists every layer, with the reason.
 
     Args:
         model: any module, or a single layer.
         fuse: run a convolution and the ReLU and max-pool that follow it as one operator. A Sequential fuses its
             members. In other code a convolution returns a tensor that waits for the next operation
             (:mod:`fastconv._deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
+            Where the program passes a result on at once, a convolution without gradient runs with the batch norm, the
+            addition and the activation that follow, and a batch norm with the latter two (:mod:`fastconv._ahead`).
 
     Returns:
         The model itself.

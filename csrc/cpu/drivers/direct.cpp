@@ -32,7 +32,7 @@ class ForwardWeight {
       : s_(s),
         blocks_(channel_blocks<T>(s, s.group_K())),
         plain_(dense(weight)),
-        by_block_(tiles.count() <= 2 && s.groups == 1 && has_large_weight(s)) {
+        by_block_(tiles.count() <= 2 && s.groups == 1 && has_large_weight(s) && !is_frozen(weight)) {
     if (!by_block_) whole_ = packed_for_direct<T>(s, plain_);
   }
 

@@ -140,27 +140,61 @@ FC_INLINE void dispatch_masked(Activation activation, const Run& run) {
   run(ActivationTag<Activation::none>{});
 }
 
+// Adds the sums of up to `vectors` vectors of channels, from channel c on. The last vector has `last_lanes` channels.
+template <Activation activation, class T, int vectors>
+void add_sums_of_block(const Normalization<T>& n, const NormalizedGradient<T>& from, int64_t pixels, int64_t c,
+                       int64_t last_lanes, const GradientSums& total) {
+  const auto used = [&](int v) { return v < vectors - 1 ? lanes<T> : last_lanes; };
+  Vec<T> center[vectors], sum_g[vectors] = {}, sum_gx[vectors] = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) center[v] = load_upto(n.center + c + v * lanes<T>, used(v));
+  for (int64_t p = 0; p < pixels; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t lane = c + v * lanes<T>, at = p * from.stride + lane;
+      const Vec<T> g = gradient_at<activation, T>(n, from, at, lane, used(v));
+      if (from.masked) store_upto(from.masked + at, g, used(v));
+      sum_g[v] += g, sum_gx[v] += g * (load_upto(from.x + at, used(v)) - center[v]);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t lane = c + v * lanes<T>;
+    for (int64_t i = 0; i < used(v); ++i) {
+      total.g[lane + i] += static_cast<double>(sum_g[v][i]), total.gx[lane + i] += static_cast<double>(sum_gx[v][i]);
+    }
+  }
+}
+
 // Adds the sums of at most moment_pixels pixels.
 template <class T>
 void add_gradient_sums(const Normalization<T>& n, const NormalizedGradient<T>& from, const MatrixSize& size,
                        const GradientSums& total) {
   FASTCONV_ASSERT(readable(from.g) && readable(from.x) && size.pixels > 0 && size.pixels <= moment_pixels);
   dispatch_masked(n.activation, [&](auto tag) {
-    for (int64_t c = 0; c < size.channels; c += lanes<T>) {
-      const int64_t count = size.channels - c < lanes<T> ? size.channels - c : lanes<T>;
-      const Vec<T> center = load_upto(n.center + c, count);
-      Vec<T> sum_g = {}, sum_gx = {};
-      for (int64_t p = 0; p < size.pixels; ++p) {
-        const int64_t at = p * from.stride + c;
-        const Vec<T> g = gradient_at<decltype(tag)::value, T>(n, from, at, c, count);
-        if (from.masked) store_upto(from.masked + at, g, count);
-        sum_g += g, sum_gx += g * (load_upto(from.x + at, count) - center);
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        total.g[c + i] += static_cast<double>(sum_g[i]), total.gx[c + i] += static_cast<double>(sum_gx[i]);
-      }
+    constexpr Activation activation = decltype(tag)::value;
+    constexpr int64_t wide = 4 * lanes<T>;
+    int64_t c = 0;
+    for (; c + wide <= size.channels; c += wide) {
+      add_sums_of_block<activation, T, 4>(n, from, size.pixels, c, lanes<T>, total);
+    }
+    for (; c < size.channels; c += lanes<T>) {
+      const int64_t last = size.channels - c < lanes<T> ? size.channels - c : lanes<T>;
+      add_sums_of_block<activation, T, 1>(n, from, size.pixels, c, last, total);
     }
   });
+}
+
+// One vector of dx, whose first `count` lanes are used.
+template <Activation activation, class T>
+FC_INLINE void store_gradient(const Normalization<T>& n, const NormalizedGradient<T>& from,
+                              const GradientFactors<T>& factors, T* dx, int64_t at, int64_t c, int64_t count) {
+  Vec<T> g = gradient_at<activation, T>(n, from, at, c, count);
+  if (factors.of_x) {
+    const Vec<T> x = load_upto(from.x + at, count) - load_upto(n.center + c, count);
+    g = g - load_upto(factors.constant + c, count) - x * load_upto(factors.of_x + c, count);
+  }
+  store_upto(dx + at, g * load_upto(factors.scale + c, count), count);
 }
 
 // Writes dx. It may be the same memory as g.
@@ -168,17 +202,15 @@ template <class T>
 void gradient(const Normalization<T>& n, const NormalizedGradient<T>& from, const GradientFactors<T>& factors, T* dx,
               const MatrixSize& size) {
   FASTCONV_ASSERT(readable(from.g) && readable(from.x) && readable(dx) && size.channels > 0);
+  const int64_t whole = size.channels / lanes<T> * lanes<T>, rest = size.channels - whole;
   dispatch_masked(n.activation, [&](auto tag) {
+    constexpr Activation activation = decltype(tag)::value;
     for (int64_t p = 0; p < size.pixels; ++p) {
-      for (int64_t c = 0; c < size.channels; c += lanes<T>) {
-        const int64_t count = size.channels - c < lanes<T> ? size.channels - c : lanes<T>, at = p * from.stride + c;
-        Vec<T> g = gradient_at<decltype(tag)::value, T>(n, from, at, c, count);
-        if (factors.of_x) {
-          const Vec<T> x = load_upto(from.x + at, count) - load_upto(n.center + c, count);
-          g = g - load_upto(factors.constant + c, count) - x * load_upto(factors.of_x + c, count);
-        }
-        store_upto(dx + at, g * load_upto(factors.scale + c, count), count);
+      const int64_t at = p * from.stride;
+      for (int64_t c = 0; c < whole; c += lanes<T>) {
+        store_gradient<activation, T>(n, from, factors, dx, at + c, c, lanes<T>);
       }
+      if (rest > 0) store_gradient<activation, T>(n, from, factors, dx, at + whole, whole, rest);
     }
   });
 }

@@ -15,15 +15,15 @@ struct ColumnSums {
   double *first, *second;
 };
 
-// The pieces of a tensor. A piece of a by_pixel tensor is some pixels of all channels. Otherwise it is one channel of
+// The pieces of a tensor. If the tensor is one matrix, a piece has some of its rows. Otherwise it has one channel of
 // some images.
 struct ChannelPieces {
-  int64_t count;   // of pixels or images
+  int64_t count;   // of rows or images
   int64_t pieces;  // in all
 
   explicit ChannelPieces(const ChannelLayout& l) {
-    if (l.by_pixel) {
-      count = pieces = std::clamp<int64_t>(l.pixels() * l.C / 65536, 1, std::min<int64_t>(64, l.pixels()));
+    if (l.one_matrix) {
+      count = pieces = std::clamp<int64_t>(l.pixels() * l.C / 65536, 1, std::min<int64_t>(64, l.rows()));
     } else {
       count = std::min(l.N, ceil_div(wanted_pieces, l.C));
       pieces = count * l.C;
@@ -31,10 +31,10 @@ struct ChannelPieces {
   }
 };
 
-// Calls body(piece, images or pixels [first, last), channel). The channel is 0 if the piece has all.
+// Calls body(piece, rows or images [first, last), channel). The channel is 0 if the piece has all.
 template <class Body>
 void for_each_piece(const ChannelLayout& l, const ChannelPieces& pieces, const Body& body) {
-  const int64_t size = l.by_pixel ? l.pixels() : l.N;
+  const int64_t size = l.one_matrix ? l.rows() : l.N;
   parallel_for(0, pieces.pieces, ceil_div(grain_size * pieces.pieces, l.pixels() * l.C),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
@@ -49,32 +49,31 @@ template <class T, size_t count, class Body>
 ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count>& constants, const Body& body) {
   const ChannelPieces pieces(l);
   const int64_t most = kernels().conv2d<T>().batch_norm.moment_pixels;
-  const auto C = static_cast<size_t>(l.C), width = l.by_pixel ? C : 1;
-  std::vector<double> partial(2 * width * static_cast<size_t>(pieces.pieces));
+  const auto C = static_cast<size_t>(l.C);
+  const size_t columns = l.one_matrix ? static_cast<size_t>(l.columns()) : size_t{plane_columns};
+  const ChannelConstants<T, count> repeated_constants = l.repeat > 1 ? repeated(constants, l.repeat) : constants;
+  std::vector<double> partial(2 * columns * static_cast<size_t>(pieces.pieces));
   for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
-    double* to = partial.data() + 2 * width * static_cast<size_t>(piece);
-    if (l.by_pixel) {
-      const ColumnConstants<T, count> of_columns(constants);
-      for_each_block_of_pixels(l, first, last, most, [&](int64_t at, const MatrixSize& size) {
-        body(at, size, of_columns, ColumnSums{to, to + width});
-      });
+    double* sums = partial.data() + 2 * columns * static_cast<size_t>(piece);
+    const ColumnSums to{sums, sums + columns};
+    if (l.one_matrix) {
+      const ColumnConstants<T, count> of_columns(repeated_constants);
+      for_each_block_of_rows(l, first, last, most,
+                             [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
     } else {
-      const ColumnConstants<T, count> of_columns(constants, channel);
-      std::array<double, 2 * plane_columns> sums{};
+      const ColumnConstants<T, count> of_columns(constants, channel, std::min(l.plane, plane_columns));
       for (int64_t n = first; n < last; ++n) {
-        for_each_block_of_plane(l, n * l.C + channel, most, [&](int64_t at, const MatrixSize& size) {
-          body(at, size, of_columns, ColumnSums{sums.data(), sums.data() + plane_columns});
-        });
+        for_each_block_of_plane(l, n * l.C + channel, most,
+                                [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
       }
-      for (size_t i = 0; i < plane_columns; ++i) to[0] += sums[i], to[1] += sums[plane_columns + i];
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
   for (size_t piece = 0; piece < static_cast<size_t>(pieces.pieces); ++piece) {
-    const double* from = partial.data() + 2 * width * piece;
-    for (size_t i = 0; i < width; ++i) {
-      const size_t c = l.by_pixel ? i : piece / static_cast<size_t>(pieces.count);
-      total.first[c] += from[i], total.second[c] += from[width + i];
+    for (size_t i = 0; i < columns; ++i) {
+      const size_t c = (l.one_matrix ? i / static_cast<size_t>(l.repeat) : piece / static_cast<size_t>(pieces.count));
+      const size_t at = 2 * columns * piece + i;
+      total.first[c] += partial[at], total.second[c] += partial[at + columns];
     }
   }
   return total;
@@ -97,11 +96,14 @@ struct Moment {
 // Calls f(channel, value) with all values of these channels. `load` as below.
 template <class Load, class F>
 void for_each_value(const ChannelLayout& l, const std::vector<size_t>& channels, const Load& load, const F& f) {
-  if (l.by_pixel) {
-    return for_each_block_of_pixels(l, 0, l.pixels(), 64, [&](int64_t at, const MatrixSize& size) {
-      const auto* values = load(at, size);
-      for (int64_t p = 0; p < size.pixels; ++p, values += l.C) {
-        for (const size_t c : channels) f(c, static_cast<double>(values[c]));
+  if (l.one_matrix) {
+    return for_each_block_of_rows(l, 0, l.rows(), 64, [&](int64_t at, const MatrixSize& size) {
+      const auto* row = load(at, size);
+      for (int64_t p = 0; p < size.pixels; ++p, row += size.channels) {
+        for (const size_t c : channels) {
+          const auto* values = row + static_cast<int64_t>(c) * l.repeat;
+          for (int64_t i = 0; i < l.repeat; ++i) f(c, static_cast<double>(values[i]));
+        }
       }
     });
   }
@@ -134,13 +136,16 @@ ChannelSums channel_moments(const ChannelLayout& l, const Load& load) {
   const ChannelPieces pieces(l);
   const BatchNormKernels<T>& kernel = kernels().conv2d<T>().batch_norm;
   const auto C = static_cast<size_t>(l.C);
-  std::vector<Moment> partial((l.by_pixel ? C : 1) * static_cast<size_t>(pieces.pieces));
+  // A matrix has one moment for each piece and column. Otherwise each piece has one channel.
+  const size_t per_piece = l.one_matrix ? static_cast<size_t>(l.columns()) : 1;
+  std::vector<Moment> partial(per_piece * static_cast<size_t>(pieces.pieces));
   for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
-    const size_t columns = l.by_pixel ? C : size_t{plane_columns};
+    const int64_t whole_columns = l.one_matrix ? l.columns() : std::min(l.plane, plane_columns);
+    const auto columns = static_cast<size_t>(whole_columns);
     // Two matrices: of a plane, the second one is its last row, which has fewer columns.
     std::vector<double> sums(4 * columns);
     Moments whole{0, sums.data(), sums.data() + columns}, rest{0, whole.squares + columns, whole.squares + 2 * columns};
-    int64_t rest_columns = 0, whole_columns = l.by_pixel ? l.C : std::min(l.plane, plane_columns);
+    int64_t rest_columns = 0;
     const auto add = [&](int64_t at, const MatrixSize& size) {
       const bool is_rest = size.channels != whole_columns;
       if (is_rest) rest_columns = size.channels;
@@ -148,26 +153,27 @@ ChannelSums channel_moments(const ChannelLayout& l, const Load& load) {
       kernel.add_moments({load(at, size), size.channels}, size, to);
       to.pixels += size.pixels;
     };
-    if (l.by_pixel) {
-      for_each_block_of_pixels(l, first, last, kernel.moment_pixels, add);
+    if (l.one_matrix) {
+      for_each_block_of_rows(l, first, last, kernel.moment_pixels, add);
     } else {
       for (int64_t n = first; n < last; ++n) for_each_block_of_plane(l, n * l.C + channel, kernel.moment_pixels, add);
     }
+    Moment* of_piece = partial.data() + per_piece * static_cast<size_t>(piece);
     for (int64_t i = 0; i < whole_columns; ++i) {
-      Moment& to =
-          partial[l.by_pixel ? static_cast<size_t>(piece) * C + static_cast<size_t>(i) : static_cast<size_t>(piece)];
-      to.add({static_cast<double>(whole.pixels), whole.mean[i], whole.squares[i]});
+      of_piece[l.one_matrix ? i : 0].add({static_cast<double>(whole.pixels), whole.mean[i], whole.squares[i]});
     }
     for (int64_t i = 0; i < rest_columns; ++i) {
-      partial[static_cast<size_t>(piece)].add({static_cast<double>(rest.pixels), rest.mean[i], rest.squares[i]});
+      of_piece->add({static_cast<double>(rest.pixels), rest.mean[i], rest.squares[i]});
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
   std::vector<size_t> again;
+  const auto repeat = static_cast<size_t>(l.repeat), parts = static_cast<size_t>(pieces.count);
   for (size_t c = 0; c < C; ++c) {
     Moment moment;
-    for (size_t part = 0; part < static_cast<size_t>(pieces.count); ++part) {
-      moment.add(partial[l.by_pixel ? part * C + c : c * static_cast<size_t>(pieces.count) + part]);
+    for (size_t part = 0; part < parts; ++part) {
+      const Moment* from = partial.data() + (l.one_matrix ? part * per_piece + c * repeat : c * parts + part);
+      for (size_t i = 0; i < (l.one_matrix ? repeat : 1); ++i) moment.add(from[i]);
     }
     if (!std::isfinite(moment.mean) || !std::isfinite(moment.squares)) again.push_back(c);
     total.first[c] = moment.mean, total.second[c] = moment.squares < 0 ? 0 : moment.squares;  // rounding

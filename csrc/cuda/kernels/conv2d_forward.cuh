@@ -6,7 +6,7 @@
 // pixels again. If a pixel would be computed more than three times, or if a window has more than 16 pixels, the
 // convolution goes to a workspace, and a second kernel pools it.
 //
-// docs/cuda.md has measured times and estimates.
+// docs/explanation/cuda.md has measured times and estimates.
 #pragma once
 
 #include "conv2d_operands.cuh"

@@ -1,0 +1,12 @@
+"""Settings of Sphinx for the Chinese pages: those of docs/conf.py in another language."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conf import *  # noqa: F403
+
+language = "zh_CN"
+html_title = "fastconv 中文教程"
+exclude_patterns: list[str] = []

@@ -1,0 +1,217 @@
+"""fastconv.freeze: the frozen copy computes what the model computes, and the model does not change."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fastconv
+from fastconv.freezing import FrozenConv2d
+
+
+class Residual(nn.Module):
+    """Two convolutions with a shortcut, as torchvision writes it."""
+
+    def __init__(self, C: int, activation: nn.Module, bias: bool = False) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(C, C, 3, padding=1, bias=bias)
+        self.bn1 = nn.BatchNorm2d(C)
+        self.act = activation
+        self.conv2 = nn.Conv2d(C, C, 3, padding=1, bias=bias)
+        self.bn2 = nn.BatchNorm2d(C, affine=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        return self.act(out)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+    return model.eval()
+
+
+def fused(model: nn.Module) -> int:
+    return sum(isinstance(module, FrozenConv2d) for module in model.modules())
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+ACTIVATIONS = [
+    nn.ReLU(inplace=True),
+    nn.ReLU6(),
+    nn.LeakyReLU(0.2),
+    nn.Hardswish(),
+    nn.SiLU(),
+    nn.Identity(),
+    nn.Tanh(),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_blocks_are_folded_and_fused(activation: nn.Module, channels_last: bool) -> None:
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 16, 1), Residual(16, activation, bias=channels_last)))
+    x = torch.randn(2, 3, 9, 9)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    expected = model(x)
+    frozen = fastconv.freeze(model)
+    assert (fused(frozen), norms(frozen)) == (3, 0)
+    with torch.no_grad():
+        result = frozen(x)
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert result.stride() == expected.stride()
+    torch.testing.assert_close(frozen(x.clone().requires_grad_()), expected, rtol=1e-5, atol=1e-5)  # with a gradient
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    model = with_statistics(Residual(8, nn.ReLU())).to(dtype)
+    x = torch.randn(1, 8, 6, 6, dtype=dtype)
+    limit = 1e-12 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(fastconv.freeze(model)(x), model(x), rtol=limit, atol=limit)
+
+
+def test_the_model_itself_does_not_change() -> None:
+    model = with_statistics(fastconv.convert(Residual(4, nn.ReLU())))
+    classes = [type(module) for module in model.modules()]
+    before = copy.deepcopy(model.state_dict())
+    fastconv.freeze(model)
+    assert [type(module) for module in model.modules()] == classes
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_the_values_are_those_of_the_call_of_freeze() -> None:
+    model = with_statistics(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)))
+    x = torch.randn(1, 4, 8, 8)
+    frozen = fastconv.freeze(model)
+    with torch.no_grad():
+        first = frozen(x)
+        model[0].weight.zero_()
+        model[1].running_mean.fill_(7)
+        assert torch.equal(frozen(x), first)
+
+
+def test_memory_of_a_frozen_weight_may_be_reused() -> None:
+    x = torch.randn(1, 64, 8, 8)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Conv2d(64, 64, 3)).eval()
+        frozen = fastconv.freeze(model)
+        with torch.no_grad():
+            for _ in range(3):
+                torch.testing.assert_close(frozen(x), model(x), rtol=1e-4, atol=1e-5)
+        del frozen, model
+        gc.collect()
+
+
+def test_a_frozen_weight_with_other_values_or_another_dtype_is_used() -> None:
+    model = nn.Sequential(nn.Conv2d(8, 8, 3)).eval()
+    x = torch.randn(1, 8, 9, 9)
+    frozen = fastconv.freeze(model)
+    with torch.no_grad():
+        frozen(x)
+        conv = next(module for module in frozen.modules() if isinstance(module, FrozenConv2d))
+        conv.weight = torch.zeros_like(conv.weight)
+        assert torch.equal(frozen(x), model[0].bias.view(1, -1, 1, 1).expand(1, 8, 7, 7))
+        torch.testing.assert_close(fastconv.freeze(model).double()(x.double()).float(), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_layer_and_a_result_that_is_used_twice() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(self.conv(x))
+            return F.relu(y) + y + F.relu6(self.conv(y))
+
+    model = with_statistics(Shared())
+    x = torch.randn(2, 4, 7, 7)
+    frozen = fastconv.freeze(model)
+    torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
+    assert fused(frozen) == 2
+
+
+def test_a_tensor_that_changes_between_convolution_and_addition_is_not_read_later() -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x * 2
+            y = self.conv(x)
+            x.add_(1)
+            return F.relu(y + x)
+
+    model = Changes().eval()
+    x = torch.randn(1, 4, 5, 5)
+    torch.testing.assert_close(fastconv.freeze(model)(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_hooks_still_run() -> None:
+    model = with_statistics(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), nn.ReLU()))
+    seen: list[Tensor] = []
+    model[0][1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output + 0))
+    x = torch.randn(1, 3, 6, 6)
+    expected = model(x)
+    torch.testing.assert_close(fastconv.freeze(model)(x), expected, rtol=1e-5, atol=1e-5)
+    assert len(seen) == 4
+    torch.testing.assert_close(seen[2], seen[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_traced_is_converted() -> None:
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x) if x.mean() > 0 else -self.block(x)
+
+    model = with_statistics(Branch())
+    frozen = fastconv.freeze(model)
+    for x in (torch.rand(1, 3, 6, 6), -torch.rand(1, 3, 6, 6)):
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(3, 4, 3, padding="same")])
+def test_copies(model: nn.Module) -> None:
+    x = torch.randn(1, 3, 6, 6)
+    frozen = fastconv.freeze(model.eval())
+    for copied in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
+        torch.testing.assert_close(copied(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_errors() -> None:
+    with pytest.raises(TypeError, match=r"takes a torch\.nn\.Module, but got int"):
+        fastconv.freeze(3)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        fastconv.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)))
+    frozen = fastconv.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval())
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        frozen.train()
+    assert frozen.eval() is frozen
+    with pytest.raises(RuntimeError, match="to have 3 channels, but got 2"):
+        frozen(torch.randn(1, 2, 6, 6))
