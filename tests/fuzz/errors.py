@@ -47,7 +47,7 @@ class Call:
         ours, theirs = getattr(FF, self.name), getattr(F, self.name)
         try:
             expected = self.run(theirs)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             self.refuses(ours, error)
             return
         found = self.run(ours)
