@@ -21,7 +21,8 @@ from torch import nn
 
 import fastconv
 
-PARAMETERS = {  # as published with torchvision's or transformers' weights
+#: As published with torchvision's or transformers' weights, except the U-Net, which is narrower than the published one.
+PARAMETERS = {
     "ResNet-18": 11_689_512,
     "ResNet-50": 25_557_032,
     "VGG-11-BN": 132_868_840,
@@ -30,7 +31,7 @@ PARAMETERS = {  # as published with torchvision's or transformers' weights
     "RegNetY-400MF": 4_344_144,
     "ConvNeXt-T": 28_589_128,
     "DenseNet-121": 7_978_856,
-    "U-Net": 7_763_701,
+    "U-Net": 1_942_853,
     "CIFAR ResNet-20": 272_474,
 }
 SMALL = networks.Network(networks.resnet20, size=16, training_batch=4)
@@ -94,7 +95,7 @@ def test_a_batch_norm_without_a_convolution_before_it_is_not_folded() -> None:
 
 
 @pytest.mark.parametrize("variant", [BASE, "torch NCHW", "torch folded", OURS])
-def test_a_variant_writes_how_far_its_outputs_are_from_those_of_pytorch(variant: str, prepared: Path) -> None:
+def test_a_variant_writes_how_far_its_outputs_are_from_the_exact_ones(variant: str, prepared: Path) -> None:
     functions = network_variants.make_inference("small", prepared, variant, ["batch-1", "batch-8"], 1)
     outputs: Any = {name: function() for name, function in functions.items()}
     assert {name: len(output) for name, output in outputs.items()} == {"batch-1": 1, "batch-8": 8}
@@ -127,7 +128,7 @@ def test_differences_that_are_too_large_or_nan_are_failures() -> None:
         OURS: {"difference": 2e-5, "loss": float("nan"), "statistics": 1e-6},
         "ONNX Runtime": {"difference": 2e-5},
         "OpenVINO": {"difference": 1e-2},
-        "torch.compile": {"loss": 0.5, "statistics": 1e-6},  # other random numbers for dropout
+        "torch.compile": {"loss": 0.5, "statistics": 1e-6},
     }
     found = network_checks.failures([record("batch-1", checks=checks)])
     assert [sentence.split(":")[0] for sentence in found] == [
@@ -135,6 +136,17 @@ def test_differences_that_are_too_large_or_nan_are_failures() -> None:
         "net, batch-1, fastconv",
         "net, batch-1, OpenVINO",
     ]
+
+
+def test_differences_that_pytorch_has_too_are_no_failures() -> None:
+    checks = {
+        BASE: {"difference": 1e-5, "loss": 0.0, "statistics": 0.0},
+        "torch NCHW": {"difference": 1e-5, "loss": 5e-5, "statistics": 1e-4},
+        OURS: {"difference": 2e-5, "loss": 4e-4, "statistics": 9e-4},
+    }
+    assert network_checks.failures([record("training", checks=checks)]) == []
+    checks[OURS] = {"difference": 4e-5, "loss": 6e-4, "statistics": 2e-3}
+    assert len(network_checks.failures([record("training", checks=checks)])) == 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the kernel does not report peaks")
