@@ -11,11 +11,13 @@ import pytest
 pytest.importorskip("rich")
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import bench_networks
 import network_checks
 import network_report
 import network_variants
 import networks
 import torch
+import train_resnet20
 from network_variants import BASE, COMPARED_STEPS, OURS
 from torch import nn
 
@@ -31,7 +33,7 @@ PARAMETERS = {
     "RegNetY-400MF": 4_344_144,
     "ConvNeXt-T": 28_589_128,
     "DenseNet-121": 7_978_856,
-    "U-Net": 1_942_853,
+    "U-Net": 1_942_917,
     "CIFAR ResNet-20": 272_474,
 }
 SMALL = networks.Network(networks.resnet20, size=16, training_batch=4)
@@ -189,3 +191,45 @@ def test_the_tables_have_ratios_to_pytorch_in_channels_last() -> None:
     assert "slower than PyTorch by more than 3 % in 1 of 3: net, training step (0.50)." in text
     assert "a CPU, 2 threads" in text
     assert "openvino 3" in text
+
+
+def test_torch_compile_runs_for_one_network_unless_it_is_asked_for() -> None:
+    variants = [BASE, "torch.compile", OURS]
+    assert bench_networks.variants_of("U-Net", variants, asked_for=False) == [BASE, OURS]
+    assert bench_networks.variants_of("U-Net", variants, asked_for=True) == variants
+    assert bench_networks.variants_of("ResNet-18", variants, asked_for=False) == variants
+
+
+def test_pytorch_in_channels_last_always_runs_and_missing_variants_have_a_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(network_variants.importlib.util, "find_spec", lambda package: None)
+    variants, reasons = bench_networks.chosen([OURS, "OpenVINO"])
+    assert variants == [BASE, OURS]
+    assert "pip install 'fastconv[benchmark]'" in reasons["OpenVINO"]
+
+
+def test_resnet20_trains_with_and_without_convert_alike() -> None:
+    images, labels = torch.rand(2 * train_resnet20.BATCH, 1, 8, 8), torch.arange(2 * train_resnet20.BATCH) % 10
+    losses = []
+    for convert in (False, True):
+        torch.manual_seed(0)
+        model = networks.resnet20(channels=1)
+        if convert:
+            fastconv.convert(model)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, 2)
+        losses.append(train_resnet20.train_epoch(model, images, labels, optimizer, schedule))
+        assert 0 <= train_resnet20.evaluate(model, images, labels) <= 1
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_the_summary_of_the_training_has_accuracies_and_the_ratio_of_the_times() -> None:
+    runs = [
+        {"variant": variant, "seed": seed, "seconds": seconds, "accuracy": 0.9 + 0.02 * seed, "losses": []}
+        for seed in (0, 1)
+        for variant, seconds in (("torch", 3.0), ("fastconv", 2.0))
+    ]
+    expected = "accuracy: torch 91.00% +- 1.41%, fastconv 91.00% +- 1.41%; PyTorch's time over fastconv's: 1.50"
+    assert train_resnet20.summary(runs) == expected
+    assert train_resnet20.table_of(runs).row_count == 2
