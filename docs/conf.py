@@ -38,6 +38,7 @@ extensions = [
 ]
 exclude_patterns = ["_ext", "_static", "_templates", "data", "zh"]
 nitpicky = True
+smartquotes_action = "qe"  # quotes and ellipses, but no dashes: "--option" stays as it is
 
 # Markdown
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
