@@ -58,8 +58,8 @@ def test_publish_keeps_the_figures_and_names_the_processor(tmp_path: Path) -> No
         "ratio": 2.0,
         "quartiles": [1.0, 3.0],
     }
-    machine = {"cpu": "AMD EPYC", "threads": 2, "level": "avx2", "preloaded": "", "torch": "2", "fastconv": "0", "compiler": "g++",
-               "rounds": 3}  # fmt: skip
+    machine = {"cpu": "AMD EPYC", "threads": 2, "level": "avx2", "preloaded": "", "compiler": "g++", "rounds": 3}
+    machine |= {"torch": "2.13.0", "fastconv": "0.1.0"}
     benchmarks = [{"name": "a", "extra_info": {"seconds": seconds}}, {"name": "b", "extra_info": {"claims": [claim]}}]
     run = {"machine_info": {"node": "somewhere", "fastconv": machine}, "benchmarks": benchmarks}
     (tmp_path / "run.json").write_text(json.dumps(run))
