@@ -1,0 +1,148 @@
+"""The course: both languages have the same code, formulas and headings, and each exercise has a solution."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+ENGLISH, CHINESE = DOCS / "course", DOCS / "zh" / "course"
+PAGES = sorted(path.name for path in ENGLISH.glob("*.md"))
+CHAPTERS = [name for name in PAGES if name != "index.md"]
+
+FENCE = re.compile(r"^(```+)([^\n]*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
+CELL_HEADER = re.compile(r"\A(?:---\n.*?^---\n|(?::[a-z-]+:[^\n]*\n)+)", re.MULTILINE | re.DOTALL)
+DISPLAYED = re.compile(r"^\$\$\n(.*?)^\$\$$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<![\\$])\$([^$\n]+)\$")
+HEADING = re.compile(r"^(#+) ", re.MULTILINE)
+CHINESE_LETTER = re.compile(r"[\u4e00-\u9fff]")
+
+pytestmark = pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
+
+
+def text_of(folder: Path, name: str) -> str:
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def prose_of(text: str) -> str:
+    """The page without code: a comment of Python is no heading, and a shell's variable is no formula."""
+    return FENCE.sub("", text)
+
+
+def cells_of(text: str) -> list[str]:
+    """The code of the cells. The alternative texts of pictures, which are translated, are in their headers."""
+    return [CELL_HEADER.sub("", body) for _, kind, body in FENCE.findall(text) if kind.strip() == "{code-cell}"]
+
+
+def headers_of(text: str) -> list[str]:
+    found = [CELL_HEADER.match(body) for _, kind, body in FENCE.findall(text) if kind.strip() == "{code-cell}"]
+    return [match.group() if match else "" for match in found]
+
+
+def unindented(formula: str) -> str:
+    return "".join(formula.split())
+
+
+def test_both_languages_have_the_same_pages() -> None:
+    assert sorted(path.name for path in CHINESE.glob("*.md")) == PAGES
+    assert len(CHAPTERS) == 6
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_code_of_both_languages_is_the_same(name: str) -> None:
+    english, chinese = (cells_of(text_of(folder, name)) for folder in (ENGLISH, CHINESE))
+    assert english == chinese
+    assert len(english) >= (0 if name == "index.md" else 10)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_formulas_of_both_languages_are_the_same(name: str) -> None:
+    english, chinese = (prose_of(text_of(folder, name)) for folder in (ENGLISH, CHINESE))
+    displayed = [list(map(unindented, DISPLAYED.findall(text))) for text in (english, chinese)]
+    assert displayed[0] == displayed[1]
+    # The order of words differs, so the order of the formulas within a sentence may differ.
+    inline = [sorted(map(unindented, INLINE.findall(DISPLAYED.sub("", text)))) for text in (english, chinese)]
+    assert inline[0] == inline[1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_headings_and_tables_of_both_languages_are_the_same(name: str) -> None:
+    english, chinese = (prose_of(text_of(folder, name)) for folder in (ENGLISH, CHINESE))
+    assert HEADING.findall(english) == HEADING.findall(chinese)
+    rows = [len(re.findall(r"^\|", text, re.MULTILINE)) for text in (english, chinese)]
+    assert rows[0] == rows[1]
+    exercises = [re.findall(r"^\*\*(\d\.\d)\*\*", text, re.MULTILINE) for text in (english, chinese)]
+    assert exercises[0] == exercises[1]
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_exercise_has_a_solution(name: str) -> None:
+    exercises, solutions = text_of(ENGLISH, name).split("\n## Exercises\n")[1].split("\n## Solutions\n")
+    numbers = [re.findall(r"^\*\*(\d\.\d)\*\*", part, re.MULTILINE) for part in (exercises, solutions)]
+    assert numbers[0] == numbers[1]
+    assert len(numbers[0]) >= 3
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_every_picture_has_an_alternative_text_in_the_language_of_its_page(name: str) -> None:
+    for folder, translated in ((ENGLISH, False), (CHINESE, True)):
+        text = text_of(folder, name)
+        for header, code in zip(headers_of(text), cells_of(text), strict=True):
+            draws = "plt.show()" in code and "def " not in code.split("plt.show()")[0].rsplit("\n\n", 1)[-1]
+            draws = draws or re.search(r"^(plots\.(?!confusion_counts)|bars\(|show_mistakes\()", code, re.MULTILINE)
+            alternative = re.search(r"^    alt: (.*)$", header, re.MULTILINE)
+            assert bool(draws) == bool(alternative), code
+            if alternative:
+                assert bool(CHINESE_LETTER.search(alternative.group(1))) == translated
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_formulas_are_numbered_in_order(name: str) -> None:
+    numbers = re.findall(r"\\tag\{(\d\.\d+)\}", text_of(ENGLISH, name))
+    chapter = name[0]
+    assert numbers == [f"{chapter}.{index}" for index in range(1, len(numbers) + 1)]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_references_to_formulas_lead_to_a_formula(name: str) -> None:
+    tags = {tag for page in CHAPTERS for tag in re.findall(r"\\tag\{(\d\.\d+)\}", text_of(ENGLISH, page))}
+    for folder in (ENGLISH, CHINESE):
+        prose = DISPLAYED.sub("", prose_of(text_of(folder, name)))
+        assert set(re.findall(r"\((\d\.\d+)\)", prose)) <= tags
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_chapter_offers_its_notebook(name: str) -> None:
+    for folder in (ENGLISH, CHINESE):
+        assert f"<{name.removesuffix('.md')}.ipynb>`" in text_of(folder, name)
+
+
+def test_the_pages_need_no_network() -> None:
+    for name in CHAPTERS:
+        code = "\n".join(cells_of(text_of(ENGLISH, name)))
+        assert not re.search(r"https?:|download\(|urllib|requests", code)
+        # Fashion-MNIST is loaded from the clone. The complete set is only for readers without one.
+        assert set(re.findall(r'data\.load\("([\w-]+)"', code)) <= {"mnist5k", "folder", "fashion-mnist"}
+    assert (ENGLISH / "fashion.npz").stat().st_size > 1_000_000
+
+
+def test_a_translation_of_the_alternative_texts_does_not_execute_a_page_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = pytest.importorskip("jupyter_cache.cache.main", reason="needs the packages of the documentation")
+    nbformat = pytest.importorskip("nbformat", reason="needs the packages of the documentation")
+    for name in ("create_hashed_notebook", "merge_match_into_notebook"):
+        monkeypatch.setattr(main.JupyterCacheBase, name, getattr(main.JupyterCacheBase, name))  # restored afterwards
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    import execution  # type: ignore[import-not-found]
+
+    def notebook(alternative: str) -> Any:
+        cell = nbformat.v4.new_code_cell("1 + 1", metadata={"mystnb": {"image": {"alt": alternative}}})
+        return nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
+
+    cache = main.JupyterCacheBase("unused")
+    before = {cache.create_hashed_notebook(notebook(text))[1] for text in ("a picture", "一幅图")}
+    execution.share_results()
+    after = {cache.create_hashed_notebook(notebook(text))[1] for text in ("a picture", "一幅图")}
+    assert (len(before), len(after)) == (2, 1)
