@@ -34,6 +34,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "command",  # docs/_ext
+    "execution",
     "figures",
 ]
 exclude_patterns = ["_ext", "_static", "_templates", "data", "zh"]
@@ -53,6 +54,8 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True
+# These pages measure times, so they are executed alone, before the others.
+measured_pages = ["get_started", "course/6_speed"]
 # Without execution, the language of the cells is unknown.
 suppress_warnings = ["config.cache", *(["myst-nb.lexer"] if nb_execution_mode == "off" else [])]
 
