@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,22 @@ def test_the_pages_need_no_network() -> None:
         # Fashion-MNIST is loaded from the clone. The complete set is only for readers without one.
         assert set(re.findall(r'data\.load\("([\w-]+)"', code)) <= {"mnist5k", "folder", "fashion-mnist"}
     assert (ENGLISH / "fashion.npz").stat().st_size > 1_000_000
+
+
+def test_a_translation_of_the_alternative_texts_does_not_execute_a_page_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = pytest.importorskip("jupyter_cache.cache.main", reason="needs the packages of the documentation")
+    nbformat = pytest.importorskip("nbformat", reason="needs the packages of the documentation")
+    for name in ("create_hashed_notebook", "merge_match_into_notebook"):
+        monkeypatch.setattr(main.JupyterCacheBase, name, getattr(main.JupyterCacheBase, name))  # restored afterwards
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    import execution  # type: ignore[import-not-found]
+
+    def notebook(alternative: str) -> Any:
+        cell = nbformat.v4.new_code_cell("1 + 1", metadata={"mystnb": {"image": {"alt": alternative}}})
+        return nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
+
+    cache = main.JupyterCacheBase("unused")
+    before = {cache.create_hashed_notebook(notebook(text))[1] for text in ("a picture", "一幅图")}
+    execution.share_results()
+    after = {cache.create_hashed_notebook(notebook(text))[1] for text in ("a picture", "一幅图")}
+    assert (len(before), len(after)) == (2, 1)
