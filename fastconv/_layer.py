@@ -66,9 +66,8 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__.startswith(
-            "fastconv.nn."
-        ):  # torch.fx traces into users' subclasses, as into those of torch.nn
+        # torch.fx traces into users' subclasses, as into those of torch.nn.
+        if cls.__module__.startswith("fastconv.nn."):
             cls.__module__ = _DefinedIn("fastconv.nn")
 
     def _get_name(self) -> str:

@@ -1,7 +1,7 @@
 """The number of floating-point operations of each operator, for :class:`torch.utils.flop_counter.FlopCounterMode`.
 
 The counts come from PyTorch's own formulas, so a model has the same number with fastconv's operators as with PyTorch's.
-PyTorch counts no operations for max-pooling and ReLU. A fused operator therefore counts as its convolution.
+PyTorch counts no operations for max-pooling, ReLU and batch norm. A fused operator therefore counts as its convolution.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Shape = Sequence[int]
 # A formula receives shapes instead of tensors. ``out_shape`` is the shape of the result, or a tuple of shapes.
 
 
-@register_flop_formula(_ops.conv2d)
+@register_flop_formula([_ops.conv2d, _ops.conv2d_inference])
 def _conv2d(input: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
     return conv_flop_count(input, weight, out_shape)  # type: ignore[arg-type]
 

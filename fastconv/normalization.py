@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from fastconv._ops import batch_norm as _batch_norm
-from fastconv._ops.batch_norm import Activation
+from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.function import is_transformed
 from fastconv._ops.library import FLOATING_DTYPES
 
@@ -137,19 +137,20 @@ def is_supported(
 ) -> bool:
     """Return whether the operator supports a call. PyTorch handles the others, which include all invalid ones."""
     if (
-        not isinstance(input, Tensor)
+        is_transformed()
+        or torch._C._get_tracing_state() is not None  # then sizes are tensors, and comparing them warns
+        or not isinstance(input, Tensor)
         or not (input.is_cpu or input.is_meta)
         or input.dtype not in FLOATING_DTYPES
         or input.layout is not torch.strided
         or input.is_nested
         or not 2 <= input.dim() <= 5
+        or (input.dim() == 5 and input.stride(1) == 1 and not input.is_contiguous())  # channels_last_3d
         or input.numel() == 0
         or type(training) is not bool
         or type(momentum) not in (float, int)
         or type(eps) not in (float, int)
         or not eps > 0
-        or is_transformed()
-        or torch._C._get_tracing_state() is not None
     ):
         return False
     C = input.shape[1]
@@ -168,11 +169,15 @@ def is_supported(
         if dtype is not None and vector.dtype != dtype:
             return False
         dtype = vector.dtype
-    is_frozen = any(
-        t is not None and (t.requires_grad or (t.is_inference() and not torch.is_inference_mode_enabled()))
-        for t in (running_mean, running_var)
-    )
-    return not is_frozen
+    return all(map(_is_running_vector, (running_mean, running_var)))
+
+
+def _is_running_vector(t: Tensor | None) -> bool:
+    """Return whether the operator can update running statistics in place."""
+    if t is None:
+        return True
+    is_frozen = t.requires_grad or (t.is_inference() and not torch.is_inference_mode_enabled())
+    return not is_frozen and t.is_contiguous()
 
 
 def _fits(residual: Any, input: Tensor) -> bool:

@@ -58,6 +58,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.relu_: _relu_,
     Tensor.relu: FF.relu,
     Tensor.relu_: _relu_,
+    F.batch_norm: FF.batch_norm,
 }
 
 
@@ -66,12 +67,13 @@ _OWN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
 
 
 class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_grad
-    """A context in which fastconv computes this thread's calls of PyTorch's conv2d, max_pool2d and relu.
+    """A context in which fastconv computes this thread's calls of PyTorch's conv2d, max_pool2d, relu and batch_norm.
 
     These are ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``,
-    ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms, and all code that
-    calls them: the layers of :mod:`torch.nn`, Keras on its torch backend. Values, gradients, memory formats and errors
-    are PyTorch's. PyTorch handles what fastconv does not support: see :mod:`fastconv.functional`.
+    ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms,
+    ``torch.nn.functional.batch_norm``, and all code that calls them: the layers of :mod:`torch.nn`, Keras on its torch
+    backend. Values, gradients, memory formats and errors are PyTorch's. PyTorch handles what fastconv does not support:
+    see :mod:`fastconv.functional`.
 
     The context uses PyTorch's override protocol (:class:`torch.overrides.TorchFunctionMode`). Nothing is patched, other
     threads are not affected, and contexts nest. It also works as a decorator. Within it, each call of any function of

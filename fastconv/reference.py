@@ -11,13 +11,73 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
+__all__ = ["batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
 
 Size2 = int | Sequence[int]
 
 
 def _pair(value: Size2) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """See :func:`fastconv.functional.batch_norm`.
+
+    Example:
+        >>> batch_norm(torch.tensor([[1.0], [3.0]]), None, None, training=True, eps=1e-12)
+        tensor([[-1.],
+                [ 1.]])
+    """
+    dims = [d for d in range(input.dim()) if d != 1]
+    shape = [-1 if d == 1 else 1 for d in range(input.dim())]
+    if training:
+        pixels = input.numel() // input.shape[1]
+        mean = input.sum(dims) / pixels
+        var = (input - mean.view(shape)).square().sum(dims) / pixels
+        with torch.no_grad():
+            if running_mean is not None:
+                running_mean += momentum * (mean - running_mean)
+            if running_var is not None:
+                running_var += momentum * (var * pixels / (pixels - 1) - running_var)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        mean, var = running_mean, running_var
+    y = (input - mean.view(shape)) / (var + eps).sqrt().view(shape)
+    y = y if weight is None else y * weight.view(shape)
+    return y if bias is None else y + bias.view(shape)
+
+
+def batch_norm_relu(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See :func:`fastconv.functional.batch_norm_relu`.
+
+    Example:
+        >>> batch_norm_relu(torch.tensor([[1.0], [3.0]]), None, None, training=True, eps=1e-12)
+        tensor([[0.],
+                [1.]])
+    """
+    y = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return relu(y if residual is None else y + residual)
 
 
 def conv2d(

@@ -135,6 +135,10 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
     needs = {"needs_input": rng.random() < 0.8, "needs_weight": rng.random() < 0.8}
     if operator == "conv2d_backward":
         return {"grad_output": put(y), "input": put(x), "weight": put(w), **needs, **numbers}
+    if operator.startswith("batch_norm"):
+        return batch_norm(operator, rng)
+    if operator == "conv2d_inference":
+        return inference(rng)
     pooling, pooled = pool(rng, x)
     if operator == "max_pool2d":
         return {"input": put(x, rng.choice(FLOATING + INTEGER)), **pooling}
@@ -171,6 +175,47 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
     raise AssertionError(f"tests/attack.py does not know the operator {operator}: add its arguments to fitting()")
 
 
+def batch_norm(operator: str, rng: random.Random) -> Arguments:
+    """Mostly valid arguments of the operators of batch norm."""
+    dtype = rng.choice(FLOATING)
+    size = [rng.randint(1, 9) for _ in range(rng.choice([2, 3, 4, 4, 4, 5]))]
+    vector = lambda: tensor(rng, size[1:2], rng.choice([dtype, torch.float32]))  # noqa: E731
+    optional = lambda: vector() if rng.random() < 0.7 else None  # noqa: E731
+    x, numbers = tensor(rng, size, dtype), {"momentum": 0.1, "eps": 1e-5}
+    if operator == "batch_norm_statistics":
+        running = [t if t is None else t.contiguous() for t in (optional(), optional())]
+        return {"input": x, "running_mean": running[0], "running_var": running[1], **numbers}
+    other = tensor(rng, size, dtype) if rng.random() < 0.5 else None
+    vectors = {"weight": optional(), "bias": optional(), "mean": vector(), "spread": vector()}
+    if operator == "batch_norm":
+        rest = {"training": rng.random() < 0.5, "eps": 1e-5, "activation": rng.randrange(6)}
+        return {"input": x, **vectors, "residual": other, **rest}
+    rest = {"training": rng.random() < 0.5, "eps": 1e-5, "activation": rng.randrange(3)}
+    needs = {"needs_input": rng.random() < 0.8, "needs_residual": rng.random() < 0.5}
+    return {"grad_output": tensor(rng, size, dtype), "input": x, **vectors, "output": other, **rest, **needs}
+
+
+def inference(rng: random.Random) -> Arguments:
+    """Mostly valid arguments of conv2d_inference."""
+    dtype = rng.choice(FLOATING)
+    numbers, x, w, y = convolution(rng)
+    vector = lambda: tensor(rng, w[:1], dtype)  # noqa: E731
+    norm = [vector() if rng.random() < 0.7 else None for _ in range(4)]
+    norm[1] = None if norm[0] is None else vector()
+    names = ("running_mean", "running_var", "norm_weight", "norm_bias")
+    residual = tensor(rng, y, dtype) if rng.random() < 0.5 else None
+    vectors = {"bias": vector() if rng.random() < 0.5 else None, **dict(zip(names, norm, strict=True))}
+    rest = {"eps": 1e-5, "activation": rng.randrange(6), "slope": 0.1}
+    return {
+        "input": tensor(rng, x, dtype),
+        "weight": tensor(rng, w, dtype),
+        **vectors,
+        "residual": residual,
+        **numbers,
+        **rest,
+    }
+
+
 def marks(rng: random.Random, size: list[int], window: int) -> Tensor:
     """A random argmax: positions in the window and 255, or arbitrary bytes."""
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
@@ -188,6 +233,8 @@ def spoilt(rng: random.Random, value: Any) -> Any:
         return not value
     if isinstance(value, int):
         return rng.choice([0, -1, 2, 3, 5, 1000, *HUGE, -(2**63), 1.5, None])
+    if isinstance(value, float):
+        return rng.choice([0.0, -1.0, 1e300, float("nan"), float("inf"), None, [0.5]])
     if isinstance(value, list):
         changed = list(value)
         kind = rng.randrange(4)
@@ -200,7 +247,7 @@ def spoilt(rng: random.Random, value: Any) -> Any:
         return changed
     if isinstance(value, Tensor):
         return spoilt_tensor(rng, value)
-    return tensor(rng, [rng.randint(0, 5)], torch.float32)  # value is None: an absent bias
+    return tensor(rng, [rng.randint(0, 5)], torch.float32)  # value is None: an absent tensor
 
 
 def spoilt_tensor(rng: random.Random, value: Tensor) -> Any:
@@ -276,7 +323,8 @@ def complaint(operator: str, arguments: Arguments) -> str:
     result, error = outcome(call, arguments.values())
     if names_a_path(error):
         return f"the error shows internals: {error}"
-    if not plain or any(value is None for name, value in arguments.items() if name != "bias"):
+    optional = {argument.name for argument in call._schema.arguments if isinstance(argument.type, torch.OptionalType)}
+    if not plain or any(value is None for name, value in arguments.items() if name not in optional):
         return "" if error or not plain else "the operator accepts None in place of a tensor"
     declared, refused = outcome(call, on_meta)
     if error:

@@ -27,11 +27,20 @@ struct BatchNorm {
   }
 };
 
-// The factors of dx = g * of_g + (x - mean) * of_x + constant, where g is the gradient of y before the activation:
+// The differences between the means and `center`, which the kernels subtract.
+template <class T>
+std::vector<double> rounding_of_center(const BatchNorm& b, const std::vector<T>& center) {
+  auto mean = channel_values<double>(b.vectors.mean, static_cast<int64_t>(center.size()), 0);
+  std::transform(mean.begin(), mean.end(), center.begin(), mean.begin(), rounding_error<T>);
+  return mean;
+}
+
+// The factors of the gradient of x, where g is the gradient of y before the activation:
 //
-//   dx = weight / deviation * (g - sum(g) / n - (x - mean) / deviation^2 * sum(g * (x - mean)) / n)
+//   dx = (g - sum(g) / n - (x - mean) * sum(g * (x - mean)) / n / deviation^2) * weight / deviation
 //
-// Without `training`, mean and deviation are constants, and dx = g * weight / deviation.
+// The product of the last two factors is not computed in advance: it is below the smallest number if the deviation is
+// 1e20. Without `training`, mean and deviation are constants, and dx = g * weight / deviation.
 template <class T>
 ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const Tensor& x, const ChannelSums& sums) {
   const auto [center, scale, shift] = b.constants<T>(x);
@@ -39,10 +48,11 @@ ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const Tensor& x, c
   if (!b.vectors.inverse) return all;
   const auto inverse = inverse_deviation(b.vectors, x.size(1));
   const auto n = static_cast<double>(ChannelLayout(x).pixels());
+  const auto rounding = rounding_of_center<T>(b, center);
   for (size_t c = 0; c < inverse.size(); ++c) {
-    const auto factor = static_cast<double>(scale[c]);
-    all[4].push_back(static_cast<T>(-factor * inverse[c] * inverse[c] * sums.second[c] / n));
-    all[5].push_back(static_cast<T>(-factor * sums.first[c] / n));
+    const double of_x = sums.second[c] / n * inverse[c] * inverse[c];
+    all[4].push_back(static_cast<T>(of_x));
+    all[5].push_back(static_cast<T>(sums.first[c] / n - (rounding[c] == 0 ? 0 : rounding[c] * of_x)));
   }
   return all;
 }
@@ -75,7 +85,7 @@ ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const Gr
   const ChannelLayout layout(t.x);
   Stored* masked = t.masked ? mutable_data<Stored>(*t.masked) : nullptr;
   const auto constants = b.constants<T>(t.x);
-  return sum_channels<T, 3>(
+  ChannelSums all = sum_channels<T, 3>(
       layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns, const ColumnSums& sums) {
         auto from = load_gradient(elements, t, at, size);
         const int64_t count = size.pixels * size.channels;
@@ -83,6 +93,11 @@ ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const Gr
         kernel<Elements>().add_gradient_sums(b.normalization(columns), from, size, {sums.first, sums.second});
         if (masked) elements.store(from.masked, masked + at, count);
       });
+  const auto rounding = rounding_of_center<T>(b, constants[0]);
+  for (size_t c = 0; c < rounding.size(); ++c) {
+    if (rounding[c] != 0) all.second[c] -= rounding[c] * all.first[c];
+  }
+  return all;
 }
 
 template <class Elements>
@@ -102,25 +117,27 @@ void input_gradient(const Elements& elements, const BatchNorm& b, const Gradient
 }
 
 void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                      const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& residual) {
-  check(input.dim() >= 2 && input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0");
-  const auto check_vector = [&](const Tensor& vector, const char* name) {
-    check(vector.dim() == 1 && vector.size(0) == input.size(1), name, " should contain ", input.size(1),
-          " elements not ", vector.numel());
-  };
-  check_vector(mean, "mean"), check_vector(spread, "spread");
-  if (weight) check_vector(*weight, "weight");
-  if (bias) check_vector(*bias, "bias");
-  if (!residual) return;
-  check(sizes_of(*residual) == sizes_of(input) && residual->scalar_type() == input.scalar_type(),
-        "expected a residual of the input's size and dtype, but got size ", Sizes(*residual));
+                      const Tensor& mean, const Tensor& spread) {
+  check_normalizable(input);
+  check_channel_vector(mean, input.size(1), "mean");
+  check_channel_vector(spread, input.size(1), "spread");
+  check_channel_vector(weight, input.size(1), "weight");
+  check_channel_vector(bias, input.size(1), "bias");
+}
+
+// They are written in place.
+void check_running(const std::optional<Tensor>& running, int64_t C, const char* name) {
+  check_channel_vector(running, C, name);
+  check(!running || running->is_contiguous(), "expected a contiguous ", name);
 }
 
 }  // namespace
 
 Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor>& running_mean,
                                  const std::optional<Tensor>& running_var, double momentum, double eps) {
-  check(input.dim() >= 2 && input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0");
+  check_normalizable(input);
+  check_running(running_mean, input.size(1), "running_mean");
+  check_running(running_var, input.size(1), "running_var");
   const Tensor x = channel_ordered(input);
   const ChannelLayout layout(x);
   ChannelSums moments;
@@ -145,8 +162,8 @@ Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor
   update(running_mean, mean, 1);
   update(running_var, squares, n - 1);
   std::transform(squares.begin(), squares.end(), squares.begin(), [&](double s) { return 1 / std::sqrt(s / n + eps); });
-  const ScalarType type = input.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  const Tensor means = empty({layout.C}, input, false, type), inverse = empty({layout.C}, input, false, type);
+  const Tensor means = empty({layout.C}, input, false, ScalarType::Double);
+  const Tensor inverse = empty({layout.C}, input, false, ScalarType::Double);
   store_channel_values(mean, means), store_channel_values(squares, inverse);
   return {means, inverse};
 }
@@ -154,7 +171,8 @@ Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor
 Tensor batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                   const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& residual, bool training,
                   double eps, int64_t activation) {
-  check_batch_norm(input, weight, bias, mean, spread, residual);
+  check_batch_norm(input, weight, bias, mean, spread);
+  check_like(residual, sizes_of(input), input, "residual");
   const Tensor x = channel_ordered(input), y = empty_as(x);
   const auto constants = constants_of({weight, bias, mean, spread, training, eps}, {}, x.size(1), x.scalar_type());
   normalize(x, {&constants, residual, activation_of(activation), 0}, y);
@@ -166,14 +184,16 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
                                        const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& output,
                                        bool training, double eps, int64_t activation, bool needs_input,
                                        bool needs_residual) {
-  check_batch_norm(input, weight, bias, mean, spread, grad_output);
+  check_batch_norm(input, weight, bias, mean, spread);
+  check_like(grad_output, sizes_of(input), input, "grad_output");
+  check_like(output, sizes_of(input), input, "output");
   const BatchNorm b{{weight, bias, mean, spread, training, eps}, activation_of(activation)};
   check(b.activation <= Activation::relu6, "batch_norm_backward has no gradient of activation ", activation);
   const Tensor x = channel_ordered(input);
   GradientTensors t{ordered_as(grad_output, x), x, {}, {}, {}};
   const bool masks = b.activation != Activation::none;
   if (masks && output) t.y = ordered_as(*output, x);
-  if (needs_residual) t.masked = masks ? empty_as(x) : t.g;
+  if (needs_residual) t.masked = masks ? empty_as(x) : torch::stable::clone(t.g);
   if (needs_input) t.dx = empty_as(x);
   const int64_t C = x.size(1);
   Tensor grad_weight = empty({C}, weight ? *weight : mean, false), grad_bias = empty({C}, bias ? *bias : mean, false);

@@ -5,7 +5,7 @@
 
 namespace fastconv::cpu {
 
-using Statistics = std::tuple<Tensor, Tensor>;  // the mean of each channel, and 1 / sqrt(variance + eps)
+using Statistics = std::tuple<Tensor, Tensor>;  // in double: the mean of each channel, and 1 / sqrt(variance + eps)
 using BatchNormGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias and residual
 
 // Updates the running statistics, if there are any, as PyTorch does.

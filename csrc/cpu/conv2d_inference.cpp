@@ -12,14 +12,10 @@ void check_epilogue(const Conv2dShape& s, const Tensor& input, const std::array<
                     const std::optional<Tensor>& residual) {
   constexpr std::array names{"running_mean", "running_var", "weight", "bias"};
   for (size_t i = 0; i < vectors.size(); ++i) {
-    if (!vectors[i]) continue;
-    check(vectors[i]->dim() == 1 && vectors[i]->size(0) == s.K, names[i], " should contain ", s.K, " elements not ",
-          vectors[i]->numel());
+    check_channel_vector(vectors[i], s.K, names[i]);
   }
   check(vectors[0].has_value() == vectors[1].has_value(), "expected running_mean and running_var, or neither");
-  if (!residual) return;
-  check(sizes_of(*residual) == Ints{s.N, s.K, s.P, s.Q} && residual->scalar_type() == input.scalar_type(),
-        "expected a residual of the result's size and dtype, but got size ", Sizes(*residual));
+  check_like(residual, {s.N, s.K, s.P, s.Q}, input, "residual");
 }
 
 }  // namespace

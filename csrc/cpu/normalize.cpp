@@ -7,14 +7,21 @@ namespace {
 
 template <class T>
 ChannelConstants<T, 3> constants_in(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C) {
-  const std::vector<double> inverse = inverse_deviation(b, C);
-  auto center = channel_values<T>(b.mean, C, T(0)), scale = channel_values<T>(b.weight, C, T(1));
-  for (size_t c = 0; c < inverse.size(); ++c) scale[c] = static_cast<T>(static_cast<double>(scale[c]) * inverse[c]);
-  if (conv_bias) {
-    const auto bias = channel_values<T>(conv_bias, C, T(0));
-    for (size_t c = 0; c < bias.size(); ++c) center[c] -= bias[c];
+  const auto mean = channel_values<double>(b.mean, C, 0), bias = channel_values<double>(conv_bias, C, 0);
+  const auto weight = channel_values<double>(b.weight, C, 1), beta = channel_values<double>(b.bias, C, 0);
+  const auto inverse = inverse_deviation(b, C);
+  std::vector<T> center, scale, shift;
+  for (size_t c = 0; c < mean.size(); ++c) {
+    const double factor = weight[c] * inverse[c];
+    center.push_back(static_cast<T>(mean[c] - bias[c])), scale.push_back(static_cast<T>(factor));
+    const double rounding = rounding_error(mean[c] - bias[c], center[c]);
+    shift.push_back(static_cast<T>(rounding == 0 ? beta[c] : beta[c] - rounding * factor));
   }
-  return {std::move(center), std::move(scale), channel_values<T>(b.bias, C, T(0))};
+  return {std::move(center), std::move(scale), std::move(shift)};
+}
+
+void check_type_is_floating(const Tensor& tensor) {
+  if (!is_reduced(tensor)) dispatch_floating(tensor, "batch_norm", [](auto) {});
 }
 
 template <class Elements>
@@ -40,6 +47,24 @@ void normalize_elements(const Elements& elements, const Tensor& x, const Epilogu
 }
 
 }  // namespace
+
+void check_normalizable(const Tensor& input) {
+  check(input.dim() >= 2 && input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0");
+  check_type_is_floating(input);
+}
+
+void check_channel_vector(const std::optional<Tensor>& vector, int64_t C, const char* name) {
+  if (!vector) return;
+  check(vector->dim() == 1 && vector->size(0) == C, name, " should contain ", C, " elements not ", vector->numel());
+  check_type_is_floating(*vector);
+}
+
+void check_like(const std::optional<Tensor>& tensor, const Ints& sizes, const Tensor& like, const char* name) {
+  if (!tensor) return;
+  check(sizes_of(*tensor) == sizes && tensor->scalar_type() == like.scalar_type(), "expected ", name, " of size ",
+        Sizes(sizes), " and type ", torch::headeronly::toString(like.scalar_type()), ", but got size ", Sizes(*tensor),
+        " and type ", torch::headeronly::toString(tensor->scalar_type()));
+}
 
 Activation activation_of(int64_t number) {
   check(number >= 0 && number <= static_cast<int64_t>(Activation::silu), "unknown activation ", number);

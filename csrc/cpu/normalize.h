@@ -40,6 +40,14 @@ struct BatchNormVectors {
 
 Activation activation_of(int64_t number);
 
+// The part of a number that T cannot hold. 0 if the number is not finite. If the mean is 1e4 and the deviation is 1, the
+// part of the mean is up to 1/2000 of the deviation.
+template <class T>
+double rounding_error(double number, T rounded) {
+  const double error = number - static_cast<double>(rounded);
+  return std::isfinite(error) ? error : 0;
+}
+
 // 1 / sqrt(variance + eps) of each channel.
 std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C);
 
@@ -52,6 +60,15 @@ NormalizationConstants no_normalization(int64_t C, ScalarType type);
 
 // x and y are contiguous or channels_last, with the same strides. They may be the same tensor.
 void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y);
+
+// Checks the input of a batch norm: its dimensions, and its dtype.
+void check_normalizable(const Tensor& input);
+
+// Checks one value for each channel.
+void check_channel_vector(const std::optional<Tensor>& vector, int64_t C, const char* name);
+
+// Checks a tensor of the size and dtype of `like`.
+void check_like(const std::optional<Tensor>& tensor, const Ints& sizes, const Tensor& like, const char* name);
 
 // Runs f(elements) with the tensor's element type: PlainElements or ReducedElements (memory/reduced.h).
 template <class F>

@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from fastconv import functional as FF
 from fastconv._ahead.lookahead import Addition, steps
 from fastconv._ops import batch_norm as _batch_norm
-from fastconv._ops.batch_norm import Activation
+from fastconv._ops.conv2d_inference import Activation
+from fastconv._ops.conv2d_inference import conv2d_inference as _conv2d_inference
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
 from fastconv._ops.sizes import conv2d_output
@@ -32,7 +33,6 @@ from fastconv.normalization import is_supported
 
 __all__ = ["Ahead", "activation_of", "batch_norm_ahead", "convolution_ahead", "register"]
 
-_conv2d_inference = torch.ops.fastconv.conv2d_inference.default
 #: The most steps after a convolution: a batch norm, an addition, an activation, and an nn.Identity between them.
 _MOST_STEPS = 4
 

@@ -6,7 +6,6 @@ gradient is differentiated again, it is computed by PyTorch's elementwise operat
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.autograd import Function
 
 from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, check, check_implemented
+from fastconv._ops.conv2d_inference import Activation, check_activation, check_channel_vectors, check_like
 from fastconv._ops.function import is_final_gradient, needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
 
@@ -25,25 +25,17 @@ _batch_norm = torch.ops.fastconv.batch_norm.default
 _batch_norm_backward = torch.ops.fastconv.batch_norm_backward.default
 
 
-class Activation(IntEnum):
-    """What follows a batch norm or a convolution: the numbers of ``csrc/cpu/kernels/operands.h``."""
-
-    NONE = 0
-    RELU = 1
-    RELU6 = 2
-    LEAKY_RELU = 3
-    HARDSWISH = 4
-    SILU = 5
-
-
-def _check_vectors(input: Tensor, **vectors: Tensor | None) -> None:
+def _check(input: Tensor, **vectors: Tensor | None) -> None:
     check(input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0")
-    for name, vector in vectors.items():
-        check(
-            vector is None or vector.shape == input.shape[1:2],
-            f"{name} should contain {input.shape[1]} elements not {0 if vector is None else vector.numel()}",
-        )
     check_implemented(input, "batch_norm", FLOATING)
+    check_channel_vectors(input.shape[1], **vectors)
+
+
+def _check_running(input: Tensor, **running: Tensor | None) -> None:
+    _check(input)
+    for name, vector in running.items():
+        check_channel_vectors(input.shape[1], **{name: vector})
+        check(vector is None or vector.is_contiguous(), f"expected a contiguous {name}")
 
 
 def _empty_like(input: Tensor) -> Tensor:
@@ -60,9 +52,9 @@ def _empty_like(input: Tensor) -> Tensor:
 def _fake_statistics(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    _check_vectors(input)
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    return input.new_empty(input.shape[1], dtype=dtype), input.new_empty(input.shape[1], dtype=dtype)
+    _check_running(input, running_mean=running_mean, running_var=running_var)
+    empty = input.new_empty(input.shape[1], dtype=torch.float64)
+    return empty, torch.empty_like(empty)
 
 
 @torch.library.register_fake("fastconv::batch_norm")
@@ -70,7 +62,9 @@ def _fake_batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor, residual: Tensor | None,
     training: bool, eps: float, activation: int,
 ) -> Tensor:  # fmt: skip
-    _check_vectors(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    _check(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    check_like(residual, input.shape, input, "residual")
+    check_activation(activation)
     return _empty_like(input)
 
 
@@ -79,7 +73,11 @@ def _fake_batch_norm_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor,
     output: Tensor | None, training: bool, eps: float, activation: int, needs_input: bool, needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    _check_vectors(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    _check(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    check_like(grad_output, input.shape, input, "grad_output")
+    check_like(output, input.shape, input, "output")
+    check_activation(activation)
+    check(activation <= Activation.RELU6, f"batch_norm_backward has no gradient of activation {activation}")
     none = input.new_empty(0)
     return (
         _empty_like(input) if needs_input else none,
@@ -92,7 +90,7 @@ def _fake_batch_norm_backward(
 def statistics(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean and 1 / sqrt(variance + eps) of each channel. Update the running statistics in place."""
+    """Return the mean and 1 / sqrt(variance + eps) of each channel, in float64. Update the running statistics."""
     found: tuple[Tensor, Tensor] = _statistics(input.detach(), running_mean, running_var, momentum, eps)
     for running in (running_mean, running_var):
         if running is not None and not running.is_inference():
@@ -120,9 +118,12 @@ class BatchNorm(Function):
         needs_input, needs_weight, needs_bias, needs_residual = ctx.needs_input_grad[:4]
         if is_final_gradient():
             input, weight, bias, mean, spread, output = ctx.saved_tensors
+            is_masked = ctx.numbers[2] != Activation.NONE
             dx, dw, db, dr = _batch_norm_backward(
-                grad_output, input, weight, bias, mean, spread, output, *ctx.numbers, needs_input, needs_residual
-            )
+                grad_output, input, weight, bias, mean, spread, output, *ctx.numbers, needs_input,
+                needs_residual and is_masked,
+            )  # fmt: skip
+            dr = dr if is_masked else grad_output
         else:
             dx, dw, db, dr = _composed_backward(ctx, grad_output)
         return (
@@ -138,6 +139,8 @@ def _composed_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, T
     """Compute the gradients by operators that can be differentiated again."""
     input, weight, bias, mean, spread, output = ctx.saved_tensors
     training, eps, activation = ctx.numbers
+    if input.dtype in (torch.bfloat16, torch.float16):
+        input, grad_output = input.float(), grad_output.float()
     dims = [0, *range(2, input.dim())]
     shape = [1, -1, *[1] * (input.dim() - 2)]
     if training:
@@ -165,7 +168,7 @@ def batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, spread: Tensor,
     training: bool, eps: float, activation: int,
 ) -> Tensor:  # fmt: skip
-    """Call the operator, and record its gradient where one is needed. The schema is in csrc/ops.cpp."""
+    """Call the operator, and record its gradient where one is needed. Its arguments are described in csrc/ops.cpp."""
     if needs_gradient((input, weight, bias, residual)):
         return super(Function, BatchNorm).apply(  # type: ignore[misc, no-any-return]
             input, weight, bias, residual, mean, spread, training, eps, activation

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from fastconv._ops.sizes import Ints
 
-__all__ = ["FLOATING", "REAL", "check", "check_gradient", "check_implemented", "check_sizes", "check_type"]
+__all__ = [
+    "FLOATING", "REAL", "check", "check_gradient", "check_implemented", "check_sizes", "check_type", "type_name",
+]  # fmt: skip
 
 #: PyTorch's names of the dtypes in its messages.
 FLOATING = {torch.float32: "Float", torch.float64: "Double", torch.bfloat16: "BFloat16", torch.float16: "Half"}
@@ -29,15 +31,18 @@ def check(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
+def type_name(dtype: torch.dtype) -> str:
+    return _NAMES.get(dtype, str(dtype))
+
+
 def check_type(tensor: Tensor, expected: torch.dtype, name: str) -> None:
     if tensor.dtype != expected:
-        wanted, found = (_NAMES.get(dtype, str(dtype)) for dtype in (expected, tensor.dtype))
-        raise RuntimeError(f"expected {name} of type {wanted}, but got {found}")
+        raise RuntimeError(f"expected {name} of type {type_name(expected)}, but got {type_name(tensor.dtype)}")
 
 
 def check_implemented(tensor: Tensor, operator: str, dtypes: Mapping[torch.dtype, str]) -> None:
     if tensor.dtype not in dtypes:
-        raise RuntimeError(f"\"{operator}\" not implemented for '{_NAMES.get(tensor.dtype, tensor.dtype)}'")
+        raise RuntimeError(f"\"{operator}\" not implemented for '{type_name(tensor.dtype)}'")
 
 
 def check_sizes(sizes: Ints) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, register
 from fastconv._layer import Layer, is_patched, scripted_as
-from fastconv._ops.batch_norm import Activation
+from fastconv._ops.conv2d_inference import Activation
 from fastconv.nn.layers import BatchNorm2d
 
 __all__ = ["Hardswish", "LeakyReLU", "ReLU", "ReLU6", "SiLU"]
@@ -28,7 +31,7 @@ class ReLU(Layer, torch.nn.ReLU):
     _fuses = False
 
     @scripted_as(torch.nn.ReLU.forward)
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Any) -> Tensor:
         if type(input) is Ahead:
             return input.passed()  # type: ignore[no-any-return]
         if self._fuses or is_patched():
@@ -47,7 +50,7 @@ class ReLU6(Layer, torch.nn.ReLU6):
     _torch_class = torch.nn.ReLU6
 
     @scripted_as(torch.nn.ReLU6.forward)
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Any) -> Tensor:
         return input.passed() if type(input) is Ahead else super().forward(input)
 
 
@@ -62,7 +65,7 @@ class LeakyReLU(Layer, torch.nn.LeakyReLU):
     _torch_class = torch.nn.LeakyReLU
 
     @scripted_as(torch.nn.LeakyReLU.forward)
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Any) -> Tensor:
         return input.passed() if type(input) is Ahead else super().forward(input)
 
 
@@ -77,7 +80,7 @@ class Hardswish(Layer, torch.nn.Hardswish):
     _torch_class = torch.nn.Hardswish
 
     @scripted_as(torch.nn.Hardswish.forward)
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Any) -> Tensor:
         return input.passed() if type(input) is Ahead else super().forward(input)
 
 
@@ -92,7 +95,7 @@ class SiLU(Layer, torch.nn.SiLU):
     _torch_class = torch.nn.SiLU
 
     @scripted_as(torch.nn.SiLU.forward)
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Any) -> Tensor:
         return input.passed() if type(input) is Ahead else super().forward(input)
 
 

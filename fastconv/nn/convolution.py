@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
+from fastconv._ahead import convolution_ahead
 from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
-from fastconv._ahead import convolution_ahead
 from fastconv._scripted import scripted_relu, scripted_relu_max_pool
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "PaddingMode", "fuse_with_next"]

@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._ahead import Ahead, batch_norm_ahead
+from fastconv._layer import Layer, is_observed, is_patched, scripted_as
+from fastconv._scripted import scripted_batch_norm_relu
 
 __all__ = ["BatchNorm2d", "BatchNormReLU2d", "MaxPool2d"]
 
@@ -58,7 +60,7 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
     _fuses = False
 
     @scripted_as(torch.nn.BatchNorm2d.forward)
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor | Any) -> Tensor:
         if type(input) is Ahead:
             return input.passed()  # type: ignore[no-any-return]
         if is_patched() or torch.compiler.is_compiling():
@@ -72,7 +74,7 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
         return FF.batch_norm(input, *arguments)
 
     def _arguments(self) -> tuple[Any, ...]:
-        """Count the batch in training. Return the arguments of :func:`fastconv.functional.batch_norm` after the input."""
+        """Count the batch in training. Return the arguments of ``FF.batch_norm`` after the input."""
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -99,6 +101,7 @@ class BatchNormReLU2d(BatchNorm2d):
 
     _torch_class = None  # type: ignore[assignment]
 
+    @scripted_as(scripted_batch_norm_relu)
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         return FF.batch_norm_relu(input, *self._arguments(), residual=residual)

@@ -12,8 +12,8 @@ from torch.nn.modules import module as torch_module
 
 from fastconv import functional as FF
 from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
-from fastconv.nn.convolution import Conv2d
 from fastconv.nn.activations import ReLU
+from fastconv.nn.convolution import Conv2d
 from fastconv.nn.layers import MaxPool2d
 
 __all__ = ["ROLES", "Sequential", "flat", "match", "role"]

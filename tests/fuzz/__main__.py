@@ -11,17 +11,18 @@ from collections import Counter
 
 import torch
 
-from fuzz import errors, operators, programs
+from fuzz import errors, normalization, operators, programs
 from fuzz.draw import Draw
 
 #: The share of each kind of case, in percent.
-KINDS = {"convolution": 64, "pool": 10, "relu": 8, "errors": 6, "programs": 12}
+KINDS = {"convolution": 58, "pool": 10, "relu": 8, "errors": 6, "programs": 12, "batch norm": 6}
 DRAWS = {
     "convolution": operators.convolution,
     "pool": operators.pool,
     "relu": operators.relu,
     "errors": errors.draw_case,
     "programs": programs.draw_case,
+    "batch norm": normalization.batch_norm,
 }
 
 

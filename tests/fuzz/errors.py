@@ -55,6 +55,9 @@ class Call:
             same_values("indices", found[1], expected[1])
             found, expected = found[0], expected[0]
         same("dtype", found.dtype, expected.dtype)
+        if self.name == "batch_norm":
+            torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+            return
         same_values("y", found, expected)
 
     def refuses(self, ours: Callable[..., Any], expected: Exception) -> None:
@@ -77,7 +80,7 @@ def numbers(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def draw_case(draw: Draw) -> Call:
-    name = draw.pick(("conv2d", "conv2d", "conv2d", "max_pool2d", "max_pool2d", "relu"))
+    name = draw.pick(("conv2d", "conv2d", "conv2d", "max_pool2d", "max_pool2d", "relu", "batch_norm"))
     tensors: list[Any] = [numbers(2, 4, 5, 5)]
     parameters = ["stride", "padding", "dilation"]
     arguments: dict[str, Any] = {}
@@ -87,12 +90,16 @@ def draw_case(draw: Draw) -> Call:
     elif name == "max_pool2d":
         arguments["kernel_size"] = 2
         parameters += ["kernel_size", "kernel_size", "ceil_mode", "return_indices"]
+    elif name == "batch_norm":
+        tensors += [numbers(4), numbers(4) ** 2, numbers(4), numbers(4)]
+        parameters = ["training", "momentum", "eps"]
+        arguments["training"] = draw.chance(0.7)
     else:
         parameters = ["inplace"]
     for _ in range(1 + draw.upto(1)):
         if draw.chance(0.5):
             argument = draw.pick(parameters)
-            flag = argument in ("ceil_mode", "return_indices", "inplace")
+            flag = argument in ("ceil_mode", "return_indices", "inplace", "training")
             arguments[argument] = draw.pick((True, False) if flag else NUMBERS)
             continue
         which = draw.upto(len(tensors) - 1)

@@ -189,12 +189,12 @@ void add_gradient_sums(const Normalization<T>& n, const NormalizedGradient<T>& f
 template <Activation activation, class T>
 FC_INLINE void store_gradient(const Normalization<T>& n, const NormalizedGradient<T>& from,
                               const GradientFactors<T>& factors, T* dx, int64_t at, int64_t c, int64_t count) {
-  Vec<T> sum = gradient_at<activation, T>(n, from, at, c, count) * load_upto(factors.of_g + c, count);
+  Vec<T> g = gradient_at<activation, T>(n, from, at, c, count);
   if (factors.of_x) {
-    sum += (load_upto(from.x + at, count) - load_upto(n.center + c, count)) * load_upto(factors.of_x + c, count) +
-           load_upto(factors.constant + c, count);
+    const Vec<T> x = load_upto(from.x + at, count) - load_upto(n.center + c, count);
+    g = g - load_upto(factors.constant + c, count) - x * load_upto(factors.of_x + c, count);
   }
-  store_upto(dx + at, sum, count);
+  store_upto(dx + at, g * load_upto(factors.scale + c, count), count);
 }
 
 // Writes dx. It may be the same memory as g.

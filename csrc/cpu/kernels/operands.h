@@ -183,10 +183,10 @@ struct GradientSums {
   double *g, *gx;
 };
 
-// For each channel, dx = g * of_g + (x - center) * of_x + constant. `of_x` may be null: then dx = g * of_g.
+// For each channel, dx = (g - constant - (x - center) * of_x) * scale. `of_x` may be null: then dx = g * scale.
 template <class T>
 struct GradientFactors {
-  const T *of_g, *of_x, *constant;
+  const T *scale, *of_x, *constant;
 };
 
 // One kind of Winograd's tiles, with mh x mw outputs (1 to 4 along each side). An image has `rows` x `columns` tiles of

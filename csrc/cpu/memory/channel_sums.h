@@ -50,30 +50,33 @@ ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count
   const ChannelPieces pieces(l);
   const int64_t most = kernels().conv2d<T>().batch_norm.moment_pixels;
   const auto C = static_cast<size_t>(l.C);
-  const size_t columns = l.one_matrix ? static_cast<size_t>(l.columns()) : size_t{plane_columns};
+  const size_t width = l.one_matrix ? static_cast<size_t>(l.columns()) : 1;
   const ChannelConstants<T, count> repeated_constants = l.repeat > 1 ? repeated(constants, l.repeat) : constants;
-  std::vector<double> partial(2 * columns * static_cast<size_t>(pieces.pieces));
+  std::vector<double> partial(2 * width * static_cast<size_t>(pieces.pieces));
   for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
-    double* sums = partial.data() + 2 * columns * static_cast<size_t>(piece);
-    const ColumnSums to{sums, sums + columns};
+    double* to = partial.data() + 2 * width * static_cast<size_t>(piece);
     if (l.one_matrix) {
       const ColumnConstants<T, count> of_columns(repeated_constants);
-      for_each_block_of_rows(l, first, last, most,
-                             [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
+      for_each_block_of_rows(l, first, last, most, [&](int64_t at, const MatrixSize& size) {
+        body(at, size, of_columns, ColumnSums{to, to + width});
+      });
     } else {
-      const ColumnConstants<T, count> of_columns(constants, channel, std::min(l.plane, plane_columns));
+      const ColumnConstants<T, count> of_columns(constants, channel, plane_columns);
+      std::array<double, 2 * plane_columns> sums{};
       for (int64_t n = first; n < last; ++n) {
-        for_each_block_of_plane(l, n * l.C + channel, most,
-                                [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
+        for_each_block_of_plane(l, n * l.C + channel, most, [&](int64_t at, const MatrixSize& size) {
+          body(at, size, of_columns, ColumnSums{sums.data(), sums.data() + plane_columns});
+        });
       }
+      for (size_t i = 0; i < plane_columns; ++i) to[0] += sums[i], to[1] += sums[plane_columns + i];
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
   for (size_t piece = 0; piece < static_cast<size_t>(pieces.pieces); ++piece) {
-    for (size_t i = 0; i < columns; ++i) {
-      const size_t c = (l.one_matrix ? i / static_cast<size_t>(l.repeat) : piece / static_cast<size_t>(pieces.count));
-      const size_t at = 2 * columns * piece + i;
-      total.first[c] += partial[at], total.second[c] += partial[at + columns];
+    const double* from = partial.data() + 2 * width * piece;
+    for (size_t i = 0; i < width; ++i) {
+      const size_t c = l.one_matrix ? i / static_cast<size_t>(l.repeat) : piece / static_cast<size_t>(pieces.count);
+      total.first[c] += from[i], total.second[c] += from[width + i];
     }
   }
   return total;
@@ -93,32 +96,40 @@ struct Moment {
   }
 };
 
-// The moments of one channel in double, for numbers whose squares overflow in T, infinities and NaN. `load` as below.
-template <class Load>
-Moment plain_moment(const ChannelLayout& l, int64_t channel, const Load& load) {
-  const auto for_each = [&](const auto& f) {
-    if (l.one_matrix) {
-      for_each_block_of_rows(l, 0, l.rows(), 64, [&](int64_t at, const MatrixSize& size) {
-        const auto* values = load(at, size);
-        for (int64_t p = 0; p < size.pixels; ++p) {
-          const auto* of_channel = values + p * size.channels + channel * l.repeat;
-          for (int64_t i = 0; i < l.repeat; ++i) f(static_cast<double>(of_channel[i]));
+// Calls f(channel, value) with all values of these channels. `load` as below.
+template <class Load, class F>
+void for_each_value(const ChannelLayout& l, const std::vector<size_t>& channels, const Load& load, const F& f) {
+  if (l.one_matrix) {
+    return for_each_block_of_rows(l, 0, l.rows(), 64, [&](int64_t at, const MatrixSize& size) {
+      const auto* values = load(at, size);
+      const auto repeat = static_cast<size_t>(l.repeat);
+      for (int64_t p = 0; p < size.pixels; ++p, values += l.columns()) {
+        for (const size_t c : channels) {
+          for (size_t i = 0; i < repeat; ++i) f(c, static_cast<double>(values[c * repeat + i]));
         }
-      });
-    } else {
-      for (int64_t n = 0; n < l.N; ++n) {
-        for_each_block_of_plane(l, n * l.C + channel, 64, [&](int64_t at, const MatrixSize& size) {
-          const auto* values = load(at, size);
-          for (int64_t i = 0; i < size.pixels * size.channels; ++i) f(static_cast<double>(values[i]));
-        });
       }
+    });
+  }
+  for (const size_t c : channels) {
+    for (int64_t n = 0; n < l.N; ++n) {
+      for_each_block_of_plane(l, n * l.C + static_cast<int64_t>(c), 64, [&](int64_t at, const MatrixSize& size) {
+        const auto* values = load(at, size);
+        for (int64_t i = 0; i < size.pixels * size.channels; ++i) f(c, static_cast<double>(values[i]));
+      });
     }
-  };
-  Moment moment{static_cast<double>(l.pixels())};
-  for_each([&](double value) { moment.mean += value; });
-  moment.mean /= moment.pixels;
-  for_each([&](double value) { moment.squares += (value - moment.mean) * (value - moment.mean); });
-  return moment;
+  }
+}
+
+// Computes the moments of these channels in double. They have numbers whose squares overflow in T, infinities or NaN.
+template <class Load>
+void plain_moments(const ChannelLayout& l, const std::vector<size_t>& channels, const Load& load,
+                   ChannelSums& moments) {
+  std::vector<double>&mean = moments.first, &squares = moments.second;
+  const auto n = static_cast<double>(l.pixels());
+  for (const size_t c : channels) mean[c] = squares[c] = 0;
+  for_each_value(l, channels, load, [&](size_t c, double value) { mean[c] += value / n; });
+  for_each_value(l, channels, load,
+                 [&](size_t c, double value) { squares[c] += (value - mean[c]) * (value - mean[c]); });
 }
 
 // For each channel, the mean and the sum of the squared differences from it. load(offset, size) returns the values of a
@@ -160,17 +171,17 @@ ChannelSums channel_moments(const ChannelLayout& l, const Load& load) {
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
   const auto repeat = static_cast<size_t>(l.repeat), parts = static_cast<size_t>(pieces.count);
+  std::vector<size_t> again;
   for (size_t c = 0; c < C; ++c) {
     Moment moment;
     for (size_t part = 0; part < parts; ++part) {
       const Moment* from = partial.data() + (l.one_matrix ? part * per_piece + c * repeat : c * parts + part);
       for (size_t i = 0; i < (l.one_matrix ? repeat : 1); ++i) moment.add(from[i]);
     }
-    if (!std::isfinite(moment.mean) || !std::isfinite(moment.squares)) {
-      moment = plain_moment(l, static_cast<int64_t>(c), load);
-    }
-    total.first[c] = moment.mean, total.second[c] = moment.squares;
+    if (!std::isfinite(moment.mean) || !std::isfinite(moment.squares)) again.push_back(c);
+    total.first[c] = moment.mean, total.second[c] = moment.squares < 0 ? 0 : moment.squares;  // rounding
   }
+  if (!again.empty()) plain_moments(l, again, load, total);
   return total;
 }
 
