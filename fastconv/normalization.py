@@ -137,7 +137,8 @@ def is_supported(
 ) -> bool:
     """Return whether the operator supports a call. PyTorch handles the others, which include all invalid ones."""
     if (
-        not isinstance(input, Tensor)
+        torch._C._get_tracing_state() is not None  # first: the tracer records what is read from the input
+        or not isinstance(input, Tensor)
         or not (input.is_cpu or input.is_meta)
         or input.dtype not in FLOATING_DTYPES
         or input.layout is not torch.strided
@@ -149,7 +150,6 @@ def is_supported(
         or type(eps) not in (float, int)
         or not eps > 0
         or is_transformed()
-        or torch._C._get_tracing_state() is not None
     ):
         return False
     C = input.shape[1]

@@ -37,9 +37,7 @@ class Activation(IntEnum):
 
 
 def _check_vectors(input: Tensor, **vectors: Tensor | None) -> None:
-    check(
-        input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0"
-    )
+    check(input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0")
     for name, vector in vectors.items():
         check(
             vector is None or vector.shape == input.shape[1:2],
@@ -167,7 +165,7 @@ def batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, spread: Tensor,
     training: bool, eps: float, activation: int,
 ) -> Tensor:  # fmt: skip
-    """Call the operator, and record its gradient where one is needed. Arguments: those of the schema in csrc/ops.cpp."""
+    """Call the operator, and record its gradient where one is needed. Args: those of the schema in csrc/ops.cpp."""
     if needs_gradient((input, weight, bias, residual)):
         return super(Function, BatchNorm).apply(  # type: ignore[misc, no-any-return]
             input, weight, bias, residual, mean, spread, training, eps, activation

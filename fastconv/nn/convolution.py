@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
+from fastconv._ahead import convolution_ahead
 from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
-from fastconv._ahead import convolution_ahead
 from fastconv._scripted import scripted_relu, scripted_relu_max_pool
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "PaddingMode", "fuse_with_next"]
@@ -46,11 +46,11 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     @scripted_as(torch.nn.Conv2d.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if self._fuses and not is_observed(self) and not is_patched() and not torch.compiler.is_compiling():
+        if self._fuses and type(self) is Conv2d and not is_patched() and not torch.compiler.is_compiling():
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
-        return self._conv_forward(input, self.weight, self.bias)
+        return super().forward(input)  # type: ignore[no-any-return]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._ahead import Ahead, batch_norm_ahead
+from fastconv._layer import Layer, is_patched, scripted_as
 
 __all__ = ["BatchNorm2d", "BatchNormReLU2d", "MaxPool2d"]
 
@@ -65,14 +66,14 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
             return super().forward(input)  # type: ignore[no-any-return]
         self._check_input_dim(input)
         arguments = self._arguments()
-        if self._fuses and not is_observed(self):
-            result: Any = batch_norm_ahead(sys._getframe(0), input, *arguments)
+        if self._fuses and type(self) is BatchNorm2d:
+            result: Any = batch_norm_ahead(self, sys._getframe(0), input, *arguments)
             if result is not None:
                 return result  # type: ignore[no-any-return]
         return FF.batch_norm(input, *arguments)
 
     def _arguments(self) -> tuple[Any, ...]:
-        """Count the batch in training. Return the arguments of :func:`fastconv.functional.batch_norm` after the input."""
+        """Count the batch in training. Return the arguments of ``batch_norm`` after the input."""
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
