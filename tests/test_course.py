@@ -129,9 +129,15 @@ def test_the_pages_need_no_network() -> None:
     assert (ENGLISH / "fashion.npz").stat().st_size > 1_000_000
 
 
-def test_a_translation_of_the_alternative_texts_does_not_execute_a_page_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    main = pytest.importorskip("jupyter_cache.cache.main", reason="needs the packages of the documentation")
-    nbformat = pytest.importorskip("nbformat", reason="needs the packages of the documentation")
+def test_a_translation_gets_the_results_of_its_page_and_keeps_its_alternative_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "needs the packages of the documentation"
+    main = pytest.importorskip("jupyter_cache.cache.main", reason=reason)
+    base = pytest.importorskip("jupyter_cache.base", reason=reason)
+    pytest.importorskip("myst_nb", reason=reason)
+    import nbformat
+
     for name in ("create_hashed_notebook", "merge_match_into_notebook"):
         monkeypatch.setattr(main.JupyterCacheBase, name, getattr(main.JupyterCacheBase, name))  # restored afterwards
     monkeypatch.syspath_prepend(DOCS / "_ext")
@@ -141,8 +147,12 @@ def test_a_translation_of_the_alternative_texts_does_not_execute_a_page_again(mo
         cell = nbformat.v4.new_code_cell("1 + 1", metadata={"mystnb": {"image": {"alt": alternative}}})
         return nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
 
-    cache = main.JupyterCacheBase("unused")
-    before = {cache.create_hashed_notebook(notebook(text))[1] for text in ("a picture", "一幅图")}
+    page, translation = notebook("a picture"), notebook("一幅图")
+    page.cells[0].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"})]
     execution.share_results()
-    after = {cache.create_hashed_notebook(notebook(text))[1] for text in ("a picture", "一幅图")}
-    assert (len(before), len(after)) == (2, 1)
+    cache = main.JupyterCacheBase(tmp_path)
+    cache.cache_notebook_bundle(base.CacheBundleIn(page, "page"), check_validity=False)
+    cache.merge_match_into_notebook(translation)
+    (cell,) = translation.cells
+    assert cell.outputs[0]["data"]["text/plain"] == "2"
+    assert cell.metadata["mystnb"]["image"]["alt"] == "一幅图"

@@ -2,7 +2,7 @@
 
 **A page and its translation share the results of their code.** jupyter-cache looks for an executed page with the same
 code and the same metadata. The alternative texts of pictures are metadata, and a translation has others. So the tags of
-cells are compared, and each page keeps its own metadata.
+cells are compared, and each page keeps its own metadata. The notebooks to download also get the cached outputs.
 
 **Pages that measure times are executed alone**, before Sphinx reads the other pages in parallel. `measured_pages` in
 conf.py has their names.
@@ -17,19 +17,23 @@ from typing import Any
 from jupyter_cache.cache.main import JupyterCacheBase
 from myst_nb.core.execute import create_client
 from myst_nb.core.read import create_nb_reader
+from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 
 
 def share_results() -> None:
-    options = {
-        "create_hashed_notebook": {"cell_metadata": ("tags",)},
-        "merge_match_into_notebook": {"cell_meta": ()},
-    }
-    for name, arguments in options.items():
-        method = getattr(JupyterCacheBase, name)
-        setattr(JupyterCacheBase, name, partialmethod(method, **arguments))
+    """Compare the tags of cells only, and put the outputs into the page's own notebook, which readers download."""
+    create, merge = JupyterCacheBase.create_hashed_notebook, JupyterCacheBase.merge_match_into_notebook
+
+    def merge_in_place(self: JupyterCacheBase, notebook: NotebookNode) -> tuple[int, NotebookNode]:
+        key, merged = merge(self, notebook, cell_meta=())
+        notebook.cells, notebook.metadata = merged.cells, merged.metadata
+        return key, notebook
+
+    JupyterCacheBase.create_hashed_notebook = partialmethod(create, cell_metadata=("tags",))
+    JupyterCacheBase.merge_match_into_notebook = merge_in_place
 
 
 def execute_measured_pages(app: Sphinx, env: BuildEnvironment, names: list[str]) -> None:
