@@ -1,9 +1,8 @@
 r"""Convolution, max-pooling, ReLU and batch norm as in :mod:`torch.nn.functional`, and fused functions.
 
-``conv2d``, ``max_pool2d``, ``relu`` and ``batch_norm`` take the arguments of PyTorch's functions of the same names, in
-the same order and with the same defaults. They return the same values, dtypes, shapes and memory formats, and raise the
-same errors. ``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions of these in one
-operator. PyTorch handles other devices (see docs/explanation/cuda.md) and dtypes, sparse and quantised tensors.
+``conv2d``, ``max_pool2d``, ``relu`` and ``batch_norm`` take the arguments of PyTorch's functions of the same names and
+have the same results and errors. ``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions
+of these in one operator. PyTorch handles other devices (docs/explanation/cuda.md), dtypes and sparse tensors.
 """
 
 from __future__ import annotations

@@ -242,7 +242,8 @@ def test_second_gradients_of_mixed_types_are_as_accurate_as_pytorchs(dtype: torc
         w, b = (v.double() if wide else v.detach() for v in vectors[2:])  # type: ignore[union-attr]
         y = function(leaf, None, None, w.requires_grad_(), b.requires_grad_(), True)
         first = torch.autograd.grad((y.float() if not wide else y).square().sum(), (leaf, w, b), create_graph=True)
-        return [*first, *torch.autograd.grad(sum(t.square().sum() for t in first), (leaf, w))]
+        second = torch.autograd.grad(sum(t.square().sum() for t in first), (leaf, w))
+        return [t.detach() for t in (*first, *second)]
 
     found, expected, exact = penalty(FF.batch_norm_relu, False), penalty(composed, False), penalty(composed, True)
     assert [t.dtype for t in found] == [t.dtype for t in expected]

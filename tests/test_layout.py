@@ -21,7 +21,7 @@ LAYERS = (
     {"public"},
     {"conversion", "override", "tuning"},
     {"nn", "functional", "normalization", "models", "optim", "reference", "flops"}
-    | {"_ahead", "_deferred", "_layer", "_scripted"},
+    | {"_ahead", "_deferred", "_layer", "_scripted", "freezing"},
     {"environment"},
     {"_ops"},
     {"installation", "processor", "startup", "version"},

@@ -52,7 +52,7 @@ ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const Tensor& x, c
   for (size_t c = 0; c < inverse.size(); ++c) {
     const double of_x = sums.second[c] / n * inverse[c] * inverse[c];
     all[4].push_back(static_cast<T>(of_x));
-    all[5].push_back(static_cast<T>(sums.first[c] / n - (rounding[c] == 0 ? 0 : rounding[c] * of_x)));
+    all[5].push_back(static_cast<T>(sums.first[c] / n - (std::isfinite(of_x) ? rounding[c] * of_x : 0)));
   }
   return all;
 }
@@ -95,7 +95,7 @@ ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const Gr
       });
   const auto rounding = rounding_of_center<T>(b, constants[0]);
   for (size_t c = 0; c < rounding.size(); ++c) {
-    if (rounding[c] != 0) all.second[c] -= rounding[c] * all.first[c];
+    if (std::isfinite(all.first[c])) all.second[c] -= rounding[c] * all.first[c];
   }
   return all;
 }

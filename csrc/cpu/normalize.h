@@ -40,8 +40,8 @@ struct BatchNormVectors {
 
 Activation activation_of(int64_t number);
 
-// The part of a number that T cannot hold. 0 if the number is not finite. If the mean is 1e4 and the deviation is 1, the
-// part of the mean is up to 1/2000 of the deviation.
+// The part of a number that T cannot hold. 0 if the number is not finite. If the mean is 1e4 and the deviation is 1,
+// the part of the mean is up to 1/2000 of the deviation.
 template <class T>
 double rounding_error(double number, T rounded) {
   const double error = number - static_cast<double>(rounded);

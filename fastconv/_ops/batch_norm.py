@@ -168,7 +168,7 @@ def batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, mean: Tensor, spread: Tensor,
     training: bool, eps: float, activation: int,
 ) -> Tensor:  # fmt: skip
-    """Call the operator, and record its gradient where one is needed. Its arguments are described in csrc/ops.cpp."""
+    """Call the operator, and record its gradient where one is needed. The schema is in csrc/ops.cpp."""
     if needs_gradient((input, weight, bias, residual)):
         return super(Function, BatchNorm).apply(  # type: ignore[misc, no-any-return]
             input, weight, bias, residual, mean, spread, training, eps, activation

@@ -50,33 +50,30 @@ ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count
   const ChannelPieces pieces(l);
   const int64_t most = kernels().conv2d<T>().batch_norm.moment_pixels;
   const auto C = static_cast<size_t>(l.C);
-  const size_t width = l.one_matrix ? static_cast<size_t>(l.columns()) : 1;
+  const size_t columns = l.one_matrix ? static_cast<size_t>(l.columns()) : size_t{plane_columns};
   const ChannelConstants<T, count> repeated_constants = l.repeat > 1 ? repeated(constants, l.repeat) : constants;
-  std::vector<double> partial(2 * width * static_cast<size_t>(pieces.pieces));
+  std::vector<double> partial(2 * columns * static_cast<size_t>(pieces.pieces));
   for_each_piece(l, pieces, [&](int64_t piece, int64_t first, int64_t last, int64_t channel) {
-    double* to = partial.data() + 2 * width * static_cast<size_t>(piece);
+    double* sums = partial.data() + 2 * columns * static_cast<size_t>(piece);
+    const ColumnSums to{sums, sums + columns};
     if (l.one_matrix) {
       const ColumnConstants<T, count> of_columns(repeated_constants);
-      for_each_block_of_rows(l, first, last, most, [&](int64_t at, const MatrixSize& size) {
-        body(at, size, of_columns, ColumnSums{to, to + width});
-      });
+      for_each_block_of_rows(l, first, last, most,
+                             [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
     } else {
-      const ColumnConstants<T, count> of_columns(constants, channel, plane_columns);
-      std::array<double, 2 * plane_columns> sums{};
+      const ColumnConstants<T, count> of_columns(constants, channel, std::min(l.plane, plane_columns));
       for (int64_t n = first; n < last; ++n) {
-        for_each_block_of_plane(l, n * l.C + channel, most, [&](int64_t at, const MatrixSize& size) {
-          body(at, size, of_columns, ColumnSums{sums.data(), sums.data() + plane_columns});
-        });
+        for_each_block_of_plane(l, n * l.C + channel, most,
+                                [&](int64_t at, const MatrixSize& size) { body(at, size, of_columns, to); });
       }
-      for (size_t i = 0; i < plane_columns; ++i) to[0] += sums[i], to[1] += sums[plane_columns + i];
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
   for (size_t piece = 0; piece < static_cast<size_t>(pieces.pieces); ++piece) {
-    const double* from = partial.data() + 2 * width * piece;
-    for (size_t i = 0; i < width; ++i) {
-      const size_t c = l.one_matrix ? i / static_cast<size_t>(l.repeat) : piece / static_cast<size_t>(pieces.count);
-      total.first[c] += from[i], total.second[c] += from[width + i];
+    for (size_t i = 0; i < columns; ++i) {
+      const size_t c = (l.one_matrix ? i / static_cast<size_t>(l.repeat) : piece / static_cast<size_t>(pieces.count));
+      const size_t at = 2 * columns * piece + i;
+      total.first[c] += partial[at], total.second[c] += partial[at + columns];
     }
   }
   return total;
@@ -101,11 +98,11 @@ template <class Load, class F>
 void for_each_value(const ChannelLayout& l, const std::vector<size_t>& channels, const Load& load, const F& f) {
   if (l.one_matrix) {
     return for_each_block_of_rows(l, 0, l.rows(), 64, [&](int64_t at, const MatrixSize& size) {
-      const auto* values = load(at, size);
-      const auto repeat = static_cast<size_t>(l.repeat);
-      for (int64_t p = 0; p < size.pixels; ++p, values += l.columns()) {
+      const auto* row = load(at, size);
+      for (int64_t p = 0; p < size.pixels; ++p, row += size.channels) {
         for (const size_t c : channels) {
-          for (size_t i = 0; i < repeat; ++i) f(c, static_cast<double>(values[c * repeat + i]));
+          const auto* values = row + static_cast<int64_t>(c) * l.repeat;
+          for (int64_t i = 0; i < l.repeat; ++i) f(c, static_cast<double>(values[i]));
         }
       }
     });
@@ -170,8 +167,8 @@ ChannelSums channel_moments(const ChannelLayout& l, const Load& load) {
     }
   });
   ChannelSums total{std::vector<double>(C), std::vector<double>(C)};
-  const auto repeat = static_cast<size_t>(l.repeat), parts = static_cast<size_t>(pieces.count);
   std::vector<size_t> again;
+  const auto repeat = static_cast<size_t>(l.repeat), parts = static_cast<size_t>(pieces.count);
   for (size_t c = 0; c < C; ++c) {
     Moment moment;
     for (size_t part = 0; part < parts; ++part) {
