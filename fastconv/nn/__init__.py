@@ -8,9 +8,13 @@ The layers subclass PyTorch's, so ``isinstance``, ``state_dict``, initialisation
 from __future__ import annotations
 
 from fastconv.nn.activations import Hardswish, LeakyReLU, ReLU, ReLU6, SiLU
-from fastconv.nn.convolution import Conv2d, ConvReLU2d, ConvReLUMaxPool2d, LazyConv2d, fuse_with_next
+from fastconv.nn.convolution import Conv2d, ConvReLU2d, ConvReLUMaxPool2d, LazyConv2d
+from fastconv.nn.convolution import fuse_with_next as fuse_with_next
 from fastconv.nn.layers import BatchNorm2d, BatchNormReLU2d, MaxPool2d
-from fastconv.nn.sequential import ROLES, Sequential, flat, match
+from fastconv.nn.sequential import ROLES as ROLES
+from fastconv.nn.sequential import Sequential
+from fastconv.nn.sequential import flat as flat
+from fastconv.nn.sequential import match as match
 
 __all__ = [
     "BatchNorm2d",
