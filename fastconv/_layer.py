@@ -135,9 +135,10 @@ def is_observed(module: Module) -> bool:
 
 
 #: Methods that a program may replace in an instance, and names that hide a parameter or buffer there.
-_REPLACEABLE = frozenset(
-    "forward _conv_forward _call_impl _wrapped_call_impl _check_input_dim weight bias running_mean running_var".split()
-)
+_REPLACEABLE = frozenset({
+    "forward", "_conv_forward", "_call_impl", "_wrapped_call_impl", "_check_input_dim",
+    "weight", "bias", "running_mean", "running_var",
+})  # fmt: skip
 
 
 def _bypassed() -> tuple[Any, ...]:

@@ -1,5 +1,7 @@
-"""What a function does with a result, read from its bytecode. This file needs no torch: ``python test_ahead_bytecode.py``
-runs it with any version of Python."""
+"""What a function does with a result, read from its bytecode.
+
+This file needs no torch: ``python test_ahead_bytecode.py`` runs it with any version of Python.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ bytecode = importlib.util.module_from_spec(_spec)
 sys.modules["bytecode_alone"] = bytecode
 _spec.loader.exec_module(bytecode)
 
-#: A function body, and how the result of ``self.conv`` is used: "name" for a call, "+name" for an addition, "return" or
-#: "?" for what is unknown. After an addition or call, "!" says that a variable still holds an earlier result. Versions of
-#: Python may differ in where the analysis stops: "|" separates the answers.
+#: A function body, and how the result of ``self.conv`` is used: "name" for a call, "+name" for an addition, "return",
+#: or "?" for what is unknown. After an addition or call, "!" says that a variable still holds an earlier result.
+#: Versions of Python may differ in where the analysis stops: "|" separates the answers.
 FOLLOWED: dict[str, str] = {
     "return self.conv(x)": "return",
     "y = self.conv(x)\nreturn y": "return",
@@ -72,7 +74,7 @@ FOLLOWED: dict[str, str] = {
     "while self.none is None:\n    y = self.conv(x)\nreturn y": "?",
     "while True:\n    y = self.bn(self.conv(x))": "bn ?",
     "return [self.bn(self.conv(i)) for i in x]": "?|bn ?",
-    "yield self.bn(self.conv(x))": "bn ?",
+    "yield self.bn(self.conv(x))": "?|bn ?",
     "y = self.conv(x)\ny = self.bn(y)\nd = locals()\nreturn y": "?",
     "return self.bn(self.conv(self.pad(x)))": "?",
     "return self.bn(self.conv(x.data))": "?",
@@ -158,7 +160,7 @@ def test_a_function_that_stores_its_first_parameter_has_no_owner() -> None:
         "f = lambda: self\nreturn self.conv(x)",
     ):  # fmt: skip
         code = function(body)
-        offset = [i.offset for i in dis.get_instructions(code) if i.opname.startswith("CALL")][0]
+        offset = next(i.offset for i in dis.get_instructions(code) if i.opname.startswith("CALL"))
         assert bytecode.uses(code, offset, is_none).owner is None
 
 
