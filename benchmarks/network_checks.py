@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import multiprocessing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
 import torch
-from network_variants import BASE, FROZEN, OURS, training
+from network_variants import BASE, FROZEN, NCHW, OURS, training
 from torch import Tensor
 
-#: The largest allowed differences from PyTorch. Other libraries only have to compute the same network.
+#: The largest differences that are always allowed. "difference" is that of the outputs, from float64. Other libraries
+#: only have to compute the same network.
 MOST = {"difference": 1e-5, "loss": 1e-4, "statistics": 1e-5}
 MOST_OF_OTHERS = 1e-3
 #: Steps before the one that is measured. They create gradients and momenta, and fastconv packs weights.
@@ -67,9 +69,23 @@ def failures(records: Iterable[Record]) -> list[str]:
         for record in records
         for variant, values in record["checks"].items()
         for what, value in values.items()
-        for most in [MOST[what] if variant in (OURS, FROZEN) else MOST_OF_OTHERS]
-        if not value <= most and (what == "difference" or variant == OURS)
+        for most in [largest_allowed(record, variant, what)]
+        if not value <= most
     ]
+
+
+def largest_allowed(record: Record, variant: str, what: str) -> float:
+    """Return the largest difference that rounding explains.
+
+    Deep networks enlarge rounding errors. So the limit is larger if PyTorch itself is as far from the exact outputs, or
+    if its two memory formats differ as much after the same training steps.
+    """
+    if what == "difference":
+        own = record["checks"].get(BASE, {}).get(what, 0.0)
+        return max(MOST[what] if variant in (BASE, OURS, FROZEN) else MOST_OF_OTHERS, 3 * own)
+    if variant != OURS:  # torch.compile has other random numbers for dropout
+        return math.inf
+    return max(MOST[what], 10 * record["checks"].get(NCHW, {}).get(what, 0.0))
 
 
 def peak_memories(name: str, folder: Path, variants: Iterable[str], threads: int) -> dict[str, dict[str, float]]:

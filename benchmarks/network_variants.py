@@ -1,8 +1,8 @@
 """The ways to run a network that bench_networks.py compares, and the files that their processes exchange.
 
-``prepare`` writes the weights, the images and PyTorch's outputs of a network to a folder. Each variant has a process of
+``prepare`` writes the weights, the images and the exact outputs of a network to a folder. Each variant has a process of
 its own, in which ``make_inference`` or ``make_training`` reads them and returns the functions to time. Both also write
-how far the variant's results are from PyTorch's.
+what the checks compare.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import fastconv
 
 BASE = "torch channels_last"
+NCHW = "torch NCHW"
+COMPILE = "torch.compile"
 OURS, FROZEN = "fastconv", "fastconv frozen"
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 #: Training and inference, then inference only.
-TRAINING = (BASE, "torch NCHW", "torch.compile", OURS)
+TRAINING = (BASE, NCHW, COMPILE, OURS)
 INFERENCE = (*TRAINING, FROZEN, "torch folded", ONNX_RUNTIME, OPENVINO)
+#: The networks for which torch.compile runs by default. The compiler needs about 1.5 minutes for a network.
+COMPILED = ("ResNet-18",)
 #: Seconds to wait after a turn. Measured with two threads: those of ONNX Runtime spin for 0.14 s after a call, those of
 #: PyTorch for less than 0.03 s.
 PAUSES = {**dict.fromkeys(INFERENCE, 0.05), ONNX_RUNTIME: 0.2}
@@ -39,7 +43,6 @@ PAUSES = {**dict.fromkeys(INFERENCE, 0.05), ONNX_RUNTIME: 0.2}
 BATCHES = {"batch-1": 1, "batch-8": 8}
 #: The loss and the running statistics are compared after this number of training steps.
 COMPARED_STEPS = 20
-LEARNING_RATE = 1e-3
 
 Functions = dict[str, Callable[[], object]]
 
@@ -56,7 +59,7 @@ def missing(variant: str) -> str | None:
 
 
 def prepare(name: str, folder: Path, with_onnx: bool) -> None:
-    """Write state.pt, and model.onnx if it is needed.
+    """Write state.pt, and model.onnx if it is needed. The outputs in state.pt are computed in float64.
 
     Batch norm gets random weights and biases, and the statistics of the images. So folding it changes the weights.
     """
@@ -74,11 +77,12 @@ def prepare(name: str, folder: Path, with_onnx: bool) -> None:
         model(images)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-        expected = model.eval()(images[: max(BATCHES.values())])
-    state = {"model": model.state_dict(), "images": images, "expected": expected}
-    torch.save(state, folder / "state.pt")
     if with_onnx:
-        export_onnx(model, images[:2], folder / "model.onnx")
+        export_onnx(model.eval(), images[:2], folder / "model.onnx")
+    state = {"model": copy.deepcopy(model.state_dict()), "images": images}
+    with torch.no_grad():
+        state["expected"] = model.double().eval()(images[: max(BATCHES.values())].double())
+    torch.save(state, folder / "state.pt")
 
 
 def export_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
@@ -90,12 +94,12 @@ def export_onnx(model: nn.Module, images: Tensor, path: Path) -> None:
 
 
 def load(name: str, folder: Path, variant: str) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the network in plain PyTorch, the images, and PyTorch's outputs for the first ones in evaluation mode."""
+    """Return the network in plain PyTorch, the images, and the exact outputs for the first ones in evaluation mode."""
     state = torch.load(folder / "state.pt", weights_only=True)
     torch.manual_seed(0)
     model = NETWORKS[name].make()
     model.load_state_dict(state["model"])
-    memory_format = torch.contiguous_format if variant == "torch NCHW" else torch.channels_last
+    memory_format = torch.contiguous_format if variant == NCHW else torch.channels_last
     model.to(memory_format=memory_format)  # type: ignore[call-overload]
     return model, state["images"].contiguous(memory_format=memory_format), state["expected"]
 
@@ -112,7 +116,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def runner(name: str, folder: Path, variant: str, threads: int) -> tuple[Callable[[Any], Any], Tensor, Tensor]:
-    """Return a function from images to outputs, the images, and PyTorch's outputs."""
+    """Return a function from images to outputs, the images, and the exact outputs."""
     model, images, expected = load(name, folder, variant)
     model.eval()
     path = folder / "model.onnx"
@@ -138,7 +142,7 @@ def runner(name: str, folder: Path, variant: str, threads: int) -> tuple[Callabl
     run: Callable[[Any], Any] = model
     if variant == "torch folded":
         run = fold_batch_norms(model)
-    elif variant == "torch.compile":
+    elif variant == COMPILE:
         run = torch.compile(model, dynamic=False)
     elif variant == OURS:
         run = fastconv.convert(model)
@@ -148,7 +152,7 @@ def runner(name: str, folder: Path, variant: str, threads: int) -> tuple[Callabl
 
 
 def make_inference(name: str, folder: Path, variant: str, batches: list[str], threads: int) -> Functions:
-    """Return the functions to time, by the names of the batches. Write the largest relative difference of an output."""
+    """Return the functions to time, by the names of the batches. Write the largest error of an output."""
     run, images, expected = runner(name, folder, variant, threads)
     uses_numpy = variant in (ONNX_RUNTIME, OPENVINO)
 
@@ -200,8 +204,8 @@ def training(name: str, folder: Path, variant: str) -> tuple[Callable[[], Tensor
     if variant == OURS:
         fastconv.convert(model)
     model.train()
-    run = torch.compile(model, dynamic=False) if variant == "torch.compile" else model
-    optimizer = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9)
+    run = torch.compile(model, dynamic=False) if variant == COMPILE else model
+    optimizer = torch.optim.SGD(model.parameters(), NETWORKS[name].learning_rate, momentum=0.9)
     steps = 0
 
     def step() -> Tensor:

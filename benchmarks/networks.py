@@ -291,12 +291,12 @@ def double_conv(C: int, K: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """Ronneberger et al., "U-Net", 2015, with padding, batch normalisation and half of the channels.
+    """Ronneberger et al., "U-Net", 2015, with padding, batch normalisation and a quarter of the channels.
 
     (N, 3, H, W) -> (N, 21, H, W): a class for each pixel.
     """
 
-    def __init__(self, width: int = 32, classes: int = 21) -> None:
+    def __init__(self, width: int = 16, classes: int = 21) -> None:
         super().__init__()
         widths = [width * 2**i for i in range(5)]
         inputs = [3, *widths[:-1]]
@@ -358,11 +358,16 @@ def convnext_tiny() -> nn.Module:
 
 @dataclass(frozen=True)
 class Network:
-    """How to make the network, the height and width of its images, and the images of a training step."""
+    """How to make the network, the height and width of its images, and the settings of a training step.
+
+    The learning rate is so small that rounding errors do not grow much: with 1e-5, the losses of PyTorch's two memory
+    formats differ by 2 % after 20 steps of MobileNetV1. It is large enough that the loss falls by 1 %.
+    """
 
     make: Callable[[], nn.Module]
     size: int = 128
     training_batch: int = 8
+    learning_rate: float = 1e-6
     package: str = ""  # that has the network
 
 
@@ -376,5 +381,5 @@ NETWORKS = {
     "ConvNeXt-T": Network(convnext_tiny, package="transformers"),
     "DenseNet-121": Network(DenseNet121),
     "U-Net": Network(UNet),
-    "CIFAR ResNet-20": Network(resnet20, size=32, training_batch=64),
+    "CIFAR ResNet-20": Network(resnet20, size=32, training_batch=64, learning_rate=1e-3),
 }

@@ -34,10 +34,12 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "command",  # docs/_ext
+    "execution",
     "figures",
 ]
 exclude_patterns = ["_ext", "_static", "_templates", "data", "zh"]
 nitpicky = True
+smartquotes_action = "qe"  # quotes and ellipses, but no dashes: "--option" stays as it is
 
 # Markdown
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
@@ -52,6 +54,8 @@ nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_merge_streams = True
+# These pages measure times, so they are executed alone, before the others.
+measured_pages = ["get_started", "course/6_speed"]
 # Without execution, the language of the cells is unknown.
 suppress_warnings = ["config.cache", *(["myst-nb.lexer"] if nb_execution_mode == "off" else [])]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn import functional as F
 
@@ -122,35 +123,54 @@ def set_torch_class(layer: Any) -> None:
 
 
 def is_observed(module: Module) -> bool:
-    """Return whether a hook sees this module's input or result, or a method of this instance has been replaced."""
+    """Return whether a hook sees this module's input or result, or the instance has an own method or tensor."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or not _REPLACEABLE_METHODS.isdisjoint(module.__dict__)
+        or not module.__dict__.keys().isdisjoint(_REPLACEABLE)
         or module._compiled_call_impl is not None
     )
 
 
-#: Methods that a program may replace in an instance.
-_REPLACEABLE_METHODS = frozenset({"forward", "_conv_forward", "_call_impl", "_wrapped_call_impl"})
+#: Methods that a program may replace in an instance, and names that hide a parameter or buffer there.
+_REPLACEABLE = frozenset({
+    "forward", "_conv_forward", "_call_impl", "_wrapped_call_impl", "_check_input_dim",
+    "weight", "bias", "running_mean", "running_var",
+})  # fmt: skip
 
 
 def _bypassed() -> tuple[Any, ...]:
     """Return PyTorch's methods and functions that fastconv's layers bypass."""
     return (
         Module.__call__,
-        torch.nn.Conv2d.forward,
-        torch.nn.Conv2d._conv_forward,
-        torch.nn.MaxPool2d.forward,
-        torch.nn.ReLU.forward,
-        torch.nn.BatchNorm2d.forward,
-        torch.nn.Sequential.forward,
+        nn.Conv2d.forward,
+        nn.Conv2d._conv_forward,
+        nn.MaxPool2d.forward,
+        nn.BatchNorm2d.forward,
+        nn.BatchNorm2d._check_input_dim,
+        nn.Sequential.forward,
+        nn.ReLU.forward,
+        nn.ReLU6.forward,
+        nn.LeakyReLU.forward,
+        nn.Hardswish.forward,
+        nn.SiLU.forward,
         F.batch_norm,
         F.conv2d,
         F.max_pool2d,
         F.relu,
+        F.relu6,
+        F.hardtanh,
+        F.leaky_relu,
+        F.hardswish,
+        F.silu,
+        torch.batch_norm,
+        torch.relu,
+        torch.relu_,
+        Tensor.__add__,
+        Tensor.__radd__,
+        Tensor.__iadd__,
     )
 
 

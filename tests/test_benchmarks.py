@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,27 @@ def test_processes_have_their_own_threads_and_environment() -> None:
     assert len(seconds["assertion"]["one"]) == 3
     assert all(value > 0 for value in seconds["assertion"]["one"])
     assert MADE_UP not in os.environ
+
+
+def make_counters() -> dict[str, Callable[[], object]]:
+    done = {"rare": 0, "frequent": 0}
+
+    def count(name: str) -> None:
+        done[name] += 1
+        # Two untimed calls and the timed ones, in the discarded round and in one more.
+        assert done[name] <= 2 * {"rare": 3, "frequent": 6}[name]
+        time.sleep(1e-3)
+
+    return {name: functools.partial(count, name) for name in done}
+
+
+def test_functions_have_their_own_number_of_calls_and_processes_pause_after_their_turns() -> None:
+    start = time.perf_counter()
+    seconds = alternate_processes(
+        {"one": make_counters}, rounds=1, calls={"rare": 1, "frequent": 4}, threads=1, pauses={"one": 0.3}
+    )
+    assert {name: len(by_variant["one"]) for name, by_variant in seconds.items()} == {"rare": 1, "frequent": 1}
+    assert time.perf_counter() - start > 4 * 0.3
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,3 +127,32 @@ def test_the_pages_need_no_network() -> None:
         # Fashion-MNIST is loaded from the clone. The complete set is only for readers without one.
         assert set(re.findall(r'data\.load\("([\w-]+)"', code)) <= {"mnist5k", "folder", "fashion-mnist"}
     assert (ENGLISH / "fashion.npz").stat().st_size > 1_000_000
+
+
+def test_a_translation_gets_the_results_of_its_page_and_keeps_its_alternative_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "needs the packages of the documentation"
+    main = pytest.importorskip("jupyter_cache.cache.main", reason=reason)
+    base = pytest.importorskip("jupyter_cache.base", reason=reason)
+    pytest.importorskip("myst_nb", reason=reason)
+    import nbformat
+
+    for name in ("create_hashed_notebook", "merge_match_into_notebook"):
+        monkeypatch.setattr(main.JupyterCacheBase, name, getattr(main.JupyterCacheBase, name))  # restored afterwards
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    import execution  # type: ignore[import-not-found]
+
+    def notebook(alternative: str) -> Any:
+        cell = nbformat.v4.new_code_cell("1 + 1", metadata={"mystnb": {"image": {"alt": alternative}}})
+        return nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": ""}})
+
+    page, translation = notebook("a picture"), notebook("一幅图")
+    page.cells[0].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "2"})]
+    execution.share_results()
+    cache = main.JupyterCacheBase(tmp_path)
+    cache.cache_notebook_bundle(base.CacheBundleIn(page, "page"), check_validity=False)
+    cache.merge_match_into_notebook(translation)
+    (cell,) = translation.cells
+    assert cell.outputs[0]["data"]["text/plain"] == "2"
+    assert cell.metadata["mystnb"]["image"]["alt"] == "一幅图"

@@ -109,6 +109,20 @@ def documented(heading: str) -> str:
     return page.read_text().partition(f"## {heading}\n")[2].partition("```python\n")[2].partition("```")[0]
 
 
+def test_a_model_of_your_own_is_exported_as_documented(python: Python) -> None:
+    pytest.importorskip("onnxscript")
+    safetensors_torch = pytest.importorskip("safetensors.torch")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    check = "torch.save((images, model(images).detach()), 'expected.pt')\n"
+    run(python, "import warnings\nwarnings.simplefilter('ignore')\n" + documented("A model of your own") + check)
+    images, expected = torch.load("expected.pt")
+    assert set(safetensors_torch.load_file("mine.safetensors")) == {"0.weight", "0.bias"}
+    assert_close(torch.export.load("mine.pt2").module()(images), expected)
+    session = onnxruntime.InferenceSession("mine.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    assert_close(torch.from_numpy(found), expected)
+
+
 def test_the_format_torch_loads_as_documented(saved: Checkpoint, python: Python) -> None:
     assert main(["export", "checkpoint.pt", "--format", "torch"]) == 0
     images = torch.rand(5, 1, 28, 28)

@@ -36,21 +36,17 @@ bool can_be_small_output(const Conv2dShape& s, bool krsc_weight) {
   return s.groups == 1 && s.C % 16 == 0 && krsc_weight && !never(small_output);
 }
 
-// Microseconds of PyTorch / of fastconv without small_output, with a cached packed weight / of small_output. One image,
-// 2 threads, and the weight is not in the CPU's caches:
-//   64->128   5x5 (9 outputs)    34 /   70 /   30
-//   64->64    4x4 (16)           18 /   51 /   33
-//   512->512  4x4 (16)          898 / 1633 /  856
-//   512->512  2x2 (4)          1057 / 1173 /  552
-//   64->128   8x8 (64)           76 /  108 /  145
-//   128->256  8x8 (64)          243 /  370 /  332
-//   256->256  8x8 (64)          489 /  675 /  601
-//   256->256  14x14 (196)      1336 / 1291 / 2075
+// Microseconds of the direct kernels / of small_output, one image, 2 threads of Zen 4, AVX-512:
+//   512->512 3x3, 2x2 (4 outputs)    313 /  332        512->2048 1x1, 2x2 (4)    140 / 189
+//   512->512 3x3, 3x3 (9)            469 /  331        256->256 3x3, 3x3 (9)     127 / 102
+//   64->128 3x3, 5x5 (9)              26 /   25        960->160 1x1, 3x3 (9)      48 /  37
+//   160->960 1x1, 3x3 (9)             42 /   59        160->960 1x1, 4x4 (16)     84 / 160
+//   512->512 3x3, 4x4 (16)           525 /  714        960->160 1x1, 4x4 (16)     51 /  61
 bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
   if (!can_be_small_output(s, krsc_weight)) return false;
   if (always(small_output)) return true;
-  if (s.C < 32) return false;
-  return s.N * s.P * s.Q <= (!has_large_weight(s) ? 24 : s.R * s.S == 1 ? 9 : 16);
+  const int64_t outputs = s.N * s.P * s.Q;
+  return s.taps() >= 512 && outputs > 4 && outputs <= 12;
 }
 
 // The kernels that pool in registers have windows of 1, 4 or 9 pixels. Other pools read the convolution's results from

@@ -13,6 +13,15 @@ from fastconv.classifier.cli.main import _click_command
 
 #: The end of a help text: "[default: 5]".
 NOTE = re.compile(r"\s*\[([^\[\]]*)\]$")
+OPTION = re.compile(r"(?<![\w-])(--[a-z][a-z-]*)")
+
+
+def paragraph(text: str) -> nodes.paragraph:
+    """A paragraph in which the names of options are code."""
+    parts = OPTION.split(text)  # text and options in turn
+    return nodes.paragraph(
+        "", "", *(nodes.literal("", part) if i % 2 else nodes.Text(part) for i, part in enumerate(parts))
+    )
 
 
 class CommandOptions(SphinxDirective):
@@ -25,7 +34,7 @@ class CommandOptions(SphinxDirective):
         section = nodes.section(ids=[f"fastconv-{name}"], names=[f"fastconv {name}"])
         self.state.document.note_explicit_target(section)
         section += nodes.title("", "", nodes.literal("", f"fastconv {name}"))
-        section.extend(nodes.paragraph("", paragraph) for paragraph in (command.help or "").split("\n\n"))
+        section.extend(paragraph(text) for text in (command.help or "").split("\n\n"))
         context = command.make_context(name, [], resilient_parsing=True)
         usage = " ".join(["fastconv", name, *command.collect_usage_pieces(context)])
         section += nodes.literal_block(usage, usage, language="text")
@@ -50,9 +59,11 @@ class CommandOptions(SphinxDirective):
             identity = nodes.make_id(f"fastconv-{command}-{spelling.split()[-1] if ',' in spelling else spelling}")
             term = nodes.term("", "", nodes.literal("", spelling.strip()), ids=[identity])
             note = NOTE.search(text)
-            body = nodes.definition("", nodes.paragraph("", NOTE.sub("", text)))
+            body = nodes.definition("", paragraph(NOTE.sub("", text)))
             if note:
-                body += nodes.paragraph("", note[1].capitalize() if ":" not in note[1] else note[1], classes=["note"])
+                kind, _, value = note[1].partition(": ")
+                shown = value.removeprefix("(").removesuffix(")") if value else ""
+                body += paragraph(f"{kind.capitalize()}: {shown}." if value else f"{kind.capitalize()}.")
             listed += nodes.definition_list_item("", term, body)
         return listed
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,12 @@ from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "docs" / "data"
+#: A cell of figures: "3.65", "x 1.65", "4.71 to 5.50".
+NUMBER = re.compile(r"(x )?\d")
 
 sys.path.append(str(ROOT / "benchmarks"))
 
 import report  # noqa: E402
-
-
-def scrollable(table: nodes.table, label: str) -> nodes.container:
-    """A container that scrolls sideways on a narrow screen. The template makes it reachable by keyboard."""
-    box = nodes.container("", table, classes=["figures-box"])
-    table["classes"].append("figures")
-    return box
 
 
 class Measured(SphinxDirective):
@@ -50,7 +46,7 @@ class Measured(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         headings, rows, machine = self.content_of()
-        table = nodes.table()
+        table = nodes.table(classes=["figures"])
         group = nodes.tgroup(cols=len(headings))
         table += group
         group.extend(nodes.colspec(colwidth=1) for _ in headings)
@@ -59,12 +55,12 @@ class Measured(SphinxDirective):
         head += self.row(headings)
         body.extend(self.row(row) for row in rows)
         caption = nodes.paragraph("", machine, classes=["figures-caption"])
-        return [scrollable(table, machine), caption]
+        return [nodes.container("", table, classes=["figures-box"]), caption]
 
     def row(self, cells: list[str]) -> nodes.row:
         row = nodes.row()
         for column, cell in enumerate(cells):
-            entry = nodes.entry(classes=["number"] if column and not cell[:1].isalpha() else [])
+            entry = nodes.entry(classes=["number"] if column and NUMBER.match(cell) else [])
             if cell:
                 inline, messages = self.parse_inline(cell.replace("->", "→"))
                 entry += nodes.paragraph("", "", *inline, *messages)

@@ -10,3 +10,4 @@ from conf import *  # noqa: F403
 language = "zh_CN"
 html_title = "fastconv 中文教程"
 exclude_patterns: list[str] = []
+measured_pages: list[str] = []  # the cache has the results of the English pages

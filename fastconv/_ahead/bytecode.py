@@ -1,39 +1,34 @@
 """What a function does with the result of a call, read from its bytecode.
 
 :func:`uses` follows the instructions after a call to the one that uses the result, such as the call of another layer.
-Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of local
-variables, loads of attributes and globals, and jumps on ``self.name is None``. At any other instruction it stops. So its
-answer is a proof: no other code of the function runs between the call and these uses. It also proves that no variable
-holds a result after its use.
+Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of
+local variables, loads of attributes and globals, and jumps on ``x is None``. At any other instruction it stops. So no
+other code of the function runs between the call and these uses. A load or store can still run code, such as a property.
+The caller of :func:`uses` checks the loads and stores of each use.
+
+This module does not import torch.
 """
 
 from __future__ import annotations
 
 import dis
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-__all__ = ["Condition", "Use", "uses"]
+__all__ = ["Condition", "Path", "Use", "Uses", "uses"]
 
-
-class Value(NamedTuple):
-    """A value on the stack or in a variable."""
-
-    #: 'result', 'local', 'attribute', 'global', 'none', 'is none', 'is not none' or 'other'
-    kind: str
-    name: str = ""
-    base: Any = None  # of an attribute: the Value that has it
-
-
-RESULT, OTHER, NULL, NONE = Value("result"), Value("other"), Value("null"), Value("none")
+#: Where a value comes from: "local" or "global", the variable's name, and names of attributes.
+Path = tuple[str, ...]
 
 
 class Condition(NamedTuple):
-    """The branch holds if ``self.name is None`` equals ``is_none``."""
+    """A branch that was followed because the value at ``path`` is None, or is not."""
 
-    name: str
+    path: Path
     is_none: bool
 
 
@@ -43,130 +38,207 @@ class Use(NamedTuple):
     Attributes:
         kind: 'call' (the result is the only argument), 'add' (the result + a variable, or += that changes the result),
             'return', or 'unknown'.
-        path: of a call, the names that lead to the function: ('self', 'bn1') or ('F', 'relu'). Of an addition, the
-            name of the variable.
+        path: of a call, the path of the function. Of an addition, that of the variable.
+        loads: the paths that the function loads between the last use and this one.
+        stores: the local variables that it stores in between.
+        is_clean: no variable holds the used value, or an earlier one, once this use is finished.
     """
 
     kind: str
-    path: tuple[str, ...] = ()
+    path: Path = ()
+    loads: tuple[Path, ...] = ()
+    stores: tuple[str, ...] = ()
+    is_clean: bool = False
 
 
 class Uses(NamedTuple):
-    """The uses of a result, of the result of that use, and so on. The last one is 'return' or 'unknown'."""
+    """The uses of a result, of the result of that use, and so on.
 
+    Attributes:
+        function: the path of the called function.
+        uses: the last one is 'return' or 'unknown'.
+        conditions: hold for these uses.
+        owner: the name of the function's first parameter, if it keeps its value.
+    """
+
+    function: Path
     uses: tuple[Use, ...]
-    conditions: tuple[Condition, ...]
+    conditions: tuple[Condition, ...] = ()
+    owner: str | None = None
 
 
-@dataclass
-class _State:
-    """The stack and the variables, as far as they are known."""
+class _Value(NamedTuple):
+    """A value on the stack or in a variable.
 
-    stack: list[Value] = field(default_factory=list)
-    variables: dict[str, Value] = field(default_factory=dict)
-    conditions: list[Condition] = field(default_factory=list)
+    ``kind`` is 'path' (the value at ``path``), 'old path' (the value that was there before unknown code ran), 'result'
+    (the followed value), 'used' (a result that was used), 'null', 'none', 'is none' and 'is not none' (whether the
+    value at ``path`` is None), or 'other'.
+    """
 
-    def pop(self, count: int = 1) -> list[Value]:
-        """Remove and return the values on top. Values below the known part of the stack are OTHER."""
-        if count == 0:
-            return []
-        missing = [OTHER] * max(0, count - len(self.stack))
-        values = missing + self.stack[-count:]
-        del self.stack[-count:]
-        return values
+    kind: str
+    path: Path = ()
 
-    def load(self, name: str) -> None:
-        self.stack.append(self.variables.get(name, Value("local", name)))
+    def is_local(self) -> bool:
+        """Return whether this is the value of a local variable."""
+        return self.kind == "path" and self.path[0] == "local" and len(self.path) == 2
 
-    def store(self, name: str) -> None:
-        self.variables[name] = self.pop()[0]
+    def aged(self) -> _Value:
+        """Return this value after unknown code has run."""
+        return self if self.kind != "path" or self.is_local() else _Value("old path", self.path)
+
+
+_RESULT, _USED, _NULL, _NONE, _OTHER = map(_Value, ("result", "used", "null", "none", "other"))
 
 
 class _Unknown(Exception):
     """An instruction that the analysis does not follow."""
 
 
-_IGNORED = frozenset({"CACHE", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL", "RESUME"})
+@dataclass
+class _State:
+    """The stack and the variables, as far as they are known."""
+
+    is_none: Callable[[Path], bool | None]
+    stack: list[_Value] = field(default_factory=list)
+    variables: dict[str, _Value] = field(default_factory=dict)
+    conditions: list[Condition] = field(default_factory=list)
+    loads: list[Path] = field(default_factory=list)
+    stores: list[str] = field(default_factory=list)
+
+    def pop(self, count: int = 1) -> list[_Value]:
+        """Remove and return the values on top. Values below the known part of the stack are 'other'."""
+        missing, kept = max(0, count - len(self.stack)), max(0, len(self.stack) - count)
+        values = [_OTHER] * missing + self.stack[kept:]
+        del self.stack[kept:]
+        return values
+
+    def load(self, path: Path) -> None:
+        self.loads.append(path)
+        self.stack.append(_Value("path", path))
+
+    def load_local(self, name: str) -> None:
+        value = self.variables.get(name)
+        if value == _USED:
+            raise _Unknown
+        if value is None:
+            self.load(("local", name))
+        else:
+            self.stack.append(value)
+
+    def load_attribute(self, name: str) -> None:
+        (base,) = self.pop()
+        if base.kind != "path":
+            raise _Unknown
+        if self.loads[-1:] == [base.path]:
+            del self.loads[-1]  # the longer path includes this load
+        self.load((*base.path, name))
+
+    def store(self, name: str) -> None:
+        (value,) = self.pop()
+        if value.kind == "path" and len(value.path) > 2:
+            raise _Unknown
+        self.variables[name] = value
+        self.stores.append(name)
+
+
+_IGNORED = frozenset({"EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL"})
 _LOADS = frozenset({"LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK"})
 _DOUBLE_LOADS = frozenset({"LOAD_FAST_LOAD_FAST", "LOAD_FAST_BORROW_LOAD_FAST_BORROW"})
 _CALLS = frozenset({"CALL", "CALL_FUNCTION", "CALL_METHOD"})
-_JUMPS_ON_NONE = {
-    "POP_JUMP_IF_NONE": True,
-    "POP_JUMP_FORWARD_IF_NONE": True,
-    "POP_JUMP_IF_NOT_NONE": False,
-    "POP_JUMP_FORWARD_IF_NOT_NONE": False,
-}
-_JUMPS_ON_TRUTH = {
-    "POP_JUMP_IF_TRUE": True,
-    "POP_JUMP_FORWARD_IF_TRUE": True,
-    "POP_JUMP_IF_FALSE": False,
-    "POP_JUMP_FORWARD_IF_FALSE": False,
-}
-#: After one of these, the stack is at the level of the statement.
-_ENDS_OF_STATEMENTS = frozenset({"STORE_FAST", "POP_TOP", "RESUME", "JUMP_FORWARD", *_JUMPS_ON_NONE, *_JUMPS_ON_TRUTH})
-_ADDITIONS = {"+": False, "+=": True}
+#: Whether the jump is taken if the value is None, or if it is true. Python 3.11 has names with "FORWARD_".
+_JUMPS_ON_NONE = {"POP_JUMP_IF_NONE": True, "POP_JUMP_IF_NOT_NONE": False}
+_JUMPS_ON_TRUTH = {"POP_JUMP_IF_TRUE": True, "POP_JUMP_IF_FALSE": False}
+#: A function with one of these names may keep a dictionary of its variables, which reading the variables would change.
+_INSPECTORS = frozenset({"locals", "vars", "eval", "exec", "f_locals", "_getframe", "currentframe"})
 
 
-def uses(code: CodeType, offset: int, is_none: Callable[[str], bool | None]) -> Uses:
+def uses(code: CodeType, offset: int, is_none: Callable[[Path], bool | None]) -> Uses:
     """Return how the result of the call at ``offset`` is used.
 
     Args:
         code: a function's code.
         offset: the position of the instruction: ``frame.f_lasti``.
-        is_none: returns whether ``self.name`` is None now, or None if that is not known.
+        is_none: returns whether the value at a path is None now, or None if that is not known.
     """
-    instructions = list(dis.get_instructions(code))
+    if not code.co_flags & inspect.CO_OPTIMIZED or not _INSPECTORS.isdisjoint(code.co_names):
+        return Uses((), (Use("unknown"),))
+    instructions = [i for i in dis.get_instructions(code) if i.opname not in _IGNORED or i.is_jump_target]
     index = {instruction.offset: i for i, instruction in enumerate(instructions)}
-    state = _State()
-    found: list[Use] = []
+    state, found, function = _State(is_none), [], ()  # type: tuple[_State, list[Use], Path]
     try:
         position = index[offset]
-        _start(instructions, position, state)
-        while not found or found[-1].kind not in ("return", "unknown"):
-            use, position = _follow(instructions, index, position + 1, state, is_none)
+        function = _start(instructions, position, state)
+        while not found or found[-1].kind != "return":
+            use, position = _follow(instructions, index, position + 1, state)
             found.append(use)
     except (_Unknown, KeyError):
         found.append(Use("unknown"))
-    return Uses(tuple(found), tuple(state.conditions))
+    return Uses(function, tuple(found), tuple(state.conditions), _owner(code, instructions))
 
 
-def _start(instructions: list[dis.Instruction], call: int, state: _State) -> None:
-    """Simulate the statement of the call up to its result."""
-    i = call
-    while i > 0 and instructions[i - 1].opname not in _ENDS_OF_STATEMENTS:
-        i -= 1
-    for instruction in instructions[i:call]:
-        if instruction.opname in _CALLS:
-            _call(instruction, state)
-        elif not _move(instruction, state):
-            raise _Unknown
-    if instructions[call].opname not in _CALLS:
-        raise _Unknown
-    _call(instructions[call], state)
-    state.stack[-1] = RESULT
+def _owner(code: CodeType, instructions: list[dis.Instruction]) -> str | None:
+    """Return the name of the first parameter. None if the function stores it, or if a nested function uses it."""
+    name = code.co_varnames[0] if code.co_argcount > 0 else None
+    for instruction in instructions:
+        has_variables = instruction.opcode in dis.haslocal or instruction.opcode in dis.hasfree
+        if has_variables and instruction.opname not in _LOADS | _DOUBLE_LOADS:
+            argument = instruction.argval
+            if name in (argument if type(argument) is tuple else (argument,)):
+                return None
+    return name
 
 
-def _follow(
-    instructions: list[dis.Instruction],
-    index: dict[int, int],
-    i: int,
-    state: _State,
-    is_none: Callable[[str], bool | None],
-) -> tuple[Use, int]:
-    """Follow the result from instruction ``i`` on. Return its use and the position of that. Its result is RESULT then."""
+def _start(instructions: list[dis.Instruction], call: int, state: _State) -> Path:
+    """Simulate the statement of the call up to its result. Return the path of the called function."""
+    start = call
+    while start > 0 and not (instructions[start].is_jump_target or _ends_statement(instructions[start - 1])):
+        start -= 1
+    function, arguments = _OTHER, []  # type: tuple[_Value, list[_Value]]
+    for instruction in instructions[start : call + 1]:
+        if instruction.opname not in _CALLS:
+            if instruction is instructions[call] or not _move(instruction, state):
+                raise _Unknown
+            continue
+        function, arguments = _call(instruction, state)
+        # A call runs unknown code. So may the load of an attribute for an argument.
+        if instruction is not instructions[call] or any(len(argument.path) > 2 for argument in arguments):
+            state.stack = [value.aged() for value in state.stack]
+    state.stack[-1] = _RESULT
+    state.loads.clear()
+    state.stores.clear()
+    return function.path
+
+
+def _ends_statement(instruction: dis.Instruction) -> bool:
+    """Return whether the simulation may start after this instruction, with an unknown stack."""
+    return instruction.opname in ("STORE_FAST", "POP_TOP", "RESUME") or "JUMP" in instruction.opname
+
+
+def _call(instruction: dis.Instruction, state: _State) -> tuple[_Value, list[_Value]]:
+    """Remove the arguments and the function, and push the result. Return the function and the arguments."""
+    arguments = state.pop(instruction.arg or 0)
+    function = [value for value in state.pop(1 if instruction.opname == "CALL_FUNCTION" else 2) if value != _NULL]
+    state.stack.append(_OTHER)
+    return function[0] if len(function) == 1 else _OTHER, arguments
+
+
+def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, state: _State) -> tuple[Use, int]:
+    """Follow the result from instruction ``i`` on. Return its use and the position of that."""
     while i < len(instructions):
         instruction = instructions[i]
-        target = _jump(instruction, state, is_none)
-        if target is not None:
-            i = index[target] if target >= 0 else i + 1
+        is_taken = _jump(instruction, state)
+        if is_taken is not None:
+            if is_taken and instruction.argval <= instruction.offset:
+                raise _Unknown
+            i = index[instruction.argval] if is_taken else i + 1
             continue
         use = _use(instruction, state)
         if use is not None:
+            use = use._replace(loads=tuple(state.loads), stores=tuple(state.stores))
+            state.loads.clear()
+            state.stores.clear()
             if use.kind != "return":
-                if not _is_dead_after(instructions, i, state):
-                    raise _Unknown
-                state.variables = {name: OTHER if value == RESULT else value for name, value in state.variables.items()}
-                state.stack[-1] = RESULT
+                use = use._replace(is_clean=_take(instructions[i + 1], state))
             return use, i
         if not _move(instruction, state):
             raise _Unknown
@@ -174,143 +246,105 @@ def _follow(
     raise _Unknown
 
 
-def _call(instruction: dis.Instruction, state: _State) -> tuple[list[Value], list[Value]]:
-    """Remove the arguments and the function, and push the result. Return the function's values and the arguments."""
-    arguments = state.pop(instruction.arg or 0)
-    function = state.pop(1 if instruction.opname == "CALL_FUNCTION" else 2)
-    state.stack.append(OTHER)
-    return function, arguments
+def _take(following: dis.Instruction, state: _State) -> bool:
+    """Replace the used result by that of the use. Return whether no variable holds a used result after this."""
+    state.stack.pop()
+    if _RESULT in state.stack:
+        raise _Unknown
+    state.stack.append(_RESULT)
+    state.variables = {name: _USED if value == _RESULT else value for name, value in state.variables.items()}
+    if following.opname == "RETURN_VALUE":
+        return True
+    holders = {name for name, value in state.variables.items() if value == _USED}
+    if following.opname in ("STORE_FAST", "STORE_FAST_LOAD_FAST"):
+        holders.discard(following.argval if following.opname == "STORE_FAST" else following.argval[0])
+    return not holders
 
 
-def _jump(instruction: dis.Instruction, state: _State, is_none: Callable[[str], bool | None]) -> int | None:
-    """Follow a jump. Return the target's offset, -1 if the jump is not taken, or None for other instructions."""
-    name = instruction.opname
-    if name == "JUMP_FORWARD":
-        return int(instruction.argval)
+def _jump(instruction: dis.Instruction, state: _State) -> bool | None:
+    """Return whether this jump is taken. None for other instructions."""
+    name = instruction.opname.replace("FORWARD_", "")
+    if instruction.opname == "JUMP_FORWARD":
+        return True
     if name in _JUMPS_ON_NONE:
         (value,) = state.pop()
-        wanted = _JUMPS_ON_NONE[name]
+        if value.kind != "path":
+            raise _Unknown
+        is_taken_if_none = _JUMPS_ON_NONE[name]
     elif name in _JUMPS_ON_TRUTH:
         (value,) = state.pop()
         if value.kind not in ("is none", "is not none"):
             raise _Unknown
-        wanted = _JUMPS_ON_TRUTH[name] == (value.kind == "is none")
-        value = value.base
+        is_taken_if_none = _JUMPS_ON_TRUTH[name] == (value.kind == "is none")
     else:
         return None
-    if value.kind != "attribute" or value.base != Value("local", "self"):
+    is_none = state.is_none(value.path)
+    if is_none is None:
         raise _Unknown
-    found = is_none(value.name)
-    if found is None:
-        raise _Unknown
-    state.conditions.append(Condition(value.name, found))
-    return int(instruction.argval) if found == wanted else -1
+    state.conditions.append(Condition(value.path, is_none))
+    if state.loads[-1:] == [value.path]:
+        del state.loads[-1]  # is_none has checked it
+    return is_none == is_taken_if_none
 
 
 def _use(instruction: dis.Instruction, state: _State) -> Use | None:
     """Return the use if this instruction is one: a call, an addition or a return."""
     name = instruction.opname
     if name == "RETURN_VALUE":
-        if state.pop() != [RESULT]:
+        if state.pop() != [_RESULT]:
             raise _Unknown
         return Use("return")
     if name in _CALLS:
         function, arguments = _call(instruction, state)
-        if arguments != [RESULT] or RESULT in function:
+        if arguments != [_RESULT] or function.kind != "path":
             raise _Unknown
-        named = [value for value in function if value.kind in ("attribute", "global")]
-        path = _path(named[0]) if len(named) == 1 else None
-        if path is None:
-            raise _Unknown
-        return Use("call", path)
-    addition = _addition(instruction)
-    if addition is not None:
-        left, right = state.pop(2)
-        state.stack.append(OTHER)
-        in_place = addition
-        other = right if left == RESULT else left
-        if (left == RESULT) == (right == RESULT) or other.kind != "local" or (in_place and left != RESULT):
-            raise _Unknown
-        return Use("add", (other.name,))
-    return None
-
-
-def _addition(instruction: dis.Instruction) -> bool | None:
-    """Return False for +, True for +=, and None for other instructions."""
-    if instruction.opname == "BINARY_OP":
-        return _ADDITIONS.get(instruction.argrepr)
-    return {"BINARY_ADD": False, "INPLACE_ADD": True}.get(instruction.opname)
-
-
-def _path(value: Value) -> tuple[str, ...] | None:
-    if value.kind == "attribute":
-        before = _path(value.base)
-        return None if before is None else (*before, value.name)
-    return (value.name,) if value.kind == "global" or value == Value("local", "self") else None
+        return Use("call", function.path)
+    in_place = {"BINARY_ADD": False, "INPLACE_ADD": True}.get(name)  # Python 3.10
+    if name == "BINARY_OP":
+        in_place = {"+": False, "+=": True}.get(instruction.argrepr)
+    if in_place is None:
+        return None
+    left, right = state.pop(2)
+    state.stack.append(_OTHER)
+    other = right if left == _RESULT else left
+    if (left == _RESULT) == (right == _RESULT) or not other.is_local() or (in_place and left != _RESULT):
+        raise _Unknown
+    return Use("add", other.path)
 
 
 def _move(instruction: dis.Instruction, state: _State) -> bool:
     """Simulate an instruction that moves values. Return False if it is another one."""
     name, argument = instruction.opname, instruction.argval
-    if name in _IGNORED:
+    has_null = bool((instruction.arg or 0) & 1)
+    if name in _IGNORED or name == "RESUME":
         pass
     elif name in _LOADS:
-        state.load(argument)
+        state.load_local(argument)
     elif name in _DOUBLE_LOADS:
-        state.load(argument[0])
-        state.load(argument[1])
+        state.load_local(argument[0])
+        state.load_local(argument[1])
     elif name == "STORE_FAST":
         state.store(argument)
     elif name == "STORE_FAST_LOAD_FAST":
         state.store(argument[0])
-        state.load(argument[1])
+        state.load_local(argument[1])
     elif name in ("LOAD_ATTR", "LOAD_METHOD"):
-        (base,) = state.pop()
-        if base == RESULT:
-            return False
-        state.stack.append(Value("attribute", argument, base))
-        if name == "LOAD_METHOD" or "NULL|self" in instruction.argrepr:
-            state.stack.append(NULL)
+        state.load_attribute(argument)
+        if name == "LOAD_METHOD" or (has_null and sys.version_info >= (3, 12)):
+            state.stack.append(_NULL)
     elif name == "LOAD_GLOBAL":
-        if "NULL" in instruction.argrepr:
-            state.stack.append(NULL)
-        state.stack.append(Value("global", argument))
-        if instruction.argrepr.endswith("+ NULL") and not instruction.argrepr.startswith("NULL"):
-            state.stack[-2:] = [state.stack[-1], state.stack[-2]]
+        state.load(("global", argument))
+        if has_null and sys.version_info >= (3, 11):
+            state.stack.insert(-1, _NULL)
     elif name == "PUSH_NULL":
-        state.stack.append(NULL)
+        state.stack.append(_NULL)
     elif name == "LOAD_CONST":
-        state.stack.append(NONE if argument is None else OTHER)
+        state.stack.append(_NONE if argument is None else _OTHER)
     elif name == "IS_OP":
         value, none = state.pop(2)
-        if none != NONE:
+        if none != _NONE or value.kind != "path":
             return False
-        state.stack.append(Value("is not none" if instruction.arg else "is none", base=value))
+        state.stack.append(_Value("is not none" if instruction.arg else "is none", value.path))
     else:
         return False
     return True
-
-
-def _is_dead_after(instructions: list[dis.Instruction], use: int, state: _State) -> bool:
-    """Return whether nothing holds the used value after the instruction ``use``, whose result is on the stack."""
-    if RESULT in state.stack[:-1]:
-        return False
-    holders = {name for name, value in state.variables.items() if value == RESULT}
-    following = next((i for i in instructions[use + 1 :] if i.opname not in _IGNORED), None)
-    if following is not None and following.opname in ("STORE_FAST", "STORE_FAST_LOAD_FAST"):
-        stored = following.argval if following.opname == "STORE_FAST" else following.argval[0]
-        holders.discard(stored)
-    if following is not None and following.opname == "RETURN_VALUE":
-        return True
-    if not holders:
-        return True
-    if any("BACKWARD" in i.opname or i.opname in ("JUMP_ABSOLUTE", "FOR_ITER") for i in instructions):
-        return False
-    later = instructions[use + 1 :]
-    loaded = {i.argval for i in later if i.opname in _LOADS}
-    for i in later:
-        if i.opname in _DOUBLE_LOADS or i.opname == "STORE_FAST_LOAD_FAST":
-            loaded.update(i.argval)
-        elif i.opname.startswith(("LOAD_FAST_AND", "DELETE_FAST")):
-            loaded.add(i.argval)
-    return not holders & loaded

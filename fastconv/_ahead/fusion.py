@@ -2,18 +2,17 @@
 
 ``relu(batch_norm(conv(x)))`` runs as one operator in inference, and ``relu(batch_norm(x) + residual)`` in training. The
 first layer looks ahead (:mod:`fastconv._ahead.lookahead`), computes the result of all steps, and returns it as an
-:class:`Ahead`. The program then calls the other layers. Each of them finds that its work is done and passes the Ahead on,
-and the last one returns the tensor. So the program's own code runs in every call, but it runs between the steps only
-where it does nothing else.
+:class:`Ahead`. The program then calls the other layers. Each of them finds that its work is done and passes the Ahead
+on. The last one returns the tensor.
 
-Nothing is cached from call to call except the analysis of the bytecode. No parameter is copied or folded into another.
+Only the analysis of the bytecode is remembered from call to call. No parameter is copied or folded into another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +20,17 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastconv import functional as FF
-from fastconv._ahead.lookahead import Addition, steps
+from fastconv._ahead.lookahead import LAYERS_IN_FRAME, Addition, Step, runs_stock_code, steps
 from fastconv._ops import batch_norm as _batch_norm
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.conv2d_inference import conv2d_inference as _conv2d_inference
 from fastconv._ops.function import needs_gradient
+from fastconv._ops.library import FLOATING_DTYPES
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
 from fastconv._ops.sizes import conv2d_output
-from fastconv._ops.library import FLOATING_DTYPES
 from fastconv.normalization import is_supported
 
-__all__ = ["Ahead", "activation_of", "batch_norm_ahead", "convolution_ahead", "register"]
-
-#: The most steps after a convolution: a batch norm, an addition, an activation, and an nn.Identity between them.
-_MOST_STEPS = 4
+__all__ = ["Ahead", "activation_of", "batch_norm_ahead", "convolution_ahead", "register", "register_sequential"]
 
 
 class Ahead:
@@ -63,67 +59,98 @@ class Ahead:
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func not in _PASSING:
+            raise RuntimeError(
+                f"fastconv expected no call of {func} here. Please report this program. fastconv.convert(model, "
+                "fuse=False) avoids the error"
+            )
         found = next(a for a in (*args, *(kwargs or {}).values()) if type(a) is Ahead)
         return found.passed()
 
 
-#: How many steps are computed with a layer; the batch norm, the residual, the activation and its slope.
-_Fusion = tuple[int, Any, Tensor | None, Activation, float]
+class _Fusion(NamedTuple):
+    """The steps to compute with a layer."""
+
+    steps: int = 0
+    norm: Any = None
+    residual: Tensor | None = None
+    activation: Activation = Activation.NONE
+    slope: float = 0.0
 
 
-def _choose(found: list[Any], norm: bool, activations: Collection[Activation]) -> _Fusion:
-    """Choose the steps to compute with a layer: a batch norm if ``norm``, an addition and an activation, in this order."""
-    chosen, batch_norm, residual = 0, None, None
-    can_add = not norm
-    for i, step in enumerate(found):
+_NOTHING = _Fusion()
+
+
+def _choose(found: Iterator[Step], with_norm: bool, activations: Collection[Activation]) -> _Fusion:
+    """Choose the steps to compute with a layer, in this order: a batch norm, an addition, an activation.
+
+    Args:
+        found: the steps that follow.
+        with_norm: begin with a batch norm. Without one, there is no addition.
+        activations: those that the operator computes.
+    """
+    chosen, count, norm, residual = _NOTHING, 0, None, None
+    activation, slope = Activation.NONE, 0.0
+    for step, is_clean in found:
         cls = type(step)
-        if cls in _BATCH_NORMS:
-            if not norm or batch_norm is not None or residual is not None:
-                break
-            buffers = step._buffers
-            if step.training or buffers.get("running_mean") is None or buffers.get("running_var") is None:
-                break
-            if "weight" not in step._parameters or "bias" not in step._parameters:  # parametrised
-                break
-            batch_norm, can_add = step, True
-        elif cls is Addition:
-            if not can_add or residual is not None or type(step.other) is not Tensor:
+        if cls is Addition:
+            if residual is not None or (with_norm and norm is None) or type(step.other) is not Tensor:
                 break
             residual = step.other
+        elif cls in _FORWARDS and not runs_stock_code(step, _FORWARDS[cls]):
+            break
+        elif cls in _BATCH_NORMS:
+            if not with_norm or norm is not None or residual is not None or not _is_constant(step):
+                break
+            norm = step
         elif cls is not nn.Identity:
             activation, slope = activation_of(step)
-            if activation is Activation.NONE or activation not in activations:
+            if activation not in activations:
                 break
-            return i + 1, batch_norm, residual, activation, slope
-        chosen = i + 1
-    return chosen, batch_norm, residual, Activation.NONE, 0.0
+        count += cls is not nn.Identity  # which returns its argument
+        if is_clean:
+            chosen = _Fusion(count, norm, residual, activation, slope)
+        if activation is not Activation.NONE:
+            break
+    return chosen
+
+
+def _is_constant(norm: nn.BatchNorm2d) -> bool:
+    """Return whether a batch norm uses its running statistics, and its tensors are what it has registered."""
+    parameters, buffers = norm._parameters, norm._buffers
+    has_statistics = buffers.get("running_mean") is not None and buffers.get("running_var") is not None
+    is_known = "weight" in parameters and "bias" in parameters and type(norm.eps) is float and norm.eps > 0
+    return has_statistics and is_known and norm.training is False
 
 
 def activation_of(step: Any) -> tuple[Activation, float]:
     """Return the activation that a layer or a function computes, with the slope of a leaky ReLU. NONE for others."""
     if not isinstance(step, nn.Module):
-        try:
-            return _FUNCTIONS.get(step, Activation.NONE), 0.01
-        except TypeError:  # not hashable
-            return Activation.NONE, 0.0
+        is_function = isinstance(step, FunctionType | BuiltinFunctionType)
+        return (_FUNCTIONS.get(step, Activation.NONE) if is_function else Activation.NONE), 0.01
     activation = _LAYERS.get(type(step), Activation.NONE)
     if activation is Activation.RELU6 and (step.min_val, step.max_val) != (0, 6):
         return Activation.NONE, 0.0
-    return activation, float(step.negative_slope) if activation is Activation.LEAKY_RELU else 0.0
+    if activation is Activation.LEAKY_RELU:
+        slope = step.negative_slope
+        return (activation, float(slope)) if type(slope) in (float, int) else (Activation.NONE, 0.0)
+    return activation, 0.0
 
 
 def _is_seen() -> bool:
-    """Return whether a mode, a tracer or a transform sees the operations that the program calls."""
+    """Return whether a mode, a hook, a tracer or a transform sees the operations that the program calls."""
     return (
         torch._C._len_torch_function_stack() > 0
         or torch._C._len_torch_dispatch_stack() > 0
+        or not torch._C._is_torch_function_enabled()  # an Ahead needs it
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         or torch._C._get_tracing_state() is not None
     )
 
 
-def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead | Tensor | None:
+def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead | None:
     """Compute a convolution and the steps that follow it, without a gradient. None if the convolution runs alone.
 
     Args:
@@ -131,20 +158,19 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
         frame: the frame of its ``forward``.
         input: (N, C, H, W).
     """
+    if type(input) is not Tensor or not input.is_cpu or input.dtype not in FLOATING_DTYPES:
+        return None
     parameters, padding = layer._parameters, layer.padding  # layer.weight takes a call of __getattr__
-    if "weight" not in parameters:  # parametrised
+    weight, bias = parameters.get("weight"), parameters.get("bias")  # None: parametrised
+    if weight is None or needs_gradient((input, weight, bias)) or input.dim() != 4 or weight.dim() != 4:
         return None
-    weight, bias = parameters["weight"], parameters["bias"]
-    if type(input) is not Tensor or not input.is_cpu or layer.padding_mode != "zeros" or type(padding) is str:
+    is_plain = layer.padding_mode == "zeros" and input.layout is torch.strided and not input.is_nested
+    if not is_plain or _is_seen() or torch.is_autocast_enabled("cpu"):
         return None
-    dtype = input.dtype
-    is_plain = dtype in FLOATING_DTYPES and input.dim() == 4 and input.layout is torch.strided and not input.is_nested
-    if not is_plain or needs_gradient((input, weight, bias)) or _is_seen() or torch.is_autocast_enabled("cpu"):
+    geometry = layer.stride, padding, layer.dilation
+    if any(type(pair) is not tuple for pair in geometry):
         return None
-    found = steps(frame, _MOST_STEPS)
-    if not found:
-        return None
-    count, norm, residual, activation, slope = _choose(found, True, _INFERENCE)
+    count, norm, residual, activation, slope = _choose(steps(layer, frame), True, _INFERENCE)
     if norm is None:
         if count == 0 or activation is Activation.RELU:
             return None  # conv2d_relu is faster, and a pool may follow
@@ -154,22 +180,25 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
         parameters, buffers = norm._parameters, norm._buffers
         vectors = (buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"])
         eps = norm.eps
-    if not _are_vectors((weight, bias, *vectors), dtype):
+    if not _are_vectors((weight, bias, *vectors), input.dtype) or not _fits(residual, input, weight, *geometry):
         return None
-    stride, dilation, groups = layer.stride, layer.dilation, layer.groups
-    if residual is not None:
-        size = (
-            input.shape[0],
-            weight.shape[0],
-            *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation),
+    try:
+        result = _conv2d_inference(
+            input, weight, bias, *vectors, residual, *geometry, layer.groups, eps, activation, slope
         )
-        last = suggests_channels_last(input) or suggests_channels_last(weight)
-        if not _is_like(residual, size, dtype, last) or needs_gradient((residual,)):
-            return None
-    result: Tensor = _conv2d_inference(
-        input, weight, bias, *vectors, residual, stride, padding, dilation, groups, eps, activation, slope
-    )
+    except RuntimeError:  # The layer that runs alone raises PyTorch's error.
+        return None
     return Ahead(result, count)
+
+
+def _fits(residual: Tensor | None, input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    """Return whether a convolution's result has the size, dtype and layout of ``residual``."""
+    if residual is None:
+        return True
+    if min(*stride, *dilation) <= 0 or needs_gradient((residual,)):
+        return False
+    size = input.shape[0], weight.shape[0], *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return _is_like(residual, size, input.dtype, suggests_channels_last(input) or suggests_channels_last(weight))
 
 
 def _are_vectors(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> bool:
@@ -193,21 +222,19 @@ def _is_like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype, channels
 
 
 def batch_norm_ahead(
-    frame: FrameType | None, input: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any, training: bool,
-    momentum: float, eps: float,
-) -> Ahead | Tensor | None:  # fmt: skip
+    layer: nn.BatchNorm2d, frame: FrameType, input: Any, running_mean: Any, running_var: Any, weight: Any, bias: Any,
+    training: bool, momentum: float, eps: float,
+) -> Ahead | None:  # fmt: skip
     """Compute a batch norm and the steps that follow it. None if the batch norm runs alone.
 
     Args:
-        frame: the frame of the layer's ``forward``.
+        layer: the batch norm.
+        frame: the frame of its ``forward``.
         input to eps: the arguments of :func:`fastconv.functional.batch_norm`.
     """
     if type(input) is not Tensor or _is_seen():
         return None
-    found = steps(frame, _MOST_STEPS)
-    if not found:
-        return None
-    count, _, residual, activation, _ = _choose(found, False, _DIFFERENTIABLE)
+    count, _, residual, activation, _ = _choose(steps(layer, frame), False, _DIFFERENTIABLE)
     if count == 0 or not is_supported(input, running_mean, running_var, weight, bias, training, momentum, eps):
         return None
     if residual is not None and not _is_like(residual, tuple(input.shape), input.dtype, is_channels_last(input)):
@@ -220,7 +247,7 @@ def batch_norm_ahead(
 
 
 #: The activations that may follow without a gradient, and those that a batch norm differentiates.
-_INFERENCE = frozenset(Activation)
+_INFERENCE = frozenset(Activation) - {Activation.NONE}
 _DIFFERENTIABLE = frozenset({Activation.RELU, Activation.RELU6})
 #: The exact classes that may follow. fastconv.nn adds its own.
 _BATCH_NORMS: set[type] = {nn.BatchNorm2d}
@@ -231,6 +258,8 @@ _LAYERS: dict[type, Activation] = {
     nn.Hardswish: Activation.HARDSWISH,
     nn.SiLU: Activation.SILU,
 }
+#: The code of their ``forward`` at import.
+_FORWARDS: dict[type, CodeType] = {cls: cls.forward.__code__ for cls in (nn.Identity, *_BATCH_NORMS, *_LAYERS)}
 _FUNCTIONS: dict[Any, Activation] = {
     FF.relu: Activation.RELU,
     F.relu: Activation.RELU,
@@ -240,9 +269,17 @@ _FUNCTIONS: dict[Any, Activation] = {
     F.hardswish: Activation.HARDSWISH,
     F.silu: Activation.SILU,
 }
+#: The functions that the steps call.
+_PASSING = {*_FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}
 
 
 def register(batch_norm: type[nn.BatchNorm2d], activations: Mapping[type, Activation]) -> None:
     """Add layers that may follow."""
     _BATCH_NORMS.add(batch_norm)
     _LAYERS.update(activations)
+    _FORWARDS.update({cls: cls.forward.__code__ for cls in (batch_norm, *activations)})
+
+
+def register_sequential(sequential: type[nn.Sequential]) -> None:
+    """Add a Sequential whose ``forward`` has the members in ``layers`` and the position of the current one in ``i``."""
+    LAYERS_IN_FRAME.add(sequential.forward.__code__)

@@ -1,23 +1,27 @@
 """Find what the program does with the result of a layer: the next layers, functions and additions.
 
 The answer is about this very call. It comes from the bytecode of the code that runs (:mod:`fastconv._ahead.bytecode`)
-and from the modules and tensors that its variables hold now.
+and from the modules and tensors that its variables hold now. Only the analysis of the bytecode is remembered.
 """
 
 from __future__ import annotations
 
 import sys
-from types import CodeType, FrameType
+import weakref
+from collections.abc import Generator, Iterator
+from itertools import starmap
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-from fastconv._ahead.bytecode import Uses, uses
+from fastconv._ahead.bytecode import Path, Use, Uses, uses
 from fastconv._layer import is_observed
 
-__all__ = ["Addition", "steps"]
+__all__ = ["LAYERS_IN_FRAME", "Addition", "Step", "runs_stock_code", "steps"]
 
 
 class Addition(NamedTuple):
@@ -26,123 +30,221 @@ class Addition(NamedTuple):
     other: Any
 
 
-_CALL_IMPL, _WRAPPED_CALL_IMPL = Module._call_impl.__code__, Module._wrapped_call_impl.__code__
+class Step(NamedTuple):
+    """What uses a result.
+
+    Attributes:
+        what: a module, a function or an Addition.
+        is_clean: no variable holds an earlier result once this step is finished.
+    """
+
+    what: Any
+    is_clean: bool
+
+
+#: PyTorch's own methods of a module.
+_CALL, _CALL_IMPL, _WRAPPED_CALL_IMPL, _GETATTR, _ITER = (
+    Module.__call__, Module._call_impl, Module._wrapped_call_impl, Module.__getattr__, torch.nn.Sequential.__iter__,
+)  # fmt: skip
+_CALL_IMPL_CODE, _WRAPPED_CALL_IMPL_CODE = _CALL_IMPL.__code__, _WRAPPED_CALL_IMPL.__code__
 _SEQUENTIAL = torch.nn.Sequential.forward.__code__
-#: For each call that was analysed, its uses under different conditions.
-_USES: dict[tuple[CodeType, int], tuple[Uses, ...]] = {}
-#: The most uses of one call. More combinations of conditions are not remembered.
-_MOST_USES = 8
-#: Whether ``self.name`` finds a submodule and runs no code of the class, by class and name.
-_PLAIN: dict[tuple[type, str], bool] = {}
+#: The code of Sequentials that keep their members and the position in the variables ``layers`` and ``i``.
+LAYERS_IN_FRAME: set[CodeType] = set()
+#: For each call that was analysed (the code's address and the offset), the code and its uses under several conditions.
+_KNOWN: dict[tuple[int, int], tuple[CodeType, tuple[Uses, ...]]] = {}
+#: More calls, or more combinations of conditions, are not remembered.
+_MOST_CALLS, _MOST_COMBINATIONS = 4096, 8
+#: Types whose values can be dropped without running code of the program. Tensors and modules are checked.
+_SILENT = frozenset({type(None), bool, int, float, str, FunctionType, torch.Size, torch.dtype, torch.device})
+#: A value that does not exist, or that is not known without running code.
+_MISSING = object()
+_get_tool = sys.monitoring.get_tool if sys.version_info >= (3, 12) else None
 
 
-def steps(frame: FrameType | None, most: int) -> list[Any]:
-    """Return what uses the result of a layer, the result of that, and so on: modules, functions and Additions.
+def steps(layer: Module, frame: FrameType | None) -> Iterator[Step]:
+    """Yield what uses the result of a layer, what uses the result of that, and so on.
 
-    The list ends where the program runs other code, or a module has hooks.
+    The steps end where the program runs other code, or where a hook sees a result.
 
     Args:
-        frame: the frame of the layer's ``forward``.
-        most: the most steps to find.
+        layer: a layer without hooks.
+        frame: the frame of its ``forward``.
     """
-    found: list[Any] = []
-    if torch_module._has_any_global_hook() or sys.gettrace() is not None or sys.getprofile() is not None:
-        return found
-    while len(found) < most:
+    if _is_traced() or torch_module._has_any_global_hook():
+        return
+    owner: Module | None = layer
+    while owner is not None and frame is not None and runs_stock_code(owner, frame.f_code):
         frame = _caller(frame)
         if frame is None:
-            break
-        returned = _of_sequential(frame, found) if frame.f_code is _SEQUENTIAL else _of_code(frame, found)
-        if not returned:
-            break
-    for i, step in enumerate(found):
-        if step is None or (isinstance(step, Module) and is_observed(step)):
-            return found[:i]
-    return found
-
-
-def _caller(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that called the module whose ``forward`` runs in ``frame``. None if hooks may see the result."""
-    for code in (_CALL_IMPL, _WRAPPED_CALL_IMPL):
-        frame = None if frame is None else frame.f_back
-        if frame is None or frame.f_code is not code:
-            return None
-    assert frame is not None
-    return frame.f_back
-
-
-def _of_sequential(frame: FrameType, found: list[Any]) -> bool:
-    """Append the layers after the current one. Return whether the Sequential then returns."""
-    variables = frame.f_locals
-    layers, current = list(variables["self"]._modules.values()), variables.get("module")
-    if layers.count(current) != 1:
-        return False
-    found += layers[layers.index(current) + 1 :]
-    return True
-
-
-def _of_code(frame: FrameType, found: list[Any]) -> bool:
-    """Append the steps of a function. Return whether it then returns."""
-    key = (frame.f_code, frame.f_lasti)
-    known = _USES.get(key, ())
-    variables = frame.f_locals
-    owner = variables.get("self")
-    if not isinstance(owner, Module) or frame.f_code.co_varnames[:1] != ("self",):
-        owner = None
-    chosen = None
-    for candidate in known:
-        if not candidate.conditions or all(_is_none(owner, name) == is_none for name, is_none in candidate.conditions):
-            chosen = candidate.uses
-            break
-    if chosen is None:
-        if len(known) == _MOST_USES:
-            return False
-        analysed = uses(frame.f_code, frame.f_lasti, lambda name: _is_none(owner, name))
-        _USES[key] = (*known, analysed)
-        chosen = analysed.uses
-    for kind, path in chosen:
-        if kind == "call":
-            found.append(_submodule(owner, path[1:]) if path[0] == "self" else _global(frame, path))
-        elif kind == "add":
-            found.append(Addition(variables.get(path[0])))
+            return
+        if frame.f_code is _SEQUENTIAL or frame.f_code in LAYERS_IN_FRAME:
+            owner = yield from _of_sequential(frame, owner)
         else:
-            return kind == "return"
+            owner = yield from _of_code(frame, owner)
+
+
+def _is_traced() -> bool:
+    """Return whether a debugger, profiler or coverage tool watches this thread."""
+    if sys.gettrace() is not None or sys.getprofile() is not None:
+        return True
+    if _get_tool is not None:
+        for tool in range(6):
+            if _get_tool(tool) is not None:
+                return True
     return False
 
 
-def _is_none(owner: Module | None, name: str) -> bool | None:
-    """Return whether ``owner.name`` is None. None if that is not known without running code."""
-    if owner is None or not _is_plain(type(owner), name):
+def runs_stock_code(module: Module, forward: CodeType) -> bool:
+    """Return whether a call of the module runs only PyTorch's own code and the code ``forward``."""
+    cls = type(module)
+    return (
+        cls.__call__ is _CALL
+        and cls._call_impl is _CALL_IMPL
+        and cls._wrapped_call_impl is _WRAPPED_CALL_IMPL
+        and type(cls.forward) is FunctionType
+        and cls.forward.__code__ is forward
+        and not is_observed(module)
+    )
+
+
+def _caller(frame: FrameType) -> FrameType | None:
+    """Return the frame that called the module whose ``forward`` runs in ``frame``. None if hooks see the result."""
+    call = frame.f_back
+    if call is None or call.f_code is not _CALL_IMPL_CODE:
         return None
-    if name in owner.__dict__:
-        return owner.__dict__[name] is None
-    return owner._modules[name] is None if name in owner._modules else None
+    call = call.f_back
+    if call is None or call.f_code is not _WRAPPED_CALL_IMPL_CODE:
+        return None
+    return call.f_back
 
 
-def _is_plain(cls: type, name: str) -> bool:
-    plain = _PLAIN.get((cls, name))
-    if plain is None:
-        plain = (
-            cls.__getattribute__ is object.__getattribute__
-            and getattr(cls, "__getattr__", None) is Module.__getattr__
-            and not hasattr(cls, name)
-        )
-        _PLAIN[cls, name] = plain
-    return plain
-
-
-def _submodule(module: Any, path: tuple[str, ...]) -> Module | None:
-    for name in path:
-        if not isinstance(module, Module) or not _is_plain(type(module), name) or name in module.__dict__:
+def _of_sequential(frame: FrameType, layer: Module) -> Generator[Step, None, Module | None]:
+    """Yield the layers after ``layer``. Return the Sequential."""
+    variables = _variables(frame)
+    owner: Module = variables["self"]
+    if frame.f_code is _SEQUENTIAL:
+        layers = list(owner._modules.values())
+        places = [i for i, other in enumerate(layers) if other is layer]
+        if len(places) != 1 or type(owner).__iter__ is not _ITER:
             return None
-        module = module._modules.get(name)
-    return module if isinstance(module, Module) else None
-
-
-def _global(frame: FrameType, path: tuple[str, ...]) -> Any:
-    value = frame.f_globals.get(path[0])
-    for name in path[1:]:
-        if type(value) is not type(torch):  # not a Python module
+        i = places[0]
+    else:
+        layers, i = variables["layers"], variables["i"]
+        if layers[i] is not layer:
             return None
-        value = vars(value).get(name)
-    return value
+    if not _is_silent(variables["input"]):
+        return None
+    for module in layers[i + 1 :]:
+        yield Step(module, True)
+    return owner
+
+
+def _of_code(frame: FrameType, layer: Module) -> Generator[Step, None, Module | None]:
+    """Yield the steps of a function that has called ``layer``. If it then returns, return its first argument."""
+    known = _known(frame) or (_analyse(frame, ()),)
+    if not known[0].function:
+        return None
+    scope = _Scope(_variables(frame), frame.f_globals)
+    if scope.value(known[0].function) is not layer:  # a C function such as functools.reduce has called the layer
+        return None
+    found = next((each for each in known if all(starmap(scope.holds, each.conditions))), None)
+    for use in (found or _analyse(frame, known)).uses:
+        if not scope.is_inert(use):
+            return None
+        if use.kind == "call":
+            yield Step(scope.value(use.path), use.is_clean)
+        elif use.kind == "add":
+            yield Step(Addition(scope.value(use.path)), use.is_clean)
+        elif use.kind == "return" and known[0].owner is not None and all(map(_is_silent, scope.variables.values())):
+            owner = scope.variables[known[0].owner]
+            return owner if isinstance(owner, Module) else None
+    return None
+
+
+def _known(frame: FrameType) -> tuple[Uses, ...]:
+    """Return the uses of the call that runs in ``frame``, as far as they are known."""
+    code, known = _KNOWN.get((id(frame.f_code), frame.f_lasti), (None, ()))
+    return known if code is frame.f_code else ()
+
+
+def _analyse(frame: FrameType, known: tuple[Uses, ...]) -> Uses:
+    """Find the uses of the call that runs in ``frame``, under the conditions of this moment. Remember them."""
+
+    def is_none(path: Path) -> bool | None:
+        value = _Scope(_variables(frame), frame.f_globals).value(path)
+        return None if value is _MISSING else value is None
+
+    found = uses(frame.f_code, frame.f_lasti, is_none)
+    if len(known) < _MOST_COMBINATIONS:
+        if len(_KNOWN) >= _MOST_CALLS:
+            _KNOWN.clear()
+        _KNOWN[id(frame.f_code), frame.f_lasti] = (frame.f_code, (*known, found))
+    return found
+
+
+class _Scope(NamedTuple):
+    """The local and the global variables of a function."""
+
+    variables: dict[str, Any]
+    names: dict[str, Any]
+
+    def value(self, path: Path) -> Any:
+        """Return the value at a path. _MISSING if it does not exist, or if finding it runs code of the program."""
+        if path[0] == "local":
+            value = self.variables.get(path[1], _MISSING)
+        elif type(self.names) is dict:
+            value = self.names.get(path[1], _MISSING)
+        else:
+            return _MISSING
+        for name in path[2:]:
+            value = _attribute(value, name)
+        return value
+
+    def holds(self, path: Path, is_none: bool) -> bool:
+        """Return whether a condition holds."""
+        value = self.value(path)
+        return value is not _MISSING and (value is None) == is_none
+
+    def is_inert(self, use: Use) -> bool:
+        """Return whether the loads and stores before a use run no code of the program."""
+        for path in use.loads:
+            if self.value(path) is _MISSING:
+                return False
+        return all(_is_silent(self.variables.get(name)) for name in use.stores)
+
+
+def _attribute(value: Any, name: str) -> Any:
+    cls = type(value)
+    if cls is ModuleType:
+        return vars(value).get(name, _MISSING)
+    if (
+        getattr(cls, "__getattr__", None) is not _GETATTR
+        or cls.__getattribute__ is not object.__getattribute__
+        or hasattr(cls, name)
+    ):
+        return _MISSING
+    attributes = vars(value)
+    if name in attributes:
+        return attributes[name]
+    if name in attributes["_parameters"] or name in attributes["_buffers"]:
+        return _MISSING
+    return attributes["_modules"].get(name, _MISSING)
+
+
+def _variables(frame: FrameType) -> dict[str, Any]:
+    """Return a copy of a frame's local variables."""
+    variables = frame.f_locals
+    copied = dict(variables)
+    # Before Python 3.13, the frame keeps the dictionary, and so the values, until the function returns. It has three
+    # references: of the frame, of this function and of the call of getrefcount. With more, the program uses it.
+    if sys.version_info < (3, 13) and sys.getrefcount(variables) <= 3:
+        variables.clear()
+    return copied
+
+
+def _is_silent(value: Any) -> bool:
+    """Return whether dropping a value runs no code of the program, such as ``__del__``."""
+    cls = type(value)
+    if cls is Tensor:
+        return weakref.getweakrefcount(value) == 0
+    return cls in _SILENT or (isinstance(value, Module) and not hasattr(cls, "__del__"))

@@ -47,7 +47,7 @@ def differentiable(
             return function_with_jvp.apply(*args)
         if torch.is_grad_enabled():
             for argument in args:  # needs_gradient, without one more function in every call (tests/test_call_path.py)
-                if isinstance(argument, Tensor) and argument.requires_grad:
+                if isinstance(argument, Tensor) and argument.requires_grad and not torch.is_inference_mode_enabled():
                     # This skips the part of Function.apply that only transforms need. That part binds the arguments
                     # to the signature of forward, which takes longer than a small convolution.
                     return super(Function, function).apply(*args)  # type: ignore[misc]
@@ -61,7 +61,7 @@ def needs_gradient(args: Sequence[Any]) -> bool:
     if torch.is_grad_enabled():
         for argument in args:  # A loop is twice as fast as any() here.
             if isinstance(argument, Tensor) and argument.requires_grad:
-                return True
+                return not torch.is_inference_mode_enabled()
     return False
 
 

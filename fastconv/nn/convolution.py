@@ -46,11 +46,11 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     @scripted_as(torch.nn.Conv2d.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if self._fuses and not is_observed(self) and not is_patched() and not torch.compiler.is_compiling():
+        if self._fuses and type(self) is Conv2d and not is_patched() and not torch.compiler.is_compiling():
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
-        return self._conv_forward(input, self.weight, self.bias)
+        return super().forward(input)  # type: ignore[no-any-return]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

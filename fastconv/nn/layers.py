@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for t
 
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, batch_norm_ahead
-from fastconv._layer import Layer, is_observed, is_patched, scripted_as
+from fastconv._layer import Layer, is_patched, scripted_as
 from fastconv._scripted import scripted_batch_norm_relu
 
 __all__ = ["BatchNorm2d", "BatchNormReLU2d", "MaxPool2d"]
@@ -67,8 +67,8 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
             return super().forward(input)  # type: ignore[no-any-return]
         self._check_input_dim(input)
         arguments = self._arguments()
-        if self._fuses and not is_observed(self):
-            result: Any = batch_norm_ahead(sys._getframe(0), input, *arguments)
+        if self._fuses and type(self) is BatchNorm2d:
+            result: Any = batch_norm_ahead(self, sys._getframe(0), input, *arguments)
             if result is not None:
                 return result  # type: ignore[no-any-return]
         return FF.batch_norm(input, *arguments)

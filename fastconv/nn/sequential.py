@@ -11,6 +11,7 @@ from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 
 from fastconv import functional as FF
+from fastconv._ahead import register_sequential
 from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
 from fastconv.nn.activations import ReLU
 from fastconv.nn.convolution import Conv2d
@@ -57,6 +58,8 @@ class Sequential(Layer, torch.nn.Sequential):
                 i += 1
         return input
 
+
+register_sequential(Sequential)
 
 #: The classes that a Sequential fuses, and the role of each.
 ROLES: dict[type, str] = {

@@ -1,0 +1,182 @@
+"""What a function does with a result, read from its bytecode.
+
+This file needs no torch: ``python test_ahead_bytecode.py`` runs it with any version of Python.
+"""
+
+from __future__ import annotations
+
+import dis
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+SOURCE = Path(__file__).parents[1] / "fastconv" / "_ahead" / "bytecode.py"
+_spec = importlib.util.spec_from_file_location("bytecode_alone", SOURCE)
+assert _spec is not None
+assert _spec.loader is not None
+bytecode = importlib.util.module_from_spec(_spec)
+sys.modules["bytecode_alone"] = bytecode
+_spec.loader.exec_module(bytecode)
+
+#: A function body, and how the result of ``self.conv`` is used: "name" for a call, "+name" for an addition, "return",
+#: or "?" for what is unknown. After an addition or call, "!" says that a variable still holds an earlier result.
+#: Versions of Python may differ in where the analysis stops: "|" separates the answers.
+FOLLOWED: dict[str, str] = {
+    "return self.conv(x)": "return",
+    "y = self.conv(x)\nreturn y": "return",
+    "return self.bn(self.conv(x))": "bn return",
+    "return self.a(self.b(self.conv(x)))": "b a return",
+    "y = self.conv(x)\ny = self.bn(y)\ny = F.relu(y)\nreturn y": "bn F.relu return",
+    "y = self.conv(x)\nreturn self.relu(self.bn(y))": "bn! relu return",
+    "x = self.conv(x)\nx = self.relu(self.bn(x))\nreturn x": "bn! relu return",
+    "y = self.conv(x)\nz = self.bn(y)\nreturn self.relu(z)": "bn! relu return",
+    "y = self.conv(x)\nz = self.bn(y)\nreturn self.relu(y)": "bn! ?",
+    "y = self.conv(x)\nz = y\ny = self.bn(y)\nreturn y + z": "bn! ?",
+    "i = x\ny = self.bn(self.conv(x))\ny += i\nreturn self.relu(y)": "bn +i relu return",
+    "y = x + self.conv(x)\nreturn y": "+x return",
+    "y = self.conv(x) + x\nreturn y": "+x return",
+    "y = self.conv(x)\nz = x\nx = 1\nreturn y + z": "+x return",
+    "i = x\ni += self.conv(x)\nreturn i": "?",
+    "y = self.conv(x)\nreturn y + y": "?",
+    "y = self.conv(x)\nreturn y + 1": "?",
+    "y = self.conv(x)\nreturn y + self.z": "?",
+    "y = self.conv(x)\nreturn y * x": "?",
+    "y = self.conv(x)\nif self.none is not None:\n    y = self.bn(y)\nreturn self.relu(y)": "relu return",
+    "y = self.conv(x)\nif self.some is not None:\n    y = self.bn(y)\nreturn self.relu(y)": "bn relu return",
+    "y = self.conv(x)\nif self.some is None:\n    x = self.bn(x)\ny += x\nreturn y": "+x return",
+    "y = self.conv(x)\nif self.none is None:\n    x = self.bn(x)\ny += x\nreturn y": "?",
+    "y = self.conv(x)\nif self.flag:\n    y = self.bn(y)\nreturn y": "?",
+    "y = self.conv(x)\nif y is None:\n    y = self.bn(y)\nreturn y": "?",
+    "y = self.conv(x)\nreturn self.bn(y) if self.unknown is None else y": "?",
+    "y = self.conv(x)\nreturn self.bn(y, y)": "?",
+    "y = self.conv(x)\nreturn self.bn(input=y)": "?",
+    "y = self.conv(x)\nreturn self.bn(*[y])": "?",
+    "y = self.conv(x)\nreturn y.bn(y)": "?",
+    "y = self.conv(x)\nself.y = y\nreturn y": "?",
+    "y = self.conv(x)\nt = self.z\nreturn self.bn(y)": "?",
+    "y = self.conv(x)\nprint()\nreturn y": "?",
+    "y = self.conv(x)\ndel x\nreturn y": "?",
+    "y = z = self.conv(x)\nreturn y": "?",
+    "return self.bn(y := self.conv(x))": "?",
+    "y, = [self.conv(x)]\nreturn y": "?",
+    "y = self.conv(x)\nassert y\nreturn y": "?",
+    "y = self.conv(x)\nreturn f'{y}'": "?",
+    "y = self.conv(x)\nf = lambda: y\nreturn self.bn(y)": "?",
+    "global y\ny = self.conv(x)\nreturn self.bn(y)": "?",
+    "y = self.conv(x)\nwith x:\n    y = self.bn(y)\nreturn y": "?",
+    "with x:\n    y = self.bn(self.conv(x))\n    y = self.relu(y)\nreturn y": "bn relu ?",
+    "try:\n    y = self.conv(x)\n    return self.bn(y)\nfinally:\n    print(y)": "bn! ?|?",
+    "try:\n    y = self.bn(self.conv(x))\nexcept E:\n    y = x\nreturn y": "?|bn ?|bn return",
+    "for i in x:\n    y = self.conv(i)\n    y = self.bn(y)\nreturn y": "bn ?",
+    "while self.none is None:\n    y = self.conv(x)\nreturn y": "?",
+    "while True:\n    y = self.bn(self.conv(x))": "bn ?",
+    "return [self.bn(self.conv(i)) for i in x]": "?|bn ?",
+    "yield self.bn(self.conv(x))": "?|bn ?",
+    "y = self.conv(x)\ny = self.bn(y)\nd = locals()\nreturn y": "?",
+    "return self.bn(self.conv(self.pad(x)))": "?",
+    "return self.bn(self.conv(x.data))": "?",
+    "y = self.conv(self.pad(x))\nreturn self.bn(y)": "bn return",
+    "return x + self.conv(self.pad(x))": "+x return",
+    "return self.bn((self.conv if x else self.conv)(x))": "?",
+    "return NULL_ACT(self.bn(self.conv(x)))": "bn NULL_ACT return",
+    "self = x\nreturn self.bn(self.conv(x))": "bn return",
+    "y = self.conv(x)\nself = y\nreturn x.bn(self)": "x.bn return",
+}
+
+
+def function(body: str) -> CodeType:
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    names: dict[str, Any] = {}
+    exec(f"def forward(self, x):\n{lines}", names)
+    code: CodeType = names["forward"].__code__
+    nested = [c for c in code.co_consts if isinstance(c, CodeType) and "conv" in c.co_names]
+    return nested[0] if nested else code
+
+
+def call_of(code: CodeType, name: str) -> int:
+    """Return the offset of the call that follows the last load of ``self.name``."""
+    depth = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and instruction.argval == name:
+            depth = 0
+        elif depth is not None and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and instruction.argval == "pad":
+            depth += 1
+        elif depth is not None and instruction.opname in ("CALL", "CALL_FUNCTION", "CALL_METHOD"):
+            if depth == 0:
+                return instruction.offset
+            depth -= 1
+    raise AssertionError(name)
+
+
+def is_none(path: tuple[str, ...]) -> bool | None:
+    return {"none": True, "some": False}.get(path[-1])
+
+
+def found(body: str, is_none: Callable[[Any], bool | None] = is_none) -> Any:
+    code = function(body)
+    return bytecode.uses(code, call_of(code, "conv"), is_none)
+
+
+def described(result: Any) -> str:
+    texts = []
+    for use in result.uses:
+        names = use.path[1 + (use.path[1:2] == ("self",)) :]
+        text = {"call": ".".join(names), "add": "+" + ".".join(names), "unknown": "?"}.get(use.kind, use.kind)
+        texts.append(text + "!" * (use.kind in ("call", "add") and not use.is_clean))
+    return " ".join(texts)
+
+
+def test_the_uses_of_a_result_are_followed() -> None:
+    for body, expected in FOLLOWED.items():
+        assert described(found(body)) in expected.split("|"), (body, described(found(body)), expected)
+
+
+def test_the_called_function_is_known() -> None:
+    assert found("return self.conv(x)").function == ("local", "self", "conv")
+    assert found("y = self.conv(self.pad(x))\nreturn y").function == ("local", "self", "conv")
+    assert found("return self.bn((self.conv if x else self.conv)(x))").function == ()
+
+
+def test_conditions_are_noted() -> None:
+    body = "y = self.conv(x)\nif self.none is not None:\n    y = self.bn(y)\nreturn y"
+    assert found(body).conditions == ((("local", "self", "none"), True),)
+    unknown = found(body, lambda path: None)
+    assert (described(unknown), unknown.conditions) == ("?", ())
+
+
+def test_loads_and_stores_before_a_use_are_noted() -> None:
+    bn, *_ = found("y = self.conv(x)\nreturn F.relu(self.bn(y))").uses
+    assert set(bn.loads) == {("global", "F", "relu"), ("local", "self", "bn")}
+    assert bn.stores == ("y",)
+
+
+def test_a_function_that_stores_its_first_parameter_has_no_owner() -> None:
+    assert found("return self.conv(x)").owner == "self"
+    for body in (
+        "y = self.conv(x)\nself = 1\nreturn y", "y = self.conv(x)\ndel self\nreturn y",
+        "f = lambda: self\nreturn self.conv(x)",
+    ):  # fmt: skip
+        code = function(body)
+        offset = next(i.offset for i in dis.get_instructions(code) if i.opname.startswith("CALL"))
+        assert bytecode.uses(code, offset, is_none).owner is None
+
+
+def test_every_offset_of_any_code_gets_an_answer() -> None:
+    for module in (dis, importlib.util):
+        for value in vars(module).values():
+            code = getattr(value, "__code__", None)
+            if isinstance(code, CodeType):
+                for instruction in dis.get_instructions(code):
+                    for known in (True, False, None):
+                        result = bytecode.uses(code, instruction.offset, lambda path, known=known: known)
+                        assert result.uses[-1].kind in ("return", "unknown")
+
+
+if __name__ == "__main__":
+    for name, test in list(globals().items()):
+        if name.startswith("test_"):
+            test()
+    print("passed:", sys.version.split()[0])
