@@ -20,7 +20,7 @@ LAYERS = (
     {"benchmarking", "builder"},
     {"public"},
     {"conversion", "override", "tuning"},
-    {"nn", "functional", "models", "optim", "reference", "flops", "_deferred", "_layer", "_scripted"},
+    {"nn", "functional", "models", "optim", "reference", "flops", "_ahead", "_deferred", "_layer", "_scripted", "normalization"},
     {"environment"},
     {"_ops"},
     {"installation", "processor", "startup", "version"},

@@ -30,7 +30,7 @@ class ReLU(Layer, torch.nn.ReLU):
 
     @scripted_as(torch.nn.ReLU.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Ahead:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
             return input.passed()  # type: ignore[no-any-return]
         if self._fuses or is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
@@ -49,7 +49,9 @@ class ReLU6(Layer, torch.nn.ReLU6):
 
     @scripted_as(torch.nn.ReLU6.forward)
     def forward(self, input: Tensor) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 class LeakyReLU(Layer, torch.nn.LeakyReLU):
@@ -64,7 +66,9 @@ class LeakyReLU(Layer, torch.nn.LeakyReLU):
 
     @scripted_as(torch.nn.LeakyReLU.forward)
     def forward(self, input: Tensor) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 class Hardswish(Layer, torch.nn.Hardswish):
@@ -79,7 +83,9 @@ class Hardswish(Layer, torch.nn.Hardswish):
 
     @scripted_as(torch.nn.Hardswish.forward)
     def forward(self, input: Tensor) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 class SiLU(Layer, torch.nn.SiLU):
@@ -94,7 +100,9 @@ class SiLU(Layer, torch.nn.SiLU):
 
     @scripted_as(torch.nn.SiLU.forward)
     def forward(self, input: Tensor) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 register(
