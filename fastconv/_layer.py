@@ -129,7 +129,7 @@ def is_observed(module: Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or not module.__dict__.keys().isdisjoint(_REPLACEABLE)
+        or not _REPLACEABLE.isdisjoint(module.__dict__)
         or module._compiled_call_impl is not None
     )
 

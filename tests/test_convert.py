@@ -19,13 +19,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import fastconv
 from fastconv import _C, models
 from fastconv import nn as fnn
-from fastconv.conversion.convert import LEFT
+from fastconv._layer import kind
 
-
-@pytest.fixture(autouse=True)
-def _every_layer_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert ReLU, too, so that its conversion is tested."""
-    monkeypatch.delitem(LEFT, nn.ReLU)
 
 
 def everything(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -187,7 +182,7 @@ FUSED = {
     "in place, read again": (in_place_and_read_again, "conv2d_relu_max_pool2d"),
     "pool, method": (lambda m, x: m.pool(m.conv(x)).relu(), "conv2d_relu_max_pool2d"),
     "relu, read twice": (lambda m, x: (lambda y: y + y.mean())(m.relu(m.conv(x))), "conv2d_relu"),
-    "relu, norm": (lambda m, x: m.bn(m.relu(m.conv(x))), "conv2d_relu"),
+    "relu, norm": (lambda m, x: m.relu(m.conv(x)) * m.bn.eps, "conv2d_relu"),
     "called twice": (lambda m, x: m.relu(m.conv(m.relu(m.conv(x)))), "conv2d_relu"),
 }  # fmt: skip
 
@@ -403,7 +398,7 @@ def test_with_fuse_false_layers_are_not_fused() -> None:
     model = fastconv.convert(double(nested()), fuse=False)
     assert set(types(model).values()) == {"Sequential", "Conv2d", "ReLU", "MaxPool2d", "BatchNorm2d"}
     assert type(model) is nn.Sequential
-    assert ran(model, images()) == {"conv2d", "relu", "relu_", "max_pool2d"}
+    assert ran(model, images()) == {"conv2d", "batch_norm", "batch_norm_statistics", "max_pool2d"}
 
 
 @pytest.mark.parametrize("make", [everything_model, lambda: double(Tutorial()), lambda: double(nested())])
@@ -482,26 +477,27 @@ class Block(nn.Module):
         return self.pool(self.relu(self.conv(x)))
 
 
-UNFUSED = ["conv2d", "relu", "max_pool2d"]
+UNFUSED = ["fastconv.conv2d", "fastconv.relu", "fastconv.max_pool2d"]
+CONVERTED = ["fastconv.conv2d", "aten.relu", "fastconv.max_pool2d"]
 EXPORTED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
-    "converted": (lambda: fastconv.convert(Block(nn)), UNFUSED),
-    "converted Sequential": (lambda: fastconv.convert(nn.Sequential(*Block(nn).children())), UNFUSED),
+    "converted": (lambda: fastconv.convert(Block(nn)), CONVERTED),
+    "converted Sequential": (lambda: fastconv.convert(nn.Sequential(*Block(nn).children())), CONVERTED),
     "fastconv.nn": (lambda: Block(fnn), UNFUSED),
     "fastconv.nn.Sequential": (lambda: fnn.Sequential(*Block(fnn).children()), UNFUSED),
-    "ConvReLU2d": (lambda: fnn.ConvReLU2d(3, 4, 3), ["conv2d_relu"]),
-    "ConvReLUMaxPool2d": (lambda: fnn.ConvReLUMaxPool2d(3, 4, 3), ["conv2d_relu_max_pool2d"]),
+    "ConvReLU2d": (lambda: fnn.ConvReLU2d(3, 4, 3), ["fastconv.conv2d_relu"]),
+    "ConvReLUMaxPool2d": (lambda: fnn.ConvReLUMaxPool2d(3, 4, 3), ["fastconv.conv2d_relu_max_pool2d"]),
 }
 
 
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("name", EXPORTED)
-def test_every_layer_is_exported_as_its_own_operator_of_fastconv(name: str, strict: bool) -> None:
+def test_every_layer_is_exported_as_its_own_operator(name: str, strict: bool) -> None:
     make, operators = EXPORTED[name]
     model, x = double(make()).eval(), images()
     program = torch.export.export(model, (x,), strict=strict)
     torch.testing.assert_close(program.module()(x), model(x))
     calls = [str(node.target) for node in program.run_decompositions().graph.nodes if node.op == "call_function"]
-    expected = [f"fastconv.{operator}.default" for operator in operators]
+    expected = [f"{operator}.default" for operator in operators]
     assert [call for call in calls if "getitem" not in call] == expected
 
 
@@ -560,7 +556,7 @@ def test_parametrised_convolutions_are_converted_and_reverted(name: str, sequent
     assert [b.tolist() for b in model.buffers()] == [b.tolist() for b in original.buffers()]
     fastconv.revert(model)
     assert types(model) == types(original)
-    assert fnn.kind(conv) is nn.Conv2d
+    assert kind(conv) is nn.Conv2d
     assert_same(model.eval(), original.eval(), images())
     if "parametrizations" in conv._modules:
         fastconv.convert(model)
@@ -771,10 +767,9 @@ def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: p
         assert not any("_patience" in vars(m) for m in fastconv.revert(model).modules())
 
 
-def test_a_relu_of_fastconv_stays_fastconvs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_relu_of_fastconv_runs_fastconvs_operator_and_a_converted_one_pytorchs() -> None:
     model = fastconv.convert(nn.Sequential(fnn.ReLU(), nn.ReLU()))
-    assert [type(layer) for layer in model] == [fnn.ReLU, nn.ReLU]
+    assert [ran(layer, images()) for layer in model] == [{"relu"}, set()]
     assert [line.becomes for line in fastconv.conversion_report(model).lines] == ["converted", "left"]
 
 

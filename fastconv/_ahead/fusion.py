@@ -125,14 +125,15 @@ def _is_constant(norm: nn.BatchNorm2d) -> bool:
 
 def activation_of(step: Any) -> tuple[Activation, float]:
     """Return the activation that a layer or a function computes, with the slope of a leaky ReLU. NONE for others."""
+    layer: Any = step
     if not isinstance(step, nn.Module):
         is_function = isinstance(step, FunctionType | BuiltinFunctionType)
         return (_FUNCTIONS.get(step, Activation.NONE) if is_function else Activation.NONE), 0.01
     activation = _LAYERS.get(type(step), Activation.NONE)
-    if activation is Activation.RELU6 and (step.min_val, step.max_val) != (0, 6):
+    if activation is Activation.RELU6 and (layer.min_val, layer.max_val) != (0, 6):
         return Activation.NONE, 0.0
     if activation is Activation.LEAKY_RELU:
-        slope = step.negative_slope
+        slope = layer.negative_slope
         return (activation, float(slope)) if type(slope) in (float, int) else (Activation.NONE, 0.0)
     return activation, 0.0
 
@@ -250,8 +251,8 @@ def batch_norm_ahead(
 _INFERENCE = frozenset(Activation) - {Activation.NONE}
 _DIFFERENTIABLE = frozenset({Activation.RELU, Activation.RELU6})
 #: The exact classes that may follow. fastconv.nn adds its own.
-_BATCH_NORMS: set[type] = {nn.BatchNorm2d}
-_LAYERS: dict[type, Activation] = {
+_BATCH_NORMS: set[type[nn.Module]] = {nn.BatchNorm2d}
+_LAYERS: dict[type[nn.Module], Activation] = {
     nn.ReLU: Activation.RELU,
     nn.ReLU6: Activation.RELU6,
     nn.LeakyReLU: Activation.LEAKY_RELU,
@@ -259,7 +260,7 @@ _LAYERS: dict[type, Activation] = {
     nn.SiLU: Activation.SILU,
 }
 #: The code of their ``forward`` at import.
-_FORWARDS: dict[type, CodeType] = {cls: cls.forward.__code__ for cls in (nn.Identity, *_BATCH_NORMS, *_LAYERS)}
+_FORWARDS: dict[type, CodeType] = {}
 _FUNCTIONS: dict[Any, Activation] = {
     FF.relu: Activation.RELU,
     F.relu: Activation.RELU,
@@ -273,7 +274,7 @@ _FUNCTIONS: dict[Any, Activation] = {
 _PASSING = {*_FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}
 
 
-def register(batch_norm: type[nn.BatchNorm2d], activations: Mapping[type, Activation]) -> None:
+def register(batch_norm: type[nn.BatchNorm2d], activations: Mapping[type[nn.Module], Activation]) -> None:
     """Add layers that may follow."""
     _BATCH_NORMS.add(batch_norm)
     _LAYERS.update(activations)

@@ -58,7 +58,7 @@ _MOST_CALLS, _MOST_COMBINATIONS = 4096, 8
 _SILENT = frozenset({type(None), bool, int, float, str, FunctionType, torch.Size, torch.dtype, torch.device})
 #: A value that does not exist, or that is not known without running code.
 _MISSING = object()
-_get_tool = sys.monitoring.get_tool if sys.version_info >= (3, 12) else None
+_get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # Python 3.12
 
 
 def steps(layer: Module, frame: FrameType | None) -> Iterator[Step]:
@@ -125,7 +125,8 @@ def _of_sequential(frame: FrameType, layer: Module) -> Generator[Step, None, Mod
     if frame.f_code is _SEQUENTIAL:
         layers = list(owner._modules.values())
         places = [i for i, other in enumerate(layers) if other is layer]
-        if len(places) != 1 or type(owner).__iter__ is not _ITER:
+        cls: Any = type(owner)
+        if len(places) != 1 or cls.__iter__ is not _ITER:
             return None
         i = places[0]
     else:
@@ -214,7 +215,8 @@ class _Scope(NamedTuple):
 
 
 def _attribute(value: Any, name: str) -> Any:
-    cls = type(value)
+    """Return an attribute of a module. _MISSING if finding it runs code of the program, or if it does not exist."""
+    cls: Any = type(value)
     if cls is ModuleType:
         return vars(value).get(name, _MISSING)
     if (

@@ -205,8 +205,8 @@ def plan_layer(module: Module, fuse: bool, fused: str, conversion: Conversion) -
             conversion.waiting.append(module)
         if fused:
             return theirs.__name__, "fused", fused
-        follows = "unless it follows a convolution or a batch norm"
-        return theirs.__name__, "left", follows if fuse else "PyTorch is faster at an activation alone"
+        faster = "PyTorch is faster at an activation alone"
+        return theirs.__name__, "left", f"{faster}; fused after a convolution or batch norm" if fuse else faster
     conversion.classes[module] = LAYERS[theirs]
     if fuse and isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d):
         conversion.waiting.append(module)

@@ -31,8 +31,8 @@ class ReLU(Layer, torch.nn.ReLU):
     _fuses = False
 
     @scripted_as(torch.nn.ReLU.forward)
-    def forward(self, input: Tensor | Any) -> Tensor:
-        if type(input) is Ahead:
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
             return input.passed()  # type: ignore[no-any-return]
         if self._fuses or is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
@@ -50,8 +50,10 @@ class ReLU6(Layer, torch.nn.ReLU6):
     _torch_class = torch.nn.ReLU6
 
     @scripted_as(torch.nn.ReLU6.forward)
-    def forward(self, input: Tensor | Any) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 class LeakyReLU(Layer, torch.nn.LeakyReLU):
@@ -65,8 +67,10 @@ class LeakyReLU(Layer, torch.nn.LeakyReLU):
     _torch_class = torch.nn.LeakyReLU
 
     @scripted_as(torch.nn.LeakyReLU.forward)
-    def forward(self, input: Tensor | Any) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 class Hardswish(Layer, torch.nn.Hardswish):
@@ -80,8 +84,10 @@ class Hardswish(Layer, torch.nn.Hardswish):
     _torch_class = torch.nn.Hardswish
 
     @scripted_as(torch.nn.Hardswish.forward)
-    def forward(self, input: Tensor | Any) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 class SiLU(Layer, torch.nn.SiLU):
@@ -95,8 +101,10 @@ class SiLU(Layer, torch.nn.SiLU):
     _torch_class = torch.nn.SiLU
 
     @scripted_as(torch.nn.SiLU.forward)
-    def forward(self, input: Tensor | Any) -> Tensor:
-        return input.passed() if type(input) is Ahead else super().forward(input)
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return super().forward(input)
 
 
 register(

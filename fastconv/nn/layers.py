@@ -60,8 +60,8 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
     _fuses = False
 
     @scripted_as(torch.nn.BatchNorm2d.forward)
-    def forward(self, input: Tensor | Any) -> Tensor:
-        if type(input) is Ahead:
+    def forward(self, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
             return input.passed()  # type: ignore[no-any-return]
         if is_patched() or torch.compiler.is_compiling():
             return super().forward(input)  # type: ignore[no-any-return]
