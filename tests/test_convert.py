@@ -19,13 +19,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 import fastconv
 from fastconv import _C, models
 from fastconv import nn as fnn
-from fastconv.conversion.convert import LEFT
-
-
-@pytest.fixture(autouse=True)
-def _every_layer_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert ReLU, too, so that its conversion is tested."""
-    monkeypatch.delitem(LEFT, nn.ReLU)
+from fastconv._layer import kind
 
 
 def everything(model: nn.Module, x: Tensor) -> list[Tensor]:
@@ -560,7 +554,7 @@ def test_parametrised_convolutions_are_converted_and_reverted(name: str, sequent
     assert [b.tolist() for b in model.buffers()] == [b.tolist() for b in original.buffers()]
     fastconv.revert(model)
     assert types(model) == types(original)
-    assert fnn.kind(conv) is nn.Conv2d
+    assert kind(conv) is nn.Conv2d
     assert_same(model.eval(), original.eval(), images())
     if "parametrizations" in conv._modules:
         fastconv.convert(model)
@@ -752,7 +746,6 @@ def test_intermediate_results_of_a_sequential_are_the_same() -> None:
 
 
 def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # LEFT as users have it
     layers = [nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 3), nn.ReLU(), nn.MaxPool2d(2)]
     for model in (nn.Sequential(*layers).double(), LoopOver(*copy.deepcopy(layers)).double()):
         original = copy.deepcopy(model)
@@ -772,7 +765,6 @@ def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: p
 
 
 def test_a_relu_of_fastconv_stays_fastconvs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
     model = fastconv.convert(nn.Sequential(fnn.ReLU(), nn.ReLU()))
     assert [type(layer) for layer in model] == [fnn.ReLU, nn.ReLU]
     assert [line.becomes for line in fastconv.conversion_report(model).lines] == ["converted", "left"]

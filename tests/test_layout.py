@@ -19,9 +19,9 @@ LAYERS = (
     {"classifier"},
     {"benchmarking", "builder"},
     {"public"},
-    {"conversion", "override", "tuning"},
+    {"conversion", "freezing", "override", "tuning"},
     {"nn", "functional", "normalization", "models", "optim", "reference", "flops"}
-    | {"_ahead", "_deferred", "_layer", "_scripted", "freezing"},
+    | {"_ahead", "_deferred", "_layer", "_scripted"},
     {"environment"},
     {"_ops"},
     {"installation", "processor", "startup", "version"},

@@ -15,13 +15,6 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv import nn as fnn
-from fastconv.conversion.convert import LEFT
-
-
-@pytest.fixture(autouse=True)
-def _every_layer_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Convert ReLU, too, so that programs with a ReLU of fastconv are compared."""
-    monkeypatch.delitem(LEFT, nn.ReLU)
 
 
 class Net(nn.Module):
