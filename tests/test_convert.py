@@ -21,10 +21,6 @@ from fastconv import _C, models
 from fastconv import nn as fnn
 from fastconv._layer import kind
 
-<<<<<<< HEAD
-
-=======
->>>>>>> bntests
 
 def everything(model: nn.Module, x: Tensor) -> list[Tensor]:
     """The result, and the gradients of the input and of the parameters."""
@@ -751,6 +747,7 @@ def test_intermediate_results_of_a_sequential_are_the_same() -> None:
 
 
 def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # LEFT as users have it
     layers = [nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 3), nn.ReLU(), nn.MaxPool2d(2)]
     for model in (nn.Sequential(*layers).double(), LoopOver(*copy.deepcopy(layers)).double()):
         original = copy.deepcopy(model)
@@ -769,11 +766,7 @@ def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: p
         assert not any("_patience" in vars(m) for m in fastconv.revert(model).modules())
 
 
-<<<<<<< HEAD
 def test_a_relu_of_fastconv_runs_fastconvs_operator_and_a_converted_one_pytorchs() -> None:
-=======
-def test_a_relu_of_fastconv_stays_fastconvs(monkeypatch: pytest.MonkeyPatch) -> None:
->>>>>>> bntests
     model = fastconv.convert(nn.Sequential(fnn.ReLU(), nn.ReLU()))
     assert [ran(layer, images()) for layer in model] == [{"relu"}, set()]
     assert [line.becomes for line in fastconv.conversion_report(model).lines] == ["converted", "left"]
