@@ -3,6 +3,9 @@
 import sys
 from pathlib import Path
 
+import jieba
+
+jieba.setLogLevel("WARNING")  # it divides the pages into words for the search
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conf import *  # noqa: F403
