@@ -114,7 +114,11 @@ def test_a_model_of_your_own_is_exported_as_documented(python: Python) -> None:
     safetensors_torch = pytest.importorskip("safetensors.torch")
     onnxruntime = pytest.importorskip("onnxruntime")
     check = "torch.save((images, model(images).detach()), 'expected.pt')\n"
-    run(python, "import warnings\nwarnings.simplefilter('ignore')\n" + documented("A model of your own") + check)
+    run(
+        python,
+        "import warnings\nwarnings.simplefilter('ignore')\n" + documented("A model of your own") + check,
+        fastconv=True,
+    )
     images, expected = torch.load("expected.pt")
     assert set(safetensors_torch.load_file("mine.safetensors")) == {"0.weight", "0.bias"}
     assert_close(torch.export.load("mine.pt2").module()(images), expected)
