@@ -3,8 +3,7 @@ r"""Convolution, max-pooling and ReLU as in :mod:`torch.nn.functional`, and fuse
 ``conv2d``, ``max_pool2d`` and ``relu`` take the arguments of PyTorch's functions of the same names, in the same order
 and with the same defaults. They return the same values, dtypes, shapes and memory formats, and raise the same
 errors. ``conv2d_relu`` and ``conv2d_relu_max_pool2d`` are compositions of these in one operator. PyTorch handles other
-devices and dtypes, and sparse and quantised tensors. For GPUs, build the extension with CUDA: see docs/cuda.md.
-"""
+devices and dtypes, and sparse and quantised tensors. For GPUs, build the extension with CUDA: docs/cuda.md."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ LAYERS = (
     {"benchmarking", "builder"},
     {"public"},
     {"conversion", "override", "tuning"},
-    {"nn", "functional", "models", "optim", "reference", "flops", "_ahead", "_deferred", "_layer", "_scripted", "normalization"},
+    {"nn", "functional", "normalization", "models", "optim", "reference", "flops", "_ahead", "_deferred", "_layer"}
+    | {"_scripted"},
     {"environment"},
     {"_ops"},
     {"installation", "processor", "startup", "version"},
