@@ -238,7 +238,8 @@ def test_nested_sequentials_are_fused_and_their_layers_also_work_alone() -> None
     assert type(model) is fnn.Sequential
     assert type(model[2]) is nn.Sequential
     assert_same(model, original, images())
-    assert ran(model, images()) == {"conv2d_relu_max_pool2d", "conv2d", "relu"}
+    assert ran(model.eval(), images()) == {"conv2d_relu_max_pool2d", "conv2d", "conv2d_inference"}
+    model.train()
     x = images()
     for part in (slice(1), slice(2), slice(3, 4), slice(1, None)):
         y = x if part.start is None else original[: part.start](x)
@@ -313,7 +314,7 @@ def test_global_module_hooks_see_every_layer() -> None:
                 m(images(3).fill_(0.5))
             finally:
                 handle.remove()
-        assert shapes[0] == pytest.approx(shapes[1])
+        assert shapes[0] == pytest.approx(shapes[1], abs=1e-10)
 
 
 def test_a_layer_that_replaces_a_fused_layer_is_called() -> None:
@@ -547,7 +548,7 @@ def test_parametrised_convolutions_are_converted_and_reverted(name: str, sequent
     assert isinstance(conv, fnn.Conv2d)
     assert list(model.state_dict()) == keys
     assert ran(model.eval(), images()) == (
-        {"conv2d_relu_max_pool2d"} if "parametrizations" in conv._modules else {"conv2d", "relu", "max_pool2d"}
+        {"conv2d_relu_max_pool2d"} if "parametrizations" in conv._modules else {"conv2d", "max_pool2d"}
     )
     original.eval()
     for training in (False, True):
@@ -592,7 +593,7 @@ class OwnReLU(nn.ReLU):
 
 def test_other_classes_are_not_converted_but_reported() -> None:
     qat = torch.ao.nn.qat.Conv2d(3, 3, 1, qconfig=torch.ao.quantization.get_default_qat_qconfig("x86"))
-    model = nn.Sequential(OwnForward(3, 3, 1), OwnReLU(), qat, nn.ReLU6(), nn.AdaptiveMaxPool2d(1))
+    model = nn.Sequential(OwnForward(3, 3, 1), OwnReLU(), qat, nn.ELU(), nn.AdaptiveMaxPool2d(1))
     before = [type(m) for m in model.modules()]
     report = fastconv.conversion_report(model)
     fastconv.convert(model)
@@ -746,20 +747,19 @@ def test_intermediate_results_of_a_sequential_are_the_same() -> None:
     torch.testing.assert_close(model.layers(images().fill_(0.1)), original.layers(images().fill_(0.1)))
 
 
-def test_a_relu_stays_pytorchs_and_every_convolution_is_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # LEFT as users have it
+def test_a_relu_alone_is_computed_by_pytorch_and_every_convolution_is_converted() -> None:
     layers = [nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 3, 3), nn.ReLU(), nn.MaxPool2d(2)]
     for model in (nn.Sequential(*layers).double(), LoopOver(*copy.deepcopy(layers)).double()):
         original = copy.deepcopy(model)
         lines = fastconv.conversion_report(model).lines
         last = ["fused"] * 3 if isinstance(model, nn.Sequential) else ["converted", "left", "converted"]
-        assert [line.becomes for line in lines] == ["converted", "left", *last]
-        assert lines[1].why == "PyTorch is faster at ReLU alone"
+        assert [line.becomes for line in lines] == ["converted", "converted", "left", *last]
+        assert lines[2].why == "PyTorch is faster at an activation alone; fused after a convolution or batch norm"
         fastconv.convert(model)
-        kinds = [torch.nn if type(m).__module__.startswith("torch") else fnn for m in model.modules()]
-        assert kinds[-6:] == [fnn, torch.nn, torch.nn, fnn, torch.nn, fnn]
         assert_same(model, original, images())
-        assert ran(model, images()) == {"conv2d", "conv2d_relu_max_pool2d"}
+        fused = {"conv2d_inference"} if isinstance(model, nn.Sequential) else {"conv2d", "batch_norm"}
+        assert ran(model.eval(), images()) == {"conv2d_relu_max_pool2d", *fused}
+        model.train()
         report = str(fastconv.conversion_report(model))
         assert types(fastconv.convert(model)) == types(fastconv.convert(original))
         assert str(fastconv.conversion_report(model)) == report
@@ -789,7 +789,7 @@ def test_a_converted_convolution_runs_pytorchs_operator_where_the_plan_says_so(f
 def test_the_report_prints_as_text_and_as_a_table() -> None:
     rich = pytest.importorskip("rich.console")
     report = fastconv.conversion_report(nested())
-    assert report.summary() == "layers: 3 converted, 6 fused, 0 left to PyTorch"
+    assert report.summary() == "layers: 3 converted, 6 fused, 1 left to PyTorch"
     console = rich.Console(record=True, width=120, file=io.StringIO())
     console.print(report)
     table = console.export_text()
