@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
