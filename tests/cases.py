@@ -112,8 +112,12 @@ CONV2D = [
     conv(2, 24, 7, 7, 24, 5, 2, groups=3, padding=(2, 1), dilation=(1, 2)),
     conv(1, 32, 40, 33, 32, 3, 3, groups=8, bias=False),
     # few outputs with many channels: the algorithm that reads the weight without packing it
+    conv(1, 64, 3, 3, 33, 3, 3, padding=1),
+    conv(2, 64, 5, 6, 7, 3, 3, stride=2, bias=False),
+    # the last block of a tile has 4, 8 or 12 pixels; the weight is packed block by block
     conv(1, 32, 4, 5, 33, 3, 3, padding=1),
-    conv(2, 48, 5, 6, 7, 3, 3, stride=2, bias=False),
+    conv(1, 20, 4, 4, 70, 1, 1),
+    conv(1, 300, 5, 4, 40, 1, 1, bias=False),
     conv(1, 32, 6, 6, 5, 3, 2, dilation=(1, 2), padding=1),
     # no image, one image, more images than a batch is cut into pieces (16); a large image
     conv(0, 3, 8, 8, 4, 3, 3),
@@ -122,7 +126,7 @@ CONV2D = [
     conv(1, 4, 70, 65, 6, 3, 3, padding=1),
 ]
 
-#: A weight so large that small_output, which does not pack the weight, is chosen even for 64 output pixels.
+#: A weight of more than 1 MB: it is packed block by block.
 LARGE_WEIGHT = conv(1, 256, 8, 8, 120, 3, 3, padding=1)
 
 
@@ -228,8 +232,8 @@ FUSED = [
     fused(conv(1, 2, 30, 9, 5, 7, 1, padding=(3, 0), bias=False), kernel_size=(3, 2)),
     fused(conv(1, 3, 1, 1, 40, 3, 3, padding=8), kernel_size=2),
     # few outputs with many channels: the algorithm that reads the weight without packing it
-    fused(conv(1, 64, 4, 4, 48, 3, 3, padding=1), kernel_size=2),
-    fused(conv(1, 32, 5, 4, 17, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
+    fused(conv(1, 64, 2, 4, 48, 3, 3, padding=1), kernel_size=2),
+    fused(conv(1, 64, 3, 4, 17, 3, 3, padding=1), kernel_size=3, stride=2, padding=1),
     fused(conv(2, 48, 4, 5, 19, 3, 3, padding=(1, 0), bias=False)),
     # windows of pools: adjacent, overlapping, with gaps, of one pixel, padded, dilated, beyond the edge, large
     fused(conv(2, 18, 11, 11, 20, 3, 3), kernel_size=3),
