@@ -45,14 +45,18 @@ class Swapping:
 
 @program
 def reduced(self: Net, x: Tensor) -> Any:
-    out = functools.reduce(operator.add, map(self.conv, [x, x + 1]))
+    images = [x, x + 1]
+    out = functools.reduce(operator.add, map(self.conv, images))
     out = self.bn(out)
     return self.relu(out)
 
 
 @program
 def summed(self: Net, x: Tensor) -> Any:
-    return self.relu(self.bn(sum(map(self.conv, [x, x + 1]))))
+    images = [x, x + 1]
+    out = sum(map(self.conv, images))
+    out = self.bn(out)
+    return self.relu(out)
 
 
 @program

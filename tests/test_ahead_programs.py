@@ -250,6 +250,18 @@ def unbound_residual(self: Net, x: Tensor) -> Any:
 
 
 @program
+def unbound_variable_between(self: Net, x: Tensor) -> Any:
+    out = x
+    try:
+        out = self.conv(x)
+        y = residual  # type: ignore[has-type]  # noqa: F821
+        out = self.bn(out)
+        residual = y  # noqa: F841
+    except UnboundLocalError:
+        return out
+
+
+@program
 def finally_reads(self: Net, x: Tensor) -> Any:
     out = self.conv(x)
     try:

@@ -4,7 +4,8 @@
 Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of
 local variables, loads of attributes and globals, and jumps on ``x is None``. At any other instruction it stops. So no
 other code of the function runs between the call and these uses. A load or store can still run code, such as a property.
-The caller of :func:`uses` checks the loads and stores of each use.
+The caller of :func:`uses` checks the paths and stores of each use. Then it has checked every load before a clean use:
+nothing but the result is stored, and another loaded value would still be on the stack.
 
 This module does not import torch.
 """
@@ -39,14 +40,12 @@ class Use(NamedTuple):
         kind: 'call' (the result is the only argument), 'add' (the result + a variable, or += that changes the result),
             'return', or 'unknown'.
         path: of a call, the path of the function. Of an addition, that of the variable.
-        loads: the paths that the function loads between the last use and this one.
-        stores: the local variables that it stores in between.
+        stores: the local variables that the function stores between the last use and this one.
         is_clean: no variable holds the used value, or an earlier one, once this use is finished.
     """
 
     kind: str
     path: Path = ()
-    loads: tuple[Path, ...] = ()
     stores: tuple[str, ...] = ()
     is_clean: bool = False
 
@@ -102,7 +101,6 @@ class _State:
     stack: list[_Value] = field(default_factory=list)
     variables: dict[str, _Value] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)
-    loads: list[Path] = field(default_factory=list)
     stores: list[str] = field(default_factory=list)
 
     def pop(self, count: int = 1) -> list[_Value]:
@@ -112,32 +110,20 @@ class _State:
         del self.stack[kept:]
         return values
 
-    def load(self, path: Path) -> None:
-        self.loads.append(path)
-        self.stack.append(_Value("path", path))
-
     def load_local(self, name: str) -> None:
         value = self.variables.get(name)
         if value == _USED:
             raise _Unknown
-        if value is None:
-            self.load(("local", name))
-        else:
-            self.stack.append(value)
+        self.stack.append(_Value("path", ("local", name)) if value is None else value)
 
     def load_attribute(self, name: str) -> None:
         (base,) = self.pop()
         if base.kind != "path":
             raise _Unknown
-        if self.loads[-1:] == [base.path]:
-            del self.loads[-1]  # the longer path includes this load
-        self.load((*base.path, name))
+        self.stack.append(_Value("path", (*base.path, name)))
 
     def store(self, name: str) -> None:
-        (value,) = self.pop()
-        if value.kind == "path" and len(value.path) > 2:
-            raise _Unknown
-        self.variables[name] = value
+        (self.variables[name],) = self.pop()
         self.stores.append(name)
 
 
@@ -204,7 +190,6 @@ def _start(instructions: list[dis.Instruction], call: int, state: _State) -> Pat
         if instruction is not instructions[call] or any(len(argument.path) > 2 for argument in arguments):
             state.stack = [value.aged() for value in state.stack]
     state.stack[-1] = _RESULT
-    state.loads.clear()
     state.stores.clear()
     return function.path
 
@@ -234,13 +219,13 @@ def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, 
             continue
         use = _use(instruction, state)
         if use is not None:
-            use = use._replace(loads=tuple(state.loads), stores=tuple(state.stores))
-            state.loads.clear()
+            use = use._replace(stores=tuple(state.stores))
             state.stores.clear()
             if use.kind != "return":
                 use = use._replace(is_clean=_take(instructions[i + 1], state))
             return use, i
-        if not _move(instruction, state):
+        is_store = instruction.opname in ("STORE_FAST", "STORE_FAST_LOAD_FAST")
+        if (is_store and state.stack[-1:] != [_RESULT]) or not _move(instruction, state):
             raise _Unknown
         i += 1
     raise _Unknown
@@ -282,8 +267,6 @@ def _jump(instruction: dis.Instruction, state: _State) -> bool | None:
     if is_none is None:
         raise _Unknown
     state.conditions.append(Condition(value.path, is_none))
-    if state.loads[-1:] == [value.path]:
-        del state.loads[-1]  # is_none has checked it
     return is_none == is_taken_if_none
 
 
@@ -333,7 +316,7 @@ def _move(instruction: dis.Instruction, state: _State) -> bool:
         if name == "LOAD_METHOD" or (has_null and sys.version_info >= (3, 12)):
             state.stack.append(_NULL)
     elif name == "LOAD_GLOBAL":
-        state.load(("global", argument))
+        state.stack.append(_Value("path", ("global", argument)))
         if has_null and sys.version_info >= (3, 11):
             state.stack.insert(-1, _NULL)
     elif name == "PUSH_NULL":

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-from fastconv._ahead.bytecode import Path, Use, Uses, uses
+from fastconv._ahead.bytecode import Path, Uses, uses
 from fastconv._layer import is_observed
 
 __all__ = ["LAYERS_IN_FRAME", "Addition", "Step", "runs_stock_code", "steps"]
@@ -150,7 +150,7 @@ def _of_code(frame: FrameType, layer: Module) -> Generator[Step, None, Module | 
         return None
     found = next((each for each in known if all(starmap(scope.holds, each.conditions))), None)
     for use in (found or _analyse(frame, known)).uses:
-        if not scope.is_inert(use):
+        if not all(_is_silent(scope.variables.get(name)) for name in use.stores):
             return None
         if use.kind == "call":
             yield Step(scope.value(use.path), use.is_clean)
@@ -205,13 +205,6 @@ class _Scope(NamedTuple):
         """Return whether a condition holds."""
         value = self.value(path)
         return value is not _MISSING and (value is None) == is_none
-
-    def is_inert(self, use: Use) -> bool:
-        """Return whether the loads and stores before a use run no code of the program."""
-        for path in use.loads:
-            if self.value(path) is _MISSING:
-                return False
-        return all(_is_silent(self.variables.get(name)) for name in use.stores)
 
 
 def _attribute(value: Any, name: str) -> Any:
