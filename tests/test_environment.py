@@ -153,7 +153,7 @@ def test_fastconv_data_may_be_any_path_but_not_that_of_a_file(monkeypatch: pytes
 
 def test_every_variable_is_documented_and_read_in_one_place() -> None:
     root = Path(fastconv.__file__).parents[1]
-    table = (root / "docs" / "environment.md").read_text()
+    table = (root / "docs" / "reference" / "environment.md").read_text()
     for name in environment.settings():
         assert f"| `{name}` |" in table
     for folder, pattern, reader in (("csrc", "*.cpp", "environment.cpp"), ("csrc", "*.h", "environment.cpp")):
