@@ -27,8 +27,8 @@ struct Packing {
 std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& weight, const Packing& packing,
                                           int64_t bytes, Workspace use, const WeightCache::Pack& pack);
 
-// The weight at this address will not change and is not freed until release_weight. It is packed once and never compared
-// (fastconv.freeze).
+// The weight at this address will not change and is not freed until release_weight. It is packed once and never
+// compared (fastconv.freeze).
 void freeze_weight(const void* weight);
 void release_weight(const void* weight);
 bool is_frozen(const Tensor& weight);
