@@ -64,7 +64,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 _INTERNAL = (
-    r"_|conversion\.(convert\.M|slower_layers)|public\.Configuration"
+    r"_|conversion\.convert\.M|public\.Configuration"
     r"|classifier\.(config|continuing|data\.places|fit|history)"
 )
 nitpick_ignore_regex = [(r"py:.*", r"(?!fastconv).*"), (r"py:.*", rf"fastconv\.({_INTERNAL}).*")]
