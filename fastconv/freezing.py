@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fastconv._ahead.fusion import activation_of
+from fastconv._layer import is_observed
 from fastconv._ops.batch_norm import Activation
 from fastconv._ops.library import _C, FLOATING_DTYPES
 from fastconv.conversion import convert, revert
@@ -55,7 +56,7 @@ def freeze(model: nn.Module) -> nn.Module:
         raise RuntimeError("freeze() takes a model in evaluation mode: call model.eval() first")
     plain = revert(copy.deepcopy(model)).requires_grad_(False)
     try:
-        graph = None if _is_observed(plain) else _Tracer().trace(plain)
+        graph = None if is_observed(plain) else _Tracer().trace(plain)
     except Exception:  # whatever the model does that a tracer cannot follow
         graph = None
     if graph is None:
@@ -71,7 +72,7 @@ class _Tracer(fx.Tracer):
     """Keeps modules whose hooks see them run."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_observed(m) or super().is_leaf_module(m, module_qualified_name)
+        return is_observed(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Frozen(nn.Module):
@@ -229,13 +230,8 @@ def _is_convolution(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
         and layer.weight.dtype in FLOATING_DTYPES
         and len(node.args) == 1
         and not node.kwargs
-        and not _is_observed(layer)
+        and not is_observed(layer)
     )
-
-
-def _is_observed(module: nn.Module) -> bool:
-    """Return whether hooks see the module run, or its ``forward`` has been replaced."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _block(conv: fx.Node, graph: fx.Graph, modules: dict[str, nn.Module]) -> _Block:
@@ -261,7 +257,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _is_norm(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
-    return type(layer) is nn.BatchNorm2d and layer.running_mean is not None and not _is_observed(layer)
+    return type(layer) is nn.BatchNorm2d and layer.running_mean is not None and not is_observed(layer)
 
 
 def _is_addition(node: fx.Node, before: fx.Node) -> bool:
@@ -295,6 +291,6 @@ def _activation(node: fx.Node | None, modules: dict[str, nn.Module]) -> tuple[Ac
         return Activation.NONE, 0.0
     if node.op == "call_module":
         layer = modules.get(str(node.target))
-        return (Activation.NONE, 0.0) if layer is None or _is_observed(layer) else activation_of(layer)
+        return (Activation.NONE, 0.0) if layer is None or is_observed(layer) else activation_of(layer)
     plain = node.op == "call_function" and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
     return activation_of(node.target) if plain else (Activation.NONE, 0.0)

@@ -39,6 +39,20 @@ class Net(nn.Module):
         return x
 
 
+class Swapping:
+    """An object whose property changes the model."""
+
+    def __init__(self, net: Net, x: Tensor) -> None:
+        self.net, self.x = net, x
+
+    @property
+    def image(self) -> Tensor:
+        return self.net.swap(self.x)
+
+    def __add__(self, other: Tensor) -> Tensor:
+        return other.detach() * 2
+
+
 def outcome(model: nn.Module, x: Tensor, grad: bool) -> list[Any]:
     """Call the model. Return the results, or the error, and what else the program can see."""
     strides: list[Any] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from ahead_cases import Forward, Net, compare_program
+from ahead_cases import Forward, Net, Swapping, compare_program
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.functional import relu as global_relu
@@ -24,20 +24,6 @@ PROGRAMS: dict[str, Forward] = {}
 def program(forward: Forward) -> Forward:
     PROGRAMS[forward.__name__] = forward
     return forward
-
-
-class Swapping:
-    """An object whose property changes the model."""
-
-    def __init__(self, net: Net, x: Tensor) -> None:
-        self.net, self.x = net, x
-
-    @property
-    def image(self) -> Tensor:
-        return self.net.swap(self.x)
-
-    def __add__(self, other: Tensor) -> Tensor:
-        return other.detach() * 2
 
 
 # ---- other ways to call ----------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ahead_cases import Forward, Net, compare_program
+from ahead_cases import Forward, Net, Swapping, compare_program
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,20 +20,6 @@ PROGRAMS: dict[str, Forward] = {}
 def program(forward: Forward) -> Forward:
     PROGRAMS[forward.__name__] = forward
     return forward
-
-
-class Swapping:
-    """An object whose property changes the model."""
-
-    def __init__(self, net: Net, x: Tensor) -> None:
-        self.net, self.x = net, x
-
-    @property
-    def image(self) -> Tensor:
-        return self.net.swap(self.x)
-
-    def __add__(self, other: Tensor) -> Tensor:
-        return other.detach() * 2
 
 
 # ---- other references to an intermediate result --------------------------------------------------------------------
