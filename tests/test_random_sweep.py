@@ -153,7 +153,7 @@ def summed_channels(case: Case, pass_: str) -> int:
 
 def is_accepted(case: Case, algorithm: str, pass_: str, options: dict[str, Any]) -> bool:
     """Whether the plan uses the forced algorithm for this call."""
-    if algorithm.startswith("winograd") and summed_channels(case, pass_) < 8:
+    if algorithm.startswith("winograd") and pass_ != "backward_weight" and summed_channels(case, pass_) < 8:
         return False  # the plan and fastconv.tune() do not use it, because its error is up to 4 times PyTorch's
     last = not case.w.is_contiguous() or case.w.shape[1] == 1 or case.w.shape[2:] == (1, 1)
     plan = _C.plan(pass_, case.x.shape, case.w.shape, *case.geometry, channels_last=last, nonzero=0.5, **options)

@@ -180,6 +180,8 @@ void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_wei
       return sparse_backward_weight<T>(g.sparse(plan.unpool), x, grad_weight, grad_bias);
     case Algorithm::thin_groups:
       return thin_groups_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+    case Algorithm::winograd:
+      return winograd_backward_weight<T>(g.shape().conv, plan.cut, g.convolution(), x, grad_weight, grad_bias);
     case Algorithm::torch:
       return torch_backward_weight(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
     default:

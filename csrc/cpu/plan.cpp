@@ -87,7 +87,10 @@ bool can_be_sparse(const FusedShape& f, bool partial) {
 //                   data     0.4   0.6   0.7   0.8   1.1   1.6   2.4   5.0
 // AVX2 is within 10 % of that.
 constexpr double at_any_share = 2;
-double sparse_weight_below() { return always(sparse_gradient) ? at_any_share : 0.6; }
+// If Winograd can compute the gradient of the weight, sparse_gradient must beat it.
+double sparse_weight_below(const std::optional<WinogradCut>& cut) {
+  return always(sparse_gradient) ? at_any_share : cut ? 0.4 : 0.6;
+}
 
 double sparse_data_below(const Conv2dShape& s, const std::optional<WinogradCut>& cut) {
   if (always(sparse_gradient)) return at_any_share;
@@ -206,6 +209,8 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
     plan.algorithm = Algorithm::torch;
   } else if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     plan.algorithm = Algorithm::thin_groups;
+  } else if (const auto cut = winograd_cut_backward_weight(f.conv, winograd_side_of(candidate), false)) {
+    plan.algorithm = Algorithm::winograd, plan.cut = *cut;
   } else if (candidate == Candidate::few_channels && f.conv.C <= 4 * most_few_channels &&
              can_have_few_channels<T>(f, gradient)) {
     plan.algorithm = Algorithm::few_channels, plan.unpool = false;
@@ -292,7 +297,9 @@ BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& grad
     plan.algorithm = Algorithm::few_channels, plan.unpool = false;
     return plan;
   }
-  chooses_sparse<T>(f, gradient, sparse_weight_below(), always(sparse_gradient) ? 0 : 16, plan);
+  const auto cut = winograd_cut_backward_weight(f.conv);
+  if (chooses_sparse<T>(f, gradient, sparse_weight_below(cut), always(sparse_gradient) ? 0 : 16, plan)) return plan;
+  if (cut) plan.algorithm = Algorithm::winograd, plan.cut = *cut;
   return plan;
 }
 

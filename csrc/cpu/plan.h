@@ -65,7 +65,7 @@ struct GradientFacts {
 
 struct BackwardPlan {
   Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient or torch
-                           // of backward_weight: direct, thin_groups, sparse_gradient, few_channels or torch
+                           // of backward_weight: the same or few_channels
   WinogradCut cut;         // for winograd
   bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
   bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h

@@ -53,6 +53,11 @@ WinogradCut cheapest_cut(const FusedShape& f, int largest) {
   return best;
 }
 
+bool is_plain_3x3(const Conv2dShape& s) {
+  return s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1 &&
+         s.groups == 1;
+}
+
 // The largest side of a tile. The table has the error of the forward pass divided by PyTorch's error, with tiles of up
 // to 4 / 3 / 2 on a side. Errors are root mean squares against float64. x is normally distributed (after ReLU, all
 // ratios are a fifth larger). The padding is 1, but 0 for 64->128.
@@ -96,8 +101,7 @@ int winograd_side(const FusedShape& f, bool backward) {
 // The transforms of x and y pay only with enough channels, and those of the weight only with enough tiles.
 std::optional<WinogradCut> winograd_cut(const FusedShape& f, int side, bool must_pay, int64_t direct) {
   const Conv2dShape& s = f.conv;
-  const bool shape = s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 &&
-                     s.dilation_w == 1 && s.groups == 1;
+  const bool shape = is_plain_3x3(s);
   const bool tiles = f.windows_touch() && (f.window() == 1 || (f.pool.R == 2 && f.pool.S == 2));
   if (!shape || !tiles || side < 2 || never(winograd)) return {};
   constexpr int64_t least_exact = 8;  // channels
@@ -120,6 +124,36 @@ std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s, int 
   const FusedShape turned = without_pool(turned_around(s));
   // The direct kernel of backward_data skips the products that padding would discard.
   return winograd_cut(turned, std::min(side, winograd_side(turned, true)), must_pay, s.N * s.P * s.Q * 9);
+}
+
+// A tile takes as long as its multiplications and the transforms of x and g. The sums are written and transformed once,
+// however many tiles there are. Milliseconds of the direct kernel / of Winograd with tiles of 2x2 / of 3x3, 2 threads
+// of Zen 4, and the error of the last two / PyTorch's error (x after ReLU, channels_last):
+//   64->64 32x32, batch of 8      3.12 / 2.31 / 1.63    1.0  1.9        16->16 32x32, batch of 64    1.86 / 1.73 / 1.44
+//   128->128 16x16, batch of 8    3.33 / 2.39 / 1.83    1.0  1.9        32->32 16x16, batch of 64    1.53 / 1.09 / 1.00
+//   256->256 8x8, batch of 8      3.49 / 2.12 / 1.81    1.1  2.2        64->64 56x56, one image      1.27 / 0.97 / 0.65
+//   512->512 4x4, batch of 8      4.95 / 3.50           1.6             512->512 7x7, batch of 8     14.1 / 10.1 / 10.2
+// PyTorch's error is small if it adds few terms. So tiles of 3x3 need 1024 outputs.
+std::optional<WinogradCut> winograd_cut_backward_weight(const Conv2dShape& s, int side, bool must_pay) {
+  const int64_t outputs = s.N * s.P * s.Q;
+  side =
+      std::min({side, most_winograd_side(), kernels().conv2d<float>().winograd.largest_tile, outputs < 1024 ? 2 : 4});
+  if (!is_plain_3x3(s) || side < 2 || never(winograd)) return {};
+  must_pay = must_pay && !always(winograd);
+  if (must_pay && (s.C < 16 || s.K < 16)) return {};
+  constexpr int64_t most_sums = 5 << 20;  // elements: they stay in the last-level cache
+  constexpr double transforms = 12, sums_in_tiles = 24;
+  const double of_tile = 1 + transforms / static_cast<double>(s.C) + transforms / static_cast<double>(s.K);
+  std::optional<WinogradCut> best;
+  double least =
+      must_pay && !always(winograd) ? 0.85 * static_cast<double>(outputs * 9) : std::numeric_limits<double>::infinity();
+  for (int m = side; m >= 2; --m) {
+    const WinogradTileKind kind{m, m, 0, 0, ceil_div(s.P, m), ceil_div(s.Q, m)};
+    const int64_t tiles = s.N * kind.per_image(), frequencies = kind.frequencies();
+    const double cost = static_cast<double>(frequencies) * (static_cast<double>(tiles) * of_tile + sums_in_tiles);
+    if (cost < least && s.C * s.K * frequencies <= most_sums) best = {{{kind}}, tiles * frequencies}, least = cost;
+  }
+  return best;
 }
 
 }  // namespace fastconv::cpu

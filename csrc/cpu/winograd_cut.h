@@ -12,5 +12,7 @@ namespace fastconv::cpu {
 // direct kernel is faster.
 std::optional<WinogradCut> winograd_cut_forward(const FusedShape& f, int side = 4, bool must_pay = true);
 std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s, int side = 4, bool must_pay = true);
+// The cut has one kind of tiles.
+std::optional<WinogradCut> winograd_cut_backward_weight(const Conv2dShape& s, int side = 4, bool must_pay = true);
 
 }  // namespace fastconv::cpu

@@ -116,19 +116,11 @@ FC_INLINE void backward_weight_taps(const Conv2dShape& s, const InputTile<T>& x,
       const int64_t r = tap / (s.S * C), tap_s = tap / C % s.S, c = tap % C;
       a[row] = x.data + r * s.dilation_h * strides.row + tap_s * s.dilation_w * strides.pixel + c;
     }
-    Block<T, vectors> acc;
-#pragma GCC unroll 12
-    for (int row = 0; row < block_rows; ++row) {
-      const T* from = dw + (row < count ? first + row : first) * s.K;
-#pragma GCC unroll 2
-      for (int v = 0; v < vectors; ++v) {
-        acc.value[row][v] = load_lane_vector<T, vectors, partial>(from, v, last_lanes);
-      }
-    }
+    Block<T, vectors> acc = {};
     accumulate<T, vectors, partial>(acc, a, pixels, g.data, s.K, last_lanes);
 #pragma GCC unroll 12
     for (int row = 0; row < block_rows; ++row) {
-      if (row < count) store_block(acc, row, dw + (first + row) * s.K, last_lanes);
+      if (row < count) add_block(acc, row, dw + (first + row) * s.K, last_lanes);
     }
   }
 }

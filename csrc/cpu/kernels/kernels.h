@@ -44,7 +44,7 @@ struct FusedKernels {
   void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
 };
 
-// Winograd's algorithm (winograd.h).
+// Winograd's algorithm (winograd.h, winograd_weight.h).
 template <class T>
 struct WinogradKernels {
   int largest_tile;    // outputs along one side of the largest tile to use
@@ -53,6 +53,12 @@ struct WinogradKernels {
   int64_t (*workspace_size)(const Conv2dShape&);
   void (*pack_weight)(const Conv2dShape&, const T* packed, bool rotated, const WinogradTileKind&, int64_t block, T* to);
   void (*forward)(const FusedShape&, const WinogradUnit<T>&, const T* x, const PackedWeight<T>&, T* y, uint8_t* argmax);
+  // backward_weight (winograd_weight.h)
+  void (*set_sum_steps)(const Conv2dShape&, WinogradSums<T>&);
+  void (*transform_tiles)(const Conv2dShape&, const WinogradSums<T>&, int64_t first, int64_t last, const T* x,
+                          const T* g, T* bias);
+  void (*multiply_tiles)(const Conv2dShape&, const WinogradSums<T>&, int64_t frequency, int64_t block);
+  bool (*finish_weight)(const Conv2dShape&, const WinogradSums<T>&, int64_t c0, int64_t c1, T* dw);
 };
 
 // Gradients that are mostly zeros (sparse_gradient.h).

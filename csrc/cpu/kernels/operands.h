@@ -210,4 +210,14 @@ struct WinogradUnit {
   uint8_t* non_finite;
 };
 
+// A part of the tiles of one kind in Winograd's backward_weight (winograd_weight.h), in workspace: the transformed
+// tiles of x and of the gradient, and the products of both. The steps are elements from one frequency to the next.
+template <class T>
+struct WinogradSums {
+  WinogradTileKind kind;
+  int64_t first_tile, tiles;
+  int64_t x_step, gradient_step, product_step;
+  T *x, *gradient, *product;
+};
+
 }  // namespace fastconv

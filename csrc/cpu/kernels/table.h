@@ -16,6 +16,7 @@
 #include "sparse_gradient_3x3.h"
 #include "thin_groups.h"
 #include "winograd.h"
+#include "winograd_weight.h"
 
 namespace fastconv::FC_LEVEL {
 
@@ -43,7 +44,11 @@ constexpr Conv2dFamily<T> conv2d_family() {
                        .packed_size = winograd::packed_size<T>,
                        .workspace_size = winograd::workspace_size<T>,
                        .pack_weight = winograd::pack_weight<T>,
-                       .forward = winograd::forward<T>},
+                       .forward = winograd::forward<T>,
+                       .set_sum_steps = winograd::set_sum_steps<T>,
+                       .transform_tiles = winograd::transform_tiles<T>,
+                       .multiply_tiles = winograd::multiply_tiles<T>,
+                       .finish_weight = winograd::finish_weight<T>},
           .sparse_gradient = {.channels = lanes<T>,
                               .list_size = sparse_gradient::list_size<T>,
                               .all_finite = sparse_gradient::all_finite<T>,

@@ -132,7 +132,7 @@ void forward(const FusedShape& f, const WinogradUnit<T>& unit, const T* x, const
   const int64_t frequencies = kind.frequencies();
   T* v = unit.workspace;
   T* product = v + frequencies * v_step<T>(s);
-  transforms.input(s, unit, x, v);
+  transforms.input(s, unit, x, v, round_up_to_lanes<T>(s.C), {v_step<T>(s), lanes<T>});
   for (int64_t index = unit.first_block; index < unit.last_block; ++index) {
     const ChannelBlock<T> block(index, s.K);
     const T* weight = packed.data + index * frequencies * weight_step<T>(s);

@@ -70,12 +70,17 @@ int64_t workspace_size(const Conv2dShape& s) {
   return pixels<max_outputs> * pixels<max_outputs> * (v_step<T>(s) + m_step<T>);
 }
 
+// Elements from one frequency of a transformed tile to the next, and from one vector of channels to the next.
+struct TransformedSteps {
+  int64_t frequency, vector;
+};
+
 // Transforms one tile of x, whose first pixel is (h0, w0). `edge`: pixels may be outside of the image. They are zero.
 template <class T, int mh, int mw, bool edge>
-void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v) {
-  const int64_t step = v_step<T>(s), C = s.C, W = s.W;
+void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T* v, const TransformedSteps& steps) {
+  const int64_t C = s.C, W = s.W;
   const T* origin = image + (h0 * W + w0) * C;
-  for (int64_t c = 0; c < C; c += lanes<T>) {
+  for (int64_t c = 0; c < C; c += lanes<T>, v += steps.vector) {
     Vec<T> half[pixels<mh>][pixels<mw>];
 #pragma GCC unroll 6
     for (int j = 0; j < pixels<mw>; ++j) {
@@ -93,7 +98,7 @@ void input_tile(const Conv2dShape& s, const T* image, int64_t h0, int64_t w0, T*
     for (int i = 0; i < pixels<mh>; ++i) {
       transform_input<T, mw>(half[i]);
 #pragma GCC unroll 6
-      for (int j = 0; j < pixels<mw>; ++j) store(v + (i * pixels<mw> + j) * step + c, half[i][j]);
+      for (int j = 0; j < pixels<mw>; ++j) store(v + (i * pixels<mw> + j) * steps.frequency, half[i][j]);
     }
   }
 }
@@ -179,13 +184,15 @@ FC_INLINE bool output_tile(const FusedShape& f, BlockOutputs<T> to, const T* pro
   return nonzero_lanes<T>(zero_if_finite) == 0;
 }
 
+// `tile_step`: elements from one transformed tile to the next.
 template <class T, int mh, int mw>
-void input_tiles(const Conv2dShape& s, const WinogradUnit<T>& unit, const T* x, T* v) {
+void input_tiles(const Conv2dShape& s, const WinogradUnit<T>& unit, const T* x, T* v, int64_t tile_step,
+                 const TransformedSteps& steps) {
   for_each_tile(unit, [&](int64_t tile, int64_t n, int64_t p, int64_t q) {
     const int64_t h0 = p - s.pad_h, w0 = q - s.pad_w;
     const bool inside = h0 >= 0 && h0 + pixels<mh> <= s.H && w0 >= 0 && w0 + pixels<mw> <= s.W;
     const auto run = inside ? input_tile<T, mh, mw, false> : input_tile<T, mh, mw, true>;
-    run(s, x + n * s.H * s.W * s.C, h0, w0, v + tile * round_up_to_lanes<T>(s.C));
+    run(s, x + n * s.H * s.W * s.C, h0, w0, v + tile * tile_step, steps);
   });
 }
 

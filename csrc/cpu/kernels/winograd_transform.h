@@ -62,6 +62,17 @@ FC_INLINE void transform_input(Vec<T> (&d)[m + 2]) {
   }
 }
 
+// The factors of G. F(4, 3) divides the values at the points a and -a by 2 a^2 (a^2 - b^2). F(3, 3) divides the value
+// at a by 2 a (a^2 - b^2), and the value at -a by the negative of that. For b and -b, exchange a and b.
+template <class T, int m>
+struct WeightScale {
+  static constexpr T half = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
+  static constexpr T a = m == 4 ? half / Points<T>::a2 : half / Points<T>::a;
+  static constexpr T b = m == 4 ? -half / Points<T>::b2 : -half / Points<T>::b;
+  static constexpr T zero = 1 / (Points<T>::a2 * Points<T>::b2);
+  static constexpr T sign = m == 4 ? 1 : -1;
+};
+
 // G g
 template <class T, int m>
 FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m + 2]) {
@@ -74,19 +85,37 @@ FC_INLINE void transform_weight(Vec<T> g0, Vec<T> g1, Vec<T> g2, Vec<T> (&u)[m +
     u[1] = (outer + g1) * T(0.5);
     u[2] = (outer - g1) * T(0.5);
   } else {
+    using Scale = WeightScale<T, m>;
     constexpr int first = m - 3;
-    constexpr T scale = 1 / (2 * (Points<T>::a2 - Points<T>::b2));
-    // F(4, 3) divides the values at the points a and -a by 2 a^2 (a^2 - b^2). F(3, 3) divides the value at a by
-    // 2 a (a^2 - b^2), and the value at -a by the negative of that. For b and -b, exchange a and b.
-    constexpr T scale_a = m == 4 ? scale / Points<T>::a2 : scale / Points<T>::a,
-                scale_b = m == 4 ? -scale / Points<T>::b2 : -scale / Points<T>::b;
-    constexpr T sign = m == 4 ? 1 : -1;
-    const Vec<T> outer_a = (g0 + Points<T>::a2 * g2) * scale_a, outer_b = (g0 + Points<T>::b2 * g2) * scale_b;
-    if constexpr (m == 4) u[0] = g0 * (1 / (Points<T>::a2 * Points<T>::b2));
-    u[first] = outer_a + (Points<T>::a * scale_a) * g1;
-    u[first + 1] = sign * (outer_a - (Points<T>::a * scale_a) * g1);
-    u[first + 2] = outer_b + (Points<T>::b * scale_b) * g1;
-    u[first + 3] = sign * (outer_b - (Points<T>::b * scale_b) * g1);
+    const Vec<T> outer_a = (g0 + Points<T>::a2 * g2) * Scale::a, outer_b = (g0 + Points<T>::b2 * g2) * Scale::b;
+    if constexpr (m == 4) u[0] = g0 * Scale::zero;
+    u[first] = outer_a + (Points<T>::a * Scale::a) * g1;
+    u[first + 1] = Scale::sign * (outer_a - (Points<T>::a * Scale::a) * g1);
+    u[first + 2] = outer_b + (Points<T>::b * Scale::b) * g1;
+    u[first + 3] = Scale::sign * (outer_b - (Points<T>::b * Scale::b) * g1);
+  }
+}
+
+// G' u, which transposes transform_weight: the gradient of g from that of the transformed weight.
+template <class T, int m>
+FC_INLINE void transform_weight_gradient(const Vec<T> (&u)[m + 2], Vec<T> (&g)[3]) {
+  if constexpr (m == 1) {
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) g[i] = u[i];
+  } else if constexpr (m == 2) {
+    const Vec<T> even = (u[1] + u[2]) * T(0.5);
+    g[0] = u[0] + even;
+    g[1] = (u[1] - u[2]) * T(0.5);
+    g[2] = u[3] + even;
+  } else {
+    using Scale = WeightScale<T, m>;
+    constexpr int first = m - 3;
+    const Vec<T> minus_a = Scale::sign * u[first + 1], minus_b = Scale::sign * u[first + 3];
+    const Vec<T> even_a = (u[first] + minus_a) * Scale::a, even_b = (u[first + 2] + minus_b) * Scale::b;
+    g[0] = even_a + even_b;
+    if constexpr (m == 4) g[0] += u[0] * Scale::zero;
+    g[1] = (u[first] - minus_a) * (Points<T>::a * Scale::a) + (u[first + 2] - minus_b) * (Points<T>::b * Scale::b);
+    g[2] = Points<T>::a2 * even_a + Points<T>::b2 * even_b + u[m + 1];
   }
 }
 
@@ -109,6 +138,33 @@ FC_INLINE void transform_output(Vec<T> (&y)[m], At at) {
     y[2] = Points<T>::a2 * even_a + Points<T>::b2 * even_b;
     if constexpr (m == 4) y[3] = (Points<T>::a * Points<T>::a2) * odd_a + (Points<T>::b * Points<T>::b2) * odd_b;
     y[m - 1] += at(m + 1);
+  }
+}
+
+// A g, which transposes transform_output: m values of the gradient of y to m + 2.
+template <class T, int m>
+FC_INLINE void transform_gradient(const Vec<T> (&g)[m], Vec<T> (&u)[m + 2]) {
+  if constexpr (m == 1) {
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) u[i] = g[0];
+  } else if constexpr (m == 2) {
+    u[0] = g[0];
+    u[1] = g[0] + g[1];
+    u[2] = g[0] - g[1];
+    u[3] = -g[1];
+  } else {
+    constexpr int first = m - 3;
+    const Vec<T> even_a = g[0] + Points<T>::a2 * g[2], even_b = g[0] + Points<T>::b2 * g[2];
+    Vec<T> odd_a = Points<T>::a * g[1], odd_b = Points<T>::b * g[1];
+    if constexpr (m == 4) {
+      odd_a += (Points<T>::a * Points<T>::a2) * g[3], odd_b += (Points<T>::b * Points<T>::b2) * g[3];
+      u[0] = g[0];
+    }
+    u[first] = even_a + odd_a;
+    u[first + 1] = even_a - odd_a;
+    u[first + 2] = even_b + odd_b;
+    u[first + 3] = even_b - odd_b;
+    u[m + 1] = g[m - 1];
   }
 }
 
