@@ -224,6 +224,17 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux has manylinux wheels")
+def test_the_extension_calls_no_function_of_libm_that_is_newer_than_manylinux_2_28() -> None:
+    """glibc 2.29 has new versions of these. A program that calls them needs it, even if it needs nothing else."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm, of the package binutils")
+    listed = subprocess.run(["nm", "-D", "--undefined-only", _C.__file__], text=True, capture_output=True, check=True)
+    called = {line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()}
+    assert "memcpy" in called or "memmove" in called
+    assert called & {"exp", "exp2", "log", "log2", "pow"} == set()
+
+
 def test_a_test_of_a_wheel_that_was_not_built_says_how_to_build_it(tmp_path: Path) -> None:
     (tmp_path / "fastconv-0.1.0-cp39-cp39-manylinux_2_28_x86_64.whl").touch()
     (tmp_path / "fastconv-0.1.0.tar.gz").touch()  # pip must not compile this

@@ -40,9 +40,10 @@ FC_INLINE Vec<float> exp_of(Vec<float> x) {
   return given > 88.72f ? broadcast(__builtin_inff()) : result;
 }
 
+// The function for long double, because exp() would need glibc 2.29, and wheels need only 2.28.
 FC_INLINE Vec<double> exp_of(Vec<double> x) {
   Vec<double> result;
-  for (int i = 0; i < lanes<double>; ++i) result[i] = __builtin_exp(x[i]);
+  for (int i = 0; i < lanes<double>; ++i) result[i] = static_cast<double>(__builtin_expl(x[i]));
   return result;
 }
 
