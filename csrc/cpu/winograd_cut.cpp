@@ -129,10 +129,11 @@ std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s, int 
 // A tile takes as long as its multiplications and the transforms of x and g. The sums are written and transformed once,
 // however many tiles there are. Milliseconds of the direct kernel / of Winograd with tiles of 2x2 / of 3x3, 2 threads
 // of Zen 4, and the error of the last two / PyTorch's error (x after ReLU, channels_last):
-//   64->64 32x32, batch of 8      3.12 / 2.31 / 1.63    1.0  1.9        16->16 32x32, batch of 64    1.86 / 1.73 / 1.44
-//   128->128 16x16, batch of 8    3.33 / 2.39 / 1.83    1.0  1.9        32->32 16x16, batch of 64    1.53 / 1.09 / 1.00
-//   256->256 8x8, batch of 8      3.49 / 2.12 / 1.81    1.1  2.2        64->64 56x56, one image      1.27 / 0.97 / 0.65
-//   512->512 4x4, batch of 8      4.95 / 3.50           1.6             512->512 7x7, batch of 8     14.1 / 10.1 / 10.2
+//   64->64 32x32, batch of 8      2.98 / 1.68 / 1.28    0.7  1.5        16->16 32x32, batch of 64    1.69 / 1.05 / 0.81
+//   128->128 16x16, batch of 8    2.92 / 1.92 / 1.51    1.0  1.9        32->32 16x16, batch of 64    1.49 / 0.88 / 0.83
+//   256->256 8x8, batch of 8      3.38 / 2.06 / 1.88    1.1  2.2        64->64 56x56, one image      1.23 / 0.64 / 0.52
+//   512->512 4x4, batch of 8      4.82 / 3.69           1.6             512->512 7x7, batch of 8     14.1 / 10.1 / 10.2
+//   24->40 9x9, batch of 2        0.05 / 0.09           1.7             32->32 112x112, batch of 8   9.49 / 6.30 / 5.31
 // PyTorch's error is small if it adds few terms. So tiles of 3x3 need 1024 outputs.
 std::optional<WinogradCut> winograd_cut_backward_weight(const Conv2dShape& s, int side, bool must_pay) {
   const int64_t outputs = s.N * s.P * s.Q;
@@ -142,7 +143,7 @@ std::optional<WinogradCut> winograd_cut_backward_weight(const Conv2dShape& s, in
   must_pay = must_pay && !always(winograd);
   if (must_pay && (s.C < 16 || s.K < 16)) return {};
   constexpr int64_t most_sums = 5 << 20;  // elements: they stay in the last-level cache
-  constexpr double transforms = 12, sums_in_tiles = 24;
+  constexpr double transforms = 5, sums_in_tiles = 24;
   const double of_tile = 1 + transforms / static_cast<double>(s.C) + transforms / static_cast<double>(s.K);
   std::optional<WinogradCut> best;
   double least =

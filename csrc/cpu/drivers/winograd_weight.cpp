@@ -1,5 +1,10 @@
-// Winograd's gradient of the weight (kernels/winograd_weight.h): all tiles are transformed, multiplied frequency by
-// frequency, and the sums are transformed to the weight.
+// Winograd's gradient of the weight (kernels/winograd_weight.h): tiles are transformed and multiplied, and the sums of
+// all tiles are transformed to the weight. There are two ways to divide the work:
+//   pieces: each piece of the tiles has sums of its own, if they are small. One thread transforms and multiplies a part
+//           of a piece at a time, which stays in its second-level cache.
+//   frequencies: there is one set of sums. All threads transform a part of the tiles, then each multiplies some of the
+//           frequencies.
+// Neither depends on the number of threads.
 #include <atomic>
 
 #include "tiling.h"
@@ -8,67 +13,137 @@
 namespace fastconv::cpu {
 namespace {
 
-// The transformed tiles of a part of the call have about this many bytes, so that they stay in the caches.
-constexpr int64_t part_bytes = 8 << 20;
+// The largest sums of a piece, in bytes, and those of all pieces.
+constexpr int64_t piece_bytes = 512 << 10, all_pieces_bytes = 4 << 20;
+// The transformed tiles of a part have about this many bytes: in the cache of one thread, or of all.
+constexpr int64_t part_of_piece_bytes = 384 << 10, part_bytes = 8 << 20;
 
 template <class T>
-WinogradSums<T> sums_of(const Conv2dShape& s, const WinogradTileKind& kind) {
-  const int64_t of_tile = kind.frequencies() * (s.C + s.K) * static_cast<int64_t>(sizeof(T));
-  WinogradSums<T> sums{};
-  sums.kind = kind;
-  sums.tiles = std::min(s.N * kind.per_image(), std::max<int64_t>(128, part_bytes / of_tile));
-  kernels().conv2d<T>().winograd.set_sum_steps(s, sums);
-  sums.x = workspace<T>(Workspace::whole_input, kind.frequencies() * sums.x_step);
-  sums.gradient = workspace<T>(Workspace::whole_gradient, kind.frequencies() * sums.gradient_step);
-  sums.product = workspace<T>(Workspace::winograd_weight, kind.frequencies() * sums.product_step);
-  return sums;
-}
+class WeightGradient {
+ public:
+  WeightGradient(const Conv2dShape& s, const WinogradTileKind& kind, const Tensor& grad_output, const Tensor& input)
+      : s_(s),
+        kind_(kind),
+        x_(to_nhwc<T>(input)),
+        g_(to_nhwc<T>(grad_output)),
+        blocks_(channel_blocks<T>(s, s.K)),
+        tiles_(s.N * kind.per_image()),
+        frequencies_(kind.frequencies()) {
+    const int64_t bytes = frequencies_ * part_of(0, 1).product_step * static_cast<int64_t>(sizeof(T));
+    by_pieces_ = bytes <= piece_bytes;
+    const int64_t affordable = std::min({all_pieces_bytes / std::max<int64_t>(bytes, 1), wanted_pieces, tiles_});
+    for (pieces_ = 1; by_pieces_ && 2 * pieces_ <= affordable;) pieces_ *= 2;
+    part_tiles_ = part_tiles(by_pieces_ ? part_of_piece_bytes : part_bytes);
+    sums_ = workspace<T>(Workspace::winograd_weight, pieces_ * piece_size());
+  }
+
+  // Writes dw as [r, s, c][K], and the gradient of the bias. Returns whether all are finite.
+  bool run(const WeightSums<T>& to) {
+    bias_sums_ = by_pieces_ ? pieces_ : ceil_div(std::min(part_tiles_, tiles_), unit_tiles);
+    bias_ = workspace<T>(Workspace::phase_weight, bias_sums_ * s_.K);
+    std::memset(bias_, 0, static_cast<size_t>(bias_sums_ * s_.K) * sizeof(T));
+    by_pieces_ ? sum_pieces() : sum_frequencies();
+    add_up(bias_, s_.K, bias_sums_, to.bias, 0, s_.K);
+    std::atomic<bool> finite{true};
+    parallel_for(0, s_.C, 4, [&](int64_t begin, int64_t end) {
+      if (!kernel().finish_weight(s_, part_of(0, 1), begin, end, to.weight)) finite = false;
+    });
+    return finite;
+  }
+
+ private:
+  static constexpr int64_t unit_tiles = 16;
+
+  static const WinogradKernels<T>& kernel() { return kernels().conv2d<T>().winograd; }
+
+  int64_t part_tiles(int64_t bytes) const {
+    return std::max<int64_t>(32, bytes / (frequencies_ * (s_.C + s_.K) * static_cast<int64_t>(sizeof(T))));
+  }
+
+  WinogradSums<T> part_of(int64_t first, int64_t tiles) const {
+    WinogradSums<T> sums{};
+    sums.kind = kind_, sums.first_tile = first, sums.tiles = tiles, sums.product = sums_;
+    kernel().set_sum_steps(s_, sums);
+    return sums;
+  }
+
+  int64_t piece_size() const { return frequencies_ * part_of(0, 1).product_step; }
+
+  void use_workspace(WinogradSums<T>& sums, Workspace x, Workspace gradient) const {
+    sums.x = workspace<T>(x, frequencies_ * sums.x_step);
+    sums.gradient = workspace<T>(gradient, frequencies_ * sums.gradient_step);
+  }
+
+  void transform(const WinogradSums<T>& sums, int64_t first, int64_t last, T* bias) const {
+    kernel().transform_tiles(s_, sums, first, last, data<T>(x_), data<T>(g_), bias);
+  }
+
+  void multiply(const WinogradSums<T>& sums, int64_t i) const {
+    kernel().multiply_tiles(s_, sums, i / blocks_.count(), i % blocks_.count());
+  }
+
+  void sum_pieces() const {
+    parallel_for(0, pieces_, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t first = tiles_ * piece / pieces_, last = tiles_ * (piece + 1) / pieces_;
+        for (int64_t tile = first; tile < last; tile += part_tiles_) {
+          WinogradSums<T> sums = part_of(tile, std::min(part_tiles_, last - tile));
+          use_workspace(sums, Workspace::input_tile, Workspace::output_tile);
+          sums.product += piece * piece_size(), sums.overwrite = tile == first;
+          transform(sums, 0, sums.tiles, bias_ + piece * s_.K);
+          for (int64_t i = 0; i < frequencies_ * blocks_.count(); ++i) multiply(sums, i);
+        }
+      }
+    });
+    const int64_t size = piece_size();
+    parallel_for(0, size, grain_size,
+                 [&](int64_t begin, int64_t end) { add_up(sums_, size, pieces_, sums_, begin, end); });
+  }
+
+  void sum_frequencies() const {
+    for (int64_t tile = 0; tile < tiles_; tile += part_tiles_) {
+      WinogradSums<T> sums = part_of(tile, std::min(part_tiles_, tiles_ - tile));
+      use_workspace(sums, Workspace::whole_input, Workspace::whole_gradient);
+      sums.overwrite = tile == 0;
+      parallel_for(0, ceil_div(sums.tiles, unit_tiles), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          transform(sums, i * unit_tiles, std::min(sums.tiles, (i + 1) * unit_tiles), bias_ + i * s_.K);
+        }
+      });
+      parallel_for(0, frequencies_ * blocks_.count(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) multiply(sums, i);
+      });
+    }
+  }
+
+  // to[i] = the sum of element i of `count` arrays, in order, for i in [begin, end).
+  static void add_up(const T* from, int64_t size, int64_t count, T* to, int64_t begin, int64_t end) {
+    if (to != from) std::copy(from + begin, from + end, to + begin);
+    for (int64_t array = 1; array < count; ++array) {
+      for (int64_t i = begin; i < end; ++i) to[i] += from[array * size + i];
+    }
+  }
+
+  const Conv2dShape s_;
+  const WinogradTileKind kind_;
+  const Tensor x_, g_;
+  const Blocks blocks_;
+  const int64_t tiles_, frequencies_;
+  bool by_pieces_;
+  int64_t pieces_, part_tiles_, bias_sums_;
+  T *sums_ = nullptr, *bias_ = nullptr;
+};
 
 }  // namespace
 
 template <class T>
 void winograd_backward_weight(const Conv2dShape& s, const WinogradCut& cut, const Tensor& grad_output,
                               const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
-  constexpr int64_t unit_tiles = 16, unit_channels = 4;
-  const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
-  const Tensor x = to_nhwc<T>(input), g = to_nhwc<T>(grad_output);
-  WinogradSums<T> sums = sums_of<T>(s, cut.kinds[0]);
-  const int64_t all = s.N * sums.kind.per_image(), frequencies = sums.kind.frequencies();
-  const Blocks blocks = channel_blocks<T>(s, s.K);
-  const int64_t units = ceil_div(sums.tiles, unit_tiles);
-  const Pieces<T> pieces(s, 1);
-  const WeightSums<T> dw = pieces.at(0, s.taps() * s.K);
-  T* bias = workspace<T>(Workspace::phase_weight, units * s.K);  // a sum for each unit
-  std::memset(bias, 0, static_cast<size_t>(units * s.K) * sizeof(T));
-  for (int64_t first = 0; first < all; first += sums.tiles) {
-    sums.first_tile = first;
-    const int64_t tiles = std::min(sums.tiles, all - first);
-    WinogradSums<T> part = sums;
-    part.tiles = tiles;
-    kernel.set_sum_steps(s, part);
-    part.product_step = sums.product_step;
-    parallel_for(0, ceil_div(tiles, unit_tiles), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t last = std::min(tiles, (i + 1) * unit_tiles);
-        kernel.transform_tiles(s, part, i * unit_tiles, last, data<T>(x), data<T>(g), bias + i * s.K);
-      }
-    });
-    parallel_for(0, frequencies * blocks.count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) kernel.multiply_tiles(s, part, i / blocks.count(), i % blocks.count());
-    });
-  }
-  std::atomic<bool> finite{true};
-  parallel_for(0, ceil_div(s.C, unit_channels), 1, [&](int64_t begin, int64_t end) {
-    const int64_t c0 = begin * unit_channels, c1 = std::min(s.C, end * unit_channels);
-    if (!kernel.finish_weight(s, sums, c0, c1, dw.weight)) finite = false;
-  });
+  const Pieces<T> dw(s, 1);
   // The transforms spread an infinity or NaN over all taps.
+  const bool finite = WeightGradient<T>(s, cut.kinds[0], grad_output, input).run(dw.at(0, s.taps() * s.K));
   if (!finite) return direct_backward_weight<T>(s, grad_output, input, grad_weight, grad_bias);
-  std::memcpy(dw.bias, bias, static_cast<size_t>(s.K) * sizeof(T));
-  for (int64_t i = 1; i < units; ++i) {
-    for (int64_t k = 0; k < s.K; ++k) dw.bias[k] += bias[i * s.K + k];
-  }
-  pieces.finish_rsck(s, grad_weight, grad_bias);
+  dw.finish_rsck(s, grad_weight, grad_bias);
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                                   \

@@ -210,12 +210,14 @@ struct WinogradUnit {
   uint8_t* non_finite;
 };
 
-// A part of the tiles of one kind in Winograd's backward_weight (winograd_weight.h), in workspace: the transformed
-// tiles of x and of the gradient, and the products of both. The steps are elements from one frequency to the next.
+// A part of the tiles in Winograd's backward_weight (winograd_weight.h), in workspace: the transformed tiles of x and
+// of the gradient, and the sums of their products. The steps are elements from one frequency to the next. `overwrite`:
+// the products of this part are stored. Otherwise they are added.
 template <class T>
 struct WinogradSums {
   WinogradTileKind kind;
   int64_t first_tile, tiles;
+  bool overwrite;
   int64_t x_step, gradient_step, product_step;
   T *x, *gradient, *product;
 };

@@ -116,7 +116,7 @@ void add_products(const T* x, int64_t x_vector, const T* g, int64_t count, int64
   }
 }
 
-// Multiplies one frequency for one block of channels of g. The first tiles overwrite the products, later ones add.
+// Multiplies one frequency for one block of channels of g.
 template <class T>
 void multiply_tiles(const Conv2dShape& s, const WinogradSums<T>& sums, int64_t frequency, int64_t index) {
   FASTCONV_ASSERT(readable(sums.x) && readable(sums.gradient) && readable(sums.product));
@@ -131,7 +131,7 @@ void multiply_tiles(const Conv2dShape& s, const WinogradSums<T>& sums, int64_t f
   for (int64_t tile = 0; tile < sums.tiles; tile += longest) {
     const int64_t count = upto(longest, sums.tiles - tile);
     run(x + tile * lanes<T>, x_vector, g + tile * block_lanes<T>, count, s.C, product, row_step,
-        sums.first_tile + tile == 0);
+        sums.overwrite && tile == 0);
   }
 }
 
