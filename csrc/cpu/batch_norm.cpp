@@ -35,6 +35,18 @@ std::vector<double> rounding_of_center(const BatchNorm& b, const std::vector<T>&
   return mean;
 }
 
+// The constants of each channel that both passes of backward need.
+template <class T>
+struct BackwardConstants {
+  ChannelConstants<T, 3> normalization;
+  std::vector<double> rounding, inverse;
+
+  BackwardConstants(const BatchNorm& b, const Tensor& x)
+      : normalization(b.constants<T>(x)),
+        rounding(rounding_of_center<T>(b, normalization[0])),
+        inverse(inverse_deviation(b.vectors, x.size(1))) {}
+};
+
 // The factors of the gradient of x, where g is the gradient of y before the activation:
 //
 //   dx = (g - sum(g) / n - (x - mean) * sum(g * (x - mean)) / n / deviation^2) * weight / deviation
@@ -42,17 +54,18 @@ std::vector<double> rounding_of_center(const BatchNorm& b, const std::vector<T>&
 // The product of the last two factors is not computed in advance: it is below the smallest number if the deviation is
 // 1e20. Without `training`, mean and deviation are constants, and dx = g * weight / deviation.
 template <class T>
-ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const Tensor& x, const ChannelSums& sums) {
-  const auto [center, scale, shift] = b.constants<T>(x);
+ChannelConstants<T, 6> gradient_constants(const BatchNorm& b, const BackwardConstants<T>& known, int64_t pixels,
+                                          const ChannelSums& sums) {
+  const auto& [center, scale, shift] = known.normalization;
   ChannelConstants<T, 6> all{center, scale, shift, scale, {}, {}};
   if (!b.vectors.inverse) return all;
-  const auto inverse = inverse_deviation(b.vectors, x.size(1));
-  const auto n = static_cast<double>(ChannelLayout(x).pixels());
-  const auto rounding = rounding_of_center<T>(b, center);
+  const std::vector<double>& inverse = known.inverse;
+  const auto n = static_cast<double>(pixels);
+  all[4].reserve(inverse.size()), all[5].reserve(inverse.size());
   for (size_t c = 0; c < inverse.size(); ++c) {
     const double of_x = sums.second[c] / n * inverse[c] * inverse[c];
     all[4].push_back(static_cast<T>(of_x));
-    all[5].push_back(static_cast<T>(sums.first[c] / n - (std::isfinite(of_x) ? rounding[c] * of_x : 0)));
+    all[5].push_back(static_cast<T>(sums.first[c] / n - (std::isfinite(of_x) ? known.rounding[c] * of_x : 0)));
   }
   return all;
 }
@@ -78,35 +91,34 @@ NormalizedGradient<typename Elements::Computed> load_gradient(const Elements& el
 }
 
 // The sums of g and of g * (x - mean) for each channel. Writes the gradient of the residual.
-template <class Elements>
-ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const GradientTensors& t) {
+template <class Elements, class T>
+ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const BackwardConstants<T>& known,
+                          const GradientTensors& t) {
   using Stored = typename Elements::Stored;
-  using T = typename Elements::Computed;
   const ChannelLayout layout(t.x);
   Stored* masked = t.masked ? mutable_data<Stored>(*t.masked) : nullptr;
-  const auto constants = b.constants<T>(t.x);
   ChannelSums all = sum_channels<T, 3>(
-      layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns, const ColumnSums& sums) {
+      layout, known.normalization,
+      [&](int64_t at, const MatrixSize& size, const auto& columns, const ColumnSums& sums) {
         auto from = load_gradient(elements, t, at, size);
         const int64_t count = size.pixels * size.channels;
         if (masked) from.masked = elements.result(masked + at, count, Workspace::weight_block);
         kernel<Elements>().add_gradient_sums(b.normalization(columns), from, size, {sums.first, sums.second});
         if (masked) elements.store(from.masked, masked + at, count);
       });
-  const auto rounding = rounding_of_center<T>(b, constants[0]);
-  for (size_t c = 0; c < rounding.size(); ++c) {
-    if (std::isfinite(all.first[c])) all.second[c] -= rounding[c] * all.first[c];
+  for (size_t c = 0; c < known.rounding.size(); ++c) {
+    if (std::isfinite(all.first[c])) all.second[c] -= known.rounding[c] * all.first[c];
   }
   return all;
 }
 
-template <class Elements>
-void input_gradient(const Elements& elements, const BatchNorm& b, const GradientTensors& t, const ChannelSums& sums) {
+template <class Elements, class T>
+void input_gradient(const Elements& elements, const BatchNorm& b, const BackwardConstants<T>& known,
+                    const GradientTensors& t, const ChannelSums& sums) {
   using Stored = typename Elements::Stored;
-  using T = typename Elements::Computed;
   const ChannelLayout layout(t.x);
   Stored* to = mutable_data<Stored>(*t.dx);
-  const auto constants = gradient_constants<T>(b, t.x, sums);
+  const auto constants = gradient_constants<T>(b, known, layout.pixels(), sums);
   for_each_block<T, 6>(layout, constants, [&](int64_t at, const MatrixSize& size, const auto& columns) {
     const int64_t count = size.pixels * size.channels;
     T* result = elements.result(to + at, count, Workspace::weight_block);
@@ -200,17 +212,19 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
   dispatch_elements(x, [&](auto elements) {
     GradientTensors first = t;
     if (!masks) first.masked.reset();
-    const ChannelSums sums = sum_gradients(elements, b, first);
+    const BackwardConstants<typename decltype(elements)::Computed> known(b, x);
+    const ChannelSums sums = sum_gradients(elements, b, known, first);
     store_channel_values(sums.first, grad_bias);
-    const auto inverse = inverse_deviation(b.vectors, C);
     std::vector<double> products = sums.second;
-    std::transform(products.begin(), products.end(), inverse.begin(), products.begin(), std::multiplies<double>());
+    std::transform(products.begin(), products.end(), known.inverse.begin(), products.begin(),
+                   std::multiplies<double>());
     store_channel_values(products, grad_weight);
     if (!needs_input) return;
     BatchNorm unmasked = b;
-    if (first.masked)
-      t.g = *first.masked, t.y.reset(), unmasked.activation = Activation::none;  // one tensor less to read
-    input_gradient(elements, unmasked, t, sums);
+    if (first.masked) {  // one tensor less to read
+      t.g = *first.masked, t.y.reset(), unmasked.activation = Activation::none;
+    }
+    input_gradient(elements, unmasked, known, t, sums);
   });
   const Tensor none = empty({0}, x, false);
   return {t.dx ? *t.dx : none, grad_weight, grad_bias, t.masked ? *t.masked : none};

@@ -11,6 +11,7 @@ ChannelConstants<T, 3> constants_in(const BatchNormVectors& b, const std::option
   const auto weight = channel_values<double>(b.weight, C, 1), beta = channel_values<double>(b.bias, C, 0);
   const auto inverse = inverse_deviation(b, C);
   std::vector<T> center, scale, shift;
+  for (auto* constants : {&center, &scale, &shift}) constants->reserve(mean.size());
   for (size_t c = 0; c < mean.size(); ++c) {
     const double factor = weight[c] * inverse[c];
     center.push_back(static_cast<T>(mean[c] - bias[c])), scale.push_back(static_cast<T>(factor));

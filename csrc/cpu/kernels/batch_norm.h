@@ -11,33 +11,87 @@
 // (Updating formulae and a pairwise algorithm for computing sample variances, 1979).
 #pragma once
 
+#include "accumulate.h"
 #include "activation.h"
+#include "assert.h"
 
 namespace fastconv::FC_LEVEL::batch_norm {
 
-template <Activation activation, bool residual, class T>
-FC_INLINE Vec<T> normalized(const Normalization<T>& n, Vec<T> x, Vec<T> r, int64_t c, int64_t count) {
-  x = (x - load_upto(n.center + c, count)) * load_upto(n.scale + c, count) + load_upto(n.shift + c, count);
-  if constexpr (residual) x += r;
-  return activate<activation, T>(x, n.slope);
+// Adjacent vectors of channels whose constants a loop over pixels holds in registers.
+constexpr int most_vectors = block_rows > 6 ? 4 : 2;
+// The pixels of such a loop. They are few, so that it stays within a few pages of memory.
+constexpr int64_t loop_pixels = 16;
+
+// One block of a matrix: the pixels [first, first + pixels), and vectors of channels from c on. If it is partial, its
+// last vector has `last_lanes` channels.
+struct ColumnBlock {
+  int64_t first, pixels, c, last_lanes;
+};
+
+// Calls run(vectors, partial, block), with the first two as constants, for blocks that cover the matrix.
+template <class T, class Run>
+FC_INLINE void for_each_column_block(const MatrixSize& size, int64_t most_pixels, const Run& run) {
+  constexpr int64_t wide = most_vectors * lanes<T>;
+  for (int64_t p = 0; p < size.pixels; p += most_pixels) {
+    const int64_t pixels = size.pixels - p < most_pixels ? size.pixels - p : most_pixels;
+    int64_t c = 0;
+    for (; c + wide <= size.channels; c += wide) {
+      run(Constant<most_vectors>{}, Constant<false>{}, ColumnBlock{p, pixels, c, lanes<T>});
+    }
+    for (; c + lanes<T> <= size.channels; c += lanes<T>) {
+      run(Constant<1>{}, Constant<false>{}, ColumnBlock{p, pixels, c, lanes<T>});
+    }
+    if (c < size.channels) run(Constant<1>{}, Constant<true>{}, ColumnBlock{p, pixels, c, size.channels - c});
+  }
+}
+
+// The constants of adjacent vectors of channels.
+template <class T, int vectors, bool partial>
+struct Columns {
+  Vec<T> value[vectors];
+
+  FC_INLINE Columns(const T* from, const ColumnBlock& block) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      value[v] = load_lane_vector<T, vectors, partial>(from + block.c, v, block.last_lanes);
+    }
+  }
+};
+
+template <class T, int vectors, bool partial>
+FC_INLINE void store_lane_vector(T* to, int v, int64_t last_lanes, Vec<T> value) {
+  if constexpr (partial) {
+    if (v == vectors - 1) return store_partial(to + v * lanes<T>, value, last_lanes);
+  }
+  store(to + v * lanes<T>, value);
+}
+
+template <Activation activation, bool residual, class T, int vectors, bool partial>
+FC_INLINE void normalize_block(const Normalization<T>& n, const PixelRows<const T>& x, const PixelRows<const T>& r,
+                               const PixelRows<T>& y, const ColumnBlock& block) {
+  const Columns<T, vectors, partial> center(n.center, block), scale(n.scale, block), shift(n.shift, block);
+  const auto at = [&](const auto& rows, int64_t p) { return rows.data + (block.first + p) * rows.stride + block.c; };
+  for (int64_t p = 0; p < block.pixels; ++p) {
+    const T* from = at(x, p);
+    const T* add = residual ? at(r, p) : from;
+    T* to = at(y, p);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      Vec<T> value = load_lane_vector<T, vectors, partial>(from, v, block.last_lanes);
+      value = (value - center.value[v]) * scale.value[v] + shift.value[v];
+      if constexpr (residual) value += load_lane_vector<T, vectors, partial>(add, v, block.last_lanes);
+      store_lane_vector<T, vectors, partial>(to, v, block.last_lanes, activate<activation, T>(value, n.slope));
+    }
+  }
 }
 
 template <Activation activation, bool residual, class T>
 void normalize_rows(const Normalization<T>& n, const PixelRows<const T>& x, const PixelRows<const T>& r,
                     const PixelRows<T>& y, const MatrixSize& size) {
-  const int64_t whole = size.channels / lanes<T> * lanes<T>, rest = size.channels - whole;
-  for (int64_t p = 0; p < size.pixels; ++p) {
-    const T* from = x.data + p * x.stride;
-    const T* add = residual ? r.data + p * r.stride : from;
-    T* to = y.data + p * y.stride;
-    for (int64_t c = 0; c < whole; c += lanes<T>) {
-      store(to + c, normalized<activation, residual, T>(n, load(from + c), load(add + c), c, lanes<T>));
-    }
-    if (rest > 0) {
-      const Vec<T> last = load_partial(from + whole, rest), added = load_partial(add + whole, rest);
-      store_partial(to + whole, normalized<activation, residual, T>(n, last, added, whole, rest), rest);
-    }
-  }
+  for_each_column_block<T>(size, loop_pixels, [&](auto vectors, auto partial, const ColumnBlock& block) {
+    normalize_block<activation, residual, T, decltype(vectors)::value, decltype(partial)::value != 0>(n, x, r, y,
+                                                                                                      block);
+  });
 }
 
 // `residual.data` may be null. y may be x or the residual.
@@ -120,47 +174,86 @@ void add_moments(const PixelRows<const T>& x, const MatrixSize& size, const Mome
 
 // ---- gradients ---------------------------------------------------------------------------------------------------
 
-// The gradient where the activation lets it pass. Forward computed y by the same expression, so the mask is the same.
-template <Activation activation, class T>
-FC_INLINE Vec<T> gradient_at(const Normalization<T>& n, const NormalizedGradient<T>& from, int64_t at, int64_t c,
-                             int64_t count) {
-  const Vec<T> g = load_upto(from.g + at, count);
-  if constexpr (activation == Activation::none) return g;
-  const Vec<T> y = from.y
-                       ? load_upto(from.y + at, count)
-                       : normalized<Activation::none, false, T>(n, load_upto(from.x + at, count), Vec<T>{}, c, count);
-  return masked_gradient<activation, T>(g, y);
+// What a loop over pixels does with the gradient g of y.
+template <Activation activation_, bool from_y_, bool writes_masked_>
+struct GradientMode {
+  static constexpr Activation activation = activation_;
+  static constexpr bool from_y = from_y_;  // the activation's mask comes from y, else from x
+  static constexpr bool writes_masked = writes_masked_;
+};
+
+template <bool writes_masked, class T, class Run>
+FC_INLINE void dispatch_mask(Activation activation, const NormalizedGradient<T>& from, const Run& run) {
+  const auto with = [&](auto tag) {
+    constexpr Activation known = decltype(tag)::value;
+    if (from.y != nullptr) return run(GradientMode<known, true, writes_masked>{});
+    run(GradientMode<known, false, writes_masked>{});
+  };
+  if (activation == Activation::relu) return with(ActivationTag<Activation::relu>{});
+  if (activation == Activation::relu6) return with(ActivationTag<Activation::relu6>{});
+  run(GradientMode<Activation::none, false, writes_masked>{});
 }
 
-// Calls run(tag) for the activations that have a gradient here.
-template <class Run>
-FC_INLINE void dispatch_masked(Activation activation, const Run& run) {
-  if (activation == Activation::relu) return run(ActivationTag<Activation::relu>{});
-  if (activation == Activation::relu6) return run(ActivationTag<Activation::relu6>{});
-  run(ActivationTag<Activation::none>{});
+// Calls run(mode), a GradientMode.
+template <class T, class Run>
+FC_INLINE void dispatch_gradient(Activation activation, const NormalizedGradient<T>& from, const Run& run) {
+  if (from.masked != nullptr) return dispatch_mask<true>(activation, from, run);
+  dispatch_mask<false>(activation, from, run);
 }
 
-// Adds the sums of up to `vectors` vectors of channels, from channel c on. The last vector has `last_lanes` channels.
-template <Activation activation, class T, int vectors>
-void add_sums_of_block(const Normalization<T>& n, const NormalizedGradient<T>& from, int64_t pixels, int64_t c,
-                       int64_t last_lanes, const GradientSums& total) {
-  const auto used = [&](int v) { return v < vectors - 1 ? lanes<T> : last_lanes; };
-  Vec<T> center[vectors], sum_g[vectors] = {}, sum_gx[vectors] = {};
-#pragma GCC unroll 4
-  for (int v = 0; v < vectors; ++v) center[v] = load_upto(n.center + c + v * lanes<T>, used(v));
-  for (int64_t p = 0; p < pixels; ++p) {
+// The gradients of one block where the activation lets them pass. Forward computed y by the same expression, so the
+// mask is the same.
+template <class Mode, class T, int vectors, bool partial>
+struct MaskedGradients {
+  const NormalizedGradient<T>& from;
+  const ColumnBlock& block;
+  Columns<T, vectors, partial> center, scale, shift;
+
+  FC_INLINE MaskedGradients(const Normalization<T>& n, const NormalizedGradient<T>& gradient, const ColumnBlock& at)
+      : from(gradient), block(at), center(n.center, at), scale(n.scale, at), shift(n.shift, at) {}
+
+  FC_INLINE int64_t row(int64_t p) const { return (block.first + p) * from.stride + block.c; }
+
+  FC_INLINE Vec<T> load_at(const T* values, int64_t row, int v) const {
+    return load_lane_vector<T, vectors, partial>(values + row, v, block.last_lanes);
+  }
+
+  // `x`: the vector of x, minus center.
+  FC_INLINE Vec<T> operator()(int64_t row, int v, Vec<T> x) const {
+    Vec<T> g = load_at(from.g, row, v);
+    if constexpr (Mode::activation != Activation::none) {
+      Vec<T> y;
+      if constexpr (Mode::from_y) {
+        y = load_at(from.y, row, v);
+      } else {
+        y = x * scale.value[v] + shift.value[v];
+      }
+      g = masked_gradient<Mode::activation, T>(g, y);
+    }
+    if constexpr (Mode::writes_masked) {
+      store_lane_vector<T, vectors, partial>(from.masked + row, v, block.last_lanes, g);
+    }
+    return g;
+  }
+};
+
+template <class Mode, class T, int vectors, bool partial>
+FC_INLINE void add_sums_of_block(const Normalization<T>& n, const NormalizedGradient<T>& from, const ColumnBlock& block,
+                                 const GradientSums& total) {
+  const MaskedGradients<Mode, T, vectors, partial> masked(n, from, block);
+  Vec<T> sum_g[vectors] = {}, sum_gx[vectors] = {};
+  for (int64_t p = 0; p < block.pixels; ++p) {
+    const int64_t row = masked.row(p);
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
-      const int64_t lane = c + v * lanes<T>, at = p * from.stride + lane;
-      const Vec<T> g = gradient_at<activation, T>(n, from, at, lane, used(v));
-      if (from.masked) store_upto(from.masked + at, g, used(v));
-      sum_g[v] += g, sum_gx[v] += g * (load_upto(from.x + at, used(v)) - center[v]);
+      const Vec<T> x = masked.load_at(from.x, row, v) - masked.center.value[v], g = masked(row, v, x);
+      sum_g[v] += g, sum_gx[v] += g * x;
     }
   }
 #pragma GCC unroll 4
   for (int v = 0; v < vectors; ++v) {
-    const int64_t lane = c + v * lanes<T>;
-    for (int64_t i = 0; i < used(v); ++i) {
+    const int64_t lane = block.c + v * lanes<T>, used = partial ? block.last_lanes : lanes<T>;
+    for (int64_t i = 0; i < used; ++i) {
       total.g[lane + i] += static_cast<double>(sum_g[v][i]), total.gx[lane + i] += static_cast<double>(sum_gx[v][i]);
     }
   }
@@ -171,47 +264,44 @@ template <class T>
 void add_gradient_sums(const Normalization<T>& n, const NormalizedGradient<T>& from, const MatrixSize& size,
                        const GradientSums& total) {
   FASTCONV_ASSERT(readable(from.g) && readable(from.x) && size.pixels > 0 && size.pixels <= moment_pixels);
-  dispatch_masked(n.activation, [&](auto tag) {
-    constexpr Activation activation = decltype(tag)::value;
-    constexpr int64_t wide = 4 * lanes<T>;
-    int64_t c = 0;
-    for (; c + wide <= size.channels; c += wide) {
-      add_sums_of_block<activation, T, 4>(n, from, size.pixels, c, lanes<T>, total);
-    }
-    for (; c < size.channels; c += lanes<T>) {
-      const int64_t last = size.channels - c < lanes<T> ? size.channels - c : lanes<T>;
-      add_sums_of_block<activation, T, 1>(n, from, size.pixels, c, last, total);
-    }
+  dispatch_gradient(n.activation, from, [&](auto mode) {
+    for_each_column_block<T>(size, moment_pixels, [&](auto vectors, auto partial, const ColumnBlock& block) {
+      add_sums_of_block<decltype(mode), T, decltype(vectors)::value, decltype(partial)::value != 0>(n, from, block,
+                                                                                                    total);
+    });
   });
 }
 
-// One vector of dx, whose first `count` lanes are used.
-template <Activation activation, class T>
-FC_INLINE void store_gradient(const Normalization<T>& n, const NormalizedGradient<T>& from,
-                              const GradientFactors<T>& factors, T* dx, int64_t at, int64_t c, int64_t count) {
-  Vec<T> g = gradient_at<activation, T>(n, from, at, c, count);
-  if (factors.of_x) {
-    const Vec<T> x = load_upto(from.x + at, count) - load_upto(n.center + c, count);
-    g = g - load_upto(factors.constant + c, count) - x * load_upto(factors.of_x + c, count);
+template <class Mode, class T, int vectors, bool partial>
+FC_INLINE void gradient_of_block(const Normalization<T>& n, const NormalizedGradient<T>& from,
+                                 const GradientFactors<T>& factors, T* dx, const ColumnBlock& block) {
+  const MaskedGradients<Mode, T, vectors, partial> masked(n, from, block);
+  const bool constant_statistics = factors.of_x == nullptr;
+  const Columns<T, vectors, partial> scale(factors.scale, block),
+      constant(constant_statistics ? n.center : factors.constant, block),
+      of_x(constant_statistics ? n.center : factors.of_x, block);
+  for (int64_t p = 0; p < block.pixels; ++p) {
+    const int64_t row = masked.row(p);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const Vec<T> x = masked.load_at(from.x, row, v) - masked.center.value[v];
+      Vec<T> g = masked(row, v, x);
+      if (!constant_statistics) g = g - constant.value[v] - x * of_x.value[v];
+      store_lane_vector<T, vectors, partial>(dx + row, v, block.last_lanes, g * scale.value[v]);
+    }
   }
-  store_upto(dx + at, g * load_upto(factors.scale + c, count), count);
 }
 
 // Writes dx. It may be the same memory as g.
 template <class T>
 void gradient(const Normalization<T>& n, const NormalizedGradient<T>& from, const GradientFactors<T>& factors, T* dx,
               const MatrixSize& size) {
-  FASTCONV_ASSERT(readable(from.g) && readable(from.x) && readable(dx) && size.channels > 0);
-  const int64_t whole = size.channels / lanes<T> * lanes<T>, rest = size.channels - whole;
-  dispatch_masked(n.activation, [&](auto tag) {
-    constexpr Activation activation = decltype(tag)::value;
-    for (int64_t p = 0; p < size.pixels; ++p) {
-      const int64_t at = p * from.stride;
-      for (int64_t c = 0; c < whole; c += lanes<T>) {
-        store_gradient<activation, T>(n, from, factors, dx, at + c, c, lanes<T>);
-      }
-      if (rest > 0) store_gradient<activation, T>(n, from, factors, dx, at + whole, whole, rest);
-    }
+  FASTCONV_ASSERT(readable(from.g) && readable(from.x) && readable(dx) && size.channels > 0 && !from.masked);
+  dispatch_mask<false>(n.activation, from, [&](auto mode) {
+    for_each_column_block<T>(size, loop_pixels, [&](auto vectors, auto partial, const ColumnBlock& block) {
+      gradient_of_block<decltype(mode), T, decltype(vectors)::value, decltype(partial)::value != 0>(n, from, factors,
+                                                                                                    dx, block);
+    });
   });
 }
 
