@@ -99,6 +99,12 @@ def algorithms_as_measured() -> Iterator[None]:
 
 
 @pytest.fixture
+def exact_for_integers(algorithms_as_measured: None) -> None:
+    """Use no tiles of 3x3 for Winograd, because their transforms round small integers."""
+    _C.set_algorithms({}, winograd=2)
+
+
+@pytest.fixture
 def two_threads() -> None:
     """Compute on two threads. `_fixed_seed_and_threads` restores their number."""
     torch.set_num_threads(2)

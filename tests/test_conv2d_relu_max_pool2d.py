@@ -73,6 +73,7 @@ def is_composed(case: FusedCase) -> bool:
 
 
 @over(case=FUSED, dtype=FLOATS, level=LEVELS)
+@pytest.mark.usefixtures("exact_for_integers")
 def test_values_and_gradients_of_small_integers_are_pytorchs_bit_for_bit(
     case: FusedCase, dtype: torch.dtype, level: str
 ) -> None:
@@ -139,6 +140,7 @@ def test_values_and_gradients_err_at_most_twice_as_much_as_pytorchs(case: FusedC
 
 
 @every_case
+@pytest.mark.usefixtures("exact_for_integers")
 def test_gradients_with_create_graph_are_the_same(case: FusedCase, level: str) -> None:
     tensors = case.conv.integers()
     leaves = [t.requires_grad_() for t in tensors if t is not None]
@@ -150,6 +152,7 @@ def test_gradients_with_create_graph_are_the_same(case: FusedCase, level: str) -
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("case", [*NETWORK, fused(conv(2, 12, 8, 8, 18, 3, 3, groups=3, padding=1))], ids=str)
+@pytest.mark.usefixtures("exact_for_integers")
 def test_each_gradient_can_be_computed_without_the_others(case: FusedCase, wanted: tuple[int, ...]) -> None:
     tensors = case.conv.integers()
     leaves = [t.requires_grad_() for i, t in enumerate(tensors) if t is not None and i in wanted]
@@ -162,6 +165,7 @@ def test_each_gradient_can_be_computed_without_the_others(case: FusedCase, wante
 
 
 @over(case=FUSED, layout=LAYOUTS, other_layouts=[*zip(LAYOUTS, [*LAYOUTS][::-1], strict=True)])
+@pytest.mark.usefixtures("exact_for_integers")
 def test_any_layout_is_accepted_and_pytorchs_is_returned(
     case: FusedCase, layout: str, other_layouts: tuple[str, str]
 ) -> None:
