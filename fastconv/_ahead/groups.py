@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastconv._ahead.layers import ACTIVATION, CONVOLUTION, IDENTITY, KINDS, NORM, activation_of, is_stock
+from fastconv._ahead.layers import ACTIVATION, CONVOLUTION, IDENTITY, KINDS, METHODS, NORM, activation_of
 from fastconv._ahead.lookahead import ADDITION, Step
 from fastconv._ops.conv2d_inference import Activation
+from fastconv._ops.library import _C
 
 __all__ = ["Group", "groups"]
 
@@ -25,6 +26,7 @@ Norm = tuple[Any, Any, Any, Any, float]
 #: variable holds an earlier result then. A NamedTuple would take ten times as long to create.
 Group = tuple[Any, Norm | None, Tensor | None, Activation, float, int, bool]
 
+_is_stock = _C.is_stock
 _NONE, _RELU = Activation.NONE, Activation.RELU  # A member of an enum takes longer than a variable.
 
 
@@ -36,6 +38,8 @@ def groups(first: nn.Module, found: Iterable[Sequence[Step]], activations: Seque
         found: the steps that follow, in several sequences.
         activations: those that the operator computes.
     """
+    if not _is_stock(first, METHODS[type(first)]):
+        return ()
     closed: tuple[Group, ...] = ()
     best: tuple[Group, ...] = ()
     has_norm = KINDS[type(first)] is NORM
@@ -43,18 +47,21 @@ def groups(first: nn.Module, found: Iterable[Sequence[Step]], activations: Seque
     norm: Norm | None = None
     residual, activation, slope, count, was_clean = None, _NONE, 0.0, 0, False
     for user, argument, is_clean in chain.from_iterable(found):
-        kind = KINDS.get(type(user))
+        cls = type(user)
+        kind = KINDS.get(cls)
         if user is ADDITION:
             if not has_norm or activation is not _NONE or residual is not None or type(argument) is not Tensor:
                 break
             residual = argument
         elif kind is None or kind is ACTIVATION:
-            if activation is not _NONE or (kind is ACTIVATION and (argument or not is_stock(user))):
+            if activation is not _NONE or (kind is ACTIVATION and (argument or not _is_stock(user, METHODS[cls]))):
                 break
             activation, slope = activation_of(user, argument)
             if activation not in activations:
                 break
-        elif argument or not is_stock(user):  # a layer that is called with more than the result, or that is observed
+        elif argument or not _is_stock(
+            user, METHODS[cls]
+        ):  # a layer that is called with more than the result, or that is observed
             break
         elif kind is NORM:
             norm = None if has_norm or activation is not _NONE else _constant(user)

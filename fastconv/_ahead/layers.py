@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from operator import attrgetter
+from collections.abc import Mapping
+from inspect import getattr_static
+from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
 from typing import Any
 
@@ -12,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastconv import functional as FF
-from fastconv._layer import is_observed
 from fastconv._ops.conv2d_inference import Activation
 
 __all__ = [
-    "ACTIVATION", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "NORM", "Arguments", "activation_of", "is_stock",
-    "register", "register_convolution",
+    "ACTIVATION", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "METHODS", "NORM", "Arguments",
+    "activation_of", "methods", "register", "register_convolution",
 ]  # fmt: skip
 
 #: The constants among the arguments of a call, each with its position or name.
@@ -45,31 +45,24 @@ def activation_of(user: Any, arguments: Arguments = ()) -> tuple[Activation, flo
 
 def _of_function(function: Any, arguments: Arguments) -> tuple[Activation, float]:
     activation, parameters = _FUNCTIONS.get(function, (_NONE, ()))
-    slope = 0.01  # PyTorch's default
+    given: dict[str, Any] = {}
     for place, value in arguments:
         name = place if isinstance(place, str) else dict(enumerate(parameters, 1)).get(place)
-        if name not in parameters or type(value) not in _TYPES[name]:
+        if name not in parameters or type(value) not in _TYPES[name] or name in given:
             return _NONE, 0.0
-        slope = float(value) if name == "negative_slope" else slope
-    return activation, slope
+        given[name] = value
+    return activation, float(given.get("negative_slope", 0.01))  # PyTorch's default
 
 
-def is_stock(layer: nn.Module) -> bool:
-    """Return whether a call of a layer of a known class runs only the code that its class had at import."""
-    cls = type(layer)
-    get, methods = _METHODS[cls]
-    return get(cls) == methods and not is_observed(layer)
+def methods(cls: type, *names: str) -> tuple[Any, ...]:
+    """Return the methods of a class in the form that ``_C.is_stock`` takes: names and functions in turn."""
+    return tuple(chain.from_iterable((name, getattr_static(cls, name)) for name in names))
 
 
 CONVOLUTION, NORM, IDENTITY, ACTIVATION = "convolution", "norm", "identity", "activation"
+#: The methods that a call of a layer runs. A batch norm and a convolution have one more.
 _CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "forward")
-#: Get the methods that a call of a layer runs.
-_GETTERS = {
-    CONVOLUTION: attrgetter(*_CALLED, "_conv_forward"),
-    NORM: attrgetter(*_CALLED, "_check_input_dim"),
-    IDENTITY: attrgetter(*_CALLED),
-    ACTIVATION: attrgetter(*_CALLED),
-}
+_OWN = {CONVOLUTION: "_conv_forward", NORM: "_check_input_dim"}
 #: The exact classes that may follow. fastconv.nn adds its own.
 _LAYERS: dict[type, Activation] = {
     nn.ReLU: Activation.RELU,
@@ -79,8 +72,8 @@ _LAYERS: dict[type, Activation] = {
     nn.SiLU: Activation.SILU,
 }
 KINDS: dict[type, str] = {}
-#: For each of them, the function that gets its methods, and the methods at import.
-_METHODS: dict[type, tuple[Callable[[type], Any], Any]] = {}
+#: For each of them, the methods that a call runs, as they were at import, for ``_C.is_stock``.
+METHODS: dict[type, tuple[Any, ...]] = {}
 _FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, MethodDescriptorType)
 _TYPES: dict[str, tuple[type, ...]] = {"inplace": (bool,), "negative_slope": (float, int)}
 #: The functions that may follow, and the names of their other parameters.
@@ -102,7 +95,7 @@ FUNCTIONS = frozenset(_FUNCTIONS)
 def _add(kind: str, *classes: type) -> None:
     for cls in classes:
         KINDS[cls] = kind
-        _METHODS[cls] = _GETTERS[kind], _GETTERS[kind](cls)
+        METHODS[cls] = methods(cls, *_CALLED, *([_OWN[kind]] if kind in _OWN else []))
 
 
 _add(NORM, nn.BatchNorm2d)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -18,9 +18,9 @@ from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
 from fastconv._ahead.bytecode import Uses, uses
-from fastconv._ahead.layers import KINDS
+from fastconv._ahead.layers import KINDS, methods
 from fastconv._ahead.values import MISSING, value_at
-from fastconv._layer import is_observed
+from fastconv._ops.library import _C
 
 __all__ = ["ADDITION", "LAYERS_IN_FRAME", "Step", "runs_stock_code", "steps"]
 
@@ -31,14 +31,14 @@ Step = tuple[Any, Any, bool]
 #: The user of an addition.
 ADDITION = object()
 
+_is_stock = _C.is_stock
 #: PyTorch's own methods of a module.
-_CALL, _CALL_IMPL, _WRAPPED_CALL_IMPL, _ITER = (
-    Module.__call__, Module._call_impl, Module._wrapped_call_impl, torch.nn.Sequential.__iter__,
-)  # fmt: skip
-_CALL_IMPL_CODE, _WRAPPED_CALL_IMPL_CODE = _CALL_IMPL.__code__, _WRAPPED_CALL_IMPL.__code__
+_CALLS = methods(Module, "__call__", "_call_impl", "_wrapped_call_impl")
+_CALL_IMPL_CODE, _WRAPPED_CALL_IMPL_CODE = Module._call_impl.__code__, Module._wrapped_call_impl.__code__
+_ITER = torch.nn.Sequential.__iter__
 _SEQUENTIAL = torch.nn.Sequential.forward.__code__
-#: The code of Sequentials that keep their members and the position in the variables ``layers`` and ``i``, by address: the
-#: hash of a code object takes 3 us.
+#: The code of Sequentials that keep their members and the position in the variables ``layers`` and ``i``, by address.
+#: The hash of a code object takes 3 us.
 LAYERS_IN_FRAME: dict[int, CodeType] = {}
 #: For each call that was analysed (the code's address and the offset), the code and its uses under several conditions.
 _KNOWN: dict[tuple[int, int], tuple[CodeType, tuple[Uses, ...]]] = {}
@@ -49,7 +49,7 @@ _SILENT = frozenset({type(None), bool, int, float, str, FunctionType, torch.Size
 _get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # Python 3.12
 
 
-def steps(layer: Module, frame: FrameType | None) -> Iterator[Sequence[Step]]:
+def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) -> Iterator[Sequence[Step]]:
     """Yield what uses the result of a layer, what uses the result of that, and so on: the steps of each function.
 
     The steps end where the program runs other code, or where a hook sees a result.
@@ -57,6 +57,7 @@ def steps(layer: Module, frame: FrameType | None) -> Iterator[Sequence[Step]]:
     Args:
         layer: a layer without hooks.
         frame: the frame of its ``forward``.
+        last: the kinds of layers that end the steps of a Sequential: it may have hundreds of layers.
     """
     if _is_traced() or torch_module._has_any_global_hook():
         return
@@ -66,7 +67,7 @@ def steps(layer: Module, frame: FrameType | None) -> Iterator[Sequence[Step]]:
         if frame is None:
             return
         is_sequential = frame.f_code is _SEQUENTIAL or id(frame.f_code) in LAYERS_IN_FRAME
-        found, owner = (_of_sequential if is_sequential else _of_code)(frame, owner)
+        found, owner = _of_sequential(frame, owner, last) if is_sequential else _of_code(frame, owner)
         yield found
 
 
@@ -83,15 +84,8 @@ def _is_traced() -> bool:
 
 def runs_stock_code(module: Module, forward: CodeType) -> bool:
     """Return whether a call of the module runs only PyTorch's own code and the code ``forward``."""
-    cls = type(module)
-    return (
-        cls.__call__ is _CALL
-        and cls._call_impl is _CALL_IMPL
-        and cls._wrapped_call_impl is _WRAPPED_CALL_IMPL
-        and type(cls.forward) is FunctionType
-        and cls.forward.__code__ is forward
-        and not is_observed(module)
-    )
+    function: Any = type(module).forward
+    return type(function) is FunctionType and function.__code__ is forward and _is_stock(module, _CALLS)
 
 
 def _caller(frame: FrameType) -> FrameType | None:
@@ -105,7 +99,7 @@ def _caller(frame: FrameType) -> FrameType | None:
     return call.f_back
 
 
-def _of_sequential(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None]:
+def _of_sequential(frame: FrameType, layer: Module, last: Collection[str]) -> tuple[list[Step], Module | None]:
     """Return the layers after ``layer``, and the Sequential, unless the steps end before it returns."""
     variables = _variables(frame)
     owner: Module = variables["self"]
@@ -123,7 +117,7 @@ def _of_sequential(frame: FrameType, layer: Module) -> tuple[list[Step], Module 
         return [], None
     found: list[Step] = []
     for module in layers[i + 1 :]:
-        if not _add_call(found, module, (), True):
+        if not _add_call(found, module, (), True) or (last and KINDS.get(type(module)) in last):
             return found, None
     return found, owner
 
@@ -220,4 +214,4 @@ def _is_silent(value: Any) -> bool:
     cls = type(value)
     if cls is Tensor:
         return weakref.getweakrefcount(value) == 0
-    return cls in _SILENT or (isinstance(value, Module) and not hasattr(cls, "__del__"))
+    return cls in _SILENT or (issubclass(cls, Module) and not hasattr(cls, "__del__"))
