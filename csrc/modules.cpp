@@ -42,11 +42,13 @@ bool is_observed(PyObject* attributes) {
   return value != nullptr && value != Py_None;
 }
 
-// methods: (name, function) of each. A function that the class finds must be that very object.
+// methods: (name, function, code) of each. A function that the class finds must be that very object with that code.
 bool has_methods(PyTypeObject* cls, PyObject* methods) {
   const Py_ssize_t count = PyTuple_GET_SIZE(methods);
-  for (Py_ssize_t i = 0; i + 1 < count; i += 2) {
-    if (_PyType_Lookup(cls, PyTuple_GET_ITEM(methods, i)) != PyTuple_GET_ITEM(methods, i + 1)) return false;
+  for (Py_ssize_t i = 0; i + 2 < count; i += 3) {
+    PyObject* function = PyTuple_GET_ITEM(methods, i + 1);
+    if (_PyType_Lookup(cls, PyTuple_GET_ITEM(methods, i)) != function) return false;
+    if (PyFunction_Check(function) && PyFunction_GET_CODE(function) != PyTuple_GET_ITEM(methods, i + 2)) return false;
   }
   return true;
 }
@@ -70,8 +72,9 @@ PyObject* is_stock(PyObject* /*self*/, PyObject* const* arguments, Py_ssize_t co
 
 PyMethodDef methods[] = {
     {"is_stock", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&is_stock)), METH_FASTCALL,
-     "is_stock(module, methods): whether the class of a torch.nn.Module finds these methods, a tuple of names and "
-     "functions in turn, and the instance has no hook, method, weight, bias or running statistics of its own."},
+     "is_stock(module, methods): whether the class of a torch.nn.Module finds these methods, a tuple of a name, a "
+     "function and its code for each, and the instance has no hook, method, weight, bias or running statistics of its "
+     "own."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

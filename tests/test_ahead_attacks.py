@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv import nn as fnn
+from fastconv._ahead.layers import METHODS
+from fastconv._layer import is_observed
+from fastconv._ops.library import _C
 
 PROGRAMS: dict[str, Forward] = {}
 
@@ -320,7 +323,7 @@ class _Undone:
 CHANGES |= {
     f"{cls.__name__}.{name} of torch.nn": patched(cls, name)
     for cls, name in (
-        (nn.Conv2d, "_conv_forward"), (nn.BatchNorm2d, "_check_input_dim"), (nn.Identity, "forward"),
+        (nn.ReLU6, "forward"), (nn.Conv2d, "_conv_forward"), (nn.BatchNorm2d, "_check_input_dim"), (nn.Identity, "forward"),
         (nn.Module, "_call_impl"), (nn.Sequential, "__iter__"), (Tensor, "relu"), (Tensor, "__add__"),
     )
 }  # fmt: skip
@@ -431,3 +434,45 @@ def test_a_debugger_in_one_thread_sees_every_layer_while_another_computes() -> N
     assert wrong == []
     for result in results:
         torch.testing.assert_close(result, results[0])
+
+
+# ---- the check of a layer in C++ -----------------------------------------------------------------------------------
+
+OWN = ("forward", "_conv_forward", "_call_impl", "_wrapped_call_impl", "_check_input_dim", "_compiled_call_impl",
+       "weight", "bias", "running_mean", "running_var")  # fmt: skip
+SEEN: dict[str, Callable[[nn.Module], Any]] = {
+    **{f"own {name}": lambda layer, name=name: vars(layer).update({name: torch.sin}) for name in OWN},
+    "forward hook": lambda layer: layer.register_forward_hook(lambda *args: None),
+    "forward pre-hook": lambda layer: layer.register_forward_pre_hook(lambda *args: None),
+    "backward hook": lambda layer: layer.register_full_backward_hook(lambda *args: None),
+    "backward pre-hook": lambda layer: layer.register_full_backward_pre_hook(lambda *args: None),
+    "nothing": lambda layer: vars(layer).update(another=1),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_checks_of_a_layer_in_cpp_and_python_agree(name: str) -> None:
+    for layer in (fnn.Conv2d(3, 3, 1), fnn.BatchNorm2d(3), nn.ReLU(), nn.Identity()):
+        methods = METHODS[type(layer)]
+        assert _C.is_stock(layer, methods)
+        SEEN[name](layer)
+        assert is_observed(layer) is (name != "nothing")
+        assert _C.is_stock(layer, methods) is not is_observed(layer)
+
+
+def test_the_check_in_cpp_compares_methods_and_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.ReLU()
+    methods = METHODS[nn.ReLU]
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.ReLU.forward, "__code__", nn.SiLU.forward.__code__)
+        assert not _C.is_stock(layer, methods)
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.ReLU, "_call_impl", nn.SiLU._call_impl, raising=False)
+        assert _C.is_stock(layer, methods)  # the same function
+        patch.setattr(nn.ReLU, "_call_impl", torch.sin, raising=False)
+        assert not _C.is_stock(layer, methods)
+    assert _C.is_stock(layer, methods)
+    with pytest.raises(TypeError, match="takes a module and a tuple"):
+        _C.is_stock(layer)  # type: ignore[call-arg]
+    with pytest.raises((TypeError, AttributeError)):
+        _C.is_stock(1, ())

@@ -20,14 +20,13 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastconv._ahead.groups import Group, groups
-from fastconv._ahead.layers import ACTIVATION, CONVOLUTION, FUNCTIONS, NORM
-from fastconv._ahead.lookahead import LAYERS_IN_FRAME, steps
+from fastconv._ahead.layers import ACTIVATION, CALLED, CONVOLUTION, FUNCTIONS, NORM, methods
+from fastconv._ahead.lookahead import LAYERS_IN_FRAME, SEQUENTIAL_CALLS, steps
 from fastconv._layer import is_patched
 from fastconv._ops import batch_norm as _batch_norm
 from fastconv._ops.conv2d_inference import Activation, conv2d_inference
 from fastconv._ops.library import FLOATING_DTYPES
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
-from fastconv._ops.sizes import conv2d_output
 from fastconv.normalization import is_supported
 
 __all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "register_sequential"]
@@ -173,27 +172,28 @@ def _compute(group: Group, input: Tensor, grad: bool, dtype: torch.dtype | None)
             or (grad and tensor.requires_grad)
         ):
             return None
-    if residual is not None and (
-        (grad and residual.requires_grad) or not _fits(residual, input, weight, stride, padding, dilation)
-    ):
+    if residual is not None and ((grad and residual.requires_grad) or not _has_format(residual, input, weight)):
         return None
-    return _conv2d_inference(  # type: ignore[no-any-return]
+    result: Tensor = _conv2d_inference(
         input, weight, bias, mean, var, norm_weight, norm_bias, residual, stride, padding, dilation,
         attributes["groups"], eps, activation, slope,
     )  # fmt: skip
+    # Otherwise the sum of PyTorch might have other strides.
+    return result if residual is None or result.stride() == residual.stride() else None
+
+
+def _has_format(residual: Tensor, input: Tensor, weight: Tensor) -> bool:
+    """Return whether a residual probably has the strides of the convolution's result. The operator checks its size."""
+    if not residual.is_cpu or residual.dim() != 4:
+        return False
+    if residual.is_contiguous() and input.is_contiguous() and weight.is_contiguous():
+        return True
+    return is_channels_last(residual) == (suggests_channels_last(input) or suggests_channels_last(weight))
 
 
 #: Without the Python function around it, which takes 1 us. Nothing traces these calls.
 _conv2d_inference = conv2d_inference._op
 _NO_NORM: tuple[Any, Any, Any, Any, float] = (None, None, None, None, 0.0)
-
-
-def _fits(residual: Tensor, input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
-    """Return whether a convolution's result has the size, dtype and layout of ``residual``."""
-    if min(*stride, *dilation) <= 0:
-        return False
-    size = input.shape[0], weight.shape[0], *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return _is_like(residual, size, input.dtype, suggests_channels_last(input) or suggests_channels_last(weight))
 
 
 def _is_like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> bool:
@@ -240,3 +240,4 @@ def register_sequential(sequential: type[nn.Sequential]) -> None:
     """Add a Sequential whose ``forward`` has the members in ``layers`` and the position of the current one in ``i``."""
     code: CodeType = sequential.forward.__code__
     LAYERS_IN_FRAME[id(code)] = code
+    SEQUENTIAL_CALLS.append(methods(sequential, *CALLED, "__iter__"))

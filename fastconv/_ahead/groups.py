@@ -42,11 +42,14 @@ def groups(first: nn.Module, found: Iterable[Sequence[Step]], activations: Seque
         return ()
     closed: tuple[Group, ...] = ()
     best: tuple[Group, ...] = ()
-    has_norm = KINDS[type(first)] is NORM
+    has_norm = is_faster = KINDS[type(first)] is NORM
     convolution: Any = None if has_norm else first
     norm: Norm | None = None
-    residual, activation, slope, count, was_clean = None, _NONE, 0.0, 0, False
+    residual, activation, slope, count = None, _NONE, 0.0, 0
+    may_end = False  # the steps so far are clean, and one operator computes the open group faster than its layers
     for user, argument, is_clean in chain.from_iterable(found):
+        if may_end and not is_clean:
+            best = (*closed, (convolution, norm, residual, activation, slope, count, True))
         cls = type(user)
         kind = KINDS.get(cls)
         if user is ADDITION:
@@ -56,35 +59,30 @@ def groups(first: nn.Module, found: Iterable[Sequence[Step]], activations: Seque
         elif kind is None or kind is ACTIVATION:
             if activation is not _NONE or (kind is ACTIVATION and (argument or not _is_stock(user, METHODS[cls]))):
                 break
-            activation, slope = activation_of(user, argument)
-            if activation not in activations:
+            chosen = activation_of(user, argument)
+            if chosen[0] not in activations:
                 break
-        elif argument or not _is_stock(
-            user, METHODS[cls]
-        ):  # a layer that is called with more than the result, or that is observed
+            activation, slope = chosen
+            is_faster = is_faster or activation is not _RELU  # conv2d_relu is faster, and a pool may follow it
+        elif argument or not _is_stock(user, METHODS[cls]):  # called with more than the result, or observed
             break
         elif kind is NORM:
-            norm = None if has_norm or activation is not _NONE else _constant(user)
-            if norm is None:
+            constants = None if has_norm or activation is not _NONE else _constant(user)
+            if constants is None:
                 break
-            has_norm = True
+            norm, has_norm, is_faster = constants, True, True
         elif kind is CONVOLUTION:
-            if convolution is None or not user._fuses or not _is_faster(norm, activation):
+            if convolution is None or not user._fuses or not is_faster:
                 break
-            closed = (*closed, (convolution, norm, residual, activation, slope, count, was_clean))
-            convolution, norm, residual, activation, slope, has_norm = user, None, None, _NONE, 0.0, False
+            closed = (*closed, (convolution, norm, residual, activation, slope, count, may_end))
+            best = closed if may_end else best
+            convolution, norm, residual, activation, slope = user, None, None, _NONE, 0.0
+            has_norm = is_faster = False
         count += kind is not IDENTITY  # which returns its argument
-        was_clean = is_clean
-        if is_clean and count > 0 and (convolution is None or _is_faster(norm, activation)):
-            best = (*closed, (convolution, norm, residual, activation, slope, count, True))
+        may_end = is_clean and is_faster and count > 0
         if convolution is None and activation is not _NONE:
             break
-    return best
-
-
-def _is_faster(norm: Any, activation: Activation) -> bool:
-    """Return whether a group is faster than its layers, and than conv2d_relu, which a pool may follow."""
-    return norm is not None or (activation is not _NONE and activation is not _RELU)
+    return (*closed, (convolution, norm, residual, activation, slope, count, True)) if may_end else best
 
 
 def _constant(norm: nn.BatchNorm2d) -> Norm | None:

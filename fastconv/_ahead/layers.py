@@ -16,13 +16,14 @@ from fastconv import functional as FF
 from fastconv._ops.conv2d_inference import Activation
 
 __all__ = [
-    "ACTIVATION", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "METHODS", "NORM", "Arguments",
+    "ACTIVATION", "CALLED", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "METHODS", "NORM", "Arguments",
     "activation_of", "methods", "register", "register_convolution",
 ]  # fmt: skip
 
 #: The constants among the arguments of a call, each with its position or name.
 Arguments = tuple[tuple[int | str, Any], ...]
-_NONE = Activation.NONE  # A member of an enum takes longer than a variable.
+# A member of an enum takes longer than a variable.
+_NONE, _RELU6, _LEAKY_RELU = Activation.NONE, Activation.RELU6, Activation.LEAKY_RELU
 
 
 def activation_of(user: Any, arguments: Arguments = ()) -> tuple[Activation, float]:
@@ -35,9 +36,9 @@ def activation_of(user: Any, arguments: Arguments = ()) -> tuple[Activation, flo
     activation = _LAYERS.get(type(user))
     if activation is None:
         return _of_function(user, arguments) if type(user) in _FUNCTION_TYPES else (_NONE, 0.0)
-    if activation is Activation.RELU6 and (user.min_val, user.max_val) != (0, 6):
+    if activation is _RELU6 and (user.min_val, user.max_val) != (0, 6):
         return _NONE, 0.0
-    if activation is Activation.LEAKY_RELU:
+    if activation is _LEAKY_RELU:
         slope = user.negative_slope
         return (activation, float(slope)) if type(slope) in (float, int) else (_NONE, 0.0)
     return activation, 0.0
@@ -55,13 +56,15 @@ def _of_function(function: Any, arguments: Arguments) -> tuple[Activation, float
 
 
 def methods(cls: type, *names: str) -> tuple[Any, ...]:
-    """Return the methods of a class in the form that ``_C.is_stock`` takes: names and functions in turn."""
-    return tuple(chain.from_iterable((name, getattr_static(cls, name)) for name in names))
+    """Return what ``_C.is_stock`` compares the methods of a class with: a name, a function and its code, and so on."""
+    found = [getattr_static(cls, name) for name in names]
+    codes = [getattr(function, "__code__", None) for function in found]
+    return tuple(chain.from_iterable(zip(names, found, codes, strict=True)))
 
 
 CONVOLUTION, NORM, IDENTITY, ACTIVATION = "convolution", "norm", "identity", "activation"
 #: The methods that a call of a layer runs. A batch norm and a convolution have one more.
-_CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "forward")
+CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "forward")
 _OWN = {CONVOLUTION: "_conv_forward", NORM: "_check_input_dim"}
 #: The exact classes that may follow. fastconv.nn adds its own.
 _LAYERS: dict[type, Activation] = {
@@ -95,7 +98,7 @@ FUNCTIONS = frozenset(_FUNCTIONS)
 def _add(kind: str, *classes: type) -> None:
     for cls in classes:
         KINDS[cls] = kind
-        METHODS[cls] = methods(cls, *_CALLED, *([_OWN[kind]] if kind in _OWN else []))
+        METHODS[cls] = methods(cls, *CALLED, *([_OWN[kind]] if kind in _OWN else []))
 
 
 _add(NORM, nn.BatchNorm2d)

@@ -18,11 +18,11 @@ from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
 from fastconv._ahead.bytecode import Uses, uses
-from fastconv._ahead.layers import KINDS, methods
+from fastconv._ahead.layers import CALLED, KINDS, methods
 from fastconv._ahead.values import MISSING, value_at
 from fastconv._ops.library import _C
 
-__all__ = ["ADDITION", "LAYERS_IN_FRAME", "Step", "runs_stock_code", "steps"]
+__all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "runs_stock_code", "steps"]
 
 #: What uses a result, its other arguments, and whether no variable holds an earlier result once this use is finished.
 #: The user is a module, a function or ADDITION. The arguments of a call are pairs of a name or position and a constant.
@@ -37,6 +37,8 @@ _CALLS = methods(Module, "__call__", "_call_impl", "_wrapped_call_impl")
 _CALL_IMPL_CODE, _WRAPPED_CALL_IMPL_CODE = Module._call_impl.__code__, Module._wrapped_call_impl.__code__
 _ITER = torch.nn.Sequential.__iter__
 _SEQUENTIAL = torch.nn.Sequential.forward.__code__
+#: For each Sequential that only calls its members, the methods that a call runs.
+SEQUENTIAL_CALLS = [methods(torch.nn.Sequential, *CALLED, "__iter__")]
 #: The code of Sequentials that keep their members and the position in the variables ``layers`` and ``i``, by address.
 #: The hash of a code object takes 3 us.
 LAYERS_IN_FRAME: dict[int, CodeType] = {}
@@ -117,7 +119,12 @@ def _of_sequential(frame: FrameType, layer: Module, last: Collection[str]) -> tu
         return [], None
     found: list[Step] = []
     for module in layers[i + 1 :]:
-        if not _add_call(found, module, (), True) or (last and KINDS.get(type(module)) in last):
+        kind = KINDS.get(type(module))
+        if kind is not None:
+            found.append((module, (), True))
+            if kind in last:
+                return found, None
+        elif not _add_call(found, module, (), True):
             return found, None
     return found, owner
 
@@ -132,16 +139,20 @@ def _add_call(found: list[Step], user: Any, arguments: Any, is_clean: bool) -> b
         found.append((user, arguments, is_clean))
         return kind in KINDS or not issubclass(kind, Module)
     layers = list(user._modules.values())
-    return all(_add_call(found, layer, (), is_clean and i == len(layers)) for i, layer in enumerate(layers, 1))
+    left = len(layers)
+    for layer in layers:
+        left -= 1
+        if type(layer) in KINDS:
+            found.append((layer, (), is_clean and left == 0))
+        elif not _add_call(found, layer, (), is_clean and left == 0):
+            return False
+    return True
 
 
 def _runs_its_layers(sequential: torch.nn.Sequential) -> bool:
     """Return whether a call of a Sequential only calls its layers, of which there are some."""
-    cls: Any = type(sequential)
-    forward: CodeType | None = getattr(cls.forward, "__code__", None)
-    if forward is None or not (forward is _SEQUENTIAL or id(forward) in LAYERS_IN_FRAME) or cls.__iter__ is not _ITER:
-        return False
-    return bool(sequential._modules) and runs_stock_code(sequential, forward)
+    is_plain = any(_is_stock(sequential, calls) for calls in SEQUENTIAL_CALLS)
+    return is_plain and bool(sequential._modules)
 
 
 def _of_code(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None]:
