@@ -323,8 +323,9 @@ class _Undone:
 CHANGES |= {
     f"{cls.__name__}.{name} of torch.nn": patched(cls, name)
     for cls, name in (
-        (nn.ReLU6, "forward"), (nn.Conv2d, "_conv_forward"), (nn.BatchNorm2d, "_check_input_dim"), (nn.Identity, "forward"),
-        (nn.Module, "_call_impl"), (nn.Sequential, "__iter__"), (Tensor, "relu"), (Tensor, "__add__"),
+        (nn.ReLU6, "forward"), (nn.Conv2d, "_conv_forward"), (nn.BatchNorm2d, "_check_input_dim"),
+        (nn.Identity, "forward"), (nn.Module, "_call_impl"), (nn.Sequential, "__iter__"), (Tensor, "relu"),
+        (Tensor, "__add__"),
     )
 }  # fmt: skip
 
