@@ -165,6 +165,8 @@ def is_supported(
         if not isinstance(vector, Tensor) or vector.shape != (C,) or vector.device != device:
             return False
         of_vector = vector.dtype
+        if vector.layout is not torch.strided:  # The operator would refuse it after it has updated the statistics.
+            return False
         if of_vector is not of_input and not (of_input in _REDUCED and of_vector is torch.float32):
             return False
         if dtype is not None and of_vector is not dtype:

@@ -281,9 +281,9 @@ def parameters_of_a_subclass(m: Any, seen: list[Any]) -> None:
 
 
 @change
-def parameters_of_other_layouts(m: Any, seen: list[Any]) -> None:
+def sparse_parameters(m: Any, seen: list[Any]) -> None:
     m[0].bn._parameters["weight"] = m[0].bn.weight.detach().to_sparse()
-    m[1].conv._parameters["weight"] = m[1].conv.weight.detach().float().to_mkldnn()
+    m[1].bn2._parameters["bias"] = m[1].bn2.bias.detach().to_sparse()
 
 
 @change
