@@ -18,6 +18,7 @@
 #include "cpu/slower_calls.h"
 #include "cpu/tuning.h"
 #include "environment.h"
+#include "modules.h"
 #include "tuning_module.h"
 
 #if !defined(FASTCONV_CUDA)
@@ -206,5 +207,6 @@ PYBIND11_MODULE(_C, m) {
       },
       "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
   fastconv::add_tuning(m);
+  fastconv::add_modules(m);
   m.def("build_info", &build_info, "How the extension was built.");
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fastconv._ahead.fusion import activation_of
+from fastconv._ahead.layers import activation_of
 from fastconv._layer import is_observed
 from fastconv._ops.batch_norm import Activation
 from fastconv._ops.library import _C, FLOATING_DTYPES

@@ -158,18 +158,21 @@ def is_supported(
         return False
     if (running_mean is None) != (running_var is None) or (running_mean is None and not training):
         return False
-    dtype = None
+    of_input, device, dtype = input.dtype, input.device, None
     for vector in (running_mean, running_var, weight, bias):
         if vector is None:
             continue
-        if not isinstance(vector, Tensor) or vector.shape != (C,) or vector.device != input.device:
+        if not isinstance(vector, Tensor) or vector.shape != (C,) or vector.device != device:
             return False
-        if vector.dtype != input.dtype and not (input.dtype in _REDUCED and vector.dtype == torch.float32):
+        of_vector = vector.dtype
+        if vector.layout is not torch.strided:  # The operator would refuse it after it has updated the statistics.
             return False
-        if dtype is not None and vector.dtype != dtype:
+        if of_vector is not of_input and not (of_input in _REDUCED and of_vector is torch.float32):
             return False
-        dtype = vector.dtype
-    return all(map(_is_running_vector, (running_mean, running_var)))
+        if dtype is not None and of_vector is not dtype:
+            return False
+        dtype = of_vector
+    return _is_running_vector(running_mean) and _is_running_vector(running_var)
 
 
 def _is_running_vector(t: Tensor | None) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv
 from fastconv._deferred.tensor import settled
+from fastconv._ops.batch_norm import Activation
 
 Forward = Callable[["Net", Tensor], Any]
 
@@ -80,10 +83,10 @@ def assert_same(found: list[Any], expected: list[Any]) -> None:
             assert a == b
 
 
-def compare_program(forward: Forward, training: bool) -> None:
+def compare_program(forward: Forward, training: bool, base: type[Net] = Net) -> None:
     """Compare the results of ``forward`` as the method of a model, with and without convert."""
     torch.manual_seed(0)
-    model: nn.Module = type("Own", (Net,), {"forward": forward})().double().train(training)
+    model: nn.Module = type("Own", (base,), {"forward": forward})().double().train(training)
     original = copy.deepcopy(model)
     fastconv.convert(model)
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
@@ -149,3 +152,26 @@ def compare(change: Change, training: bool, make: Callable[[], nn.Module] = two_
 
 def note(seen: list[Any], value: Any) -> None:
     seen += [t.detach().clone() for t in (value if isinstance(value, tuple) else (value,)) if t is not None]
+
+
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the activations of the calls that compute more than one layer: conv2d_inference, or batch_norm in training.
+
+    A "+" says that the call adds a residual.
+    """
+    fusion = sys.modules["fastconv._ahead.fusion"]
+    noted: list[str] = []
+
+    def inference(*args: Any) -> Tensor:
+        noted.append(Activation(args[-2]).name + "+" * (args[7] is not None))
+        return operator(*args)  # type: ignore[no-any-return]
+
+    def batch_norm(*args: Any) -> Tensor:
+        if args[-1] or args[3] is not None:
+            noted.append(Activation(args[-1]).name + "+" * (args[3] is not None))
+        return original(*args)  # type: ignore[no-any-return]
+
+    operator, original = fusion._conv2d_inference, fusion._batch_norm.batch_norm
+    monkeypatch.setattr(fusion, "_conv2d_inference", inference)
+    monkeypatch.setattr(fusion._batch_norm, "batch_norm", batch_norm)
+    return noted

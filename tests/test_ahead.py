@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from ahead_cases import fused_calls
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv
 from fastconv import nn as fnn
 from fastconv._ahead import Ahead
-from fastconv._ops.batch_norm import Activation
 
 
 class BasicBlock(nn.Module):
@@ -166,23 +166,7 @@ def converted(make: Callable[[], nn.Module], training: bool) -> tuple[nn.Module,
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The activations of the calls that compute more than one layer: conv2d_inference, or batch_norm in training."""
-    fusion = sys.modules["fastconv._ahead.fusion"]
-    noted: list[str] = []
-
-    def inference(*args: Any) -> Tensor:
-        noted.append(Activation(args[-2]).name + "+" * (args[7] is not None))
-        return operator(*args)  # type: ignore[no-any-return]
-
-    def batch_norm(*args: Any) -> Tensor:
-        if args[-1] or args[3] is not None:
-            noted.append(Activation(args[-1]).name + "+" * (args[3] is not None))
-        return original(*args)  # type: ignore[no-any-return]
-
-    operator, original = fusion._conv2d_inference, fusion._batch_norm.batch_norm
-    monkeypatch.setattr(fusion, "_conv2d_inference", inference)
-    monkeypatch.setattr(fusion._batch_norm, "batch_norm", batch_norm)
-    return noted
+    return fused_calls(monkeypatch)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

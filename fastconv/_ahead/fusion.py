@@ -10,27 +10,26 @@ Only the analysis of the bytecode is remembered from call to call. No parameter 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from types import CodeType, FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from fastconv import functional as FF
-from fastconv._ahead.lookahead import LAYERS_IN_FRAME, Addition, Step, runs_stock_code, steps
+from fastconv._ahead.groups import Group, groups
+from fastconv._ahead.layers import ACTIVATION, CALLED, CONVOLUTION, FUNCTIONS, NORM, methods
+from fastconv._ahead.lookahead import LAYERS_IN_FRAME, SEQUENTIAL_CALLS, steps
+from fastconv._layer import is_patched
 from fastconv._ops import batch_norm as _batch_norm
-from fastconv._ops.conv2d_inference import Activation
-from fastconv._ops.conv2d_inference import conv2d_inference as _conv2d_inference
-from fastconv._ops.function import needs_gradient
+from fastconv._ops.conv2d_inference import Activation, conv2d_inference
 from fastconv._ops.library import FLOATING_DTYPES
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
-from fastconv._ops.sizes import conv2d_output
 from fastconv.normalization import is_supported
 
-__all__ = ["Ahead", "activation_of", "batch_norm_ahead", "convolution_ahead", "register", "register_sequential"]
+__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "register_sequential"]
 
 
 class Ahead:
@@ -46,9 +45,13 @@ class Ahead:
         self.steps -= 1
         return self if self.steps else self.result
 
-    # What a batch norm asks for.
-    def dim(self) -> int:
+    def dim(self) -> int:  # A batch norm asks for it.
         return self.result.dim()
+
+    def relu(self) -> Any:
+        return self.passed()
+
+    relu_ = relu
 
     def __add__(self, other: Any) -> Any:
         return self.passed()
@@ -68,154 +71,129 @@ class Ahead:
         return found.passed()
 
 
-class _Fusion(NamedTuple):
-    """The steps to compute with a layer."""
-
-    steps: int = 0
-    norm: Any = None
-    residual: Tensor | None = None
-    activation: Activation = Activation.NONE
-    slope: float = 0.0
-
-
-_NOTHING = _Fusion()
-
-
-def _choose(found: Iterator[Step], with_norm: bool, activations: Collection[Activation]) -> _Fusion:
-    """Choose the steps to compute with a layer, in this order: a batch norm, an addition, an activation.
-
-    Args:
-        found: the steps that follow.
-        with_norm: begin with a batch norm. Without one, there is no addition.
-        activations: those that the operator computes.
-    """
-    chosen, count, norm, residual = _NOTHING, 0, None, None
-    activation, slope = Activation.NONE, 0.0
-    for step, is_clean in found:
-        cls = type(step)
-        if cls is Addition:
-            if residual is not None or (with_norm and norm is None) or type(step.other) is not Tensor:
-                break
-            residual = step.other
-        elif cls in _FORWARDS and not runs_stock_code(step, _FORWARDS[cls]):
-            break
-        elif cls in _BATCH_NORMS:
-            if not with_norm or norm is not None or residual is not None or not _is_constant(step):
-                break
-            norm = step
-        elif cls is not nn.Identity:
-            activation, slope = activation_of(step)
-            if activation not in activations:
-                break
-        count += cls is not nn.Identity  # which returns its argument
-        if is_clean:
-            chosen = _Fusion(count, norm, residual, activation, slope)
-        if activation is not Activation.NONE:
-            break
-    return chosen
-
-
-def _is_constant(norm: nn.BatchNorm2d) -> bool:
-    """Return whether a batch norm uses its running statistics, and its tensors are what it has registered."""
-    parameters, buffers = norm._parameters, norm._buffers
-    has_statistics = buffers.get("running_mean") is not None and buffers.get("running_var") is not None
-    is_known = "weight" in parameters and "bias" in parameters and type(norm.eps) is float and norm.eps > 0
-    return has_statistics and is_known and norm.training is False
-
-
-def activation_of(step: Any) -> tuple[Activation, float]:
-    """Return the activation that a layer or a function computes, with the slope of a leaky ReLU. NONE for others."""
-    layer: Any = step
-    if not isinstance(step, nn.Module):
-        is_function = isinstance(step, FunctionType | BuiltinFunctionType)
-        return (_FUNCTIONS.get(step, Activation.NONE) if is_function else Activation.NONE), 0.01
-    activation = _LAYERS.get(type(step), Activation.NONE)
-    if activation is Activation.RELU6 and (layer.min_val, layer.max_val) != (0, 6):
-        return Activation.NONE, 0.0
-    if activation is Activation.LEAKY_RELU:
-        slope = layer.negative_slope
-        return (activation, float(slope)) if type(slope) in (float, int) else (Activation.NONE, 0.0)
-    return activation, 0.0
-
-
 def _is_seen() -> bool:
     """Return whether a mode, a hook, a tracer or a transform sees the operations that the program calls."""
     return (
-        torch._C._len_torch_function_stack() > 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or not torch._C._is_torch_function_enabled()  # an Ahead needs it
-        or torch._C._are_functorch_transforms_active()
+        _len_torch_function_stack() > 0
+        or _len_torch_dispatch_stack() > 0
+        or not _is_torch_function_enabled()  # an Ahead needs it
+        or _are_functorch_transforms_active()
         or forward_ad._current_level >= 0
-        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        or torch._C._get_tracing_state() is not None
+        or _top_saved_tensors_default_hooks(True) is not None
+        or _get_tracing_state() is not None
     )
+
+
+# As variables of this module, they take half as long.
+_len_torch_function_stack = torch._C._len_torch_function_stack
+_len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+_is_torch_function_enabled = torch._C._is_torch_function_enabled
+_are_functorch_transforms_active = torch._C._are_functorch_transforms_active
+_top_saved_tensors_default_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_get_tracing_state = torch._C._get_tracing_state
 
 
 def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead | None:
     """Compute a convolution and the steps that follow it, without a gradient. None if the convolution runs alone.
+
+    Other convolutions may be among the steps.
 
     Args:
         layer: the convolution.
         frame: the frame of its ``forward``.
         input: (N, C, H, W).
     """
-    if type(input) is not Tensor or not input.is_cpu or input.dtype not in FLOATING_DTYPES:
+    if type(input) is not Tensor or not input.is_cpu or input.dtype not in FLOATING_DTYPES or input.dim() != 4:
         return None
-    attributes = vars(layer)  # much faster than attributes of a module
-    parameters = attributes["_parameters"]
-    weight, bias = parameters.get("weight"), parameters.get("bias")  # None: parametrised
-    if weight is None or needs_gradient((input, weight, bias)) or input.dim() != 4 or weight.dim() != 4:
+    grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    if grad and (input.requires_grad or _requires_grad(layer)):
         return None
-    is_plain = attributes["padding_mode"] == "zeros" and input.layout is torch.strided and not input.is_nested
-    if not is_plain or _is_seen() or torch.is_autocast_enabled("cpu"):
+    if _is_seen() or is_patched():
         return None
-    geometry = attributes["stride"], attributes["padding"], attributes["dilation"]
-    if any(type(pair) is not tuple for pair in geometry):
+    chosen = groups(layer, steps(layer, frame), _INFERENCE)
+    if not chosen:
         return None
-    count, norm, residual, activation, slope = _choose(steps(layer, frame), True, _INFERENCE)
-    if norm is None:
-        if count == 0 or activation is Activation.RELU:
-            return None  # conv2d_relu is faster, and a pool may follow
-        vectors: tuple[Tensor | None, ...] = (None,) * 4
-        eps = 0.0
-    else:
-        parameters, buffers = vars(norm)["_parameters"], vars(norm)["_buffers"]
-        vectors = (buffers["running_mean"], buffers["running_var"], parameters["weight"], parameters["bias"])
-        eps = norm.eps
-    if not _are_vectors((weight, bias, *vectors), input.dtype) or not _fits(residual, input, weight, *geometry):
-        return None
-    try:
-        result = _conv2d_inference(
-            input, weight, bias, *vectors, residual, *geometry, attributes["groups"], eps, activation, slope
-        )
-    except RuntimeError:  # The layer that runs alone raises PyTorch's error.
-        return None
-    return Ahead(result, count)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    ahead, value = None, input
+    for group in chosen:
+        try:
+            result = _compute(group, value, grad, dtype)
+        except (RuntimeError, KeyError, TypeError):  # The layer that runs alone raises PyTorch's error.
+            break
+        if result is None:
+            break
+        value = result
+        if group[6]:
+            ahead = Ahead(value, group[5])
+    return ahead
 
 
-def _fits(residual: Tensor | None, input: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
-    """Return whether a convolution's result has the size, dtype and layout of ``residual``."""
-    if residual is None:
-        return True
-    if min(*stride, *dilation) <= 0 or needs_gradient((residual,)):
-        return False
-    size = input.shape[0], weight.shape[0], *conv2d_output(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return _is_like(residual, size, input.dtype, suggests_channels_last(input) or suggests_channels_last(weight))
+def _requires_grad(layer: nn.Conv2d) -> bool:
+    parameters = layer.__dict__["_parameters"].values()
+    return any(parameter is not None and parameter.requires_grad for parameter in parameters)
 
 
-def _are_vectors(tensors: tuple[Tensor | None, ...], dtype: torch.dtype) -> bool:
-    """Return whether the operator takes these: weight and bias of the convolution, and the vectors of a batch norm.
+def _compute(group: Group, input: Tensor, grad: bool, dtype: torch.dtype | None) -> Tensor | None:
+    """Compute a group. None if the operator does not support the tensors.
 
-    The operator checks the sizes.
+    The operator itself refuses wrong sizes and layouts. It would read the memory of a tensor on the meta device.
+
+    Args:
+        group: begins with a convolution.
+        input: (N, C, H, W) on the CPU, without a gradient.
+        grad: autograd records operations.
+        dtype: the dtype to which autocast casts the operands of a convolution.
     """
-    for i, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
-        if not tensor.is_cpu or tensor.layout is not torch.strided or (i > 1 and tensor.dim() != 1):
-            return False
-        if tensor.dtype != dtype and (i < 2 or tensor.dtype != torch.float32 or dtype == torch.float64):
-            return False
-    return not needs_gradient(tensors[2:])
+    convolution, norm, residual, activation, slope, _, _ = group
+    attributes = convolution.__dict__  # much faster than attributes of a module
+    parameters = attributes["_parameters"]
+    stride, padding, dilation = attributes["stride"], attributes["padding"], attributes["dilation"]
+    if attributes["padding_mode"] != "zeros" or not type(stride) is type(padding) is type(dilation) is tuple:
+        return None
+    weight, bias = parameters["weight"], parameters["bias"]
+    if dtype is not None and torch.float64 not in (input.dtype, weight.dtype, getattr(bias, "dtype", None)):
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    of_input = input.dtype
+    for tensor in (weight, bias):
+        if tensor is not None and (
+            (type(tensor) is not nn.Parameter and type(tensor) is not Tensor)
+            or not tensor.is_cpu
+            or tensor.dtype is not of_input
+            or (grad and tensor.requires_grad)
+        ):
+            return None
+    of_vectors = of_input if of_input is torch.float64 else torch.float32
+    mean, var, norm_weight, norm_bias, eps = _NO_NORM if norm is None else norm
+    for tensor in (mean, var, norm_weight, norm_bias):
+        if tensor is not None and (
+            (type(tensor) is not nn.Parameter and type(tensor) is not Tensor)
+            or not tensor.is_cpu
+            or (tensor.dtype is not of_input and tensor.dtype is not of_vectors)
+            or (grad and tensor.requires_grad)
+        ):
+            return None
+    if residual is not None and ((grad and residual.requires_grad) or not _has_format(residual, input, weight)):
+        return None
+    result: Tensor = _conv2d_inference(
+        input, weight, bias, mean, var, norm_weight, norm_bias, residual, stride, padding, dilation,
+        attributes["groups"], eps, activation, slope,
+    )  # fmt: skip
+    # Otherwise the sum of PyTorch might have other strides.
+    return result if residual is None or result.stride() == residual.stride() else None
+
+
+def _has_format(residual: Tensor, input: Tensor, weight: Tensor) -> bool:
+    """Return whether a residual probably has the strides of the convolution's result. The operator checks its size."""
+    if not residual.is_cpu or residual.dim() != 4:
+        return False
+    if residual.is_contiguous() and input.is_contiguous() and weight.is_contiguous():
+        return True
+    return is_channels_last(residual) == (suggests_channels_last(input) or suggests_channels_last(weight))
+
+
+#: Without the Python function around it, which takes 1 us. Nothing traces these calls.
+_conv2d_inference = conv2d_inference._op
+_NO_NORM: tuple[Any, Any, Any, Any, float] = (None, None, None, None, 0.0)
 
 
 def _is_like(tensor: Tensor, size: tuple[int, ...], dtype: torch.dtype, channels_last: bool) -> bool:
@@ -236,9 +214,10 @@ def batch_norm_ahead(
     """
     if type(input) is not Tensor or _is_seen():
         return None
-    count, _, residual, activation, _ = _choose(steps(layer, frame), False, _DIFFERENTIABLE)
-    if count == 0 or not is_supported(input, running_mean, running_var, weight, bias, training, momentum, eps):
+    chosen = groups(layer, steps(layer, frame, _ENDS), _DIFFERENTIABLE)
+    if not chosen or not is_supported(input, running_mean, running_var, weight, bias, training, momentum, eps):
         return None
+    _, _, residual, activation, _, count, _ = chosen[-1]
     if residual is not None and not _is_like(residual, tuple(input.shape), input.dtype, is_channels_last(input)):
         return None
     mean, spread = running_mean, running_var
@@ -249,39 +228,16 @@ def batch_norm_ahead(
 
 
 #: The activations that may follow without a gradient, and those that a batch norm differentiates.
-_INFERENCE = frozenset(Activation) - {Activation.NONE}
-_DIFFERENTIABLE = frozenset({Activation.RELU, Activation.RELU6})
-#: The exact classes that may follow. fastconv.nn adds its own.
-_BATCH_NORMS: set[type[nn.Module]] = {nn.BatchNorm2d}
-_LAYERS: dict[type[nn.Module], Activation] = {
-    nn.ReLU: Activation.RELU,
-    nn.ReLU6: Activation.RELU6,
-    nn.LeakyReLU: Activation.LEAKY_RELU,
-    nn.Hardswish: Activation.HARDSWISH,
-    nn.SiLU: Activation.SILU,
-}
-#: The code of their ``forward`` at import.
-_FORWARDS: dict[type, CodeType] = {}
-_FUNCTIONS: dict[Any, Activation] = {
-    FF.relu: Activation.RELU,
-    F.relu: Activation.RELU,
-    torch.relu: Activation.RELU,
-    F.relu6: Activation.RELU6,
-    F.leaky_relu: Activation.LEAKY_RELU,
-    F.hardswish: Activation.HARDSWISH,
-    F.silu: Activation.SILU,
-}
+_INFERENCE = tuple(activation for activation in Activation if activation is not Activation.NONE)
+_DIFFERENTIABLE = (Activation.RELU, Activation.RELU6)
+#: What ends the steps that follow a batch norm.
+_ENDS = (ACTIVATION, CONVOLUTION, NORM)
 #: The functions that the steps call.
-_PASSING = {*_FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}
-
-
-def register(batch_norm: type[nn.BatchNorm2d], activations: Mapping[type[nn.Module], Activation]) -> None:
-    """Add layers that may follow."""
-    _BATCH_NORMS.add(batch_norm)
-    _LAYERS.update(activations)
-    _FORWARDS.update({cls: cls.forward.__code__ for cls in (batch_norm, *activations)})
+_PASSING = {*FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}
 
 
 def register_sequential(sequential: type[nn.Sequential]) -> None:
     """Add a Sequential whose ``forward`` has the members in ``layers`` and the position of the current one in ``i``."""
-    LAYERS_IN_FRAME.add(sequential.forward.__code__)
+    code: CodeType = sequential.forward.__code__
+    LAYERS_IN_FRAME[id(code)] = code
+    SEQUENTIAL_CALLS.append(methods(sequential, *CALLED, "__iter__"))

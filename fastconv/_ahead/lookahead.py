@@ -8,67 +8,58 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Generator, Iterator
-from itertools import starmap
-from types import CodeType, FrameType, FunctionType, ModuleType
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Sequence
+from types import CodeType, FrameType, FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-from fastconv._ahead.bytecode import Path, Uses, uses
-from fastconv._layer import is_observed
+from fastconv._ahead.bytecode import Uses, uses
+from fastconv._ahead.layers import CALLED, KINDS, methods
+from fastconv._ahead.values import MISSING, value_at
+from fastconv._ops.library import _C
 
-__all__ = ["LAYERS_IN_FRAME", "Addition", "Step", "runs_stock_code", "steps"]
+__all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "runs_stock_code", "steps"]
 
+#: What uses a result, its other arguments, and whether no variable holds an earlier result once this use is finished.
+#: The user is a module, a function or ADDITION. The arguments of a call are pairs of a name or position and a constant.
+#: Of an addition: the other operand.
+Step = tuple[Any, Any, bool]
+#: The user of an addition.
+ADDITION = object()
 
-class Addition(NamedTuple):
-    """The result + ``other``."""
-
-    other: Any
-
-
-class Step(NamedTuple):
-    """What uses a result.
-
-    Attributes:
-        what: a module, a function or an Addition.
-        is_clean: no variable holds an earlier result once this step is finished.
-    """
-
-    what: Any
-    is_clean: bool
-
-
+_is_stock = _C.is_stock
 #: PyTorch's own methods of a module.
-_CALL, _CALL_IMPL, _WRAPPED_CALL_IMPL, _GETATTR, _ITER = (
-    Module.__call__, Module._call_impl, Module._wrapped_call_impl, Module.__getattr__, torch.nn.Sequential.__iter__,
-)  # fmt: skip
-_CALL_IMPL_CODE, _WRAPPED_CALL_IMPL_CODE = _CALL_IMPL.__code__, _WRAPPED_CALL_IMPL.__code__
+_CALLS = methods(Module, "__call__", "_call_impl", "_wrapped_call_impl")
+_CALL_IMPL_CODE, _WRAPPED_CALL_IMPL_CODE = Module._call_impl.__code__, Module._wrapped_call_impl.__code__
+_ITER = torch.nn.Sequential.__iter__
 _SEQUENTIAL = torch.nn.Sequential.forward.__code__
-#: The code of Sequentials that keep their members and the position in the variables ``layers`` and ``i``.
-LAYERS_IN_FRAME: set[CodeType] = set()
+#: For each Sequential that only calls its members, the methods that a call runs.
+SEQUENTIAL_CALLS = [methods(torch.nn.Sequential, *CALLED, "__iter__")]
+#: The code of Sequentials that keep their members and the position in the variables ``layers`` and ``i``, by address.
+#: The hash of a code object takes 3 us.
+LAYERS_IN_FRAME: dict[int, CodeType] = {}
 #: For each call that was analysed (the code's address and the offset), the code and its uses under several conditions.
 _KNOWN: dict[tuple[int, int], tuple[CodeType, tuple[Uses, ...]]] = {}
 #: More calls, or more combinations of conditions, are not remembered.
 _MOST_CALLS, _MOST_COMBINATIONS = 4096, 8
 #: Types whose values can be dropped without running code of the program. Tensors and modules are checked.
 _SILENT = frozenset({type(None), bool, int, float, str, FunctionType, torch.Size, torch.dtype, torch.device})
-#: A value that does not exist, or that is not known without running code.
-_MISSING = object()
 _get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # Python 3.12
 
 
-def steps(layer: Module, frame: FrameType | None) -> Iterator[Step]:
-    """Yield what uses the result of a layer, what uses the result of that, and so on.
+def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) -> Iterator[Sequence[Step]]:
+    """Yield what uses the result of a layer, what uses the result of that, and so on: the steps of each function.
 
     The steps end where the program runs other code, or where a hook sees a result.
 
     Args:
         layer: a layer without hooks.
         frame: the frame of its ``forward``.
+        last: the kinds of layers that end the steps of a Sequential: it may have hundreds of layers.
     """
     if _is_traced() or torch_module._has_any_global_hook():
         return
@@ -77,10 +68,9 @@ def steps(layer: Module, frame: FrameType | None) -> Iterator[Step]:
         frame = _caller(frame)
         if frame is None:
             return
-        if frame.f_code is _SEQUENTIAL or frame.f_code in LAYERS_IN_FRAME:
-            owner = yield from _of_sequential(frame, owner)
-        else:
-            owner = yield from _of_code(frame, owner)
+        is_sequential = frame.f_code is _SEQUENTIAL or id(frame.f_code) in LAYERS_IN_FRAME
+        found, owner = _of_sequential(frame, owner, last) if is_sequential else _of_code(frame, owner)
+        yield found
 
 
 def _is_traced() -> bool:
@@ -96,15 +86,8 @@ def _is_traced() -> bool:
 
 def runs_stock_code(module: Module, forward: CodeType) -> bool:
     """Return whether a call of the module runs only PyTorch's own code and the code ``forward``."""
-    cls = type(module)
-    return (
-        cls.__call__ is _CALL
-        and cls._call_impl is _CALL_IMPL
-        and cls._wrapped_call_impl is _WRAPPED_CALL_IMPL
-        and type(cls.forward) is FunctionType
-        and cls.forward.__code__ is forward
-        and not is_observed(module)
-    )
+    function: Any = type(module).forward
+    return type(function) is FunctionType and function.__code__ is forward and _is_stock(module, _CALLS)
 
 
 def _caller(frame: FrameType) -> FrameType | None:
@@ -118,62 +101,105 @@ def _caller(frame: FrameType) -> FrameType | None:
     return call.f_back
 
 
-def _of_sequential(frame: FrameType, layer: Module) -> Generator[Step, None, Module | None]:
-    """Yield the layers after ``layer``. Return the Sequential."""
+def _of_sequential(frame: FrameType, layer: Module, last: Collection[str]) -> tuple[list[Step], Module | None]:
+    """Return the layers after ``layer``, and the Sequential, unless the steps end before it returns."""
     variables = _variables(frame)
     owner: Module = variables["self"]
     if frame.f_code is _SEQUENTIAL:
         layers = list(owner._modules.values())
         places = [i for i, other in enumerate(layers) if other is layer]
-        cls: Any = type(owner)
-        if len(places) != 1 or cls.__iter__ is not _ITER:
-            return None
+        if len(places) != 1 or type(owner).__iter__ is not _ITER:  # type: ignore[attr-defined]
+            return [], None
         i = places[0]
     else:
         layers, i = variables["layers"], variables["i"]
         if layers[i] is not layer:
-            return None
+            return [], None
     if not _is_silent(variables["input"]):
-        return None
+        return [], None
+    found: list[Step] = []
     for module in layers[i + 1 :]:
-        yield Step(module, True)
-    return owner
+        kind = KINDS.get(type(module))
+        if kind is not None:
+            found.append((module, (), True))
+            if kind in last:
+                return found, None
+        elif not _add_call(found, module, (), True):
+            return found, None
+    return found, owner
 
 
-def _of_code(frame: FrameType, layer: Module) -> Generator[Step, None, Module | None]:
-    """Yield the steps of a function that has called ``layer``. If it then returns, return its first argument."""
-    known = _known(frame) or (_analyse(frame, ()),)
-    if not known[0].function:
-        return None
-    scope = _Scope(_variables(frame), frame.f_globals)
-    if scope.value(known[0].function) is not layer:  # a C function such as functools.reduce has called the layer
-        return None
-    found = next((each for each in known if all(starmap(scope.holds, each.conditions))), None)
-    for use in (found or _analyse(frame, known)).uses:
-        if not all(_is_silent(scope.variables.get(name)) for name in use.stores):
-            return None
-        if use.kind == "call":
-            yield Step(scope.value(use.path), use.is_clean)
-        elif use.kind == "add":
-            yield Step(Addition(scope.value(use.path)), use.is_clean)
-        elif use.kind == "return" and known[0].owner is not None and all(map(_is_silent, scope.variables.values())):
-            owner = scope.variables[known[0].owner]
-            return owner if isinstance(owner, Module) else None
-    return None
+def _add_call(found: list[Step], user: Any, arguments: Any, is_clean: bool) -> bool:
+    """Add the call of a layer or function, or the calls of the layers of a Sequential. Return whether more may follow.
+
+    The last layer of a Sequential ends its call. Until then, a variable may hold what the Sequential was called with.
+    """
+    kind = type(user)
+    if kind in KINDS or not issubclass(kind, torch.nn.Sequential) or arguments or not _runs_its_layers(user):
+        found.append((user, arguments, is_clean))
+        return kind in KINDS or not issubclass(kind, Module)
+    layers = list(user._modules.values())
+    left = len(layers)
+    for layer in layers:
+        left -= 1
+        if type(layer) in KINDS:
+            found.append((layer, (), is_clean and left == 0))
+        elif not _add_call(found, layer, (), is_clean and left == 0):
+            return False
+    return True
 
 
-def _known(frame: FrameType) -> tuple[Uses, ...]:
-    """Return the uses of the call that runs in ``frame``, as far as they are known."""
+def _runs_its_layers(sequential: torch.nn.Sequential) -> bool:
+    """Return whether a call of a Sequential only calls its layers, of which there are some."""
+    is_plain = any(_is_stock(sequential, calls) for calls in SEQUENTIAL_CALLS)
+    return is_plain and bool(sequential._modules)
+
+
+def _of_code(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None]:
+    """Return the steps of a function that has called ``layer``, and its first argument if it then returns."""
     code, known = _KNOWN.get((id(frame.f_code), frame.f_lasti), (None, ()))
-    return known if code is frame.f_code else ()
+    if code is not frame.f_code:
+        known = (_analyse(frame, ()),)
+    steps: list[Step] = []
+    if not known[0].function:
+        return steps, None
+    variables, names = _variables(frame), frame.f_globals
+    # A C function such as functools.reduce may have called the layer.
+    if value_at(known[0].function, variables, names) is not layer:
+        return steps, None
+    found = next((each for each in known if _holds(each, variables, names)), None) or _analyse(frame, known)
+    for use in found.uses:
+        for name in use.stores:
+            if not _is_silent(variables.get(name)):
+                return steps, None
+        if use.kind == "call":
+            if not _add_call(steps, value_at(use.path, variables, names), use.arguments, use.is_clean):
+                return steps, None
+        elif use.kind == "method":
+            steps.append((getattr(Tensor, str(use.path[0]), None), use.arguments, use.is_clean))
+        elif use.kind == "add":
+            steps.append((ADDITION, value_at(use.path, variables, names), use.is_clean))
+        elif use.kind == "return" and found.owner is not None and all(map(_is_silent, variables.values())):
+            owner = variables[found.owner]
+            return steps, owner if isinstance(owner, Module) else None
+    return steps, None
+
+
+def _holds(found: Uses, variables: dict[str, Any], names: dict[str, Any]) -> bool:
+    """Return whether all conditions hold."""
+    for path, is_none in found.conditions:
+        value = value_at(path, variables, names)
+        if value is MISSING or (value is None) is not is_none:
+            return False
+    return True
 
 
 def _analyse(frame: FrameType, known: tuple[Uses, ...]) -> Uses:
     """Find the uses of the call that runs in ``frame``, under the conditions of this moment. Remember them."""
 
-    def is_none(path: Path) -> bool | None:
-        value = _Scope(_variables(frame), frame.f_globals).value(path)
-        return None if value is _MISSING else value is None
+    def is_none(path: Any) -> bool | None:
+        value = value_at(path, _variables(frame), frame.f_globals)
+        return None if value is MISSING else value is None
 
     found = uses(frame.f_code, frame.f_lasti, is_none)
     if len(known) < _MOST_COMBINATIONS:
@@ -181,49 +207,6 @@ def _analyse(frame: FrameType, known: tuple[Uses, ...]) -> Uses:
             _KNOWN.clear()
         _KNOWN[id(frame.f_code), frame.f_lasti] = (frame.f_code, (*known, found))
     return found
-
-
-class _Scope(NamedTuple):
-    """The local and the global variables of a function."""
-
-    variables: dict[str, Any]
-    names: dict[str, Any]
-
-    def value(self, path: Path) -> Any:
-        """Return the value at a path. _MISSING if it does not exist, or if finding it runs code of the program."""
-        if path[0] == "local":
-            value = self.variables.get(path[1], _MISSING)
-        elif type(self.names) is dict:
-            value = self.names.get(path[1], _MISSING)
-        else:
-            return _MISSING
-        for name in path[2:]:
-            value = _attribute(value, name)
-        return value
-
-    def holds(self, path: Path, is_none: bool) -> bool:
-        """Return whether a condition holds."""
-        value = self.value(path)
-        return value is not _MISSING and (value is None) == is_none
-
-
-def _attribute(value: Any, name: str) -> Any:
-    """Return an attribute of a module. _MISSING if finding it runs code of the program, or if it does not exist."""
-    cls: Any = type(value)
-    if cls is ModuleType:
-        return vars(value).get(name, _MISSING)
-    if (
-        getattr(cls, "__getattr__", None) is not _GETATTR
-        or cls.__getattribute__ is not object.__getattribute__
-        or hasattr(cls, name)
-    ):
-        return _MISSING
-    attributes = vars(value)
-    if name in attributes:
-        return attributes[name]
-    if name in attributes["_parameters"] or name in attributes["_buffers"]:
-        return _MISSING
-    return attributes["_modules"].get(name, _MISSING)
 
 
 def _variables(frame: FrameType) -> dict[str, Any]:
@@ -242,4 +225,4 @@ def _is_silent(value: Any) -> bool:
     cls = type(value)
     if cls is Tensor:
         return weakref.getweakrefcount(value) == 0
-    return cls in _SILENT or (isinstance(value, Module) and not hasattr(cls, "__del__"))
+    return cls in _SILENT or (issubclass(cls, Module) and not hasattr(cls, "__del__"))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._ahead import convolution_ahead
+from fastconv._ahead import Ahead, convolution_ahead, register_convolution
 from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._scripted import scripted_relu, scripted_relu_max_pool
@@ -46,7 +46,9 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     @scripted_as(torch.nn.Conv2d.forward)
     def forward(self, input: Tensor) -> Tensor:
-        if self._fuses and type(self) is Conv2d and not is_patched() and not torch.compiler.is_compiling():
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        if self._fuses and type(self) is Conv2d and not torch.compiler.is_compiling():
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
@@ -79,6 +81,9 @@ class Conv2d(Layer, torch.nn.Conv2d):
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = (0, 0)
         return input, weight, bias, self.stride, padding, self.dilation, self.groups
+
+
+register_convolution(Conv2d)
 
 
 class LazyConv2d(Layer, torch.nn.LazyConv2d):  # type: ignore[misc]

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for t
 
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, batch_norm_ahead
-from fastconv._layer import Layer, is_patched, scripted_as
+from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._scripted import scripted_batch_norm_relu
 
 __all__ = ["BatchNorm2d", "BatchNormReLU2d", "MaxPool2d"]
@@ -75,15 +75,28 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
 
     def _arguments(self) -> tuple[Any, ...]:
         """Count the batch in training. Return the arguments of ``FF.batch_norm`` after the input."""
+        mean, var, batches, weight, bias = self._tensors()
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.track_running_stats and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        if self.training and self.track_running_stats and batches is not None:
+            batches.add_(1)
             if self.momentum is None:
-                momentum = 1.0 / float(self.num_batches_tracked)
-        batch = self.training or (self.running_mean is None and self.running_var is None)
-        tracked = not self.training or self.track_running_stats
-        running = (self.running_mean, self.running_var) if tracked else (None, None)
-        return *running, self.weight, self.bias, batch, momentum, self.eps
+                momentum = 1.0 / float(batches)
+        batch = self.training or (mean is None and var is None)
+        running = (mean, var) if not self.training or self.track_running_stats else (None, None)
+        return *running, weight, bias, batch, momentum, self.eps
+
+    def _tensors(self) -> tuple[Any, ...]:
+        """Return running_mean, running_var, num_batches_tracked, weight and bias."""
+        attributes = self.__dict__
+        if type(self) is BatchNorm2d and not is_observed(self) and "num_batches_tracked" not in attributes:
+            # Each of these attributes of a module would take six times as long.
+            buffers, parameters = attributes["_buffers"], attributes["_parameters"]
+            try:
+                running = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+                return *running, parameters["weight"], parameters["bias"]
+            except KeyError:  # The attribute is elsewhere, or missing.
+                pass
+        return self.running_mean, self.running_var, self.num_batches_tracked, self.weight, self.bias
 
 
 class BatchNormReLU2d(BatchNorm2d):

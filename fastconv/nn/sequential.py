@@ -11,7 +11,7 @@ from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 
 from fastconv import functional as FF
-from fastconv._ahead import register_sequential
+from fastconv._ahead import Ahead, register_sequential
 from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
 from fastconv.nn.activations import ReLU
 from fastconv.nn.convolution import Conv2d
@@ -37,8 +37,8 @@ class Sequential(Layer, torch.nn.Sequential):
 
     @scripted_as(torch.nn.Sequential.forward)
     def forward(self, input: Tensor) -> Tensor:
-        is_recorded = isinstance(input, Proxy) or torch.compiler.is_exporting()  # Proxy: torch.fx
-        if is_recorded or is_patched() or torch_module._has_any_global_hook():
+        is_other = isinstance(input, Proxy | Ahead) or torch.compiler.is_exporting()  # Proxy: torch.fx
+        if is_other or is_patched() or torch_module._has_any_global_hook():
             return super().forward(input)
         layers = flat(self)
         i = 0
