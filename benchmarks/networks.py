@@ -43,7 +43,8 @@ class BasicBlock(nn.Module):
         if self.downsample is not None:
             identity = self.downsample(x)
         out += identity
-        return self.relu(out)
+        out = self.relu(out)
+        return out  # noqa: RET504  as torchvision
 
 
 class Bottleneck(nn.Module):
@@ -76,7 +77,8 @@ class Bottleneck(nn.Module):
         if self.downsample is not None:
             identity = self.downsample(x)
         out += identity
-        return self.relu(out)
+        out = self.relu(out)
+        return out  # noqa: RET504  as torchvision
 
 
 class ResNet(nn.Module):

@@ -12,6 +12,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -79,7 +80,10 @@ def conv2d(
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
         return _unbatched(_conv2d.conv2d, *arguments)
-    return _conv2d.conv2d(*arguments)
+    # differentiable() tests the same. Without one more function, a small convolution takes 10 % less time.
+    if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return _conv2d.conv2d(*arguments)
+    return _conv2d.operator(*arguments)
 
 
 def convolution_arguments(
@@ -240,37 +244,23 @@ def conv2d_relu_max_pool2d(
     return _fused.conv2d_relu_max_pool2d(*arguments, pool)
 
 
+# fmt: off
 @overload
 def max_pool2d(
-    input: Tensor,
-    kernel_size: Size2,
-    stride: Size2 | None = ...,
-    padding: Size2 = ...,
-    dilation: Size2 = ...,
-    ceil_mode: bool = ...,
-    return_indices: Literal[False] = ...,
-) -> Tensor: ...  # fmt: skip
+    input: Tensor, kernel_size: Size2, stride: Size2 | None = ..., padding: Size2 = ..., dilation: Size2 = ...,
+    ceil_mode: bool = ..., return_indices: Literal[False] = ...,
+) -> Tensor: ...
 @overload
 def max_pool2d(
-    input: Tensor,
-    kernel_size: Size2,
-    stride: Size2 | None,
-    padding: Size2,
-    dilation: Size2,
-    ceil_mode: bool,
+    input: Tensor, kernel_size: Size2, stride: Size2 | None, padding: Size2, dilation: Size2, ceil_mode: bool,
     return_indices: Literal[True],
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+) -> tuple[Tensor, Tensor]: ...
 @overload
 def max_pool2d(
-    input: Tensor,
-    kernel_size: Size2,
-    stride: Size2 | None = ...,
-    padding: Size2 = ...,
-    dilation: Size2 = ...,
-    ceil_mode: bool = ...,
-    *,
-    return_indices: bool,
-) -> Tensor | tuple[Tensor, Tensor]: ...  # fmt: skip
+    input: Tensor, kernel_size: Size2, stride: Size2 | None = ..., padding: Size2 = ..., dilation: Size2 = ...,
+    ceil_mode: bool = ..., *, return_indices: bool,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+# fmt: on
 def max_pool2d(
     input: Tensor,
     kernel_size: Size2,

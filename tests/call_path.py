@@ -25,7 +25,7 @@ _FORWARD = [
     ("boundary.h", "Guarded::call"),
     ("cpu/conv2d.cpp", "conv2d"),
     ("checks.cpp", "check_conv2d"),
-    ("cpu/forward.cpp", "run_forward"),
+    ("cpu/conv2d.cpp", "run_forward"),
     ("cpu/plan.cpp", "plan_forward"),
     ("cpu/drivers/direct.cpp", "direct_forward"),
     ("cpu/kernels/direct_forward.h", "the kernel"),
@@ -40,13 +40,12 @@ CPP: dict[str, list[tuple[str, str]]] = {
         ("fused.h", "conv2d_relu_max_pool2d_backward"),
         ("checks.cpp", "check_conv2d_relu_max_pool2d_backward"),
         ("cpu/conv2d_relu_max_pool2d.cpp", "fused_backward"),
-        ("cpu/backward.cpp", "run_backward"),
-        ("cpu/backward.cpp", "backward"),
-        ("cpu/backward.cpp", "backward_data"),
+        ("cpu/conv2d_backward.cpp", "run_backward"),
+        ("cpu/conv2d_backward.cpp", "backward_data"),
         ("cpu/plan.cpp", "plan_backward_data"),
         ("cpu/drivers/sparse_gradient.cpp", "sparse_backward_data"),
         ("cpu/kernels/sparse_gradient_3x3.h", "the kernel"),
-        ("cpu/backward.cpp", "backward_weight"),
+        ("cpu/conv2d_backward.cpp", "backward_weight"),
         ("cpu/plan.cpp", "plan_backward_weight"),
         ("cpu/drivers/sparse_gradient.cpp", "sparse_backward_weight"),
         ("cpu/kernels/sparse_gradient.h", "the kernel"),
@@ -78,7 +77,7 @@ def calls() -> dict[str, Callable[[], object]]:
     w, b = torch.randn(16, 8, 3, 3), torch.randn(16)
     contiguous = torch.randn(2, 8, 12, 12)
     channels_last = contiguous.contiguous(memory_format=torch.channels_last)
-    y = FF.conv2d_relu_max_pool2d(contiguous, w.clone().requires_grad_(), b)
+    y = FF.conv2d_relu_max_pool2d(contiguous.clone().requires_grad_(), w.clone().requires_grad_(), b)
     return {
         "conv2d, contiguous": torch.no_grad()(lambda: FF.conv2d(contiguous, w, b)),
         "conv2d, channels_last": torch.no_grad()(lambda: FF.conv2d(channels_last, w, b)),
@@ -86,11 +85,15 @@ def calls() -> dict[str, Callable[[], object]]:
     }
 
 
+def functions_of(name: str) -> list[tuple[str, str]]:
+    """All functions that a call enters: (file, function)."""
+    functions = [(f"fastconv/{file}", function) for file, function in python_functions(calls()[name])]
+    return functions + [(f"csrc/{file}", function) for file, function in CPP[name]]
+
+
 def main() -> None:
-    for name, call in calls().items():
-        python, cpp = python_functions(call), CPP[name]
-        functions = [*((f"fastconv/{file}", function) for file, function in python)]
-        functions += [(f"csrc/{file}", function) for file, function in cpp]
+    for name in CPP:
+        functions = functions_of(name)
         print(f"{name}: {len(functions)} functions in {len({file for file, _ in functions})} files")
         for file, function in functions:
             print(f"    {file:<40} {function}")

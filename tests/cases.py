@@ -171,6 +171,37 @@ MAX_POOL2D = [
 ]
 
 
+#: Sizes of an input and a weight that fit, and calls of conv2d that PyTorch refuses: input, weight, bias, arguments.
+X, W = (2, 3, 8, 8), (4, 3, 3, 3)
+REFUSED_CONV2D: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None, dict[str, Any]]] = [
+    ((2, 5, 8, 8), W, None, {}),
+    ((2, 3, 2, 2), W, None, {}),
+    ((8, 8), W, None, {}),
+    ((1, 2, 3, 8, 8), W, None, {}),
+    (X, (4, 3, 3), None, {}),
+    (X, W, (5,), {}),
+    (X, W, (4, 1), {}),
+    (X, W, None, {"padding": -1}),
+    (X, W, None, {"stride": 0}),
+    (X, W, None, {"stride": -1}),
+    (X, W, None, {"dilation": 0}),
+    (X, W, None, {"groups": 0}),
+    (X, W, None, {"groups": 2}),
+    (X, W, None, {"groups": 3}),
+    (X, W, None, {"groups": 8}),
+    (X, W, None, {"stride": (1, 1, 1)}),
+    (X, W, None, {"padding": (1, 1, 1)}),
+    (X, W, None, {"dilation": (1, 1, 1)}),
+    (X, W, None, {"padding": "full"}),
+    (X, W, None, {"padding": "same", "stride": 2}),
+    ((2, 3, 0, 8), W, None, {}),
+    ((2, 3, 0, 8), W, None, {"padding": 2}),
+    (X, (0, 3, 3, 3), None, {}),
+    (X, (4, 3, 0, 3), None, {}),
+    ((5, 8, 8), W, None, {}),
+]
+
+
 @dataclass(frozen=True)
 class FusedCase:
     """A convolution, and the arguments of max_pool2d. None means that there is no pooling."""

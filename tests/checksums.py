@@ -22,6 +22,7 @@ import torch
 
 from fastconv import _C
 from fastconv import functional as FF
+from fastconv._ops.conv2d_inference import Activation, conv2d_inference
 
 # (N, C, H, W), (K, R, S), stride, padding, dilation, groups: one for each algorithm, and odd sizes.
 CONVOLUTIONS = [
@@ -43,6 +44,8 @@ POOLS: list[dict[str, Any]] = [
     {"pool_kernel_size": (2, 1), "pool_ceil_mode": True},
 ]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+#: Inputs of batch norm: matrices, images with many or few pixels, and channels that do not fill a vector.
+NORMALIZED = [(64, 33), (3, 5, 17, 23), (8, 64, 7, 7), (2, 3, 150, 90)]
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, seed: int, zeros: float = 0) -> torch.Tensor:
@@ -55,6 +58,13 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, channels_last: bool, seed: 
 
 def calls() -> Iterator[tuple[str, list[torch.Tensor]]]:
     """Each call's name and its results."""
+    yield from convolutions()
+    yield from poolings()
+    yield from batch_norms()
+    yield from inference()
+
+
+def convolutions() -> Iterator[tuple[str, list[torch.Tensor]]]:
     for number, ((N, C, H, W), (K, R, S), *geometry) in enumerate(CONVOLUTIONS):
         for dtype in DTYPES if H < 100 else DTYPES[::2]:
             for channels_last in (False, True):
@@ -74,6 +84,9 @@ def calls() -> Iterator[tuple[str, list[torch.Tensor]]]:
                         gradient = draw(tuple(y.shape), dtype, channels_last, number + 300, zeros)
                         results = torch.autograd.grad(y, (x, w, b), gradient, retain_graph=True)
                         yield f"{name} {number} {dtype} nhwc={channels_last} zeros={zeros}", [y, *results]
+
+
+def poolings() -> Iterator[tuple[str, list[torch.Tensor]]]:
     for dtype in (*DTYPES, torch.int32, torch.uint8):
         for channels_last in (False, True):
             x = (draw((3, 5, 17, 23), torch.float64, channels_last, 1) * 50).to(dtype)
@@ -89,6 +102,40 @@ def calls() -> Iterator[tuple[str, list[torch.Tensor]]]:
                         [*torch.autograd.grad(y, z, gradient)],
                     )
             yield f"relu {dtype} nhwc={channels_last}", [FF.relu(x)]
+
+
+def batch_norms() -> Iterator[tuple[str, list[torch.Tensor]]]:
+    for number, shape in enumerate(NORMALIZED):
+        for dtype in DTYPES:
+            for channels_last in (False, True):
+                x, residual = (draw(shape, dtype, channels_last, number + i).requires_grad_() for i in (400, 500))
+                w, b = (draw((shape[1],), dtype, False, number + i).requires_grad_() for i in (600, 700))
+                gradient = draw(shape, dtype, channels_last, number + 800)
+                for training in (False, True):
+                    mean, variance = (draw((shape[1],), dtype, False, number + i).abs() for i in (900, 1000))
+                    y = FF.batch_norm(x, mean, variance, w, b, training)
+                    z = FF.batch_norm_relu(x, mean, variance, w, b, training, residual=residual)
+                    name = f"{number} {dtype} nhwc={channels_last} training={training}"
+                    yield f"batch_norm {name}", [y, mean, variance, *torch.autograd.grad(y, (x, w, b), gradient)]
+                    yield f"batch_norm_relu {name}", [z, *torch.autograd.grad(z, (x, w, b, residual), gradient)]
+
+
+def inference() -> Iterator[tuple[str, list[torch.Tensor]]]:
+    for number, ((N, C, H, W), (K, R, S), *geometry) in enumerate(CONVOLUTIONS[:-1]):
+        pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in geometry[:3]]
+        for dtype in DTYPES:
+            for channels_last in (False, True):
+                x = draw((N, C, H, W), dtype, channels_last, number)
+                w = draw((K, C // geometry[-1], R, S), dtype, channels_last, number + 100)
+                b, mean, scale, shift = (draw((K,), dtype, False, number + i) for i in (200, 1100, 1200, 1300))
+                norm = mean, mean.abs() + 1, scale, shift
+                size = FF.conv2d(x, w, b, *geometry).shape
+                residual = draw(tuple(size), dtype, channels_last, number + 1400)
+                for activation in Activation:
+                    rest = *pairs, geometry[-1], 1e-5, activation, 0.1
+                    y = conv2d_inference(x, w, b, *norm, residual, *rest)
+                    name = f"{number} {dtype} nhwc={channels_last} {activation.name}"
+                    yield f"conv2d_inference {name}", [y]
 
 
 def checksum(results: list[torch.Tensor]) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import networks
 import torch
 from ahead_cases import fused_calls
 from torch import Tensor, nn
@@ -18,33 +23,10 @@ from fastconv import nn as fnn
 from fastconv._ahead import Ahead
 
 
-class BasicBlock(nn.Module):
+def basic_block(downsample: bool = False) -> networks.BasicBlock:
     """torchvision's block of ResNet-18."""
-
-    def __init__(self, downsample: bool = False) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
-        self.downsample = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) if downsample else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        identity = x
-
-        out = self.conv1(x)
-        out = self.bn1(out)
-        out = self.relu(out)
-
-        out = self.conv2(out)
-        out = self.bn2(out)
-
-        if self.downsample is not None:
-            identity = self.downsample(x)
-
-        out += identity
-        out = self.relu(out)
-
-        return out  # noqa: RET504
+    shortcut = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)) if downsample else None
+    return networks.BasicBlock(4, 4, 1, shortcut)
 
 
 class Kuangliu(nn.Module):
@@ -129,8 +111,8 @@ def mixed() -> nn.Sequential:
 #: number of batch norms that compute more. (In "functions", one batch norm cannot know what F.relu was before the
 #: convolution ran, which is its argument.)
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
-    "BasicBlock": (BasicBlock, ["RELU", "RELU+"], 2),
-    "BasicBlock with downsampling": (lambda: BasicBlock(True), ["RELU", "NONE", "NONE"], 1),
+    "BasicBlock": (basic_block, ["RELU", "RELU+"], 2),
+    "BasicBlock with downsampling": (lambda: basic_block(True), ["RELU", "NONE", "NONE"], 1),
     "functions": (Kuangliu, ["RELU", "RELU+"], 1),
     "InvertedResidual": (InvertedResidual, ["RELU6", "RELU6", "NONE+"], 2),
     "ConvLayer": (lambda: ConvLayer(activation=nn.ReLU()), ["RELU"], 1),
@@ -203,7 +185,7 @@ def test_a_batch_norm_is_fused_in_training(name: str, calls: list[str]) -> None:
 
 
 def test_a_frozen_batch_norm_is_fused_with_a_gradient(calls: list[str]) -> None:
-    model, original = converted(BasicBlock, False)
+    model, original = converted(basic_block, False)
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True)
     for _ in range(4):
         calls.clear()
@@ -213,14 +195,14 @@ def test_a_frozen_batch_norm_is_fused_with_a_gradient(calls: list[str]) -> None:
 
 
 def test_nothing_is_fused_without_fuse(calls: list[str]) -> None:
-    model = fastconv.convert(BasicBlock().eval(), fuse=False)
+    model = fastconv.convert(basic_block().eval(), fuse=False)
     with torch.no_grad():
         model(torch.randn(2, 4, 6, 6))
     assert calls == []
 
 
 def test_a_change_of_a_parameter_or_buffer_takes_effect_at_the_next_call(calls: list[str]) -> None:
-    model, original = converted(BasicBlock, False)
+    model, original = converted(basic_block, False)
     x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
     with torch.no_grad():
         for m in (model, original):
@@ -233,7 +215,7 @@ def test_a_change_of_a_parameter_or_buffer_takes_effect_at_the_next_call(calls: 
 
 
 def test_a_program_that_is_traced_sees_every_layer(calls: list[str]) -> None:
-    model, _ = converted(BasicBlock, False)
+    model, _ = converted(basic_block, False)
     set_back = sys.gettrace()
     sys.settrace(lambda *args: None)
     try:

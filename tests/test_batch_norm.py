@@ -213,6 +213,23 @@ def test_huge_and_tiny_values_do_not_overflow(scale: float, channels_last: bool,
     assert scale < 1 or found[5].isinf().all()  # as PyTorch's
 
 
+@pytest.mark.parametrize("kind", [(0, 0), (1, 0), (1, 1)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gradients_whose_sums_overflow_have_the_right_input_gradient(
+    kind: Any, channels_last: bool, level: str
+) -> None:
+    relu, has_residual = kind
+    x = LAYOUTS["channels_last" if channels_last else "contiguous"](torch.randn(4, 19, 40, 40))
+    g, r = (1 + torch.rand(x.shape)) * 2e37, torch.randn(x.shape) if has_residual else None
+    vectors = vectors_of(19, torch.float32)
+    found = results(relu, FF.batch_norm_relu if relu else FF.batch_norm, x, g, vectors, r)
+    doubles = [v.double() for v in vectors if v is not None]
+    reference = composed if relu else F.batch_norm
+    exact = results(relu, reference, x.double(), g.double(), doubles, None if r is None else r.double())
+    assert (exact[3] > 3.4e38).all()  # the gradient of the bias: the sum of g
+    assert root_mean_square(found[1].double() - exact[1]) <= 2e-6 * root_mean_square(exact[1])
+
+
 @pytest.mark.parametrize("size", [(3, 4), (2, 3, 5), (2, 3, 3, 2)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", [(0, 0), (1, 0), (1, 1)])

@@ -10,8 +10,11 @@ from cases import (
     LAYOUTS,
     LEVELS,
     MEMORY_FORMATS,
+    REFUSED_CONV2D,
     THREADS,
     Conv2dCase,
+    W,
+    X,
     assert_as_accurate,
     assert_identical,
     assert_refused_alike,
@@ -334,39 +337,7 @@ def test_conv2d_equals_pytorchs_in_other_dtypes(dtype: torch.dtype) -> None:
     assert torch.equal(FF.conv2d(x, w), F.conv2d(x, w))
 
 
-X, W = (2, 3, 8, 8), (4, 3, 3, 3)
-
-
-@pytest.mark.parametrize(
-    ("x", "w", "b", "arguments"),
-    [
-        ((2, 5, 8, 8), W, None, {}),
-        ((2, 3, 2, 2), W, None, {}),
-        ((8, 8), W, None, {}),
-        ((1, 2, 3, 8, 8), W, None, {}),
-        (X, (4, 3, 3), None, {}),
-        (X, W, (5,), {}),
-        (X, W, (4, 1), {}),
-        (X, W, None, {"padding": -1}),
-        (X, W, None, {"stride": 0}),
-        (X, W, None, {"stride": -1}),
-        (X, W, None, {"dilation": 0}),
-        (X, W, None, {"groups": 0}),
-        (X, W, None, {"groups": 2}),
-        (X, W, None, {"groups": 3}),
-        (X, W, None, {"groups": 8}),
-        (X, W, None, {"stride": (1, 1, 1)}),
-        (X, W, None, {"padding": (1, 1, 1)}),
-        (X, W, None, {"dilation": (1, 1, 1)}),
-        (X, W, None, {"padding": "full"}),
-        (X, W, None, {"padding": "same", "stride": 2}),
-        ((2, 3, 0, 8), W, None, {}),
-        ((2, 3, 0, 8), W, None, {"padding": 2}),
-        (X, (0, 3, 3, 3), None, {}),
-        (X, (4, 3, 0, 3), None, {}),
-        ((5, 8, 8), W, None, {}),
-    ],
-)
+@pytest.mark.parametrize(("x", "w", "b", "arguments"), REFUSED_CONV2D)
 def test_conv2d_raises_pytorchs_errors(
     x: tuple[int, ...], w: tuple[int, ...], b: tuple[int, ...] | None, arguments: dict[str, Any]
 ) -> None:

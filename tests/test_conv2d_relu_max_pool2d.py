@@ -18,8 +18,11 @@ from cases import (
     LAYOUTS,
     LEVELS,
     MEMORY_FORMATS,
+    REFUSED_CONV2D,
     THREADS,
     FusedCase,
+    W,
+    X,
     assert_as_accurate,
     assert_identical,
     assert_refused_alike,
@@ -504,37 +507,10 @@ def assert_all_refused(tensors: tuple[Any, ...], arguments: dict[str, Any]) -> N
         assert_refused_alike(function, composed, *tensors, **arguments)
 
 
-X, W = (2, 3, 8, 8), (4, 3, 3, 3)
-
-
 @pytest.mark.parametrize(
     ("x", "w", "b", "arguments"),
     [
-        ((2, 5, 8, 8), W, None, {}),
-        ((2, 3, 2, 2), W, None, {}),
-        ((8, 8), W, None, {}),
-        ((1, 2, 3, 8, 8), W, None, {}),
-        (X, (4, 3, 3), None, {}),
-        (X, W, (5,), {}),
-        (X, W, (4, 1), {}),
-        (X, W, None, {"padding": -1}),
-        (X, W, None, {"stride": 0}),
-        (X, W, None, {"stride": -1}),
-        (X, W, None, {"dilation": 0}),
-        (X, W, None, {"groups": 0}),
-        (X, W, None, {"groups": 2}),
-        (X, W, None, {"groups": 3}),
-        (X, W, None, {"groups": 8}),
-        (X, W, None, {"stride": (1, 1, 1)}),
-        (X, W, None, {"padding": (1, 1, 1)}),
-        (X, W, None, {"dilation": (1, 1, 1)}),
-        (X, W, None, {"padding": "full"}),
-        (X, W, None, {"padding": "same", "stride": 2}),
-        ((2, 3, 0, 8), W, None, {}),
-        ((2, 3, 0, 8), W, None, {"padding": 2}),
-        (X, (0, 3, 3, 3), None, {}),
-        (X, (4, 3, 0, 3), None, {}),
-        ((5, 8, 8), W, None, {}),
+        *REFUSED_CONV2D,
         *[
             (X, W, None, {"pool_kernel_size": 2, **pool})
             for pool in (

@@ -14,7 +14,7 @@ from cases import assert_identical, composed, with_gradients
 import fastconv.functional as FF
 from fastconv import _C
 
-PAGE = Path(__file__).parents[1] / "docs" / "pytorch_calls.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "pytorch_calls.md"
 
 #: For each rule, a call that it leaves to PyTorch: pass, input, weight, stride, padding, dilation, groups.
 EXAMPLES: dict[str, tuple[Any, ...]] = {

@@ -178,6 +178,23 @@ def test_the_plan_names_the_choice(name: str) -> None:
                 assert max(side, 2) == int(algorithm[-1])  # a tile of one output is possible, too
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(("x", "w"), [((2, 16, 3, 3), (8, 16, 3, 3)), ((2, 4, 6, 6), (1, 4, 3, 3))], ids=str)
+def test_the_plan_names_the_choice_for_a_result_of_one_pixel_or_one_channel(
+    x: tuple[int, ...], w: tuple[int, ...], channels_last: bool
+) -> None:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    tensors = [torch.randn(size).to(memory_format=memory_format).requires_grad_() for size in (x, w)]
+    with fastconv.tune():
+        y = FF.conv2d(*tensors)
+        torch.autograd.grad(y, tensors, torch.randn_like(y))
+    assert chosen().keys() == set(PASSES)
+    for pass_ in PASSES:
+        for algorithm in ("torch", "direct"):
+            choose(algorithm, pass_)
+            assert _C.plan(pass_, x, w, channels_last=channels_last)["algorithm"] == algorithm
+
+
 def test_nothing_is_timed_outside_of_the_context() -> None:
     tensors = operands("3x3", torch.float32)
     with_gradients(ours("3x3", "conv2d"), tensors)
@@ -242,22 +259,47 @@ def test_a_choice_is_for_one_isa_level() -> None:
         _C.set_cpu_capability(before)
 
 
+def test_a_file_has_the_choices_for_one_isa_level(tmp_path: Path) -> None:
+    if len(_C.cpu_capabilities()) == 1:
+        pytest.skip("this machine has one ISA level")
+    before = _C.cpu_capability()
+    x, w, b = (t.detach() for t in operands("few outputs", torch.float32))
+    with fastconv.tune():
+        FF.conv2d(x, w, b)
+        choose("small_output", "forward")
+        try:
+            _C.set_cpu_capability("default")
+            assert tuning.choices() == ()
+            FF.conv2d(x, w, b)
+            choose("direct", "forward")
+            assert tuning.save(tmp_path / "default.json") == 1
+        finally:
+            _C.set_cpu_capability(before)
+    assert tuning.save(tmp_path / "before.json") == 1
+    tuning.clear()
+    assert tuning.load(tmp_path / "before.json") == 1
+    assert chosen() == {"forward": "small_output"}
+    with pytest.raises(tuning.OtherMachineError, match="cpu_level 'default'"):
+        tuning.load(tmp_path / "default.json")
+
+
 def test_the_share_of_zeros_decides_which_choice_counts() -> None:
+    def planned(nonzero: float) -> str:
+        return str(plan("backward_weight", "3x3", nonzero=nonzero)["algorithm"])
+
+    by_rules = {share: planned(share) for share in (0.6, 0.9)}
     tensors = operands("3x3", torch.float32)
     with fastconv.tune():
         with_gradients(ours("3x3", "conv2d"), tensors, 0.55)
     assert {choice.eighths for choice in tuning.choices() if choice.pass_ != "forward"} == {4}
 
-    def planned(nonzero: float) -> str:
-        return str(plan("backward_weight", "3x3", nonzero=nonzero)["algorithm"])
-
     choose("sparse_gradient", "backward_weight")
     assert planned(0.45) == planned(0.1) == "sparse_gradient"  # fewer values make it faster
-    assert planned(0.9) == "direct"  # by the rules
+    assert planned(0.9) == by_rules[0.9] != "sparse_gradient"
     choose("torch", "backward_weight", eighths=6)
     assert planned(0.7) == planned(1.0) == "torch"  # more values make sparse_gradient slower, and PyTorch not
     assert planned(0.5) == "sparse_gradient"
-    assert planned(0.6) == "direct"  # between the two, the rules decide
+    assert planned(0.6) == by_rules[0.6] != "torch"  # between the two, the rules decide
 
 
 def test_a_call_that_the_rules_leave_to_pytorch_can_be_won_back() -> None:

@@ -90,6 +90,36 @@ NormalizedGradient<typename Elements::Computed> load_gradient(const Elements& el
           t.y ? load(*t.y, Workspace::intermediate) : nullptr, nullptr, size.channels};
 }
 
+// Computes the sums of channels again whose sums, or their products, overflow in T. The kernel applies the activation's
+// mask, and the rest is computed in double.
+template <class Elements, class T>
+void sum_large_gradients(const Elements& elements, const BatchNorm& b, const ChannelConstants<T, 3>& constants,
+                         const GradientTensors& t, ChannelSums& all) {
+  const auto is_large = [&](size_t c) { return !std::isfinite(all.first[c]) || !std::isfinite(all.second[c]); };
+  bool any = false;
+  for (size_t c = 0; c < all.first.size(); ++c) any = any || is_large(c);
+  if (!any) return;
+  const ChannelSums again = sum_channels<T, 3>(
+      ChannelLayout(t.x), constants,
+      [&](int64_t start, const MatrixSize& size, const auto& columns, const ColumnSums& sums) {
+        auto from = load_gradient(elements, t, start, size);
+        const Normalization<T> n = b.normalization(columns);
+        std::vector<double> in_T(static_cast<size_t>(2 * size.channels));
+        from.masked = workspace<T>(Workspace::weight_block, size.pixels * size.channels);
+        kernel<Elements>().add_gradient_sums(n, from, size, {in_T.data(), in_T.data() + size.channels});
+        for (int64_t p = 0; p < size.pixels; ++p) {
+          for (int64_t c = 0; c < size.channels; ++c) {
+            const int64_t at = p * from.stride + c;
+            const auto g = static_cast<double>(from.masked[at]), x = static_cast<double>(from.x[at]);
+            sums.first[c] += g, sums.second[c] += g * (x - static_cast<double>(n.center[c]));
+          }
+        }
+      });
+  for (size_t c = 0; c < all.first.size(); ++c) {
+    if (is_large(c)) all.first[c] = again.first[c], all.second[c] = again.second[c];
+  }
+}
+
 // The sums of g and of g * (x - mean) for each channel. Writes the gradient of the residual.
 template <class Elements, class T>
 ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const BackwardConstants<T>& known,
@@ -106,6 +136,7 @@ ChannelSums sum_gradients(const Elements& elements, const BatchNorm& b, const Ba
         kernel<Elements>().add_gradient_sums(b.normalization(columns), from, size, {sums.first, sums.second});
         if (masked) elements.store(from.masked, masked + at, count);
       });
+  sum_large_gradients(elements, b, known.normalization, t, all);
   for (size_t c = 0; c < known.rounding.size(); ++c) {
     if (std::isfinite(all.first[c])) all.second[c] -= known.rounding[c] * all.first[c];
   }

@@ -19,7 +19,10 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
 Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
                          const Tensor& weight, bool needs_input, bool needs_weight) {
   const auto run = [&](bool of_input, bool of_weight) {
-    return run_backward({f, grad_output, argmax, input, weight}, of_input, of_weight);
+    Backward call{f, grad_output, argmax, input, weight};
+    const Gradients gradients = call.allocate(of_input, of_weight);
+    run_backward(call);
+    return gradients;
   };
   const auto for_data = [&] { return Operands{f, grad_output, weight, is_channels_last(input), argmax, true}; };
   const auto for_weight = [&] { return Operands{f, grad_output, input, is_channels_last(weight), argmax, true}; };

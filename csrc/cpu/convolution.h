@@ -1,5 +1,5 @@
-// Runs a convolution or its gradients, for every element type. Asks plan.h for the algorithm and calls its driver.
-// Large calls run band by band.
+// Runs a convolution (conv2d.cpp) or its gradients (conv2d_backward.cpp), for every element type. Asks plan.h for the
+// algorithm and calls its driver. Large calls run band by band.
 #pragma once
 
 #include <optional>
@@ -37,11 +37,13 @@ struct Backward {
   std::optional<Tensor> argmax = std::nullopt;
   std::optional<Tensor> input = std::nullopt, weight = std::nullopt;
   std::optional<Tensor> grad_input = std::nullopt, grad_weight = std::nullopt, grad_bias = std::nullopt;
+
+  // Allocates the gradients that are needed. In the returned ones, the others have no elements. `input` and `weight`
+  // are present.
+  Gradients allocate(bool needs_input, bool needs_weight);
 };
 
+// Writes the gradients that the call has.
 void run_backward(const Backward& call);
-
-// The same, but allocates the gradients that are needed. The others have no elements. `call` has input and weight.
-Gradients run_backward(Backward call, bool needs_input, bool needs_weight);
 
 }  // namespace fastconv::cpu

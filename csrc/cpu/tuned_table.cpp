@@ -3,15 +3,13 @@
 #include <cstring>
 #include <iterator>
 
-#include "capability.h"
-
 namespace fastconv::cpu {
 
 bool skips_zeros(Candidate candidate) {
   return candidate == Candidate::sparse_gradient || candidate == Candidate::weight_as_patches;
 }
 
-// The call and the ISA level, as numbers.
+// The call as numbers.
 TunedTable::Key TunedTable::key_of(const TunedCall& call) {
   Key key{static_cast<int64_t>(call.pass),
           call.fused,
@@ -20,7 +18,7 @@ TunedTable::Key TunedTable::key_of(const TunedCall& call) {
           static_cast<int64_t>(call.operands[1]),
           static_cast<int64_t>(call.result),
           call.threads,
-          reinterpret_cast<intptr_t>(&kernels())};
+          reinterpret_cast<intptr_t>(call.level)};
   constexpr size_t first = 8;
   static_assert(first * sizeof(int64_t) + sizeof(FusedShape) ==
                 sizeof(Key));  // A shape has no padding between numbers.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "candidates.h"
+#include "capability.h"
 
 namespace fastconv::cpu {
 
@@ -23,8 +24,9 @@ struct TunedCall {
   bool fused;
   ScalarType type;
   std::array<Order, 2> operands;
-  Order result;
+  Order result;  // nchw or nhwc; nchw for a result of one channel or one pixel
   int threads;
+  const Kernels* level = &kernels();  // the ISA level
 };
 
 struct Choice {

@@ -8,6 +8,7 @@
 #include <mutex>
 
 #include "forced_choices.h"
+#include "gradient.h"
 #include "slower_calls.h"
 
 namespace fastconv::cpu {
@@ -42,13 +43,20 @@ Order order_of(const Tensor& tensor) {
   return nchw && nhwc ? Order::either : nchw ? Order::nchw : nhwc ? Order::nhwc : Order::strided;
 }
 
+// NCHW and NHWC are the same for a tensor of one channel or one pixel.
+bool has_two_orders(Pass pass, const FusedShape& f) {
+  const Conv2dShape& s = f.conv;
+  if (pass == Pass::forward) return s.K > 1 && f.pool.P * f.pool.Q > 1;
+  return pass == Pass::backward_data ? s.C > 1 && s.H * s.W > 1 : s.group_C() > 1 && s.R * s.S > 1;
+}
+
 TunedCall call_of(Pass pass, const Operands& o) {
   return {pass,
           o.shape,
           o.fused,
           o.first.scalar_type(),
           {order_of(o.first), order_of(o.second)},
-          o.channels_last ? Order::nhwc : Order::nchw,
+          o.channels_last && has_two_orders(pass, o.shape) ? Order::nhwc : Order::nchw,
           static_cast<int>(torch::stable::get_num_threads())};
 }
 
@@ -62,15 +70,13 @@ bool is_nonzero(const char* element, int64_t bytes) {
 // The share of non-zero values in a 4-D tensor of numbers or an argmax, from a sample that is the same in every call.
 double sampled_share(const Tensor& tensor) {
   constexpr int64_t most = 1024;
-  constexpr double golden = 0.6180339887498949;
   const int64_t all = tensor.numel(), samples = std::min(all, most);
   const auto bytes = static_cast<int64_t>(tensor.element_size());
   const char* from = static_cast<const char*>(tensor.const_data_ptr());
   const Ints sizes = sizes_of(tensor), strides(tensor.strides().begin(), tensor.strides().end());
   int64_t nonzero = 0;
   for (int64_t i = 0; i < samples; ++i) {
-    const double part = std::fmod(static_cast<double>(i) * golden, 1.0);
-    int64_t index = samples == all ? i : std::min(all - 1, static_cast<int64_t>(part * static_cast<double>(all)));
+    int64_t index = samples == all ? i : sample_position(i, all);
     int64_t offset = 0;
     for (size_t d = 4; d-- > 0;) {
       offset += index % sizes[d] * strides[d];
@@ -264,7 +270,9 @@ void end() {
 
 std::vector<Choice> choices() {
   const std::lock_guard lock(state().mutex);
-  return state().table.choices();
+  std::vector<Choice> result = state().table.choices();
+  std::erase_if(result, [](const Choice& choice) { return choice.call.level != &kernels(); });
+  return result;
 }
 
 void restore(const std::vector<Choice>& choices) {

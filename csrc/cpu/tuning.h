@@ -53,7 +53,7 @@ Candidate choose(Pass pass, const Operands& operands, const std::function<void()
 void begin();
 void end();
 
-// All choices, in the order in which they were made or loaded.
+// The choices for the ISA level in use, in the order in which they were made or loaded.
 std::vector<Choice> choices();
 
 // Adds choices, and replaces those for the same calls.

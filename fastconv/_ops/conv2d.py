@@ -31,7 +31,7 @@ from fastconv._ops.function import (
 from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
 from fastconv._ops.sizes import Ints
 
-_conv2d = torch.ops.fastconv.conv2d.default
+operator = torch.ops.fastconv.conv2d.default
 _conv2d_backward = torch.ops.fastconv.conv2d_backward.default
 _conv2d_backward_data = torch.ops.fastconv.conv2d_backward_data.default
 _conv2d_backward_weight = torch.ops.fastconv.conv2d_backward_weight.default
@@ -108,7 +108,7 @@ class Conv2d(Function):
     def forward(
         input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
     ) -> Tensor:
-        return _conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return operator(input, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -288,6 +288,6 @@ def conv2d_tangent(
     return result
 
 
-conv2d = differentiable(_conv2d, Conv2d, Conv2dWithJvp)
+conv2d = differentiable(operator, Conv2d, Conv2dWithJvp)
 conv2d_backward_data = differentiable(_conv2d_backward_data, Conv2dBackwardData, Conv2dBackwardDataWithJvp)
 conv2d_backward_weight = differentiable(_conv2d_backward_weight, Conv2dBackwardWeight, Conv2dBackwardWeightWithJvp)

@@ -37,6 +37,10 @@ def differentiable(
     """
 
     def call(*args: Any) -> Any:
+        if not (
+            torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        ):
+            return operator(*args)
         if torch._C._are_functorch_transforms_active():
             if torch.compiler.is_compiling():
                 torch._dynamo.graph_break()  # Otherwise Dynamo traces the Function and loses the transform's gradient.
@@ -45,12 +49,11 @@ def differentiable(
             return function.apply(*args)
         if forward_ad._current_level >= 0:
             return function_with_jvp.apply(*args)
-        if torch.is_grad_enabled():
-            for argument in args:  # needs_gradient, without one more function in every call (tests/test_call_path.py)
-                if isinstance(argument, Tensor) and argument.requires_grad and not torch.is_inference_mode_enabled():
-                    # This skips the part of Function.apply that only transforms need. That part binds the arguments
-                    # to the signature of forward, which takes longer than a small convolution.
-                    return super(Function, function).apply(*args)  # type: ignore[misc]
+        for argument in args:  # needs_gradient, without one more function in every call (tests/test_call_path.py)
+            if isinstance(argument, Tensor) and argument.requires_grad and not torch.is_inference_mode_enabled():
+                # This skips the part of Function.apply that only transforms need. That part binds the arguments to the
+                # signature of forward, which takes longer than a small convolution.
+                return super(Function, function).apply(*args)  # type: ignore[misc]
         return operator(*args)
 
     return call

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
@@ -37,6 +39,18 @@ class ReLU(Layer, torch.nn.ReLU):
         return FF.relu(input, inplace=self.inplace)
 
 
+def _forward_of(torch_class: Any) -> Any:
+    """Return a method ``forward(input)`` that computes what PyTorch's class computes, or passes on an ``Ahead``."""
+
+    @scripted_as(torch_class.forward)
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
+        return torch_class.forward(self, input)  # type: ignore[no-any-return]
+
+    return forward
+
+
 class ReLU6(Layer, torch.nn.ReLU6):
     """min(max(0, x), 6): :class:`torch.nn.ReLU6`.
 
@@ -46,12 +60,7 @@ class ReLU6(Layer, torch.nn.ReLU6):
     """
 
     _torch_class = torch.nn.ReLU6
-
-    @scripted_as(torch.nn.ReLU6.forward)
-    def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Ahead:  # type: ignore[comparison-overlap]
-            return input.passed()  # type: ignore[no-any-return]
-        return super().forward(input)
+    forward = _forward_of(torch.nn.ReLU6)
 
 
 class LeakyReLU(Layer, torch.nn.LeakyReLU):
@@ -63,12 +72,7 @@ class LeakyReLU(Layer, torch.nn.LeakyReLU):
     """
 
     _torch_class = torch.nn.LeakyReLU
-
-    @scripted_as(torch.nn.LeakyReLU.forward)
-    def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Ahead:  # type: ignore[comparison-overlap]
-            return input.passed()  # type: ignore[no-any-return]
-        return super().forward(input)
+    forward = _forward_of(torch.nn.LeakyReLU)
 
 
 class Hardswish(Layer, torch.nn.Hardswish):
@@ -80,12 +84,7 @@ class Hardswish(Layer, torch.nn.Hardswish):
     """
 
     _torch_class = torch.nn.Hardswish
-
-    @scripted_as(torch.nn.Hardswish.forward)
-    def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Ahead:  # type: ignore[comparison-overlap]
-            return input.passed()  # type: ignore[no-any-return]
-        return super().forward(input)
+    forward = _forward_of(torch.nn.Hardswish)
 
 
 class SiLU(Layer, torch.nn.SiLU):
@@ -97,12 +96,7 @@ class SiLU(Layer, torch.nn.SiLU):
     """
 
     _torch_class = torch.nn.SiLU
-
-    @scripted_as(torch.nn.SiLU.forward)
-    def forward(self, input: Tensor) -> Tensor:
-        if type(input) is Ahead:  # type: ignore[comparison-overlap]
-            return input.passed()  # type: ignore[no-any-return]
-        return super().forward(input)
+    forward = _forward_of(torch.nn.SiLU)
 
 
 register(

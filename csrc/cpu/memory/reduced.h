@@ -75,25 +75,23 @@ void compute_wide(const Tensor& result, Workspace use, const Compute& compute) {
   }
 }
 
-// How a call reads and writes its tensors. PlainView uses them in place.
-struct PlainView {
-  static constexpr bool always_by_rows = false;
+// How a call reads and writes its tensors: in place, or in float32 if their type is reduced.
+struct View {
+  bool reduced;
 
-  Tensor read(const Tensor& tensor, Workspace) const { return tensor; }
-  template <class Compute>
-  void write(const Tensor& result, Workspace, const Compute& compute) const {
-    compute(result);
+  // Runs f(T{}) with the type that the call computes in.
+  template <class F>
+  void dispatch(const Tensor& tensor, const char* name, const F& f) const {
+    if (reduced) return f(float{});
+    dispatch_floating(tensor, name, f);
   }
-};
 
-// ReducedView converts them to float32 in workspace.
-struct ReducedView {
-  static constexpr bool always_by_rows = true;
+  Tensor read(const Tensor& tensor, Workspace use) const { return reduced ? widened(tensor, use) : tensor; }
 
-  Tensor read(const Tensor& tensor, Workspace use) const { return widened(tensor, use); }
   template <class Compute>
   void write(const Tensor& result, Workspace use, const Compute& compute) const {
-    compute_wide(result, use, compute);
+    if (reduced) return compute_wide(result, use, compute);
+    compute(result);
   }
 };
 

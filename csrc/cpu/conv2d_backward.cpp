@@ -1,0 +1,201 @@
+#include "aten.h"
+#include "conv2d.h"
+#include "convolution.h"
+#include "gradient.h"
+#include "memory/bands.h"
+#include "memory/reduced.h"
+#include "tuning.h"
+
+namespace fastconv::cpu {
+namespace {
+
+// Each of these two asks the plan and calls the driver. All tensors are of T.
+template <class T>
+void backward_data(Gradient<T>& g, const Tensor& weight, const Tensor& grad_input) {
+  const Tensor w = dense(weight);
+  const BackwardPlan plan = plan_backward_data<T>(g.shape(), g.facts(w));
+  if (plan.algorithm == Algorithm::sparse_gradient) {
+    return sparse_backward_data<T>(g.sparse(plan.unpool), plan.weight_as_patches, w, grad_input);
+  }
+  if (plan.algorithm == Algorithm::thin_groups) {
+    return thin_groups_backward_data<T>(g.shape().conv, g.convolution(), w, grad_input);
+  }
+  if (plan.algorithm == Algorithm::torch) {
+    return torch_backward_data(g.shape().conv, g.convolution(), w, grad_input);
+  }
+  Conv2dShape s = g.shape().conv;
+  s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
+  Tensor rows = g.convolution();
+  if (plan.unused_rows > 0) rows = dense(torch::stable::narrow(rows, 2, plan.unused_rows, s.P));
+  if (plan.algorithm == Algorithm::winograd) return winograd_backward_data<T>(s, plan.cut, rows, w, grad_input);
+  direct_backward_data<T>(s, rows, w, grad_input);
+}
+
+template <class T>
+void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
+  const Tensor x = dense(input);
+  const BackwardPlan plan = plan_backward_weight<T>(g.shape(), g.facts(x));
+  switch (plan.algorithm) {
+    case Algorithm::few_channels:
+      return few_channels_backward_weight<T>(g.sparse(false), x, grad_weight, grad_bias);
+    case Algorithm::sparse_gradient:
+      return sparse_backward_weight<T>(g.sparse(plan.unpool), x, grad_weight, grad_bias);
+    case Algorithm::thin_groups:
+      return thin_groups_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+    case Algorithm::winograd:
+      return winograd_backward_weight<T>(g.shape().conv, plan.cut, g.convolution(), x, grad_weight, grad_bias);
+    case Algorithm::torch:
+      return torch_backward_weight(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+    default:
+      return direct_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+  }
+}
+
+// ---- large calls, band by band -----------------------------------------------------------------------------------
+
+template <class T>
+Gradient<T> gradient_of(const Backward& call, const Band& band, const View& view) {
+  const Tensor g = part_of(call.grad_output, band.images, band.windows);
+  std::optional<Tensor> argmax;
+  if (call.argmax) argmax = part_of(*call.argmax, band.images, band.windows);
+  return Gradient<T>(band.shape, view.read(g, Workspace::wide_gradient), argmax);
+}
+
+// Whether the bands may be rows of images. `other`: the other tensor that is cut.
+bool can_be_rows(const Backward& call, const Tensor& other, const View& view) {
+  return view.reduced || (is_nhwc(call.grad_output) && is_nhwc(other));
+}
+
+template <class T>
+void data_by_bands(const Backward& call, const View& view, const BandLimits& limits) {
+  const Tensor w = view.read(*call.weight, Workspace::wide_weight);
+  for_each_data_band(call.shape, can_be_rows(call, *call.grad_input, view), limits, [&](const Band& band) {
+    Gradient<T> g = gradient_of<T>(call, band, view);
+    view.write(part_of(*call.grad_input, band.images, band.input), Workspace::wide_result,
+               [&](const Tensor& dx) { backward_data(g, w, dx); });
+  });
+}
+
+template <class T>
+void weight_by_bands(const Backward& call, const View& view, const BandLimits& limits, const Tensor& grad_weight,
+                     const Tensor& grad_bias) {
+  const auto run = [&](bool by_rows) {
+    BandSum sum(grad_weight, grad_bias);
+    for_each_band(call.shape, by_rows, limits, [&](const Band& band) {
+      Gradient<T> g = gradient_of<T>(call, band, view);
+      const Tensor x = view.read(part_of(*call.input, band.images, band.input), Workspace::wide_input);
+      sum.add([&](const Tensor& dw, const Tensor& db) { backward_weight(g, x, dw, db); });
+    });
+  };
+  const bool rows = can_be_rows(call, *call.input, view);
+  run(rows);
+  // If windows overlap, two bands may share a row of the convolution. A gradient there may be zero in one band only,
+  // and zero times an infinite input is NaN. So the sums are computed again with bands of whole images.
+  if (rows && call.shape.windows_overlap_in_rows() && !all_finite<T>(grad_weight)) run(false);
+}
+
+}  // namespace
+
+Gradients Backward::allocate(bool needs_input, bool needs_weight) {
+  const Gradients all = empty_gradients(*input, *weight, needs_input, needs_weight);
+  if (needs_input) grad_input = std::get<0>(all);
+  if (needs_weight) grad_weight = std::get<1>(all), grad_bias = std::get<2>(all);
+  return all;
+}
+
+void run_backward(const Backward& call) {
+  const Conv2dShape& s = call.shape.conv;
+  const bool data = call.grad_input && call.grad_input->numel() > 0, weight = call.grad_weight && s.N > 0;
+  if (call.grad_weight && !weight) zero(*call.grad_weight), zero(*call.grad_bias);
+  if (!data && !weight) return;
+  const View view{is_reduced(call.grad_output)};
+  const BandLimits limits = band_limits(view.reduced);
+  const bool one_piece = data && weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call;
+  const auto write_weight = [&](const auto& compute) {
+    view.write(*call.grad_weight, Workspace::wide_result, [&](const Tensor& dw) {
+      view.write(*call.grad_bias, Workspace::wide_bias, [&](const Tensor& db) { compute(dw, db); });
+    });
+  };
+  view.dispatch(call.grad_output, "conv2d_backward", [&](auto type) {
+    using T = decltype(type);
+    if (one_piece) {
+      Gradient<T> g(call.shape, view.read(call.grad_output, Workspace::wide_gradient), call.argmax);
+      const Tensor w = view.read(*call.weight, Workspace::wide_weight);
+      view.write(*call.grad_input, Workspace::wide_result, [&](const Tensor& dx) { backward_data(g, w, dx); });
+      return write_weight([&](const Tensor& dw, const Tensor& db) {
+        backward_weight(g, view.read(*call.input, Workspace::wide_input), dw, db);
+      });
+    }
+    if (data) data_by_bands<T>(call, view, limits);
+    if (weight) {
+      write_weight([&](const Tensor& dw, const Tensor& db) { weight_by_bands<T>(call, view, limits, dw, db); });
+    }
+  });
+}
+
+Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
+                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups) {
+  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+  const ScalarType type = input.scalar_type();
+  const auto run = [&](bool of_input, bool of_weight) {
+    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type);
+    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type);
+    Backward call{without_pool(s), grad_output, {}, input, weight};
+    Gradients gradients = call.allocate(of_input && !data_by_torch, of_weight && !weight_by_torch);
+    run_backward(call);
+    if (data_by_torch || weight_by_torch) {
+      const auto [grad_input, grad_weight, grad_bias] =
+          aten_conv2d_backward(s, grad_output, input, weight, data_by_torch, weight_by_torch);
+      if (data_by_torch) std::get<0>(gradients) = grad_input;
+      if (weight_by_torch) std::get<1>(gradients) = grad_weight, std::get<2>(gradients) = grad_bias;
+    }
+    return gradients;
+  };
+  const auto for_data = [&] { return Operands{without_pool(s), grad_output, weight, is_channels_last(input)}; };
+  const auto for_weight = [&] { return Operands{without_pool(s), grad_output, input, is_channels_last(weight)}; };
+  const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
+  const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
+  return run(needs_input, needs_weight);
+}
+
+Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
+                            const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
+  const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
+  const auto run = [&] {
+    if (torch_is_faster(s, Pass::backward_data, grad_output.scalar_type())) {
+      return aten_conv2d_backward_data(s, grad_output, weight, channels_last);
+    }
+    Backward call{without_pool(s), grad_output};
+    call.weight = weight;
+    call.grad_input = empty(input_size, grad_output, channels_last);
+    run_backward(call);
+    return *call.grad_input;
+  };
+  const auto operands = [&] { return Operands{without_pool(s), grad_output, weight, channels_last}; };
+  const Tuned tuned(Pass::backward_data, true, operands, run);
+  return run();
+}
+
+std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
+                                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                                  const Ints& dilation, int64_t groups, bool channels_last) {
+  const Conv2dShape s =
+      check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
+  const auto run = [&]() -> std::tuple<Tensor, Tensor> {
+    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type())) {
+      return aten_conv2d_backward_weight(s, grad_output, input, channels_last);
+    }
+    Backward call{without_pool(s), grad_output};
+    call.input = input;
+    call.grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
+    call.grad_bias = empty({s.K}, input, false);
+    run_backward(call);
+    return {*call.grad_weight, *call.grad_bias};
+  };
+  const auto operands = [&] { return Operands{without_pool(s), grad_output, input, channels_last}; };
+  const Tuned tuned(Pass::backward_weight, true, operands, run);
+  return run();
+}
+
+}  // namespace fastconv::cpu
