@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from helpers import ENVIRONMENT
 
@@ -113,3 +114,51 @@ def python() -> Iterator[Python]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
+
+
+#: Runs the command in several processes, as torchrun does, and exits with the code of the last one that failed. If the
+#: second argument is not empty, every process is killed a moment after a file of that name exists.
+RANKS = """
+import os, pathlib, random, signal, socket, sys, time
+
+_, count, until, *arguments = sys.argv
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": count}
+import fastconv.classifier.cli.run, fastconv.classifier.data, fastconv.classifier.report  # once, not in each process
+from fastconv.__main__ import main
+children = []
+for rank in range(int(count)):
+    children.append(os.fork())
+    if children[-1] == 0:
+        code = 1
+        try:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            sys.argv = ["fastconv", *arguments]
+            code = main(arguments)
+            sys.stdout.flush(), sys.stderr.flush()
+        finally:
+            os._exit(code)
+if until:
+    while not pathlib.Path(until).exists():
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+sys.exit(max(codes, key=abs))
+"""
+
+
+def ranks(
+    run: Python, arguments: Sequence[str], *, count: int = 2, killed_after: str = "", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the command ``fastconv`` in `count` processes, as torchrun does, without the time that torchrun takes.
+
+    Each process would import torch. torchrun itself is tested by test_two_processes_give_the_weights_of_one.
+
+    Args:
+        killed_after: kill all processes a moment after this file exists.
+        options: as those of `Python`.
+    """
+    return run(RANKS, str(count), killed_after, *arguments, **options)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sweep import FULL
+from torch.library import opcheck
 
 import fastconv
 
@@ -72,6 +74,19 @@ def _kill_tagged(folder: Path, tag: str) -> bool:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return every file of a folder and its bytes."""
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_operator(operator: Any, arguments: Sequence[Any], compiled: bool = True) -> None:
+    """Run ``torch.library.opcheck``.
+
+    Args:
+        compiled: False leaves out the check that compiles the operator for symbolic sizes, which takes nearly all of
+            the time. ``make test-all`` does not leave it out.
+    """
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    opcheck(
+        operator, tuple(arguments), test_utils=(*checks, "test_aot_dispatch_dynamic") if compiled or FULL else checks
+    )
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -103,9 +103,7 @@ def test_zero_gradients_between_windows_times_infinity_are_nan(
     assert_identical(found, [t.to(dtype) for t in expected])
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("dtype", TYPES, ids=str)
-@pytest.mark.parametrize("case", LARGE, ids=str)
+@over(case=LARGE, dtype=TYPES, memory_format=FORMATS)
 def test_bands_do_not_change_conv2d_in_16_bits(
     case: Conv2dCase, dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:
@@ -116,9 +114,7 @@ def test_bands_do_not_change_conv2d_in_16_bits(
     )
 
 
-@pytest.mark.parametrize("memory_format", FORMATS, ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("pool", POOLS, ids=str)
-@pytest.mark.parametrize("case", LARGE[:4], ids=str)
+@over(case=LARGE[:4], pool=POOLS, memory_format=FORMATS)
 def test_bands_do_not_change_the_fused_operators_in_16_bits(
     case: Conv2dCase, pool: dict[str, Any], memory_format: torch.memory_format
 ) -> None:

@@ -41,6 +41,13 @@ WON = row("won", [0.5, 0.5, 0.5], [0.4, 0.3, 0.2], [0.1, 0.1, 0.1])
 LOST = row("lost", [0.5, 0.5, 0.5], [0.6, 0.6, 0.6], [1.0, 1.0, 0.5])
 
 
+@pytest.fixture
+def hardly_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train the network that is measured for a few steps only: the share of zeros changes times, not results."""
+    monkeypatch.setattr(bench, "_STEPS_BEFORE", 5)
+
+
+@pytest.mark.usefixtures("hardly_trained")
 def test_bench_prints_a_table_and_writes_what_is_asked_for(capsys: Output) -> None:
     assert main(["bench", "--rounds", "1", "--threads", "1", "--png", "a/b.png"]) == 0
     output = capsys.readouterr()
@@ -124,6 +131,7 @@ def test_rows_where_fastconv_is_slower_are_marked_counted_and_red() -> None:
     assert {(31, 119, 180), (214, 39, 40)} <= colours
 
 
+@pytest.mark.usefixtures("hardly_trained")
 def test_the_variants_give_the_same_results() -> None:
     state = bench._trained_state()
     expected, *others = (bench._calls(variant, state) for variant in VARIANTS)

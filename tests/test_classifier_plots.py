@@ -219,9 +219,10 @@ def test_every_plot_returns_a_figure_that_has_a_title_and_can_be_saved(name: str
         assert path.read_bytes().startswith(start)
     assert isinstance(figure, Figure)
     assert "of my own" in texts(figure)
-    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    if name == "filters":
+        assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
     untitled = draw()
-    plots.png(untitled)
+    untitled.draw_without_rendering()  # makes the labels of the axes
     assert len(texts(untitled)) == len(texts(figure))  # there is a title without title=
     with pytest.raises(OutputError, match="cannot write"):
         draw(path=tmp_path / "missing" / "picture.png")
@@ -418,6 +419,7 @@ def test_a_report_gives_the_layers_the_date_and_the_machine(run: Path) -> None:
     assert report._date(record, RunFolder(run)).date() == date.date()
 
 
+@pytest.mark.usefixtures("blank_pictures")  # not for the fixture `run`, which is made before
 def test_report_writes_to_the_given_file(run: Path, tmp_path: Path, capsys: Output) -> None:
     output = tmp_path / "made" / "page.html"
     assert main(["report", str(run), "--output", str(output), "--backend", "torch"]) == 0
@@ -425,6 +427,7 @@ def test_report_writes_to_the_given_file(run: Path, tmp_path: Path, capsys: Outp
     assert len(Page(output.read_text()).images) == len(PLOTS)
 
 
+@pytest.mark.usefixtures("blank_pictures")
 def test_a_report_of_coloured_images_without_mistakes_escapes_the_names(tmp_path: Path) -> None:
     model = build_cnn("conv4, pool, dense4", (3, 12, 12), 3)
     images = torch.rand(6, 3, 12, 12)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import Python, ranks
 from helpers import COMMAND, complaint, contents, run, running
 from PIL import Image
 from sweep import FULL
@@ -378,7 +379,9 @@ posix = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("whole")
-    run([*COMMAND, *UNDER_WAY, "--output", folder]).check_returncode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # for the pointer runs/latest
+        assert main([*UNDER_WAY, "--output", str(folder)]) == 0
     return checkpoint.load(folder / "checkpoint.pt").state_dict
 
 
@@ -603,23 +606,23 @@ def test_two_processes_give_the_weights_of_one(capsys: Output) -> None:
 
 
 @posix
-def test_several_processes_that_were_killed_resume_to_the_same_weights() -> None:
+def test_several_processes_that_were_killed_resume_to_the_same_weights(python: Python) -> None:
     """Each process draws its own random numbers for dropout and augmentation."""
-    train = [*TWO_PROCESSES, "train"]
-    options = ["--model", "conv8, pool, dropout.5", "--limit", "960", "--epochs", "8", "--augment", "shift"]
-    result = run([*train, *options, "--output", "whole"])
+    options = ["--model", "conv8, pool, dropout.5", "--limit", "480", "--epochs", "8", "--augment", "shift"]
+    result = ranks(python, ["train", *options, "--output", "whole"])
     assert result.returncode == 0, result.stderr
-    with running([*train, *options, "--output", "run"]) as process:  # kills all processes at the end of the block
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("epoch 2/8"):
-            assert process.poll() is None
+    killed = ranks(python, ["train", *options, "--output", "run"], killed_after="run/training.pt")
+    assert killed.returncode == -signal.SIGKILL % 256
     assert Path("run/training.pt").exists()
-    run([*train, "--output", "run", "--resume"], timeout=120).check_returncode()
+    assert not Path("run/checkpoint.pt").exists()
+    resumed = ranks(python, ["train", "--output", "run", "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
     whole, found = (checkpoint.load(Path(name, "checkpoint.pt")).state_dict for name in ("whole", "run"))
     assert all(torch.equal(found[name], weight) for name, weight in whole.items())
 
 
-def test_several_processes_report_a_mistake_in_one_line() -> None:
-    done = run([*TWO_PROCESSES, "train", "--output", "run", "--resume"], timeout=120)
-    assert done.returncode != 0
-    assert "fastconv: nothing to resume: there is no run/training.pt" in done.stderr
+@posix
+def test_several_processes_report_a_mistake_in_one_line(python: Python) -> None:
+    done = ranks(python, ["train", "--output", "run", "--resume"])
+    assert done.returncode == 2
+    assert done.stderr == "fastconv: nothing to resume: there is no run/training.pt\n" * 2

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import Phase, event, given, settings
 from hypothesis import strategies as st
+from sweep import FULL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -489,8 +490,11 @@ EXPORTED: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("name", EXPORTED)
+# Dynamo traces only three kinds, unless all tests are wanted.
+TRACED = [*EXPORTED] if FULL else ["converted", "fastconv.nn.Sequential", "ConvReLUMaxPool2d"]
+
+
+@pytest.mark.parametrize(("name", "strict"), [*((n, False) for n in EXPORTED), *((n, True) for n in TRACED)])
 def test_every_layer_is_exported_as_its_own_operator(name: str, strict: bool) -> None:
     make, operators = EXPORTED[name]
     model, x = double(make()).eval(), images()

@@ -1,7 +1,8 @@
 """Run the commands of README and docs: every line that starts with fastconv or torchrun, from top to bottom.
 
-Options are added to make the commands fast: `--limit` and `--epochs` to `train`, and `--rounds` to `bench`. The data
-sets are downloaded from a server in this process.
+Options are added to make the commands fast: `--limit` and `--epochs` to `train`. The data sets are downloaded from a
+server in this process. `bench` does not measure, pictures have one pixel, and torchrun imports torch once.
+test_bench.py, test_classifier_plots.py and test_cli.py run these without shortcuts.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ENVIRONMENT, ROOT, run
+from forked import Python, ranks
+from helpers import ROOT
 
 pytest.importorskip("typer", reason="needs the extra classifier")
 
@@ -26,6 +27,8 @@ from test_classifier_download import Server, offer
 from test_classifier_folder import write_images
 
 from fastconv.__main__ import main
+from fastconv.classifier import bench
+from fastconv.classifier.bench import VARIANTS, Row
 from fastconv.classifier.data.download import SOURCES
 from fastconv.classifier.fit import OnEpoch, OnStep, Training
 
@@ -38,7 +41,7 @@ FILE = re.compile(r"`([\w.-]+\.toml)`:\n\n```toml\n(.*?)```", re.DOTALL)
 
 pytestmark = [
     pytest.mark.skipif(not (ROOT / "docs").exists(), reason="the documentation is not here"),
-    pytest.mark.usefixtures("in_an_empty_folder", "interruptible"),
+    pytest.mark.usefixtures("in_an_empty_folder", "interruptible", "blank_pictures"),
 ]
 
 
@@ -54,11 +57,9 @@ def arguments(line: str) -> list[str]:
     words = shlex.split(line, comments=True)
     words = words[: words.index(">")] if ">" in words else words
     if "train" in words:
-        words += ["--limit", "300"]
+        words += ["--limit", "100"]
         if "--epochs" not in words and "--resume" not in words:
             words += ["--epochs", "2"]
-    if "bench" in words:
-        words += ["--rounds", "1"]
     return words
 
 
@@ -83,11 +84,15 @@ def run_interrupted(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if lines(page)], ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_commands_of_a_page_run_one_after_another(
-    page: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    page: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    python: Python,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])  # for the processes of bench
+    monkeypatch.setattr(bench, "measure", lambda *_: [Row("block", {variant: [0.5] for variant in VARIANTS})])
     monkeypatch.setenv("FASTCONV_DATA", str(tmp_path / "cache"))
-    environment = {**os.environ, "FASTCONV_DATA": str(tmp_path / "cache")}
     shutil.copytree(ROOT / "examples", "examples")  # what a clone has
     write_images(Path("photos"), count=20)  # the reader's own images
     for name, content in FILE.findall(page.read_text()):
@@ -99,9 +104,8 @@ def test_the_commands_of_a_page_run_one_after_another(
     for line in lines(page):
         program, *words = arguments(line)
         if program == "torchrun":
-            done = run(
-                [sys.executable, "-m", "torch.distributed.run", "--standalone", *words], env=environment, timeout=300
-            )
+            assert words[:4] == ["--nproc-per-node", "2", "-m", "fastconv"]
+            done = ranks(python, words[4:])
             assert done.returncode == 0, f"{line}: {done.stderr}"
         elif "Ctrl-C" in line:
             assert run_interrupted(words, monkeypatch) == 130, line

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import Python
@@ -74,27 +75,36 @@ except Exception as error:
 """
 
 
-def outcomes(cases: list[tuple[str, str]], python: Python, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+def outcomes(cases: list[dict[str, str]], python: Python, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Import fastconv in a process for each case, with its variables."""
     for name in DEFAULTS:
         monkeypatch.delenv(name, raising=False)
-    found = [python(PROGRAM, environment={name: value}) for name, value in cases]
+    found = [python(PROGRAM, environment=variables) for variables in cases]
     return [json.loads(done.stdout) for done in found]
 
 
 def test_accepted_values_and_too_large_numbers_set_the_expected_setting(
     python: Python, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = outcomes([(name, value) for name, value, _ in ACCEPTED], python, monkeypatch)
-    for (name, value, setting), outcome in zip(ACCEPTED, found, strict=True):
+    """The first process has the first value of each variable, and so on."""
+    values = {name: [case[1:] for case in ACCEPTED if case[0] == name] for name in DEFAULTS}
+    rows = [
+        {name: found[number] for name, found in values.items() if number < len(found)}
+        for number in range(max(map(len, values.values())))
+    ]
+    assert sum(map(len, rows)) == len(ACCEPTED)
+    cases = [{name: value for name, (value, _) in row.items()} for row in rows]
+    for row, outcome in zip(rows, outcomes(cases, python, monkeypatch), strict=True):
         settings = outcome.get("settings", outcome)
-        assert {n: settings.get(n) for n in DEFAULTS} == {**DEFAULTS, name: setting}, (name, value[:60])
-        assert f"{name}={setting or 'unset'}" in outcome["config"]
+        expected = {name: setting for name, (_, setting) in row.items()}
+        assert {name: settings.get(name) for name in DEFAULTS} == DEFAULTS | expected, str(row)[:500]
+        assert all(f"{name}={setting or 'unset'}" in outcome["config"] for name, setting in expected.items())
 
 
 def test_other_values_are_refused_at_import_in_one_line_that_says_what_is_accepted(
     python: Python, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = outcomes([(name, value) for name, value, _ in REFUSED], python, monkeypatch)
+    found = outcomes([{name: value} for name, value, _ in REFUSED], python, monkeypatch)
     for (name, value, expected), outcome in zip(REFUSED, found, strict=True):
         assert outcome.get("error") == "ValueError", (name, value[:60], outcome)
         text = outcome["text"]

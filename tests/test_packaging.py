@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from forked import Python
 
 import fastconv
 from fastconv import _C, public
@@ -23,22 +24,15 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="tests run outside of the source tree")
 
 
-def run_setup(prelude: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_setup(python: Python, prelude: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     argv = ["setup.py", *(arguments or ["--name"])]
     code = f"import runpy, sys; {prelude}; sys.argv = {argv}; runpy.run_path('setup.py')"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return python(code, folder=ROOT, environment=environment)
 
 
-def setup(prelude: str, **environment: str) -> str:
+def setup(python: Python, prelude: str, **environment: str) -> str:
     """The error of setup.py if something is missing."""
-    result = run_setup(prelude, **environment)
+    result = run_setup(python, prelude, **environment)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     return result.stderr.strip()
@@ -59,26 +53,26 @@ def test_both_lists_of_the_public_names_agree() -> None:
         assert getattr(fastconv, name) is getattr(public, name)
 
 
-def test_a_build_without_torch_says_what_to_type() -> None:
-    message = setup("sys.modules['torch'] = None")
+def test_a_build_without_torch_says_what_to_type(python: Python) -> None:
+    message = setup(python, "sys.modules['torch'] = None")
     assert message.startswith("fastconv: the build needs torch, which is not installed.")
     assert "pip install --no-build-isolation ." in message
     assert len(message.splitlines()) == 1
 
 
-def test_pip_learns_that_torch_is_missing_before_it_downloads_anything() -> None:
-    result = run_setup("sys.modules['torch'] = None", "dist_info")
+def test_pip_learns_that_torch_is_missing_before_it_downloads_anything(python: Python) -> None:
+    result = run_setup(python, "sys.modules['torch'] = None", "dist_info")
     assert result.returncode == 1
     assert result.stderr.strip().startswith("fastconv: the build needs torch, which is not installed.")
 
 
-def test_a_build_with_an_old_torch_says_what_to_type() -> None:
-    message = setup("import torch; torch.__version__ = '2.9.1'")
+def test_a_build_with_an_old_torch_says_what_to_type(python: Python) -> None:
+    message = setup(python, "import torch; torch.__version__ = '2.9.1'")
     assert message == "fastconv: torch 2.9.1 is too old. Type: pip install 'torch>=2.10'"
 
 
-def test_a_build_without_a_compiler_says_what_to_install() -> None:
-    message = setup("pass", CXX="no-such-compiler")
+def test_a_build_without_a_compiler_says_what_to_install(python: Python) -> None:
+    message = setup(python, "pass", CXX="no-such-compiler")
     assert message.startswith("fastconv: no C++ compiler: 'no-such-compiler' is not on the path. Install one")
     assert len(message.splitlines()) == 1
 
@@ -115,11 +109,11 @@ def cuda_torch(version: str | None) -> str:
     ],
 )
 def test_a_build_says_in_a_line_whether_it_has_cuda_and_why(
-    cuda: str | None, environment: dict[str, str], line: str, toolkit: Path
+    cuda: str | None, environment: dict[str, str], line: str, toolkit: Path, python: Python
 ) -> None:
     no_gpu = "torch.cuda.is_available = lambda: False; torch.cuda.get_arch_list = lambda: []"
     result = run_setup(
-        f"{cuda_torch(cuda)}; {no_gpu}", **{"FASTCONV_CUDA": "", "CUDA_HOME": str(toolkit), **environment}
+        python, f"{cuda_torch(cuda)}; {no_gpu}", **{"FASTCONV_CUDA": "", "CUDA_HOME": str(toolkit), **environment}
     )
     assert result.returncode == 0
     said = [said for said in result.stderr.splitlines() if said.startswith("fastconv: ")]
@@ -138,20 +132,20 @@ def test_a_build_says_in_a_line_whether_it_has_cuda_and_why(
     ],
 )
 def test_a_build_that_must_have_cuda_and_cannot_says_what_to_do(
-    cuda: str | None, environment: dict[str, str], problem: str, remedy: str, toolkit: Path
+    cuda: str | None, environment: dict[str, str], problem: str, remedy: str, toolkit: Path, python: Python
 ) -> None:
-    message = setup(cuda_torch(cuda), **{"FASTCONV_CUDA": "1", "CUDA_HOME": str(toolkit), **environment})
+    message = setup(python, cuda_torch(cuda), **{"FASTCONV_CUDA": "1", "CUDA_HOME": str(toolkit), **environment})
     assert problem in message
     assert remedy in message
     assert len(message.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def sdist(tmp_path_factory: pytest.TempPathFactory, python: Python) -> dict[str, bytes]:
     """The files of an sdist, which is built without torch and without a compiler."""
     folder = tmp_path_factory.mktemp("sdist")
     arguments = ["--quiet", "egg_info", "-e", str(folder), "sdist", "-d", str(folder)]
-    result = run_setup("sys.modules['torch'] = None", *arguments, CXX="no-such-compiler")
+    result = run_setup(python, "sys.modules['torch'] = None", *arguments, CXX="no-such-compiler")
     assert result.returncode == 0, result.stderr
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
@@ -192,12 +186,11 @@ def test_the_metadata_names_the_project_and_what_it_runs_on(description: Message
     assert versions | {"Typing :: Typed", "Operating System :: POSIX :: Linux"} <= classifiers
 
 
-def test_warnings_are_errors_only_if_asked() -> None:
+def test_warnings_are_errors_only_if_asked(python: Python) -> None:
     def flags(value: str) -> list[str]:
         program = "import sys; sys.path.insert(0, 'csrc'); import extension; print(*extension.compile_arguments(None))"
-        environment = {**os.environ, "FASTCONV_WERROR": value}
-        command = [sys.executable, "-c", program]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        result = python(program, folder=ROOT, environment={"FASTCONV_WERROR": value})
+        assert result.returncode == 0, result.stderr
         return result.stdout.split()
 
     assert {"-Wall", "-Wextra"} <= set(flags(""))
@@ -273,7 +266,7 @@ def test_building_a_wheel_installs_no_packages_of_the_command_and_the_tests(tmp_
 
 
 @pytest.fixture(scope="module")
-def editable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def editable(tmp_path_factory: pytest.TempPathFactory, python: Python) -> dict[str, Path]:
     """An editable install of a clone in a folder named fastconv. `above` is the folder that contains the clone."""
     above, site = tmp_path_factory.mktemp("projects"), tmp_path_factory.mktemp("site-packages")
     clone = above / "fastconv"
@@ -286,10 +279,7 @@ def editable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         else:
             shutil.copy(source, clone)
     build = "import setuptools.build_meta, sys; setuptools.build_meta.build_editable(sys.argv[1])"
-    subprocess.run(
-        [sys.executable, "-c", build, str(site)],
-        cwd=clone, check=True, capture_output=True, env={**os.environ, "FASTCONV_COMPILE": "0"},
-    )  # fmt: skip
+    python(build, str(site), folder=clone, environment={"FASTCONV_COMPILE": "0"}).check_returncode()
     (wheel,) = site.glob("*.whl")
     with zipfile.ZipFile(wheel) as files:
         files.extractall(site)

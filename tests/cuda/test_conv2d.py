@@ -80,24 +80,26 @@ def numbers(geometry: tuple[Any, ...]) -> dict[str, Any]:
     return dict(zip(("stride", "padding", "dilation", "groups"), geometry, strict=True))
 
 
-@pytest.mark.parametrize("case", [case for case in EVERY if case.arguments.get("padding") != "same"], ids=str)
-@both_layouts
-def test_three_passes_err_at_most_twice_as_much_as_pytorchs(case: Conv2dCase, layout: str, device: Device) -> None:
-    for dtype in (torch.float32, torch.float64):
-        tensors, call = arrange(case, case.tensors(dtype))
-        y = F.conv2d(*tensors, *call.geometry)
-        g = torch.randn_like(y)
-        exact, same = doubles(tensors), tuple(None if t is None else t.requires_grad_() for t in tensors)
-        reference, theirs = F.conv2d(*exact, *call.geometry), F.conv2d(*same, *call.geometry)
-        place = LAYOUTS[layout]
-        mine = three_passes(
-            device, case, tuple(None if t is None else place(t.detach()) for t in tensors), place(g), False
-        )
-        expected, by_pytorch = gradients(reference, g, exact), gradients(theirs, g, same)
-        assert_as_accurate(mine[:3], [theirs.detach(), *by_pytorch[:2]], [reference.detach(), *expected[:2]])
-        if case.bias:  # db has few values, so PyTorch's error may be small by chance
-            within = 8 * torch.finfo(dtype).eps * max(1, g[:, 0].numel()) ** 0.5
-            torch.testing.assert_close(mine[3].double(), expected[2], rtol=2 * torch.finfo(dtype).eps, atol=within)
+@over(
+    case=[case for case in EVERY if case.arguments.get("padding") != "same"],
+    layout=["contiguous", "channels_last"],
+    dtype=[torch.float32, torch.float64],
+)
+def test_three_passes_err_at_most_twice_as_much_as_pytorchs(
+    case: Conv2dCase, layout: str, dtype: torch.dtype, device: Device
+) -> None:
+    tensors, call = arrange(case, case.tensors(dtype))
+    y = F.conv2d(*tensors, *call.geometry)
+    g = torch.randn_like(y)
+    exact, same = doubles(tensors), tuple(None if t is None else t.requires_grad_() for t in tensors)
+    reference, theirs = F.conv2d(*exact, *call.geometry), F.conv2d(*same, *call.geometry)
+    place = LAYOUTS[layout]
+    mine = three_passes(device, case, tuple(None if t is None else place(t.detach()) for t in tensors), place(g), False)
+    expected, by_pytorch = gradients(reference, g, exact), gradients(theirs, g, same)
+    assert_as_accurate(mine[:3], [theirs.detach(), *by_pytorch[:2]], [reference.detach(), *expected[:2]])
+    if case.bias:  # db has few values, so PyTorch's error may be small by chance
+        within = 8 * torch.finfo(dtype).eps * max(1, g[:, 0].numel()) ** 0.5
+        torch.testing.assert_close(mine[3].double(), expected[2], rtol=2 * torch.finfo(dtype).eps, atol=within)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -170,22 +172,20 @@ def test_nan_and_infinity_spread_as_in_pytorch(
     assert_identical([dx, dw, db], [t.to(dtype) for t in expected])
 
 
-@pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("case", [CONV2D[1], CONV2D[-2], TILES[-2]], ids=str)
+@over(case=[CONV2D[1], CONV2D[-2], TILES[-2]], dtype=FLOATING, layout=["contiguous", "channels_last"])
 def test_results_are_the_same_bits_in_every_order_of_threads(
-    case: Conv2dCase, dtype: torch.dtype, device: Device, emulation: Any
+    case: Conv2dCase, dtype: torch.dtype, layout: str, device: Device, emulation: Any
 ) -> None:
     tensors = tuple(None if t is None else t.to(dtype) for t in case.tensors())
     g = torch.randn_like(F.conv2d(*tensors, **case.arguments))
-    for layout in ("contiguous", "channels_last"):
-        place = LAYOUTS[layout]
-        results = []
-        for seed in (0, 1, 2):
-            emulation.fastconv_emulation_set_seed(seed)
-            placed = (place(tensors[0]), place(tensors[1]), tensors[2])
-            results.append(three_passes(device, case, placed, place(g), False))
-        assert_identical(results[0], results[1])
-        assert_identical(results[0], results[2])
+    place = LAYOUTS[layout]
+    results = []
+    for seed in (0, 1, 2):
+        emulation.fastconv_emulation_set_seed(seed)
+        placed = (place(tensors[0]), place(tensors[1]), tensors[2])
+        results.append(three_passes(device, case, placed, place(g), False))
+    assert_identical(results[0], results[1])
+    assert_identical(results[0], results[2])
 
 
 @both_layouts
