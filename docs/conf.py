@@ -52,6 +52,7 @@ nb_execution_mode = os.environ.get("FASTCONV_DOCS_EXECUTE", "cache")  # off, to 
 nb_execution_cache_path = str(HERE.parent / "build" / "docs" / "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_in_temp = True
 nb_merge_streams = True
 # These pages measure times, so they are executed alone, before the others.

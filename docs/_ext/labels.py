@@ -4,12 +4,13 @@ The cells of the course are the same in both languages, so a page and its transl
 then drawn twice: with the labels of its code, and with those of docs/zh/labels.json. The second drawing is an additional
 output of the cell. The Chinese build shows it in place of the first one (execution.py).
 
-A key of labels.json is one line of a label. "{}" stands for a number.
+A key of labels.json is one line of a label. "{}" stands for a number, or for another key.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -23,14 +24,13 @@ from unittest import mock
 #: The type of the additional output: JSON with the picture and the lines that labels.json does not have.
 TYPE = "application/x-chinese-picture"
 TABLE = Path(__file__).parents[1] / "zh" / "labels.json"
-NUMBER = r"[-+]?\d[\d.,]*%?"
 FONT = "Noto Sans SC"
 
 
 @cache
 def patterns() -> list[tuple[re.Pattern[str], str]]:
     table: dict[str, str] = json.loads(TABLE.read_text(encoding="utf-8"))
-    return [(re.compile(f"({NUMBER})".join(map(re.escape, line.split("{}")))), found) for line, found in table.items()]
+    return [(re.compile("(.+?)".join(map(re.escape, line.split("{}")))), found) for line, found in table.items()]
 
 
 def translated(text: str, missing: set[str]) -> str:
@@ -44,7 +44,7 @@ def _translated_line(line: str, missing: set[str]) -> str:
     for pattern, chinese in patterns():
         match = pattern.fullmatch(line)
         if match:
-            return chinese.format(*match.groups())
+            return chinese.format(*(_translated_line(part, missing) for part in match.groups()))
     if not re.search("[\u4e00-\u9fff]", line):  # otherwise it is translated already
         missing.add(line)
     return line
@@ -67,6 +67,7 @@ def chinese(missing: set[str]) -> Iterator[None]:
     def set_text(text: Any, content: Any) -> None:
         original(text, translated("" if content is None else str(content), missing))
 
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # the font has no bold letters
     fonts = [FONT, *mpl.rcParams["font.sans-serif"]]
     with mock.patch.object(Text, "set_text", set_text), mpl.rc_context({"font.sans-serif": fonts}):
         yield
