@@ -1,4 +1,4 @@
-"""Three additions to the execution of pages, which need `nb_execution_mode = "cache"`.
+"""Additions to the execution of pages, which need `nb_execution_mode = "cache"`.
 
 **A page and its translation share the results of their code.** jupyter-cache looks for an executed page with the same
 code and the same metadata. The alternative texts of pictures are metadata, and a translation has others. So the tags of
@@ -8,6 +8,8 @@ cells are compared, and each page keeps its own metadata. The notebooks to downl
 
 **Pages that measure times are executed alone**, before Sphinx reads the other pages in parallel. `measured_pages` in
 conf.py has their names.
+
+**Kernels use sockets of the file system.** Over TCP, each kernel prints a warning that it is not encrypted.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 import labels
 from jupyter_cache.cache.main import JupyterCacheBase
+from jupyter_client import AsyncKernelManager
 from myst_nb.core.execute import create_client
 from myst_nb.core.execute.base import NotebookClientBase
 from myst_nb.core.execute.cache import NotebookClientCache
@@ -87,6 +90,7 @@ def execute_measured_pages(app: Sphinx, env: BuildEnvironment, names: list[str])
 
 def setup(app: Sphinx) -> dict[str, Any]:
     os.environ["PYTHONSTARTUP"] = str(Path(__file__).with_name("startup.py"))  # the kernels run this file
+    AsyncKernelManager.__init__ = partialmethod(AsyncKernelManager.__init__, transport="ipc")
     share_results()
     show_pictures(in_chinese=app.config.language.startswith("zh"))
     app.add_config_value("measured_pages", [], "env", list)
