@@ -9,7 +9,8 @@ cells are compared, and each page keeps its own metadata. The notebooks to downl
 **Pages that measure times are executed alone**, before Sphinx reads the other pages in parallel. `measured_pages` in
 conf.py has their names.
 
-**Kernels use sockets of the file system.** Over TCP, each kernel prints a warning that it is not encrypted.
+**Kernels print errors only.** Otherwise, each kernel warns that its connection within the machine is not encrypted.
+They have five minutes to start, for machines that are busy.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from typing import Any
 
 import labels
 from jupyter_cache.cache.main import JupyterCacheBase
-from jupyter_client import AsyncKernelManager
 from myst_nb.core.execute import create_client
 from myst_nb.core.execute.base import NotebookClientBase
 from myst_nb.core.execute.cache import NotebookClientCache
 from myst_nb.core.read import create_nb_reader
+from nbclient import NotebookClient
 from nbformat import NotebookNode
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
@@ -90,7 +91,9 @@ def execute_measured_pages(app: Sphinx, env: BuildEnvironment, names: list[str])
 
 def setup(app: Sphinx) -> dict[str, Any]:
     os.environ["PYTHONSTARTUP"] = str(Path(__file__).with_name("startup.py"))  # the kernels run this file
-    AsyncKernelManager.__init__ = partialmethod(AsyncKernelManager.__init__, transport="ipc")
+    NotebookClient.__init__ = partialmethod(
+        NotebookClient.__init__, extra_arguments=["--log-level=ERROR"], startup_timeout=300
+    )
     share_results()
     show_pictures(in_chinese=app.config.language.startswith("zh"))
     app.add_config_value("measured_pages", [], "env", list)
