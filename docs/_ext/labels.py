@@ -1,7 +1,7 @@
 """The labels of pictures in Chinese.
 
 The cells of the course are the same in both languages, so a page and its translation are executed once. Each picture is
-then drawn twice: with the labels of its code, and with those of docs/zh/labels.json. The second drawing is an additional
+then drawn twice: with the labels of its code, and with those of docs/zh/labels.json. The second drawing is one more
 output of the cell. The Chinese build shows it in place of the first one (execution.py).
 
 A key of labels.json is one line of a label. "{}" stands for a number, or for another key.
