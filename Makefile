@@ -100,8 +100,8 @@ test: $(EXTENSION)
 test-all: export FASTCONV_ALL_TESTS := 1
 test-all: test
 
-# Warnings are errors. Nothing is downloaded once .venv is complete. A page is executed again if its code or fastconv has
-# changed. Two pages run at the same time, so waiting threads must not occupy the cores.
+# Warnings are errors. Nothing is downloaded once .venv is complete. A page is executed again if its code, fastconv or the
+# labels of pictures have changed. Two pages run at the same time, so waiting threads must not occupy the cores.
 DOCS := build/docs
 SPHINX = OMP_WAIT_POLICY=passive $(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs 2 --builder html
 docs: $(EXTENSION) $(VENV)/docs $(DOCS)/fastconv
@@ -110,7 +110,7 @@ docs: $(EXTENSION) $(VENV)/docs $(DOCS)/fastconv
 	$(BIN)/python docs/check.py $(DOCS)/html
 	@echo 'The documentation is in $(DOCS)/html/index.html'
 
-$(DOCS)/fastconv: $(EXTENSION) $(shell find fastconv -name '*.py')
+$(DOCS)/fastconv: $(EXTENSION) $(shell find fastconv docs/_ext -name '*.py') docs/zh/labels.json
 	rm -rf $(DOCS) && mkdir -p $(DOCS) && touch $@
 
 $(VENV)/docs: $(VENV)/packages

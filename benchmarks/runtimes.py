@@ -1,4 +1,5 @@
-"""Time the inference of networks in PyTorch, with fastconv, in ONNX Runtime and, if it is installed, in OpenVINO.
+"""Time the inference of networks in PyTorch, with fastconv (converted and frozen), in ONNX Runtime and, if it is
+installed, in OpenVINO.
 
 python benchmarks/runtimes.py [--only LeNet-5] [--batch 1] [--rounds 30] [--json .benchmarks/runtimes.json]
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import statistics
 import tempfile
 import warnings
@@ -31,9 +33,13 @@ from fastconv.benchmarking.machine import caption, machine
 
 Run = Callable[[], Any]
 
+#: The threads of ONNX Runtime spin for 0.14 s after a call, and would slow the next program down.
+PAUSE = 0.2
+
 
 def onnx_file(model: torch.nn.Module, images: Tensor, folder: str) -> Path:
     path = Path(folder, "model.onnx")
+    logging.disable(logging.WARNING)  # the exporter warns that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model, (images,), str(path), dynamo=True, verbose=False)
@@ -65,11 +71,12 @@ def variants(name: str, batch: int, threads: int, folder: str) -> dict[str, Run]
     model, images = NETWORKS[name].make().eval(), NETWORKS[name].images(batch)
     path = onnx_file(model, images, folder)
     plain = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    converted = fastconv.convert(copy.deepcopy(plain))
+    converted, frozen = fastconv.convert(copy.deepcopy(plain)), fastconv.freeze(plain)
     last = images.to(memory_format=torch.channels_last)
     found: dict[str, Run] = {
         "PyTorch": lambda: plain(last),
         "fastconv": lambda: converted(last),
+        "fastconv, frozen": lambda: frozen(last),
         "ONNX Runtime": in_onnxruntime(path, images, threads),
     }
     if find_spec("openvino") is not None:
@@ -89,7 +96,7 @@ def measure(name: str, batch: int, rounds: int, threads: int) -> dict[str, float
         for run in runs.values():
             torch.testing.assert_close(torch.as_tensor(run()), expected, rtol=1e-3, atol=1e-3)
         calls = max(1, 8 // batch)
-        seconds = alternate(runs, rounds, calls)
+        seconds = alternate(runs, rounds, calls, pause=PAUSE)
     return {program: statistics.median(times) * 1e3 for program, times in seconds.items()}
 
 

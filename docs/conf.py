@@ -5,6 +5,7 @@ docs/zh/conf.py uses these settings for the Chinese pages, which are a project o
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -52,8 +53,10 @@ nb_execution_mode = os.environ.get("FASTCONV_DOCS_EXECUTE", "cache")  # off, to 
 nb_execution_cache_path = str(HERE.parent / "build" / "docs" / "cache")
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_execution_show_tb = True
 nb_execution_in_temp = True
 nb_merge_streams = True
+logging.getLogger("traitlets").setLevel(logging.WARNING)  # it prints a line for each page
 # These pages measure times, so they are executed alone, before the others.
 measured_pages = ["get_started", "course/6_speed"]
 # Without execution, the language of the cells is unknown.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,45 @@ def test_a_translation_gets_the_results_of_its_page_and_keeps_its_alternative_te
     (cell,) = translation.cells
     assert cell.outputs[0]["data"]["text/plain"] == "2"
     assert cell.metadata["mystnb"]["image"]["alt"] == "一幅图"
+
+
+def test_labels_of_pictures_are_translated_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    import labels  # type: ignore[import-not-found]
+
+    missing: set[str] = set()
+    assert labels.translated("padding 1\noutput 7x7", missing) == "填充 1\n输出 7x7"
+    assert labels.translated("SGD, learning rate 0.9: distance 0.2 after 80 steps", missing).endswith("80 步后距离 0.2")
+    assert [labels.translated(text, missing) for text in ("", "-0.5", "$p_1$", "损失")] == ["", "-0.5", "$p_1$", "损失"]
+    assert not missing
+    assert labels.translated("a new label", missing) == "a new label"
+    assert missing == {"a new label"}
+
+
+def test_the_table_of_labels_has_only_labels_that_the_code_draws() -> None:
+    table = json.loads((DOCS / "zh" / "labels.json").read_text(encoding="utf-8"))
+    folder = DOCS.parent / "fastconv" / "classifier"
+    code = "".join(path.read_text() for path in [*folder.rglob("*.py"), *ENGLISH.glob("*.md")])
+    parts = {line: re.findall(r"[A-Za-z][A-Za-z' -]*[A-Za-z]|[A-Za-z]", line) for line in table}
+    assert [line for line, words in parts.items() if any(word not in code for word in words)] == []
+
+
+def test_chinese_pages_show_the_pictures_with_chinese_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("myst_nb", reason="needs the packages of the documentation")
+    import nbformat
+
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    import execution
+    import labels
+
+    def drawn(**more: str) -> Any:
+        output = nbformat.v4.new_output("display_data", {"image/png": "English", **more})
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("plot()", outputs=[output])])
+
+    both = json.dumps({"picture": "Chinese", "missing": ["a new label"]})
+    for in_chinese, picture, missing in ((False, "English", set()), (True, "Chinese", {"a new label"})):
+        notebook = drawn(**{labels.TYPE: both})
+        assert execution.choose_pictures(notebook, in_chinese) == missing
+        assert notebook.cells[0].outputs[0]["data"] == {"image/png": picture}
+    with pytest.raises(RuntimeError, match="no drawing with Chinese labels"):
+        execution.choose_pictures(drawn(), in_chinese=True)

@@ -26,11 +26,13 @@ def alternate(
     rounds: int,
     calls: int = 1,
     clock: Callable[[], float] = time.perf_counter,
+    pause: float = 0,
 ) -> dict[str, list[float]]:
     """Return the seconds per call of each variant, round by round.
 
     Args:
         calls: the number of calls per round that are timed together.
+        pause: seconds to wait before each turn, until the threads of the variant before it have stopped spinning.
 
     Example::
 
@@ -41,6 +43,8 @@ def alternate(
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, variant in variants.items():
+            if pause:
+                time.sleep(pause)
             start = clock()
             for _ in range(calls):
                 variant()
