@@ -95,6 +95,7 @@ def test_the_commands_of_a_page_run_one_after_another(
     monkeypatch.setenv("FASTCONV_DATA", str(tmp_path / "cache"))
     shutil.copytree(ROOT / "examples", "examples")  # what a clone has
     write_images(Path("photos"), count=20)  # the reader's own images
+    shutil.copy(next(path for path in Path("photos").rglob("*") if path.is_file()), "new.jpg")
     for name, content in FILE.findall(page.read_text()):
         Path(name).write_text(content)
     write_mnist(tmp_path / "made", compressed=True)

@@ -134,12 +134,14 @@ std::optional<WinogradCut> winograd_cut_backward_data(const Conv2dShape& s, int 
 //   256->256 8x8, batch of 8      3.38 / 2.06 / 1.88    1.1  2.2        64->64 56x56, one image      1.23 / 0.64 / 0.52
 //   512->512 4x4, batch of 8      4.82 / 3.69           1.6             512->512 7x7, batch of 8     14.1 / 10.1 / 10.2
 //   24->40 9x9, batch of 2        0.05 / 0.09           1.7             32->32 112x112, batch of 8   9.49 / 6.30 / 5.31
-// PyTorch's error is small if it adds few terms. So tiles of 3x3 need 1024 outputs.
+// PyTorch's error is small if it adds few terms. So tiles of 3x3 need 1024 outputs. With a single output, tiles of 2x2
+// have 2.1 times PyTorch's error.
 std::optional<WinogradCut> winograd_cut_backward_weight(const Conv2dShape& s, int side, bool must_pay) {
   const int64_t outputs = s.N * s.P * s.Q;
   side =
       std::min({side, most_winograd_side(), kernels().conv2d<float>().winograd.largest_tile, outputs < 1024 ? 2 : 4});
-  if (!is_plain_3x3(s) || side < 2 || never(winograd)) return {};
+  constexpr int64_t least_outputs = 16;
+  if (!is_plain_3x3(s) || side < 2 || outputs < least_outputs || never(winograd)) return {};
   must_pay = must_pay && !always(winograd);
   if (must_pay && (s.C < 16 || s.K < 16)) return {};
   constexpr int64_t most_sums = 5 << 20;  // elements: they stay in the last-level cache
