@@ -148,8 +148,7 @@ std::optional<WinogradCut> winograd_cut_backward_weight(const Conv2dShape& s, in
   constexpr double transforms = 5, sums_in_tiles = 24;
   const double of_tile = 1 + transforms / static_cast<double>(s.C) + transforms / static_cast<double>(s.K);
   std::optional<WinogradCut> best;
-  double least =
-      must_pay && !always(winograd) ? 0.85 * static_cast<double>(outputs * 9) : std::numeric_limits<double>::infinity();
+  double least = must_pay ? 0.85 * static_cast<double>(outputs * 9) : std::numeric_limits<double>::infinity();
   for (int m = side; m >= 2; --m) {
     const WinogradTileKind kind{m, m, 0, 0, ceil_div(s.P, m), ceil_div(s.Q, m)};
     const int64_t tiles = s.N * kind.per_image(), frequencies = kind.frequencies();
