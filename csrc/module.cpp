@@ -174,8 +174,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
         pybind11::arg("band") = 0,
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
-        "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches and "
-        "thin_groups to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan decides; the "
+        "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, "
+        "thin_groups and gemm to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan "
+        "decides; the "
         "default). "
         "`winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, "
         "in elements of input and output, unless it is 0.");

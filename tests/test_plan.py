@@ -43,7 +43,7 @@ def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
         (("backward_weight", (64, 32, 13, 13), (64, 32, 3, 3)), {}, "winograd"),
         (("backward_weight", (64, 32, 13, 13), (64, 32, 3, 3)), {"nonzero": 0.5}, "winograd"),
         (("backward_weight", (64, 32, 13, 13), (64, 32, 3, 3)), {"nonzero": 0.3}, "sparse_gradient"),
-        (("backward_weight", (64, 32, 13, 13), (64, 32, 5, 5)), {}, "direct"),
+        (("backward_weight", (64, 32, 13, 13), (64, 32, 5, 5)), {}, "gemm"),
         (("backward_weight", (64, 32, 13, 13), (64, 32, 5, 5)), {"nonzero": 0.5}, "sparse_gradient"),
         (("backward_weight", (64, 1, 28, 28), (32, 1, 3, 3)), {"pool": POOL}, "few_channels"),
         (("backward_weight", (64, 1, 28, 28), (32, 1, 3, 3)), {}, "direct"),
@@ -93,6 +93,7 @@ FORCED = {
     "winograd": [((2, 3, 9, 7), (5, 3, 3, 3), 1, 1), ((1, 16, 4, 4), (16, 16, 3, 3), 1, 0)],
     "small_output": [((3, 16, 9, 7), (5, 16, 3, 2), 2, 1), ((1, 32, 4, 4), (7, 32, 1, 1), 1, 0)],
     "sparse_gradient": [((2, 3, 9, 7), (5, 3, 3, 3), 1, 1), ((3, 17, 8, 8), (6, 17, 5, 5), 2, 2)],
+    "gemm": [((2, 3, 9, 7), (5, 3, 3, 3), 1, 1), ((3, 40, 8, 8), (30, 40, 1, 1), 2, 0)],
     "few_channels": [((2, 1, 9, 9), (5, 1, 3, 3), 1, 0), ((2, 3, 12, 12), (9, 3, 5, 5), 1, 2)],
 }
 

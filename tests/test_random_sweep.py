@@ -33,7 +33,7 @@ POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 GATED = 255  # the value in argmax of a result that ReLU set to 0
 OPTIONS = (
     "winograd", "small_output", "sparse_gradient", "few_channels", "pool_in_registers", "weight_as_patches",
-    "thin_groups",
+    "thin_groups", "gemm",
 )  # fmt: skip
 #: For each algorithm, the options that are set to "always" or left to the plan. All others are set to "never".
 ALGORITHMS = {
@@ -45,6 +45,7 @@ ALGORITHMS = {
     "small_output": ("small_output",),
     "sparse_gradient": ("sparse_gradient",),
     "weight_as_patches": ("sparse_gradient", "weight_as_patches"),
+    "gemm": ("gemm",),
     "few_channels": ("few_channels",),
 }
 

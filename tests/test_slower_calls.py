@@ -30,7 +30,6 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "data_few_channels": ("backward_data", (8, 8, 28, 28), (16, 8, 3, 3), 1, 1, 1, 1),
     "data_1x1": ("backward_data", (8, 512, 7, 7), (2048, 512, 1, 1), 1, 0, 1, 1),
     "data_one_row": ("backward_data", (1, 192, 17, 17), (192, 192, 7, 1), 1, (3, 0), 1, 1),
-    "weight_1x1": ("backward_weight", (8, 512, 28, 28), (128, 512, 1, 1), 1, 0, 1, 1),
     "bfloat16_forward": ("forward", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
     "bfloat16_data": ("backward_data", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
     "bfloat16_weight_groups": ("backward_weight", (8, 1024, 7, 7), (1024, 2, 3, 3), 1, 1, 1, 512),

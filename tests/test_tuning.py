@@ -133,7 +133,7 @@ def test_the_calls_of_these_tests_have_every_candidate() -> None:
             found |= {algorithm for choice in tuning.choices() for algorithm in choice.microseconds}
     expected = {
         "torch", "direct", "pool_in_registers", "thin_groups", "winograd_2", "winograd_3", "small_output",
-        "sparse_gradient", "weight_as_patches", "few_channels",
+        "sparse_gradient", "weight_as_patches", "gemm", "few_channels",
     }  # fmt: skip
     if _C.cpu_capability() == "default":
         expected.discard("winograd_3")

@@ -21,6 +21,8 @@ Candidate candidate_of(Algorithm algorithm) {
       return Candidate::small_output;
     case Algorithm::sparse_gradient:
       return Candidate::sparse_gradient;
+    case Algorithm::gemm:
+      return Candidate::gemm;
     case Algorithm::few_channels:
       return Candidate::few_channels;
     case Algorithm::torch:
@@ -34,8 +36,8 @@ Candidate candidate_of(Algorithm algorithm) {
 
 const char* name_of(Candidate candidate) {
   constexpr std::array<const char*, static_cast<size_t>(Candidate::candidates)> names{
-      "none",       "torch",      "direct",       "pool_in_registers", "thin_groups",       "winograd_2",
-      "winograd_3", "winograd_4", "small_output", "sparse_gradient",   "weight_as_patches", "few_channels"};
+      "none",       "torch",        "direct",          "pool_in_registers", "thin_groups", "winograd_2",  "winograd_3",
+      "winograd_4", "small_output", "sparse_gradient", "weight_as_patches", "gemm",        "few_channels"};
   return names[static_cast<size_t>(candidate)];
 }
 

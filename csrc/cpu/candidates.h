@@ -18,6 +18,7 @@ enum class Candidate : uint8_t {
   small_output,
   sparse_gradient,
   weight_as_patches,  // sparse_gradient
+  gemm,
   few_channels,
   candidates
 };

@@ -44,6 +44,8 @@ void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_wei
       return thin_groups_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
     case Algorithm::winograd:
       return winograd_backward_weight<T>(g.shape().conv, plan.cut, g.convolution(), x, grad_weight, grad_bias);
+    case Algorithm::gemm:
+      return gemm_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
     case Algorithm::torch:
       return torch_backward_weight(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
     default:

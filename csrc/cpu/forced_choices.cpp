@@ -14,7 +14,8 @@ enum class Choice { unset, measured, always, never };
 
 constexpr std::array<const char*, options> option_names{
     "torch",        "winograd",          "small_output",      "sparse_gradient",
-    "few_channels", "pool_in_registers", "weight_as_patches", "thin_groups"};
+    "few_channels", "pool_in_registers", "weight_as_patches", "thin_groups",
+    "gemm"};
 std::array<std::atomic<Choice>, options> choices{};
 std::atomic<int> winograd_side{-1};
 std::atomic<int64_t> band_size{0};

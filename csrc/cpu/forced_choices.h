@@ -15,6 +15,7 @@ enum Option {
   pool_in_registers,
   weight_as_patches,
   thin_groups,
+  gemm,
   options
 };
 

@@ -23,6 +23,7 @@ enum class Algorithm {
   winograd,         // 3 x 3 kernels with fewer multiplications
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
+  gemm,             // backward_weight of 16 or more input channels: a product of two packed matrices
   few_channels,     // backward_weight of 1 to 4 input channels; up to 16 in fastconv.tune()
   torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };
@@ -65,7 +66,7 @@ struct GradientFacts {
 
 struct BackwardPlan {
   Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient or torch
-                           // of backward_weight: the same or few_channels
+                           // of backward_weight: the same, gemm or few_channels
   WinogradCut cut;         // for winograd
   bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
   bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h
@@ -105,9 +106,10 @@ int64_t pixels_between_windows(const Pool2dShape& s);
 Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of torch, winograd,
-// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches and thin_groups to "always" (for
-// every shape that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side` replaces
-// FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0. Throws std::invalid_argument.
+// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, thin_groups and gemm to "always"
+// (for every shape that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side`
+// replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0. Throws
+// std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
 }  // namespace fastconv::cpu

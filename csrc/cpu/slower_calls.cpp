@@ -90,14 +90,6 @@ bool has_few_channels(const Conv2dShape& s) { return s.groups == 1 && s.C > 4 &&
 //   768->192, 17x17       1.01  0.90        2048->512    0.83  0.89        1024->1024    0.86  0.89
 bool is_slow_1x1_data(const Conv2dShape& s) { return is_1x1(s) && (s.C >= 768 || (s.K >= 256 && s.K >= 4 * s.C)); }
 
-// backward_weight, 1000 outputs or more:
-//   512->128 1x1, 28x28    0.93  0.71        1024->256, 14x14    1.66  0.76        768->192, 17x17    1.10  0.84
-//   512->512, 14x14        1.14  0.88        192->64, 35x35      1.10  0.82        144->24, 56x56     1.12  0.83
-//   For comparison: 1024->1024, 7x7 (392 outputs): 2.30  1.05        64->256, 56x56: 1.27  1.37
-bool is_slow_1x1_weight(const Conv2dShape& s) {
-  return is_1x1(s) && s.C >= 128 && s.C * s.K < 1'000'000 && s.N * s.P * s.Q >= 1000;
-}
-
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
 // Whether PyTorch computes bfloat16 with vdpbf16ps. fastconv widens to float32.
@@ -154,7 +146,6 @@ constexpr Rule rules[] = {
     {"data_few_channels", ScalarType::Float, Pass::backward_data, has_few_channels, true},
     {"data_1x1", ScalarType::Float, Pass::backward_data, is_slow_1x1_data},
     {"data_one_row", ScalarType::Float, Pass::backward_data, has_one_row},
-    {"weight_1x1", ScalarType::Float, Pass::backward_weight, is_slow_1x1_weight},
     {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, always_true},
     {"bfloat16_data", ScalarType::BFloat16, Pass::backward_data, is_slow_in_bfloat16_data},
     {"bfloat16_weight_groups", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight_of_groups},

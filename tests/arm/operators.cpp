@@ -75,12 +75,13 @@ template <class F>
 void with_each_algorithm(const std::string& name, F run) {
   cpu::set_algorithms({}, -1, 0);
   run(name + ", as measured");
-  for (const char* algorithm :
-       {"winograd", "small_output", "sparse_gradient", "few_channels", "pool_in_registers", "weight_as_patches"}) {
+  for (const char* algorithm : {"winograd", "small_output", "sparse_gradient", "gemm", "few_channels",
+                                "pool_in_registers", "weight_as_patches"}) {
     cpu::set_algorithms({{algorithm, "always"}}, -1, 0);
     run(name + ", " + algorithm);
   }
-  cpu::set_algorithms({{"winograd", "never"}, {"small_output", "never"}, {"sparse_gradient", "never"}}, -1, 0);
+  cpu::set_algorithms(
+      {{"winograd", "never"}, {"small_output", "never"}, {"sparse_gradient", "never"}, {"gemm", "never"}}, -1, 0);
   run(name + ", direct");
   cpu::set_algorithms({}, -1, 0);
 }

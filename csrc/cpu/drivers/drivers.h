@@ -32,6 +32,9 @@ void winograd_backward_data(const Conv2dShape& s, const WinogradCut& cut, const 
 template <class T>
 void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                             const Tensor& grad_weight, const Tensor& grad_bias);
+template <class T>
+void gemm_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                          const Tensor& grad_weight, const Tensor& grad_bias);
 // The cut has one kind of tiles.
 template <class T>
 void winograd_backward_weight(const Conv2dShape& s, const WinogradCut& cut, const Tensor& grad_output,

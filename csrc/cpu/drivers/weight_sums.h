@@ -12,11 +12,11 @@
 namespace fastconv::cpu {
 
 // The number of partial sums of the weight and the bias. Each is written and read again, so together they have at most
-// 1 MiB. If one alone is larger, it is the only one.
+// `most` bytes. If one alone is larger, it is the only one.
 template <class T>
-int64_t affordable_pieces(const Conv2dShape& s) {
+int64_t affordable_pieces(const Conv2dShape& s, int64_t most = 1 << 20) {
   const int64_t bytes = (s.taps() + 1) * s.K * static_cast<int64_t>(sizeof(T));
-  return std::clamp<int64_t>((1 << 20) / bytes, 1, wanted_pieces);
+  return std::clamp<int64_t>(most / bytes, 1, wanted_pieces);
 }
 
 // The partial sums. Each has the elements of the weight, then those of the bias. Each worker zeroes its slice before it
@@ -63,22 +63,26 @@ struct Pieces {
         kernels().conv2d<T>().transpose(sum, width, taps, elements, to + k0 * taps, taps);
       }
     });
-    add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
+    finish_bias(s, grad_bias);
   }
 
   // The same for pieces in the order [K][r, s, c].
   void finish_krsc(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
-    const int64_t taps = s.taps();
+    const int64_t taps = s.taps(), C = s.group_C();
     const bool krsc = is_nhwc(grad_weight);
     T* to = mutable_data<T>(grad_weight);
     parallel_for(0, s.K, 16, [&](int64_t begin, int64_t end) {
       T* sum = workspace<T>(Workspace::input_tile, taps);
       for (int64_t k = begin; k < end; ++k) {
         add_up(k * taps, taps, krsc ? to + k * taps : sum);
-        if (!krsc) kernels().conv2d<T>().transpose(sum, s.C, s.R * s.S, s.C, to + k * taps, s.R * s.S);
+        if (!krsc) kernels().conv2d<T>().transpose(sum, C, s.R * s.S, C, to + k * taps, s.R * s.S);
       }
     });
-    add_up(taps * s.K, s.K, mutable_data<T>(grad_bias));
+    finish_bias(s, grad_bias);
+  }
+
+  void finish_bias(const Conv2dShape& s, const Tensor& grad_bias) const {
+    add_up(s.taps() * s.K, s.K, mutable_data<T>(grad_bias));
   }
 };
 
@@ -99,7 +103,8 @@ class SummedInput {
   SummedInput(const Conv2dShape& s, const Tensor& input, bool read_once, Workspace whole, Workspace tile)
       : s_(s), x_(input), columns_(reach(s.Q, s.stride_w, s.S, s.dilation_w)), tile_use_(tile) {
     const int64_t rows = reach(s.P, s.stride_h, s.R, s.dilation_h), image = rows * columns_ * s.C;
-    if (read_once || x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_)) return;
+    in_place_ = x_.readable_in_place(-s.pad_h, rows, -s.pad_w, columns_);
+    if (read_once || in_place_) return;
     T* to = workspace<T>(whole, s.N * image);
     whole_ = {to, {image, columns_ * s.C, s.C}};
     parallel_for(0, s.N, 1, [&](int64_t begin, int64_t end) {
@@ -108,19 +113,28 @@ class SummedInput {
   }
 
   InputTile<T> tile(const Tile& tile) const {
-    const int64_t row = tile.row * s_.stride_h;
-    if (whole_.data) {
-      const Strides& strides = whole_.strides;
-      return {whole_.data + tile.image * strides.image + row * strides.row, strides};
-    }
+    if (whole_.data) return in_whole(tile);
     return input_of(s_, x_, tile, tile_use_);
   }
 
+  // The number of elements from one tile to another in memory, or 0 if tiles are copied one by one.
+  int64_t distance(const Tile& from, const Tile& to) const {
+    if (whole_.data) return in_whole(to).data - in_whole(from).data;
+    const auto place = [&](const Tile& t) { return x_.in_place(t.image, t.row * s_.stride_h, 0).data; };
+    return in_place_ ? place(to) - place(from) : 0;
+  }
+
  private:
+  InputTile<T> in_whole(const Tile& tile) const {
+    const Strides& strides = whole_.strides;
+    return {whole_.data + tile.image * strides.image + tile.row * s_.stride_h * strides.row, strides};
+  }
+
   const Conv2dShape s_;
   const NhwcReader<T> x_;
   const int64_t columns_;
   const Workspace tile_use_;
+  bool in_place_;
   InputTile<T> whole_{};
 };
 

@@ -95,6 +95,15 @@ struct FewChannelsKernels {
                           const WeightSums<T>&, T* workspace);
 };
 
+// backward_weight as a product of two matrices (gemm_weight.h).
+template <class T>
+struct GemmWeightKernels {
+  int64_t block_rows, block_lanes;  // output channels and taps of a register block
+  int64_t (*workspace_size)(int64_t pixels, int64_t channels);
+  void (*backward_weight)(const Conv2dShape&, const InputTile<T>& x, const GradientTile<T>& g, const WeightPart&,
+                          const WeightSums<T>&, T* workspace);
+};
+
 // Few output pixels (small_output.h).
 template <class T>
 struct SmallOutputKernels {
@@ -125,6 +134,7 @@ struct Conv2dFamily {
   SparseGradientKernels<T> sparse_gradient;
   SparseGradient3x3Kernels<T> sparse_gradient_3x3;
   FewChannelsKernels<T> few_channels;
+  GemmWeightKernels<T> gemm_weight;
   SmallOutputKernels<T> small_output;
   BatchNormKernels<T> batch_norm;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);

@@ -112,6 +112,16 @@ struct ChannelRange {
   int64_t first, last;
 };
 
+// The part of the weight's gradient that one call of gemm_weight.h computes: output channels of one group,
+// counted over all groups, and taps. `overwrite`: the first tile stores its sums. The others add theirs. `x_ahead` and
+// `g_ahead`: the distance to the next tile, which is fetched into the cache, or 0.
+struct WeightPart {
+  ChannelRange k;
+  TapRange taps;
+  bool overwrite;
+  int64_t x_ahead, g_ahead;
+};
+
 // A list of output pixels. The input that pixel i reads begins offset[i] elements after InputTile::data.
 struct PixelList {
   const int64_t* offset;

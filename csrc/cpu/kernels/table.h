@@ -6,6 +6,7 @@
 #include "direct_forward.h"
 #include "direct_pack.h"
 #include "few_channels.h"
+#include "gemm_weight.h"
 #include "kernels.h"
 #include "max_pool2d.h"
 #include "pooling_epilogue.h"
@@ -64,6 +65,10 @@ constexpr Conv2dFamily<T> conv2d_family() {
           .few_channels = {.supports = few_channels::supports<T>,
                            .workspace_size = few_channels::workspace_size<T>,
                            .backward_weight = few_channels::backward_weight<T>},
+          .gemm_weight = {.block_rows = block_rows,
+                          .block_lanes = block_lanes<T>,
+                          .workspace_size = gemm_weight::workspace_size<T>,
+                          .backward_weight = gemm_weight::backward_weight<T>},
           .small_output = {.forward = small_output::forward<T>},
           .batch_norm = {.moment_pixels = batch_norm::moment_pixels,
                          .normalize = batch_norm::normalize<T>,
