@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 THREADS = (1, 2, 3, 8)
 LEVELS = fastconv._C.cpu_capabilities()
-ALGORITHMS = ("winograd", "small_output", "sparse_gradient", "gemm", "few_channels", "pool_in_registers", "weight_as_patches")
+ALGORITHMS = (
+    "winograd", "small_output", "sparse_gradient", "gemm", "few_channels", "pool_in_registers", "weight_as_patches",
+)  # fmt: skip
 CHANNELS = (1, 1, 2, 3, 3, 4, 5, 7, 8, 15, 16, 16, 17, 31, 32, 32, 33, 47, 48, 64, 65)
 MANY_CHANNELS = (127, 128, 192, 256, 384, 509, 512)
 SIDES = (1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 13, 14, 17, 19, 28)
