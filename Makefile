@@ -110,7 +110,7 @@ docs: $(EXTENSION) $(VENV)/docs $(DOCS)/fastconv
 	$(BIN)/python docs/check.py $(DOCS)/html
 	@echo 'The documentation is in $(DOCS)/html/index.html'
 
-$(DOCS)/fastconv: $(EXTENSION) $(shell find fastconv docs/_ext -name '*.py') docs/zh/labels.json
+$(DOCS)/fastconv: $(EXTENSION) $(shell find fastconv docs/_ext -name '*.py') docs/zh/labels.json docs/zh/theme.json
 	rm -rf $(DOCS) && mkdir -p $(DOCS) && touch $@
 
 $(VENV)/docs: $(VENV)/packages

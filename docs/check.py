@@ -1,11 +1,14 @@
-"""Check the built site: links, alt texts, and that it needs no network.
+"""Check the built site: links, alt texts, the language of labels, and that it needs no network.
 
 python docs/check.py build/docs/html
 """
 
 from __future__ import annotations
 
+import json
+import re
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
@@ -15,12 +18,13 @@ LOADED = {("img", "src"), ("script", "src"), ("link", "href"), ("source", "src")
 
 
 class Page(HTMLParser):
-    """The identities, links, loaded files and mistakes of one page."""
+    """The identities, texts, links, loaded files and mistakes of one page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.ids: set[str] = set()
+        self.texts: set[str] = set()
         self.links: list[str] = []
         self.loaded: list[str] = []
         self.mistakes: list[str] = []
@@ -31,6 +35,7 @@ class Page(HTMLParser):
         found = {name: value or "" for name, value in attributes}
         if "id" in found:
             self.ids.add(found["id"])
+        self.texts.update(found[name] for name in ("aria-label", "title") if name in found)
         if tag == "html":
             self.language = found.get("lang", "")
         if tag == "a" and "href" in found:
@@ -40,6 +45,15 @@ class Page(HTMLParser):
         if tag == "link" and found.get("rel") not in ("stylesheet", "icon", "preload"):
             return
         self.loaded += [value for name, value in found.items() if (tag, name) in LOADED]
+
+    def handle_data(self, text: str) -> None:
+        self.texts.add(text.strip())
+
+
+def labels_of_the_theme() -> tuple[str, ...]:
+    """Return the English texts of the theme, which Chinese pages must not have."""
+    table = json.loads((Path(__file__).parent / "zh" / "theme.json").read_text(encoding="utf-8"))
+    return tuple(unescape(re.sub(r"<[^>]*>|_\(\"|\"\)", "", text)).strip() for text in table)
 
 
 def is_elsewhere(address: str) -> bool:
@@ -51,6 +65,9 @@ def problems(page: Page, pages: dict[Path, Page], site: Path) -> list[str]:
     found = [*page.mistakes]
     if not page.language:
         found.append("no language")
+    if page.language.startswith("zh"):
+        labels = labels_of_the_theme()
+        found += [f"not translated: {text}" for text in sorted(page.texts) if text.startswith(labels)]
     found += [
         f"needs the network: {address}" for address in page.loaded if is_elsewhere(address) and "data:" not in address
     ]

@@ -42,6 +42,17 @@ def test_the_faults_of_a_page_are_found(tmp_path: Path) -> None:
     assert "fastconv.convert is not in the reference" in result.stdout  # the small site has none
 
 
+def test_english_labels_of_a_chinese_page_are_found(tmp_path: Path) -> None:
+    chinese = PAGE.replace('lang="en"', 'lang="zh-CN"')
+    label = '<button aria-label="Toggle navigation of 教程">'
+    (tmp_path / "english.html").write_text(PAGE.format(head="", body=f"<span>Back to top</span>{label}"))
+    (tmp_path / "old.html").write_text(chinese.format(head="", body=f"<span>Back to top</span>{label}"))
+    (tmp_path / "new.html").write_text(chinese.format(head="", body="<span>回到顶部</span>"))
+    faults = [line for line in check(tmp_path).stdout.splitlines() if ".html: " in line]
+    labels = ("Back to top", "Toggle navigation of 教程")
+    assert faults == [f"old.html: not translated: {text}" for text in labels]
+
+
 def check(site: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "docs" / "check.py"), str(site)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)

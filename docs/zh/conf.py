@@ -10,7 +10,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from conf import *  # noqa: F403
 
+extensions = [*extensions, "chinese_theme"]  # noqa: F405
 language = "zh_CN"
+copyright = "fastconv 的开发者，MIT 许可证"
 html_title = "fastconv 中文教程"
 exclude_patterns: list[str] = []
 measured_pages: list[str] = []  # the cache has the results of the English pages
