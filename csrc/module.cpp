@@ -176,9 +176,8 @@ PYBIND11_MODULE(_C, m) {
         "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
         "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, "
         "thin_groups and gemm to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan "
-        "decides; the "
-        "default). "
-        "`winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band of a large call, "
+        "decides; the default). `winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a "
+        "band of a large call, "
         "in elements of input and output, unless it is 0.");
   m.def(
       "packed_weights",

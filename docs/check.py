@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import cache
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -50,6 +51,7 @@ class Page(HTMLParser):
         self.texts.add(text.strip())
 
 
+@cache
 def labels_of_the_theme() -> tuple[str, ...]:
     """Return the English texts of the theme, which Chinese pages must not have."""
     table = json.loads((Path(__file__).parent / "zh" / "theme.json").read_text(encoding="utf-8"))

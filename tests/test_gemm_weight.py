@@ -28,6 +28,10 @@ CASES = {
 }
 
 
+def force(choice: str) -> None:
+    _C.set_algorithms({"gemm": choice, "winograd": "never", "sparse_gradient": "never", "thin_groups": "never"})
+
+
 def pair(value: int | tuple[int, int]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
@@ -51,10 +55,11 @@ def gradients(x: Tensor, g: Tensor, w: Tensor, geometry: tuple[object, ...]) -> 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", CASES)
 def test_every_shape_is_exact(name: str, memory_format: torch.memory_format, level: str) -> None:
-    _C.set_algorithms({"gemm": "always", "winograd": "never", "sparse_gradient": "never", "thin_groups": "never"})
+    force("always")
     for dtype in (torch.float32, torch.float64):
         x, w, g, geometry = operands(name, dtype)
         *rest, groups = geometry
+        assert _C.plan("backward_weight", x.shape, w.shape, *geometry)["algorithm"] == "gemm"
         expected = torch.ops.aten.convolution_backward(
             g, x, w, [w.shape[0]], *rest, False, [0, 0], groups, [False, True, True]
         )[1:]
@@ -67,7 +72,7 @@ def test_every_shape_is_exact(name: str, memory_format: torch.memory_format, lev
 
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_bitwise_equal_for_every_number_of_threads(name: str) -> None:
-    _C.set_algorithms({"gemm": "always", "winograd": "never", "sparse_gradient": "never", "thin_groups": "never"})
+    force("always")
     x, w, g, geometry = operands(name, torch.float32)
     x, g = torch.randn_like(x), torch.randn_like(g)
     torch.set_num_threads(1)
@@ -85,9 +90,9 @@ def test_values_that_are_not_finite_reach_only_their_own_taps_and_channels(value
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     x[0, 3, 2, 2] = value
     g[1, 5, 3, 4] = value
-    _C.set_algorithms({"gemm": "never", "winograd": "never", "sparse_gradient": "never"})
+    force("never")
     expected = gradients(x, g, w, geometry)
-    _C.set_algorithms({"gemm": "always", "winograd": "never", "sparse_gradient": "never"})
+    force("always")
     for ours, theirs in zip(gradients(x, g, w, geometry), expected, strict=True):
         assert torch.equal(ours.isfinite(), theirs.isfinite())
         torch.testing.assert_close(ours, theirs, equal_nan=True)

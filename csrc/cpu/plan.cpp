@@ -116,13 +116,15 @@ bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double b
 // backward_weight: the lanes of gemm are taps, those of the direct kernel are output channels. So a gemm of few taps
 // wastes lanes. Milliseconds of the direct kernel / of gemm, 2 threads, batch of 8, channels_last, cold caches:
 //                             AVX-512        AVX2
-//   4->64 3x3, 64x64        1.08 / 1.44    1.40 / 1.43
-//   8->64 3x3, 64x64        1.80 / 2.13    2.35 / 1.94
-//   24->144 1x1, 32x32      0.54 / 0.63    0.73 / 0.59
-//   16->64 1x1, 64x64       1.19 / 1.05    1.18 / 0.70
-//   64->64 3x3 /2, 56x56    4.05 / 3.23    4.18 / 3.19
-//   512->256 1x1, 16x16     5.62 / 3.04
-//   512->512 3x3 /2, 8x8    5.57 / 3.30
+//   4->64 3x3, 64x64         1.13 /  1.57    1.78 /  1.87
+//   8->64 3x3, 64x64         1.95 /  2.31    2.37 /  1.97
+//   24->144 1x1, 32x32       0.50 /  0.60    0.64 /  0.47
+//   16->64 1x1, 64x64        0.76 /  0.70    1.05 /  0.69
+//   64->64 3x3 /2, 56x56     4.11 /  3.33    4.35 /  2.83
+//   512->128 1x1, 28x28     11.05 /  4.82   13.67 /  4.96
+//   256->128 1x1, 56x56     14.85 /  9.64   26.38 / 10.42
+//   1024->1024 1x1, 7x7      6.01 /  4.92    9.48 /  4.96
+//   512->512 3x3 /2, 8x8     5.28 /  3.48    7.68 /  3.33
 template <class T>
 bool is_gemm(const Conv2dShape& s) {
   const int64_t lanes = kernels().conv2d<T>().gemm_weight.block_lanes / 2, taps = s.taps();

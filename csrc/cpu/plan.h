@@ -23,7 +23,7 @@ enum class Algorithm {
   winograd,         // 3 x 3 kernels with fewer multiplications
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
-  gemm,             // backward_weight of 16 or more input channels: a product of two packed matrices
+  gemm,             // backward_weight of a vector of input channels or more: a product of two matrices
   few_channels,     // backward_weight of 1 to 4 input channels; up to 16 in fastconv.tune()
   torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };

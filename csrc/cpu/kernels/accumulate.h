@@ -1,4 +1,4 @@
-// The micro-kernel of the three direct passes and of the products in Winograd's algorithm:
+// The micro-kernel of the three direct passes, of gemm_weight.h and of the products in Winograd's algorithm:
 //
 //   acc[i][v] += sum over t of a[i][offset(t)] * b[t * b_step + v * lanes ...]       i < rows, v < vectors
 //
@@ -9,6 +9,7 @@
 //   forward           output pixels of x      output channels of w  taps (r, s, c)
 //   backward_data     output pixels of g      input channels of w   output channels
 //   backward_weight   taps (r, s, c) of x     output channels of g  output pixels
+//   gemm_weight       output channels of g    taps (r, s, c) of x   output pixels
 //
 // offset(t) comes from three nested loops (Walk), so stride and dilation cost nothing. The callers handle padding.
 //

@@ -11,10 +11,8 @@
 // Blocking: a register block holds block_rows output channels x block_lanes taps and sums over the pixels of the tile.
 // Both operands are packed, so that the inner loop reads them sequentially: g to [k / block_rows][pixel][block_rows],
 // x to one panel [pixel][block_lanes] after the other. The panel of x stays in the first-level cache while all k pass
-// over it. Without packing, 96 pixels of 1,024 channels share one set of that cache. Milliseconds without / with
-// packing, 2 threads of Zen 4, batch of 8, cold caches:
-//   1x1: 512->128, 28x28  10.4 / 4.8     256->128, 56x56  13.9 / 9.7     1024->1024, 7x7  5.9 / 4.9
-//   3x3 /2: 512->512, 8x8  5.6 / 3.3     64->64, 56x56  4.1 / 3.2
+// over it. Without packing, all pixels of an image with 1,024 channels share one set of that cache. The table in
+// plan.cpp compares this kernel with the direct one.
 #pragma once
 
 #include "blocks.h"
@@ -56,8 +54,8 @@ struct PackedMatrix {
   int64_t pixels, channels, stride, ahead;
 };
 
-// Packs one block of g and adds its sums over the pixels to db, if that is not null. A block has at most `vectors`
-// vectors of channels.
+// Packs one block of g. Adds its sums over the pixels to db, if that is not null: backward_bias (blocks.h) would read g
+// again.
 template <class T>
 FC_INLINE void pack_gradient_block(const T* g, const PackedMatrix& size, int64_t rows, T* to, T* db) {
   constexpr int vectors = (block_rows + lanes<T> - 1) / lanes<T>, partial_sums = 4;  // they keep the error small

@@ -17,7 +17,7 @@ enum class Workspace {
   output_tile,
   list_offsets,
   list_values,
-  intermediate,  // a tile of the convolution's results, Winograd's transforms, few_channels' patches
+  intermediate,  // a tile of the convolution's results, Winograd's transforms, few_channels' patches, gemm's matrices
   weight_block,
   whole_input,
   whole_gradient,
