@@ -71,6 +71,14 @@ std::atomic<const Level*>& current() {
 
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed)->kernels; }
 
+const PairsKernels* pairs_kernels() {
+#if defined(__x86_64__)
+  static const bool has = __builtin_cpu_supports("avx512bf16") != 0;
+  if (has && &kernels() == &kernels_avx512) return &kernels_pairs;
+#endif
+  return nullptr;
+}
+
 std::string cpu_capability() { return current().load()->name; }
 
 std::vector<std::string> cpu_capabilities() {

@@ -12,6 +12,9 @@ namespace fastconv {
 // set_cpu_capability chose another one.
 const Kernels& kernels();
 
+// The kernels that multiply pairs of bfloat16. Null if the CPU lacks AVX-512 BF16, or the level in use is below avx512.
+const PairsKernels* pairs_kernels();
+
 std::string cpu_capability();
 // The levels of this machine, lowest first.
 std::vector<std::string> cpu_capabilities();

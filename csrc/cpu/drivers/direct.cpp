@@ -1,5 +1,6 @@
 // Multiplies every tap of every pixel (kernels/direct_forward.h, direct_backward.h).
 #include "../memory/packed_weights.h"
+#include "../memory/reduced.h"
 #include "../plan.h"
 #include "epilogue.h"
 #include "tiling.h"
@@ -127,6 +128,44 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       }
       if (pools_later) fused.relu_max_pool2d(f.pool, conv, pooled);
       y.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
+    }
+  });
+}
+
+namespace {
+
+// The tensor as pairs of adjacent channels, each in the place of a float32. It is NHWC and has an even number of
+// channels.
+Tensor as_pairs(const Tensor& tensor) {
+  const int64_t C = tensor.size(1) / 2, H = tensor.size(2), W = tensor.size(3);
+  return torch::stable::from_blob(const_cast<void*>(tensor.const_data_ptr()), {tensor.size(0), C, H, W},
+                                  {H * W * C, 1, W * C, C}, tensor.device(), ScalarType::Float);
+}
+
+}  // namespace
+
+void pairs_forward(const Forward& call) {
+  Conv2dShape s = call.shape.conv;
+  s.C /= 2;
+  const Tensor input = as_pairs(call.input), weight = as_pairs(ordered(call.weight, true));
+  const std::optional<Tensor> wide_bias = widened(call.bias, Workspace::wide_bias);
+  const Blocks blocks = channel_blocks<float>(s, s.K);
+  const Bias<float> bias(wide_bias, weight);
+  const NhwcReader<float> x(input);
+  const NhwcWriter<uint16_t> y(call.output);
+  const bool streamed = y.streamed(s.K);
+  const Tiles tiles = forward_tiles<float>(without_pool(s), y.tile_pixels(tile_pixels), least_pixels, blocks.count());
+  const ForwardWeight<float> weights(s, weight, tiles);
+  const int64_t parts = parts_of_tile(tiles, blocks);
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Tile tile = tiles[i / parts];
+      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
+      const InputTile<float> from = input_of(s, x, tile, Workspace::input_tile);
+      const OutputTile<uint16_t> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed};
+      for (int64_t block = first; block < last; ++block) {
+        pairs_kernels()->forward(s, from, weights.block(block, bias.data), to, block);
+      }
     }
   });
 }

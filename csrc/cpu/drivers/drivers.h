@@ -13,6 +13,8 @@ namespace fastconv::cpu {
 
 template <class T>
 void direct_forward(const Forward& call, bool pool_in_registers);
+// bfloat16, in NHWC, with an even number of channels. The CPU has AVX-512 BF16.
+void pairs_forward(const Forward& call);
 template <class T>
 void winograd_forward(const Forward& call, const WinogradCut& cut);
 template <class T>

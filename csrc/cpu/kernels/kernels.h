@@ -169,6 +169,12 @@ struct ReducedKernels {
   void (*relu_backward)(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count);
 };
 
+// Convolution of bfloat16 (pairs.h). x and the weight are pairs of channels in the place of float32.
+struct PairsKernels {
+  void (*forward)(const Conv2dShape&, const InputTile<float>& x, const PackedWeight<float>&,
+                  const OutputTile<uint16_t>& y, int64_t block);
+};
+
 struct ReducedFamily {
   ReducedKernels bfloat16, half;
 };
@@ -201,6 +207,7 @@ extern const Kernels kernels_default;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const PairsKernels kernels_pairs;
 #endif
 
 }  // namespace fastconv
