@@ -89,7 +89,11 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
                      : pass == "backward_data" ? Pass::backward_data
                                                : Pass::backward_weight;
   const tuning::Following tuned(which, tuned_for(which, f, fused, type, channels_last, nonzero));
-  if (!fused && torch_is_faster(f.conv, which, type)) {
+  if (!fused && multiplies_pairs(f.conv, which, type, channels_last)) {
+    result["algorithm"] = name_of(Algorithm::pairs);
+    return result;
+  }
+  if (!fused && torch_is_faster(f.conv, which, type, channels_last)) {
     result["algorithm"] = "torch";
     result["rule"] = rule_for_torch(f.conv, which, type);
     return result;
@@ -165,20 +169,21 @@ PYBIND11_MODULE(_C, m) {
       "How the CPU computes a convolution: a dict with the 'algorithm' and the decisions that belong to it. Choices of "
       "fastconv.tune() count. `pass_` "
       "is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a (kernel_size, stride, padding, "
-      "dilation), fuses a ReLU and max-pooling. 16-bit dtypes are computed in float32. `channels_last` says that the "
-      "weight is channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
+      "dilation), fuses a ReLU and max-pooling. `channels_last` says that all tensors are channels_last. In backward, "
+      "`nonzero` is the share of the convolution's results that the gradient "
       "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
         "The names of the rules that leave calls to PyTorch, as in docs/reference/pytorch_calls.md. plan() names the "
         "'rule'.");
-  m.def("set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
-        pybind11::arg("band") = 0,
-        "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
-        "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, "
-        "thin_groups and gemm to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan "
-        "decides; the default). `winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a "
-        "band of a large call, "
-        "in elements of input and output, unless it is 0.");
+  m.def(
+      "set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
+      pybind11::arg("band") = 0,
+      "For tests: force or forbid algorithms of the CPU in this process, while no operator runs. `choices` maps any "
+      "of torch, winograd, small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, "
+      "thin_groups, gemm and pairs to 'always' (for every shape that it can compute), 'never' or 'measured' (the plan "
+      "decides; the default). `winograd` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a "
+      "band of a large call, "
+      "in elements of input and output, unless it is 0.");
   m.def(
       "packed_weights",
       [] {

@@ -36,8 +36,9 @@ Candidate candidate_of(Algorithm algorithm) {
 
 const char* name_of(Candidate candidate) {
   constexpr std::array<const char*, static_cast<size_t>(Candidate::candidates)> names{
-      "none",       "torch",        "direct",          "pool_in_registers", "thin_groups", "winograd_2",  "winograd_3",
-      "winograd_4", "small_output", "sparse_gradient", "weight_as_patches", "gemm",        "few_channels"};
+      "none",       "torch",       "direct",       "pool_in_registers", "thin_groups",       "winograd_2",
+      "winograd_3", "winograd_4",  "small_output", "sparse_gradient",   "weight_as_patches", "gemm",
+      "pairs",      "few_channels"};
   return names[static_cast<size_t>(candidate)];
 }
 

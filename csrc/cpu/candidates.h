@@ -19,6 +19,7 @@ enum class Candidate : uint8_t {
   sparse_gradient,
   weight_as_patches,  // sparse_gradient
   gemm,
+  pairs,
   few_channels,
   candidates
 };

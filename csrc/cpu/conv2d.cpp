@@ -30,9 +30,18 @@ void run_in_float32(const Forward& call) {
   });
 }
 
+// pairs has no max-pooling, and no activations besides ReLU and ReLU6.
+bool may_multiply_pairs(const Forward& call) {
+  if (call.argmax || (call.epilogue && !call.epilogue->fits_registers())) return false;
+  return is_nhwc(call.input) && is_nhwc(call.output);
+}
+
 }  // namespace
 
 void run_forward(const Forward& call) {
+  if (multiplies_pairs(call.shape.conv, Pass::forward, call.input.scalar_type(), may_multiply_pairs(call))) {
+    return pairs_forward(call);
+  }
   if (is_reduced(call.input)) return run_in_float32(call);
   dispatch_floating(call.input, call.argmax ? "conv2d_relu_max_pool2d" : "conv2d", [&](auto type) {
     using T = decltype(type);
@@ -58,12 +67,14 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   const bool channels_last = result_is_channels_last(input, weight);
   const auto run = [&] {
     static const bool on = getenv("PAIRS") != nullptr;
-    if (on && pairs_kernels() && input.scalar_type() == ScalarType::BFloat16 && s.groups == 1 && s.C % 2 == 0 && is_nhwc(input) && (channels_last || s.P * s.Q == 1)) {
+    if (on && pairs_kernels() && input.scalar_type() == ScalarType::BFloat16 && s.groups == 1 && s.C % 2 == 0 &&
+        is_nhwc(input) && (channels_last || s.P * s.Q == 1)) {
       const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
       if (output.numel() > 0) pairs_forward({without_pool(s), input, weight, bias, output});
       return output;
     }
-    if (torch_is_faster(s, Pass::forward, input.scalar_type())) {
+    const bool nhwc = in_nhwc(input, channels_last, s.K, s.P * s.Q);
+    if (torch_is_faster(s, Pass::forward, input.scalar_type(), nhwc)) {
       return aten_conv2d(s, input, weight, bias, channels_last);
     }
     const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);

@@ -96,6 +96,11 @@ void weight_by_bands(const Backward& call, const View& view, const BandLimits& l
   if (rows && call.shape.windows_overlap_in_rows() && !all_finite<T>(grad_weight)) run(false);
 }
 
+bool data_multiplies_pairs(const Backward& call) {
+  const bool nhwc = !call.argmax && is_nhwc(call.grad_output) && is_nhwc(*call.grad_input);
+  return multiplies_pairs(call.shape.conv, Pass::backward_data, call.grad_output.scalar_type(), nhwc);
+}
+
 }  // namespace
 
 Gradients Backward::allocate(bool needs_input, bool needs_weight) {
@@ -107,8 +112,13 @@ Gradients Backward::allocate(bool needs_input, bool needs_weight) {
 
 void run_backward(const Backward& call) {
   const Conv2dShape& s = call.shape.conv;
-  const bool data = call.grad_input && call.grad_input->numel() > 0, weight = call.grad_weight && s.N > 0;
+  bool data = call.grad_input && call.grad_input->numel() > 0;
+  const bool weight = call.grad_weight && s.N > 0;
   if (call.grad_weight && !weight) zero(*call.grad_weight), zero(*call.grad_bias);
+  if (data && data_multiplies_pairs(call)) {
+    pairs_backward_data(s, call.grad_output, *call.weight, *call.grad_input);
+    data = false;
+  }
   if (!data && !weight) return;
   const View view{is_reduced(call.grad_output)};
   const BandLimits limits = band_limits(view.reduced);
@@ -141,8 +151,9 @@ Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const 
   const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
   const ScalarType type = input.scalar_type();
   const auto run = [&](bool of_input, bool of_weight) {
-    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type);
-    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type);
+    const bool nhwc = in_nhwc(grad_output, is_channels_last(input), s.C, s.H * s.W);
+    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type, nhwc);
+    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type, nhwc);
     Backward call{without_pool(s), grad_output, {}, input, weight};
     Gradients gradients = call.allocate(of_input && !data_by_torch, of_weight && !weight_by_torch);
     run_backward(call);
@@ -165,7 +176,8 @@ Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, con
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   const auto run = [&] {
-    if (torch_is_faster(s, Pass::backward_data, grad_output.scalar_type())) {
+    const bool nhwc = in_nhwc(grad_output, channels_last, s.C, s.H * s.W);
+    if (torch_is_faster(s, Pass::backward_data, grad_output.scalar_type(), nhwc)) {
       return aten_conv2d_backward_data(s, grad_output, weight, channels_last);
     }
     Backward call{without_pool(s), grad_output};
@@ -185,7 +197,7 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   const auto run = [&]() -> std::tuple<Tensor, Tensor> {
-    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type())) {
+    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type(), false)) {
       return aten_conv2d_backward_weight(s, grad_output, input, channels_last);
     }
     Backward call{without_pool(s), grad_output};

@@ -35,7 +35,8 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
   const std::optional<Tensor> conv_bias = running_mean ? std::nullopt : bias;
   const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
   const auto run = [&] {
-    if (torch_is_faster(s, Pass::forward, type)) {
+    const bool nhwc = epilogue.fits_registers() && in_nhwc(input, channels_last, s.K, s.P * s.Q);
+    if (torch_is_faster(s, Pass::forward, type, nhwc)) {
       const Tensor output = aten_conv2d(s, input, weight, conv_bias, channels_last);
       if (output.numel() > 0) normalize(output, epilogue, output);
       return output;

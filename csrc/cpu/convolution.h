@@ -25,6 +25,12 @@ struct Forward {
   }
 };
 
+// Whether plan.h may choose pairs for a call that reads `input` and writes a result of `channels` channels and `pixels`
+// pixels.
+inline bool in_nhwc(const Tensor& input, bool channels_last, int64_t channels, int64_t pixels) {
+  return is_nhwc(input) && (channels_last || channels == 1 || pixels == 1);
+}
+
 // Writes `output`, which is not empty.
 void run_forward(const Forward& call);
 

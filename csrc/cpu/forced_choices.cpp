@@ -12,10 +12,16 @@ namespace {
 
 enum class Choice { unset, measured, always, never };
 
-constexpr std::array<const char*, options> option_names{
-    "torch",        "winograd",          "small_output",      "sparse_gradient",
-    "few_channels", "pool_in_registers", "weight_as_patches", "thin_groups",
-    "gemm"};
+constexpr std::array<const char*, options> option_names{"torch",
+                                                        "winograd",
+                                                        "small_output",
+                                                        "sparse_gradient",
+                                                        "few_channels",
+                                                        "pool_in_registers",
+                                                        "weight_as_patches",
+                                                        "thin_groups",
+                                                        "gemm",
+                                                        "pairs"};
 std::array<std::atomic<Choice>, options> choices{};
 std::atomic<int> winograd_side{-1};
 std::atomic<int64_t> band_size{0};

@@ -16,6 +16,7 @@ enum Option {
   weight_as_patches,
   thin_groups,
   gemm,
+  pairs,
   options
 };
 

@@ -28,6 +28,9 @@ struct Epilogue {
   std::optional<Tensor> residual;
   Activation activation;
   double slope;  // of leaky_relu
+
+  // Whether the direct kernels can apply it to their sums in registers.
+  bool fits_registers() const { return activation <= Activation::relu6; }
 };
 
 // The vectors of a batch norm. `inverse`: `spread` is 1 / sqrt(variance + eps), else it is the variance.

@@ -246,16 +246,33 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
 // ---- plans -------------------------------------------------------------------------------------------------------
 
 const char* name_of(Algorithm algorithm) {
-  constexpr std::array<const char*, 8> names{"direct",          "thin_groups", "winograd",     "small_output",
-                                             "sparse_gradient", "gemm",        "few_channels", "torch"};
+  constexpr std::array<const char*, 9> names{"direct", "thin_groups", "winograd",     "small_output", "sparse_gradient",
+                                             "gemm",   "pairs",       "few_channels", "torch"};
   return names[static_cast<size_t>(algorithm)];
 }
 
-bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type) {
+// PyTorch's time / that of pairs, 2 threads of Zen 5, channels_last, batch of 8: TABLE
+bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc) {
+  if (type != ScalarType::BFloat16 || !nhwc || s.groups != 1 || pairs_kernels() == nullptr) return false;
+  if (pass == Pass::backward_weight || never(pairs)) return false;
+  if (pass == Pass::forward && s.C % 2 != 0) return false;
+  if (pass == Pass::backward_data) {
+    const Conv2dShape turned = turned_around(s);
+    if (s.K % 2 != 0 || s.stride_h != 1 || s.stride_w != 1 || turned.pad_h < 0 || turned.pad_w < 0) return false;
+  }
+  if (always(pairs)) return true;
+  const Candidate tuned = tuned_choice(pass);
+  if (tuned != Candidate::none) return tuned == Candidate::pairs;
+  return !always(torch_itself) && !(torch_is_allowed() && is_mostly_padding(s));
+}
+
+bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc) {
+  if (multiplies_pairs(s, pass, type, nhwc)) return false;
   if (!torch_is_allowed() || !torch_can_compute(s)) return false;
   if (always(torch_itself)) return true;
   const Candidate tuned = tuned_choice(pass);
-  return tuned == Candidate::none ? rule_for_torch(s, pass, type) != nullptr : tuned == Candidate::torch;
+  const bool by_rules = tuned == Candidate::none || tuned == Candidate::pairs;
+  return by_rules ? rule_for_torch(s, pass, type) != nullptr : tuned == Candidate::torch;
 }
 
 bool has_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024; }
@@ -265,7 +282,7 @@ int64_t pixels_between_windows(const Pool2dShape& s) { return std::min(s.stride_
 Conv2dShape turned_around(const Conv2dShape& s) {
   Conv2dShape turned = s;
   turned.C = s.K, turned.K = s.C, turned.H = s.P, turned.P = s.H, turned.W = s.Q, turned.Q = s.W;
-  turned.pad_h = s.R - 1 - s.pad_h, turned.pad_w = s.S - 1 - s.pad_w;
+  turned.pad_h = (s.R - 1) * s.dilation_h - s.pad_h, turned.pad_w = (s.S - 1) * s.dilation_w - s.pad_w;
   return turned;
 }
 

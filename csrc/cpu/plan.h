@@ -24,6 +24,7 @@ enum class Algorithm {
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
   gemm,             // backward_weight of a vector of input channels or more: a product of two matrices
+  pairs,            // bfloat16 with AVX-512 BF16, forward and backward_data: multiplies pairs of channels
   few_channels,     // backward_weight of 1 to 4 input channels; up to 16 in fastconv.tune()
   torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };
@@ -32,9 +33,12 @@ const char* name_of(Algorithm algorithm);
 
 enum class Pass { forward, backward_data, backward_weight };
 
-// Whether PyTorch's own operator computes a convolution, or a gradient of one, faster than every other algorithm.
-// `type` is that of the tensors. FASTCONV_ALGORITHM=own: never.
-bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type);
+// Whether `pairs` computes a convolution, or a gradient of one. `type` is that of the tensors. `nhwc`: the tensor that
+// the pass reads beside the weight, and its result, are in NHWC. The epilogue has at most ReLU or ReLU6.
+bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
+
+// Whether PyTorch's own operator computes it faster than every other algorithm. FASTCONV_ALGORITHM=own: never.
+bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
 // multiplications of all tiles for each pair of input and output channel.
@@ -106,10 +110,10 @@ int64_t pixels_between_windows(const Pool2dShape& s);
 Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of torch, winograd,
-// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, thin_groups and gemm to "always"
-// (for every shape that it can compute), "never", or "measured" (the plan decides; the default). `winograd_side`
-// replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0. Throws
-// std::invalid_argument.
+// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, thin_groups, gemm and pairs to
+// "always" (for every shape that it can compute), "never", or "measured" (the plan decides; the default).
+// `winograd_side` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0.
+// Throws std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
 }  // namespace fastconv::cpu

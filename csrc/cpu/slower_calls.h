@@ -11,6 +11,9 @@ namespace fastconv::cpu {
 // Whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
 bool torch_can_compute(const Conv2dShape& s);
 
+// Whether a call multiplies mostly zeros of the padding.
+bool is_mostly_padding(const Conv2dShape& s);
+
 // Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. Most rules are for a
 // convolution alone, because fusion gains more than PyTorch's convolution would save.
 const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool fused = false);

@@ -112,9 +112,20 @@ bool all_finite(const Tensor& tensor) {
 
 // ---- candidates --------------------------------------------------------------------------------------------------
 
+// Whether the tensor that a pass reads beside the weight, and its result, are in NHWC.
+bool is_nhwc(const TunedCall& call) {
+  const Conv2dShape& s = call.shape.conv;
+  const bool data = call.pass == Pass::backward_data;
+  const int64_t channels = data ? s.C : s.K, pixels = data ? s.H * s.W : s.P * s.Q;
+  const bool result = call.result == Order::nhwc || channels == 1 || pixels == 1;
+  return call.operands[0] != Order::nchw && result;
+}
+
 template <class T>
 Candidate planned_in(const TunedCall& call, double nonzero) {
-  if (!call.fused && torch_is_faster(call.shape.conv, call.pass, call.type)) return Candidate::torch;
+  const bool nhwc = is_nhwc(call);
+  if (!call.fused && multiplies_pairs(call.shape.conv, call.pass, call.type, nhwc)) return Candidate::pairs;
+  if (!call.fused && torch_is_faster(call.shape.conv, call.pass, call.type, nhwc)) return Candidate::torch;
   if (call.pass == Pass::forward) {
     const bool krsc = call.operands[1] == Order::nhwc || call.operands[1] == Order::either;
     return candidate_of(plan_forward<T>(call.shape, krsc), call.fused);

@@ -13,8 +13,6 @@ namespace fastconv::cpu {
 
 template <class T>
 void direct_forward(const Forward& call, bool pool_in_registers);
-// bfloat16, in NHWC, with an even number of channels. The CPU has AVX-512 BF16.
-void pairs_forward(const Forward& call);
 template <class T>
 void winograd_forward(const Forward& call, const WinogradCut& cut);
 template <class T>
@@ -54,6 +52,11 @@ void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const 
                          const Tensor& grad_input);
 void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                            const Tensor& grad_weight, const Tensor& grad_bias);
+
+// For bfloat16, where multiplies_pairs() says so (plan.h).
+void pairs_forward(const Forward& call);
+void pairs_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                         const Tensor& grad_input);
 
 // The gradient for drivers that skip its zeros: one value and one byte of `argmax` for each pooling window and channel,
 // both NHWC. The byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.

@@ -2,20 +2,22 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "../convolution.h"
 #include "../memory/nhwc.h"
 
 namespace fastconv::cpu {
 
-template <class T>
+// `Stored`: the type of the result and of the residual.
+template <class T, class Stored = T>
 class TileEpilogue {
  public:
   explicit TileEpilogue(const Forward& call) : epilogue_(call.epilogue), K_(call.shape.conv.K) {
     if (epilogue_ == nullptr) return;
     const ChannelConstants<T, 3>& constants = epilogue_->constants->of<T>();
     for (size_t i = 0; i < 3; ++i) constants_[i] = constants[i].data();
-    if (epilogue_->residual) residual_ = to_nhwc<T>(*epilogue_->residual);
+    if (epilogue_->residual) residual_ = in_nhwc(*epilogue_->residual);
   }
 
   // y: `pixels` pixels, from pixel `first` of all images on, of the channels [c.first, c.last). The pixels are `stride`
@@ -29,11 +31,8 @@ class TileEpilogue {
         {add ? add + c.first : nullptr, K_}, {y, stride}, {pixels, c.last - c.first});
   }
 
-  // Whether the direct kernel can apply the epilogue to its sums in registers.
-  bool fits_registers() const { return epilogue_ != nullptr && epilogue_->activation <= Activation::relu6; }
-
   // The epilogue in the form of the direct kernel, for a tile that begins at pixel `first`.
-  StoredForm<T> form(int64_t first) const {
+  StoredForm<T, Stored> form(int64_t first) const {
     constexpr T infinity = std::numeric_limits<T>::infinity();
     const bool limited = epilogue_->activation != Activation::none;
     const T most = epilogue_->activation == Activation::relu6 ? T(6) : infinity;
@@ -48,7 +47,14 @@ class TileEpilogue {
   }
 
  private:
-  const T* residual_from(int64_t pixel) const { return residual_ ? data<T>(*residual_) + pixel * K_ : nullptr; }
+  static Tensor in_nhwc(const Tensor& residual) {
+    if constexpr (std::is_same_v<Stored, T>) return to_nhwc<T>(residual);
+    return ordered(residual, true);
+  }
+
+  const Stored* residual_from(int64_t pixel) const {
+    return residual_ ? data<Stored>(*residual_) + pixel * K_ : nullptr;
+  }
 
   const Epilogue* epilogue_;
   int64_t K_;

@@ -6,18 +6,19 @@
 #include <cstdint>
 
 #include "../../shapes.h"
+#include "assert.h"
 #include "kernels.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,fma"))), apply_to = function)
 #else
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl")
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,fma")
 #endif
 
 #include "pairs.h"
 
 namespace fastconv {
-const PairsKernels kernels_pairs = {.forward = pairs::forward};
+const PairsKernels kernels_pairs = {.forward = pairs::forward, .pack_weight_backward = pairs::pack_weight_backward};
 }
 
 #if defined(__clang__)

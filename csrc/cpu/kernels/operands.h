@@ -20,11 +20,12 @@ struct InputTile {
 //
 //   min(max((x - center[c]) * scale[c] + shift[c] + residual, least), most)
 //
-// `residual` has one element for each element of the tile, or is null.
-template <class T>
+// `residual` has one element for each element of the tile, or is null. `Stored` is the type of the result and of
+// `residual`, `T` that of the sums.
+template <class T, class Stored = T>
 struct StoredForm {
   const T *center, *scale, *shift;
-  const T* residual;
+  const Stored* residual;
   T least, most;
 };
 
