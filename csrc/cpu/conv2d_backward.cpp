@@ -101,6 +101,11 @@ bool data_multiplies_pairs(const Backward& call) {
   return multiplies_pairs(call.shape.conv, Pass::backward_data, call.grad_output.scalar_type(), nhwc);
 }
 
+bool weight_multiplies_pairs(const Backward& call) {
+  const bool nhwc = !call.argmax && is_nhwc(call.grad_output) && is_nhwc(*call.input);
+  return multiplies_pairs(call.shape.conv, Pass::backward_weight, call.grad_output.scalar_type(), nhwc);
+}
+
 }  // namespace
 
 Gradients Backward::allocate(bool needs_input, bool needs_weight) {
@@ -112,25 +117,29 @@ Gradients Backward::allocate(bool needs_input, bool needs_weight) {
 
 void run_backward(const Backward& call) {
   const Conv2dShape& s = call.shape.conv;
-  bool data = call.grad_input && call.grad_input->numel() > 0;
-  const bool weight = call.grad_weight && s.N > 0;
+  bool data = call.grad_input && call.grad_input->numel() > 0, weight = call.grad_weight && s.N > 0;
   if (call.grad_weight && !weight) zero(*call.grad_weight), zero(*call.grad_bias);
   if (data && data_multiplies_pairs(call)) {
     pairs_backward_data(s, call.grad_output, *call.weight, *call.grad_input);
     data = false;
   }
-  if (!data && !weight) return;
   const View view{is_reduced(call.grad_output)};
   const BandLimits limits = band_limits(view.reduced);
-  const bool one_piece = data && weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call;
+  const auto is_one_piece = [&] { return data && weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call; };
   const auto write_weight = [&](const auto& compute) {
     view.write(*call.grad_weight, Workspace::wide_result, [&](const Tensor& dw) {
       view.write(*call.grad_bias, Workspace::wide_bias, [&](const Tensor& db) { compute(dw, db); });
     });
   };
+  if (weight && weight_multiplies_pairs(call)) {
+    write_weight(
+        [&](const Tensor& dw, const Tensor& db) { pairs_backward_weight(s, call.grad_output, *call.input, dw, db); });
+    weight = false;
+  }
+  if (!data && !weight) return;
   view.dispatch(call.grad_output, "conv2d_backward", [&](auto type) {
     using T = decltype(type);
-    if (one_piece) {
+    if (is_one_piece()) {
       Gradient<T> g(call.shape, view.read(call.grad_output, Workspace::wide_gradient), call.argmax);
       const Tensor w = view.read(*call.weight, Workspace::wide_weight);
       view.write(*call.grad_input, Workspace::wide_result, [&](const Tensor& dx) { backward_data(g, w, dx); });
@@ -153,7 +162,8 @@ Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const 
   const auto run = [&](bool of_input, bool of_weight) {
     const bool nhwc = in_nhwc(grad_output, is_channels_last(input), s.C, s.H * s.W);
     const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type, nhwc);
-    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type, nhwc);
+    const bool both_nhwc = is_nhwc(grad_output) && is_nhwc(input);
+    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type, both_nhwc);
     Backward call{without_pool(s), grad_output, {}, input, weight};
     Gradients gradients = call.allocate(of_input && !data_by_torch, of_weight && !weight_by_torch);
     run_backward(call);
@@ -197,7 +207,8 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   const auto run = [&]() -> std::tuple<Tensor, Tensor> {
-    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type(), false)) {
+    const bool nhwc = is_nhwc(grad_output) && is_nhwc(input);
+    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type(), nhwc)) {
       return aten_conv2d_backward_weight(s, grad_output, input, channels_last);
     }
     Backward call{without_pool(s), grad_output};

@@ -254,8 +254,9 @@ const char* name_of(Algorithm algorithm) {
 // PyTorch's time / that of pairs, 2 threads of Zen 5, channels_last, batch of 8: TABLE
 bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc) {
   if (type != ScalarType::BFloat16 || !nhwc || s.groups != 1 || pairs_kernels() == nullptr) return false;
-  if (pass == Pass::backward_weight || never(pairs)) return false;
-  if (pass == Pass::forward && s.C % 2 != 0) return false;
+  if (never(pairs)) return false;
+  if (pass != Pass::backward_data && s.C % 2 != 0) return false;
+  if (pass == Pass::backward_weight && s.K % 2 != 0) return false;
   if (pass == Pass::backward_data) {
     const Conv2dShape turned = turned_around(s);
     if (s.K % 2 != 0 || s.stride_h != 1 || s.stride_w != 1 || turned.pad_h < 0 || turned.pad_w < 0) return false;

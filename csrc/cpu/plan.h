@@ -24,7 +24,7 @@ enum class Algorithm {
   small_output,     // few output pixels: reads the weight without packing it
   sparse_gradient,  // gradients: multiplies the non-zero values of grad_output only
   gemm,             // backward_weight of a vector of input channels or more: a product of two matrices
-  pairs,            // bfloat16 with AVX-512 BF16, forward and backward_data: multiplies pairs of channels
+  pairs,            // bfloat16 with AVX-512 BF16, in NHWC: multiplies pairs of channels or pixels
   few_channels,     // backward_weight of 1 to 4 input channels; up to 16 in fastconv.tune()
   torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };
@@ -33,8 +33,8 @@ const char* name_of(Algorithm algorithm);
 
 enum class Pass { forward, backward_data, backward_weight };
 
-// Whether `pairs` computes a convolution, or a gradient of one. `type` is that of the tensors. `nhwc`: the tensor that
-// the pass reads beside the weight, and its result, are in NHWC. The epilogue has at most ReLU or ReLU6.
+// Whether `pairs` computes a convolution, or a gradient of one. `type` is that of the tensors. `nhwc`: all tensors
+// but the weight are in NHWC. The epilogue has at most ReLU or ReLU6.
 bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
 // Whether PyTorch's own operator computes it faster than every other algorithm. FASTCONV_ALGORITHM=own: never.

@@ -112,9 +112,12 @@ bool all_finite(const Tensor& tensor) {
 
 // ---- candidates --------------------------------------------------------------------------------------------------
 
-// Whether the tensor that a pass reads beside the weight, and its result, are in NHWC.
+// Whether all tensors but the weight are in NHWC.
 bool is_nhwc(const TunedCall& call) {
   const Conv2dShape& s = call.shape.conv;
+  if (call.pass == Pass::backward_weight) {
+    return call.operands[0] != Order::nchw && call.operands[1] != Order::nchw;
+  }
   const bool data = call.pass == Pass::backward_data;
   const int64_t channels = data ? s.C : s.K, pixels = data ? s.H * s.W : s.P * s.Q;
   const bool result = call.result == Order::nhwc || channels == 1 || pixels == 1;

@@ -57,6 +57,9 @@ void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, cons
 void pairs_forward(const Forward& call);
 void pairs_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input);
+// The gradients are float32.
+void pairs_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                           const Tensor& grad_weight, const Tensor& grad_bias);
 
 // The gradient for drivers that skip its zeros: one value and one byte of `argmax` for each pooling window and channel,
 // both NHWC. The byte is the position of the maximum in its window, or `no_gradient` where no gradient passes.

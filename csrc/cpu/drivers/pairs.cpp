@@ -1,5 +1,5 @@
 // bfloat16 with AVX-512 BF16: multiplies pairs of channels (kernels/pairs.h). Tensors are read and written in place.
-#include <type_traits>
+#include "pairs.h"
 
 #include "../memory/reduced.h"
 #include "epilogue.h"
@@ -7,29 +7,6 @@
 
 namespace fastconv::cpu {
 namespace {
-
-// A tensor in NHWC with an even number of channels, and the same memory as pairs of channels. Each pair is a float32.
-class Pairs {
- public:
-  explicit Pairs(const Tensor& tensor) : owner_(aligned(ordered(tensor, true))) {}
-
-  Tensor tensor() const {
-    const int64_t C = owner_.size(1) / 2, H = owner_.size(2), W = owner_.size(3);
-    return torch::stable::from_blob(const_cast<void*>(owner_.const_data_ptr()), {owner_.size(0), C, H, W},
-                                    {H * W * C, 1, W * C, C}, owner_.device(), ScalarType::Float);
-  }
-
- private:
-  // A part of a tensor may begin between two pairs.
-  static Tensor aligned(const Tensor& tensor) {
-    if (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % alignof(float) == 0) return tensor;
-    Tensor copy = empty(sizes_of(tensor), tensor, true);
-    torch::stable::copy_(copy, tensor);
-    return copy;
-  }
-
-  Tensor owner_;
-};
 
 Conv2dShape shape_in_pairs(Conv2dShape s) {
   s.C /= 2;

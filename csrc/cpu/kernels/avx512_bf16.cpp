@@ -1,3 +1,5 @@
+// The kernels of pairs.h and pairs_weight.h, with a table of their own: the other kernels of these CPUs are those of
+// avx512.cpp.
 #if defined(__x86_64__)
 
 // Include these before the target region opens, as avx512.cpp does.
@@ -8,17 +10,29 @@
 #include "../../shapes.h"
 #include "assert.h"
 #include "kernels.h"
+#include "range.h"
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \
+                             apply_to = function)
 #else
-#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512vl,fma")
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 #endif
 
+#define FC_LEVEL avx512_bf16
+#define FC_VECTOR_BYTES 64
+#define FC_BLOCK_ROWS 12
+
 #include "pairs.h"
+#include "pairs_weight.h"
 
 namespace fastconv {
-const PairsKernels kernels_pairs = {.forward = pairs::forward, .pack_weight_backward = pairs::pack_weight_backward};
+const PairsKernels kernels_pairs = {.forward = avx512_bf16::pairs::forward,
+                                    .pack_weight_backward = avx512_bf16::pairs::pack_weight_backward,
+                                    .weight = {.block_rows = avx512_bf16::block_rows,
+                                               .block_lanes = avx512_bf16::block_lanes<float>,
+                                               .workspace_size = avx512_bf16::pairs::workspace_size,
+                                               .backward_weight = avx512_bf16::pairs::backward_weight}};
 }
 
 #if defined(__clang__)

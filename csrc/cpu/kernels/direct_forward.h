@@ -70,30 +70,31 @@ template <class T>
 struct FormOfVector {
   Vec<T> center, scale, shift;
 
-  FormOfVector(const StoredForm<T>& form, int64_t lane, int64_t count)
+  template <class Form>
+  FormOfVector(const Form& form, int64_t lane, int64_t count)
       : center(load_upto(form.center + lane, count)),
         scale(load_upto(form.scale + lane, count)),
         shift(load_upto(form.shift + lane, count)) {}
 
-  FC_INLINE Vec<T> of(const StoredForm<T>& form, Vec<T> sum, int64_t at, int64_t count) const {
-    Vec<T> value = (sum - center) * scale + shift;
-    if (form.residual) value += load_upto(form.residual + at, count);
-    value = form.least > value ? Vec<T>{} + form.least : value;  // a NaN is kept
-    return value > form.most ? Vec<T>{} + form.most : value;
-  }
+  FC_INLINE Vec<T> of(Vec<T> sum) const { return (sum - center) * scale + shift; }
 };
 
-// Computes the form of the rows [0, count) of a block. `first`: the pixel of the first row.
-template <class T, int vectors, int rows>
-FC_INLINE void to_form(Block<T, vectors, rows>& acc, int count, const StoredForm<T>& form, int64_t first, int64_t K,
-                       int64_t last_lanes) {
+// Computes the form of the rows [0, count) of a block. `first`: the pixel of the first row. residual(at, used) loads
+// elements of the residual.
+template <class T, int vectors, int rows, class Form, class Residual>
+FC_INLINE void to_form(Block<T, vectors, rows>& acc, int count, const Form& form, int64_t first, int64_t K,
+                       int64_t last_lanes, const Residual& residual) {
 #pragma GCC unroll 2
   for (int v = 0; v < vectors; ++v) {
     const int64_t lane = v * lanes<T>, used = v < vectors - 1 ? lanes<T> : last_lanes;
     const FormOfVector<T> of_vector(form, lane, used);
 #pragma GCC unroll 12
     for (int row = 0; row < rows; ++row) {
-      if (row < count) acc.value[row][v] = of_vector.of(form, acc.value[row][v], (first + row) * K + lane, used);
+      if (row >= count) continue;
+      Vec<T> value = of_vector.of(acc.value[row][v]);
+      if (form.residual) value += residual((first + row) * K + lane, used);
+      value = form.least > value ? Vec<T>{} + form.least : value;  // a NaN is kept
+      acc.value[row][v] = value > form.most ? Vec<T>{} + form.most : value;
     }
   }
 }
@@ -150,7 +151,8 @@ FC_INLINE void forward_rows(const Conv2dShape& s, const Walk& taps, const Stride
     }
   }
   if constexpr (!fused) {
-    if (to.form) to_form<T, vectors, rows>(acc, count, *to.form, first, s.K, columns.last_lanes);
+    const auto residual = [&](int64_t at, int64_t used) { return load_upto(to.form->residual + at, used); };
+    if (to.form) to_form<T, vectors, rows>(acc, count, *to.form, first, s.K, columns.last_lanes, residual);
   }
   store_windows<T, vectors, rows, window, fused>(acc, count, to, first, s.K, columns.last_lanes);
 }

@@ -155,16 +155,8 @@ struct WeightTarget {
   bool overwrite;
 };
 
-// Computes dw of `count` output channels and one panel. If this is inlined, the compiler keeps a pointer for each row
-// in a register, and the inner loop keeps its own pointers on the stack.
 template <class T, int vectors, int rows>
-__attribute__((noinline)) void weight_block(int64_t pixels, const T* g, const T* x, int64_t count,
-                                            const WeightTarget<T>& to) {
-  const T* a[rows];
-#pragma GCC unroll 12
-  for (int row = 0; row < rows; ++row) a[row] = g + row;
-  Block<T, vectors, rows> acc = {};
-  accumulate<T, vectors, false>(acc, a, {1, 0, 1, 0, pixels, rows}, x, vectors * lanes<T>, 0);
+FC_INLINE void store_sums(const Block<T, vectors, rows>& acc, int64_t count, const WeightTarget<T>& to) {
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row) {
     if (row >= count) continue;
@@ -177,13 +169,27 @@ __attribute__((noinline)) void weight_block(int64_t pixels, const T* g, const T*
   }
 }
 
-// Computes dw of all `channels` output channels and one panel.
-template <class T, int vectors>
-void weight_panel(int64_t pixels, const T* g, const T* x, int64_t channels, WeightTarget<T> to) {
+// Computes dw of `count` output channels and one panel. If this is inlined, the compiler keeps a pointer for each row
+// in a register, and the inner loop keeps its own pointers on the stack.
+template <class T, int vectors, int rows>
+__attribute__((noinline)) void weight_block(int64_t pixels, const T* g, const T* x, int64_t count,
+                                            const WeightTarget<T>& to) {
+  const T* a[rows];
+#pragma GCC unroll 12
+  for (int row = 0; row < rows; ++row) a[row] = g + row;
+  Block<T, vectors, rows> acc = {};
+  accumulate<T, vectors, false>(acc, a, {1, 0, 1, 0, pixels, rows}, x, vectors * lanes<T>, 0);
+  store_sums(acc, count, to);
+}
+
+// Computes dw of all `channels` output channels and one panel. block(Constant<rows>) returns the function that computes
+// a block of that many rows.
+template <class T, class BlockOf>
+void weight_panel(int64_t pixels, const T* g, const T* x, int64_t channels, WeightTarget<T> to, const BlockOf& block) {
   int64_t k = 0;
   const auto compute = [&](auto some, int64_t count) {
     constexpr int rows = decltype(some)::value;
-    weight_block<T, vectors, rows>(pixels, g, x, count, to);
+    block(some)(pixels, g, x, count, to);
     g += pixels * rows;
     to.dw += rows * to.taps;
     k += rows;
@@ -225,13 +231,13 @@ void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const Gradient
     const TapPanel<T> panel(s, x.strides, tap, count);
     const int64_t last_lanes = count > lanes<T> ? count - lanes<T> : count;
     const WeightTarget<T> to{sums.weight + part.k.first * taps + tap, taps, last_lanes, part.overwrite};
-    if (count > lanes<T>) {
-      pack_taps<T, 2>(s, group_x, g, panel, part.x_ahead, packed_x);
-      weight_panel<T, 2>(pixels, workspace, packed_x, channels, to);
-    } else {
-      pack_taps<T, 1>(s, group_x, g, panel, part.x_ahead, packed_x);
-      weight_panel<T, 1>(pixels, workspace, packed_x, channels, to);
-    }
+    const auto compute = [&](auto of_panel) {
+      constexpr int vectors = decltype(of_panel)::value;
+      pack_taps<T, vectors>(s, group_x, g, panel, part.x_ahead, packed_x);
+      weight_panel<T>(pixels, workspace, packed_x, channels, to,
+                      [](auto rows) { return weight_block<T, vectors, decltype(rows)::value>; });
+    };
+    count > lanes<T> ? compute(Constant<2>{}) : compute(Constant<1>{});
   }
 }
 

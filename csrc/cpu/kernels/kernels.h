@@ -169,11 +169,12 @@ struct ReducedKernels {
   void (*relu_backward)(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count);
 };
 
-// Convolution of bfloat16 (pairs.h). A pair of channels has the type float.
+// Convolution of bfloat16 (pairs.h, pairs_weight.h). A pair of channels has the type float.
 struct PairsKernels {
   void (*forward)(const Conv2dShape&, const InputTile<float>& x, const PackedWeight<float>&,
                   const OutputTile<uint16_t>& y, const StoredForm<float, uint16_t>* form, int64_t block);
   void (*pack_weight_backward)(const Conv2dShape&, const uint16_t* weight, int64_t block, float* packed);
+  GemmWeightKernels<float> weight;  // pairs_weight.h
 };
 
 struct ReducedFamily {

@@ -13,60 +13,33 @@
 // Blocking: 12 pixels x 2 vectors of output channels, as in accumulate.h.
 #pragma once
 
-#include <immintrin.h>
+#include "direct_forward.h"
 
-#include "assert.h"
-#include "operands.h"
+namespace fastconv::FC_LEVEL::pairs {
 
-namespace fastconv::pairs {
-
-constexpr int lanes = 16, block_rows = 12;
-// g++ 12 has false warnings about the intrinsics without a mask.
-constexpr __mmask16 every_lane = 0xffff;
-
-#define FC_PAIRS_INLINE inline __attribute__((always_inline))
-
-template <int vectors, int rows>
-struct Sums {
-  __m512 value[rows][vectors];
-};
-
-FC_PAIRS_INLINE __mmask16 first_lanes(int64_t count) {
-  return count >= lanes ? every_lane : static_cast<__mmask16>((1u << count) - 1);
+// Adds the products of the pairs in `a` and `b`.
+FC_INLINE Vec<float> add_products(Vec<float> sum, Vec<float> a, Vec<float> b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }
 
-// A block of the packed weight: the distance between two taps, and the lanes in use in the last vector.
-struct Columns {
-  int64_t step, last_lanes;
-};
-
-// The taps of one call: `outer` times `middle` runs of `inner` pairs that are adjacent in x.
-struct Runs {
-  int64_t outer, outer_step, middle, middle_step, inner;
-};
-
-inline Runs runs_of(const Conv2dShape& s, const Strides& x) {
-  const int64_t row = s.dilation_h * x.row, pixel = s.dilation_w * x.pixel;
-  if (pixel == s.C) return {1, 0, s.R, row, s.S * s.C};
-  return {s.R, row, s.S, pixel, s.C};
-}
-
+// Adds sum over t of a[row][offset(t)] * b[t], as accumulate() in accumulate.h does. There are two nested loops of runs
+// of `inner` pairs that are `step` pairs apart in `a`.
 template <int vectors, int rows>
-FC_PAIRS_INLINE void accumulate(Sums<vectors, rows>& sums, const float* const (&x)[rows], const Runs& runs,
-                                const float* weight, int64_t step) {
-  for (int64_t o = 0; o < runs.outer; ++o) {
-    for (int64_t m = 0; m < runs.middle; ++m) {
-      int64_t at = o * runs.outer_step + m * runs.middle_step;
-      for (int64_t i = 0; i < runs.inner; ++i, ++at, weight += step) {
-        __m512i w[vectors];
+FC_INLINE void accumulate_pairs(Block<float, vectors, rows>& acc, const float* const (&a)[rows], const Walk& walk,
+                                const float* b, int64_t b_step) {
+  for (int64_t o = 0; o < walk.outer; ++o) {
+    for (int64_t m = 0; m < walk.middle; ++m) {
+      int64_t offset = o * walk.outer_stride + m * walk.middle_stride;
+      for (int64_t i = 0; i < walk.inner; ++i, offset += walk.inner_stride, b += b_step) {
+        Vec<float> lane_vector[vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) w[v] = _mm512_loadu_si512(weight + v * lanes);
+        for (int v = 0; v < vectors; ++v) lane_vector[v] = load(b + v * lanes<float>);
 #pragma GCC unroll 12
         for (int row = 0; row < rows; ++row) {
-          const __m512i pair = _mm512_castps_si512(_mm512_set1_ps(x[row][at]));
+          const Vec<float> broadcast = _mm512_set1_ps(a[row][offset]);
 #pragma GCC unroll 2
           for (int v = 0; v < vectors; ++v) {
-            sums.value[row][v] = _mm512_dpbf16_ps(sums.value[row][v], (__m512bh)w[v], (__m512bh)pair);
+            acc.value[row][v] = add_products(acc.value[row][v], lane_vector[v], broadcast);
           }
         }
       }
@@ -74,90 +47,82 @@ FC_PAIRS_INLINE void accumulate(Sums<vectors, rows>& sums, const float* const (&
   }
 }
 
-// The form of the results (operands.h), from the first pixel of a block of channels on.
-using Form = StoredForm<float, uint16_t>;
+// g++ 12 has false warnings about the intrinsics without a mask.
+constexpr __mmask16 every_lane = 0xffff;
 
-FC_PAIRS_INLINE __m512 widened(const uint16_t* from, __mmask16 used) {
-  const __m512i bits = _mm512_maskz_cvtepu16_epi32(every_lane, _mm256_maskz_loadu_epi16(used, from));
-  return _mm512_castsi512_ps(_mm512_maskz_slli_epi32(every_lane, bits, 16));
+FC_INLINE __mmask16 first_lanes(int64_t count) {
+  return count >= lanes<float> ? every_lane : static_cast<__mmask16>((1u << count) - 1);
 }
 
-// Computes the form of the rows [0, count). `first`: the pixel of the first row.
-template <int vectors, int rows>
-FC_PAIRS_INLINE void to_form(Sums<vectors, rows>& sums, int count, const Form& form, int64_t first, int64_t K,
-                             int64_t last_lanes) {
-#pragma GCC unroll 2
-  for (int v = 0; v < vectors; ++v) {
-    const __mmask16 used = first_lanes(v < vectors - 1 ? lanes : last_lanes);
-    const auto load = [&](const float* from) { return _mm512_maskz_loadu_ps(used, from + v * lanes); };
-    const __m512 center = load(form.center), scale = load(form.scale), shift = load(form.shift);
-    const __m512 least = _mm512_set1_ps(form.least), most = _mm512_set1_ps(form.most);
-#pragma GCC unroll 12
-    for (int row = 0; row < rows; ++row) {
-      if (row >= count) continue;
-      __m512 value = _mm512_fmadd_ps(_mm512_sub_ps(sums.value[row][v], center), scale, shift);
-      if (form.residual) {
-        value = _mm512_add_ps(value, widened(form.residual + (first + row) * K + v * lanes, used));
-      }
-      // These return the second operand if one is NaN, so a NaN is kept.
-      sums.value[row][v] = _mm512_maskz_min_ps(every_lane, most, _mm512_maskz_max_ps(every_lane, least, value));
-    }
-  }
+// Sixteen values of bfloat16. In the lower halves of the lanes they are halves of pairs, in the upper ones they are
+// float32.
+FC_INLINE __m512i load_bits(const uint16_t* from, __mmask16 used) {
+  return _mm512_maskz_cvtepu16_epi32(every_lane, _mm256_maskz_loadu_epi16(used, from));
 }
+FC_INLINE __m512i to_upper_half(__m512i bits) { return _mm512_maskz_slli_epi32(every_lane, bits, 16); }
+FC_INLINE Vec<float> widened(__m512i bits) { return _mm512_castsi512_ps(to_upper_half(bits)); }
+
+// The operands of one call that are the same for all pixels.
+struct BlockCall {
+  PackedWeight<float> weight;  // of the block
+  direct::PackedColumns columns;
+  OutputTile<uint16_t> y;                   // from the block's first channel on
+  const StoredForm<float, uint16_t>* form;  // the same, or null
+  int64_t K;
+};
 
 // Rounds one row of sums to bfloat16.
-template <int vectors>
-FC_PAIRS_INLINE void store_row(const __m512 (&sums)[vectors], uint16_t* y, int64_t last_lanes, bool streamed) {
+template <int vectors, int rows>
+FC_INLINE void store_rounded(const Block<float, vectors, rows>& acc, int row, uint16_t* y, int64_t last_lanes,
+                             bool streamed) {
   if constexpr (vectors == 2) {
-    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(sums[1], sums[0]);
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh(acc.value[row][1], acc.value[row][0]);
     if (streamed) return _mm512_stream_si512(reinterpret_cast<__m512i*>(y), both);
-    _mm512_mask_storeu_epi16(y, static_cast<__mmask32>(first_lanes(last_lanes)) << lanes | 0xffff, both);
+    _mm512_mask_storeu_epi16(y, static_cast<__mmask32>(first_lanes(last_lanes)) << lanes<float> | every_lane, both);
   } else {
-    _mm256_mask_storeu_epi16(y, first_lanes(last_lanes), (__m256i)_mm512_cvtneps_pbh(sums[0]));
+    _mm256_mask_storeu_epi16(y, first_lanes(last_lanes), (__m256i)_mm512_cvtneps_pbh(acc.value[row][0]));
   }
 }
 
-// Computes `count` pixels. `x` has the address of each.
-template <int vectors, int rows, int all_rows>
-FC_PAIRS_INLINE void forward_rows(const float* const (&x)[all_rows], const Runs& runs,
-                                  const PackedWeight<float>& weight, const Columns& columns,
-                                  const OutputTile<uint16_t>& y, const Form* form, int64_t K, int64_t first,
-                                  int count) {
+// Computes `count` pixels from `first` on, with the first `rows` addresses of `x`.
+template <int vectors, int rows>
+FC_INLINE void forward_pixels(const float* const (&x)[block_rows], const Walk& taps, const BlockCall& call,
+                              int64_t first, int count) {
   const float* from[rows];
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row) from[row] = x[row];
-  Sums<vectors, rows> sums;
-#pragma GCC unroll 2
-  for (int v = 0; v < vectors; ++v) {
-    const __mmask16 used = first_lanes(v < vectors - 1 ? lanes : columns.last_lanes);
-    const __m512 bias = weight.bias ? _mm512_maskz_loadu_ps(used, weight.bias + v * lanes) : _mm512_setzero_ps();
-#pragma GCC unroll 12
-    for (int row = 0; row < rows; ++row) sums.value[row][v] = bias;
+  const int64_t last_lanes = call.columns.last_lanes;
+  Block<float, vectors, rows> acc;
+  direct::set_to_bias(acc, call.weight.bias, last_lanes);
+  accumulate_pairs<vectors, rows>(acc, from, taps, call.weight.data, call.columns.step);
+  if (call.form) {
+    const auto residual = [&](int64_t at, int64_t used) -> Vec<float> {
+      return widened(load_bits(call.form->residual + at, first_lanes(used)));
+    };
+    direct::to_form<float, vectors, rows>(acc, count, *call.form, first, call.K, last_lanes, residual);
   }
-  accumulate<vectors, rows>(sums, from, runs, weight.data, columns.step);
-  if (form) to_form<vectors, rows>(sums, count, *form, first, K, columns.last_lanes);
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row) {
-    if (row < count) store_row<vectors>(sums.value[row], y.data + (first + row) * K, columns.last_lanes, y.streamed);
+    if (row < count) store_rounded(acc, row, call.y.data + (first + row) * call.K, last_lanes, call.y.streamed);
   }
 }
 
 template <int vectors>
-void forward_block(const Conv2dShape& s, const InputTile<float>& x, const PackedWeight<float>& weight,
-                   const Columns& columns, const OutputTile<uint16_t>& y, const Form* form) {
-  const Runs runs = runs_of(s, x.strides);
+void forward_block(const Conv2dShape& s, const InputTile<float>& x, const BlockCall& call) {
+  constexpr int third = block_rows / 3;
+  const Walk taps = direct::taps_walk(s, x.strides, s.R);
   const int64_t pixel_step = s.stride_w * x.strides.pixel, row_step = s.stride_h * x.strides.row;
-  const int64_t pixels = y.images * y.rows * s.Q;
+  const int64_t pixels = call.y.images * call.y.rows * s.Q;
   int64_t n = 0, p = 0, q = 0;
   const float* from = x.data;
-  const float* rows[block_rows];
+  const float* a[block_rows];
   const auto take = [&](int count) {
     for (int i = 0; i < count; ++i) {
-      rows[i] = from;
+      a[i] = from;
       from += pixel_step;
       if (++q == s.Q) {
         q = 0;
-        if (++p == y.rows) p = 0, ++n;
+        if (++p == call.y.rows) p = 0, ++n;
         from = x.data + n * x.strides.image + p * row_step;
       }
     }
@@ -165,62 +130,66 @@ void forward_block(const Conv2dShape& s, const InputTile<float>& x, const Packed
   int64_t first = 0;
   for (; first + block_rows <= pixels; first += block_rows) {
     take(block_rows);
-    forward_rows<vectors, block_rows>(rows, runs, weight, columns, y, form, s.K, first, block_rows);
+    forward_pixels<vectors, block_rows>(a, taps, call, first, block_rows);
   }
   if (const int count = static_cast<int>(pixels - first); count > 0) {
     take(count);
-    for (int row = count; row < block_rows; ++row) rows[row] = rows[0];
-    constexpr int third = block_rows / 3;
-    const auto run = count <= third       ? forward_rows<vectors, third, block_rows>
-                     : count <= 2 * third ? forward_rows<vectors, 2 * third, block_rows>
-                                          : forward_rows<vectors, block_rows, block_rows>;
-    run(rows, runs, weight, columns, y, form, s.K, first, count);
+    for (int row = count; row < block_rows; ++row) a[row] = a[0];
+    const auto run = count <= third       ? forward_pixels<vectors, third>
+                     : count <= 2 * third ? forward_pixels<vectors, 2 * third>
+                                          : forward_pixels<vectors, block_rows>;
+    run(a, taps, call, first, count);
   }
-  if (y.streamed) _mm_sfence();
+  if (call.y.streamed) finish_streaming();
 }
 
 // One block of output channels. s.groups is 1. `form` is null if the sums are stored as they are.
 inline void forward(const Conv2dShape& s, const InputTile<float>& x, const PackedWeight<float>& weight,
-                    const OutputTile<uint16_t>& y, const Form* form, int64_t block) {
-  FASTCONV_ASSERT(x.data && weight.data && y.data && s.groups == 1 && block >= 0 && block * 2 * lanes < s.K);
-  const int64_t k = block * 2 * lanes, left = s.K - k;
-  const PackedWeight<float> part{weight.data + (k * s.taps() - weight.first), weight.bias ? weight.bias + k : nullptr};
-  const OutputTile<uint16_t> to{y.data + k, y.images, y.row, y.rows, y.streamed};
-  Form of_block = {};
+                    const OutputTile<uint16_t>& y, const StoredForm<float, uint16_t>* form, int64_t index) {
+  FASTCONV_ASSERT(readable(x.data) && readable(weight.data) && readable(y.data) && s.groups == 1);
+  FASTCONV_ASSERT(y.images > 0 && y.row >= 0 && y.rows >= 0 && y.row + y.rows <= s.P);
+  FASTCONV_ASSERT(is_block<float>(index, 1, s.K));
+  const ChannelBlock<float> block(index, s.K);
+  const int64_t k = block.first;
+  StoredForm<float, uint16_t> of_block = {};
   if (form) {
     of_block = *form;
     of_block.center += k, of_block.scale += k, of_block.shift += k;
     if (of_block.residual) of_block.residual += k;
-    form = &of_block;
   }
-  if (left > lanes) return forward_block<2>(s, x, part, {2 * lanes, left < 2 * lanes ? left - lanes : lanes}, to, form);
-  forward_block<1>(s, x, part, {lanes, left}, to, form);
+  const BlockCall call = {{weight.data + (k * s.taps() - weight.first), weight.bias ? weight.bias + k : nullptr},
+                          {block.vectors * lanes<float>, block.last_lanes},
+                          {y.data + k, y.images, y.row, y.rows, y.streamed},
+                          form ? &of_block : nullptr,
+                          s.K};
+  const auto run = block.vectors == 2 ? forward_block<2> : forward_block<1>;
+  run(s, x, call);
+}
+
+// The pairs (a[i], b[i]) of sixteen or thirty-two values each: vector `v` of the result.
+FC_INLINE __m512i interleave(__m512i a, __m512i b, int v) {
+  const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                         5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return _mm512_permutex2var_epi16(a, _mm512_add_epi16(first, _mm512_set1_epi16(static_cast<short>(16 * v))), b);
 }
 
 // Packs the weight of backward_data: block `index` of the channels that the turned convolution `s` writes. `weight` is
 // that of the forward convolution, [channel that s reads][r, s][channel that s writes]. The taps are rotated:
 //
-//   packed   [block of s.K][R - 1 - r, S - 1 - s][pair of channels that s reads][block of s.K][2]
+//   packed   [block of s.K][R - 1 - r, S - 1 - s][pair of channels that s reads][block of s.K]
 inline void pack_weight_backward(const Conv2dShape& s, const uint16_t* weight, int64_t index, float* packed) {
-  const int64_t k = index * 2 * lanes, count = s.K - k < 2 * lanes ? s.K - k : 2 * lanes, taps = s.R * s.S;
-  FASTCONV_ASSERT(weight && packed && index >= 0 && count > 0);
-  const __mmask32 used = count == 2 * lanes ? 0xffffffffu : (1u << count) - 1;
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
-                                       5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(lanes));
-  float* to = packed + k * s.taps();
+  FASTCONV_ASSERT(readable(weight) && readable(packed) && is_block<float>(index, 1, s.K));
+  const ChannelBlock<float> block(index, s.K);
+  const int64_t taps = s.R * s.S;
+  const __mmask32 used = block.count == block_lanes<float> ? 0xffffffffu : (1u << block.count) - 1;
+  float* to = packed + block.first * s.taps();
   for (int64_t tap = taps; tap-- > 0;) {
     for (int64_t pair = 0; pair < s.C; ++pair) {
-      const uint16_t* from = weight + (2 * pair * taps + tap) * s.K + k;
-      const __m512i first = _mm512_maskz_loadu_epi16(used, from);
-      const __m512i second = _mm512_maskz_loadu_epi16(used, from + taps * s.K);
-      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, low, second));
-      to += lanes;
-      if (count <= lanes) continue;
-      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(first, high, second));
-      to += lanes;
+      const uint16_t* from = weight + (2 * pair * taps + tap) * s.K + block.first;
+      const __m512i a = _mm512_maskz_loadu_epi16(used, from), b = _mm512_maskz_loadu_epi16(used, from + taps * s.K);
+      for (int v = 0; v < block.vectors; ++v, to += lanes<float>) _mm512_storeu_si512(to, interleave(a, b, v));
     }
   }
 }
 
-}  // namespace fastconv::pairs
+}  // namespace fastconv::FC_LEVEL::pairs
