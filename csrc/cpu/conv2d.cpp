@@ -66,13 +66,6 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   const bool channels_last = result_is_channels_last(input, weight);
   const auto run = [&] {
-    static const bool on = getenv("PAIRS") != nullptr;
-    if (on && pairs_kernels() && input.scalar_type() == ScalarType::BFloat16 && s.groups == 1 && s.C % 2 == 0 &&
-        is_nhwc(input) && (channels_last || s.P * s.Q == 1)) {
-      const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
-      if (output.numel() > 0) pairs_forward({without_pool(s), input, weight, bias, output});
-      return output;
-    }
     const bool nhwc = in_nhwc(input, channels_last, s.K, s.P * s.Q);
     if (torch_is_faster(s, Pass::forward, input.scalar_type(), nhwc)) {
       return aten_conv2d(s, input, weight, bias, channels_last);

@@ -251,22 +251,6 @@ const char* name_of(Algorithm algorithm) {
   return names[static_cast<size_t>(algorithm)];
 }
 
-// PyTorch's time / that of pairs, 2 threads of Zen 5, channels_last, batch of 8: TABLE
-bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc) {
-  if (type != ScalarType::BFloat16 || !nhwc || s.groups != 1 || pairs_kernels() == nullptr) return false;
-  if (never(pairs)) return false;
-  if (pass != Pass::backward_data && s.C % 2 != 0) return false;
-  if (pass == Pass::backward_weight && s.K % 2 != 0) return false;
-  if (pass == Pass::backward_data) {
-    const Conv2dShape turned = turned_around(s);
-    if (s.K % 2 != 0 || s.stride_h != 1 || s.stride_w != 1 || turned.pad_h < 0 || turned.pad_w < 0) return false;
-  }
-  if (always(pairs)) return true;
-  const Candidate tuned = tuned_choice(pass);
-  if (tuned != Candidate::none) return tuned == Candidate::pairs;
-  return !always(torch_itself) && !(torch_is_allowed() && is_mostly_padding(s));
-}
-
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc) {
   if (multiplies_pairs(s, pass, type, nhwc)) return false;
   if (!torch_is_allowed() || !torch_can_compute(s)) return false;
