@@ -28,13 +28,25 @@ bool is_depthwise_on_few_channels(const Conv2dShape& s) {
   return s.groups > 1 && s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
 }
 
-bool is_1x1(const Conv2dShape& s) { return s.groups == 1 && s.R * s.S == 1 && s.stride_h == 1; }
+double products(const Conv2dShape& s) {
+  return static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps());
+}
+
+// 1x1 with 100 million products or more. In smaller calls, the way to PyTorch costs more than its kernels save. Batch
+// of 8, Zen 5, cold caches, PyTorch's time / fastconv's with its own kernels / with PyTorch's:
+//   384->64 1x1, 8x8, forward          1.46 / 0.51        96->576 1x1, 8x8, backward_data      1.50 / 0.81
+//   576->96 1x1, 8x8, forward          1.30 / 0.77        160->960 1x1, 4x4, backward_data     1.40 / 0.89
+//   960->160 1x1, 4x4, forward         1.60 / 0.88        320->1280 1x1, 4x4, backward_data    1.40 / 0.95
+bool is_large_1x1(const Conv2dShape& s) {
+  constexpr double least_products = 1e8;
+  return s.groups == 1 && s.R * s.S == 1 && s.stride_h == 1 && products(s) >= least_products;
+}
 
 // forward, several images:
 //   256->64 1x1, 56x56     0.94  0.92        1024->256 1x1, 14x14    1.14  0.89
 //   2048->512 1x1, 7x7     1.09  0.88        1024->1024, 7x7         1.05  0.90
 bool is_slow_1x1_forward(const Conv2dShape& s) {
-  return is_1x1(s) && s.N > 1 && (s.C >= 1024 || (s.C >= 256 && s.C >= 4 * s.K));
+  return is_large_1x1(s) && s.N > 1 && (s.C >= 1024 || (s.C >= 256 && s.C >= 4 * s.K));
 }
 
 //                           forward                   backward_data
@@ -46,8 +58,7 @@ bool has_one_row(const Conv2dShape& s) { return s.groups == 1 && (s.R == 1) != (
 //   128->256 3x3 /2, 28x28  0.98  0.93        256->512    1.03  0.87        288->384    0.95
 bool has_stride(const Conv2dShape& s) {
   constexpr double least_products = 2e8;
-  return s.groups == 1 && s.stride_h > 1 && s.R > 1 && s.C >= 128 &&
-         static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps()) >= least_products;
+  return s.groups == 1 && s.stride_h > 1 && s.R > 1 && s.C >= 128 && products(s) >= least_products;
 }
 
 // forward:
@@ -76,7 +87,9 @@ bool has_few_channels(const Conv2dShape& s) { return s.groups == 1 && s.C > 4 &&
 // backward_data:
 //   64->256 1x1, 56x56    1.06  0.91        256->1024    0.97  0.89        512->2048     0.97  0.82
 //   768->192, 17x17       1.01  0.90        2048->512    0.83  0.89        1024->1024    0.86  0.89
-bool is_slow_1x1_data(const Conv2dShape& s) { return is_1x1(s) && (s.C >= 768 || (s.K >= 256 && s.K >= 4 * s.C)); }
+bool is_slow_1x1_data(const Conv2dShape& s) {
+  return is_large_1x1(s) && (s.C >= 768 || (s.K >= 256 && s.K >= 4 * s.C));
+}
 
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
@@ -162,7 +175,7 @@ const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, boo
   if (!fused && is_mostly_padding(s)) return for_padding;
   // Below, the call costs too much: to reach PyTorch's operator from here takes 10 us.
   constexpr double least_products = 4e6;
-  if (static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps()) < least_products) return nullptr;
+  if (products(s) < least_products) return nullptr;
   if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
   for (const Rule& rule : rules) {
     if (rule.type == type && rule.pass == pass && (rule.fused || !fused) && rule.matches(s)) return rule.name;
