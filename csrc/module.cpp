@@ -203,7 +203,8 @@ PYBIND11_MODULE(_C, m) {
             {"FASTCONV_CPU_CAPABILITY", e.cpu_capability},
             {"FASTCONV_ALGORITHM", e.own_algorithms ? "own" : "auto"},
             {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
-            {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
+            {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)},
+            {"FASTCONV_TENSOR_CORES", e.tensor_cores ? "1" : "0"}};
       },
       "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
   fastconv::add_tuning(m);
