@@ -31,6 +31,7 @@ struct Part {
   int64_t first_row, first_depth, last_depth;
   int first_column, column_tile, group, piece;
 
+  Part() = default;
   __device__ Part(const Tiling& t, int columns) {
     int64_t rest = blockIdx.x;
     column_tile = static_cast<int>(rest % t.column_tiles);

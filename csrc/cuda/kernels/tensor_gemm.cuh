@@ -155,8 +155,12 @@ struct TensorBlock {
   }
 };
 
+// cp.async needs no registers for what it copies. Otherwise, fewer blocks run at once, and each has more registers.
+template <class Tile, int V, class A, class B>
+constexpr int tensor_blocks = (V > 1 && A::has_addresses && B::has_addresses ? 512 : 384) / Tile::threads;
+
 template <class Tile, int V, class A, class B, class Epilogue>
-__global__ void __launch_bounds__(Tile::threads, 512 / Tile::threads)
+__global__ void __launch_bounds__(Tile::threads, (tensor_blocks<Tile, V, A, B>))
     tensor_gemm(A a, B b, Epilogue epilogue, Tiling tiling) {
 #if FC_HAS_TENSOR_CORES
   constexpr int rows = Tile::rows, columns = Tile::columns, depth = Tile::depth;
@@ -173,7 +177,11 @@ __global__ void __launch_bounds__(Tile::threads, 512 / Tile::threads)
   FC_SHARED(ColumnB, columns_b, [tensor_stages][depth]);
   Memory& memory = *reinterpret_cast<Memory*>(bytes);
 
-  const Part part(tiling, columns);
+  // In shared memory, because registers are scarce.
+  FC_SHARED(Part, parts, [1]);
+  if (threadIdx.x == 0) parts[0] = Part(tiling, columns);
+  __syncthreads();
+  const Part& part = parts[0];
   a.enter_group(part.group);
   b.enter_group(part.group);
   decode_rows(a, part.first_row, tiling.rows_per_tile, rows_a, rows);
