@@ -18,8 +18,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     using T = decltype(type);
     const Tensor x = dense(input), w = weight_beside(x, weight);
     const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
-    launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output),
-                     tensor_cores_for<T>(input), stream);
+    launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output), tensor_cores_for<T>(),
+                     stream);
   });
   return output;
 }

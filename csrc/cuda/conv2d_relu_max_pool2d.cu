@@ -20,7 +20,7 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
     const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
     const Tensor workspace = empty({forward_workspace(f)}, input, false);
     launch_conv2d_relu_max_pool2d<T>(f, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output),
-                                     mutable_data<uint8_t>(argmax), mutable_data<T>(workspace), tensor_cores_for<T>(x),
+                                     mutable_data<uint8_t>(argmax), mutable_data<T>(workspace), tensor_cores_for<T>(),
                                      stream);
   });
   return {output, argmax};

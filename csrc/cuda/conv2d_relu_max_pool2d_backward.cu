@@ -15,7 +15,7 @@ Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const T
   launch_on(input, "conv2d_relu_max_pool2d_backward", [&](auto type, Stream stream) {
     using T = decltype(type);
     const Tensor g = dense(grad_output), at = ordered(argmax, true);
-    const TensorCores cores = tensor_cores_for<T>(g);
+    const TensorCores cores = tensor_cores_for<T>();
     const PooledGradient<T> gradient(f, read<T>(g), data<uint8_t>(at));
     if (grad_input.numel() > 0) {
       const Tensor w = weight_beside(g, weight);

@@ -181,3 +181,17 @@ def test_results_are_the_same_bits_in_every_order_of_threads_and_for_both_tiles(
         results.append(three_passes(device, call, tensors, g, layout))
     assert_identical(results[0], results[1])
     assert_identical(results[0], results[2])
+
+
+def test_tf32_is_allowed_as_in_pytorchs_settings() -> None:
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    try:
+        for precision, allowed in (("tf32", True), ("ieee", False), ("tf32", True)):
+            conv.fp32_precision = precision
+            assert _C.allows_tf32() is allowed
+    finally:
+        conv.fp32_precision = before
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert not _C.allows_tf32()
+    assert _C.allows_tf32()
