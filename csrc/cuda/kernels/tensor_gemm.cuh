@@ -87,8 +87,8 @@ struct TensorShare {
 // The dynamic shared memory of a block.
 template <class Tile, class A, class B>
 struct TensorMemory {
-  // An odd number of floats per line, so that columns are in different banks. 5 is better than 1: the 32 lanes store
-  // to at least 26 banks.
+  // An odd number of floats per line, so that rows of a column are in different banks. With 5, the 32 lanes store to 26
+  // banks. With 1, they would store to 14.
   static constexpr int slab_columns = Tile::columns < 64 ? Tile::columns : 64, padding = 5;
 
   struct Stage {
