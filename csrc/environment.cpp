@@ -80,12 +80,19 @@ int64_t cache_bytes_from(const char* name) {
   return megabytes > most ? unlimited : megabytes << 20;
 }
 
+bool tensor_cores_from(const char* name) {
+  const std::string_view value = value_of(name);
+  if (value.empty() || value == "0") return false;
+  if (value == "1") return true;
+  refuse(name, value, "is not one of 0, 1 (1: convolutions on a GPU use the new kernels; empty or unset: 0)");
+}
+
 }  // namespace
 
 const Environment& environment() {
   static const Environment parsed{cpu_capability_from("FASTCONV_CPU_CAPABILITY"),
                                   own_algorithms_from("FASTCONV_ALGORITHM"), winograd_from("FASTCONV_WINOGRAD"),
-                                  cache_bytes_from("FASTCONV_CACHE_MB")};
+                                  cache_bytes_from("FASTCONV_CACHE_MB"), tensor_cores_from("FASTCONV_TENSOR_CORES")};
   return parsed;
 }
 

@@ -19,6 +19,7 @@
 #include "cpu/tuning.h"
 #include "environment.h"
 #include "modules.h"
+#include "precision.h"
 #include "tuning_module.h"
 
 #if !defined(FASTCONV_CUDA)
@@ -208,9 +209,11 @@ PYBIND11_MODULE(_C, m) {
             {"FASTCONV_CPU_CAPABILITY", e.cpu_capability},
             {"FASTCONV_ALGORITHM", e.own_algorithms ? "own" : "auto"},
             {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
-            {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)}};
+            {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)},
+            {"FASTCONV_TENSOR_CORES", e.tensor_cores ? "1" : "0"}};
       },
       "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
+  m.def("allows_tf32", &fastconv::allows_tf32, "Whether PyTorch lets convolutions of float32 use TF32 on a GPU.");
   fastconv::add_tuning(m);
   fastconv::add_modules(m);
   m.def("build_info", &build_info, "How the extension was built.");

@@ -20,6 +20,7 @@ DEFAULTS = {
     "FASTCONV_ALGORITHM": "auto",
     "FASTCONV_WINOGRAD": "3",
     "FASTCONV_CACHE_MB": "512",
+    "FASTCONV_TENSOR_CORES": "0",
     "FASTCONV_TUNING": "",
     "FASTCONV_BENCH_ROUNDS": "60",
 }
@@ -39,6 +40,8 @@ ACCEPTED = [
     ("FASTCONV_CACHE_MB", "8796093022208", "unlimited"),
     ("FASTCONV_CACHE_MB", "99999999999999999999", "unlimited"),
     ("FASTCONV_CACHE_MB", "9" * 10_000, "unlimited"),
+    ("FASTCONV_TENSOR_CORES", "0", "0"),
+    ("FASTCONV_TENSOR_CORES", " 1 ", "1"),
     ("FASTCONV_BENCH_ROUNDS", "7", "7"),
     ("FASTCONV_BENCH_ROUNDS", "99999999999999999999", "1000000"),
     ("FASTCONV_BENCH_ROUNDS", "9" * 10_000, "1000000"),
@@ -53,6 +56,7 @@ REFUSED = [
         ("FASTCONV_WINOGRAD", value, "is not one of 0, 2, 3, 4")
         for value in [*NUMBER, "1", "5", "on", "33", "99999999999999999999"]
     ),
+    *(("FASTCONV_TENSOR_CORES", value, "is not one of 0, 1") for value in ["2", "01", "on", "true", "-1"]),
     *(
         ("FASTCONV_CPU_CAPABILITY", value, "is not an ISA level of this machine: default")
         for value in ["mmx", "AVX2", "avx", "default,avx2", "-1", "99999999999999999999", "a\nb", "x" * 1000]

@@ -2,6 +2,7 @@
 #include "device.h"
 #include "kernels/conv2d_forward.cuh"
 #include "ops.h"
+#include "tensor_cores.h"
 
 namespace fastconv::cuda {
 
@@ -17,7 +18,8 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     using T = decltype(type);
     const Tensor x = dense(input), w = weight_beside(x, weight);
     const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
-    launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output), stream);
+    launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output), tensor_cores_for<T>(),
+                     stream);
   });
   return output;
 }

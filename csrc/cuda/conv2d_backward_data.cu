@@ -2,6 +2,7 @@
 #include "device.h"
 #include "kernels/conv2d_backward_data.cuh"
 #include "ops.h"
+#include "tensor_cores.h"
 
 namespace fastconv::cuda {
 
@@ -14,7 +15,7 @@ Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, con
   launch_on(grad_output, "conv2d_backward_data", [&](auto type, Stream stream) {
     using T = decltype(type);
     const Tensor g = dense(grad_output), w = weight_beside(g, weight);
-    launch_conv2d_backward_data<T>(s, read<T>(g), read<T>(w), written<T>(grad_input), stream);
+    launch_conv2d_backward_data<T>(s, read<T>(g), read<T>(w), written<T>(grad_input), tensor_cores_for<T>(), stream);
   });
   return grad_input;
 }

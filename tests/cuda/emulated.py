@@ -94,6 +94,6 @@ def names() -> Path:
 
 
 @functools.cache
-def faults(sanitize: bool) -> Path:
-    """Build the program of the planted faults."""
-    return build("faults", [HERE / "faults" / "faults.cpp", EMULATION], [], sanitize)
+def faults(sanitize: bool, program: str = "faults") -> Path:
+    """Build a program with planted faults: ``faults`` or ``matrices``."""
+    return build(program, [HERE / "faults" / f"{program}.cpp", EMULATION], [], sanitize)

@@ -25,17 +25,18 @@ def pointer(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def run(fault: str, seed: int, sanitize: bool = False) -> str:
+def run(fault: str, seed: int, sanitize: bool = False, program: str = "faults") -> str:
     finished = subprocess.run(
-        [emulated.faults(sanitize), fault, str(seed)], capture_output=True, text=True, check=False
+        [emulated.faults(sanitize, program), fault, str(seed)], capture_output=True, text=True, check=False
     )
     return finished.stdout + finished.stderr
 
 
+@pytest.mark.parametrize("program", ["faults", "matrices"])
 @pytest.mark.parametrize("sanitize", [False, True], ids=["plain", "sanitized"])
 @pytest.mark.parametrize("seed", [0, *SEEDS])
-def test_a_correct_kernel_passes_in_every_order_of_threads(seed: int, sanitize: bool) -> None:
-    assert run("none", seed, sanitize) == "right\n"
+def test_a_correct_kernel_passes_in_every_order_of_threads(seed: int, sanitize: bool, program: str) -> None:
+    assert run("none", seed, sanitize, program) == "right\n"
 
 
 @pytest.mark.parametrize("fault", ["missing_barrier", "missing_last_barrier"])
@@ -55,6 +56,44 @@ def test_a_missing_barrier_gives_wrong_results(fault: str, seed: int) -> None:
 @pytest.mark.parametrize("seed", [0, *SEEDS])
 def test_threads_that_would_wait_forever_are_an_error(fault: str, message: str, seed: int) -> None:
     assert message in run(fault, seed)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "missing_wait",
+        "wait_for_one_group_too_few",
+        "missing_barrier",
+        "early_refill",
+        "wrong_fragment",
+        "wrong_transpose",
+        "wrong_row",
+        "missing_zero_fill",
+    ],
+)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_fault_in_a_product_on_tensor_cores_gives_wrong_results(fault: str, seed: int) -> None:
+    assert run(fault, seed, program="matrices") == "wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("too_little_shared", "cp.async beyond shared memory"),
+        ("misaligned_copy", "cp.async from a misaligned address"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, *SEEDS])
+def test_copies_beyond_shared_memory_or_from_a_misaligned_address_are_errors(
+    fault: str, message: str, seed: int
+) -> None:
+    assert message in run(fault, seed, program="matrices")
+
+
+def test_addresssanitizer_reports_an_asynchronous_copy_beyond_the_input() -> None:
+    report = run("copy_beyond_input", 1, sanitize=True, program="matrices")
+    assert "heap-buffer-overflow" in report
+    assert "matrices.cpp:" in report
 
 
 @pytest.mark.parametrize(
@@ -137,3 +176,50 @@ def test_16_bit_types_round_as_in_pytorch(dtype: torch.dtype, names: Any) -> Non
     torch.testing.assert_close(back, x.to(dtype).float(), rtol=0, atol=0, equal_nan=True)
     numbers = ~x.isnan()
     assert torch.equal(to.view(torch.int16)[numbers], x.to(dtype).view(torch.int16)[numbers])
+
+
+@pytest.mark.parametrize("size", [16, 8, 4])
+def test_an_asynchronous_copy_is_nan_until_it_is_waited_for_and_zero_outside(size: int, names: Any) -> None:
+    x = torch.randint(1, 100, (32, size), dtype=torch.uint8)
+    to = torch.zeros(2, 32, size, dtype=torch.uint8)
+    names.copies(pointer(x), pointer(to), size)
+    assert to[0].view(torch.float32).isnan().all()
+    x[1::2] = 0
+    assert torch.equal(to[1], x)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_ldmatrix_distributes_rows_or_columns_as_ptx_says(count: int, transposed: bool, names: Any) -> None:
+    matrices = torch.arange(4 * 8 * 8, dtype=torch.int16).view(4, 8, 8)  # matrix, row, column
+    to = torch.full((count, 32, 2), -1, dtype=torch.int16)
+    names.load(pointer(matrices), pointer(to), count, ctypes.c_bool(transposed))
+    expected = matrices[:count].mT if transposed else matrices[:count]
+    assert torch.equal(to, expected.reshape(count, 32, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_mma_has_the_fragments_of_ptx(dtype: torch.dtype, names: Any) -> None:
+    per_register = 4 // dtype.itemsize
+    depth = 8 * per_register
+    a, b = (torch.randint(-9, 10, (size, depth)).to(dtype) for size in (16, 8))
+    c = torch.randint(-9, 10, (16, 8)).float()
+    # The registers of A: rows g and g + 8, then the same rows in the other half of depth. Those of B: both halves.
+    of_a = a.view(2, 8, 2, 4, per_register).permute(2, 0, 1, 3, 4).contiguous()
+    of_b = b.view(8, 2, 4, per_register).permute(1, 0, 2, 3).contiguous()
+    sums = c.view(2, 8, 4, 2).permute(0, 3, 1, 2).contiguous()  # register, g, t
+    multiply = {torch.float16: names.multiply_half, torch.bfloat16: names.multiply_bf16}.get(dtype, names.multiply_tf32)
+    multiply(pointer(of_a), pointer(of_b), pointer(sums))
+    assert torch.equal(sums.permute(0, 2, 3, 1).reshape(16, 8), c + a.float() @ b.float().T)
+
+
+def test_tf32_keeps_10_bits_of_mantissa_and_rounds_ties_away_from_zero(names: Any) -> None:
+    x = torch.cat([torch.randn(1000), torch.tensor([0.0, -0.0, float("inf"), -float("inf"), 1 + 2**-11, -1 - 2**-11])])
+    to = torch.empty_like(x)
+    names.round_tf32(pointer(x), pointer(to), ctypes.c_int64(len(x)))
+    mantissa, exponent = x.double().abs().frexp()
+    expected = ((mantissa * 2**11 + 0.5).floor() / 2**11).ldexp(exponent).copysign(x.double())
+    assert torch.equal(to, torch.where(x.isinf(), x.double(), expected).float())
+    nan = torch.full((1,), float("nan"))
+    names.round_tf32(pointer(nan), pointer(nan), ctypes.c_int64(1))
+    assert nan.isnan().all()

@@ -19,9 +19,8 @@ struct StoreBackwardData {
   int group_C, rows_per_tile;
   int64_t pixels;
 
-  template <class Sums, class Row>
+  template <int columns, class Sums, class Row>
   __device__ void store(const Part& part, const Sums& sums, const Row*) const {
-    constexpr int columns = std::extent_v<Sums, 1> - 1;
     for (int i = threadIdx.x; i < rows_per_tile * columns; i += blockDim.x) {
       const int column = to.channels_adjacent ? i % columns : i / rows_per_tile;
       const int row = to.channels_adjacent ? i / columns : i % rows_per_tile;
@@ -36,7 +35,8 @@ struct StoreBackwardData {
 };
 
 template <class T, class Gradient>
-void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T> w, Dense<T> dx, Stream stream) {
+void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T> w, Dense<T> dx,
+                          const TensorCores& cores, Stream stream) {
   const int64_t pixels = s.N * s.H * s.W;
   if (pixels * s.C == 0) return;
   const DataResult<T> to(s, dx);
@@ -50,7 +50,7 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
   constexpr int width = widest_vector<T>;
   const bool vectors = g.channels_adjacent() && w.channels_last && s.group_K() % width == 0 &&
                        s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(w.data);
-  with_tile<T>(pixels, s.group_C(), s.groups, vectors, [&](auto tile, auto vector) {
+  with_tile<T>(pixels, s.group_C(), s.groups, vectors, cores, [&](auto tile, auto vector) {
     using Tile = decltype(tile);
     Tiling tiling{};
     tiling.rows_per_tile = Tile::rows;
@@ -68,8 +68,9 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
 
 // g: (N, K, P, Q), w: (K, C / groups, R, S), dx: (N, C, H, W).
 template <class T>
-void launch_conv2d_backward_data(const Conv2dShape& s, Dense<const T> g, Dense<const T> w, Dense<T> dx, Stream stream) {
-  launch_backward_data<T>(s, DenseGradient<T>(s, g), w, dx, stream);
+void launch_conv2d_backward_data(const Conv2dShape& s, Dense<const T> g, Dense<const T> w, Dense<T> dx,
+                                 const TensorCores& cores, Stream stream) {
+  launch_backward_data<T>(s, DenseGradient<T>(s, g), w, dx, cores, stream);
 }
 
 }  // namespace fastconv::cuda

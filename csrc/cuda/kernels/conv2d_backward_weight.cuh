@@ -38,9 +38,8 @@ struct StoreBackwardWeight {
   PieceSums<T> to;
   int group_K, rows;
 
-  template <class Sums, class Row>
+  template <int columns, class Sums, class Row>
   __device__ void store(const Part& part, const Sums& sums, const Row*) const {
-    constexpr int columns = std::extent_v<Sums, 1> - 1;
     for (int i = threadIdx.x; i < rows * columns; i += blockDim.x) {
       const int row = i / columns, tap = part.first_column + i % columns;
       const int64_t k = part.first_row + row;
@@ -74,7 +73,7 @@ __global__ void __launch_bounds__(256)
 
 template <class T, class Gradient>
 void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const T> x, Dense<T> dw, T* db,
-                            Accumulator<T>* workspace, Stream stream) {
+                            Accumulator<T>* workspace, const TensorCores& cores, Stream stream) {
   if (s.K == 0) return;
   const Pieces pieces(s);
   const int64_t pixels = s.N * s.P * s.Q, taps = s.taps();
@@ -91,7 +90,7 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
     constexpr int width = widest_vector<T>;
     const bool vectors = g.channels_adjacent() && x.channels_last && s.group_K() % width == 0 &&
                          s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(x.data);
-    with_tile<T>(s.group_K(), taps, s.groups * pieces.count, vectors, [&](auto tile, auto vector) {
+    with_tile<T>(s.group_K(), taps, s.groups * pieces.count, vectors, cores, [&](auto tile, auto vector) {
       using Tile = decltype(tile);
       Tiling tiling{};
       tiling.rows_per_tile = Tile::rows;
@@ -115,8 +114,8 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
 // g: (N, K, P, Q), x: (N, C, H, W), dw: (K, C / groups, R, S), db: K; workspace: backward_weight_workspace(s).
 template <class T>
 void launch_conv2d_backward_weight(const Conv2dShape& s, Dense<const T> g, Dense<const T> x, Dense<T> dw, T* db,
-                                   Accumulator<T>* workspace, Stream stream) {
-  launch_backward_weight<T>(s, DenseGradient<T>(s, g), x, dw, db, workspace, stream);
+                                   Accumulator<T>* workspace, const TensorCores& cores, Stream stream) {
+  launch_backward_weight<T>(s, DenseGradient<T>(s, g), x, dw, db, workspace, cores, stream);
 }
 
 }  // namespace fastconv::cuda

@@ -10,6 +10,8 @@ namespace fastconv::cuda {
 
 template <class T>
 struct DenseGradient {
+  static constexpr bool has_addresses = true;
+
   const T* g;
   Layout layout;
   int Q;
@@ -31,15 +33,19 @@ struct DenseGradient {
     return {n * layout.outer + (static_cast<int64_t>(p) * Q + q) * layout.pixel};
   }
 
+  __device__ const T* at(const Pixel& pixel, int k) const { return g + pixel.offset + k * layout.channel; }
+
   template <int V>
   __device__ Vector<T, V> load(const Pixel& pixel, int k) const {
-    return load_vector<V>(g + pixel.offset + k * layout.channel);
+    return load_vector<V>(at(pixel, k));
   }
 };
 
 // argmax is NHWC. g has either layout.
 template <class T>
 struct PooledGradient {
+  static constexpr bool has_addresses = false;
+
   const T* g;
   const uint8_t* argmax;
   Layout layout;

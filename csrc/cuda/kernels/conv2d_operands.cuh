@@ -7,7 +7,8 @@
 //
 // An operand's row() and column() decode the index of a row and of a step of depth. load() reads the element at a row
 // and a column. Within a tap (r, s, c), c varies fastest, so that V neighbours of a channels_last tensor are read at
-// once. load() returns zero for no_row() and no_column(), which fill the edges of tiles.
+// once. load() returns zero for no_row() and no_column(), which fill the edges of tiles. If has_addresses, at() returns
+// the element's address, or null where load() returns zero.
 #pragma once
 
 #include "../../shapes.h"
@@ -69,11 +70,15 @@ struct Patches {
     return {(static_cast<int64_t>(h) * W + w) * layout.pixel + c * layout.channel, h, w};
   }
 
-  template <int V>
-  __device__ Vector<T, V> load(const Pixel& pixel, const Tap& tap) const {
+  __device__ const T* at(const Pixel& pixel, const Tap& tap) const {
     const int h = pixel.h + tap.h, w = pixel.w + tap.w;
     const bool inside = h >= 0 && h < H && w >= 0 && w < W;
-    return inside ? load_vector<V>(x + pixel.offset + tap.offset) : Vector<T, V>::zero();
+    return inside ? x + pixel.offset + tap.offset : nullptr;
+  }
+
+  template <int V>
+  __device__ Vector<T, V> load(const Pixel& pixel, const Tap& tap) const {
+    return load_or_zero<V>(at(pixel, tap));
   }
 
   __device__ void enter_group(int group) { x += group * group_C * layout.channel; }
@@ -83,7 +88,7 @@ struct Patches {
 
 template <class T>
 struct ForwardPatches {
-  static constexpr bool vectors_along_depth = true;
+  static constexpr bool vectors_along_depth = true, has_addresses = true;
   using Row = typename Patches<T>::Pixel;
   using Column = typename Patches<T>::Tap;
 
@@ -103,6 +108,8 @@ struct ForwardPatches {
 
   __device__ Column column(int64_t tap) const { return x.tap(static_cast<int>(tap)); }
 
+  __device__ const T* at(const Row& row, const Column& column) const { return x.at(row, column); }
+
   template <int V>
   __device__ Vector<T, V> load(const Row& row, const Column& column) const {
     return x.template load<V>(row, column);
@@ -114,6 +121,7 @@ struct ForwardPatches {
 // A weight. Rows and columns are offsets whose sum addresses an element. A negative offset means none.
 template <class T>
 struct WeightView {
+  static constexpr bool has_addresses = true;
   using Row = int64_t;
   using Column = int64_t;
 
@@ -132,9 +140,11 @@ struct WeightView {
   __device__ static Row no_row() { return -1; }
   __device__ static Column no_column() { return -1; }
 
+  __device__ const T* at(Row row, Column column) const { return row >= 0 && column >= 0 ? w + row + column : nullptr; }
+
   template <int V>
   __device__ Vector<T, V> load(Row row, Column column) const {
-    return row >= 0 && column >= 0 ? load_vector<V>(w + row + column) : Vector<T, V>::zero();
+    return load_or_zero<V>(at(row, column));
   }
 
   __device__ void enter_group(int group) { w += group * group_K * layout.outer; }
@@ -162,7 +172,7 @@ struct ForwardWeight : WeightView<T> {
 // by this input pixel, because of the stride or the edges.
 template <class T, class Gradient>
 struct GradientPatches {
-  static constexpr bool vectors_along_depth = true;
+  static constexpr bool vectors_along_depth = true, has_addresses = Gradient::has_addresses;
 
   Gradient gradient;
   int64_t pixels;
@@ -212,16 +222,27 @@ struct GradientPatches {
 
   __device__ Column column(int r, int s, int k) const { return {first_channel + k, r * dilation_h, s * dilation_w}; }
 
+  __device__ const T* at(const Row& row, const Column& column) const {
+    const auto from = pixel(row, column);
+    return from.exists() ? gradient.at(from, column.k) : nullptr;
+  }
+
   template <int V>
   __device__ Vector<T, V> load(const Row& row, const Column& column) const {
-    const int h = row.h - column.h, w = row.w - column.w;
-    if (h < 0 || w < 0) return Vector<T, V>::zero();
-    const int p = by_stride_h.divide(h), q = by_stride_w.divide(w);
-    const bool meets = p < P && q < Q && p * stride_h == h && q * stride_w == w;
-    return meets ? gradient.template load<V>(gradient.pixel(row.n, p, q), column.k) : Vector<T, V>::zero();
+    const auto from = pixel(row, column);
+    return from.exists() ? gradient.template load<V>(from, column.k) : Vector<T, V>::zero();
   }
 
   __device__ void enter_group(int group) { first_channel = group * group_K; }
+
+ private:
+  __device__ typename Gradient::Pixel pixel(const Row& row, const Column& column) const {
+    const int h = row.h - column.h, w = row.w - column.w;
+    if (h < 0 || w < 0) return Gradient::none();
+    const int p = by_stride_h.divide(h), q = by_stride_w.divide(w);
+    const bool meets = p < P && q < Q && p * stride_h == h && q * stride_w == w;
+    return meets ? gradient.pixel(row.n, p, q) : Gradient::none();
+  }
 };
 
 template <class T>
@@ -257,7 +278,7 @@ struct OutputPixels {
 
 template <class T, class Gradient>
 struct GradientChannels {
-  static constexpr bool vectors_along_depth = false;
+  static constexpr bool vectors_along_depth = false, has_addresses = Gradient::has_addresses;
   using Row = int;
   using Column = typename Gradient::Pixel;
 
@@ -276,6 +297,10 @@ struct GradientChannels {
     return pixels.at(i, [&](int n, int p, int q) { return gradient.pixel(n, p, q); });
   }
 
+  __device__ const T* at(Row k, const Column& pixel) const {
+    return k >= 0 && pixel.exists() ? gradient.at(pixel, k) : nullptr;
+  }
+
   template <int V>
   __device__ Vector<T, V> load(Row k, const Column& pixel) const {
     return k >= 0 && pixel.exists() ? gradient.template load<V>(pixel, k) : Vector<T, V>::zero();
@@ -286,7 +311,7 @@ struct GradientChannels {
 
 template <class T>
 struct WeightPatches {
-  static constexpr bool vectors_along_depth = false;
+  static constexpr bool vectors_along_depth = false, has_addresses = true;
   using Row = typename Patches<T>::Tap;
   using Column = typename Patches<T>::Pixel;
 
@@ -304,6 +329,8 @@ struct WeightPatches {
   __device__ Column column(int64_t i) const {
     return pixels.at(i, [&](int n, int p, int q) { return x.pixel(n, p, q); });
   }
+
+  __device__ const T* at(const Row& tap, const Column& pixel) const { return x.at(pixel, tap); }
 
   template <int V>
   __device__ Vector<T, V> load(const Row& tap, const Column& pixel) const {

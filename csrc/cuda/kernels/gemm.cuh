@@ -31,6 +31,7 @@ struct Part {
   int64_t first_row, first_depth, last_depth;
   int first_column, column_tile, group, piece;
 
+  Part() = default;
   __device__ Part(const Tiling& t, int columns) {
     int64_t rest = blockIdx.x;
     column_tile = static_cast<int>(rest % t.column_tiles);
@@ -262,7 +263,7 @@ __global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epil
 
   tile.for_each_sum([&](int row, int column, Acc sum) { memory[0].sums[row][column] = sum; });
   __syncthreads();
-  epilogue.store(part, memory[0].sums, rows_a);
+  epilogue.template store<columns>(part, memory[0].sums, rows_a);
   if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
     epilogue.store_row_sum(part, threadIdx.x, row_sum);
   }

@@ -39,6 +39,11 @@ __device__ Vector<T, V> load_vector(const T* from) {
   return *reinterpret_cast<const Vector<T, V>*>(from);
 }
 
+template <int V, class T>
+__device__ Vector<T, V> load_or_zero(const T* from) {
+  return from != nullptr ? load_vector<V>(from) : Vector<T, V>::zero();
+}
+
 // Whether load_vector<V> can read at the pointer.
 template <int V, class T>
 bool is_aligned(const T* pointer) {

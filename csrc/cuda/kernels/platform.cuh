@@ -3,6 +3,8 @@
 //
 //   FC_SHARED(T, name, [2][32]);            a block's shared memory: a variable `name` of type T[2][32]
 //   FC_LAUNCH(kernel, grid, block, stream, arguments...);
+//   FC_DYNAMIC_SHARED(name);                a pointer to the block's dynamic shared memory, 16-byte aligned
+//   FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...);
 //   half, bf16, Stream
 //
 // Launch functions neither allocate nor wait, so that a CUDA graph can capture them. Their caller checks for launch
@@ -21,6 +23,16 @@
 #define FC_HOST_DEVICE __host__ __device__
 #define FC_SHARED(T, name, dimensions) __shared__ T name dimensions
 #define FC_LAUNCH(kernel, grid, block, stream, ...) (kernel)<<<(grid), (block), 0, (stream)>>>(__VA_ARGS__)
+#define FC_DYNAMIC_SHARED(name)                                      \
+  extern __shared__ __align__(16) unsigned char fc_dynamic_shared[]; \
+  unsigned char* const name = fc_dynamic_shared
+// A block gets more than 48 KiB only if the kernel asks for it. An error shows in the check after the launch.
+#define FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes, stream, ...)                                             \
+  do {                                                                                                             \
+    static_cast<void>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),                                  \
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes))); \
+    (kernel)<<<(grid), (block), (bytes), (stream)>>>(__VA_ARGS__);                                                 \
+  } while (false)
 
 namespace fastconv::cuda {
 using half = __half;
@@ -38,8 +50,11 @@ using Stream = cudaStream_t;
   T(&name)                                    \
   dimensions = *static_cast<T(*) dimensions>( \
       ::fastconv::emulation::shared_memory(&name##_key, sizeof(T dimensions), alignof(T)))
-#define FC_LAUNCH(kernel, grid, block, stream, ...) \
-  (static_cast<void>(stream), ::fastconv::emulation::launch((grid), (block), [&] { (kernel)(__VA_ARGS__); }))
+#define FC_LAUNCH(kernel, grid, block, stream, ...) FC_LAUNCH_WITH_SHARED(kernel, grid, block, 0, stream, __VA_ARGS__)
+#define FC_DYNAMIC_SHARED(name) \
+  unsigned char* const name = static_cast<unsigned char*>(::fastconv::emulation::dynamic_shared_memory())
+#define FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes, stream, ...) \
+  (static_cast<void>(stream), ::fastconv::emulation::launch((grid), (block), (bytes), [&] { (kernel)(__VA_ARGS__); }))
 
 namespace fastconv::cuda {
 using half = emulation::Half;

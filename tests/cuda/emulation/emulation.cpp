@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fiber.h"
+#include "tensor_cores.h"
 
 namespace fastconv::emulation {
 
@@ -22,8 +23,18 @@ namespace {
 constexpr size_t stack_bytes = 256 << 10;
 // The static shared memory that a block may have on every architecture.
 constexpr size_t most_shared_bytes = 48 << 10;
+// Static and dynamic shared memory together, on the architecture that has the least (sm_86) of those from sm_80 on.
+constexpr size_t most_bytes = 99 << 10;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, done };
+
+// A copy that has started. Its bytes arrive when the thread waits for its group.
+struct Copy {
+  void* to;
+  char bytes[16];
+  int size;
+  int group;
+};
 
 struct Thread {
   Fiber fiber;
@@ -31,6 +42,8 @@ struct Thread {
   int number;  // in its block
   State state;
   int line;  // of the barrier
+  std::vector<Copy> copies;
+  int group;  // the number of groups that the thread has committed
 };
 
 struct Warp {
@@ -41,6 +54,7 @@ struct Warp {
 struct SharedVariable {
   const void* key;
   std::unique_ptr<void, void (*)(void*)> memory;
+  size_t bytes;
 };
 
 void run_body();
@@ -57,7 +71,7 @@ struct Emulator {
   Thread* running = nullptr;
   Warp warps[32];
   std::vector<SharedVariable> shared;
-  size_t shared_bytes = 0;
+  size_t shared_bytes = 0, dynamic_bytes = 0;
   std::string error;
 
   int count() const { return static_cast<int>(block_size.x * block_size.y * block_size.z); }
@@ -75,30 +89,48 @@ struct Emulator {
     for (Warp& warp : warps) warp = Warp{};
     for (int i = 0; i < count(); ++i) {
       if (i == static_cast<int>(threads.size())) {
-        threads.push_back(std::make_unique<Thread>(Thread{Fiber(stack_bytes, run_body), {}, 0, State::done, 0}));
+        threads.push_back(std::make_unique<Thread>(Thread{Fiber(stack_bytes, run_body), {}, 0, State::done, 0, {}, 0}));
       }
       const unsigned n = static_cast<unsigned>(i);
       threads[i]->index = {n % block_size.x, n / block_size.x % block_size.y, n / block_size.x / block_size.y};
       threads[i]->number = i;
       threads[i]->state = State::ready;
+      threads[i]->copies.clear();
+      threads[i]->group = 0;
       warps[i / 32].alive |= 1u << i % 32;
     }
   }
 
-  // Runs each thread that is ready once. Returns false if no thread was ready, or after an error.
-  bool run_ready_threads(std::vector<int>& order) {
+  // Runs the thread until it waits. Returns false if it was not ready.
+  bool run_thread(int i) {
+    if (threads[i]->state != State::ready) return false;
+    running = threads[i].get();
+    thread_index = running->index;
+    lane = i % 32;
+    scheduler.go_to(running->fiber);
+    return true;
+  }
+
+  // Runs the threads until all wait at the block's barrier or have ended, or until an error. By chance, threads of all
+  // warps take turns, or each warp runs as far as it can before the next one. The latter shows a missing barrier
+  // between warps whose lanes wait for each other.
+  void run_threads(std::vector<int>& order) {
     if (shuffled) std::shuffle(order.begin(), order.end(), random);
-    bool any = false;
-    for (const int i : order) {
-      if (threads[i]->state != State::ready) continue;
-      any = true;
-      running = threads[i].get();
-      thread_index = running->index;
-      lane = i % 32;
-      scheduler.go_to(running->fiber);
-      if (!error.empty()) return false;
+    const bool by_warps = shuffled && random() % 2 == 0;
+    if (by_warps) {
+      const unsigned first_warp = random();
+      std::stable_sort(order.begin(), order.end(),
+                       [&](int i, int j) { return (i / 32 ^ first_warp) % 32 < (j / 32 ^ first_warp) % 32; });
     }
-    return any;
+    for (size_t first = 0; first < order.size() && error.empty();) {
+      size_t last = first + 1;
+      while (last < order.size() && (!by_warps || order[last] / 32 == order[first] / 32)) ++last;
+      for (bool any = true; any && error.empty();) {
+        any = false;
+        for (size_t i = first; i < last && error.empty(); ++i) any |= run_thread(order[i]);
+      }
+      first = last;
+    }
   }
 
   // Called when no thread is ready. Opens the block's barrier if all threads wait there. Returns false if the block has
@@ -137,8 +169,7 @@ struct Emulator {
     std::vector<int> order(count());
     for (int i = 0; i < count(); ++i) order[i] = i;
     do {
-      while (run_ready_threads(order)) {
-      }
+      run_threads(order);
     } while (error.empty() && open_barrier());
     if (error.empty()) return;
     std::ostringstream text;
@@ -169,7 +200,7 @@ void set_seed(unsigned seed) {
   emulator.random.seed(seed);
 }
 
-void launch(Size grid, Size block, void (*body)(void*), void* context) {
+void launch(Size grid, Size block, size_t dynamic_bytes, void (*body)(void*), void* context) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z, blocks = uint64_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || block.z > 64 || blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 ||
       grid.z > 65535) {
@@ -179,7 +210,7 @@ void launch(Size grid, Size block, void (*body)(void*), void* context) {
     throw std::runtime_error(text.str());
   }
   grid_size = grid, block_size = block;
-  emulator.body = body, emulator.context = context;
+  emulator.body = body, emulator.context = context, emulator.dynamic_bytes = dynamic_bytes;
   std::vector<uint64_t> order(blocks);
   for (uint64_t i = 0; i < blocks; ++i) order[i] = i;
   if (emulator.shuffled) std::shuffle(order.begin(), order.end(), emulator.random);
@@ -225,14 +256,55 @@ void* shared_memory(const void* key, size_t bytes, size_t alignment) {
   for (const SharedVariable& variable : emulator.shared) {
     if (variable.key == key) return variable.memory.get();
   }
-  emulator.shared_bytes += bytes;
-  if (emulator.shared_bytes > most_shared_bytes) emulator.fail("a block uses more than 48 KiB of shared memory");
+  if (key != &emulator) emulator.shared_bytes += bytes;
+  if (emulator.shared_bytes > most_shared_bytes) emulator.fail("a block uses more than 48 KiB of static shared memory");
+  if (emulator.shared_bytes + emulator.dynamic_bytes > most_bytes) emulator.fail("a block uses more than 99 KiB");
   // The exact size, so that AddressSanitizer finds accesses out of bounds.
   void* memory = nullptr;
   if (posix_memalign(&memory, std::max(alignment, sizeof(void*)), bytes) != 0) emulator.fail("out of memory");
   std::memset(memory, 0xff, bytes);
-  emulator.shared.push_back({key, {memory, std::free}});
+  emulator.shared.push_back({key, {memory, std::free}, bytes});
   return memory;
 }
+
+void* dynamic_shared_memory() { return shared_memory(&emulator, emulator.dynamic_bytes, 16); }
+
+// ---- tensor_cores.h ------------------------------------------------------------------------------------------------
+
+namespace tensor_cores {
+
+void check_shared(const void* pointer, int bytes, const char* instruction) {
+  const char* at = static_cast<const char*>(pointer);
+  for (const SharedVariable& variable : emulator.shared) {
+    const char* first = static_cast<const char*>(variable.memory.get());
+    if (at >= first && at + bytes <= first + variable.bytes) {
+      if (reinterpret_cast<uintptr_t>(at) % bytes == 0) return;
+      emulator.fail(std::string(instruction) + " at a misaligned address of shared memory");
+    }
+  }
+  emulator.fail(std::string(instruction) + " beyond shared memory");
+}
+
+void start_copy(void* to, const void* from, int bytes, int source_bytes) {
+  check_shared(to, bytes, "cp.async");
+  if (reinterpret_cast<uintptr_t>(from) % bytes != 0) emulator.fail("cp.async from a misaligned address");
+  Copy copy{to, {}, bytes, emulator.running->group};
+  for (int i = 0; i < source_bytes; ++i) copy.bytes[i] = static_cast<const char*>(from)[i];
+  std::memset(to, 0xff, bytes);
+  emulator.running->copies.push_back(copy);
+}
+
+void commit_copies() { ++emulator.running->group; }
+
+void wait_for_copies(int latest_groups) {
+  Thread& self = *emulator.running;
+  std::erase_if(self.copies, [&](const Copy& copy) {
+    if (copy.group >= self.group - latest_groups) return false;
+    std::memcpy(copy.to, copy.bytes, copy.size);
+    return true;
+  });
+}
+
+}  // namespace tensor_cores
 
 }  // namespace fastconv::emulation

@@ -4,7 +4,8 @@
 // It finds faults that a GPU may hide. A seed shuffles the order of blocks and threads, and each thread runs until it
 // waits, so a missing barrier gives wrong results. If not all threads reach a barrier, an error names its line. Shared
 // memory has its exact size and starts as NaN (bytes of 0xff). AddressSanitizer can check its bounds and those of
-// tensors. The emulation does not show speed, memory coalescing or bank conflicts.
+// tensors. tensor_cores.h has the instructions that copy to shared memory and multiply matrices. The emulation does not
+// show speed, memory coalescing or bank conflicts.
 #pragma once
 
 #include <cmath>
@@ -34,12 +35,15 @@ extern int lane;
 // 0: threads and blocks run in ascending order. Any other seed shuffles them.
 void set_seed(unsigned seed);
 
-// Runs body once for each thread. Throws std::runtime_error if the launch is invalid, or if threads wait forever.
-void launch(Size grid, Size block, void (*body)(void*), void* context);
+// Runs body once for each thread. Each block has `dynamic_bytes` of dynamic shared memory. Throws std::runtime_error if
+// the launch is invalid, or if threads wait forever.
+void launch(Size grid, Size block, size_t dynamic_bytes, void (*body)(void*), void* context);
 
 template <class Body>
-void launch(Size grid, Size block, Body&& body) {
-  launch(grid, block, [](void* context) { (*static_cast<std::remove_reference_t<Body>*>(context))(); }, &body);
+void launch(Size grid, Size block, size_t dynamic_bytes, Body&& body) {
+  launch(
+      grid, block, dynamic_bytes, [](void* context) { (*static_cast<std::remove_reference_t<Body>*>(context))(); },
+      &body);
 }
 
 void block_barrier(int line);
@@ -47,6 +51,7 @@ void warp_barrier(unsigned mask);
 
 // The memory of an FC_SHARED variable in the running block.
 void* shared_memory(const void* key, size_t bytes, size_t alignment);
+void* dynamic_shared_memory();
 
 void* warp_slots(size_t bytes);
 void check_lane(unsigned mask, int source);

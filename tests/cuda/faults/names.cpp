@@ -1,5 +1,5 @@
 // Kernels that use the CUDA names that the emulation defines. test_emulation.py checks their results.
-#include "../../../csrc/cuda/kernels/platform.cuh"
+#include "../../../csrc/cuda/kernels/tensor_cores.cuh"
 
 namespace {
 
@@ -36,6 +36,59 @@ __global__ void shared_kernel(float* to) {
   values[threadIdx.x] = 1;
 }
 
+// Copies 32 pieces of `bytes` bytes. The odd ones are outside. Each thread shows the piece of the next thread before
+// the wait, and after the wait and a barrier.
+template <int bytes>
+__global__ void copies_kernel(const char* from, char* to) {
+  FC_DYNAMIC_SHARED(pieces);
+  const int lane = threadIdx.x, next = (lane + 1) % 32;
+  fastconv::cuda::copy_async<bytes>(pieces + lane * bytes, lane % 2 == 0 ? from + lane * bytes : nullptr);
+  fastconv::cuda::commit_copies();
+  __syncthreads();
+  memcpy(to + next * bytes, pieces + next * bytes, bytes);
+  __syncthreads();
+  fastconv::cuda::wait_for_copies<0>();
+  __syncthreads();
+  memcpy(to + (32 + next) * bytes, pieces + next * bytes, bytes);
+}
+
+template <int count, bool transposed>
+__global__ void load_kernel(const char* from, uint32_t* to) {
+  FC_DYNAMIC_SHARED(rows);
+  const int lane = threadIdx.x;
+  memcpy(rows + 16 * lane, from + 16 * lane, 16);
+  __syncwarp();
+  uint32_t words[count];
+  fastconv::cuda::load_matrices<count, transposed>(words, rows + 16 * lane);
+  for (int j = 0; j < count; ++j) to[j * 32 + lane] = words[j];
+}
+
+template <class T>
+__global__ void multiply_kernel(const uint32_t* a, const uint32_t* b, float* c) {
+  const int lane = threadIdx.x;
+  uint32_t mine_a[4], mine_b[2];
+  float sums[4];
+  for (int i = 0; i < 4; ++i) mine_a[i] = a[i * 32 + lane], sums[i] = c[i * 32 + lane];
+  for (int i = 0; i < 2; ++i) mine_b[i] = b[i * 32 + lane];
+  fastconv::cuda::multiply_matrices<T>(sums, mine_a, mine_b);
+  for (int i = 0; i < 4; ++i) c[i * 32 + lane] = sums[i];
+}
+
+template <class T>
+void launch_multiply(const uint32_t* a, const uint32_t* b, float* c) {
+  FC_LAUNCH(multiply_kernel<T>, dim3(1), dim3(32), nullptr, a, b, c);
+}
+
+template <int bytes>
+void launch_copies(const char* from, char* to) {
+  FC_LAUNCH_WITH_SHARED(copies_kernel<bytes>, dim3(1), dim3(32), 32 * bytes, nullptr, from, to);
+}
+
+template <int count, bool transposed>
+void launch_load(const char* from, uint32_t* to) {
+  FC_LAUNCH_WITH_SHARED((load_kernel<count, transposed>), dim3(1), dim3(32), 512, nullptr, from, to);
+}
+
 template <class T>
 void convert(const float* from, T* to, float* back, int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = T(from[i]), back[i] = static_cast<float>(to[i]);
@@ -56,5 +109,19 @@ void convert_half(const float* from, void* to, float* back, int64_t count) {
 }
 void convert_bf16(const float* from, void* to, float* back, int64_t count) {
   convert(from, static_cast<bf16*>(to), back, count);
+}
+void copies(const char* from, char* to, int bytes) {
+  (bytes == 16 ? launch_copies<16> : bytes == 8 ? launch_copies<8> : launch_copies<4>)(from, to);
+}
+void load(const char* from, uint32_t* to, int count, bool transposed) {
+  if (count == 4) (transposed ? launch_load<4, true> : launch_load<4, false>)(from, to);
+  if (count == 2) (transposed ? launch_load<2, true> : launch_load<2, false>)(from, to);
+  if (count == 1) (transposed ? launch_load<1, true> : launch_load<1, false>)(from, to);
+}
+void multiply_half(const uint32_t* a, const uint32_t* b, float* c) { launch_multiply<half>(a, b, c); }
+void multiply_bf16(const uint32_t* a, const uint32_t* b, float* c) { launch_multiply<bf16>(a, b, c); }
+void multiply_tf32(const uint32_t* a, const uint32_t* b, float* c) { launch_multiply<float>(a, b, c); }
+void round_tf32(const uint32_t* from, uint32_t* to, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) to[i] = fastconv::cuda::round_to_tf32(from[i]);
 }
 }
