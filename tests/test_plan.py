@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 import fastconv.functional as FF
 from fastconv import _C
 
+DOCS = Path(__file__).parents[1] / "docs"
 POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 PASSES = ("forward", "backward_data", "backward_weight")
 #: Sizes of the input and the weight, stride, padding and dilation.
@@ -126,6 +130,21 @@ def test_each_rule_for_a_gpu_has_an_example() -> None:
                 sizes = ((N, C, H, H), (K, C, 3, 3))
                 found.add(plan(name, *sizes, pool=POOL, cuda_capability=90, **more).get("rule"))
     assert found - {None} == set(_C.rules_for_fastconv())
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
+def test_the_page_lists_the_rules_for_a_gpu_with_measured_figures() -> None:
+    page = (DOCS / "reference" / "pytorch_calls.md").read_text()
+    rows = re.findall(r"^\| `(cuda_\w+)` \| (\w+) \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == _C.rules_for_fastconv()
+    cells = {cell for row in json.loads((DOCS / "data" / "tables.json").read_text())["cuda"]["rows"] for cell in row}
+    measured = {number for cell in cells for number in cell.split(", ")}
+    source = (DOCS.parent / "csrc" / "cuda" / "plan.cpp").read_text()
+    for name, _, figures in rows:
+        pairs = re.findall(r"([\d.]+) / ([\d.]*\d)", figures)
+        assert pairs, name
+        assert all({theirs, ours} <= measured for theirs, ours in pairs), name
+        assert all(re.search(rf"{theirs} / +{ours}\b", source) for theirs, ours in pairs), name
 
 
 def test_own_and_always_hold_for_a_gpu_too() -> None:
