@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastconv.environment import settings
 
 Functions = Mapping[str, Callable[[], object]]
 
@@ -60,7 +61,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": name,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda,
-        "algorithm": os.environ.get("FASTCONV_ALGORITHM") or "auto",
+        "algorithm": settings()["FASTCONV_ALGORITHM"],
     }
 
 
