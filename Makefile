@@ -40,7 +40,7 @@ help:
 	@echo 'make compilers  compile with each of $(COMPILERS) that is here, run the tests of the kernels'
 	@echo 'make clang   the same with the newest clang that is here'
 	@echo 'make arm     compile the operators for Arm, compare them with plain loops in QEMU'
-	@echo 'make cuda    compile the CUDA kernels for every architecture, print registers and spills (needs nvcc, no GPU)'
+	@echo 'make cuda    compile the CUDA kernels for every architecture, print registers, occupancy and spills (needs nvcc, no GPU)'
 	@echo 'make asan    test the operators with assertions, AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make tsan    test the cache of packed weights and inference in threads with ThreadSanitizer'
 	@echo 'make wheels  build a manylinux wheel for this Python in dist/, check it, test it in an environment without a compiler'

@@ -1,28 +1,26 @@
-"""Measure the device time of convolution blocks of PyTorch and of fastconv on a GPU, without CPU time.
+"""Measure the device time of convolution blocks and layers of PyTorch and of fastconv on a GPU, without CPU time.
 
-    python benchmarks/cuda_blocks.py
+    python benchmarks/cuda_blocks.py                            as users get them, by the plan
+    FASTCONV_ALGORITHM=own python benchmarks/cuda_blocks.py     fastconv's kernels alone
+    python benchmarks/cuda_blocks.py --layers                   3 x 3 layers: each pass of fastconv's kernels alone
 
-Each variant's calls are captured in a CUDA graph, and the graphs are replayed in turn. The table has the medians, in
+Each variant's calls are captured in a CUDA graph, and the graphs are replayed in turn. The results are the medians, in
 microseconds per call.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from cuda_measure import Results, microseconds, need, options, set_precision
 from torch import Tensor
 from torch.nn import functional as F
 
 import fastconv.functional as FF
-from fastconv.benchmarking.ratios import OURS, TORCH
-
-VARIANTS = (*TORCH, OURS)
-CALLS, ROUNDS = 20, 20
+from fastconv.benchmarking.ratios import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -37,29 +35,40 @@ class Block:
     pool: bool
     input_gradient: bool = True
 
+    def __str__(self) -> str:
+        return f"{self.name}, batch {self.N}"
+
 
 BLOCKS = [
     Block("conv1 + pool", 64, 1, 28, 32, True, input_gradient=False),
     Block("conv2 + pool", 64, 32, 13, 64, True),
     Block("conv3", 64, 64, 5, 128, False),
+    Block("conv1 + pool", 1024, 1, 28, 32, True, input_gradient=False),
     Block("conv2 + pool", 1024, 32, 13, 64, True),
     Block("conv3", 1024, 64, 5, 128, False),
+]
+LAYERS = [
     Block("64 -> 64, 56 x 56", 32, 64, 56, 64, False),
+    Block("128 -> 128, 28 x 28", 32, 128, 28, 128, False),
     Block("256 -> 256, 14 x 14", 32, 256, 14, 256, False),
 ]
 
 
-def calls(block: Block, variant: str, dtype: torch.dtype) -> list[Callable[[], object]]:
-    """Return two functions: the forward pass, and the forward and backward pass."""
-    backend, layout = variant.split()
+def tensors(block: Block, layout: str, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, device="cuda", dtype=dtype).contiguous(memory_format=memory_format)
+        return torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=memory_format)
 
-    x = random(block.N, block.C, block.H, block.H).requires_grad_(block.input_gradient)
-    w = random(block.K, block.C, 3, 3).div_((9 * block.C) ** 0.5).requires_grad_()
-    b = torch.zeros(block.K, device="cuda", dtype=dtype, requires_grad=True)
+    x, w = random(block.N, block.C, block.H, block.H), random(block.K, block.C, 3, 3).div_((9 * block.C) ** 0.5)
+    return x, w, torch.zeros(block.K, device=device, dtype=dtype)
+
+
+def block_calls(block: Block, variant: str, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Return two functions: the forward pass, and the forward and backward pass."""
+    backend, layout = variant.split()
+    x, w, b = tensors(block, layout, device, dtype)
+    inputs = [t.requires_grad_() for t in ([x, w, b] if block.input_gradient else [w, b])]
 
     def forward() -> Tensor:
         if backend == "fastconv":
@@ -68,53 +77,52 @@ def calls(block: Block, variant: str, dtype: torch.dtype) -> list[Callable[[], o
         return F.max_pool2d(y, 2) if block.pool else y
 
     grad = torch.randn_like(forward())
-    inputs = [x, w, b] if block.input_gradient else [w, b]
-    return [torch.no_grad()(forward), lambda: torch.autograd.grad(forward(), inputs, grad)]
+    both = lambda: torch.autograd.grad(forward(), inputs, grad)  # noqa: E731
+    return {"forward": torch.no_grad()(forward), "forward + backward": both}
 
 
-def graphed(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # the libraries choose their algorithms during these calls
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            call()
-    return graph
+def layer_calls(block: Block, variant: str, device: str, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Return a function for each pass of a convolution alone, with padding. The operators do not ask the plan."""
+    backend, layout = variant.split()
+    x, w, b = tensors(block, layout, device, dtype)
+    geometry: tuple[Any, ...] = ((1, 1), (1, 1), (1, 1))
+    if backend == "fastconv":
+        ops, last = torch.ops.fastconv, layout == "channels_last"
+        g = torch.randn_like(ops.conv2d(x, w, b, *geometry, 1))
+        return {
+            "forward": lambda: ops.conv2d(x, w, b, *geometry, 1),
+            "backward_data": lambda: ops.conv2d_backward_data(g, w, x.shape, *geometry, 1, last),
+            "backward_weight": lambda: ops.conv2d_backward_weight(g, x, (3, 3), *geometry, 1, last),
+        }
+    g = torch.randn_like(F.conv2d(x, w, b, padding=1))
 
+    def backward(data: bool) -> object:
+        mask = (data, not data, not data)
+        return torch.ops.aten.convolution_backward(g, x, w, [block.K], *geometry, False, (0, 0), 1, mask)
 
-def microseconds(functions: list[Callable[[], object]]) -> list[float]:
-    """Return the time per call of each function. The functions keep the tensors alive that the graphs read."""
-    graphs = [graphed(function) for function in functions]
-    times: list[list[float]] = [[] for _ in graphs]
-    for _ in range(ROUNDS):
-        for graph, of_graph in zip(graphs, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            of_graph.append(start.elapsed_time(end) * 1e3 / CALLS)
-    return [statistics.median(of_graph) for of_graph in times]
+    return {
+        "forward": lambda: F.conv2d(x, w, b, padding=1),
+        "backward_data": lambda: backward(True),
+        "backward_weight": lambda: backward(False),
+    }
 
 
 def main() -> None:
-    if not torch.cuda.is_available():
-        raise SystemExit("no GPU")
-    torch.backends.cudnn.benchmark = True
-    for dtype, tf32 in ((torch.float32, False), (torch.float32, True), (torch.float16, False)):
-        torch.backends.cudnn.allow_tf32 = tf32
-        table = Table(title=f"{dtype}{', TF32 in cuDNN' * tf32}, us: forward, forward + backward")
-        for heading in ("block", "batch", *VARIANTS):
-            table.add_column(heading)
-        for block in BLOCKS:
-            forward, both = zip(*(calls(block, variant, dtype) for variant in VARIANTS), strict=True)
-            cells = zip(microseconds(list(forward)), microseconds(list(both)), strict=True)
-            table.add_row(block.name, str(block.N), *(f"{a:.1f}, {c:.1f}" for a, c in cells))
-        Console().print(table)
+    parser = options(__doc__)
+    parser.add_argument("--layers", action="store_true", help="the layers instead of MNIST's blocks")
+    arguments = parser.parse_args()
+    need(arguments.device)
+    blocks, calls = (LAYERS, layer_calls) if arguments.layers else (BLOCKS, block_calls)
+    if arguments.tiny:
+        blocks = [replace(blocks[0], N=1, C=min(blocks[0].C, 4), H=10, K=4)]
+    results = Results("3 x 3 layers, each pass alone" if arguments.layers else "Blocks of the MNIST CNN", arguments)
+    for precision in arguments.precision:
+        dtype = set_precision(precision)
+        for block in blocks:
+            functions = {variant: calls(block, variant, arguments.device, dtype) for variant in VARIANTS}
+            for how in functions[VARIANTS[0]]:
+                of_pass = {variant: found[how] for variant, found in functions.items()}
+                results.add(str(block), how, precision, microseconds(of_pass, arguments))
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def nvcc_arguments() -> list[str]:
 
 
 def sources(cuda_home: Path | None) -> list[str]:
-    folders = ("csrc", "csrc/cpu", "csrc/cpu/drivers", "csrc/cpu/memory", "csrc/cpu/kernels")
+    folders = ("csrc", "csrc/cpu", "csrc/cpu/drivers", "csrc/cpu/memory", "csrc/cpu/kernels", "csrc/cuda")
     found = [path for folder in folders for path in Path(folder).glob("*.cpp")]
     return sorted(map(str, found if cuda_home is None else [*found, *Path("csrc/cuda").glob("*.cu")]))
 

@@ -13,10 +13,12 @@
 
 #include "checks.h"
 #include "cpu/capability.h"
+#include "cpu/forced_choices.h"
 #include "cpu/memory/packed_weights.h"
 #include "cpu/plan.h"
 #include "cpu/slower_calls.h"
 #include "cpu/tuning.h"
+#include "cuda/plan.h"
 #include "environment.h"
 #include "modules.h"
 #include "precision.h"
@@ -77,8 +79,24 @@ fastconv::cpu::Candidate tuned_for(fastconv::cpu::Pass pass, const fastconv::Fus
   return tuning::find(call, static_cast<int>(std::ceil(nonzero * 8)));
 }
 
+fastconv::cpu::Pass pass_named(const std::string& name) {
+  using fastconv::cpu::Pass;
+  if (name == "forward") return Pass::forward;
+  if (name == "backward_data") return Pass::backward_data;
+  if (name == "backward_weight") return Pass::backward_weight;
+  throw std::invalid_argument("expected pass_ to be forward, backward_data or backward_weight, but got '" + name + "'");
+}
+
+pybind11::dict gpu_plan_as_dict(const fastconv::cuda::Call& call) {
+  pybind11::dict result;
+  const bool torch = fastconv::cuda::torch_is_faster(call);
+  result["algorithm"] = torch ? "torch" : "own";
+  if (!torch) result["rule"] = fastconv::cuda::rule_for_fastconv(call);
+  return result;
+}
+
 template <class T>
-pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape& f, bool fused,
+pybind11::dict plan_as_dict(fastconv::cpu::Pass pass, const fastconv::FusedShape& f, bool fused,
                             fastconv::ScalarType type, bool channels_last, double nonzero, bool finite) {
   using namespace fastconv::cpu;
   pybind11::dict result;
@@ -86,45 +104,40 @@ pybind11::dict plan_as_dict(const std::string& pass, const fastconv::FusedShape&
     result["algorithm"] = name_of(algorithm);
     if (algorithm == Algorithm::winograd) result["tiles"] = tiles_of(cut);
   };
-  const Pass which = pass == "forward"         ? Pass::forward
-                     : pass == "backward_data" ? Pass::backward_data
-                                               : Pass::backward_weight;
-  const tuning::Following tuned(which, tuned_for(which, f, fused, type, channels_last, nonzero));
-  if (!fused && multiplies_pairs(f.conv, which, type, channels_last)) {
+  const tuning::Following tuned(pass, tuned_for(pass, f, fused, type, channels_last, nonzero));
+  if (!fused && multiplies_pairs(f.conv, pass, type, channels_last)) {
     result["algorithm"] = name_of(Algorithm::pairs);
     return result;
   }
-  if (!fused && torch_is_faster(f.conv, which, type, channels_last)) {
+  if (!fused && torch_is_faster(f.conv, pass, type, channels_last)) {
     result["algorithm"] = "torch";
-    result["rule"] = rule_for_torch(f.conv, which, type);
+    result["rule"] = rule_for_torch(f.conv, pass, type);
     return result;
   }
-  if (pass == "forward") {
+  if (pass == Pass::forward) {
     const ForwardPlan plan = plan_forward<T>(f, channels_last);
     describe(plan.algorithm, plan.cut);
     if (fused) result["pool_in_registers"] = plan.pool_in_registers;
     return result;
   }
-  if (pass != "backward_data" && pass != "backward_weight") {
-    throw std::invalid_argument("expected pass_ to be forward, backward_data or backward_weight, but got '" + pass +
-                                "'");
-  }
   const GradientFacts gradient{fused, [=](double) { return nonzero; }, [=] { return finite; }};
   const BackwardPlan plan =
-      pass == "backward_data" ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
+      pass == Pass::backward_data ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
   describe(plan.algorithm, plan.cut);
   if (plan.algorithm == Algorithm::torch)
-    result["rule"] = rule_for_torch(f.conv, which, fastconv::ScalarType::Float, true);
+    result["rule"] = rule_for_torch(f.conv, pass, fastconv::ScalarType::Float, true);
   result["unpool"] = plan.unpool;
-  if (pass == "backward_data") result["weight_as_patches"] = plan.weight_as_patches;
+  if (pass == Pass::backward_data) result["weight_as_patches"] = plan.weight_as_patches;
   return result;
 }
 
 pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, const fastconv::Ints& weight_size,
                     const fastconv::Ints& stride, const fastconv::Ints& padding, const fastconv::Ints& dilation,
                     int64_t groups, bool relu, const std::optional<PoolArguments>& pool, const std::string& dtype,
-                    bool channels_last, double nonzero, bool finite) {
+                    bool channels_last, double nonzero, bool finite, const std::optional<int>& cuda_capability,
+                    bool tf32) {
   using namespace fastconv;
+  const cpu::Pass which = pass_named(pass);
   FusedShape f = without_pool(check_conv2d_sizes(input_size, weight_size, stride, padding, dilation, groups));
   if (pool) {
     const auto& [kernel, pool_stride, pool_padding, pool_dilation] = *pool;
@@ -140,8 +153,10 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
     throw std::invalid_argument("expected dtype to be float32, float64, bfloat16 or float16, but got '" + dtype + "'");
   }
   if (!(nonzero >= 0 && nonzero <= 1)) throw std::invalid_argument("expected nonzero to be between 0 and 1");
+  const bool fused = relu || pool.has_value();
+  if (cuda_capability) return gpu_plan_as_dict({which, f, fused, type->second, channels_last, tf32, *cuda_capability});
   const auto run = type->second == ScalarType::Double ? plan_as_dict<double> : plan_as_dict<float>;
-  return run(pass, f, relu || pool.has_value(), type->second, channels_last, nonzero, finite);
+  return run(which, f, fused, type->second, channels_last, nonzero, finite);
 }
 
 }  // namespace
@@ -166,16 +181,24 @@ PYBIND11_MODULE(_C, m) {
       py::arg("stride") = fastconv::Ints{1, 1}, py::arg("padding") = fastconv::Ints{0, 0},
       py::arg("dilation") = fastconv::Ints{1, 1}, py::arg("groups") = 1, py::kw_only(), py::arg("relu") = false,
       py::arg("pool") = py::none(), py::arg("dtype") = "float32", py::arg("channels_last") = true,
-      py::arg("nonzero") = 1.0, py::arg("finite") = true,
+      py::arg("nonzero") = 1.0, py::arg("finite") = true, py::arg("cuda_capability") = py::none(),
+      py::arg("tf32") = true,
       "How the CPU computes a convolution: a dict with the 'algorithm' and the decisions that belong to it. Choices of "
       "fastconv.tune() count. `pass_` "
       "is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a (kernel_size, stride, padding, "
-      "dilation), fuses a ReLU and max-pooling. `channels_last` says that all tensors are channels_last. In backward, "
-      "`nonzero` is the share of the convolution's results that the gradient "
-      "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN.");
+      "dilation), fuses a ReLU and max-pooling. `channels_last` says that all tensors are "
+      "channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
+      "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN. With "
+      "`cuda_capability`, such as 90, the answer is for a GPU of that compute capability: the 'algorithm' is own or "
+      "torch. Own has the 'rule', which is None with FASTCONV_ALGORITHM=own. `tf32` says that PyTorch may compute "
+      "float32 in TF32.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
         "The names of the rules that leave calls to PyTorch, as in docs/reference/pytorch_calls.md. plan() names the "
         "'rule'.");
+  m.def("rules_for_fastconv", &fastconv::cuda::rules_for_fastconv,
+        "The names of the rules that keep calls on a GPU for fastconv, as in docs/reference/pytorch_calls.md.");
+  m.def("torch_is_allowed", &fastconv::cpu::torch_is_allowed,
+        "Whether PyTorch's own operators may compute a call. FASTCONV_ALGORITHM=own and set_algorithms can forbid it.");
   m.def(
       "set_algorithms", &fastconv::cpu::set_algorithms, pybind11::arg("choices"), pybind11::arg("winograd") = -1,
       pybind11::arg("band") = 0,

@@ -2,7 +2,8 @@ r"""Convolution, max-pooling, ReLU and batch norm as in :mod:`torch.nn.functiona
 
 ``conv2d``, ``max_pool2d``, ``relu`` and ``batch_norm`` take the arguments of PyTorch's functions of the same names and
 have the same results and errors. ``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions
-of these in one operator. PyTorch handles other devices (docs/explanation/cuda.md), dtypes and sparse tensors.
+of these in one operator. PyTorch handles other devices, dtypes and sparse tensors, and on a GPU all calls that it
+computes faster (docs/explanation/cuda.md).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from fastconv._ops import conv2d as _conv2d
 from fastconv._ops import conv2d_relu_max_pool2d as _fused
+from fastconv._ops import gpu
 from fastconv._ops import max_pool2d as _max_pool2d
 from fastconv._ops import relu as _relu
 from fastconv._ops.arguments import accepts, accepts_in_place, fused_pool_arguments, pad_same, pair, pool_arguments
@@ -75,7 +77,8 @@ def conv2d(
         return handle_torch_function(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
-    arguments = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
+    left = getattr(input, "is_cuda", False) and gpu.is_left(input, weight, stride, padding, dilation, groups)
+    arguments = None if left else convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
     if arguments is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
@@ -178,9 +181,12 @@ def conv2d_relu(
         return handle_torch_function(
             conv2d_relu, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
-    arguments = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
+    convolution = (input, weight, bias, stride, padding, dilation, groups)
+    if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *convolution[3:], relu=True):
+        return gpu.conv2d_relu_max_pool2d(*convolution, None)
+    arguments = convolution_arguments(*convolution)
     if arguments is None:
-        return relu(conv2d(input, weight, bias, stride, padding, dilation, groups))
+        return relu(conv2d(*convolution))
     if input.dim() == 3:
         return _unbatched(_fused.conv2d_relu_max_pool2d, *arguments, None)
     return _fused.conv2d_relu_max_pool2d(*arguments, None)
@@ -234,11 +240,15 @@ def conv2d_relu_max_pool2d(
             groups=groups, pool_kernel_size=pool_kernel_size, pool_stride=pool_stride, pool_padding=pool_padding,
             pool_dilation=pool_dilation, pool_ceil_mode=pool_ceil_mode,
         )  # fmt: skip
-    arguments = convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
-    pool = fused_pool_arguments(pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    convolution = (input, weight, bias, stride, padding, dilation, groups)
+    pooling = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *convolution[3:], relu=True, pool=pooling):
+        return gpu.conv2d_relu_max_pool2d(*convolution, pooling)
+    arguments = convolution_arguments(*convolution)
+    pool = fused_pool_arguments(*pooling)
     if arguments is None or pool is None:
-        conv = conv2d(input, weight, bias, stride, padding, dilation, groups)
-        return max_pool2d(relu(conv), pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+        conv = conv2d(*convolution)
+        return max_pool2d(relu(conv), *pooling)
     if input.dim() == 3:
         return _unbatched(_fused.conv2d_relu_max_pool2d, *arguments, pool)
     return _fused.conv2d_relu_max_pool2d(*arguments, pool)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from torch.nn import functional as F
 import fastconv.functional as FF
 from fastconv import _C
 
+DOCS = Path(__file__).parents[1] / "docs"
 POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 PASSES = ("forward", "backward_data", "backward_weight")
 #: Sizes of the input and the weight, stride, padding and dilation.
@@ -70,6 +74,84 @@ def test_the_plan_leaves_no_call_with_sizes_above_32_bits_to_pytorch() -> None:
         call = ("forward", (1, 1, 1, 4), (1, 1, 1, 3), (1, 1), (0, padding), (1, dilation))
         assert plan(*call)["algorithm"] == "direct"
     assert plan("forward", (1, 1, 1, 4), (1, 1, 1, 3), (1, 1), (0, 2**20), (1, 2**20))["algorithm"] == "torch"
+
+
+# A GPU: the passes that its plan keeps for fastconv with TF32, without it, and in half. Each pair of sizes is a row of
+# docs/explanation/cuda.md. The last ones are near those rows.
+FIRST, SECOND, THIRD = (1, 28, 32), (32, 13, 64), (64, 5, 128)
+FORWARD, _, WEIGHT = PASSES
+GPU_PLANS: list[tuple[tuple[int, tuple[int, int, int], bool], tuple[set[str], set[str], set[str]]]] = [
+    ((64, FIRST, True), ({FORWARD, WEIGHT}, {FORWARD, WEIGHT}, set())),
+    ((64, SECOND, True), (set(), {*PASSES}, {FORWARD})),
+    ((64, THIRD, False), (set(), set(), set())),
+    ((1024, SECOND, True), (set(), {FORWARD}, {FORWARD})),
+    ((1024, THIRD, False), (set(), set(), set())),
+    ((32, (64, 56, 64), False), (set(), set(), set())),
+    ((32, (256, 14, 256), False), (set(), set(), set())),
+    ((64, FIRST, False), (set(), set(), set())),
+    ((1, FIRST, True), (set(), set(), set())),
+    ((1024, FIRST, True), (set(), set(), set())),
+    ((64, (3, 28, 32), True), (set(), set(), set())),
+    ((64, (64, 13, 64), True), (set(), set(), set())),
+    ((256, SECOND, True), (set(), {FORWARD}, {FORWARD})),
+]
+
+
+@pytest.mark.parametrize(("call", "kept"), GPU_PLANS, ids=str)
+def test_the_plan_for_a_gpu_keeps_what_was_measured_as_faster(call: Any, kept: Any) -> None:
+    _C.set_algorithms({"torch": "measured"})
+    N, (C, H, K), pooled = call
+    sizes = ((N, C, H, H), (K, C, 3, 3))
+    options: dict[str, Any] = {"pool": POOL} if pooled else {"relu": True}
+    options["cuda_capability"] = 90
+    for wanted, more in zip(kept, ({}, {"tf32": False}, {"dtype": "float16"}), strict=True):
+        plans = {name: plan(name, *sizes, **options, **more) for name in PASSES}
+        assert {name for name in PASSES if plans[name]["algorithm"] == "own"} == wanted
+        for name in wanted:
+            assert plans[name]["rule"] in _C.rules_for_fastconv()
+        for left in (
+            {**options, "cuda_capability": 80},
+            {**options, "dtype": "bfloat16"},
+            {**options, "dtype": "float64"},
+            {"cuda_capability": 90},  # without a ReLU
+        ):
+            assert plan("forward", *sizes, **{**more, **left}) == {"algorithm": "torch"}
+    if pooled and C > 1:
+        channels_first = plan("forward", *sizes, **options, tf32=False, channels_last=False)
+        assert channels_first == {"algorithm": "torch"}
+
+
+def test_each_rule_for_a_gpu_has_an_example() -> None:
+    _C.set_algorithms({"torch": "measured"})
+    found = set()
+    for N, (C, H, K) in [(64, FIRST), (64, SECOND)]:
+        for name in PASSES:
+            for more in ({"tf32": False}, {"dtype": "float16"}):
+                sizes = ((N, C, H, H), (K, C, 3, 3))
+                found.add(plan(name, *sizes, pool=POOL, cuda_capability=90, **more).get("rule"))
+    assert found - {None} == set(_C.rules_for_fastconv())
+
+
+@pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not here")
+def test_the_page_lists_the_rules_for_a_gpu_with_measured_figures() -> None:
+    page = (DOCS / "reference" / "pytorch_calls.md").read_text()
+    rows = re.findall(r"^\| `(cuda_\w+)` \| (\w+) \| [^|]+ \| ([^|]+) \|$", page, re.MULTILINE)
+    assert [row[0] for row in rows] == _C.rules_for_fastconv()
+    cells = {cell for row in json.loads((DOCS / "data" / "tables.json").read_text())["cuda"]["rows"] for cell in row}
+    measured = {number for cell in cells for number in cell.split(", ")}
+    source = (DOCS.parent / "csrc" / "cuda" / "plan.cpp").read_text()
+    for name, _, figures in rows:
+        pairs = re.findall(r"([\d.]+) / ([\d.]*\d)", figures)
+        assert pairs, name
+        assert all({theirs, ours} <= measured for theirs, ours in pairs), name
+        assert all(re.search(rf"{theirs} / +{ours}\b", source) for theirs, ours in pairs), name
+
+
+def test_own_and_always_hold_for_a_gpu_too() -> None:
+    call = ("forward", (2, 3, 9, 9), (4, 3, 3, 3))
+    assert plan(*call, cuda_capability=75) == {"algorithm": "own", "rule": None}  # the tests run with own
+    _C.set_algorithms({"torch": "always"})
+    assert plan("forward", (64, 1, 28, 28), (32, 1, 3, 3), pool=POOL, cuda_capability=90) == {"algorithm": "torch"}
 
 
 def test_winograds_tiles_cover_the_image() -> None:

@@ -212,7 +212,7 @@ def batch_norm_ahead(
         frame: the frame of its ``forward``.
         input to eps: the arguments of :func:`fastconv.functional.batch_norm`.
     """
-    if type(input) is not Tensor or _is_seen():
+    if type(input) is not Tensor or input.is_cuda or _is_seen():
         return None
     chosen = groups(layer, steps(layer, frame, _ENDS), _DIFFERENTIABLE)
     if not chosen or not is_supported(input, running_mean, running_var, weight, bias, training, momentum, eps):

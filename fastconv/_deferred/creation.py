@@ -12,6 +12,7 @@ from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
 from fastconv._deferred.tensor import Deferred, DeferringLayer, is_watched
+from fastconv._ops import gpu
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
 from fastconv._ops.sizes import conv2d_output
@@ -67,6 +68,9 @@ def _deferrable(
     """Return the operator's arguments if they are valid and only autograd watches the call."""
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if any(type(t) not in PLAIN for t in tensors) or input.dim() != 4 or input.is_meta or is_watched():
+        return None
+    # On a GPU, the copies of the operands would take as long as fusion saves.
+    if input.is_cuda and not gpu.computes_all():
         return None
     if not torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors):
         return None

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastconv._ops import gpu
 from fastconv._ops.conv2d_relu_max_pool2d import MOST_POSITIONS
-from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA, REAL_DTYPES
+from fastconv._ops.library import FLOATING_DTYPES, REAL_DTYPES
 from fastconv._ops.max_pool2d import Pool
 
 __all__ = ["accepts", "accepts_in_place", "fused_pool_arguments", "pad_same", "pair", "pool_arguments"]
@@ -64,7 +65,7 @@ def accepts(tensor: Any) -> bool:
         and (
             tensor.dtype in REAL_DTYPES
             if tensor.is_cpu or tensor.is_meta  # meta: the fake kernels
-            else HAS_CUDA and tensor.is_cuda and tensor.dtype in FLOATING_DTYPES
+            else tensor.is_cuda and tensor.dtype in FLOATING_DTYPES and gpu.computes_all()  # none was measured
         )
         and tensor.layout is torch.strided
         and not tensor.is_nested

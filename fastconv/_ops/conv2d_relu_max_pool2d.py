@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from fastconv._ops import gpu
 from fastconv._ops.checks import check, check_gradient, check_type
 from fastconv._ops.conv2d import (
     Geometry,
@@ -143,6 +144,8 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Ten
     needs_input, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     if not is_final_gradient():
         gradients = _composed_backward(ctx, grad_output, needs_input, needs_weight)
+    elif input.is_cuda:
+        gradients = _gpu_backward(ctx, grad_output, needs_input, needs_weight)
     else:
         operator = _conv2d_relu_backward if ctx.pool is None else _conv2d_relu_max_pool2d_backward
         numbers = ctx.numbers[:8]  # without ceil_mode, which only forward takes
@@ -151,6 +154,47 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Ten
     grad_weight = gradients[1] if needs_weight else None
     grad_bias = gradients[2] if needs_weight and ctx.has_bias else None
     return grad_input, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _gpu_backward(
+    ctx: Any, grad_output: Tensor, needs_input: bool, needs_weight: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Compute each gradient by the fused operator or by PyTorch's convolution, as the plan says."""
+    input, weight, argmax = ctx.saved_tensors
+    operator = _conv2d_relu_backward if ctx.pool is None else _conv2d_relu_max_pool2d_backward
+    by_torch = gpu.gradients_of_torch(input, weight, ctx.geometry, ctx.pool)
+    torch_input, torch_weight = needs_input and by_torch[0], needs_weight and by_torch[1]
+    gradients: Any = (None, None, None)
+    if (needs_input, needs_weight) != (torch_input, torch_weight):
+        ours = (needs_input and not torch_input, needs_weight and not torch_weight)
+        gradients = operator(grad_output, argmax, input, weight, *ours, *ctx.numbers[:8])
+    if not (torch_input or torch_weight):
+        return gradients  # type: ignore[no-any-return]
+    stride, padding, dilation, groups = ctx.geometry
+    unpooled = _unpool(grad_output, argmax, input, weight, ctx.geometry, ctx.pool)
+    theirs = torch.ops.aten.convolution_backward(
+        unpooled, input, weight, [weight.shape[0]], stride, padding, dilation, False, (0, 0), groups,
+        (torch_input, torch_weight, torch_weight and ctx.has_bias),
+    )  # fmt: skip
+    by = (torch_input, torch_weight, torch_weight)
+    return tuple(t if torch_computed else o for t, o, torch_computed in zip(theirs, gradients, by, strict=True))  # type: ignore[return-value]
+
+
+def _unpool(
+    grad_output: Tensor, argmax: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, pool: Pool | None
+) -> Tensor:
+    """Return the gradient of the convolution's result on a GPU.
+
+    One kernel computes it: the fused operator's gradient of the input for a 1x1 depthwise convolution with ones.
+    """
+    P, Q = conv2d_output(input.shape[2:], weight.shape[2:], *geometry[:3])
+    K = weight.shape[0]
+    result = empty_output(input, weight, (input.shape[0], K, P, Q))
+    ones = grad_output.new_ones((K, 1, 1, 1))
+    operator = _conv2d_relu_backward if pool is None else _conv2d_relu_max_pool2d_backward
+    numbers = ((1, 1), (0, 0), (1, 1), K, *(() if pool is None else pool[:4]))
+    unpooled: Tensor = operator(grad_output, argmax, result, ones, True, False, *numbers)[0]
+    return unpooled
 
 
 def _composed_backward(

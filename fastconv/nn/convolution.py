@@ -14,6 +14,7 @@ from fastconv import functional as FF
 from fastconv._ahead import Ahead, convolution_ahead, register_convolution
 from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
+from fastconv._ops import gpu
 from fastconv._scripted import scripted_relu, scripted_relu_max_pool
 
 __all__ = ["Conv2d", "ConvReLU2d", "ConvReLUMaxPool2d", "LazyConv2d", "PaddingMode", "fuse_with_next"]
@@ -56,6 +57,9 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        geometry = (self.stride, self.padding, self.dilation, self.groups)
+        if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *geometry):
+            return super()._conv_forward(input, weight, bias)
         if is_patched():
             return super()._conv_forward(input, weight, bias)
         arguments = self._arguments(input, weight, bias)

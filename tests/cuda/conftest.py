@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,3 +52,19 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     torch.use_deterministic_algorithms(True)  # new tensors are NaN, which exposes elements that are never written
     yield device
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def emulated_operators(emulation: Any) -> Iterator[None]:
+    """Replace the CPU's operators by the emulated ones."""
+    emulation.fastconv_emulation_set_seed(1)
+    library = torch.library.Library("fastconv", "IMPL")
+    for name in torch._C._dispatch_get_all_op_names():
+        if name.startswith("fastconv_emulated::"):
+            opname = name.removeprefix("fastconv_emulated::")
+            emulated = getattr(torch.ops.fastconv_emulated, opname).default
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the operators are replaced on purpose
+                library.impl(opname, emulated, "CPU", allow_override=True)
+    yield
+    library._destroy()

@@ -5,8 +5,6 @@ test_gpu.py has the same tests on a GPU.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,25 +16,10 @@ from torch.nn import functional as F
 
 import fastconv.functional as FF
 
+pytestmark = pytest.mark.usefixtures("emulated_operators")
 every_dtype = pytest.mark.parametrize("dtype", FLOATING, ids=str)
 #: Four times the machine epsilon. For the 16-bit types, the machine epsilon.
 EPSILON = {torch.float64: 2**-50, torch.float32: 2**-21, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-
-
-@pytest.fixture(autouse=True)
-def _emulated(emulation: Any) -> Iterator[None]:
-    """Replace the CPU's operators by the emulated ones."""
-    emulation.fastconv_emulation_set_seed(1)
-    library = torch.library.Library("fastconv", "IMPL")
-    for name in torch._C._dispatch_get_all_op_names():
-        if name.startswith("fastconv_emulated::"):
-            opname = name.removeprefix("fastconv_emulated::")
-            emulated = getattr(torch.ops.fastconv_emulated, opname).default
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the operators are replaced on purpose
-                library.impl(opname, emulated, "CPU", allow_override=True)
-    yield
-    library._destroy()
 
 
 def assert_right(function: Any, reference: Any, tensors: tuple[Any, ...], dtype: torch.dtype, **arguments: Any) -> None:

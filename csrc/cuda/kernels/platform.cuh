@@ -3,7 +3,7 @@
 //
 //   FC_SHARED(T, name, [2][32]);            a block's shared memory: a variable `name` of type T[2][32]
 //   FC_LAUNCH(kernel, grid, block, stream, arguments...);
-//   FC_DYNAMIC_SHARED(name);                a pointer to the block's dynamic shared memory, 16-byte aligned
+//   FC_DYNAMIC_SHARED(name, bytes);         a pointer to the block's dynamic shared memory, 16-byte aligned
 //   FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes of dynamic shared memory, stream, arguments...);
 //   half, bf16, Stream
 //
@@ -23,8 +23,10 @@
 #define FC_HOST_DEVICE __host__ __device__
 #define FC_SHARED(T, name, dimensions) __shared__ T name dimensions
 #define FC_LAUNCH(kernel, grid, block, stream, ...) (kernel)<<<(grid), (block), 0, (stream)>>>(__VA_ARGS__)
-#define FC_DYNAMIC_SHARED(name)                                      \
-  extern __shared__ __align__(16) unsigned char fc_dynamic_shared[]; \
+// The comment in the PTX tells resources.py how much it is.
+#define FC_DYNAMIC_SHARED(name, bytes)                                               \
+  extern __shared__ __align__(16) unsigned char fc_dynamic_shared[];                 \
+  asm volatile("// dynamic shared memory: %0 bytes" ::"n"(static_cast<int>(bytes))); \
   unsigned char* const name = fc_dynamic_shared
 // A block gets more than 48 KiB only if the kernel asks for it. An error shows in the check after the launch.
 #define FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes, stream, ...)                                             \
@@ -51,7 +53,7 @@ using Stream = cudaStream_t;
   dimensions = *static_cast<T(*) dimensions>( \
       ::fastconv::emulation::shared_memory(&name##_key, sizeof(T dimensions), alignof(T)))
 #define FC_LAUNCH(kernel, grid, block, stream, ...) FC_LAUNCH_WITH_SHARED(kernel, grid, block, 0, stream, __VA_ARGS__)
-#define FC_DYNAMIC_SHARED(name) \
+#define FC_DYNAMIC_SHARED(name, bytes) \
   unsigned char* const name = static_cast<unsigned char*>(::fastconv::emulation::dynamic_shared_memory())
 #define FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes, stream, ...) \
   (static_cast<void>(stream), ::fastconv::emulation::launch((grid), (block), (bytes), [&] { (kernel)(__VA_ARGS__); }))

@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(Tile::threads, (tensor_blocks<Tile, V, A, B>))
   using RowB = typename B::Row;
   using ColumnA = typename A::Column;
   using ColumnB = typename B::Column;
-  FC_DYNAMIC_SHARED(bytes);
+  FC_DYNAMIC_SHARED(bytes, sizeof(Memory));
   FC_SHARED(RowA, rows_a, [rows]);
   FC_SHARED(RowB, rows_b, [columns]);
   FC_SHARED(ColumnA, columns_a, [tensor_stages][depth]);

@@ -81,7 +81,7 @@ __device__ void multiply_chunk(const Stage& stage, float (&sums)[4]) {
 template <Fault fault>
 __global__ void multiply(const half* a, const half* b, float* c) {
   using namespace fastconv::cuda;
-  FC_DYNAMIC_SHARED(memory);
+  FC_DYNAMIC_SHARED(memory, stages * sizeof(Stage));
   Stage* stage = reinterpret_cast<Stage*>(memory);
   float sums[4] = {};
   for (int chunk = 0; chunk < stages - 1; ++chunk) {

@@ -40,7 +40,7 @@ __global__ void shared_kernel(float* to) {
 // the wait, and after the wait and a barrier.
 template <int bytes>
 __global__ void copies_kernel(const char* from, char* to) {
-  FC_DYNAMIC_SHARED(pieces);
+  FC_DYNAMIC_SHARED(pieces, 32 * bytes);
   const int lane = threadIdx.x, next = (lane + 1) % 32;
   fastconv::cuda::copy_async<bytes>(pieces + lane * bytes, lane % 2 == 0 ? from + lane * bytes : nullptr);
   fastconv::cuda::commit_copies();
@@ -54,7 +54,7 @@ __global__ void copies_kernel(const char* from, char* to) {
 
 template <int count, bool transposed>
 __global__ void load_kernel(const char* from, uint32_t* to) {
-  FC_DYNAMIC_SHARED(rows);
+  FC_DYNAMIC_SHARED(rows, 32 * 16);
   const int lane = threadIdx.x;
   memcpy(rows + 16 * lane, from + 16 * lane, 16);
   __syncwarp();
