@@ -97,7 +97,7 @@ GPU_PLANS: list[tuple[tuple[int, tuple[int, int, int], bool], tuple[set[str], se
 ]
 
 
-@pytest.mark.parametrize(("call", "kept"), GPU_PLANS, ids=str)
+@pytest.mark.parametrize(("call", "kept"), GPU_PLANS, ids=[str(call) for call, _ in GPU_PLANS])
 def test_the_plan_for_a_gpu_keeps_what_was_measured_as_faster(call: Any, kept: Any) -> None:
     _C.set_algorithms({"torch": "measured"})
     N, (C, H, K), pooled = call
