@@ -53,9 +53,7 @@ def plan(rule: str) -> dict[str, Any]:
     pass_, x, w, *geometry, groups = EXAMPLES[rule]
     pairs = [(value, value) if isinstance(value, int) else value for value in geometry]
     reduced = rule.startswith("bfloat16")  # in channels_last, fastconv multiplies pairs
-    return _C.plan(
-        pass_, x, w, *pairs, groups, dtype="bfloat16" if reduced else "float32", channels_last=not reduced
-    )
+    return _C.plan(pass_, x, w, *pairs, groups, dtype="bfloat16" if reduced else "float32", channels_last=not reduced)
 
 
 @pytest.mark.parametrize("rule", EXAMPLES)
