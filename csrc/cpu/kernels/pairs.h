@@ -22,8 +22,7 @@ FC_INLINE Vec<float> add_products(Vec<float> sum, Vec<float> a, Vec<float> b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }
 
-// Adds sum over t of a[row][offset(t)] * b[t], as accumulate() in accumulate.h does. There are two nested loops of runs
-// of `inner` pairs that are `step` pairs apart in `a`.
+// accumulate() of accumulate.h for pairs: acc[row][v] += sum over t of the products of a[row][offset(t)] and b[t][v].
 template <int vectors, int rows>
 FC_INLINE void accumulate_pairs(Block<float, vectors, rows>& acc, const float* const (&a)[rows], const Walk& walk,
                                 const float* b, int64_t b_step) {
