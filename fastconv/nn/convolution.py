@@ -58,7 +58,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
     @scripted_as(torch.nn.Conv2d._conv_forward)
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *geometry):
+        if isinstance(input, Tensor) and input.is_cuda and gpu.is_left(input, weight, *geometry):
             return super()._conv_forward(input, weight, bias)
         if is_patched():
             return super()._conv_forward(input, weight, bias)
