@@ -77,7 +77,7 @@ def conv2d(
         return handle_torch_function(
             conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
-    left = isinstance(input, Tensor) and input.is_cuda and gpu.is_left(input, weight, stride, padding, dilation, groups)
+    left = getattr(input, "is_cuda", False) and gpu.is_left(input, weight, stride, padding, dilation, groups)
     arguments = None if left else convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
     if arguments is None:
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -182,8 +182,7 @@ def conv2d_relu(
             conv2d_relu, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
         )
     convolution = (input, weight, bias, stride, padding, dilation, groups)
-    on_gpu = isinstance(input, Tensor) and input.is_cuda
-    if on_gpu and gpu.is_left(input, weight, *convolution[3:], relu=True):
+    if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *convolution[3:], relu=True):
         return gpu.conv2d_relu_max_pool2d(*convolution, None)
     arguments = convolution_arguments(*convolution)
     if arguments is None:
@@ -243,8 +242,7 @@ def conv2d_relu_max_pool2d(
         )  # fmt: skip
     convolution = (input, weight, bias, stride, padding, dilation, groups)
     pooling = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
-    on_gpu = isinstance(input, Tensor) and input.is_cuda
-    if on_gpu and gpu.is_left(input, weight, *convolution[3:], relu=True, pool=pooling):
+    if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *convolution[3:], relu=True, pool=pooling):
         return gpu.conv2d_relu_max_pool2d(*convolution, pooling)
     arguments = convolution_arguments(*convolution)
     pool = fused_pool_arguments(*pooling)
