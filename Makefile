@@ -22,7 +22,7 @@ SOURCES := setup.py csrc/extension.py $(filter csrc/%,$(CXX_FILES))
 # With FASTCONV_WERROR=1 (make check), an extension that was compiled without it is compiled again.
 EXTENSION := $(VENV)/extension$(FASTCONV_WERROR)
 KERNEL_TESTS := tests/test_conv2d.py tests/test_max_pool2d.py tests/test_relu.py tests/test_conv2d_relu_max_pool2d.py \
-  tests/test_batch_norm.py tests/test_conv2d_inference.py
+  tests/test_batch_norm.py tests/test_conv2d_inference.py tests/test_pairs.py
 
 .PHONY: help train test test-all docs attack fuzz bench bench-layers bench-networks lint check compilers clang arm cuda asan tsan wheels test-wheel format same-python clean
 help:
