@@ -20,7 +20,7 @@ inline int64_t workspace_size(int64_t pixels, int64_t channels) {
   return gemm_weight::workspace_size<float>(ceil_div(pixels, 2), channels);
 }
 
-// Packs one block of g, of `count` channels. Adds its sums over the pixels to db, if that is not null.
+// Packs one block of g, of at most block_rows channels. Adds its sums over the pixels to db, if that is not null.
 inline void pack_gradient_block(const uint16_t* g, const gemm_weight::PackedMatrix& size, int64_t rows, float* to,
                                 float* db) {
   const __mmask16 used = first_lanes(size.channels);
