@@ -124,8 +124,6 @@ void run_backward(const Backward& call) {
     data = false;
   }
   const View view{is_reduced(call.grad_output)};
-  const BandLimits limits = band_limits(view.reduced);
-  const auto is_one_piece = [&] { return data && weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call; };
   const auto write_weight = [&](const auto& compute) {
     view.write(*call.grad_weight, Workspace::wide_result, [&](const Tensor& dw) {
       view.write(*call.grad_bias, Workspace::wide_bias, [&](const Tensor& db) { compute(dw, db); });
@@ -137,9 +135,11 @@ void run_backward(const Backward& call) {
     weight = false;
   }
   if (!data && !weight) return;
+  const BandLimits limits = band_limits(view.reduced);
+  const bool one_piece = data && weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call;
   view.dispatch(call.grad_output, "conv2d_backward", [&](auto type) {
     using T = decltype(type);
-    if (is_one_piece()) {
+    if (one_piece) {
       Gradient<T> g(call.shape, view.read(call.grad_output, Workspace::wide_gradient), call.argmax);
       const Tensor w = view.read(*call.weight, Workspace::wide_weight);
       view.write(*call.grad_input, Workspace::wide_result, [&](const Tensor& dx) { backward_data(g, w, dx); });

@@ -28,10 +28,6 @@ bool is_depthwise_on_few_channels(const Conv2dShape& s) {
   return s.groups > 1 && s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
 }
 
-double products(const Conv2dShape& s) {
-  return static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps());
-}
-
 // 1x1 with 100 million products or more. In smaller calls, the way to PyTorch costs more than its kernels save. Batch
 // of 8, Zen 5, cold caches, PyTorch's time / fastconv's with its own kernels / with PyTorch's:
 //   384->64 1x1, 8x8, forward          1.46 / 0.51        96->576 1x1, 8x8, backward_data      1.50 / 0.81
@@ -163,6 +159,10 @@ bool is_mostly_padding(const Conv2dShape& s) {
                         static_cast<double>(reach(s.Q, s.stride_w, s.S, s.dilation_w));
   constexpr double least = 1024;  // In smaller images the zeros cost less than the call.
   return padded > least && padded > 3 * static_cast<double>(s.H * s.W);
+}
+
+double products(const Conv2dShape& s) {
+  return static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps());
 }
 
 bool torch_can_compute(const Conv2dShape& s) {

@@ -11,6 +11,9 @@ namespace fastconv::cpu {
 // Whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
 bool torch_can_compute(const Conv2dShape& s);
 
+// The number of products in all results.
+double products(const Conv2dShape& s);
+
 // Whether a call multiplies mostly zeros of the padding.
 bool is_mostly_padding(const Conv2dShape& s);
 

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include "../cpu/forced_choices.h"
+#include "../cpu/slower_calls.h"
 
 // On a GPU, PyTorch is the default: a call is fastconv's only where a measurement says so, for the dtype, the
 // architecture, and problems of about the measured size. All figures are microseconds of device time, PyTorch's /
@@ -13,13 +14,9 @@
 namespace fastconv::cuda {
 namespace {
 
-double products(const Conv2dShape& s) {
-  return static_cast<double>(s.N * s.P * s.Q * s.K) * static_cast<double>(s.taps());
-}
-
 // Whether a problem is at least half and at most twice as large as those that were measured.
 bool is_near(const Conv2dShape& s, double smallest, double largest) {
-  return products(s) >= smallest / 2 && products(s) <= largest * 2;
+  return cpu::products(s) >= smallest / 2 && cpu::products(s) <= largest * 2;
 }
 
 bool is_block(const FusedShape& f) {

@@ -27,35 +27,32 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       forward_tiles<T>(f, ceil_div(y.tile_pixels(tile_pixels), pixels), ceil_div(least_pixels, pixels), most_parts);
   const ForwardWeight<T> weights(s, call.weight, tiles);
   const int64_t parts = std::min(most_parts, parts_of_tile(tiles, blocks));
-  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / parts], rows = convolution_rows(f, tile);
-      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
-      const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
-      const int64_t first_pixel = (tile.image * s.P + tile.row) * s.Q;
-      const StoredForm<T> form = in_registers ? epilogue.form(first_pixel) : StoredForm<T>{};
-      const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed, in_registers ? &form : nullptr};
-      const PooledTile<T> pooled{to.data, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows};
-      OutputTile<T> conv = to;
-      if (pools_later) {
-        const int64_t size = rows.images * rows.rows * s.Q * s.K;
-        conv = {workspace<T>(Workspace::intermediate, size), rows.images, rows.row, rows.rows};
-      }
-      for (int64_t block = first; block < last; ++block) {
-        const PackedWeight<T> weight = weights.block(block, bias.data);
-        if (call.argmax && pool_in_registers) {
-          fused.forward(f, from, weight, pooled, block);
-        } else {
-          kernel.forward(s, from, weight, conv, block);
-        }
-        if (later) {
-          const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
-          epilogue.apply(to.data + c.first, s.K, first_pixel, tile.images * tile.rows * s.Q, c);
-        }
-      }
-      if (pools_later) fused.relu_max_pool2d(f.pool, conv, pooled);
-      y.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
+  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+    const Tile rows = convolution_rows(f, tile);
+    const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
+    const int64_t first_pixel = (tile.image * s.P + tile.row) * s.Q;
+    const StoredForm<T> form = in_registers ? epilogue.form(first_pixel) : StoredForm<T>{};
+    const OutputTile<T> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed, in_registers ? &form : nullptr};
+    const PooledTile<T> pooled{to.data, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows};
+    OutputTile<T> conv = to;
+    if (pools_later) {
+      const int64_t size = rows.images * rows.rows * s.Q * s.K;
+      conv = {workspace<T>(Workspace::intermediate, size), rows.images, rows.row, rows.rows};
     }
+    for (int64_t block = first; block < last; ++block) {
+      const PackedWeight<T> weight = weights.block(block, bias.data);
+      if (call.argmax && pool_in_registers) {
+        fused.forward(f, from, weight, pooled, block);
+      } else {
+        kernel.forward(s, from, weight, conv, block);
+      }
+      if (later) {
+        const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
+        epilogue.apply(to.data + c.first, s.K, first_pixel, tile.images * tile.rows * s.Q, c);
+      }
+    }
+    if (pools_later) fused.relu_max_pool2d(f.pool, conv, pooled);
+    y.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
   });
 }
 
@@ -74,17 +71,13 @@ void backward_data_1x1(const Conv2dShape& s, const Tensor& grad_output, const Te
   // Packing it block by block, as forward does, is not faster here: 2048->512, 7x7, one image: 149 / 145 GFLOP/s.
   const T* packed = packed_for_backward_data<T>(s, weight);
   const int64_t parts = parts_of_tile(tiles, blocks);
-  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / parts];
-      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
-      const InputTile<T> from = input_of(turned, g, tile, Workspace::input_tile);
-      const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows, streamed};
-      for (int64_t block = first; block < last; ++block) {
-        direct_kernels<T>().forward(turned, from, {packed, nullptr}, to, block);
-      }
-      dx.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
+  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+    const InputTile<T> from = input_of(turned, g, tile, Workspace::input_tile);
+    const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows, streamed};
+    for (int64_t block = first; block < last; ++block) {
+      direct_kernels<T>().forward(turned, from, {packed, nullptr}, to, block);
     }
+    dx.finish(tile, to.data, blocks.first_channel(first), blocks.first_channel(last));
   });
 }
 
@@ -102,19 +95,15 @@ void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
   const NhwcWriter<T> dx(grad_input);
   const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(tile_pixels));
   const int64_t parts = parts_of_tile(tiles, blocks);
-  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / parts];
-      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
-      const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
-      const Rows rows = outputs_that_read(s, {tile.row, tile.rows});
-      const InputTile<T> from = g.view(tile.image, tile.images, rows.first, rows.count, 0, s.Q, Workspace::input_tile);
-      const GradientTile<T> gradient{from.data, from.strides.image, tile.images, rows.first, rows.count};
-      const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows};
-      zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
-      for (int64_t block = first; block < last; ++block) kernel.backward_data(s, gradient, packed, to, block);
-      dx.finish(tile, to.data, c0, c1);
-    }
+  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+    const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
+    const Rows rows = outputs_that_read(s, {tile.row, tile.rows});
+    const InputTile<T> from = g.view(tile.image, tile.images, rows.first, rows.count, 0, s.Q, Workspace::input_tile);
+    const GradientTile<T> gradient{from.data, from.strides.image, tile.images, rows.first, rows.count};
+    const OutputTile<T> to{dx.tile(tile), tile.images, tile.row, tile.rows};
+    zero_channels(to.data, tile.images * tile.rows * s.W, s.C, c0, c1);
+    for (int64_t block = first; block < last; ++block) kernel.backward_data(s, gradient, packed, to, block);
+    dx.finish(tile, to.data, c0, c1);
   });
 }
 

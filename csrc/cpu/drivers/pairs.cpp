@@ -20,16 +20,12 @@ void convolve(const Conv2dShape& s, const NhwcReader<float>& x, const NhwcWriter
   const Blocks blocks = channel_blocks<float>(s, s.K);
   const int64_t parts = parts_of_tile(tiles, blocks);
   const bool streamed = y.streamed(s.K);
-  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / parts];
-      const int64_t first = blocks.count() * (i % parts) / parts, last = blocks.count() * (i % parts + 1) / parts;
-      const InputTile<float> from = input_of(s, x, tile, Workspace::input_tile);
-      const OutputTile<uint16_t> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed};
-      const auto form = epilogue ? epilogue->form((tile.image * s.P + tile.row) * s.Q) : StoredForm<float, uint16_t>{};
-      for (int64_t block = first; block < last; ++block) {
-        pairs_kernels()->forward(s, from, weight(block), to, epilogue ? &form : nullptr, block);
-      }
+  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+    const InputTile<float> from = input_of(s, x, tile, Workspace::input_tile);
+    const OutputTile<uint16_t> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed};
+    const auto form = epilogue ? epilogue->form((tile.image * s.P + tile.row) * s.Q) : StoredForm<float, uint16_t>{};
+    for (int64_t block = first; block < last; ++block) {
+      pairs_kernels()->forward(s, from, weight(block), to, epilogue ? &form : nullptr, block);
     }
   });
 }

@@ -26,6 +26,17 @@ inline int64_t parts_of_tile(const Tiles& tiles, const Blocks& blocks) {
   return wanted < blocks.count() ? wanted : blocks.count();
 }
 
+// Calls body(tile, first, last) for each tile and each of its `parts` parts, in parallel. A part has the blocks
+// [first, last) of channels.
+template <class Body>
+void for_each_part(const Tiles& tiles, const Blocks& blocks, int64_t parts, const Body& body) {
+  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      body(tiles[i / parts], blocks.count() * (i % parts) / parts, blocks.count() * (i % parts + 1) / parts);
+    }
+  });
+}
+
 // Output pixels of a tile: a multiple of the rows of a register block, and few enough to stay in the cache.
 constexpr int64_t tile_pixels = 720;
 
