@@ -8,6 +8,7 @@
 #include "boundary.h"
 #include "cpu/batch_norm.h"
 #include "cpu/conv2d.h"
+#include "cpu/conv2d_chain.h"
 #include "cpu/conv2d_inference.h"
 #include "cpu/conv2d_relu_max_pool2d.h"
 #include "cpu/max_pool2d.h"
@@ -68,6 +69,11 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, float eps, int activation, float slope) -> Tensor");
 
+  // Several calls of conv2d_inference without batch norm, one after the other (cpu/conv2d_chain.h).
+  m.def(
+      "conv2d_chain(Tensor[] inputs, Tensor[] weights, Tensor[] biases, int[] steps, float[] slopes, int[] results) "
+      "-> Tensor[]");
+
   // Fused operators. Backward needs no results of forward except `argmax` (uint8): for each output, the position of the
   // largest pixel in its window, or 255 if ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
@@ -105,6 +111,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("batch_norm", FASTCONV_BOX(cpu::batch_norm, WorkspaceScope));
   m.impl("batch_norm_backward", FASTCONV_BOX(cpu::batch_norm_backward, WorkspaceScope));
   m.impl("conv2d_inference", FASTCONV_BOX(cpu::conv2d_inference, WorkspaceScope));
+  m.impl("conv2d_chain", FASTCONV_BOX(cpu::conv2d_chain, WorkspaceScope));
   m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, WorkspaceScope));
   m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, WorkspaceScope));
   m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, WorkspaceScope));
