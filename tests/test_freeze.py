@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv
-from fastconv.freezing import FrozenConv2d
+from fastconv._frozen.layers import FrozenChain, FrozenLinear
 
 
 class Residual(nn.Module):
@@ -44,8 +44,9 @@ def with_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def fused(model: nn.Module) -> int:
-    return sum(isinstance(module, FrozenConv2d) for module in model.modules())
+def chains(model: nn.Module) -> list[int]:
+    """The number of convolutions of each chain."""
+    return [len(module.steps) for module in model.modules() if isinstance(module, FrozenChain)]
 
 
 def norms(model: nn.Module) -> int:
@@ -72,7 +73,8 @@ def test_blocks_are_folded_and_fused(activation: nn.Module, channels_last: bool)
         x = x.to(memory_format=torch.channels_last)
     expected = model(x)
     frozen = fastconv.freeze(model)
-    assert (fused(frozen), norms(frozen)) == (3, 0)
+    # PyTorch computes Tanh, so the second convolution of the block is a chain of its own.
+    assert (chains(frozen), norms(frozen)) == ([2, 1] if isinstance(activation, nn.Tanh) else [3], 0)
     with torch.no_grad():
         result = frozen(x)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
@@ -128,8 +130,8 @@ def test_a_frozen_weight_with_other_values_or_another_dtype_is_used() -> None:
     frozen = fastconv.freeze(model)
     with torch.no_grad():
         frozen(x)
-        conv = next(module for module in frozen.modules() if isinstance(module, FrozenConv2d))
-        conv.weight = torch.zeros_like(conv.weight)
+        chain = next(module for module in frozen.modules() if isinstance(module, FrozenChain))
+        chain.weight_0 = torch.zeros_like(chain.weight_0)
         assert torch.equal(frozen(x), model[0].bias.view(1, -1, 1, 1).expand(1, 8, 7, 7))
         torch.testing.assert_close(fastconv.freeze(model).double()(x.double()).float(), model(x), rtol=1e-4, atol=1e-5)
 
@@ -148,7 +150,53 @@ def test_a_shared_layer_and_a_result_that_is_used_twice() -> None:
     x = torch.randn(2, 4, 7, 7)
     frozen = fastconv.freeze(model)
     torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
-    assert fused(frozen) == 2
+    assert chains(frozen) == [1, 1]  # an addition is between them
+
+
+def test_a_chain_with_several_inputs_and_results() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.third = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            a = F.relu(self.first(x))
+            b = F.relu(self.second(a) + residual)
+            c = self.third(b) + a
+            return c, a * 2, F.relu(b)
+
+    model = Branches().eval()
+    x, residual = torch.randn(2, 1, 4, 6, 6)
+    frozen = fastconv.freeze(model)
+    assert chains(frozen) == [3]
+    with torch.no_grad():
+        for inputs in ((x, residual), (x, x)):
+            for result, expected in zip(frozen(*inputs), model(*inputs), strict=True):
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers_and_dropout(bias: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 512, 1), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model += nn.Sequential(nn.Linear(512, 1000, bias=bias), nn.ReLU(), nn.Linear(1000, 10, bias=bias))
+    frozen = fastconv.freeze(model.eval())
+    assert sum(isinstance(module, FrozenLinear) for module in frozen.modules()) == 1  # the second one is small
+    assert not any(isinstance(module, nn.Dropout) for module in frozen.modules())
+    for N in (1, 4, 5, 0):
+        x = torch.randn(N, 3, 5, 5)
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(frozen(x.requires_grad_()), model(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(copy.deepcopy(frozen)(x), frozen(x))
+
+
+def test_torch_compile_and_fake_tensors() -> None:
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1)))
+    frozen, x = fastconv.freeze(model), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(frozen, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    assert "(1): 8, 8, (1, 1)" in repr(frozen)
 
 
 def test_a_tensor_that_changes_between_convolution_and_addition_is_not_read_later() -> None:
