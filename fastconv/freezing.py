@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 from torch import fx, nn
@@ -23,8 +24,8 @@ def freeze(model: nn.Module) -> nn.Module:
     weights have no effect. The model itself does not change.
 
     ``torch.fx`` traces the model once. So the copy does what the model does for every input only if no ``if`` or loop
-    depends on the input. A model that cannot be traced is converted instead (:func:`fastconv.convert`), with packed
-    weights.
+    depends on the input. A model is converted instead (:func:`fastconv.convert`), with packed weights, if it cannot be
+    traced, or if its ``forward`` has parameters with default values.
 
     Args:
         model: a model in evaluation mode, on the CPU.
@@ -48,7 +49,7 @@ def freeze(model: nn.Module) -> nn.Module:
         raise RuntimeError("freeze() takes a model in evaluation mode: call model.eval() first")
     plain = revert(copy.deepcopy(model)).requires_grad_(False)
     try:
-        graph = None if is_observed(plain) else _Tracer().trace(plain)
+        graph = None if is_observed(plain) or _has_defaults(plain) else _Tracer().trace(plain)
     except Exception:  # whatever the model does that a tracer cannot follow
         graph = None
     if graph is None:
@@ -58,6 +59,12 @@ def freeze(model: nn.Module) -> nn.Module:
         return _FrozenCopy(convert(plain)).eval()
     fuse(plain, graph)
     return convert(_FrozenGraph(plain, graph, f"Frozen{type(model).__name__}")).eval()
+
+
+def _has_defaults(model: nn.Module) -> bool:
+    """Return whether ``forward`` has default values. A trace always takes the branch for a value that is given."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return any(parameter.default is not inspect.Parameter.empty for parameter in parameters)
 
 
 class _Tracer(fx.Tracer):

@@ -244,6 +244,22 @@ def test_a_model_that_cannot_be_traced_is_converted() -> None:
             torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_with_optional_arguments_takes_the_branch_of_each_call() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+            y = self.conv(x)
+            return y if mask is None else y * mask * (2 * scale)
+
+    model = Optional().eval()
+    frozen, x = fastconv.freeze(model), torch.randn(1, 3, 4, 4)
+    for arguments in ((x,), (x, torch.rand(1)), (x, torch.rand(1), 3.0)):
+        torch.testing.assert_close(frozen(*arguments), model(*arguments), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(3, 4, 3, padding="same")])
 def test_copies(model: nn.Module) -> None:
     x = torch.randn(1, 3, 6, 6)
