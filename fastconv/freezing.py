@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from fastconv._frozen.graph import fuse
+from fastconv._frozen.graph import IN_PLACE, fuse
 from fastconv._frozen.layers import freeze_weight
 from fastconv._layer import is_observed
 from fastconv.conversion import convert, revert
@@ -67,11 +67,34 @@ def _has_defaults(model: nn.Module) -> bool:
     return any(parameter.default is not inspect.Parameter.empty for parameter in parameters)
 
 
+class _Proxy(fx.Proxy):
+    """Records ``a += b`` as a change of a.
+
+    A Proxy of torch.fx records ``a = a + b``. Then another variable with the same tensor would keep the old values.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("node", "tracer"):
+            raise fx.proxy.TraceError(f"an assignment to {name} is not recorded")
+        super().__setattr__(name, value)
+
+
+def _in_place(function: Any) -> Any:
+    return lambda a, b: a.tracer.create_proxy("call_function", function, (a, b), {})
+
+
+for _function, _method in IN_PLACE.items():
+    setattr(_Proxy, _method, _in_place(_function))
+
+
 class _Tracer(fx.Tracer):
     """Keeps modules whose hooks see them run."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_observed(m) or super().is_leaf_module(m, module_qualified_name)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
 
 class _Frozen(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -199,21 +200,80 @@ def test_torch_compile_and_fake_tensors() -> None:
     assert "(1): 8, 8, (1, 1)" in repr(frozen)
 
 
-def test_a_tensor_that_changes_between_convolution_and_addition_is_not_read_later() -> None:
-    class Changes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(4, 4, 1)
+def changed_input(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    y = self.conv1(x)
+    x.add_(1)
+    return F.relu(self.bn1(y))
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = x * 2
-            y = self.conv(x)
-            x.add_(1)
-            return F.relu(y + x)
 
-    model = Changes().eval()
-    x = torch.randn(1, 4, 5, 5)
-    torch.testing.assert_close(fastconv.freeze(model)(x), model(x), rtol=1e-5, atol=1e-5)
+def changed_before_the_activation(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    y = self.bn1(self.conv1(x))
+    x *= 3
+    return F.relu(y)
+
+
+def changed_residual(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    y = self.conv1(x)
+    x.add_(1)
+    return F.relu(y + x)
+
+
+def changed_by_a_layer(self: Residual, x: Tensor) -> object:
+    y = self.conv1(x)
+    z = self.act(y)  # in place
+    return self.bn1(self.conv2(y)), z
+
+
+def alias_of_a_changed_tensor(self: Residual, x: Tensor) -> object:
+    y = self.bn1(self.conv1(x))
+    kept = y
+    y += x
+    return F.relu(y), kept
+
+
+def alias_of_a_factor(self: Residual, x: Tensor) -> object:
+    x = kept = x + 1
+    x *= self.conv1(x)
+    x -= 1
+    x /= 2
+    return x, self.conv2(kept)
+
+
+def changed_argument(self: Residual, x: Tensor) -> object:
+    x += 1
+    return self.conv1(x)
+
+
+def assigned_data(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    x.data = x + 1
+    return self.conv1(x)
+
+
+def counted(self: Residual, x: Tensor) -> object:
+    n = x.shape[0]
+    n += 1
+    return self.conv1(x) * n
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        changed_input, changed_before_the_activation, changed_residual, changed_by_a_layer, alias_of_a_changed_tensor,
+        alias_of_a_factor, changed_argument, assigned_data, counted,
+    ],
+)  # fmt: skip
+def test_changes_in_place_have_effect_in_their_order(forward: Callable[..., object]) -> None:
+    cls = type("Program", (Residual,), {"forward": forward})
+    model = with_statistics(cls(4, nn.ReLU(inplace=True), bias=True))
+    x = torch.randn(2, 4, 5, 5)
+    inputs = x.clone(), x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fastconv.freeze(model)(inputs[0]), model(inputs[1]), rtol=1e-5, atol=1e-5)
+    assert torch.equal(*inputs)
 
 
 def test_hooks_still_run() -> None:

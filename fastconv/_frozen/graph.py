@@ -14,9 +14,17 @@ from fastconv._layer import is_observed
 from fastconv._ops.batch_norm import Activation
 from fastconv._ops.library import FLOATING_DTYPES
 
-__all__ = ["fuse"]
+__all__ = ["IN_PLACE", "fuse"]
 
 Modules = dict[str, nn.Module]
+
+#: The functions of ``a += b`` and the like, which may change a.
+IN_PLACE: dict[Any, str] = {
+    getattr(operator, f"i{name}"): f"__i{name}__"
+    for name in (
+        "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift",
+    )
+}  # fmt: skip
 
 #: Layers that return their input in evaluation mode.
 _NO_OPERATIONS = (nn.Identity, nn.Dropout)
@@ -168,15 +176,21 @@ def _block(conv: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
     """Find what can be computed with a convolution."""
     norm = addition = activation = None
     last = conv
-    following = _only_user(last)
-    if following is not None and _is_norm(following, modules):
-        norm = last = following
-        following = _only_user(last)
-    if following is not None and _is_addition(following, last) and _nothing_changes(conv, following, graph, modules):
-        addition = last = following
-        following = _only_user(last)
-    if following is not None and _activation(following, modules)[0] is not Activation.NONE:
-        activation = following
+
+    def following() -> fx.Node | None:
+        """Return the only node that uses the result so far, if the convolution may as well run just before it."""
+        user = _only_user(last)
+        return user if user is not None and _nothing_changes(conv, user, graph, modules) else None
+
+    user = following()
+    if user is not None and _is_norm(user, modules):
+        norm = last = user
+        user = following()
+    if user is not None and _is_addition(user, last):
+        addition = last = user
+        user = following()
+    if user is not None and _activation(user, modules)[0] is not Activation.NONE:
+        activation = user
     return _Block(conv, norm, addition, activation)
 
 
@@ -212,7 +226,7 @@ def _may_change(node: fx.Node, modules: Modules) -> bool:
         return layer is None or bool(getattr(layer, "inplace", False))
     name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
     in_place = (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
-    return in_place or name in ("iadd", "isub", "imul", "itruediv", "setitem") or node.kwargs.get("out") is not None
+    return in_place or node.target in IN_PLACE or node.kwargs.get("out") is not None
 
 
 def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, float]:
