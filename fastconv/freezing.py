@@ -6,6 +6,7 @@ import copy
 import inspect
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fastconv._frozen.graph import IN_PLACE, fuse
@@ -25,7 +26,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
     ``torch.fx`` traces the model once. So the copy does what the model does for every input only if no ``if`` or loop
     depends on the input. A model is converted instead (:func:`fastconv.convert`), with packed weights, if it cannot be
-    traced, or if its ``forward`` has parameters with default values.
+    traced, if its ``forward`` has parameters with default values, or if it creates tensors or enters a context.
 
     Args:
         model: a model in evaluation mode, on the CPU.
@@ -87,14 +88,34 @@ for _function, _method in IN_PLACE.items():
     setattr(_Proxy, _method, _in_place(_function))
 
 
+def _modes() -> tuple[object, ...]:
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    return dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+
 class _Tracer(fx.Tracer):
-    """Keeps modules whose hooks see them run."""
+    """Records a model, or raises TraceError if the record would compute something else than the model.
+
+    Modules whose hooks see them run are kept. A tensor that ``forward`` creates would be the same in all calls,
+    although it may be random or change. A context such as ``torch.autocast`` would have no effect.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._modes = _modes()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return is_observed(m) or super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
+
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind == "get_attr" and str(target).startswith("_tensor_constant"):
+            raise fx.proxy.TraceError("a tensor that forward creates is not recorded")
+        if _modes() != self._modes:
+            raise fx.proxy.TraceError("a context within forward is not recorded")
+        return super().create_node(kind, target, *args, **kwargs)
 
 
 class _Frozen(nn.Module):

@@ -320,6 +320,45 @@ def test_a_model_with_optional_arguments_takes_the_branch_of_each_call() -> None
         torch.testing.assert_close(frozen(*arguments), model(*arguments), rtol=1e-5, atol=1e-5)
 
 
+def random_factor(self: Residual, x: Tensor) -> Tensor:
+    return self.conv1(x) * torch.rand(1)
+
+
+def own_sum(self: Residual, x: Tensor) -> Tensor:
+    total = torch.zeros(())
+    total += x.sum()
+    return self.conv1(x) + total
+
+
+def bfloat16_within(self: Residual, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return self.conv1(x)
+
+
+@pytest.mark.parametrize("forward", [random_factor, own_sum, bfloat16_within])
+def test_what_a_trace_would_fix_is_computed_in_each_call(forward: Callable[..., Tensor]) -> None:
+    model = with_statistics(type("Program", (Residual,), {"forward": forward})(4, nn.ReLU()))
+    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 6, 6)
+    for _ in range(2):
+        torch.manual_seed(3)
+        expected = model(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(frozen(x), expected, rtol=1e-2, atol=1e-2)  # also compares the dtypes
+        torch.rand(1)
+
+
+def test_contexts_around_a_call() -> None:
+    model = with_statistics(nn.Sequential(Residual(4, nn.ReLU()), nn.Flatten(), nn.Linear(144, 4000)))
+    frozen, x = fastconv.freeze(model), torch.randn(3, 4, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(frozen(x), model(x), rtol=0.1, atol=0.1)  # also compares the dtypes
+    by_vmap = torch.func.vmap(frozen)(x[:, None])
+    torch.testing.assert_close(by_vmap, model(x)[:, None], rtol=1e-4, atol=1e-4)
+    tangent = torch.randn_like(x)
+    found, expected = (torch.func.jvp(m, (x,), (tangent,))[1] for m in (frozen, model))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(3, 4, 3, padding="same")])
 def test_copies(model: nn.Module) -> None:
     x = torch.randn(1, 3, 6, 6)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastconv._ops.conv2d_chain import conv2d_chain
 from fastconv._ops.conv2d_inference import Activation
+from fastconv._ops.function import is_transformed
 from fastconv._ops.library import _C
 
 __all__ = ["FrozenChain", "FrozenLinear", "Step", "freeze_weight"]
@@ -28,8 +29,14 @@ def _release(alias: Tensor) -> None:
     _C.release_weight(alias.data_ptr())
 
 
-def _needs_gradient(tensor: Tensor) -> bool:
-    return tensor.requires_grad and torch.is_grad_enabled()
+def _runs_as_operator(inputs: Sequence[Tensor], weight: Tensor) -> bool:
+    """Return whether the operator accepts the inputs. It has no gradient, and autocast does not see its tensors."""
+    if is_transformed() or torch.is_autocast_enabled("cpu"):
+        return False
+    grad = torch.is_grad_enabled()
+    return all(
+        type(x) is Tensor and x.dtype is weight.dtype and x.is_cpu and not (grad and x.requires_grad) for x in inputs
+    )
 
 
 class Step(NamedTuple):
@@ -79,18 +86,11 @@ class FrozenChain(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: list[Tensor] = list(self._buffers.values())  # type: ignore[arg-type]
         weights, biases = values[0::2], values[1::2]
-        if torch.compiler.is_compiling() or not all(self._can_run(x, weights[0]) for x in inputs):
-            results = self._by_torch(inputs, weights, biases)
-        else:
+        if _runs_as_operator(inputs, weights[0]) and all(x.dim() == 4 for x in inputs):
             results = conv2d_chain(inputs, weights, biases, self.numbers, self.slopes, self.results)
+        else:
+            results = self._by_torch(inputs, weights, biases)
         return results[0] if len(results) == 1 else tuple(results)
-
-    @staticmethod
-    def _can_run(x: Tensor, weight: Tensor) -> bool:
-        """Return whether the operator accepts an input. It has no gradient."""
-        if type(x) is not Tensor or x.dtype is not weight.dtype or not x.is_cpu or x.dim() != 4:
-            return False
-        return not _needs_gradient(x)
 
     def _by_torch(self, inputs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
         values = list(inputs)
@@ -143,8 +143,7 @@ class FrozenLinear(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
         few = input.dim() == 2 and 0 < input.shape[0] <= self.most_rows
-        plain = type(input) is Tensor and input.dtype is weight.dtype and input.is_cpu
-        if not (few and plain) or torch.compiler.is_compiling() or _needs_gradient(input):
+        if not few or not _runs_as_operator((input,), weight):
             return F.linear(input, weight.flatten(1), bias)
         return conv2d_chain([input[:, :, None, None]], [weight], [bias], _ONE_STEP, [0.0], [1])[0].flatten(1)
 
