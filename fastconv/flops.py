@@ -36,6 +36,9 @@ def _chain(
     values, count = list(inputs), 0
     for i, weight in enumerate(weights):
         read, _, *n = steps[i * STEP_NUMBERS : (i + 1) * STEP_NUMBERS]
+        if len(weight) == 1:  # a batch norm
+            values.append(values[read])
+            continue
         values.append(_conv_shape(values[read], weight, n[0:2], n[2:4], n[4:6]))
         count += conv_flop_count(values[read], weight, values[-1])  # type: ignore[arg-type]
     return count

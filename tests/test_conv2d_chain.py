@@ -53,6 +53,31 @@ def test_a_chain_is_bitwise_its_steps(dtype: torch.dtype, channels_last: bool, N
         assert result.stride() == expected.stride()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+def test_a_weight_of_one_dimension_scales_the_channels(dtype: torch.dtype, channels_last: bool, add: bool) -> None:
+    x = (
+        torch.randn(3, 5, 7, 9)
+        .to(dtype)
+        .to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    )
+    scale, shift = torch.randn(2, 5).to(dtype)
+    steps = [0, -1, 1, 1, 0, 0, 1, 1, 1, NONE, 1, 0 if add else -1, 1, 1, 0, 0, 1, 1, 1, RELU]
+    (y,) = chain([x], [scale, scale], [shift, shift], steps, [0.0] * 2, [2])
+    wide, factor, term = x.double(), scale.double()[:, None, None], shift.double()[:, None, None]
+    first = (wide * factor + term).to(dtype).double()
+    expected = (first * factor + term + (wide if add else 0)).relu()
+    limit = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(y.double(), expected, rtol=limit, atol=limit)
+    assert y.stride() == x.stride()
+    empty = chain([x[:0]], [scale, scale], [shift, shift], steps, [0.0] * 2, [2])
+    assert empty[0].shape == (0, 5, 7, 9)
+    strided = chain([x[:, :, ::2, 1:]], [scale], [shift], steps[:10], [0.0], [1])[0]
+    torch.testing.assert_close(strided.double(), first[:, :, ::2, 1:], rtol=limit, atol=limit)
+    torch.library.opcheck(chain, ([x], [scale, scale], [shift, shift], steps, [0.0] * 2, [1, 2]))
+
+
 def test_every_number_of_threads_gives_the_same_bits() -> None:
     args = arguments(N=5)
     before = torch.get_num_threads()
@@ -101,6 +126,8 @@ def replaced(args: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...
         (5, lambda results: [-1], "the chain returns value -1, which is an input"),
         (1, lambda weights: [weights[0].double(), *weights[1:]], "expected weight of type Float, but got Double"),
         (0, lambda inputs: [inputs[0][:, :3]], "to have 4 channels, but got 3 channels instead"),
+        (1, lambda weights: [torch.ones(5), *weights[1:]], "weight should contain 4 elements not 5"),
+        (1, lambda weights: [torch.ones(4), *weights[1:]], "bias should contain 4 elements not 8"),
         (0, lambda inputs: [], "step 0 reads value 0, but there are 0"),
     ],
 )

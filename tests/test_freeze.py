@@ -176,6 +176,37 @@ def test_a_chain_with_several_inputs_and_results() -> None:
                 torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 
+class PreActivation(nn.Module):
+    """Batch norms before the convolutions, as in DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 2, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(6, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(x)))
+        y = self.conv2(F.relu(self.bn2(y)))
+        return F.relu6(self.bn3(torch.cat([x, y], 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_batch_norms_before_convolutions(dtype: torch.dtype) -> None:
+    model = with_statistics(PreActivation())
+    model.bn1.running_mean += 1e4  # the input's mean is far above its deviation
+    model = model.to(dtype)
+    x = (torch.randn(2, 4, 7, 7) + model.bn1.running_mean.float().view(-1, 1, 1)).to(dtype)
+    frozen = fastconv.freeze(model)
+    assert chains(frozen) == ([2] if dtype == torch.bfloat16 else [3, 1])
+    exact = copy.deepcopy(model).double()(x.double())
+    with torch.no_grad():
+        found, theirs = frozen(x), model(x)
+    assert found.dtype == dtype
+    error, limit = (found.double() - exact).abs().max(), (theirs.double() - exact).abs().max()
+    assert error <= 2 * limit + 1e-12
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_layers_and_dropout(bias: bool) -> None:
     model = nn.Sequential(nn.Conv2d(3, 512, 1), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "conv2d_inference.h"
+#include "normalize.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -44,6 +45,22 @@ class Values {
   std::vector<int64_t> last_use_;
 };
 
+// activation(x * weight + bias + residual) with one weight and bias for each channel.
+Tensor scaled(const Tensor& input, const Tensor& weight, const Tensor& bias, const std::optional<Tensor>& residual,
+              int64_t activation, double slope) {
+  check(input.dim() == 4, "expected an input with 4 dimensions");
+  const int64_t C = input.size(1);
+  check_channel_vector(weight, C, "weight");
+  check_channel_vector(bias, C, "bias");
+  for (const Tensor& vector : {weight, bias}) check_like(vector, sizes_of(vector), input, "a vector");
+  check_like(residual, sizes_of(input), input, "residual");
+  const Tensor x = channel_ordered(input);
+  const Tensor result = empty_as(x);
+  const NormalizationConstants constants = scale_and_shift(weight, bias, C, input.scalar_type());
+  if (input.numel() > 0) normalize(x, {&constants, residual, activation_of(activation), slope}, result);
+  return result;
+}
+
 }  // namespace
 
 std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
@@ -57,9 +74,13 @@ std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::v
     const int64_t* n = steps.data() + i * step_numbers;
     std::optional<Tensor> residual;
     if (n[1] >= 0) residual = values.at(n[1], "step ", i, " reads");
-    Tensor result = conv2d_inference(values.at(n[0], "step ", i, " reads"), weights[i], biases[i], {}, {}, {}, {},
-                                     residual, {n[2], n[3]}, {n[4], n[5]}, {n[6], n[7]}, n[8], 0.0, n[9], slopes[i]);
-    values.add(std::move(result));
+    const Tensor& input = values.at(n[0], "step ", i, " reads");
+    if (weights[i].dim() == 1) {
+      values.add(scaled(input, weights[i], biases[i], residual, n[9], slopes[i]));
+    } else {
+      values.add(conv2d_inference(input, weights[i], biases[i], {}, {}, {}, {}, residual, {n[2], n[3]}, {n[4], n[5]},
+                                  {n[6], n[7]}, n[8], 0.0, n[9], slopes[i]));
+    }
     values.release(n[0], static_cast<int64_t>(i));
     values.release(n[1], static_cast<int64_t>(i));
   }

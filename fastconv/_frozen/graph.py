@@ -1,4 +1,4 @@
-"""The graph of a frozen model: finds what runs with each convolution, and joins convolutions that follow each other."""
+"""The graph of a frozen model: finds what runs with each convolution and batch norm, and joins those in a row."""
 
 from __future__ import annotations
 
@@ -31,36 +31,37 @@ _NO_OPERATIONS = (nn.Identity, nn.Dropout)
 
 
 class _Block(NamedTuple):
-    """The nodes of a convolution and of what is computed with it."""
+    """The nodes of a convolution, or of a batch norm that follows none, and of what is computed with it."""
 
-    conv: fx.Node
+    first: fx.Node
     norm: fx.Node | None
     addition: fx.Node | None
     activation: fx.Node | None
 
     def nodes(self) -> list[fx.Node]:
         """Return the nodes, last first."""
-        return [node for node in (self.activation, self.addition, self.norm, self.conv) if node is not None]
+        return [node for node in (self.activation, self.addition, self.norm, self.first) if node is not None]
 
     def read(self) -> list[fx.Node]:
-        """Return the nodes whose results the block reads: the convolution's input, and what is added."""
-        read = [argument for argument in self.conv.args if isinstance(argument, fx.Node)]
+        """Return the nodes whose results the block reads: the first node's input, and what is added."""
+        read = [argument for argument in self.first.args if isinstance(argument, fx.Node)]
         if self.addition is not None:
-            before = self.conv if self.norm is None else self.norm
+            before = self.first if self.norm is None else self.norm
             read += [a for a in self.addition.args if isinstance(a, fx.Node) and a is not before]
         return read
 
 
 def fuse(model: nn.Module, graph: fx.Graph) -> None:
-    """Replace convolutions, with what is computed with them, by chains, and linear layers by frozen ones, in place."""
+    """Replace convolutions and batch norms by chains, and linear layers by frozen ones, in place."""
     modules = dict(model.named_modules())
     for node in [node for node in graph.nodes if _does_nothing(node, modules)]:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
     blocks = {}
-    for conv in [node for node in graph.nodes if _is_convolution(node, modules)]:
-        block = _block(conv, graph, modules)
-        blocks[_join(block, graph)] = block
+    for begins in (_is_convolution, _is_lone_norm):
+        for first in [node for node in graph.nodes if begins(node, modules)]:
+            block = _block(first, graph, modules)
+            blocks[_join(block, graph)] = block
     for count, run in enumerate(_runs(graph, blocks)):
         name = f"fastconv_chain_{count}"
         read = _read_by(run)
@@ -111,15 +112,22 @@ def _chain(
     steps, values = [], []
     for node in run:
         block = blocks[node]
-        layer = modules[str(block.conv.target)]
+        layer = modules[str(block.first.target)]
         norm = None if block.norm is None else modules[str(block.norm.target)]
-        assert isinstance(layer, nn.Conv2d)
-        assert norm is None or isinstance(norm, nn.BatchNorm2d)
-        assert not isinstance(layer.padding, str)
+        stride: tuple[int, ...] = (1, 1)
+        padding: tuple[int, ...] = (0, 0)
+        dilation, groups = stride, 1
+        if isinstance(layer, nn.Conv2d):
+            assert not isinstance(layer.padding, str)
+            stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
+            values.append(_folded(layer, norm))
+        else:
+            scale, shift = _scale_and_shift(layer)
+            dtype = layer.get_buffer("running_mean").dtype
+            values.append((scale.to(dtype), shift.to(dtype)))
         residual = number[node.args[1]] if len(node.args) > 1 else -1
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        steps.append(Step(number[node.args[0]], residual, *geometry, *_activation(block.activation, modules)))
-        values.append(_folded(layer, norm))
+        activation, slope = _activation(block.activation, modules)
+        steps.append(Step(number[node.args[0]], residual, stride, padding, dilation, groups, activation, slope))
     results = [node for node in run if any(user not in number for user in node.users)]
     return FrozenChain(steps, values, [number[node] for node in results]), results
 
@@ -172,18 +180,18 @@ def _is_linear(node: fx.Node, modules: Modules) -> bool:
     )
 
 
-def _block(conv: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
-    """Find what can be computed with a convolution."""
+def _block(first: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
+    """Find what can be computed with a convolution or a batch norm."""
     norm = addition = activation = None
-    last = conv
+    last = first
 
     def following() -> fx.Node | None:
-        """Return the only node that uses the result so far, if the convolution may as well run just before it."""
+        """Return the only node that uses the result so far, if the first node may as well run just before it."""
         user = _only_user(last)
-        return user if user is not None and _nothing_changes(conv, user, graph, modules) else None
+        return user if user is not None and _nothing_changes(first, user, graph, modules) else None
 
     user = following()
-    if user is not None and _is_norm(user, modules):
+    if user is not None and _is_norm(user, modules) and _is_convolution(first, modules):
         norm = last = user
         user = following()
     if user is not None and _is_addition(user, last):
@@ -191,7 +199,7 @@ def _block(conv: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
         user = following()
     if user is not None and _activation(user, modules)[0] is not Activation.NONE:
         activation = user
-    return _Block(conv, norm, addition, activation)
+    return _Block(first, norm, addition, activation)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -204,6 +212,14 @@ def _is_norm(node: fx.Node, modules: Modules) -> bool:
     return type(layer) is nn.BatchNorm2d and layer.running_mean is not None and not is_observed(layer)
 
 
+def _is_lone_norm(node: fx.Node, modules: Modules) -> bool:
+    """Return whether a node is a batch norm that no convolution computes. In 16 bits, its constants are float32."""
+    if not _is_norm(node, modules) or [type(argument) for argument in node.args] != [fx.Node] or node.kwargs:
+        return False
+    mean = getattr(modules[str(node.target)], "running_mean", None)
+    return isinstance(mean, Tensor) and mean.is_cpu and mean.dtype in (torch.float32, torch.float64)
+
+
 def _is_addition(node: fx.Node, before: fx.Node) -> bool:
     """Return whether a node adds a tensor to the node ``before``."""
     if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add) or node.kwargs:
@@ -213,10 +229,10 @@ def _is_addition(node: fx.Node, before: fx.Node) -> bool:
     return len(node.args) == 2 and len(others) == 1 and isinstance(others[0], fx.Node) and not changes_other
 
 
-def _nothing_changes(conv: fx.Node, until: fx.Node, graph: fx.Graph, modules: Modules) -> bool:
-    """Return whether no node between the two may change a tensor in place. The convolution then may run later."""
+def _nothing_changes(first: fx.Node, until: fx.Node, graph: fx.Graph, modules: Modules) -> bool:
+    """Return whether no node between the two may change a tensor in place. The first node may then run later."""
     nodes = list(graph.nodes)
-    between = nodes[nodes.index(conv) + 1 : nodes.index(until)]
+    between = nodes[nodes.index(first) + 1 : nodes.index(until)]
     return not any(_may_change(node, modules) for node in between)
 
 
@@ -240,16 +256,23 @@ def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, flo
     return activation_of(node.target) if plain else (Activation.NONE, 0.0)
 
 
-def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d | None) -> tuple[Tensor, Tensor]:
+def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of a convolution and a batch norm, rounded once."""
     weight, bias = conv.weight.detach(), conv.bias
     if norm is None:
         return weight.clone(), weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+    scale, shift = _scale_and_shift(norm)
+    shift = shift if bias is None else shift + bias.detach().double() * scale
+    return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+
+
+def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the constants of ``x * scale + shift``, which a batch norm computes in evaluation, in float64."""
+    assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
-    shift = (0 if bias is None else bias.detach().double()) - norm.running_mean.double()
-    shift = shift * scale + (0 if norm.bias is None else norm.bias.detach().double())
-    return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
