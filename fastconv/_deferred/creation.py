@@ -54,9 +54,9 @@ def defer(
     P, Q = conv2d_output((H, W), (R, S), strides, paddings, dilations)
     if N < 1 or min(K, P, Q) < 2:  # an error, or a size of 1: then strides do not determine the layout
         return None
-    kept = tuple(None if t is None else snapshot(t, N * K * P * Q) for t in (x, w, b))
-    if any(k is None and t is not None for k, t in zip(kept, (x, w, b), strict=True)):
+    if any(t is not None and t.numel() > 4 * N * K * P * Q for t in (x, w, b)):  # the copies would take too long
         return None
+    kept = tuple(None if t is None else snapshot(t) for t in (x, w, b))
     last = suggests_channels_last(x) or suggests_channels_last(w)
     recipe = Recipe((strides, paddings, dilations, groups), last, last)
     return new_deferred(recipe, (N, K, P, Q), kept, layer)  # type: ignore[arg-type]

@@ -147,8 +147,7 @@ def _fold_bias(deferred: Deferred, other: Any, **kwargs: Any) -> Any:
         return NotImplemented
     if (other.dtype, other.device) != (input.dtype, input.device) or (other.is_inference() and not deferred._inference):
         return NotImplemented
-    kept = snapshot(other, K * 4)
-    assert kept is not None
+    kept = snapshot(other)
     return _append(deferred, recipe, lambda t: t + kept, (input, weight, kept.reshape(K)))
 
 

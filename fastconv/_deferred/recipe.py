@@ -23,14 +23,14 @@ Operands = tuple[Tensor, Tensor | None, Tensor | None]
 Step = Callable[[Tensor], Tensor]
 
 
-def snapshot(tensor: Tensor, result_elements: int) -> Tensor | None:
-    """Return a differentiable copy of ``tensor``. None if it is expensive compared with a result of this size.
+def snapshot(tensor: Tensor) -> Tensor:
+    """Return a differentiable copy of ``tensor``.
 
     A copy is the only safe snapshot. A version counter does not see writes by NumPy, by other processes and through raw
     pointers. PyTorch's copy-on-write tensors (``torch._lazy_clone``) move the original when it is written to. A NumPy
     array that shares its memory then points to freed memory.
     """
-    return tensor.clone() if tensor.numel() <= 4 * result_elements else None
+    return tensor.clone()
 
 
 class Recipe(NamedTuple):
