@@ -1,8 +1,8 @@
 """Measure converted networks, and the training of the MNIST CNN, against PyTorch on a GPU.
 
     python benchmarks/cuda_networks.py             inference and a training step of three networks
-    python benchmarks/cuda_networks.py --mnist     images a second in training, with all data on the GPU: a step in a CUDA
-                                                   graph, and the loop of ``fastconv train`` with each backend
+    python benchmarks/cuda_networks.py --mnist     images a second in training, with all data on the GPU: a step in a
+                                                   CUDA graph, and the loop of ``fastconv train`` by backend
 
 Each network runs twice: called from Python, as most programs do, and replayed from a CUDA graph, which excludes the
 time of the CPU.

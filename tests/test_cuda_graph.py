@@ -53,13 +53,15 @@ class Graphs:
             def replay(self) -> None:
                 of = self.of
                 assert of is not None
+                attached = [parameter.grad for parameter, _ in of._gradients]
                 with graphs._as("replayed"):
                     results = of._step(*of._inputs)
                 for kept, result in zip(of._results, results, strict=True):
                     kept.copy_(result)
-                for parameter, grad in of._gradients:
+                for (parameter, grad), old in zip(of._gradients, attached, strict=True):
                     if grad is not None and parameter.grad is not None:
                         grad.copy_(parameter.grad)
+                    parameter.grad = old
 
         class Stream:
             def wait_stream(self, other: Stream) -> None: ...
@@ -202,7 +204,6 @@ def move_weights(training: Training) -> None:
 
 
 def replace_state(training: Training) -> None:
-    training._optimizer.load_state_dict(training._optimizer.state_dict())
     for state in training._optimizer.state.values():
         state["exp_avg"] = state["exp_avg"].clone()
 
