@@ -93,7 +93,8 @@ struct MmaTile {
   static constexpr int warp_columns = 2;
   static constexpr int rows = 2 * row_block, columns = warp_columns * column_block, depth = 32, threads = mma_threads;
   static constexpr int vector = widest_vector<T>;
-  static constexpr bool depth_adjacent = true;
+  static constexpr bool depth_adjacent = true, has_stages = false;
+  static constexpr int gathers = 4;
 
   // Depth is adjacent in memory. The padding of 16 bytes per line makes the lanes read from different banks.
   struct Buffer {
