@@ -28,7 +28,7 @@ TILES = [
     conv(1, 8, 17, 16, 8, 3, 3, padding=1),
     # conv1 and conv3 of MNIST, with fewer images
     conv(1, 1, 14, 13, 32, 3, 3),
-    conv(3, 64, 5, 5, 128, 3, 3),
+    conv(2, 64, 5, 5, 128, 3, 3),
     # groups with few input or output channels, which have their own kernels
     conv(2, 33, 9, 9, 33, 3, 3, groups=33, padding=1, stride=2),
     conv(2, 12, 7, 9, 8, 3, 3, groups=4, padding=1),
