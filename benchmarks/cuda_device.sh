@@ -10,7 +10,7 @@
 #   own       MNIST's blocks, fastconv's kernels alone
 #   layers    3x3 layers with 64 to 256 channels, each pass of fastconv's kernels alone
 #   tensor    the same with FASTCONV_TENSOR_CORES=1, after the tests of these kernels
-#   mnist     training of the MNIST CNN in a CUDA graph, images a second
+#   mnist     training of the MNIST CNN, images a second: a step in a CUDA graph, and the loop of fastconv train
 #   networks  converted networks, inference and training
 #   plan      MNIST's blocks as users get them
 #

@@ -1,7 +1,8 @@
 """Measure converted networks, and the training of the MNIST CNN, against PyTorch on a GPU.
 
     python benchmarks/cuda_networks.py             inference and a training step of three networks
-    python benchmarks/cuda_networks.py --mnist     images a second in training, in a CUDA graph with all data on the GPU
+    python benchmarks/cuda_networks.py --mnist     images a second in training, with all data on the GPU: a step in a
+                                                   CUDA graph, and the loop of ``fastconv train`` by backend
 
 Each network runs twice: called from Python, as most programs do, and replayed from a CUDA graph, which excludes the
 time of the CPU.
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 
 import fastconv
 from fastconv.benchmarking.ratios import VARIANTS
+from fastconv.classifier.config import TrainingConfig
+from fastconv.classifier.fit import Training
 from fastconv.models import MnistCNN
 
 IMAGES = 60_000
@@ -104,6 +107,17 @@ def mnist_step(variant: str, device: str, dtype: torch.dtype, count: int) -> Cal
     return step
 
 
+def training_loop(backend: str, device: str, count: int) -> float:
+    """Return the microseconds of a step of ``fastconv train``, with its Python code: the mean of the second epoch.
+
+    Both backends record a step in a CUDA graph, during the first epoch.
+    """
+    config = TrainingConfig(backend=backend, device=device, epochs=2, validation_split=0.0)
+    training = Training(torch.rand(count, 1, 28, 28), torch.randint(10, (count,)), config)
+    training.run()
+    return round(config.batch_size * 1e6 / training.history[-1].images_per_second, 2)
+
+
 def measure_mnist(arguments: argparse.Namespace) -> None:
     results = Results("MNIST CNN, a training step of 64 images", arguments)
     for precision in arguments.precision:
@@ -113,6 +127,11 @@ def measure_mnist(arguments: argparse.Namespace) -> None:
         rates = {variant: f"{64e6 / time:,.0f} images/s" for variant, time in times.items()}
         results.add("MNIST CNN, batch 64, training with Adam", "CUDA graph", precision, times)
         print(rates, flush=True)
+        if dtype is torch.float32:
+            # In turn, twice, because the first one also starts the libraries.
+            for _ in range(2):
+                loops = {f"{b} channels_last": training_loop(b, arguments.device, count) for b in ("torch", "fastconv")}
+            results.add("MNIST CNN, batch 64, training with Adam", "fastconv train", precision, loops)
 
 
 def main() -> None:

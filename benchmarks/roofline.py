@@ -69,15 +69,21 @@ class Tile:
     depth: int
 
 
+#: The tiles of float and of half, with the least number of blocks for each.
+TILES = {
+    False: [(Tile(128, 64, 16), 256), (Tile(64, 32, 16), 128), (Tile(32, 16, 32), 1)],
+    True: [(Tile(64, 64, 32), 64), (Tile(32, 32, 32), 1)],
+}
 WANTED_BLOCKS = 512
 
 
 def tile(rows: int, columns: int, products: int, half: bool) -> Tile:
     """Return the tile that with_tile of conv2d_tiles.cuh chooses for `products` products of rows x columns results."""
-    if half:
-        return Tile(64, 64, 32)
-    large = ceil(rows / 128) * ceil(columns / 64) * products
-    return Tile(128, 64, 16) if 2 * large >= WANTED_BLOCKS and columns > 32 else Tile(64, 32, 16)
+    for t, least_blocks in TILES[half][:-1]:
+        half_full = 2 * rows > t.rows and 2 * columns > t.columns
+        if half_full and ceil(rows / t.rows) * ceil(columns / t.columns) * products >= least_blocks:
+            return t
+    return TILES[half][-1][0]
 
 
 def pieces(block: Block) -> tuple[int, int]:

@@ -1,17 +1,13 @@
-"""The option --device: its errors, and the training step as a CUDA graph. These tests need no GPU."""
+"""The option --device: its errors, and where the images of a training are. These tests need no GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-
 import pytest
 import torch
-from torch import Tensor
 
 import fastconv
 from fastconv._ops.library import has_cuda
-from fastconv.classifier import cuda_graph, device
+from fastconv.classifier import device
 from fastconv.classifier.cli.main import main
 from fastconv.classifier.errors import UserError
 
@@ -75,42 +71,22 @@ def test_show_config_says_whether_there_is_cuda() -> None:
     assert line.startswith("CUDA no") != has_cuda()
 
 
-def test_a_step_is_recorded_after_three_calls_and_other_shapes_run_unrecorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace CUDA's streams and graphs by fakes. A fake graph replays by calling the step on the recorded tensors."""
-    calls: list[str] = []
-    doing = "alone"
+def test_images_that_take_more_than_half_of_the_free_memory_stay_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[torch.device] = []
+    move = torch.Tensor.to
 
-    def step(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(f"{doing} {len(images)}")
-        return images.sum(), images * target.view(-1, 1)
+    def to(tensor: torch.Tensor, target: torch.dtype | torch.device) -> torch.Tensor:
+        if isinstance(target, torch.dtype):
+            return move(tensor, target)
+        moved.append(target)
+        return tensor
 
-    graphed = cuda_graph.GraphedStep(step)
-
-    @contextmanager
-    def record(graph: Graph) -> Iterator[None]:
-        nonlocal doing
-        doing = "recorded"
-        yield
-        doing = "alone"
-
-    class Graph:
-        def replay(self) -> None:
-            nonlocal doing
-            doing = "replayed"
-            for old, new in zip(graphed._results, step(graphed._images, graphed._target), strict=True):
-                old.copy_(new)
-            doing = "alone"
-
-    class Stream:
-        def wait_stream(self, other: Stream) -> None: ...
-
-    fakes = {"Stream": Stream, "current_stream": Stream, "stream": nullcontext, "graph": record, "CUDAGraph": Graph}
-    for name, fake in fakes.items():
-        monkeypatch.setattr(torch.cuda, name, fake)
-    for count in [4, 4, 2, 4, 4, 2, 4]:
-        images, target = torch.randn(count, 3), torch.arange(float(count))
-        total, product = graphed(images, target)
-        assert torch.equal(total, images.sum())
-        assert torch.equal(product, images * target.view(-1, 1))
-    alone = ["alone 4", "alone 4", "alone 2", "alone 4"]
-    assert calls == [*alone, "recorded 4", "replayed 4", "alone 2", "replayed 4"]
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    images, labels, gpu = torch.rand(2, 1, 5, 5), torch.arange(2), torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * images.nbytes, 10**9))
+    assert device.place(images, labels, gpu, torch.float32) == (images, labels)
+    assert moved == [gpu, gpu]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * images.nbytes - 1, 10**9))
+    placed, _ = device.place(images, labels, gpu, torch.float32)
+    assert (placed.device.type, len(moved)) == ("cpu", 2)
+    assert device.place(images, labels, torch.device("cpu"), torch.float64)[0].dtype is torch.float64

@@ -2,7 +2,7 @@
 #include "device.h"
 #include "kernels/conv2d_forward.cuh"
 #include "ops.h"
-#include "tensor_cores.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 
@@ -18,7 +18,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
     using T = decltype(type);
     const Tensor x = dense(input), w = weight_beside(x, weight);
     const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
-    launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output), tensor_cores_for<T>(),
+    launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output), tile_choice<T>(),
                      stream);
   });
   return output;

@@ -2,7 +2,7 @@
 #include "device.h"
 #include "kernels/conv2d_backward_data.cuh"
 #include "ops.h"
-#include "tensor_cores.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 
@@ -15,7 +15,7 @@ Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, con
   launch_on(grad_output, "conv2d_backward_data", [&](auto type, Stream stream) {
     using T = decltype(type);
     const Tensor g = dense(grad_output), w = weight_beside(g, weight);
-    launch_conv2d_backward_data<T>(s, read<T>(g), read<T>(w), written<T>(grad_input), tensor_cores_for<T>(), stream);
+    launch_conv2d_backward_data<T>(s, read<T>(g), read<T>(w), written<T>(grad_input), tile_choice<T>(), stream);
   });
   return grad_input;
 }

@@ -2,7 +2,7 @@
 #include "device.h"
 #include "kernels/conv2d_backward_weight.cuh"
 #include "ops.h"
-#include "tensor_cores.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 
@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
     const Tensor g = dense(grad_output), x = dense(input);
     const Tensor workspace = empty({backward_weight_workspace(s)}, input, false, sums_type(input));
     launch_conv2d_backward_weight<T>(s, read<T>(g), read<T>(x), written<T>(grad_weight), mutable_data<T>(grad_bias),
-                                     mutable_data<Accumulator<T>>(workspace), tensor_cores_for<T>(), stream);
+                                     mutable_data<Accumulator<T>>(workspace), tile_choice<T>(), stream);
   });
   return {grad_weight, grad_bias};
 }

@@ -2,7 +2,7 @@
 #include "device.h"
 #include "kernels/conv2d_forward.cuh"
 #include "ops.h"
-#include "tensor_cores.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 
@@ -20,7 +20,7 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
     const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
     const Tensor workspace = empty({forward_workspace(f)}, input, false);
     launch_conv2d_relu_max_pool2d<T>(f, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output),
-                                     mutable_data<uint8_t>(argmax), mutable_data<T>(workspace), tensor_cores_for<T>(),
+                                     mutable_data<uint8_t>(argmax), mutable_data<T>(workspace), tile_choice<T>(),
                                      stream);
   });
   return {output, argmax};

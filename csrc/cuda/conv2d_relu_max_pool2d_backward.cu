@@ -3,7 +3,7 @@
 #include "kernels/conv2d_backward_data.cuh"
 #include "kernels/conv2d_backward_weight.cuh"
 #include "ops.h"
-#include "tensor_cores.h"
+#include "tile_choice.h"
 
 namespace fastconv::cuda {
 
@@ -15,17 +15,17 @@ Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const T
   launch_on(input, "conv2d_relu_max_pool2d_backward", [&](auto type, Stream stream) {
     using T = decltype(type);
     const Tensor g = dense(grad_output), at = ordered(argmax, true);
-    const TensorCores cores = tensor_cores_for<T>();
+    const TileChoice choice = tile_choice<T>();
     const PooledGradient<T> gradient(f, read<T>(g), data<uint8_t>(at));
     if (grad_input.numel() > 0) {
       const Tensor w = weight_beside(g, weight);
-      launch_backward_data<T>(f.conv, gradient, read<T>(w), written<T>(grad_input), cores, stream);
+      launch_backward_data<T>(f.conv, gradient, read<T>(w), written<T>(grad_input), choice, stream);
     }
     if (needs_weight) {
       const Tensor x = dense(input);
       const Tensor workspace = empty({backward_weight_workspace(f.conv)}, input, false, sums_type(input));
       launch_backward_weight<T>(f.conv, gradient, read<T>(x), written<T>(grad_weight), mutable_data<T>(grad_bias),
-                                mutable_data<Accumulator<T>>(workspace), cores, stream);
+                                mutable_data<Accumulator<T>>(workspace), choice, stream);
     }
   });
   return gradients;

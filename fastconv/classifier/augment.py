@@ -33,9 +33,11 @@ def shift(images: Tensor, generator: Generator) -> Tensor:
     windows = padded.as_strided(
         (N, corners, corners, C, H, W), (strides[0], strides[2], strides[3], *strides[1:]), padded.storage_offset()
     )
-    down, right = torch.randint(corners, (2, N), generator=generator).numpy()
+    down, right = torch.randint(corners, (2, N), generator=generator).to(images.device)
+    if not images.is_cpu:
+        return windows[torch.arange(N, device=images.device), down, right]
     # NumPy's indexing is faster than PyTorch's, because it copies a window at a time.
-    return torch.from_numpy(windows.numpy()[np.arange(N), down, right])
+    return torch.from_numpy(windows.numpy()[np.arange(N), down.numpy(), right.numpy()])
 
 
 def affine(images: Tensor, generator: Generator) -> Tensor:
@@ -74,7 +76,7 @@ def flip(images: Tensor, generator: Generator) -> Tensor:
         torch.Size([5, 3, 8, 8])
     """
     moved = shift(images, generator)  # a copy, so half of its images can be mirrored in place
-    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    mirrored = (torch.rand(len(images), generator=generator) < 0.5).to(images.device)
     moved[mirrored] = moved[mirrored].flip(3)
     return moved
 

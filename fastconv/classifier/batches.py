@@ -39,6 +39,9 @@ class TensorBatches:
         labels: (N,), integers.
         shuffle: whether each epoch has another order.
 
+    Attributes:
+        device: where the tensors are.
+
     Example::
 
         >>> batches = TensorBatches(torch.rand(5, 1, 8, 8), torch.arange(5), batch_size=2, shuffle=False)
@@ -49,18 +52,29 @@ class TensorBatches:
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, shuffle: bool = True) -> None:
         self._tensors = images, labels
         self._batch_size, self._shuffle = batch_size, shuffle
+        self.device = images.device
         self.images: int | None = len(images)
         self.steps: int | None = -(-len(images) // batch_size)
 
     def epoch(self, seed: int, first: int = 0) -> Iterator[Batch]:
-        images, labels = self._tensors
-        if not self._shuffle:
-            yield from list(zip(images.split(self._batch_size), labels.split(self._batch_size), strict=True))[first:]
+        if self._shuffle:
+            yield from (self.gather(chosen) for (chosen,) in self.choices(seed, first))
             return
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        for chosen in order.split(self._batch_size)[first:]:
-            chosen = chosen.to(images.device)
-            yield images.index_select(0, chosen), labels.index_select(0, chosen)
+        images, labels = (values.split(self._batch_size) for values in self._tensors)
+        yield from list(zip(images, labels, strict=True))[first:]
+
+    def choices(self, seed: int, first: int = 0) -> Iterator[tuple[Tensor]]:
+        """Iterate over the numbers of the images of each batch. ``gather`` turns them into the batch."""
+        images, _ = self._tensors
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(images), generator=generator) if self._shuffle else torch.arange(len(images))
+        # One copy for the epoch. A copy in each step would wait for the GPU to finish the step before.
+        yield from ((chosen,) for chosen in order.to(images.device).split(self._batch_size)[first:])
+
+    def gather(self, chosen: Tensor) -> Batch:
+        """Return the images with these numbers, and their labels."""
+        images, labels = self._tensors
+        return images.index_select(0, chosen), labels.index_select(0, chosen)
 
 
 class LoaderBatches:

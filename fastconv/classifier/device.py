@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastconv._ops.library import has_cuda
 from fastconv.classifier.distributed import alone
@@ -33,6 +33,19 @@ def find(name: str, backend: str = "fastconv", instead: str = "use the backend t
     if not alone():
         raise UserError("a GPU is used by one process only: start it without torchrun, or use the CPU")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def place(images: Tensor, labels: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Convert the images, and move them and their labels to the device for all epochs.
+
+    They stay on the CPU if they would take more than half of a GPU's free memory. Then each batch is moved.
+    """
+    images = images.to(dtype)
+    if device.type == "cuda" and not images.is_cuda:
+        free, _ = torch.cuda.mem_get_info(device)
+        if 2 * images.nbytes > free:
+            return images, labels
+    return images.to(device), labels.to(device)
 
 
 def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:

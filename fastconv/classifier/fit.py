@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastconv.classifier import cuda_graph, losses, optimizers, training_state
 from fastconv.classifier import device as devices
-from fastconv.classifier import losses, optimizers, training_state
 from fastconv.classifier.augment import AUGMENTATIONS
 from fastconv.classifier.batches import Batches, TensorBatches
 from fastconv.classifier.config import SCHEDULES, Diverged, TrainingConfig, TrainingError
-from fastconv.classifier.cuda_graph import GraphedStep
 from fastconv.classifier.distributed import Distributed
 from fastconv.classifier.history import EpochResult, History
 from fastconv.classifier.inputs import HeldOut, split_for_validation
@@ -137,7 +136,7 @@ class Training:
         self._device, self._dtype = devices.find(config.device, config.backend), devices.DTYPES[config.dtype]
         if isinstance(images, Tensor):
             assert labels is not None
-            images, labels = images.to(self._device, self._dtype), labels.to(self._device)
+            images, labels = devices.place(images, labels, self._device, self._dtype)
             count = len(images) if held_out is not None else split_for_validation(len(images), config.validation_split)
             self._batches: Batches = TensorBatches(images[:count], labels[:count], config.batch_size)
             held_out = (images[count:], labels[count:]) if held_out is None else held_out
@@ -158,10 +157,12 @@ class Training:
             objective = Objective(optimizer, loss, losses.named(config.loss))
         self._objective, self._optimizer = objective, objective.optimizer
         self._rates = optimizers.rates(self._optimizer)
-        self._step: Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]] = self._one_step
-        if self._device.type == "cuda" and objective.recordable:
-            graphed = GraphedStep(lambda images, target: self._one_step(images, target, 1.0))
-            self._step = lambda images, target, weight: graphed(images, target)
+        self._step: Callable[..., tuple[Tensor, Tensor]] = self._one_step
+        self._resident: TensorBatches | None = None  # if a step gets the numbers of its images, and gathers them itself
+        if cuda_graph.supports(self._device):
+            self._step = cuda_graph.GraphedStep(self._one_step, self.model, self._optimizer, objective.obstacle)
+            on_device = isinstance(self._batches, TensorBatches) and self._batches.device == self._device
+            self._resident = self._batches if on_device and config.augment == "none" else None  # type: ignore[assignment]
         self._distributed = Distributed(self.model)
         self.history = History()
         self._start_epoch()
@@ -204,19 +205,21 @@ class Training:
             torch.manual_seed(seed)  # for layers that draw random numbers, such as dropout
         generator = torch.Generator()
         augment = AUGMENTATIONS[self._config.augment]
-        batches = self._batches.epoch(self._seed(number), self.steps)
+        inputs_of_steps = self._batches.epoch if self._resident is None else self._resident.choices
+        batches = inputs_of_steps(self._seed(number), self.steps)
         while not self._stopped:
             start = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return True
             self._set_rates(epoch)
-            count = len(batch[1])
+            count = len(batch[-1])
             part, weight, own = self._distributed.share(count)
-            images, labels = batch[0][part].to(self._device, self._dtype), batch[1][part].to(self._device)
+            inputs = [values[part].to(self._device) for values in batch]
             if self._config.augment != "none":
-                images = augment(images, generator.manual_seed((seed + self.steps) % 2**63))
-            loss, correct = self._step(images, labels, weight)
+                inputs[0] = augment(inputs[0].to(self._dtype), generator.manual_seed((seed + self.steps) % 2**63))
+            # Only one process uses a GPU, so a weight is never recorded.
+            loss, correct = self._step(*inputs) if weight == 1 else self._one_step(*inputs, weight=weight)
             self._totals = Totals(
                 self._totals.images + count,
                 self._totals.own + own,
@@ -229,11 +232,11 @@ class Training:
                 on_step(epoch, self._totals)
         return next(batches, None) is None
 
-    def _one_step(self, images: Tensor, target: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def _one_step(self, *inputs: Tensor, weight: float = 1.0) -> tuple[Tensor, Tensor]:
         """Update the weights once. Return the mean loss and the number of correct predictions before the update."""
-        config = self._config
-        with self._autocast() if config.dtype == "bfloat16" else contextlib.nullcontext():
-            logits = self._distributed.model(images)
+        images, target = inputs if self._resident is None else self._resident.gather(*inputs)
+        with self._autocast() if self._config.dtype == "bfloat16" else contextlib.nullcontext():
+            logits = self._distributed.model(images.to(self._dtype))
         loss = self._objective.loss(logits.to(self._dtype), target)
         self._optimizer.zero_grad()
         (loss if weight == 1 else loss * weight).backward()

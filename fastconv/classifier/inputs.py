@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from fastconv.classifier import arrays
+from fastconv.classifier import device as devices
 from fastconv.classifier.batches import Batches, LoaderBatches, TensorBatches
 from fastconv.classifier.config import TrainingError
 
@@ -53,7 +54,7 @@ class Inputs:
             return self._batches(images, batch_size, shuffle), held_out
         if labels is None:
             raise TypeError("labels are missing: pass images and labels, a Dataset or a DataLoader")
-        images, labels = (values.to(device) for values in self.pair(images, labels))
+        images, labels = devices.place(*self.pair(images, labels), device, torch.float32)
         count = split_for_validation(len(images), split)
         batches = TensorBatches(images[:count], labels[:count], 64 if batch_size is None else batch_size, shuffle)
         return batches, (images[count:], labels[count:]) if count < len(images) else None

@@ -30,15 +30,15 @@ _ELSEWHERE = {
 class Objective:
     """The optimizer over the network's parameters, the losses and the metrics.
 
-    ``evaluation_loss`` is the loss without label smoothing. ``recordable`` says whether a CUDA graph can record a step.
-    It cannot if a program passes its own functions, or if the outputs are kept for metrics.
+    ``evaluation_loss`` is the loss without label smoothing. ``obstacle`` says why a CUDA graph cannot record a step, if
+    a program passes its own functions, or if the outputs are kept for metrics.
     """
 
     optimizer: torch.optim.Optimizer
     loss: Loss
     evaluation_loss: Loss
     metrics: Mapping[str, Metric] = field(default_factory=dict)
-    recordable: bool = True
+    obstacle: str = ""
 
     def figures(self, validated: bool) -> list[str]:
         """Return the names of the figures of an epoch. ``validated``: there are validation images."""
@@ -118,8 +118,13 @@ class Choice:
         except BaseException:
             devices.prepare(model, before_device, before_dtype)
             raise
-        recordable = named and isinstance(self._optimizer, str) and not self._metrics
-        return Objective(optimizer, loss, evaluation_loss, self._metrics, recordable)
+        obstacles = {
+            "the loss is not given by its name": not named,
+            "the optimizer is not given by its name": not isinstance(self._optimizer, str),
+            "the metrics need the outputs of each step": bool(self._metrics),
+        }
+        obstacle = next((reason for reason, applies in obstacles.items() if applies), "")
+        return Objective(optimizer, loss, evaluation_loss, self._metrics, obstacle)
 
 
 def check_names(settings: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fastconv import optim
+from fastconv.classifier import cuda_graph
 from fastconv.classifier.names import choose, refuse_keras
 
 #: The learning rates of Keras. sgd has Nesterov momentum of 0.9 here, and rmsprop has a decay of 0.9, as in Keras.
@@ -41,16 +42,17 @@ def find(optimizer: Any) -> Any:
 def named(name: str, model: nn.Module, lr: float, backend: str = "fastconv") -> Optimizer:
     """Build the optimizer ``name`` for the parameters of ``model``, with PyTorch's fused kernel if there is one."""
     parameters = list(model.parameters())
-    on_cuda = parameters[0].is_cuda
+    device = parameters[0].device
+    recorded = cuda_graph.supports(device)
     # A CUDA graph reads the learning rate from a tensor.
-    rate: Any = torch.tensor(lr, device=parameters[0].device) if on_cuda else lr
+    rate: Any = torch.tensor(lr, device=device) if recorded else lr
     if name == "sgd":
         return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, fused=True)
     if name == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, capturable=on_cuda)
+        return torch.optim.RMSprop(parameters, lr=rate, alpha=0.9, capturable=recorded)
     library = torch.optim if backend == "torch" else optim
     kind = library.AdamW if name == "adamw" else library.Adam
-    return kind(parameters, lr=rate, fused=True, capturable=on_cuda)
+    return kind(parameters, lr=rate, fused=True, capturable=recorded)
 
 
 def build(optimizer: Any, model: nn.Module, lr: float | None) -> Optimizer:

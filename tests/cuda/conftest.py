@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import emulated
@@ -52,6 +52,17 @@ def device(request: pytest.FixtureRequest) -> Iterator[Device]:
     torch.use_deterministic_algorithms(True)  # new tensors are NaN, which exposes elements that are never written
     yield device
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def tile(device: Device, request: pytest.FixtureRequest) -> Iterator[Callable[[int], None]]:
+    """Choose the tile in the emulation, by its place in the lists of conv2d_tiles.cuh. A GPU has its usual choice."""
+    if device.name == "cuda":
+        yield lambda place: None
+        return
+    emulation = request.getfixturevalue("emulation")
+    yield emulation.fastconv_emulation_set_tile
+    emulation.fastconv_emulation_set_tile(-1)
 
 
 @pytest.fixture

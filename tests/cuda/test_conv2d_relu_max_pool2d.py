@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -74,10 +75,11 @@ def test_output_argmax_and_gradients_of_small_integers_are_exact(
     assert_exact(device, call, tensors, layout)
 
 
-@over(case=[*NETWORK, *TILES], dtype=FLOATING, layout=MEMORY_FORMATS)
+@over(case=[*NETWORK, *TILES], dtype=FLOATING, layout=MEMORY_FORMATS, size=[0, 1, 2])
 def test_the_first_maximum_gets_the_gradient_unless_it_is_zero_or_negative(
-    case: FusedCase, dtype: torch.dtype, layout: str, device: Device
+    case: FusedCase, dtype: torch.dtype, layout: str, size: int, device: Device, tile: Callable[[int], None]
 ) -> None:
+    tile(size)
     (x, w, b), call = arrange(case, case.conv.integers(dtype))
     w *= torch.rand(w.shape) < 2 / w[0].numel()  # few taps are non-zero, so that many sums are equal
     b = torch.zeros(len(w), dtype=dtype) if b is None else b.sign()
@@ -129,8 +131,9 @@ def test_nan_and_infinity_are_pooled_as_in_pytorch(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_random_valid_arguments_give_exact_results(device: Device, data: Any) -> None:
+def test_random_valid_arguments_give_exact_results(device: Device, tile: Callable[[int], None], data: Any) -> None:
     draw = data.draw
+    tile(draw(st.sampled_from([-1, 0, 1, 2])))
 
     def pair(low: int, high: int) -> tuple[int, int]:
         return draw(st.integers(low, high)), draw(st.integers(low, high))

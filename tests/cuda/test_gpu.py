@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, composed, with_gradients
+from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase, composed, conv, with_gradients
 from devices import FLOATING
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import fastconv.functional as FF
-from fastconv.classifier import Classifier
+from fastconv.classifier import Classifier, cuda_graph
 from fastconv.classifier.config import TrainingConfig
-from fastconv.classifier.fit import Training
+from fastconv.classifier.fit import Totals, Training
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 #: Relative to the largest value of the result. Sums have up to a thousand terms.
@@ -36,8 +36,12 @@ def assert_equal_to(expected: list[Tensor], results: list[Tensor], dtype: torch.
         torch.testing.assert_close(mine.cpu().double(), other, rtol=0, atol=TOLERANCE[dtype] * max(scale, 1.0))
 
 
+#: All three passes of float32 use the largest tile.
+LARGE = conv(1, 128, 128, 128, 128, 3, 3, padding=1)
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("case", CONV2D, ids=str)
+@pytest.mark.parametrize("case", [*CONV2D, LARGE], ids=str)
 def test_conv2d_and_its_gradients_are_those_of_the_cpu(case: Conv2dCase, dtype: torch.dtype) -> None:
     tensors = case.integers(torch.float64)  # exact in every type, so only sums may be rounded
     expected = with_gradients(F.conv2d, tensors, **case.arguments)
@@ -156,22 +160,83 @@ def test_a_fused_forward_runs_only_fastconvs_kernels() -> None:
     assert y.is_cuda
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("augment", ["none", "shift", "affine", "flip"])
+@pytest.mark.parametrize("model", ["mnist-cnn", "conv8, bn, pool, dense16, dropout.5"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd", "rmsprop"])
 def test_training_with_cuda_graphs_gives_the_weights_of_training_without(
-    optimizer: str, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, model: str, augment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images, labels = torch.rand(200, 1, 28, 28), torch.arange(200) % 10
-    arguments: dict[str, Any] = {"epochs": 2, "batch_size": 32, "schedule": "one-cycle", "device": "cuda"}
+    settings: dict[str, Any] = {"model": model, "optimizer": optimizer, "augment": augment, "schedule": "one-cycle"}
 
     def train() -> list[Tensor]:
-        training = Training(images, labels, TrainingConfig(optimizer=optimizer, **arguments))
+        training = Training(images, labels, TrainingConfig(epochs=2, batch_size=32, device="cuda", **settings))
         training.run()
+        assert (training._step._graph is not None) == (cuda_graph._STEPS_BEFORE == 3)  # type: ignore[attr-defined]
         return [p.detach().cpu() for p in training.model.parameters()]
 
     graphed = train()
-    monkeypatch.setattr("fastconv.classifier.cuda_graph._STEPS_BEFORE", 10**9)
+    monkeypatch.setattr(cuda_graph, "_STEPS_BEFORE", 10**9)
     for mine, other in zip(graphed, train(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_changed_rate_a_frozen_layer_and_gradients_are_those_of_training_without_graphs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, labels = torch.rand(200, 1, 28, 28), torch.arange(200) % 10
+
+    def train() -> list[Tensor]:
+        training = Training(images, labels, TrainingConfig(epochs=4, batch_size=16, device="cuda"))
+        gradients = []
+
+        def change(epoch: int, totals: Totals) -> None:
+            if training.steps == 5 and epoch == 2:
+                training._optimizer.param_groups[0]["lr"] = 1e-2
+            if training.steps == 5 and epoch == 3:
+                training.model.get_submodule("conv1").requires_grad_(False)
+            gradients.append([p.grad.cpu() for p in training.model.parameters() if p.grad is not None])
+
+        training.run(change)
+        return [*(p.detach().cpu() for p in training.model.parameters()), *gradients[15], *gradients[25]]
+
+    graphed = train()
+    monkeypatch.setattr(cuda_graph, "_STEPS_BEFORE", 10**9)
+    for mine, other in zip(graphed, train(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+class Reading(torch.nn.Linear):
+    """A layer of torch.nn, by its name, that reads a value from the GPU. A graph cannot record that."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * float(input.sum() >= 0)
+
+
+def test_a_network_that_reads_from_the_gpu_is_trained_without_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reading, "__module__", "torch.nn")
+    model = torch.nn.Sequential(torch.nn.Flatten(), Reading(144, 10))
+    classifier = Classifier(model, (1, 12, 12), 10, "torch").compile(device="cuda")
+    images, labels = torch.rand(200, 1, 12, 12), torch.arange(200) % 10
+    with pytest.warns(UserWarning, match="its recording failed"):
+        history = classifier.fit(images, labels, epochs=3, verbose=0)
+    assert history[-1].loss < history[0].loss
+
+
+def test_steps_with_the_images_on_the_gpu_do_not_wait_for_it() -> None:
+    """PyTorch warns if a call of the step waits. The end of the epoch waits once for the sums."""
+    images, labels = torch.rand(640, 1, 28, 28), torch.arange(640) % 10
+    training = Training(images, labels, TrainingConfig(epochs=3, validation_split=0.0, device="cuda"))
+
+    def watch(epoch: int, totals: Totals) -> None:
+        if epoch == 2 and training.steps in (2, 8):
+            torch.cuda.set_sync_debug_mode("error" if training.steps == 2 else "default")
+
+    try:
+        training.run(watch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(training.history) == 3
 
 
 def test_training_on_the_gpu_matches_the_cpu_and_can_be_resumed() -> None:
@@ -188,6 +253,7 @@ def test_training_on_the_gpu_matches_the_cpu_and_can_be_resumed() -> None:
     assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:the training step runs without a CUDA graph:UserWarning")
 def test_a_saved_classifier_continues_on_the_gpu(tmp_path: Path) -> None:
     """The metrics of the training images need the outputs of each step, which a CUDA graph does not return."""
 

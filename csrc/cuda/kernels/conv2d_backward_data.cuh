@@ -36,7 +36,7 @@ struct StoreBackwardData {
 
 template <class T, class Gradient>
 void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T> w, Dense<T> dx,
-                          const TensorCores& cores, Stream stream) {
+                          const TileChoice& choice, Stream stream) {
   const int64_t pixels = s.N * s.H * s.W;
   if (pixels * s.C == 0) return;
   const DataResult<T> to(s, dx);
@@ -50,7 +50,7 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
   constexpr int width = widest_vector<T>;
   const bool vectors = g.channels_adjacent() && w.channels_last && s.group_K() % width == 0 &&
                        s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(w.data);
-  with_tile<T>(pixels, s.group_C(), s.groups, vectors, cores, [&](auto tile, auto vector) {
+  with_tile<T>(Products{pixels, s.group_C(), s.groups}, vectors, choice, [&](auto tile, auto vector) {
     using Tile = decltype(tile);
     Tiling tiling{};
     tiling.rows_per_tile = Tile::rows;
@@ -69,8 +69,8 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
 // g: (N, K, P, Q), w: (K, C / groups, R, S), dx: (N, C, H, W).
 template <class T>
 void launch_conv2d_backward_data(const Conv2dShape& s, Dense<const T> g, Dense<const T> w, Dense<T> dx,
-                                 const TensorCores& cores, Stream stream) {
-  launch_backward_data<T>(s, DenseGradient<T>(s, g), w, dx, cores, stream);
+                                 const TileChoice& choice, Stream stream) {
+  launch_backward_data<T>(s, DenseGradient<T>(s, g), w, dx, choice, stream);
 }
 
 }  // namespace fastconv::cuda

@@ -101,7 +101,7 @@ inline int64_t forward_workspace(const FusedShape& f) {
 
 template <class T>
 void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, const ForwardResult<T>& result,
-                    const TensorCores& cores, Stream stream) {
+                    const TileChoice& choice, Stream stream) {
   const Conv2dShape& s = f.conv;
   if (f.windows() == 0 || s.K == 0) return;
   if (has_thin_groups(s)) {
@@ -111,7 +111,7 @@ void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, con
   constexpr int width = widest_vector<T>;
   const bool vectors = x.channels_last && w.channels_last && s.group_C() % width == 0 && is_aligned<width>(x.data) &&
                        is_aligned<width>(w.data);
-  with_tile<T>(f.windows() * f.window(), s.group_K(), s.groups, vectors, cores, [&](auto tile, auto vector) {
+  with_tile<T>(Products{f.windows() * f.window(), s.group_K(), s.groups}, vectors, choice, [&](auto tile, auto vector) {
     launch_forward_tiles<T, decltype(tile), decltype(vector)::value>(f, x, w, result, stream);
   });
 }
@@ -124,14 +124,14 @@ void launch_forward(const FusedShape& f, Dense<const T> x, Dense<const T> w, con
   FC_FORWARD_KERNELS_OF(instantiate, bf16)
 #define FC_FORWARD_KERNELS_OF(instantiate, T)                                                                    \
   instantiate void launch_forward<T>(const FusedShape&, Dense<const T>, Dense<const T>, const ForwardResult<T>&, \
-                                     const TensorCores&, Stream);
+                                     const TileChoice&, Stream);
 
 // x: (N, C, H, W), w: (K, C / groups, R, S), bias: K values or null, y: (N, K, P, Q).
 template <class T>
 void launch_conv2d(const Conv2dShape& s, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y,
-                   const TensorCores& cores, Stream stream) {
+                   const TileChoice& choice, Stream stream) {
   const FusedShape f = without_pool(s);
-  launch_forward<T>(f, x, w, ForwardResult<T>(f, bias, y, nullptr), cores, stream);
+  launch_forward<T>(f, x, w, ForwardResult<T>(f, bias, y, nullptr), choice, stream);
 }
 
 // One thread per window and channel. conv has the convolution's results, NHWC.
@@ -153,14 +153,14 @@ __global__ void __launch_bounds__(256) relu_max_pool2d(const T* conv, Windows wi
 // y and argmax: (N, K, P', Q'), where argmax is NHWC. workspace: forward_workspace(f) elements.
 template <class T>
 void launch_conv2d_relu_max_pool2d(const FusedShape& f, Dense<const T> x, Dense<const T> w, const T* bias, Dense<T> y,
-                                   uint8_t* argmax, T* workspace, const TensorCores& cores, Stream stream) {
+                                   uint8_t* argmax, T* workspace, const TileChoice& choice, Stream stream) {
   const ForwardResult<T> result(f, bias, y, argmax);
   if (forward_workspace(f) == 0) {
-    launch_forward<T>(f, x, w, result, cores, stream);
+    launch_forward<T>(f, x, w, result, choice, stream);
     return;
   }
   if (f.windows() == 0) return;
-  launch_conv2d<T>(f.conv, x, w, bias, Dense<T>{workspace, true}, cores, stream);
+  launch_conv2d<T>(f.conv, x, w, bias, Dense<T>{workspace, true}, choice, stream);
   FC_LAUNCH(relu_max_pool2d<T>, dim3(static_cast<unsigned>(ceil_div(f.windows() * f.conv.K, 256))), dim3(256), stream,
             workspace, Windows(f.pool), result);
 }

@@ -46,17 +46,23 @@ struct Part {
   }
 };
 
-// A tile of fused multiply-adds. Each thread has row_block x column_block sums, in squares of 4 x 4.
-template <class Scalar, int row_count, int column_count, int row_block, int column_block>
+// A row of A is summed in parts of this depth, so that the sum does not depend on the tile.
+constexpr int row_sum_depth = 16;
+
+// A tile of fused multiply-adds. Each thread has row_block x column_block sums, in squares of 4 x 4 or less.
+template <class Scalar, int row_count, int column_count, int row_block, int column_block, int chunk_depth = 16>
 struct FmaTile {
   using T = Scalar;
   using Acc = Accumulator<T>;
-  static constexpr int rows = row_count, columns = column_count, depth = 16;
+  static constexpr int rows = row_count, columns = column_count, depth = chunk_depth;
+  static constexpr int row_unit = row_block < 4 ? row_block : 4, column_unit = column_block < 4 ? column_block : 4;
   static constexpr int thread_rows = rows / row_block, thread_columns = columns / column_block;
   static constexpr int threads = thread_rows * thread_columns;
   // double is mainly for gradient checks. Without vectors for it, there are half as many kernels to compile.
   static constexpr int vector = sizeof(T) == 4 ? widest_vector<T> : 1;
-  static constexpr bool depth_adjacent = false;
+  static constexpr bool depth_adjacent = false, has_stages = false;
+  // The elements that a thread gathers at once. With few sums, there are registers for more.
+  static constexpr int gathers = row_block * column_block <= 4 ? 8 : 4;
 
   // Rows are adjacent in memory. The padding of 4 per line makes stores along depth use different banks.
   struct Buffer {
@@ -69,25 +75,30 @@ struct FmaTile {
   Acc sums[row_block][column_block] = {};
 
   __device__ static int row(int i) {
-    return i / 4 * (rows / (row_block / 4)) + threadIdx.x / thread_columns * 4 + i % 4;
+    return i / row_unit * (rows / (row_block / row_unit)) + threadIdx.x / thread_columns * row_unit + i % row_unit;
   }
   __device__ static int column(int j) {
-    return j / 4 * (columns / (column_block / 4)) + threadIdx.x % thread_columns * 4 + j % 4;
+    return j / column_unit * (columns / (column_block / column_unit)) + threadIdx.x % thread_columns * column_unit +
+           j % column_unit;
   }
 
   __device__ void multiply(Buffer& buffer) {
 #pragma unroll
     for (int d = 0; d < depth; ++d) {
-      Vector<Acc, 4> a[row_block / 4], b[column_block / 4];
+      Vector<Acc, row_unit> a[row_block / row_unit];
+      Vector<Acc, column_unit> b[column_block / column_unit];
 #pragma unroll
-      for (int i = 0; i < row_block / 4; ++i) a[i] = load_vector<4>(&buffer.a[d][row(4 * i)]);
+      for (int i = 0; i < row_block / row_unit; ++i) a[i] = load_vector<row_unit>(&buffer.a[d][row(row_unit * i)]);
 #pragma unroll
-      for (int j = 0; j < column_block / 4; ++j) b[j] = load_vector<4>(&buffer.b[d][column(4 * j)]);
+      for (int j = 0; j < column_block / column_unit; ++j) {
+        b[j] = load_vector<column_unit>(&buffer.b[d][column(column_unit * j)]);
+      }
 #pragma unroll
       for (int i = 0; i < row_block; ++i) {
 #pragma unroll
         for (int j = 0; j < column_block; ++j) {
-          sums[i][j] = fma(a[i / 4].values[i % 4], b[j / 4].values[j % 4], sums[i][j]);
+          const Acc x = a[i / row_unit].values[i % row_unit], y = b[j / column_unit].values[j % column_unit];
+          sums[i][j] = fma(x, y, sums[i][j]);
         }
       }
     }
@@ -136,7 +147,7 @@ struct Share {
   __device__ void begin(const Operand& operand, const typename Operand::Row* rows,
                         const typename Operand::Column* columns, bool rows_adjacent, const To& to) {
     if constexpr (V == 1) {
-#pragma unroll 4
+#pragma unroll Tile::gathers
       for (int i = 0; i < count; ++i) {
         const Place at = place(i, rows_adjacent);
         to(at.row, at.d) = operand.template load<1>(rows[at.row], columns[at.d]).values[0];
@@ -252,10 +263,14 @@ __global__ void __launch_bounds__(Tile::threads, 2) gemm(A a, B b, Epilogue epil
     }
     tile.multiply(buffers[chunk % 2]);
     if (Epilogue::wants_row_sums && part.column_tile == 0 && threadIdx.x < rows) {
-      // Four shorter sums have a smaller rounding error.
-      Acc sums[4] = {};
-      for (int d = 0; d < depth; ++d) sums[d % 4] += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, d));
-      row_sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      for (int first = 0; first < depth; first += row_sum_depth) {
+        // Four shorter sums have a smaller rounding error.
+        Acc sums[4] = {};
+        for (int d = 0; d < row_sum_depth; ++d) {
+          sums[d % 4] += static_cast<Acc>(buffers[chunk % 2].at_a(threadIdx.x, first + d));
+        }
+        row_sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      }
     }
     if (more) finish(chunk + 1);
     __syncthreads();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "tensor_cores.cuh"
+#include "warp_sums.cuh"
 
 namespace fastconv::cuda {
 
@@ -67,20 +68,13 @@ struct OperandChunk<T, rows, false> {
   __device__ uint32_t word(int row, int d) { return *reinterpret_cast<const uint32_t*>(at(row, d)); }
 };
 
-// rows x columns sums of a block. Each warp has warp_rows x warp_columns of them.
+// The products of a block. `multiply` adds a chunk.
 template <class Scalar, int row_count, int column_count, int warp_rows, int warp_columns>
-struct TensorTile {
+struct TensorTile : WarpSums<row_count, column_count, warp_rows, warp_columns> {
   using T = Scalar;
   static constexpr int rows = row_count, columns = column_count, depth = tensor_depth<T>;
-  static constexpr int warps_by_columns = columns / warp_columns;
-  static constexpr int threads = 32 * (rows / warp_rows) * warps_by_columns;
   static constexpr int vector = widest_vector<T>;
   static constexpr bool has_stages = true;
-
-  float sums[warp_rows / 16][warp_columns / 8][4] = {};
-
-  __device__ static int first_row() { return static_cast<int>(threadIdx.x) / 32 / warps_by_columns * warp_rows; }
-  __device__ static int first_column() { return static_cast<int>(threadIdx.x) / 32 % warps_by_columns * warp_columns; }
 
   template <class ChunkA, class ChunkB>
   __device__ void multiply(ChunkA& chunk_a, ChunkB& chunk_b) {
@@ -89,32 +83,16 @@ struct TensorTile {
       uint32_t b[warp_columns / 16][4];
 #pragma unroll
       for (int j = 0; j < warp_columns / 16; ++j) {
-        chunk_b.load_b(b[j], first_column() + 16 * j, d);
+        chunk_b.load_b(b[j], this->first_column() + 16 * j, d);
         round(b[j]);
       }
 #pragma unroll
       for (int i = 0; i < warp_rows / 16; ++i) {
         uint32_t a[4];
-        chunk_a.load_a(a, first_row() + 16 * i, d);
+        chunk_a.load_a(a, this->first_row() + 16 * i, d);
         round(a);
 #pragma unroll
-        for (int j = 0; j < warp_columns / 8; ++j) multiply_matrices<T>(sums[i][j], a, b[j / 2] + j % 2 * 2);
-      }
-    }
-  }
-
-  // Runs f(row, column, sum) for the lane's sums.
-  template <class F>
-  __device__ void for_each_sum(const F& f) const {
-    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int i = 0; i < warp_rows / 16; ++i) {
-#pragma unroll
-      for (int j = 0; j < warp_columns / 8; ++j) {
-#pragma unroll
-        for (int part = 0; part < 4; ++part) {
-          f(first_row() + 16 * i + g + 8 * (part / 2), first_column() + 8 * j + 2 * t + part % 2, sums[i][j][part]);
-        }
+        for (int j = 0; j < warp_columns / 8; ++j) multiply_matrices<T>(this->sums[i][j], a, b[j / 2] + j % 2 * 2);
       }
     }
   }

@@ -18,7 +18,7 @@ const Environment& environment() { return settings; }
 bool allows_tf32() { return tf32; }
 
 namespace cuda {
-int64_t emulated_least_large_blocks = 0;
+int emulated_tile = -1;
 }
 
 }  // namespace fastconv
@@ -27,8 +27,10 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) { fastconv::cuda::implement
 
 extern "C" void fastconv_emulation_set_seed(unsigned seed) { fastconv::emulation::set_seed(seed); }
 
-extern "C" void fastconv_emulation_set_tensor_cores(bool on, bool allow_tf32, int64_t least_large_blocks) {
+extern "C" void fastconv_emulation_set_tensor_cores(bool on, bool allow_tf32) {
   fastconv::settings.tensor_cores = on;
   fastconv::tf32 = allow_tf32;
-  fastconv::cuda::emulated_least_large_blocks = least_large_blocks;
 }
+
+// The place of the tile in its list in conv2d_tiles.cuh, or -1.
+extern "C" void fastconv_emulation_set_tile(int place) { fastconv::cuda::emulated_tile = place; }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../../../csrc/cuda/kernels/tensor_cores.cuh"
+#include "../../../csrc/cuda/kernels/warp_sums.cuh"
 
 namespace {
 
@@ -44,7 +45,8 @@ const char* const names[] = {"none",
 
 // C (32 x 8) = A (32 x depth) * B (depth x 8). Each of two warps computes 16 rows. Every block computes the same, in
 // another order of threads.
-constexpr int blocks = 32, rows = 32, columns = 8, depth = 72, chunk_depth = 16, stages = 3, threads = 64;
+constexpr int blocks = 32, rows = 32, columns = 8, depth = 72, chunk_depth = 16, stages = 3;
+using Sums = fastconv::cuda::WarpSums<rows, columns, 16, 8>;
 constexpr int chunks = (depth + chunk_depth - 1) / chunk_depth;
 
 struct Stage {
@@ -68,14 +70,14 @@ __device__ void start_chunk(const half* a, const half* b, Stage& stage, int chun
 }
 
 template <Fault fault>
-__device__ void multiply_chunk(const Stage& stage, float (&sums)[4]) {
+__device__ void multiply_chunk(const Stage& stage, Sums& sums) {
   using namespace fastconv::cuda;
-  const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 * 16;
+  const int lane = threadIdx.x % 32, first_row = Sums::first_row();
   uint32_t a[4], b[2];
   load_matrices<4, false>(a, &stage.a[first_row + lane % 16 + (fault == Fault::wrong_row && lane == 3)][lane / 16 * 8]);
   load_matrices<2, fault != Fault::wrong_transpose>(b, stage.b[lane % 16]);
   if (fault == Fault::wrong_fragment) std::swap(a[1], a[2]);
-  multiply_matrices<half>(sums, a, b);
+  multiply_matrices<half>(sums.sums[0][0], a, b);
 }
 
 template <Fault fault>
@@ -83,7 +85,7 @@ __global__ void multiply(const half* a, const half* b, float* c) {
   using namespace fastconv::cuda;
   FC_DYNAMIC_SHARED(memory, stages * sizeof(Stage));
   Stage* stage = reinterpret_cast<Stage*>(memory);
-  float sums[4] = {};
+  Sums sums;
   for (int chunk = 0; chunk < stages - 1; ++chunk) {
     start_chunk<fault>(a, b, stage[chunk], chunk);
     commit_copies();
@@ -101,15 +103,14 @@ __global__ void multiply(const half* a, const half* b, float* c) {
     if (fault != Fault::early_refill) refill();
     multiply_chunk<fault>(stage[chunk % stages], sums);
   }
-  const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 * 16;
-  float* to = c + (blockIdx.x * rows + first_row) * columns;
-  for (int i = 0; i < 4; ++i) to[(lane / 4 + i / 2 * 8) * columns + lane % 4 * 2 + i % 2] = sums[i];
+  float* to = c + blockIdx.x * rows * columns;
+  sums.for_each_sum([&](int row, int column, float sum) { to[row * columns + column] = sum; });
 }
 
 template <Fault fault>
 void launch_multiply(const half* a, const half* b, float* c) {
   constexpr size_t bytes = stages * sizeof(Stage) - (fault == Fault::too_little_shared ? 16 : 0);
-  FC_LAUNCH_WITH_SHARED(multiply<fault>, dim3(blocks), dim3(threads), bytes, nullptr, a, b, c);
+  FC_LAUNCH_WITH_SHARED(multiply<fault>, dim3(blocks), dim3(Sums::threads), bytes, nullptr, a, b, c);
 }
 
 template <size_t... faults>
