@@ -23,13 +23,20 @@ struct Conv2dKernels {
                           const TapRange&, int64_t block);
 };
 
+// Copies between a tensor of `Stored` and the tiles of thin_groups.h (channel_blocks.h).
+template <class Stored, class T>
+struct ChannelBlockKernels {
+  void (*gather)(const Stored* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to);
+  void (*scatter)(const T* from, int64_t pixels, int64_t channels, Stored* to, int64_t pixel_stride);
+};
+
 // Groups of few channels, such as depthwise convolutions (thin_groups.h). One call computes one block of channels of
 // one image.
 template <class T>
 struct ThinGroupsKernels {
   int64_t block;  // channels in a block
   bool (*supports)(const Conv2dShape&);
-  void (*gather)(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to);
+  ChannelBlockKernels<T, T> copies;
   void (*forward)(const Conv2dShape&, const GroupTile<T>& x, const PackedWeight<T>&, const GroupResult<T>& y);
   void (*backward_weight)(const Conv2dShape&, const GroupTile<T>& x, const GroupTile<T>& g, const WeightSums<T>&,
                           int64_t channels);
@@ -167,6 +174,7 @@ struct ReducedKernels {
   void (*round)(const float* from, uint16_t* to, int64_t count);
   void (*relu)(const uint16_t* x, uint16_t* y, int64_t count);
   void (*relu_backward)(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count);
+  ChannelBlockKernels<uint16_t, float> copies;
 };
 
 // Convolution of bfloat16 (pairs.h, pairs_weight.h). A pair of channels has the type float.
