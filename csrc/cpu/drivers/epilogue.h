@@ -38,7 +38,7 @@ class TileEpilogue {
       PixelRows<const T> residual{nullptr, kernels().conv2d<T>().thin_groups.block};
       if (const Stored* add = residual_from(first)) {
         T* wide = workspace<T>(Workspace::wide_rows, pixels * residual.stride);
-        elements.copies().gather(add + c.first, K_, pixels, c.last - c.first, wide);
+        elements.copies().gather(add + c.first, 0, K_, {1, 0, pixels, pixels, c.last - c.first, 0}, wide);
         residual.data = wide;
       }
       apply(y, stride, pixels, c, residual);

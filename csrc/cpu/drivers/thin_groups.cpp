@@ -69,22 +69,20 @@ void pack_phase(const Conv2dShape& s, const Phase& rows, const Phase& columns, c
 
 // ---- units of work -----------------------------------------------------------------------------------------------
 
-// One block of channels of one image: reads it and computes its outputs.
+// One line of channels of one image (memory/channel_blocks.h): reads it and computes its outputs.
 template <class Elements>
 struct Unit {
   using T = typename Elements::Computed;
 
-  const BlockReader<Elements>& reader;
-  const Blocks& blocks;
-  int64_t image, block;
-
-  ChannelRange channels() const { return {blocks.first_channel(block), blocks.first_channel(block + 1)}; }
+  const LineReader<Elements>& reader;
+  int64_t image;
+  ChannelRange c;
 
   // Copies these rows and columns to a dense tile. Pixels outside of the image are zero.
   GroupTile<T> read(const Rows& rows, const Rows& columns, Workspace use) const {
-    T* to = workspace<T>(use, rows.count * columns.count * blocks.width);
-    reader.copy(image, rows, columns, channels(), to);
-    return {to, columns.count * blocks.width, rows.first, rows.count};
+    T* to = workspace<T>(use, rows.count * columns.count * line_channels<Elements>);
+    reader.copy(image, rows, columns, c, to);
+    return {to, columns.count * block_channels<T>(), rows.first, rows.count};
   }
 
   // The input that these rows of outputs read.
@@ -93,24 +91,47 @@ struct Unit {
     return read(rows_read_by(s, y), columns, Workspace::input_tile);
   }
 
-  PackedWeight<T> weight(const Conv2dShape& s, const PackedWeight<T>& all) const {
-    return {all.data + block * s.taps() * blocks.width, all.bias ? all.bias + channels().first : nullptr};
+  // Calls body(i, channels) for each block of the line.
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    const int64_t width = block_channels<T>();
+    for (int64_t i = 0, first = c.first; first < c.last; ++i, first += width) {
+      body(i, ChannelRange{first, std::min(first + width, c.last)});
+    }
   }
 
-  // Computes the output rows y.first to y.first + y.rows.
-  void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& all, const GroupResult<T>& y) const {
-    kernel<T>().forward(s, x, weight(s, all), y);
+  // Computes some rows of outputs. `y` is that of the first block.
+  void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& all, GroupResult<T> y,
+               int64_t y_block) const {
+    for_each_block([&](int64_t i, const ChannelRange& of) {
+      y.channels = of.last - of.first;
+      kernel<T>().forward(s, block_of(x, i), {all.data + of.first * s.taps(), all.bias ? all.bias + of.first : nullptr},
+                          y);
+      y.data += y_block;
+    });
+  }
+
+  // Block i of a tile that was read.
+  static GroupTile<T> block_of(GroupTile<T> tile, int64_t i) {
+    tile.data += i * tile.rows * tile.row;
+    return tile;
   }
 };
 
-// Calls body(tile, unit) for each tile, image and block of channels, in parallel.
+template <class Elements>
+Blocks lines_of(const Conv2dShape& s) {
+  return {1, s.C, line_channels<Elements>};
+}
+
+// Calls body(tile, unit) for each tile, image and line of channels, in parallel.
 template <class Elements, class Body>
-void for_each_unit(const Tiles& tiles, const BlockReader<Elements>& x, const Blocks& blocks, const Body& body) {
-  parallel_for(0, tiles.count() * blocks.count(), 1, [&](int64_t begin, int64_t end) {
+void for_each_unit(const Tiles& tiles, const LineReader<Elements>& x, const Blocks& lines, const Body& body) {
+  parallel_for(0, tiles.count() * lines.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / blocks.count()];
+      const Tile tile = tiles[i / lines.count()];
+      const int64_t line = i % lines.count();
       for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-        body(tile, Unit<Elements>{x, blocks, n, i % blocks.count()});
+        body(tile, Unit<Elements>{x, n, {lines.first_channel(line), lines.first_channel(line + 1)}});
       }
     }
   });
@@ -124,7 +145,7 @@ void for_each_part(const Rows& rows, int64_t count, const Body& body) {
 
 // Convolution, ReLU and max-pooling: each tile of the convolution is computed to workspace and then pooled.
 template <class T>
-void convolve_and_pool(const Forward& call, const BlockReader<PlainElements<T>>& x, const PackedWeight<T>& weight) {
+void convolve_and_pool(const Forward& call, const LineReader<PlainElements<T>>& x, const PackedWeight<T>& weight) {
   const FusedShape& f = call.shape;
   const Conv2dShape& s = f.conv;
   const Blocks blocks = blocks_of<T>(s);
@@ -136,11 +157,11 @@ void convolve_and_pool(const Forward& call, const BlockReader<PlainElements<T>>&
       T* conv = workspace<T>(Workspace::intermediate, rows.images * rows.rows * s.Q * s.K);
       for (int64_t n = 0; n < rows.images; ++n) {
         for (int64_t block = 0; block < blocks.count(); ++block) {
-          const Unit<PlainElements<T>> unit{x, blocks, rows.image + n, block};
-          const ChannelRange c = unit.channels();
+          const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
+          const Unit<PlainElements<T>> unit{x, rows.image + n, c};
           T* to = conv + n * rows.rows * s.Q * s.K + c.first;
           unit.forward(s, unit.input_of(s, {rows.row, rows.rows}), weight,
-                       {to, s.Q * s.K, s.K, rows.row, rows.rows, s.Q, c.last - c.first});
+                       {to, s.Q * s.K, s.K, rows.row, rows.rows, s.Q, c.last - c.first}, 0);
         }
       }
       T* to = y.tile(tile);
@@ -153,22 +174,23 @@ void convolve_and_pool(const Forward& call, const BlockReader<PlainElements<T>>&
 }
 
 template <class Elements>
-void convolve(const Elements& elements, const Forward& call, const BlockReader<Elements>& x,
+void convolve(const Elements& elements, const Forward& call, const LineReader<Elements>& x,
               const PackedWeight<typename Elements::Computed>& weight) {
   using T = typename Elements::Computed;
   const Conv2dShape& s = call.shape.conv;
-  const BlockWriter<Elements> y(elements, call.output);
+  const LineWriter<Elements> y(elements, call.output);
   const TileEpilogue<T, typename Elements::Stored> epilogue(call);
   const Tiles tiles(s.N, s.P, s.Q, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
-  for_each_unit(tiles, x, blocks_of<T>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
-    const ChannelRange c = unit.channels();
+  for_each_unit(tiles, x, lines_of<Elements>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
     const GroupTile<T> from = unit.input_of(s, {tile.row, tile.rows});
     for_each_part({tile.row, tile.rows}, y.rows_at_once(), [&](const Rows& rows) {
-      const BlockRows<T> to = y.begin(unit.image, rows, c);
-      unit.forward(s, from, weight, {to.data, s.Q * to.pixel, to.pixel, rows.first, rows.count, s.Q, c.last - c.first});
+      const LineRows<T> to = y.begin(unit.image, rows, unit.c);
+      unit.forward(s, from, weight, {to.data, s.Q * to.pixel, to.pixel, rows.first, rows.count, s.Q, 0}, to.block);
       const int64_t first = (unit.image * s.P + rows.first) * s.Q;
-      epilogue.apply_to_block(elements, to.data, to.pixel, first, rows.count * s.Q, c);
-      y.finish(unit.image, rows, c, to.data);
+      unit.for_each_block([&](int64_t i, const ChannelRange& c) {
+        epilogue.apply_to_block(elements, to.data + i * to.block, to.pixel, first, rows.count * s.Q, c);
+      });
+      y.finish(unit.image, rows, unit.c, to);
     });
   });
 }
@@ -190,7 +212,7 @@ void thin_groups_forward(const Elements& elements, const Forward& call) {
         pack<T>(s, weight, krsc, static_cast<T*>(to));
       });
   const PackedWeight<T> weight{static_cast<const T*>(packed.get()), bias.data};
-  const BlockReader<Elements> x(elements, call.input);
+  const LineReader<Elements> x(elements, call.input);
   if constexpr (!reduced) {
     if (call.argmax) return convolve_and_pool(call, x, weight);
   }
@@ -213,18 +235,17 @@ void thin_groups_backward_data(const Elements& elements, const Conv2dShape& s, c
       end += packed_size<T>(shape_of(s, row, column));
     }
   }
-  const BlockReader<Elements> g(elements, grad_output);
-  const BlockWriter<Elements> dx(elements, grad_input);
+  const LineReader<Elements> g(elements, grad_output);
+  const LineWriter<Elements> dx(elements, grad_input);
   const Rows g_columns = rows_of(columns, {0, columns[0].count});
   // Tiles count steps of `stride_h` rows. Each step has one row of every phase.
   const Tiles tiles(s.N, rows[0].count, columns[0].count, tile_input_pixels);
   const int64_t steps_at_once = ceil_div(dx.rows_at_once(), s.stride_h);
-  for_each_unit(tiles, g, blocks_of<T>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
-    const ChannelRange c = unit.channels();
+  for_each_unit(tiles, g, lines_of<Elements>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
     const GroupTile<T> from = unit.read(rows_of(rows, {tile.row, tile.rows}), g_columns, Workspace::input_tile);
     for_each_part({tile.row, tile.rows}, steps_at_once, [&](const Rows& steps) {
       const int64_t first = steps.first * s.stride_h, last = std::min(s.H, steps.end() * s.stride_h);
-      const BlockRows<T> to = dx.begin(unit.image, {first, last - first}, c);
+      const LineRows<T> to = dx.begin(unit.image, {first, last - first}, unit.c);
       const T* of_phase = packed;
       for (const Phase& row : rows) {
         for (const Phase& column : columns) {
@@ -236,14 +257,14 @@ void thin_groups_backward_data(const Elements& elements, const Conv2dShape& s, c
                                  steps.first,
                                  std::max<int64_t>(0, count),
                                  column.count,
-                                 c.last - c.first};
+                                 0};
           GroupTile<T> x = from;
-          x.data += (-column.pad - g_columns.first) * unit.blocks.width;
-          unit.forward(f, x, {of_phase, nullptr}, y);
+          x.data += (-column.pad - g_columns.first) * block_channels<T>();
+          unit.forward(f, x, {of_phase, nullptr}, y, to.block);
           of_phase += packed_size<T>(f);
         }
       }
-      dx.finish(unit.image, {first, last - first}, c, to.data);
+      dx.finish(unit.image, {first, last - first}, unit.c, to);
     });
   });
 }
@@ -252,28 +273,30 @@ template <class Elements>
 void thin_groups_backward_weight(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
                                  const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
   using T = typename Elements::Computed;
-  const Blocks blocks = blocks_of<T>(s);
+  const Blocks lines = lines_of<Elements>(s);
   const Tiles tiles(s.N, s.P, s.Q, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
-  const Pieces<T> pieces(s,
-                         std::min({affordable_pieces<T>(s), ceil_div(wanted_pieces, blocks.count()), tiles.count()}));
-  const BlockReader<Elements> x(elements, input), g(elements, grad_output);
+  const Pieces<T> pieces(s, std::min({affordable_pieces<T>(s), ceil_div(wanted_pieces, lines.count()), tiles.count()}));
+  const LineReader<Elements> x(elements, input), g(elements, grad_output);
   const int64_t taps = s.taps();
   const Rows columns{-s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w)};
-  parallel_for(0, pieces.count * blocks.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces.count * lines.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t piece = i / blocks.count(), block = i % blocks.count();
-      const int64_t c0 = blocks.first_channel(block), c1 = blocks.first_channel(block + 1);
+      const int64_t piece = i / lines.count(), line = i % lines.count();
+      const ChannelRange c{lines.first_channel(line), lines.first_channel(line + 1)};
       const WeightSums<T> all = pieces.at(piece, taps * s.K);
-      zero_channels(all.weight, taps, s.K, c0, c1);
-      zero_channels(all.bias, 1, s.K, c0, c1);
+      zero_channels(all.weight, taps, s.K, c.first, c.last);
+      zero_channels(all.bias, 1, s.K, c.first, c.last);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
         const Rows rows{tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h)};
         for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-          const GroupTile<T> from = Unit<Elements>{x, blocks, n, block}.read(rows, columns, Workspace::input_tile);
-          const GroupTile<T> gradient =
-              Unit<Elements>{g, blocks, n, block}.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
-          kernel<T>().backward_weight(s, from, gradient, {all.weight + c0, all.bias + c0}, c1 - c0);
+          const Unit<Elements> of_x{x, n, c}, of_g{g, n, c};
+          const GroupTile<T> from = of_x.read(rows, columns, Workspace::input_tile);
+          const GroupTile<T> gradient = of_g.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
+          of_x.for_each_block([&](int64_t block, const ChannelRange& k) {
+            kernel<T>().backward_weight(s, of_x.block_of(from, block), of_g.block_of(gradient, block),
+                                        {all.weight + k.first, all.bias + k.first}, k.last - k.first);
+          });
         }
       }
     }

@@ -1,8 +1,10 @@
-// Copies one block of adjacent channels between a tensor in NHWC and a dense tile [pixel][block], for thin_groups.h. A
-// tensor of 16 bits is converted on the way: its tiles are in float32, and each result is rounded once.
+// Copies adjacent channels between a tensor in NHWC and dense tiles [pixel][block], for thin_groups.h. A tensor of 16
+// bits is converted on the way: its tiles are in float32, and each result is rounded once. A line of 64 bytes has the
+// channels of one block, or of two blocks if the tensor has 16 bits.
 #pragma once
 
 #include "assert.h"
+#include "operands.h"
 #include "reduced.h"
 
 namespace fastconv::FC_LEVEL::thin_groups {
@@ -31,32 +33,49 @@ struct Reduced {
   }
 };
 
-// Copies `channels` channels of adjacent pixels of a tensor to one block. The other lanes of the block become zero.
+// Copies one line of channels of some rows of a tensor to a tile. The padding of the columns and the other lanes of the
+// last block become zero.
 template <class Elements, class T = typename Elements::Computed>
-void gather(const typename Elements::Stored* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to) {
-  FASTCONV_ASSERT(pixels >= 0 && channels > 0 && channels <= block<T>);
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-#pragma GCC unroll 4
-    for (int64_t c = 0; c < block<T>; c += lanes<T>) {
-      const Vec<T> value = channels > c ? Elements::load(from + c, channels - c) : Vec<T>{};
-      store(to + c, value);
+void gather(const typename Elements::Stored* from, int64_t row_stride, int64_t pixel_stride, const LineTile& tile,
+            T* to) {
+  constexpr int64_t line = 64 / int64_t{sizeof(*from)};
+  FASTCONV_ASSERT(tile.rows >= 0 && tile.left >= 0 && tile.pixels >= 0 && tile.left + tile.pixels <= tile.columns);
+  FASTCONV_ASSERT(tile.channels > 0 && tile.channels <= line);
+  const int64_t padding = tile.columns - tile.left - tile.pixels;
+  const auto zero = [&](int64_t pixels) {
+    for (; pixels > 0; --pixels, to += block<T>) {
+      for (int64_t c = 0; c / block<T> * block<T> < tile.channels; c += lanes<T>) {
+        store(to + c / block<T> * tile.block + c % block<T>, Vec<T>{});
+      }
     }
-    // The thread's next block. PyTorch's time / fastconv's without and with this, 960 channels, 7x7, 5x5 kernel, batch
-    // of 8: forward 0.82 and 1.16, backward_data 0.76 and 1.38 (2 threads of Zen 4).
-    __builtin_prefetch(from + block<T>, 0, 2);
-    from += pixel_stride;
-    to += block<T>;
+  };
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    zero(tile.left);
+    const auto* pixel = from + row * row_stride;
+    for (int64_t i = 0; i < tile.pixels; ++i, pixel += pixel_stride, to += block<T>) {
+#pragma GCC unroll 8
+      for (int64_t c = 0; c < line && c / block<T> * block<T> < tile.channels; c += lanes<T>) {
+        const Vec<T> value = tile.channels > c ? Elements::load(pixel + c, tile.channels - c) : Vec<T>{};
+        store(to + c / block<T> * tile.block + c % block<T>, value);
+      }
+      // The thread's next line. PyTorch's time / fastconv's without and with this, 960 channels, 7x7, 5x5 kernel, batch
+      // of 8: forward 0.82 and 1.16, backward_data 0.76 and 1.38 (2 threads of Zen 4).
+      __builtin_prefetch(pixel + line, 0, 2);
+    }
+    zero(padding);
   }
 }
 
-// Copies `channels` channels of one block to adjacent pixels of a tensor.
+// Copies one line of channels to adjacent pixels of a tensor. Blocks are `block_stride` elements apart.
 template <class Elements, class T = typename Elements::Computed>
-void scatter(const T* from, int64_t pixels, int64_t channels, typename Elements::Stored* to, int64_t pixel_stride) {
-  FASTCONV_ASSERT(pixels >= 0 && channels > 0 && channels <= block<T>);
+void scatter(const T* from, int64_t block_stride, int64_t pixels, int64_t channels, typename Elements::Stored* to,
+             int64_t pixel_stride) {
+  constexpr int64_t line = 64 / int64_t{sizeof(*to)};
+  FASTCONV_ASSERT(pixels >= 0 && channels > 0 && channels <= line);
   for (int64_t pixel = 0; pixel < pixels; ++pixel, from += block<T>, to += pixel_stride) {
-#pragma GCC unroll 4
-    for (int64_t c = 0; c < block<T> && c < channels; c += lanes<T>) {
-      Elements::store(to + c, load(from + c), channels - c);
+#pragma GCC unroll 8
+    for (int64_t c = 0; c < line && c < channels; c += lanes<T>) {
+      Elements::store(to + c, load(from + c / block<T> * block_stride + c % block<T>), channels - c);
     }
   }
 }

@@ -26,8 +26,9 @@ struct Conv2dKernels {
 // Copies between a tensor of `Stored` and the tiles of thin_groups.h (channel_blocks.h).
 template <class Stored, class T>
 struct ChannelBlockKernels {
-  void (*gather)(const Stored* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to);
-  void (*scatter)(const T* from, int64_t pixels, int64_t channels, Stored* to, int64_t pixel_stride);
+  void (*gather)(const Stored* from, int64_t row_stride, int64_t pixel_stride, const LineTile& tile, T* to);
+  void (*scatter)(const T* from, int64_t block_stride, int64_t pixels, int64_t channels, Stored* to,
+                  int64_t pixel_stride);
 };
 
 // Groups of few channels, such as depthwise convolutions (thin_groups.h). One call computes one block of channels of

@@ -134,8 +134,8 @@ FC_INLINE void store_upto(uint16_t* to, Vec<float> value, int64_t count) {
     const Vec<uint32_t> nearest = bits + 0x7fff + (bits >> 16 & 1);
     rounded = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)((value == value ? nearest : quiet) >> 16));
   }
-  const auto used = static_cast<__mmask16>(count >= lanes<float> ? 0xffff : (1u << count) - 1);
-  _mm256_mask_storeu_epi16(to, used, rounded);
+  if (count >= lanes<float>) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), rounded);
 #else
   float wide[lanes<float>];
   store(wide, value);
