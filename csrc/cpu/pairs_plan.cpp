@@ -24,11 +24,9 @@ namespace fastconv::cpu {
 bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc) {
   if (type != ScalarType::BFloat16 || !nhwc || s.groups != 1 || pairs_kernels() == nullptr) return false;
   if (never(pairs)) return false;
-  if (pass != Pass::backward_data && s.C % 2 != 0) return false;
-  if (pass == Pass::backward_weight && s.K % 2 != 0) return false;
   if (pass == Pass::backward_data) {
     const Conv2dShape turned = turned_around(s);
-    if (s.K % 2 != 0 || s.stride_h != 1 || s.stride_w != 1 || turned.pad_h < 0 || turned.pad_w < 0) return false;
+    if (s.stride_h != 1 || s.stride_w != 1 || turned.pad_h < 0 || turned.pad_w < 0) return false;
   }
   if (always(pairs)) return true;
   const Candidate tuned = tuned_choice(pass);

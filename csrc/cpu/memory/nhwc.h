@@ -12,7 +12,7 @@
 
 namespace fastconv {
 
-// Reads an (N, C, H, W) tensor.
+// Reads an (N, C, H, W) tensor. It must be NHWC if T has 16 bits.
 template <class T>
 class NhwcReader {
  public:
@@ -52,8 +52,13 @@ class NhwcReader {
   }
 
  private:
+  static void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+    if constexpr (sizeof(T) >= sizeof(float)) {
+      kernels().conv2d<T>().transpose(from, from_stride, rows, columns, to, to_stride);
+    }
+  }
+
   void copy_image(int64_t n, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
-    const auto transpose = kernels().conv2d<T>().transpose;
     const int64_t first = std::min(h0 < 0 ? -h0 : 0, rows), last = h0 + rows > H_ ? H_ - h0 : rows;
     const int64_t left = std::min(w0 < 0 ? -w0 : 0, columns), right = w0 + columns > W_ ? W_ - w0 : columns;
     const bool whole_rows = w0 == 0 && columns == W_;
