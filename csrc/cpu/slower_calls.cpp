@@ -104,16 +104,16 @@ bool has_bfloat16_products() {
 
 // Batch of 8. Geometric means without groups, on Zen 4: forward 0.59 (0.37 to 1.32), backward_data 0.44 (0.04 to 0.97),
 // backward_weight 0.70 (0.46 to 1.76). With groups, on Zen 5:
-//                              forward  backward_data  backward_weight
-//   depthwise 3x3              0.71 to 1.05    0.64 to 1.21    1.03 to 1.60
-//   512 3x3, 14x14             0.86            1.09            1.42
-//   32 3x3, 112x112            0.91            0.64            1.60
-//   depthwise 3x3 /2                           16 to 21
-//   depthwise 5x5, 7x7         1.03 to 1.27    1.10 to 1.89    13 to 47
-//   96 7x7, 56x56              0.88            1.53            15
-//   72 5x5 /2, 56x56           0.76            28              13
-//   groups of 4                1.42            1.50            3.91
-//   groups of 8 and 16         0.73 to 0.99    0.79 to 1.08    1.01 to 1.75
+//                              forward          backward_data    backward_weight
+//   depthwise 3x3              0.71 to 1.05     0.64 to 1.21     1.03 to 1.60
+//   512 3x3, 14x14             0.86             1.09             1.42
+//   32 3x3, 112x112            0.91             0.64             1.60
+//   depthwise 3x3 /2                            16 to 21
+//   depthwise 5x5, 7x7         1.03 to 1.27     1.10 to 1.89     13 to 47
+//   96 7x7, 56x56              0.88             1.53             15
+//   72 5x5 /2, 56x56           0.76             28               13
+//   groups of 4                1.42             1.50             3.91
+//   groups of 8 and 16         0.73 to 0.99     0.79 to 1.08     1.01 to 1.75
 bool is_depthwise(const Conv2dShape& s) { return s.groups == s.C && s.groups == s.K && s.groups > 1; }
 
 bool has_groups_of_4(const Conv2dShape& s) { return s.group_C() == 4 && s.group_K() == 4; }

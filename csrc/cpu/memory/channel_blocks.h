@@ -3,7 +3,7 @@
 //
 // A tile has one line of channels: as many as fill a cache line of the tensor. The kernel computes a block of channels,
 // which fill a cache line of the tile. So a line of a 16-bit tensor has two blocks, one after the other in the tile. If
-// two units of work read the halves of each line, 32->32 3x3, 112x112 takes 1.1 instead of MEASURE ms (batch of 8, one
+// two units of work read the halves of each line, 512 3x3, 14x14 takes 0.325 instead of 0.286 ms (batch of 8, one
 // thread of Zen 5).
 #pragma once
 
