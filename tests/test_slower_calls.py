@@ -32,7 +32,6 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "data_one_row": ("backward_data", (1, 192, 17, 17), (192, 192, 7, 1), 1, (3, 0), 1, 1),
     "bfloat16_forward": ("forward", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
     "bfloat16_data": ("backward_data", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
-    "bfloat16_weight_groups": ("backward_weight", (8, 1024, 7, 7), (1024, 2, 3, 3), 1, 1, 1, 512),
     "bfloat16_weight": ("backward_weight", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
 }
 

@@ -30,6 +30,12 @@ void run_in_float32(const Forward& call) {
   });
 }
 
+// Whether thin_groups converts the tiles of a 16-bit call. It does not convert the results of a pool.
+bool converts_thin_groups(const Forward& call) {
+  if (call.shape.conv.groups == 1 || call.argmax) return false;
+  return plan_forward<float>(call.shape, is_nhwc(call.weight)).algorithm == Algorithm::thin_groups;
+}
+
 // pairs has no max-pooling, and no activations besides ReLU and ReLU6.
 bool may_multiply_pairs(const Forward& call) {
   if (call.argmax || (call.epilogue && !call.epilogue->fits_registers())) return false;
@@ -42,7 +48,10 @@ void run_forward(const Forward& call) {
   if (multiplies_pairs(call.shape.conv, Pass::forward, call.input.scalar_type(), may_multiply_pairs(call))) {
     return pairs_forward(call);
   }
-  if (is_reduced(call.input)) return run_in_float32(call);
+  if (is_reduced(call.input)) {
+    if (!converts_thin_groups(call)) return run_in_float32(call);
+    return thin_groups_forward(ReducedElements{reduced_kernels(call.input.scalar_type())}, call);
+  }
   dispatch_floating(call.input, call.argmax ? "conv2d_relu_max_pool2d" : "conv2d", [&](auto type) {
     using T = decltype(type);
     const ForwardPlan plan = plan_forward<T>(call.shape, is_nhwc(call.weight));
@@ -52,7 +61,7 @@ void run_forward(const Forward& call) {
       case Algorithm::small_output:
         return small_output_forward<T>(call);
       case Algorithm::thin_groups:
-        return thin_groups_forward<T>(call);
+        return thin_groups_forward(PlainElements<T>{}, call);
       case Algorithm::torch:
         return torch_forward<T>(call);
       default:

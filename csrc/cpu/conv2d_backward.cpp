@@ -18,7 +18,7 @@ void backward_data(Gradient<T>& g, const Tensor& weight, const Tensor& grad_inpu
     return sparse_backward_data<T>(g.sparse(plan.unpool), plan.weight_as_patches, w, grad_input);
   }
   if (plan.algorithm == Algorithm::thin_groups) {
-    return thin_groups_backward_data<T>(g.shape().conv, g.convolution(), w, grad_input);
+    return thin_groups_backward_data(PlainElements<T>{}, g.shape().conv, g.convolution(), w, grad_input);
   }
   if (plan.algorithm == Algorithm::torch) {
     return torch_backward_data(g.shape().conv, g.convolution(), w, grad_input);
@@ -41,7 +41,8 @@ void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_wei
     case Algorithm::sparse_gradient:
       return sparse_backward_weight<T>(g.sparse(plan.unpool), x, grad_weight, grad_bias);
     case Algorithm::thin_groups:
-      return thin_groups_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+      return thin_groups_backward_weight(PlainElements<T>{}, g.shape().conv, g.convolution(), x, grad_weight,
+                                         grad_bias);
     case Algorithm::winograd:
       return winograd_backward_weight<T>(g.shape().conv, plan.cut, g.convolution(), x, grad_weight, grad_bias);
     case Algorithm::gemm:
@@ -106,6 +107,46 @@ bool weight_multiplies_pairs(const Backward& call) {
   return multiplies_pairs(call.shape.conv, Pass::backward_weight, call.grad_output.scalar_type(), nhwc);
 }
 
+// ---- 16-bit tensors, tile by tile --------------------------------------------------------------------------------
+
+ReducedElements elements_of(const Tensor& tensor) { return {reduced_kernels(tensor.scalar_type())}; }
+
+// Whether thin_groups converts the tiles of a 16-bit call. It needs the gradient of the convolution itself.
+bool may_convert_thin_groups(const Backward& call) {
+  return is_reduced(call.grad_output) && call.shape.conv.groups > 1 && !call.argmax;
+}
+
+// Computes dx and returns true, if there is an algorithm that needs no float32 tensor.
+bool data_of_16_bits(const Backward& call) {
+  const Conv2dShape& s = call.shape.conv;
+  if (data_multiplies_pairs(call)) {
+    pairs_backward_data(s, call.grad_output, *call.weight, *call.grad_input);
+    return true;
+  }
+  if (!may_convert_thin_groups(call)) return false;
+  const Tensor w = dense(widened(*call.weight, Workspace::wide_weight));
+  const GradientFacts facts{false, [](double) { return 1.0; }, [&] { return all_finite<float>(w); }};
+  if (plan_backward_data<float>(call.shape, facts).algorithm != Algorithm::thin_groups) return false;
+  thin_groups_backward_data(elements_of(call.grad_output), s, call.grad_output, w, *call.grad_input);
+  return true;
+}
+
+// The same for dw. write(compute) calls compute(dw, db) with the gradients in float32.
+template <class Write>
+bool weight_of_16_bits(const Backward& call, const Write& write) {
+  const Conv2dShape& s = call.shape.conv;
+  const Tensor &g = call.grad_output, &x = *call.input;
+  if (weight_multiplies_pairs(call)) {
+    write([&](const Tensor& dw, const Tensor& db) { pairs_backward_weight(s, g, x, dw, db); });
+    return true;
+  }
+  const GradientFacts facts{false, [](double) { return 1.0; }, [] { return true; }};
+  if (!may_convert_thin_groups(call)) return false;
+  if (plan_backward_weight<float>(call.shape, facts).algorithm != Algorithm::thin_groups) return false;
+  write([&](const Tensor& dw, const Tensor& db) { thin_groups_backward_weight(elements_of(g), s, g, x, dw, db); });
+  return true;
+}
+
 }  // namespace
 
 Gradients Backward::allocate(bool needs_input, bool needs_weight) {
@@ -119,21 +160,14 @@ void run_backward(const Backward& call) {
   const Conv2dShape& s = call.shape.conv;
   bool data = call.grad_input && call.grad_input->numel() > 0, weight = call.grad_weight && s.N > 0;
   if (call.grad_weight && !weight) zero(*call.grad_weight), zero(*call.grad_bias);
-  if (data && data_multiplies_pairs(call)) {
-    pairs_backward_data(s, call.grad_output, *call.weight, *call.grad_input);
-    data = false;
-  }
   const View view{is_reduced(call.grad_output)};
   const auto write_weight = [&](const auto& compute) {
     view.write(*call.grad_weight, Workspace::wide_result, [&](const Tensor& dw) {
       view.write(*call.grad_bias, Workspace::wide_bias, [&](const Tensor& db) { compute(dw, db); });
     });
   };
-  if (weight && weight_multiplies_pairs(call)) {
-    write_weight(
-        [&](const Tensor& dw, const Tensor& db) { pairs_backward_weight(s, call.grad_output, *call.input, dw, db); });
-    weight = false;
-  }
+  data = data && !data_of_16_bits(call);
+  weight = weight && !weight_of_16_bits(call, write_weight);
   if (!data && !weight) return;
   const BandLimits limits = band_limits(view.reduced);
   const bool one_piece = data && weight && s.N * s.P * s.Q * elements_per_output(s) <= limits.call;

@@ -11,6 +11,9 @@
 namespace fastconv::cpu {
 namespace {
 
+// Smaller calls cost too much: to reach PyTorch's operator from here takes 10 us.
+constexpr double least_products = 4e6;
+
 // ---- float32 -----------------------------------------------------------------------------------------------------
 
 // forward, first layers: a result sums few products, and the results do not fit in the cache, so most of the time is
@@ -99,25 +102,35 @@ bool has_bfloat16_products() {
 #endif
 }
 
-// Batch of 8. Geometric means without groups: forward 0.59 (0.37 to 1.32), backward_data 0.44 (0.04 to 0.97),
-// backward_weight 0.70 (0.46 to 1.76). Forward with groups: 0.69 (0.42 to 1.11).
-bool always_true(const Conv2dShape&) { return true; }
+// Batch of 8. Geometric means without groups, on Zen 4: forward 0.59 (0.37 to 1.32), backward_data 0.44 (0.04 to 0.97),
+// backward_weight 0.70 (0.46 to 1.76). With groups, on Zen 5:
+//                              forward          backward_data    backward_weight
+//   depthwise 3x3              0.71 to 1.05     0.64 to 1.21     1.03 to 1.60
+//   512 3x3, 14x14             0.86             1.09             1.42
+//   32 3x3, 112x112            0.91             0.64             1.60
+//   depthwise 3x3 /2                            16 to 21
+//   depthwise 5x5, 7x7         1.03 to 1.27     1.10 to 1.89     13 to 47
+//   96 7x7, 56x56              0.88             1.53             15
+//   72 5x5 /2, 56x56           0.76             28               13
+//   groups of 4                1.42             1.50             3.91
+//   groups of 8 and 16         0.73 to 0.99     0.79 to 1.08     1.01 to 1.75
+bool is_depthwise(const Conv2dShape& s) { return s.groups == s.C && s.groups == s.K && s.groups > 1; }
 
-// Depthwise, stride 2: 15 to 58. Depthwise, stride 1, 5x5 and 7x7: 0.78 to 1.16. Groups of 4: 1.11.
+bool has_groups_of_4(const Conv2dShape& s) { return s.group_C() == 4 && s.group_K() == 4; }
+
+bool is_slow_in_bfloat16_forward(const Conv2dShape& s) {
+  if (is_depthwise(s)) return s.H * s.W > (s.R * s.S < 25 ? 200 : 1000);
+  return s.groups == 1 || !has_groups_of_4(s);
+}
+
 bool is_slow_in_bfloat16_data(const Conv2dShape& s) {
-  const bool depthwise = s.groups == s.C && s.groups == s.K && s.groups > 1;
-  if (depthwise && (s.stride_h > 1 || s.R * s.S >= 25)) return false;
-  return s.groups == 1 || s.group_C() != 4;
+  if (is_depthwise(s)) return s.stride_h == 1 && s.R * s.S < 25;
+  return s.groups == 1 || !has_groups_of_4(s);
 }
 
-// Groups: 0.78 to 16, but 0.62 to 0.71 for 384 to 1024 channels, 3x3, 14x14 and 7x7.
-bool is_slow_in_bfloat16_weight_of_groups(const Conv2dShape& s) {
-  return s.groups > 1 && s.C >= 384 && s.H * s.W <= 196 && s.R * s.S <= 9;
-}
-
-// First layers: 1.14 to 1.76 for small results, 0.73 to 0.85 for large ones.
+// First layers: 1.14 to 1.76 for small results, 0.73 to 0.85 for large ones. 1->1 15x15, 224x224: 0.41
 bool is_slow_in_bfloat16_weight(const Conv2dShape& s) {
-  return s.groups == 1 && (s.C > 4 || s.N * s.K * s.P * s.Q >= 1'000'000);
+  return s.groups == 1 && (s.C > 4 || s.K == 1 || s.N * s.K * s.P * s.Q >= 1'000'000);
 }
 
 // ---- the rules ---------------------------------------------------------------------------------------------------
@@ -143,9 +156,8 @@ constexpr Rule rules[] = {
     {"data_few_channels", ScalarType::Float, Pass::backward_data, has_few_channels, true},
     {"data_1x1", ScalarType::Float, Pass::backward_data, is_slow_1x1_data},
     {"data_one_row", ScalarType::Float, Pass::backward_data, has_one_row},
-    {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, always_true},
+    {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, is_slow_in_bfloat16_forward},
     {"bfloat16_data", ScalarType::BFloat16, Pass::backward_data, is_slow_in_bfloat16_data},
-    {"bfloat16_weight_groups", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight_of_groups},
     {"bfloat16_weight", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight},
 };
 
@@ -171,10 +183,24 @@ bool torch_can_compute(const Conv2dShape& s) {
          std::max({s.N, s.C, s.K, s.stride_h, s.stride_w, s.dilation_h, s.dilation_w}) <= most;
 }
 
+// First layers in pairs, batch of 8, Zen 5:
+//                          forward   backward_weight
+//   3->32 3x3 /2, 224x224     0.72        1.78
+//   3->96 4x4 /4, 224x224     0.88        1.44
+//   1->64 3x3, 128x128        0.86        0.74
+//   1->1 15x15, 224x224       0.90        0.80
+//   3->64 3x3, 224x224        1.02        1.44
+//   3->64 11x11 /4, 224x224   1.25        1.29
+//   3->16 3x3, 32x32          2.30        2.47
+bool is_slow_in_pairs(const Conv2dShape& s, Pass pass) {
+  if (is_mostly_padding(s)) return true;
+  if (products(s) < least_products) return false;
+  if (pass == Pass::forward) return only_writes(s) || (s.C == 1 && s.K == 1);
+  return pass == Pass::backward_weight && s.C == 1 && (s.K == 1 || s.N * s.K * s.P * s.Q >= 1'000'000);
+}
+
 const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool fused) {
   if (!fused && is_mostly_padding(s)) return for_padding;
-  // Below, the call costs too much: to reach PyTorch's operator from here takes 10 us.
-  constexpr double least_products = 4e6;
   if (products(s) < least_products) return nullptr;
   if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
   for (const Rule& rule : rules) {

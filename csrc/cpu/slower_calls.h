@@ -17,6 +17,9 @@ double products(const Conv2dShape& s);
 // Whether a call multiplies mostly zeros of the padding.
 bool is_mostly_padding(const Conv2dShape& s);
 
+// Whether PyTorch computes bfloat16 faster than pairs.
+bool is_slow_in_pairs(const Conv2dShape& s, Pass pass);
+
 // Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. Most rules are for a
 // convolution alone, because fusion gains more than PyTorch's convolution would save.
 const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool fused = false);

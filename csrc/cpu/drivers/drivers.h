@@ -18,8 +18,6 @@ void winograd_forward(const Forward& call, const WinogradCut& cut);
 template <class T>
 void small_output_forward(const Forward& call);
 template <class T>
-void thin_groups_forward(const Forward& call);
-template <class T>
 void torch_forward(const Forward& call);
 
 // grad_output: (N, K, P, Q).
@@ -40,18 +38,22 @@ template <class T>
 void winograd_backward_weight(const Conv2dShape& s, const WinogradCut& cut, const Tensor& grad_output,
                               const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias);
 
-template <class T>
-void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                               const Tensor& grad_input);
-template <class T>
-void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
-                                 const Tensor& grad_weight, const Tensor& grad_bias);
-
 // For float32 and float64.
 void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input);
 void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                            const Tensor& grad_weight, const Tensor& grad_bias);
+
+// `Elements` is PlainElements<T> or ReducedElements (memory/reduced.h). With the latter, `weight`, `grad_weight` and
+// `grad_bias` of the gradients are float32, and nothing is fused.
+template <class Elements>
+void thin_groups_forward(const Elements& elements, const Forward& call);
+template <class Elements>
+void thin_groups_backward_data(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
+                               const Tensor& weight, const Tensor& grad_input);
+template <class Elements>
+void thin_groups_backward_weight(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
+                                 const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias);
 
 // For bfloat16, where multiplies_pairs() says so (plan.h).
 void pairs_forward(const Forward& call);

@@ -24,11 +24,25 @@ class TileEpilogue {
   // elements apart.
   void apply(T* y, int64_t stride, int64_t first, int64_t pixels, const ChannelRange& c) const {
     if (epilogue_ == nullptr) return;
-    const auto at = [&](size_t i) { return constants_[i] + c.first; };
     const T* add = residual_from(first);
-    kernels().conv2d<T>().batch_norm.normalize(
-        {at(0), at(1), at(2), epilogue_->activation, static_cast<T>(epilogue_->slope)}, {y, stride},
-        {add ? add + c.first : nullptr, K_}, {y, stride}, {pixels, c.last - c.first});
+    apply(y, stride, pixels, c, {add ? add + c.first : nullptr, K_});
+  }
+
+  // The same for one block of channels of thin groups.
+  template <class Elements>
+  void apply_to_block(const Elements& elements, T* y, int64_t stride, int64_t first, int64_t pixels,
+                      const ChannelRange& c) const {
+    if constexpr (std::is_same_v<Stored, T>) {
+      apply(y, stride, first, pixels, c);
+    } else if (epilogue_) {
+      PixelRows<const T> residual{nullptr, kernels().conv2d<T>().thin_groups.block};
+      if (const Stored* add = residual_from(first)) {
+        T* wide = workspace<T>(Workspace::wide_rows, pixels * residual.stride);
+        elements.copies().gather(add + c.first, 0, K_, {1, 0, pixels, pixels, c.last - c.first, 0}, wide);
+        residual.data = wide;
+      }
+      apply(y, stride, pixels, c, residual);
+    }
   }
 
   // The epilogue in the form of the direct kernel, for a tile that begins at pixel `first`.
@@ -47,6 +61,13 @@ class TileEpilogue {
   }
 
  private:
+  void apply(T* y, int64_t stride, int64_t pixels, const ChannelRange& c, const PixelRows<const T>& residual) const {
+    const auto at = [&](size_t i) { return constants_[i] + c.first; };
+    kernels().conv2d<T>().batch_norm.normalize(
+        {at(0), at(1), at(2), epilogue_->activation, static_cast<T>(epilogue_->slope)}, {y, stride}, residual,
+        {y, stride}, {pixels, c.last - c.first});
+  }
+
   static Tensor in_nhwc(const Tensor& residual) {
     if constexpr (std::is_same_v<Stored, T>) return to_nhwc<T>(residual);
     return ordered(residual, true);

@@ -1,5 +1,7 @@
 // Groups of few channels, such as depthwise convolutions (kernels/thin_groups.h). A unit of work is one tile of rows
-// and one block of channels. The unit is copied to workspace, so that the kernels read dense memory.
+// and one block of channels. The unit is copied to workspace, so that the kernels read dense memory. 16-bit tensors are
+// converted by that copy, and by the copy of the results, which are computed some rows at a time.
+#include "../memory/channel_blocks.h"
 #include "../memory/packed_weights.h"
 #include "../memory/phases.h"
 #include "epilogue.h"
@@ -67,80 +69,83 @@ void pack_phase(const Conv2dShape& s, const Phase& rows, const Phase& columns, c
 
 // ---- units of work -----------------------------------------------------------------------------------------------
 
-// One block of channels of one image: reads it and computes its outputs.
-template <class T>
+// One line of channels of one image (memory/channel_blocks.h): reads it and computes its outputs.
+template <class Elements>
 struct Unit {
-  const NhwcReader<T>& reader;
-  const Blocks& blocks;
-  int64_t image, block;
+  using T = typename Elements::Computed;
 
-  int64_t first_channel() const { return blocks.first_channel(block); }
-  int64_t channels() const { return blocks.first_channel(block + 1) - first_channel(); }
+  const LineReader<Elements>& reader;
+  int64_t image;
+  ChannelRange c;
 
   // Copies these rows and columns to a dense tile. Pixels outside of the image are zero.
   GroupTile<T> read(const Rows& rows, const Rows& columns, Workspace use) const {
-    T* to = workspace<T>(use, rows.count * columns.count * blocks.width);
-    reader.copy_block(image, rows.first, rows.count, columns.first, columns.count,
-                      {first_channel(), first_channel() + channels()}, to);
-    return {to, columns.count * blocks.width, rows.first, rows.count};
+    T* to = workspace<T>(use, rows.count * columns.count * line_channels<Elements>);
+    reader.copy(image, rows, columns, c, to);
+    return {to, columns.count * block_channels<T>(), rows.first, rows.count};
   }
 
-  PackedWeight<T> weight(const Conv2dShape& s, const PackedWeight<T>& all) const {
-    return {all.data + block * s.taps() * blocks.width, all.bias ? all.bias + first_channel() : nullptr};
-  }
-
-  // Computes the output rows y.first to y.first + y.rows.
-  void forward(const Conv2dShape& s, const PackedWeight<T>& all, const GroupResult<T>& y) const {
+  // The input that these rows of outputs read.
+  GroupTile<T> input_of(const Conv2dShape& s, const Rows& y) const {
     const Rows columns{-s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w)};
-    const GroupTile<T> x = read(rows_read_by(s, {y.first, y.rows}), columns, Workspace::input_tile);
-    kernel<T>().forward(s, x, weight(s, all), y);
+    return read(rows_read_by(s, y), columns, Workspace::input_tile);
+  }
+
+  // Calls body(i, channels) for each block of the line.
+  template <class Body>
+  void for_each_block(const Body& body) const {
+    const int64_t width = block_channels<T>();
+    for (int64_t i = 0, first = c.first; first < c.last; ++i, first += width) {
+      body(i, ChannelRange{first, std::min(first + width, c.last)});
+    }
+  }
+
+  // Computes some rows of outputs. `y` is that of the first block.
+  void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& all, GroupResult<T> y,
+               int64_t y_block) const {
+    for_each_block([&](int64_t i, const ChannelRange& of) {
+      y.channels = of.last - of.first;
+      kernel<T>().forward(s, block_of(x, i), {all.data + of.first * s.taps(), all.bias ? all.bias + of.first : nullptr},
+                          y);
+      y.data += y_block;
+    });
+  }
+
+  // Block i of a tile that was read.
+  static GroupTile<T> block_of(GroupTile<T> tile, int64_t i) {
+    tile.data += i * tile.rows * tile.row;
+    return tile;
   }
 };
 
-// Calls body(tile, unit) for each tile, image and block of channels, in parallel.
-template <class T, class Body>
-void for_each_unit(const Tiles& tiles, const NhwcReader<T>& x, const Blocks& blocks, const Body& body) {
-  parallel_for(0, tiles.count() * blocks.count(), 1, [&](int64_t begin, int64_t end) {
+template <class Elements>
+Blocks lines_of(const Conv2dShape& s) {
+  return {1, s.C, line_channels<Elements>};
+}
+
+// Calls body(tile, unit) for each tile, image and line of channels, in parallel.
+template <class Elements, class Body>
+void for_each_unit(const Tiles& tiles, const LineReader<Elements>& x, const Blocks& lines, const Body& body) {
+  parallel_for(0, tiles.count() * lines.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / blocks.count()];
+      const Tile tile = tiles[i / lines.count()];
+      const int64_t line = i % lines.count();
       for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-        body(tile, Unit<T>{x, blocks, n, i % blocks.count()});
+        body(tile, Unit<Elements>{x, n, {lines.first_channel(line), lines.first_channel(line + 1)}});
       }
     }
   });
 }
 
-// Where a unit writes its rows. For an NCHW tensor, this is workspace, and finish() transposes it to the tensor.
-template <class T>
-class UnitResult {
- public:
-  UnitResult(T* tensor, bool nhwc, int64_t C, int64_t H, int64_t W, const Unit<T>& unit, const Rows& rows)
-      : nhwc_(nhwc), C_(C), H_(H), W_(W), unit_(unit), rows_(rows), tensor_(tensor) {
-    pixel = nhwc ? C : unit.blocks.width;
-    data = nhwc ? tensor + (unit.image * H + rows.first) * W * C + unit.first_channel()
-                : workspace<T>(Workspace::output_tile, rows.count * W * unit.blocks.width);
-  }
-
-  void finish() const {
-    if (nhwc_) return;
-    T* to = tensor_ + ((unit_.image * C_ + unit_.first_channel()) * H_ + rows_.first) * W_;
-    kernels().conv2d<T>().transpose(data, pixel, rows_.count * W_, unit_.channels(), to, H_ * W_);
-  }
-
-  T* data;
-  int64_t pixel;  // the stride of the columns
-
- private:
-  bool nhwc_;
-  int64_t C_, H_, W_;
-  Unit<T> unit_;
-  Rows rows_;
-  T* tensor_;
-};
+// Calls body(part) for each `count` of these rows.
+template <class Body>
+void for_each_part(const Rows& rows, int64_t count, const Body& body) {
+  for (int64_t row = rows.first; row < rows.end(); row += count) body(Rows{row, std::min(count, rows.end() - row)});
+}
 
 // Convolution, ReLU and max-pooling: each tile of the convolution is computed to workspace and then pooled.
 template <class T>
-void convolve_and_pool(const Forward& call, const NhwcReader<T>& x, const PackedWeight<T>& weight) {
+void convolve_and_pool(const Forward& call, const LineReader<PlainElements<T>>& x, const PackedWeight<T>& weight) {
   const FusedShape& f = call.shape;
   const Conv2dShape& s = f.conv;
   const Blocks blocks = blocks_of<T>(s);
@@ -152,9 +157,11 @@ void convolve_and_pool(const Forward& call, const NhwcReader<T>& x, const Packed
       T* conv = workspace<T>(Workspace::intermediate, rows.images * rows.rows * s.Q * s.K);
       for (int64_t n = 0; n < rows.images; ++n) {
         for (int64_t block = 0; block < blocks.count(); ++block) {
-          const Unit<T> unit{x, blocks, rows.image + n, block};
-          T* to = conv + n * rows.rows * s.Q * s.K + unit.first_channel();
-          unit.forward(s, weight, {to, s.Q * s.K, s.K, rows.row, rows.rows, s.Q, unit.channels()});
+          const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
+          const Unit<PlainElements<T>> unit{x, rows.image + n, c};
+          T* to = conv + n * rows.rows * s.Q * s.K + c.first;
+          unit.forward(s, unit.input_of(s, {rows.row, rows.rows}), weight,
+                       {to, s.Q * s.K, s.K, rows.row, rows.rows, s.Q, c.last - c.first}, 0);
         }
       }
       T* to = y.tile(tile);
@@ -166,37 +173,56 @@ void convolve_and_pool(const Forward& call, const NhwcReader<T>& x, const Packed
   });
 }
 
-}  // namespace
-
-template <class T>
-void thin_groups_forward(const Forward& call) {
+template <class Elements>
+void convolve(const Elements& elements, const Forward& call, const LineReader<Elements>& x,
+              const PackedWeight<typename Elements::Computed>& weight) {
+  using T = typename Elements::Computed;
   const Conv2dShape& s = call.shape.conv;
-  const Bias<T> bias(call.bias, call.weight);
-  const Tensor from = dense(call.weight);
-  const auto packed =
-      packed_weight(s, from, {Packing::thin_groups, 0}, packed_size<T>(s) * static_cast<int64_t>(sizeof(T)),
-                    Workspace::packed_weight, [&, krsc = is_nhwc(from)](const void* values, void* to) {
-                      pack<T>(s, static_cast<const T*>(values), krsc, static_cast<T*>(to));
-                    });
-  const PackedWeight<T> weight{static_cast<const T*>(packed.get()), bias.data};
-  const NhwcReader<T> x(call.input);
-  if (call.argmax) return convolve_and_pool(call, x, weight);
-  const bool nhwc = is_nhwc(call.output);
-  T* y = mutable_data<T>(call.output);
-  const TileEpilogue<T> epilogue(call);
+  const LineWriter<Elements> y(elements, call.output);
+  const TileEpilogue<T, typename Elements::Stored> epilogue(call);
   const Tiles tiles(s.N, s.P, s.Q, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
-  for_each_unit(tiles, x, blocks_of<T>(s), [&](const Tile& tile, const Unit<T>& unit) {
-    const UnitResult<T> to(y, nhwc, s.K, s.P, s.Q, unit, {tile.row, tile.rows});
-    unit.forward(s, weight, {to.data, s.Q * to.pixel, to.pixel, tile.row, tile.rows, s.Q, unit.channels()});
-    epilogue.apply(to.data, to.pixel, (unit.image * s.P + tile.row) * s.Q, tile.rows * s.Q,
-                   {unit.first_channel(), unit.first_channel() + unit.channels()});
-    to.finish();
+  for_each_unit(tiles, x, lines_of<Elements>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
+    const GroupTile<T> from = unit.input_of(s, {tile.row, tile.rows});
+    for_each_part({tile.row, tile.rows}, y.rows_at_once(), [&](const Rows& rows) {
+      const LineRows<T> to = y.begin(unit.image, rows, unit.c);
+      unit.forward(s, from, weight, {to.data, s.Q * to.pixel, to.pixel, rows.first, rows.count, s.Q, 0}, to.block);
+      const int64_t first = (unit.image * s.P + rows.first) * s.Q;
+      unit.for_each_block([&](int64_t i, const ChannelRange& c) {
+        epilogue.apply_to_block(elements, to.data + i * to.block, to.pixel, first, rows.count * s.Q, c);
+      });
+      y.finish(unit.image, rows, unit.c, to);
+    });
   });
 }
 
-template <class T>
-void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                               const Tensor& grad_input) {
+}  // namespace
+
+template <class Elements>
+void thin_groups_forward(const Elements& elements, const Forward& call) {
+  using Stored = typename Elements::Stored;
+  using T = typename Elements::Computed;
+  constexpr bool reduced = !std::is_same_v<Stored, T>;
+  const Conv2dShape& s = call.shape.conv;
+  const Bias<T> bias(reduced && call.bias ? widened(call.bias, Workspace::wide_bias) : call.bias, call.weight);
+  const Tensor from = dense(call.weight);
+  const auto packed = packed_weight(
+      s, from, {Packing::thin_groups, 0}, packed_size<T>(s) * static_cast<int64_t>(sizeof(T)), Workspace::packed_weight,
+      [&, krsc = is_nhwc(from)](const void* values, void* to) {
+        const T* weight = elements.load(static_cast<const Stored*>(values), from.numel(), Workspace::wide_weight);
+        pack<T>(s, weight, krsc, static_cast<T*>(to));
+      });
+  const PackedWeight<T> weight{static_cast<const T*>(packed.get()), bias.data};
+  const LineReader<Elements> x(elements, call.input);
+  if constexpr (!reduced) {
+    if (call.argmax) return convolve_and_pool(call, x, weight);
+  }
+  convolve(elements, call, x, weight);
+}
+
+template <class Elements>
+void thin_groups_backward_data(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
+                               const Tensor& weight, const Tensor& grad_input) {
+  using T = typename Elements::Computed;
   const auto rows = phases(s.H, s.stride_h, s.dilation_h, s.R, s.pad_h);
   const auto columns = phases(s.W, s.stride_w, s.dilation_w, s.S, s.pad_w);
   T* all_taps = workspace<T>(Workspace::packed_weight, packed_size<T>(s));
@@ -209,64 +235,68 @@ void thin_groups_backward_data(const Conv2dShape& s, const Tensor& grad_output, 
       end += packed_size<T>(shape_of(s, row, column));
     }
   }
-  const NhwcReader<T> g(grad_output);
-  const bool nhwc = is_nhwc(grad_input);
-  T* dx = mutable_data<T>(grad_input);
+  const LineReader<Elements> g(elements, grad_output);
+  const LineWriter<Elements> dx(elements, grad_input);
   const Rows g_columns = rows_of(columns, {0, columns[0].count});
   // Tiles count steps of `stride_h` rows. Each step has one row of every phase.
   const Tiles tiles(s.N, rows[0].count, columns[0].count, tile_input_pixels);
-  for_each_unit(tiles, g, blocks_of<T>(s), [&](const Tile& tile, const Unit<T>& unit) {
-    const Rows steps{tile.row, tile.rows};
-    const int64_t first = steps.first * s.stride_h, last = std::min(s.H, steps.end() * s.stride_h);
-    const UnitResult<T> to(dx, nhwc, s.C, s.H, s.W, unit, {first, last - first});
-    const GroupTile<T> from = unit.read(rows_of(rows, steps), g_columns, Workspace::input_tile);
-    const T* of_phase = packed;
-    for (const Phase& row : rows) {
-      for (const Phase& column : columns) {
-        const Conv2dShape f = shape_of(s, row, column);
-        const int64_t count = std::min(steps.end(), row.count) - steps.first;
-        const GroupResult<T> y{to.data + (row.first * s.W + column.first) * to.pixel,
-                               s.stride_h * s.W * to.pixel,
-                               s.stride_w * to.pixel,
-                               steps.first,
-                               std::max<int64_t>(0, count),
-                               column.count,
-                               unit.channels()};
-        GroupTile<T> x = from;
-        x.data += (-column.pad - g_columns.first) * unit.blocks.width;
-        kernel<T>().forward(f, x, unit.weight(f, {of_phase, nullptr}), y);
-        of_phase += packed_size<T>(f);
+  const int64_t steps_at_once = ceil_div(dx.rows_at_once(), s.stride_h);
+  for_each_unit(tiles, g, lines_of<Elements>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
+    const GroupTile<T> from = unit.read(rows_of(rows, {tile.row, tile.rows}), g_columns, Workspace::input_tile);
+    for_each_part({tile.row, tile.rows}, steps_at_once, [&](const Rows& steps) {
+      const int64_t first = steps.first * s.stride_h, last = std::min(s.H, steps.end() * s.stride_h);
+      const LineRows<T> to = dx.begin(unit.image, {first, last - first}, unit.c);
+      const T* of_phase = packed;
+      for (const Phase& row : rows) {
+        for (const Phase& column : columns) {
+          const Conv2dShape f = shape_of(s, row, column);
+          const int64_t count = std::min(steps.end(), row.count) - steps.first;
+          const GroupResult<T> y{to.data + (row.first * s.W + column.first) * to.pixel,
+                                 s.stride_h * s.W * to.pixel,
+                                 s.stride_w * to.pixel,
+                                 steps.first,
+                                 std::max<int64_t>(0, count),
+                                 column.count,
+                                 0};
+          GroupTile<T> x = from;
+          x.data += (-column.pad - g_columns.first) * block_channels<T>();
+          unit.forward(f, x, {of_phase, nullptr}, y, to.block);
+          of_phase += packed_size<T>(f);
+        }
       }
-    }
-    to.finish();
+      dx.finish(unit.image, {first, last - first}, unit.c, to);
+    });
   });
 }
 
-template <class T>
-void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
-                                 const Tensor& grad_weight, const Tensor& grad_bias) {
-  const Blocks blocks = blocks_of<T>(s);
+template <class Elements>
+void thin_groups_backward_weight(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
+                                 const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
+  using T = typename Elements::Computed;
+  const Blocks lines = lines_of<Elements>(s);
   const Tiles tiles(s.N, s.P, s.Q, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
-  const Pieces<T> pieces(s,
-                         std::min({affordable_pieces<T>(s), ceil_div(wanted_pieces, blocks.count()), tiles.count()}));
-  const NhwcReader<T> x(input), g(grad_output);
+  const Pieces<T> pieces(s, std::min({affordable_pieces<T>(s), ceil_div(wanted_pieces, lines.count()), tiles.count()}));
+  const LineReader<Elements> x(elements, input), g(elements, grad_output);
   const int64_t taps = s.taps();
   const Rows columns{-s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w)};
-  parallel_for(0, pieces.count * blocks.count(), 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, pieces.count * lines.count(), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t piece = i / blocks.count(), block = i % blocks.count();
-      const int64_t c0 = blocks.first_channel(block), c1 = blocks.first_channel(block + 1);
+      const int64_t piece = i / lines.count(), line = i % lines.count();
+      const ChannelRange c{lines.first_channel(line), lines.first_channel(line + 1)};
       const WeightSums<T> all = pieces.at(piece, taps * s.K);
-      zero_channels(all.weight, taps, s.K, c0, c1);
-      zero_channels(all.bias, 1, s.K, c0, c1);
+      zero_channels(all.weight, taps, s.K, c.first, c.last);
+      zero_channels(all.bias, 1, s.K, c.first, c.last);
       for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
         const Tile tile = tiles[t];
         const Rows rows{tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h)};
         for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-          const GroupTile<T> from = Unit<T>{x, blocks, n, block}.read(rows, columns, Workspace::input_tile);
-          const GroupTile<T> gradient =
-              Unit<T>{g, blocks, n, block}.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
-          kernel<T>().backward_weight(s, from, gradient, {all.weight + c0, all.bias + c0}, c1 - c0);
+          const Unit<Elements> of_x{x, n, c}, of_g{g, n, c};
+          const GroupTile<T> from = of_x.read(rows, columns, Workspace::input_tile);
+          const GroupTile<T> gradient = of_g.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
+          of_x.for_each_block([&](int64_t block, const ChannelRange& k) {
+            kernel<T>().backward_weight(s, of_x.block_of(from, block), of_g.block_of(gradient, block),
+                                        {all.weight + k.first, all.bias + k.first}, k.last - k.first);
+          });
         }
       }
     }
@@ -274,12 +304,14 @@ void thin_groups_backward_weight(const Conv2dShape& s, const Tensor& grad_output
   pieces.finish_rsck(s, grad_weight, grad_bias);
 }
 
-#define FASTCONV_INSTANTIATE(T)                                                                                 \
-  template void thin_groups_forward<T>(const Forward&);                                                         \
-  template void thin_groups_backward_data<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&);  \
-  template void thin_groups_backward_weight<T>(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&, \
-                                               const Tensor&);
-FASTCONV_INSTANTIATE(float)
-FASTCONV_INSTANTIATE(double)
+#define FASTCONV_INSTANTIATE(Elements)                                                                         \
+  template void thin_groups_forward(const Elements&, const Forward&);                                          \
+  template void thin_groups_backward_data(const Elements&, const Conv2dShape&, const Tensor&, const Tensor&,   \
+                                          const Tensor&);                                                      \
+  template void thin_groups_backward_weight(const Elements&, const Conv2dShape&, const Tensor&, const Tensor&, \
+                                            const Tensor&, const Tensor&);
+FASTCONV_INSTANTIATE(PlainElements<float>)
+FASTCONV_INSTANTIATE(PlainElements<double>)
+FASTCONV_INSTANTIATE(ReducedElements)
 
 }  // namespace fastconv::cpu

@@ -27,7 +27,8 @@
 #include "pairs_weight.h"
 
 namespace fastconv {
-const PairsKernels kernels_pairs = {.forward = avx512_bf16::pairs::forward,
+const PairsKernels kernels_pairs = {.steps = avx512_bf16::pairs::pair_steps,
+                                    .forward = avx512_bf16::pairs::forward,
                                     .pack_weight_backward = avx512_bf16::pairs::pack_weight_backward,
                                     .weight = {.block_rows = avx512_bf16::block_rows,
                                                .block_lanes = avx512_bf16::block_lanes<float>,

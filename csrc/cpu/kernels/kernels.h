@@ -23,13 +23,21 @@ struct Conv2dKernels {
                           const TapRange&, int64_t block);
 };
 
+// Copies between a tensor of `Stored` and the tiles of thin_groups.h (channel_blocks.h).
+template <class Stored, class T>
+struct ChannelBlockKernels {
+  void (*gather)(const Stored* from, int64_t row_stride, int64_t pixel_stride, const LineTile& tile, T* to);
+  void (*scatter)(const T* from, int64_t block_stride, int64_t pixels, int64_t channels, Stored* to,
+                  int64_t pixel_stride);
+};
+
 // Groups of few channels, such as depthwise convolutions (thin_groups.h). One call computes one block of channels of
 // one image.
 template <class T>
 struct ThinGroupsKernels {
   int64_t block;  // channels in a block
   bool (*supports)(const Conv2dShape&);
-  void (*gather)(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to);
+  ChannelBlockKernels<T, T> copies;
   void (*forward)(const Conv2dShape&, const GroupTile<T>& x, const PackedWeight<T>&, const GroupResult<T>& y);
   void (*backward_weight)(const Conv2dShape&, const GroupTile<T>& x, const GroupTile<T>& g, const WeightSums<T>&,
                           int64_t channels);
@@ -95,13 +103,13 @@ struct FewChannelsKernels {
                           const WeightSums<T>&, T* workspace);
 };
 
-// backward_weight as a product of two matrices (gemm_weight.h).
-template <class T>
+// backward_weight as a product of two matrices (gemm_weight.h). `Stored`: the type of x and g.
+template <class T, class Stored = T>
 struct GemmWeightKernels {
   int64_t block_rows, block_lanes;  // output channels and taps of a register block
   int64_t (*workspace_size)(int64_t pixels, int64_t channels);
-  void (*backward_weight)(const Conv2dShape&, const InputTile<T>& x, const GradientTile<T>& g, const WeightPart&,
-                          const WeightSums<T>&, T* workspace);
+  void (*backward_weight)(const Conv2dShape&, const InputTile<Stored>& x, const GradientTile<Stored>& g,
+                          const WeightPart&, const WeightSums<T>&, T* workspace);
 };
 
 // Few output pixels (small_output.h).
@@ -167,14 +175,16 @@ struct ReducedKernels {
   void (*round)(const float* from, uint16_t* to, int64_t count);
   void (*relu)(const uint16_t* x, uint16_t* y, int64_t count);
   void (*relu_backward)(const uint16_t* g, const uint16_t* y, uint16_t* dx, int64_t count);
+  ChannelBlockKernels<uint16_t, float> copies;
 };
 
-// Convolution of bfloat16 (pairs.h, pairs_weight.h). A pair of channels has the type float.
+// Convolution of bfloat16 (pairs.h, pairs_weight.h). In a packed weight, a pair of values has the type float.
 struct PairsKernels {
-  void (*forward)(const Conv2dShape&, const InputTile<float>& x, const PackedWeight<float>&,
+  int64_t (*steps)(const Conv2dShape&);  // pairs in the packed weight for each output channel
+  void (*forward)(const Conv2dShape&, const InputTile<uint16_t>& x, const PackedWeight<float>&,
                   const OutputTile<uint16_t>& y, const StoredForm<float, uint16_t>* form, int64_t block);
   void (*pack_weight_backward)(const Conv2dShape&, const uint16_t* weight, int64_t block, float* packed);
-  GemmWeightKernels<float> weight;  // pairs_weight.h
+  GemmWeightKernels<float, uint16_t> weight;  // pairs_weight.h
 };
 
 struct ReducedFamily {

@@ -68,6 +68,13 @@ struct SparseGradientTile {
   int64_t images, row, rows;
 };
 
+// A tile that channel_blocks.h fills: one line of `channels` channels of an image. Each row has `left` pixels of
+// padding, then `pixels` pixels of the image, then padding up to `columns`. Blocks are `block` elements apart.
+struct LineTile {
+  int64_t rows, left, pixels, columns;
+  int64_t channels, block;
+};
+
 // The rows [first, first + rows) of one image and one block of channels of x or grad_output, as thin_groups.h reads
 // them: dense, with the padding of the columns. `row` is the stride of the rows.
 template <class T>

@@ -3,8 +3,6 @@
 //
 // Packing interleaves the pixels: g to [k / block_rows][pair of pixels][block_rows][2], x to one panel
 // [pair of pixels][block_lanes][2] after the other. The second pixel of the last pair may be missing, and is zero.
-//
-// The drivers see pairs of channels (pairs.h), so the strides of the tiles count them. This file counts single values.
 #pragma once
 
 #include "gemm_weight.h"
@@ -99,20 +97,19 @@ __attribute__((noinline)) void weight_block(int64_t pairs, const float* g, const
 #pragma GCC unroll 12
   for (int row = 0; row < rows; ++row) a[row] = g + row;
   Block<float, vectors, rows> acc = {};
-  accumulate_pairs<vectors, rows>(acc, a, {1, 0, 1, 0, pairs, rows}, x, vectors * lanes<float>);
+  accumulate_pairs<vectors, false>(acc, a, {1, 0, 1, 0, pairs, rows}, x, vectors * lanes<float>);
   gemm_weight::store_sums(acc, count, to);
 }
 
 // Computes one tile's contribution to dw[k, taps] and to db[k], as gemm_weight::backward_weight does.
-inline void backward_weight(const Conv2dShape& s, const InputTile<float>& x, const GradientTile<float>& g,
+inline void backward_weight(const Conv2dShape& s, const InputTile<uint16_t>& x, const GradientTile<uint16_t>& g,
                             const WeightPart& part, const WeightSums<float>& sums, float* workspace) {
   const int64_t pixels = g.images * g.rows * s.Q, channels = part.k.last - part.k.first;
   FASTCONV_ASSERT(readable(g.data) && readable(workspace) && readable(x.data) && readable(sums.weight));
-  FASTCONV_ASSERT(s.groups == 1 && s.C % 2 == 0 && s.K % 2 == 0 && pixels > 0 && channels > 0);
-  FASTCONV_ASSERT(g.images == 1 || 2 * g.image_stride == g.rows * s.Q * s.K);
-  const Strides strides = {2 * x.strides.image, 2 * x.strides.row, 2 * x.strides.pixel};
-  const Patches patches(s, reinterpret_cast<const uint16_t*>(x.data), strides, g.rows);
-  const auto* gradient = reinterpret_cast<const uint16_t*>(g.data) + part.k.first;
+  FASTCONV_ASSERT(s.groups == 1 && pixels > 0 && channels > 0);
+  FASTCONV_ASSERT(g.images == 1 || g.image_stride == g.rows * s.Q * s.K);
+  const Patches patches(s, x.data, x.strides, g.rows);
+  const uint16_t* gradient = g.data + part.k.first;
   float* db = sums.bias ? sums.bias + part.k.first : nullptr;
   if (db && part.overwrite) {
     for (int64_t k = 0; k < channels; ++k) db[k] = 0;
@@ -120,19 +117,19 @@ inline void backward_weight(const Conv2dShape& s, const InputTile<float>& x, con
   float* to = workspace;
   for (int64_t k = 0; k < channels; k += block_rows) {
     const int64_t left = channels - k, rows = gemm_weight::rows_of_block(left), count = left < rows ? left : rows;
-    pack_gradient_block(gradient + k, {pixels, count, s.K, 2 * part.g_ahead}, rows, to, db ? db + k : nullptr);
+    pack_gradient_block(gradient + k, {pixels, count, s.K, part.g_ahead}, rows, to, db ? db + k : nullptr);
     to += ceil_div(pixels, 2) * rows;
   }
   float* packed_x = workspace + gemm_weight::packed_gradient_size<float>(ceil_div(pixels, 2), channels);
   for (int64_t tap = part.taps.first; tap < part.taps.last; tap += block_lanes<float>) {
     const int64_t left = part.taps.last - tap, count = left < block_lanes<float> ? left : block_lanes<float>;
-    const TapPanel<float> panel(s, strides, tap, count);
+    const TapPanel<float> panel(s, x.strides, tap, count);
     const int64_t vectors = count > lanes<float> ? 2 : 1;
     const WeightTarget<float> target{sums.weight + part.k.first * s.taps() + tap, s.taps(),
                                      count - (vectors - 1) * lanes<float>, part.overwrite};
     const auto compute = [&](auto v) {
       constexpr int of_panel = decltype(v)::value;
-      pack_taps<of_panel>(patches, pixels, panel, 2 * part.x_ahead, packed_x);
+      pack_taps<of_panel>(patches, pixels, panel, part.x_ahead, packed_x);
       gemm_weight::weight_panel<float>(ceil_div(pixels, 2), workspace, packed_x, channels, target,
                                        [](auto rows) { return weight_block<of_panel, decltype(rows)::value>; });
     };

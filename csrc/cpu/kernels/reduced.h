@@ -102,6 +102,49 @@ void round(const float* from, uint16_t* to, int64_t count) {
   for (; i < count; ++i) to[i] = Format::round(from[i]);
 }
 
+// Loads min(count, lanes) values as float32. The other lanes are zero, and memory after these values is not accessed.
+template <class Format>
+FC_INLINE Vec<float> load_upto(const uint16_t* from, int64_t count) {
+#if FC_VECTOR_BYTES == 64
+  const auto used = static_cast<__mmask16>(count >= lanes<float> ? 0xffff : (1u << count) - 1);
+  const __m256i bits = _mm256_maskz_loadu_epi16(used, from);
+  if constexpr (Format::infinity == Half::infinity) return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, bits);
+  return (Vec<float>)_mm512_maskz_slli_epi32(0xffff, _mm512_maskz_cvtepu16_epi32(0xffff, bits), 16);
+#else
+  uint16_t some[lanes<float>] = {};
+  if (count < lanes<float>) {
+    for (int64_t i = 0; i < count; ++i) some[i] = from[i];
+    from = some;
+  }
+  float wide[lanes<float>];
+  widen<Format>(from, wide, lanes<float>);
+  return load(wide);
+#endif
+}
+
+// Rounds and stores min(count, lanes) lanes.
+template <class Format>
+FC_INLINE void store_upto(uint16_t* to, Vec<float> value, int64_t count) {
+#if FC_VECTOR_BYTES == 64
+  __m256i rounded;
+  if constexpr (Format::infinity == Half::infinity) {
+    rounded = _mm512_maskz_cvtps_ph(0xffff, (__m512)value, _MM_FROUND_TO_NEAREST_INT);
+  } else {
+    const Vec<uint32_t> bits = (Vec<uint32_t>)value, quiet = bits | 0x400000;  // a NaN becomes a quiet NaN
+    const Vec<uint32_t> nearest = bits + 0x7fff + (bits >> 16 & 1);
+    rounded = _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)((value == value ? nearest : quiet) >> 16));
+  }
+  if (count >= lanes<float>) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), rounded);
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>((1u << count) - 1), rounded);
+#else
+  float wide[lanes<float>];
+  store(wide, value);
+  uint16_t rounded[lanes<float>];
+  round<Format>(wide, rounded, lanes<float>);
+  for (int64_t i = 0; i < lanes<float> && i < count; ++i) to[i] = rounded[i];
+#endif
+}
+
 constexpr uint16_t negative_zero = 0x8000;
 
 // The bit patterns of negative numbers begin after that of -0 and end with that of -infinity. NaNs come after that.

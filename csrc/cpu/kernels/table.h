@@ -2,6 +2,7 @@
 #pragma once
 
 #include "batch_norm.h"
+#include "channel_blocks.h"
 #include "direct_backward.h"
 #include "direct_forward.h"
 #include "direct_pack.h"
@@ -21,6 +22,11 @@
 
 namespace fastconv::FC_LEVEL {
 
+template <class Elements>
+constexpr ChannelBlockKernels<typename Elements::Stored, typename Elements::Computed> channel_block_kernels() {
+  return {.gather = thin_groups::gather<Elements>, .scatter = thin_groups::scatter<Elements>};
+}
+
 template <class T>
 constexpr Conv2dFamily<T> conv2d_family() {
   return {.direct = {.block_lanes = block_lanes<T>,
@@ -34,7 +40,7 @@ constexpr Conv2dFamily<T> conv2d_family() {
                      .backward_weight = direct::backward_weight<T>},
           .thin_groups = {.block = thin_groups::block<T>,
                           .supports = thin_groups::supports<T>,
-                          .gather = thin_groups::gather<T>,
+                          .copies = channel_block_kernels<thin_groups::Plain<T>>(),
                           .forward = thin_groups::forward<T>,
                           .backward_weight = thin_groups::backward_weight<T>},
           .fused = {.forward = direct::relu_max_pool2d_forward<T>,
@@ -94,7 +100,8 @@ constexpr ReducedKernels reduced_kernels() {
   return {.widen = reduced::widen<Format>,
           .round = reduced::round<Format>,
           .relu = reduced::relu<Format>,
-          .relu_backward = reduced::relu_backward<Format>};
+          .relu_backward = reduced::relu_backward<Format>,
+          .copies = channel_block_kernels<thin_groups::Reduced<Format>>()};
 }
 
 constexpr ReducedFamily reduced_family() {

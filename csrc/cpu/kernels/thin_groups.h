@@ -11,9 +11,9 @@
 // broadcast if the vector holds one group.
 //
 // Layout: the driver copies a block of adjacent channels to a dense tile [row][column][block]. The tile includes the
-// padding of the columns. A block is 64 bytes, one cache line. Without the copy, the pixels of a tensor of 512 channels
-// are 2 KB apart, and only a few of them fit in the first-level cache together. The packed weight is
-// [block][c][r, s][block of k].
+// padding of the columns. The copy of a 16-bit tensor is in float32. A block is 64 bytes, one cache line. Without the
+// copy, the pixels of a tensor of 512 channels are 2 KB apart, and only a few of them fit in the first-level cache
+// together. The packed weight is [block][c][r, s][block of k].
 //
 // Blocking: forward holds up to 8 neighbouring outputs of one vector of channels in registers, and the weights of one
 // kernel row. It loads each x once for all of these outputs. backward_weight holds the sums of up to 14 taps and up to
@@ -21,11 +21,9 @@
 #pragma once
 
 #include "blocks.h"
+#include "channel_blocks.h"
 
 namespace fastconv::FC_LEVEL::thin_groups {
-
-template <class T>
-constexpr int64_t block = 64 / sizeof(T);
 
 // A group must lie in one vector. The driver copies tiles with their padding, whose size must not overflow.
 template <class T>
@@ -37,24 +35,6 @@ bool supports(const Conv2dShape& s) {
   const int64_t channels = s.groups > 1 ? s.group_C() : 0;
   return channels == s.group_K() &&
          (channels == 1 || channels == 2 || channels == 4 || channels == 8 || channels == 16) && channels <= lanes<T>;
-}
-
-// Copies `channels` channels of adjacent pixels to one block. The other lanes of the block become zero.
-template <class T>
-void gather(const T* from, int64_t pixel_stride, int64_t pixels, int64_t channels, T* to) {
-  FASTCONV_ASSERT(pixels >= 0 && channels > 0 && channels <= block<T>);
-  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-#pragma GCC unroll 4
-    for (int64_t c = 0; c < block<T>; c += lanes<T>) {
-      const Vec<T> value = channels > c ? load_upto(from + c, channels - c) : Vec<T>{};
-      store(to + c, value);
-    }
-    // The thread's next block. PyTorch's time / fastconv's without and with this, 960 channels, 7x7, 5x5 kernel, batch
-    // of 8: forward 0.82 and 1.16, backward_data 0.76 and 1.38 (2 threads of Zen 4).
-    __builtin_prefetch(from + block<T>, 0, 2);
-    from += pixel_stride;
-    to += block<T>;
-  }
 }
 
 // How a lane gets channel c of its group: from itself, by a permutation, or by a broadcast of one channel.

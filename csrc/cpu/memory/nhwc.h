@@ -12,7 +12,7 @@
 
 namespace fastconv {
 
-// Reads an (N, C, H, W) tensor.
+// Reads an (N, C, H, W) tensor. It must be NHWC if T has 16 bits.
 template <class T>
 class NhwcReader {
  public:
@@ -42,32 +42,6 @@ class NhwcReader {
     }
   }
 
-  // Copies one block of channels of these rows and columns, for kernels/thin_groups.h. Pixels outside of the image, and
-  // the rest of the block, become zero.
-  void copy_block(int64_t image, int64_t h0, int64_t rows, int64_t w0, int64_t columns, const ChannelRange& c,
-                  T* to) const {
-    const ThinGroupsKernels<T>& kernel = kernels().conv2d<T>().thin_groups;
-    const int64_t block = kernel.block, channels = c.last - c.first;
-    const int64_t first = std::clamp<int64_t>(-h0, 0, rows), last = std::clamp(H_ - h0, first, rows);
-    const int64_t left = std::clamp<int64_t>(-w0, 0, columns), right = std::clamp(W_ - w0, left, columns);
-    zero(to, first * columns * block);
-    zero(to + last * columns * block, (rows - last) * columns * block);
-    for (int64_t row = first; row < last; ++row) {
-      T* row_to = to + row * columns * block;
-      zero(row_to, left * block);
-      zero(row_to + right * block, (columns - right) * block);
-      const int64_t pixel = (h0 + row) * W_ + w0 + left;
-      if (nhwc_) {
-        kernel.gather(data_ + (image * H_ * W_ + pixel) * C_ + c.first, C_, right - left, channels,
-                      row_to + left * block);
-      } else {
-        if (channels < block) zero(row_to + left * block, (right - left) * block);
-        kernels().conv2d<T>().transpose(data_ + (image * C_ + c.first) * H_ * W_ + pixel, H_ * W_, channels,
-                                        right - left, row_to + left * block, block);
-      }
-    }
-  }
-
   // Returns these rows and columns in place if possible, else a copy in workspace.
   InputTile<T> view(int64_t image, int64_t images, int64_t h0, int64_t rows, int64_t w0, int64_t columns,
                     Workspace use) const {
@@ -78,8 +52,13 @@ class NhwcReader {
   }
 
  private:
+  static void transpose(const T* from, int64_t from_stride, int64_t rows, int64_t columns, T* to, int64_t to_stride) {
+    if constexpr (sizeof(T) >= sizeof(float)) {
+      kernels().conv2d<T>().transpose(from, from_stride, rows, columns, to, to_stride);
+    }
+  }
+
   void copy_image(int64_t n, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
-    const auto transpose = kernels().conv2d<T>().transpose;
     const int64_t first = std::min(h0 < 0 ? -h0 : 0, rows), last = h0 + rows > H_ ? H_ - h0 : rows;
     const int64_t left = std::min(w0 < 0 ? -w0 : 0, columns), right = w0 + columns > W_ ? W_ - w0 : columns;
     const bool whole_rows = w0 == 0 && columns == W_;

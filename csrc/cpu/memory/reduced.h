@@ -28,6 +28,8 @@ struct PlainElements {
   const T* load(const T* from, int64_t, Workspace) const { return from; }
   T* result(T* to, int64_t, Workspace) const { return to; }
   void store(const T*, T*, int64_t) const {}
+
+  const ChannelBlockKernels<T, T>& copies() const { return fastconv::kernels().conv2d<T>().thin_groups.copies; }
 };
 
 // ReducedElements widens to float32 in per-thread workspace, and rounds when it stores.
@@ -44,6 +46,8 @@ struct ReducedElements {
   }
   float* result(uint16_t*, int64_t count, Workspace use) const { return workspace<float>(use, count); }
   void store(const float* result, uint16_t* to, int64_t count) const { kernels.round(result, to, count); }
+
+  const ChannelBlockKernels<uint16_t, float>& copies() const { return kernels.copies; }
 };
 
 // Returns the tensor in float32, with the same strides. If its elements have gaps, the result is contiguous or

@@ -19,6 +19,7 @@ enum class Workspace {
   list_values,
   intermediate,  // a tile of the convolution's results, Winograd's transforms, few_channels' patches, gemm's matrices
   weight_block,
+  wide_rows,  // rows of a 16-bit tensor in float32
   whole_input,
   whole_gradient,
   convolution,
