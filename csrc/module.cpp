@@ -121,8 +121,7 @@ pybind11::dict plan_as_dict(fastconv::cpu::Pass pass, const fastconv::FusedShape
     return result;
   }
   const GradientFacts gradient{fused, [=](double) { return nonzero; }, [=] { return finite; }};
-  const BackwardPlan plan =
-      pass == Pass::backward_data ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
+  const BackwardPlan plan = plan_backward<T>(pass, f, gradient);
   describe(plan.algorithm, plan.cut);
   if (plan.algorithm == Algorithm::torch)
     result["rule"] = rule_for_torch(f.conv, pass, fastconv::ScalarType::Float, true);

@@ -23,7 +23,7 @@ class NoGrad {
 template <size_t n>
 void call(const char* name, std::array<StableIValue, n>& stack) {
   const NoGrad guard;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  in_words([&] { STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION)); });
 }
 
 // Returns the tensor if it is dense in the wanted memory format, else a copy in that format.
@@ -32,9 +32,8 @@ Tensor in_order(const Tensor& tensor, bool channels_last) {
   bool same = true;
   for (int64_t d = 0; d < tensor.dim(); ++d) same = same && tensor.stride(d) == result.stride(d);
   if (same) return tensor;
-  Tensor copy = result;
-  torch::stable::copy_(copy, tensor);
-  return copy;
+  copy(tensor, result);
+  return result;
 }
 
 // Returns the gradients of the input, the weight and the bias. Gradients that `mask` leaves out are undefined. If no

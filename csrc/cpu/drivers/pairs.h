@@ -12,17 +12,17 @@ class Pairs {
 
   Tensor tensor() const {
     const int64_t C = owner_.size(1) / 2, H = owner_.size(2), W = owner_.size(3);
-    return torch::stable::from_blob(const_cast<void*>(owner_.const_data_ptr()), {owner_.size(0), C, H, W},
+    return torch::stable::from_blob(const_cast<float*>(data<float>(owner_)), {owner_.size(0), C, H, W},
                                     {H * W * C, 1, W * C, C}, owner_.device(), ScalarType::Float);
   }
 
  private:
   // A part of a tensor may begin between two pairs.
   static Tensor aligned(const Tensor& tensor) {
-    if (reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % alignof(float) == 0) return tensor;
-    Tensor copy = empty(sizes_of(tensor), tensor, true);
-    torch::stable::copy_(copy, tensor);
-    return copy;
+    if (reinterpret_cast<uintptr_t>(data<char>(tensor)) % alignof(float) == 0) return tensor;
+    const Tensor result = empty(sizes_of(tensor), tensor, true);
+    copy(tensor, result);
+    return result;
   }
 
   Tensor owner_;

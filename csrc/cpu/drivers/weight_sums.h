@@ -32,6 +32,20 @@ struct Pieces {
     sums = workspace<T>(Workspace::weight_sums, count * size);
   }
 
+  // Calls body(piece, part) for each of the `parts` parts of each piece, in parallel.
+  template <class Body>
+  void for_each(int64_t parts, const Body& body) const {
+    parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i / parts, i % parts);
+    });
+  }
+
+  // Calls body(tile) for each tile of a piece.
+  template <class Body>
+  void for_each_tile(const Tiles& tiles, int64_t piece, const Body& body) const {
+    for (int64_t t = tiles.count() * piece / count; t < tiles.count() * (piece + 1) / count; ++t) body(tiles[t]);
+  }
+
   // The sums of one piece. The first `weight_size` elements belong to the weight.
   WeightSums<T> at(int64_t piece, int64_t weight_size) const {
     T* weight = sums + piece * size;

@@ -70,8 +70,7 @@ void compute_wide(const Tensor& result, Workspace use, const Compute& compute) {
   } else {  // some rows of images in NCHW
     const Tensor wide = wide_contiguous(result, use);
     compute(wide);
-    Tensor rounded = result;
-    torch::stable::copy_(rounded, wide);
+    copy(wide, result);
   }
 }
 

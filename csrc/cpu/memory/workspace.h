@@ -32,6 +32,7 @@ enum class Workspace {
   wide_weight,
   wide_bias,
   wide_result,
+  wide_grad_weight,
   count
 };
 

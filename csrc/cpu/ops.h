@@ -1,10 +1,38 @@
-// Batch normalisation, with an optional residual and activation (schemas: ops.cpp). Mathematics: kernels/batch_norm.h.
+// The operators' functions on the CPU. Schemas: ../ops.cpp.
 #pragma once
 
-#include "../checks.h"
+#include "../operators.h"
 
 namespace fastconv::cpu {
 
+Conv2d conv2d;
+Conv2dBackward conv2d_backward;
+Conv2dBackwardData conv2d_backward_data;
+Conv2dBackwardWeight conv2d_backward_weight;
+
+Conv2dRelu conv2d_relu;
+Conv2dReluBackward conv2d_relu_backward;
+Conv2dReluMaxPool2d conv2d_relu_max_pool2d;
+Conv2dReluMaxPool2dBackward conv2d_relu_max_pool2d_backward;
+
+MaxPool2d max_pool2d;
+MaxPool2dBackward max_pool2d_backward;
+
+Relu relu;
+ReluInPlace relu_;
+ReluBackward relu_backward;
+
+// ---- only the CPU has these --------------------------------------------------------------------------------------
+
+// A convolution with what follows it in inference: activation(batch_norm(conv2d(x)) + residual). `running_mean` and
+// `running_var` are both there, or none is: then there is no batch norm.
+Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
+                        const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                        const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
+                        const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
+
+// Batch normalisation, with an optional residual and activation. Mathematics: kernels/batch_norm.h.
 using Statistics = std::tuple<Tensor, Tensor>;  // in double: the mean of each channel, and 1 / sqrt(variance + eps)
 using BatchNormGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias and residual
 
