@@ -7,22 +7,22 @@
 
 namespace fastconv::cuda {
 
-Conv2d conv2d;
-Conv2dBackward conv2d_backward;
-Conv2dBackwardData conv2d_backward_data;
-Conv2dBackwardWeight conv2d_backward_weight;
+Conv2dOperator conv2d;
+Conv2dBackwardOperator conv2d_backward;
+Conv2dBackwardDataOperator conv2d_backward_data;
+Conv2dBackwardWeightOperator conv2d_backward_weight;
 
-Conv2dRelu conv2d_relu;
-Conv2dReluBackward conv2d_relu_backward;
-Conv2dReluMaxPool2d conv2d_relu_max_pool2d;
-Conv2dReluMaxPool2dBackward conv2d_relu_max_pool2d_backward;
+Conv2dReluOperator conv2d_relu;
+Conv2dReluBackwardOperator conv2d_relu_backward;
+Conv2dReluMaxPool2dOperator conv2d_relu_max_pool2d;
+Conv2dReluMaxPool2dBackwardOperator conv2d_relu_max_pool2d_backward;
 
-MaxPool2d max_pool2d;
-MaxPool2dBackward max_pool2d_backward;
+MaxPool2dOperator max_pool2d;
+MaxPool2dBackwardOperator max_pool2d_backward;
 
-Relu relu;
-ReluInPlace relu_;
-ReluBackward relu_backward;
+ReluOperator relu;
+ReluInPlaceOperator relu_;
+ReluBackwardOperator relu_backward;
 
 // Registers the functions in a library: for the device CUDA, or for the emulation's operators.
 inline void implement(torch::stable::detail::StableLibrary& m) {
