@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from fastconv.classifier.config import TrainingError
 
 Batch = tuple[Tensor, Tensor]
+#: Images per step without gradients. The results do not depend on it.
+BATCH = 500
 
 
 class Batches(Protocol):
@@ -61,6 +63,11 @@ class TensorBatches:
         for chosen in order.split(self._batch_size)[first:]:
             chosen = chosen.to(images.device)
             yield images.index_select(0, chosen), labels.index_select(0, chosen)
+
+
+def in_order(images: Tensor, labels: Tensor, batch_size: int = BATCH) -> TensorBatches:
+    """Return the batches of images and labels for validation or evaluation."""
+    return TensorBatches(images, labels, batch_size, shuffle=False)
 
 
 class LoaderBatches:
