@@ -183,7 +183,7 @@ Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor
   const Tensor x = channel_ordered(input);
   const ChannelLayout layout(x);
   ChannelSums moments;
-  dispatch_elements(x, [&](auto elements) {
+  dispatch_elements(x, "batch_norm", [&](auto elements) {
     using Stored = typename decltype(elements)::Stored;
     using T = typename decltype(elements)::Computed;
     const Stored* from = data<Stored>(x);
@@ -239,7 +239,7 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
   if (needs_input) t.dx = empty_as(x);
   const int64_t C = x.size(1);
   Tensor grad_weight = empty({C}, weight ? *weight : mean, false), grad_bias = empty({C}, bias ? *bias : mean, false);
-  dispatch_elements(x, [&](auto elements) {
+  dispatch_elements(x, "batch_norm", [&](auto elements) {
     GradientTensors first = t;
     if (!masks) first.masked.reset();
     const BackwardConstants<typename decltype(elements)::Computed> known(b, x);

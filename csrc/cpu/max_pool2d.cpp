@@ -99,12 +99,8 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   const Tensor g = ordered(grad_output, channels_last), at = ordered(indices, channels_last);
-  const auto run = [&](const auto& elements) { backward(images_of(s, channels_last), elements, g, at, grad_input); };
-  if (is_reduced(grad_output)) {
-    run(ReducedElements{reduced_kernels(grad_output.scalar_type())});
-  } else {
-    dispatch_floating(grad_output, "max_pool2d_backward", [&](auto type) { run(PlainElements<decltype(type)>{}); });
-  }
+  dispatch_elements(grad_output, "max_pool2d_backward",
+                    [&](const auto& elements) { backward(images_of(s, channels_last), elements, g, at, grad_input); });
   return grad_input;
 }
 

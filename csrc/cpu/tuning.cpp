@@ -9,6 +9,7 @@
 
 #include "forced_choices.h"
 #include "gradient.h"
+#include "memory/reduced.h"
 #include "slower_calls.h"
 
 namespace fastconv::cpu {
@@ -95,19 +96,12 @@ int eighths_of(const Operands& o) {
 }
 
 bool all_finite(const Tensor& tensor) {
-  const Tensor values = dense(tensor);
-  const int64_t bytes = static_cast<int64_t>(values.element_size());
-  const char* from = data<char>(values);
-  const uint64_t exponent = values.scalar_type() == ScalarType::Half       ? 0x7c00
-                            : values.scalar_type() == ScalarType::BFloat16 ? 0x7f80
-                            : bytes == 4                                   ? 0x7f800000
-                                                                           : 0x7ff0000000000000;
-  for (int64_t i = 0; i < values.numel(); ++i) {
-    uint64_t bits = 0;
-    std::memcpy(&bits, from + i * bytes, static_cast<size_t>(bytes));
-    if ((bits & exponent) == exponent) return false;
-  }
-  return true;
+  const View view{is_reduced(tensor)};
+  bool finite = true;
+  view.dispatch(tensor, "all_finite", [&](auto type) {
+    finite = cpu::all_finite<decltype(type)>(view.read(dense(tensor), Workspace::wide_input));
+  });
+  return finite;
 }
 
 // ---- candidates --------------------------------------------------------------------------------------------------

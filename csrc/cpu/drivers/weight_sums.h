@@ -19,6 +19,15 @@ int64_t affordable_pieces(const Conv2dShape& s, int64_t most = 1 << 20) {
   return std::clamp<int64_t>(most / bytes, 1, wanted_pieces);
 }
 
+// to[i] = the sum of from[i + k * step] over k < count, in order, for i < elements. `to` may be `from`.
+template <class T>
+void add_up(const T* from, int64_t step, int64_t count, int64_t elements, T* to) {
+  if (to != from) std::copy(from, from + elements, to);
+  for (int64_t k = 1; k < count; ++k) {
+    for (int64_t i = 0; i < elements; ++i) to[i] += from[k * step + i];
+  }
+}
+
 // The partial sums. Each has the elements of the weight, then those of the bias. Each worker zeroes its slice before it
 // accumulates, or overwrites it first. So the threads share that work and have the slice in their caches, which
 // saves 1.7 % of a step of MnistCNN.
@@ -53,13 +62,7 @@ struct Pieces {
   }
 
   // sum[i] = sum over the pieces, in order, of their element (first + i).
-  void add_up(int64_t first, int64_t elements, T* sum) const {
-    std::memcpy(sum, sums + first, static_cast<size_t>(elements) * sizeof(T));
-    for (int64_t piece = 1; piece < count; ++piece) {
-      const T* from = sums + piece * size + first;
-      for (int64_t i = 0; i < elements; ++i) sum[i] += from[i];
-    }
-  }
+  void add_up(int64_t first, int64_t elements, T* sum) const { cpu::add_up(sums + first, size, count, elements, sum); }
 
   // Writes the sum of the pieces in the memory order of grad_weight. Pieces are [r, s, c][K].
   void finish_rsck(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {

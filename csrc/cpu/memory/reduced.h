@@ -46,6 +46,13 @@ struct ReducedElements {
   void store(const float* result, uint16_t* to, int64_t count) const { kernels.round(result, to, count); }
 };
 
+// Runs f(elements) with the tensor's element type, which is a floating type.
+template <class F>
+void dispatch_elements(const Tensor& tensor, const char* name, const F& f) {
+  if (is_reduced(tensor)) return f(ReducedElements{reduced_kernels(tensor.scalar_type())});
+  dispatch_floating(tensor, name, [&](auto type) { f(PlainElements<decltype(type)>{}); });
+}
+
 // Returns the tensor in float32, with the same strides. If its elements have gaps, the result is contiguous or
 // channels_last. The result is valid until the next call with that `use`.
 Tensor widened(const Tensor& tensor, Workspace use);
