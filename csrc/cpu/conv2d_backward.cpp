@@ -117,7 +117,13 @@ bool weight_multiplies_pairs(const Backward& call) {
 }  // namespace
 
 Gradients Backward::allocate(bool needs_input, bool needs_weight) {
-  const Gradients all = empty_gradients(*input, *weight, needs_input, needs_weight);
+  const Conv2dShape& s = shape.conv;
+  const auto allocated = [&](bool needed, const Ints& sizes, bool nhwc) {
+    return needed ? empty(sizes, grad_output, nhwc) : empty({0}, grad_output, false);
+  };
+  const Gradients all{allocated(needs_input, {s.N, s.C, s.H, s.W}, input_nhwc),
+                      allocated(needs_weight, {s.K, s.group_C(), s.R, s.S}, weight_nhwc),
+                      allocated(needs_weight, {s.K}, false)};
   if (needs_input) grad_input = std::get<0>(all);
   if (needs_weight) grad_weight = std::get<1>(all), grad_bias = std::get<2>(all);
   return all;
@@ -163,53 +169,51 @@ void run_backward(const Backward& call) {
   });
 }
 
-Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
-                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
-                          int64_t groups) {
-  const WorkspaceScope scope;
-  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
-  const ScalarType type = input.scalar_type();
+namespace {
+
+// Computes each gradient that is needed, here or by PyTorch. `operands` has no gradients yet.
+Gradients compute(const Backward& operands, bool needs_input, bool needs_weight) {
+  const FusedShape& f = operands.shape;
+  const Conv2dShape& s = f.conv;
+  const Tensor& g = operands.grad_output;
   const auto run = [&](bool of_input, bool of_weight) {
-    const bool nhwc = in_nhwc(grad_output, is_channels_last(input), s.C, s.H * s.W);
-    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type, nhwc);
-    const bool both_nhwc = is_nhwc(grad_output) && is_nhwc(input);
-    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type, both_nhwc);
-    Backward call{without_pool(s), grad_output, {}, input, weight};
+    const bool data_nhwc = in_nhwc(g, operands.input_nhwc, s.C, s.H * s.W);
+    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, g.scalar_type(), data_nhwc);
+    const bool weight_nhwc = of_weight && is_nhwc(g) && is_nhwc(*operands.input);
+    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, g.scalar_type(), weight_nhwc);
+    Backward call = operands;
     Gradients gradients = call.allocate(of_input && !data_by_torch, of_weight && !weight_by_torch);
     run_backward(call);
     if (data_by_torch || weight_by_torch) {
-      const auto [grad_input, grad_weight, grad_bias] =
-          aten_conv2d_backward(s, grad_output, input, weight, data_by_torch, weight_by_torch);
+      const auto [grad_input, grad_weight, grad_bias] = aten_conv2d_backward(operands, data_by_torch, weight_by_torch);
       if (data_by_torch) std::get<0>(gradients) = grad_input;
       if (weight_by_torch) std::get<1>(gradients) = grad_weight, std::get<2>(gradients) = grad_bias;
     }
     return gradients;
   };
-  const auto for_data = [&] { return Operands{without_pool(s), grad_output, weight, is_channels_last(input)}; };
-  const auto for_weight = [&] { return Operands{without_pool(s), grad_output, input, is_channels_last(weight)}; };
+  const auto for_data = [&] { return Operands{f, g, *operands.weight, operands.input_nhwc}; };
+  const auto for_weight = [&] { return Operands{f, g, *operands.input, operands.weight_nhwc}; };
   const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
   const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
   return run(needs_input, needs_weight);
+}
+
+}  // namespace
+
+Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
+                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups) {
+  const WorkspaceScope scope;
+  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+  return compute({without_pool(s), grad_output, {}, input, weight, is_channels_last(input), is_channels_last(weight)},
+                 needs_input, needs_weight);
 }
 
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
   const WorkspaceScope scope;
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
-  const auto run = [&] {
-    const bool nhwc = in_nhwc(grad_output, channels_last, s.C, s.H * s.W);
-    if (torch_is_faster(s, Pass::backward_data, grad_output.scalar_type(), nhwc)) {
-      return aten_conv2d_backward_data(s, grad_output, weight, channels_last);
-    }
-    Backward call{without_pool(s), grad_output};
-    call.weight = weight;
-    call.grad_input = empty(input_size, grad_output, channels_last);
-    run_backward(call);
-    return *call.grad_input;
-  };
-  const auto operands = [&] { return Operands{without_pool(s), grad_output, weight, channels_last}; };
-  const Tuned tuned(Pass::backward_data, true, operands, run);
-  return run();
+  return std::get<0>(compute({without_pool(s), grad_output, {}, {}, weight, channels_last}, true, false));
 }
 
 std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
@@ -218,21 +222,9 @@ std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, con
   const WorkspaceScope scope;
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
-  const auto run = [&]() -> std::tuple<Tensor, Tensor> {
-    const bool nhwc = is_nhwc(grad_output) && is_nhwc(input);
-    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type(), nhwc)) {
-      return aten_conv2d_backward_weight(s, grad_output, input, channels_last);
-    }
-    Backward call{without_pool(s), grad_output};
-    call.input = input;
-    call.grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
-    call.grad_bias = empty({s.K}, input, false);
-    run_backward(call);
-    return {*call.grad_weight, *call.grad_bias};
-  };
-  const auto operands = [&] { return Operands{without_pool(s), grad_output, input, channels_last}; };
-  const Tuned tuned(Pass::backward_weight, true, operands, run);
-  return run();
+  const auto [grad_input, grad_weight, grad_bias] =
+      compute({without_pool(s), grad_output, {}, input, {}, false, channels_last}, false, true);
+  return {grad_weight, grad_bias};
 }
 
 }  // namespace fastconv::cpu

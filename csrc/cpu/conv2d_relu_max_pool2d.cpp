@@ -48,7 +48,7 @@ Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tenso
       check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
                                             pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   const auto run = [&](bool of_input, bool of_weight) {
-    Backward call{f, grad_output, argmax, input, weight};
+    Backward call{f, grad_output, argmax, input, weight, is_channels_last(input), is_channels_last(weight)};
     const Gradients gradients = call.allocate(of_input, of_weight);
     run_backward(call);
     return gradients;

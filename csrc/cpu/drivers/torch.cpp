@@ -23,12 +23,14 @@ void torch_forward(const Forward& call) {
 
 void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input) {
-  copy(aten_conv2d_backward_data(s, grad_output, weight, is_channels_last(grad_input)), grad_input);
+  const Backward call{without_pool(s), grad_output, {}, {}, weight, is_channels_last(grad_input)};
+  copy(std::get<0>(aten_conv2d_backward(call, true, false)), grad_input);
 }
 
 void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                            const Tensor& grad_weight, const Tensor& grad_bias) {
-  const auto [weight, bias] = aten_conv2d_backward_weight(s, grad_output, input, is_channels_last(grad_weight));
+  const Backward call{without_pool(s), grad_output, {}, input, {}, false, is_channels_last(grad_weight)};
+  const auto [unused, weight, bias] = aten_conv2d_backward(call, false, true);
   copy(weight, grad_weight);
   copy(bias, grad_bias);
 }
