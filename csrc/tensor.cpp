@@ -103,12 +103,14 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last) {
   return empty(sizes, like, channels_last, like.scalar_type());
 }
 
-Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight) {
-  const auto gradient = [&](bool needed, const Tensor& of) {
-    return needed ? empty(sizes_of(of), input, is_channels_last(of)) : empty({0}, input, false);
+Gradients empty_gradients(const Conv2dShape& s, const Tensor& like, InputAndWeight needed,
+                          InputAndWeight channels_last) {
+  const auto gradient = [&](bool is_needed, const Ints& sizes, bool nhwc) {
+    return is_needed ? empty(sizes, like, nhwc) : empty({0}, like, false);
   };
-  const Tensor grad_bias = empty({needs_weight ? weight.size(0) : 0}, input, false);
-  return {gradient(needs_input, input), gradient(needs_weight, weight), grad_bias};
+  return {gradient(needed.input, {s.N, s.C, s.H, s.W}, channels_last.input),
+          gradient(needed.weight, {s.K, s.group_C(), s.R, s.S}, channels_last.weight),
+          gradient(needed.weight, {s.K}, false)};
 }
 
 void zero(const Tensor& tensor) {

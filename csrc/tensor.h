@@ -11,6 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "shapes.h"
+
 namespace fastconv {
 
 using torch::headeronly::ScalarType;
@@ -83,8 +85,14 @@ bool is_nchw(const Tensor& tensor);
 // tensor without elements as contiguous.
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
-// Uninitialised gradients in the memory formats of input and weight. A gradient that is not needed has no elements.
-Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight);
+// Of the input and of the weight.
+struct InputAndWeight {
+  bool input, weight;
+};
+
+// Uninitialised gradients of a convolution, contiguous or channels_last. Those that are not needed have no elements.
+Gradients empty_gradients(const Conv2dShape& s, const Tensor& like, InputAndWeight needed,
+                          InputAndWeight channels_last);
 
 // Sets all elements to zero. The tensor is on the CPU and fills its memory.
 void zero(const Tensor& tensor);

@@ -117,13 +117,8 @@ bool weight_multiplies_pairs(const Backward& call) {
 }  // namespace
 
 Gradients Backward::allocate(bool needs_input, bool needs_weight) {
-  const Conv2dShape& s = shape.conv;
-  const auto allocated = [&](bool needed, const Ints& sizes, bool nhwc) {
-    return needed ? empty(sizes, grad_output, nhwc) : empty({0}, grad_output, false);
-  };
-  const Gradients all{allocated(needs_input, {s.N, s.C, s.H, s.W}, input_nhwc),
-                      allocated(needs_weight, {s.K, s.group_C(), s.R, s.S}, weight_nhwc),
-                      allocated(needs_weight, {s.K}, false)};
+  const Gradients all =
+      empty_gradients(shape.conv, grad_output, {needs_input, needs_weight}, {input_nhwc, weight_nhwc});
   if (needs_input) grad_input = std::get<0>(all);
   if (needs_weight) grad_weight = std::get<1>(all), grad_bias = std::get<2>(all);
   return all;

@@ -16,7 +16,8 @@ Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tenso
       check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
                                             pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   check_coordinates(f.conv);
-  const Gradients gradients = empty_gradients(input, weight, needs_input, needs_weight);
+  const Gradients gradients =
+      empty_gradients(f.conv, input, {needs_input, needs_weight}, {is_channels_last(input), is_channels_last(weight)});
   const auto& [grad_input, grad_weight, grad_bias] = gradients;
   launch_on(input, "conv2d_relu_max_pool2d_backward", [&](auto type, Stream stream) {
     using T = decltype(type);
