@@ -61,6 +61,11 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, float eps, int activation, float slope) -> Tensor");
 
+  // Several calls of conv2d_inference without batch norm, one after the other (cpu/ops.h).
+  m.def(
+      "conv2d_chain(Tensor[] inputs, Tensor[] weights, Tensor[] biases, int[] steps, float[] slopes, int[] results) "
+      "-> Tensor[]");
+
   // Fused operators. Backward needs no results of forward except `argmax` (uint8): for each output, the position of the
   // largest pixel in its window, or 255 if ReLU lets no gradient pass. conv2d_relu has windows of one pixel.
   m.def(
@@ -98,6 +103,7 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("batch_norm", TORCH_BOX(&cpu::batch_norm));
   m.impl("batch_norm_backward", TORCH_BOX(&cpu::batch_norm_backward));
   m.impl("conv2d_inference", TORCH_BOX(&cpu::conv2d_inference));
+  m.impl("conv2d_chain", TORCH_BOX(&cpu::conv2d_chain));
   m.impl("conv2d_relu", TORCH_BOX(&cpu::conv2d_relu));
   m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&cpu::conv2d_relu_max_pool2d));
   m.impl("conv2d_relu_backward", TORCH_BOX(&cpu::conv2d_relu_backward));

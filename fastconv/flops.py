@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
 
+from fastconv._ops.conv2d_chain import STEP_NUMBERS
 from fastconv._ops.sizes import conv2d_output
 
 __all__: list[str] = []
@@ -26,6 +27,21 @@ Shape = Sequence[int]
 @register_flop_formula([_ops.conv2d, _ops.conv2d_inference])
 def _conv2d(input: Shape, weight: Shape, *_: Any, out_shape: Any, **__: Any) -> int:
     return conv_flop_count(input, weight, out_shape)  # type: ignore[arg-type]
+
+
+@register_flop_formula(_ops.conv2d_chain)
+def _chain(
+    inputs: Sequence[Shape], weights: Sequence[Shape], _: Any, steps: Sequence[int], *__: Any, **___: Any
+) -> int:
+    values, count = list(inputs), 0
+    for i, weight in enumerate(weights):
+        read, _, *n = steps[i * STEP_NUMBERS : (i + 1) * STEP_NUMBERS]
+        if len(weight) == 1:  # a batch norm
+            values.append(values[read])
+            continue
+        values.append(_conv_shape(values[read], weight, n[0:2], n[2:4], n[4:6]))
+        count += conv_flop_count(values[read], weight, values[-1])  # type: ignore[arg-type]
+    return count
 
 
 @register_flop_formula([_ops.conv2d_relu, _ops.conv2d_relu_max_pool2d])

@@ -93,3 +93,10 @@ def test_fused_layers_have_the_count_of_their_convolutions_even_if_frozen() -> N
 def test_every_convolution_operator_has_a_formula(name: str) -> None:
     packet: Any = getattr(torch.ops.fastconv, name)
     assert packet in flop_registry
+
+
+@pytest.mark.parametrize(("make", "size"), MODELS)
+def test_a_frozen_model_counts_as_its_model(make: Callable[[], nn.Module], size: tuple[int, ...]) -> None:
+    model, x = make().eval(), torch.randn(size)
+    with torch.no_grad():
+        assert count(fastconv.freeze(model), x, False)["Global"] == count(model, x, False)["Global"]

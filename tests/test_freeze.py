@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fastconv
-from fastconv.freezing import FrozenConv2d
+from fastconv._frozen.layers import FrozenChain, FrozenLinear
 
 
 class Residual(nn.Module):
@@ -44,8 +45,9 @@ def with_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def fused(model: nn.Module) -> int:
-    return sum(isinstance(module, FrozenConv2d) for module in model.modules())
+def chains(model: nn.Module) -> list[int]:
+    """The number of convolutions of each chain."""
+    return [len(module.steps) for module in model.modules() if isinstance(module, FrozenChain)]
 
 
 def norms(model: nn.Module) -> int:
@@ -72,7 +74,8 @@ def test_blocks_are_folded_and_fused(activation: nn.Module, channels_last: bool)
         x = x.to(memory_format=torch.channels_last)
     expected = model(x)
     frozen = fastconv.freeze(model)
-    assert (fused(frozen), norms(frozen)) == (3, 0)
+    # PyTorch computes Tanh, so the second convolution of the block is a chain of its own.
+    assert (chains(frozen), norms(frozen)) == ([2, 1] if isinstance(activation, nn.Tanh) else [3], 0)
     with torch.no_grad():
         result = frozen(x)
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
@@ -128,8 +131,8 @@ def test_a_frozen_weight_with_other_values_or_another_dtype_is_used() -> None:
     frozen = fastconv.freeze(model)
     with torch.no_grad():
         frozen(x)
-        conv = next(module for module in frozen.modules() if isinstance(module, FrozenConv2d))
-        conv.weight = torch.zeros_like(conv.weight)
+        chain = next(module for module in frozen.modules() if isinstance(module, FrozenChain))
+        chain.weight_0 = torch.zeros_like(chain.weight_0)
         assert torch.equal(frozen(x), model[0].bias.view(1, -1, 1, 1).expand(1, 8, 7, 7))
         torch.testing.assert_close(fastconv.freeze(model).double()(x.double()).float(), model(x), rtol=1e-4, atol=1e-5)
 
@@ -148,24 +151,160 @@ def test_a_shared_layer_and_a_result_that_is_used_twice() -> None:
     x = torch.randn(2, 4, 7, 7)
     frozen = fastconv.freeze(model)
     torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
-    assert fused(frozen) == 2
+    assert chains(frozen) == [1, 1]  # an addition is between them
 
 
-def test_a_tensor_that_changes_between_convolution_and_addition_is_not_read_later() -> None:
-    class Changes(nn.Module):
+def test_a_chain_with_several_inputs_and_results() -> None:
+    class Branches(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(4, 4, 1)
+            self.first, self.second, self.third = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = x * 2
-            y = self.conv(x)
-            x.add_(1)
-            return F.relu(y + x)
+        def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            a = F.relu(self.first(x))
+            b = F.relu(self.second(a) + residual)
+            c = self.third(b) + a
+            return c, a * 2, F.relu(b)
 
-    model = Changes().eval()
-    x = torch.randn(1, 4, 5, 5)
-    torch.testing.assert_close(fastconv.freeze(model)(x), model(x), rtol=1e-5, atol=1e-5)
+    model = Branches().eval()
+    x, residual = torch.randn(2, 1, 4, 6, 6)
+    frozen = fastconv.freeze(model)
+    assert chains(frozen) == [3]
+    with torch.no_grad():
+        for inputs in ((x, residual), (x, x)):
+            for result, expected in zip(frozen(*inputs), model(*inputs), strict=True):
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+class PreActivation(nn.Module):
+    """Batch norms before the convolutions, as in DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, 2, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(6, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(F.relu(self.bn1(x)))
+        y = self.conv2(F.relu(self.bn2(y)))
+        return F.relu6(self.bn3(torch.cat([x, y], 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_batch_norms_before_convolutions(dtype: torch.dtype) -> None:
+    model = with_statistics(PreActivation())
+    model.bn1.running_mean += 1e4  # the input's mean is far above its deviation
+    model = model.to(dtype)
+    x = (torch.randn(2, 4, 7, 7) + model.bn1.running_mean.float().view(-1, 1, 1)).to(dtype)
+    frozen = fastconv.freeze(model)
+    assert chains(frozen) == ([2] if dtype == torch.bfloat16 else [3, 1])
+    exact = copy.deepcopy(model).double()(x.double())
+    with torch.no_grad():
+        found, theirs = frozen(x), model(x)
+    assert found.dtype == dtype
+    error, limit = (found.double() - exact).abs().max(), (theirs.double() - exact).abs().max()
+    assert error <= 2 * limit + 1e-12
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers_and_dropout(bias: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 512, 1), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model += nn.Sequential(nn.Linear(512, 1000, bias=bias), nn.ReLU(), nn.Linear(1000, 10, bias=bias))
+    frozen = fastconv.freeze(model.eval())
+    assert sum(isinstance(module, FrozenLinear) for module in frozen.modules()) == 1  # the second one is small
+    assert not any(isinstance(module, nn.Dropout) for module in frozen.modules())
+    for N in (1, 4, 5, 0):
+        x = torch.randn(N, 3, 5, 5)
+        with torch.no_grad():
+            torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(frozen(x.requires_grad_()), model(x), rtol=1e-5, atol=1e-5)
+    assert torch.equal(copy.deepcopy(frozen)(x), frozen(x))
+
+
+def test_torch_compile_and_fake_tensors() -> None:
+    model = with_statistics(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1)))
+    frozen, x = fastconv.freeze(model), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        compiled = torch.compile(frozen, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-5)
+    assert "(1): 8, 8, (1, 1)" in repr(frozen)
+
+
+def changed_input(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    y = self.conv1(x)
+    x.add_(1)
+    return F.relu(self.bn1(y))
+
+
+def changed_before_the_activation(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    y = self.bn1(self.conv1(x))
+    x *= 3
+    return F.relu(y)
+
+
+def changed_residual(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    y = self.conv1(x)
+    x.add_(1)
+    return F.relu(y + x)
+
+
+def changed_by_a_layer(self: Residual, x: Tensor) -> object:
+    y = self.conv1(x)
+    z = self.act(y)  # in place
+    return self.bn1(self.conv2(y)), z
+
+
+def alias_of_a_changed_tensor(self: Residual, x: Tensor) -> object:
+    y = self.bn1(self.conv1(x))
+    kept = y
+    y += x
+    return F.relu(y), kept
+
+
+def alias_of_a_factor(self: Residual, x: Tensor) -> object:
+    x = kept = x + 1
+    x *= self.conv1(x)
+    x -= 1
+    x /= 2
+    return x, self.conv2(kept)
+
+
+def changed_argument(self: Residual, x: Tensor) -> object:
+    x += 1
+    return self.conv1(x)
+
+
+def assigned_data(self: Residual, x: Tensor) -> object:
+    x = x * 2
+    x.data = x + 1
+    return self.conv1(x)
+
+
+def counted(self: Residual, x: Tensor) -> object:
+    n = x.shape[0]
+    n += 1
+    return self.conv1(x) * n
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        changed_input, changed_before_the_activation, changed_residual, changed_by_a_layer, alias_of_a_changed_tensor,
+        alias_of_a_factor, changed_argument, assigned_data, counted,
+    ],
+)  # fmt: skip
+def test_changes_in_place_have_effect_in_their_order(forward: Callable[..., object]) -> None:
+    cls = type("Program", (Residual,), {"forward": forward})
+    model = with_statistics(cls(4, nn.ReLU(inplace=True), bias=True))
+    x = torch.randn(2, 4, 5, 5)
+    inputs = x.clone(), x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(fastconv.freeze(model)(inputs[0]), model(inputs[1]), rtol=1e-5, atol=1e-5)
+    assert torch.equal(*inputs)
 
 
 def test_hooks_still_run() -> None:
@@ -194,6 +333,61 @@ def test_a_model_that_cannot_be_traced_is_converted() -> None:
     for x in (torch.rand(1, 3, 6, 6), -torch.rand(1, 3, 6, 6)):
         with torch.no_grad():
             torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_with_optional_arguments_takes_the_branch_of_each_call() -> None:
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+            y = self.conv(x)
+            return y if mask is None else y * mask * (2 * scale)
+
+    model = Optional().eval()
+    frozen, x = fastconv.freeze(model), torch.randn(1, 3, 4, 4)
+    for arguments in ((x,), (x, torch.rand(1)), (x, torch.rand(1), 3.0)):
+        torch.testing.assert_close(frozen(*arguments), model(*arguments), rtol=1e-5, atol=1e-5)
+
+
+def random_factor(self: Residual, x: Tensor) -> Tensor:
+    return self.conv1(x) * torch.rand(1)
+
+
+def own_sum(self: Residual, x: Tensor) -> Tensor:
+    total = torch.zeros(())
+    total += x.sum()
+    return self.conv1(x) + total
+
+
+def bfloat16_within(self: Residual, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return self.conv1(x)
+
+
+@pytest.mark.parametrize("forward", [random_factor, own_sum, bfloat16_within])
+def test_what_a_trace_would_fix_is_computed_in_each_call(forward: Callable[..., Tensor]) -> None:
+    model = with_statistics(type("Program", (Residual,), {"forward": forward})(4, nn.ReLU()))
+    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 6, 6)
+    for _ in range(2):
+        torch.manual_seed(3)
+        expected = model(x)
+        torch.manual_seed(3)
+        torch.testing.assert_close(frozen(x), expected, rtol=1e-2, atol=1e-2)  # also compares the dtypes
+        torch.rand(1)
+
+
+def test_contexts_around_a_call() -> None:
+    model = with_statistics(nn.Sequential(Residual(4, nn.ReLU()), nn.Flatten(), nn.Linear(144, 4000)))
+    frozen, x = fastconv.freeze(model), torch.randn(3, 4, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(frozen(x), model(x), rtol=0.1, atol=0.1)  # also compares the dtypes
+    by_vmap = torch.func.vmap(frozen)(x[:, None])
+    torch.testing.assert_close(by_vmap, model(x)[:, None], rtol=1e-4, atol=1e-4)
+    tangent = torch.randn_like(x)
+    found, expected = (torch.func.jvp(m, (x,), (tangent,))[1] for m in (frozen, model))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("model", [nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Conv2d(3, 4, 3, padding="same")])

@@ -22,7 +22,7 @@ LAYERS = (
     {"public"},
     {"conversion", "freezing", "override", "tuning"},
     {"nn", "functional", "normalization", "models", "optim", "reference", "flops"}
-    | {"_ahead", "_deferred", "_layer", "_scripted"},
+    | {"_ahead", "_deferred", "_frozen", "_layer", "_scripted"},
     {"environment"},
     {"_ops"},
     {"installation", "processor", "startup", "version"},

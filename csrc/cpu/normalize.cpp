@@ -92,6 +92,17 @@ NormalizationConstants constants_of(const BatchNormVectors& b, const std::option
   return constants;
 }
 
+NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift, int64_t C, ScalarType type) {
+  const auto fill = [&](auto& constants) {
+    using T = typename std::decay_t<decltype(constants[0])>::value_type;
+    constants = {std::vector<T>(static_cast<size_t>(C)), channel_values<T>(scale, C, 1),
+                 channel_values<T>(shift, C, 0)};
+  };
+  NormalizationConstants constants;
+  type == ScalarType::Double ? fill(constants.of_double) : fill(constants.of_float);
+  return constants;
+}
+
 NormalizationConstants no_normalization(int64_t C, ScalarType type) {
   const auto count = static_cast<size_t>(C);
   const auto fill = [&](auto& constants) {

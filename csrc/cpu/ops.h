@@ -32,6 +32,16 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
                         const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
 
+// Several convolutions of a network in inference, one after the other.
+//
+// Values are numbered: first the inputs, then the result of each step. A step is 10 numbers: the value that the
+// convolution reads, the value that is added to its result (-1: none), stride, padding, dilation (two each), groups,
+// and the activation. A step whose weight has one dimension computes x * weight + bias in place of a convolution: a
+// batch norm that follows no convolution. `results` are the numbers of the values that are returned.
+std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                                 const std::vector<Tensor>& biases, const Ints& steps,
+                                 const std::vector<double>& slopes, const Ints& results);
+
 // Batch normalisation, with an optional residual and activation. Mathematics: kernels/batch_norm.h.
 using Statistics = std::tuple<Tensor, Tensor>;  // in double: the mean of each channel, and 1 / sqrt(variance + eps)
 using BatchNormGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias and residual

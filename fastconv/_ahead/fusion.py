@@ -20,7 +20,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastconv._ahead.groups import Group, groups
-from fastconv._ahead.layers import ACTIVATION, CALLED, CONVOLUTION, FUNCTIONS, NORM, methods
+from fastconv._ahead.layers import ACTIVATION, CALLED, CONVOLUTION, FUNCTIONS, KINDS, NORM, methods
 from fastconv._ahead.lookahead import LAYERS_IN_FRAME, SEQUENTIAL_CALLS, steps
 from fastconv._layer import is_patched
 from fastconv._ops import batch_norm as _batch_norm
@@ -29,7 +29,7 @@ from fastconv._ops.library import FLOATING_DTYPES
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
 from fastconv.normalization import is_supported
 
-__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "register_sequential"]
+__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "is_before_norm", "register_sequential"]
 
 
 class Ahead:
@@ -126,6 +126,17 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
         if group[6]:
             ahead = Ahead(value, group[5])
     return ahead
+
+
+def is_before_norm(layer: nn.Conv2d, frame: FrameType) -> bool:
+    """Return whether a batch norm uses the layer's result next.
+
+    Args:
+        layer: a convolution.
+        frame: the frame of its ``forward``.
+    """
+    user: Any = next((user for found in steps(layer, frame) for user, _, _ in found), None)
+    return KINDS.get(type(user)) is NORM
 
 
 def _requires_grad(layer: nn.Conv2d) -> bool:

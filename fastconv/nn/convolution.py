@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._ahead import Ahead, convolution_ahead, register_convolution
+from fastconv._ahead import Ahead, convolution_ahead, is_before_norm, register_convolution
 from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._ops import gpu
@@ -53,6 +53,10 @@ class Conv2d(Layer, torch.nn.Conv2d):
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
+            # A batch norm reads the result at once. To wait for it takes a copy of the input: half of the memory of
+            # CIFAR ResNet-20's first steps.
+            if self._patience > 0 and is_before_norm(self, sys._getframe(0)):
+                vars(self)["_patience"] = 0
         return super().forward(input)  # type: ignore[no-any-return]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)

@@ -1,0 +1,60 @@
+"""Several convolutions in inference, one after the other, as one operator: the fake kernel. It has no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastconv._ops import library  # noqa: F401  defines the operators
+from fastconv._ops.checks import check
+from fastconv._ops.conv2d import empty_output
+from fastconv._ops.conv2d_checks import check_conv2d
+from fastconv._ops.conv2d_inference import check_activation, check_channel_vectors, check_like
+from fastconv._ops.sizes import Ints
+
+__all__ = ["STEP_NUMBERS", "conv2d_chain"]
+
+conv2d_chain = torch.ops.fastconv.conv2d_chain.default
+
+#: A step of the chain is so many numbers: csrc/cpu/conv2d_chain.h lists them.
+STEP_NUMBERS = 10
+
+
+@torch.library.register_fake("fastconv::conv2d_chain")
+def _fake_conv2d_chain(
+    inputs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor], steps: Ints,
+    slopes: Sequence[float], results: Ints,
+) -> list[Tensor]:  # fmt: skip
+    count = len(weights)
+    expected = f"expected {count} biases and slopes, and {STEP_NUMBERS} numbers for each step"
+    check(len(biases) == len(slopes) == count and len(steps) == count * STEP_NUMBERS, expected)
+    values = list(inputs)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        read, add, *geometry, groups, activation = steps[i * STEP_NUMBERS : (i + 1) * STEP_NUMBERS]
+        input = _value(values, read, f"step {i} reads")
+        if weight.dim() == 1:
+            size = _check_norm(input, weight, bias)
+        else:
+            size = check_conv2d(input, weight, bias, geometry[0:2], geometry[2:4], geometry[4:6], groups)
+        if add >= 0:
+            check_like(_value(values, add, f"step {i} reads"), size, input, "residual")
+        check_activation(activation)
+        values.append(torch.empty_like(input) if weight.dim() == 1 else empty_output(input, weight, size))
+    for number in results:
+        check(number >= len(inputs), f"the chain returns value {number}, which is an input")
+    return [_value(values, number, "the chain returns") for number in results]
+
+
+def _check_norm(input: Tensor, weight: Tensor, bias: Tensor) -> Ints:
+    check(input.dim() == 4, "expected an input with 4 dimensions")
+    check_channel_vectors(input.shape[1], weight=weight, bias=bias)
+    for vector in (weight, bias):
+        check_like(vector, vector.shape, input, "a vector")
+    return input.shape
+
+
+def _value(values: list[Tensor], number: int, reads: str) -> Tensor:
+    check(0 <= number < len(values), f"{reads} value {number}, but there are {len(values)}")
+    return values[number]
