@@ -237,7 +237,7 @@ tsan: $(VENV)/packages
 
 # CONTRIBUTING.md describes both targets. The wheel is built from the sdist, so it has no files of an older build, and
 # the sdist is complete. libtorch is excluded: it is the user's own.
-# torch-abi-audit prints 2.13.0 as the oldest torch, because it counts a weak symbol that csrc/boundary.cpp can do
+# torch-abi-audit prints 2.13.0 as the oldest torch, because it counts a weak symbol that csrc/tensor.cpp can do
 # without. The wheel works with torch 2.10: make test-wheel TORCH=torch==2.10.0
 RELEASE := build/release
 PLATFORM ?= manylinux_2_28_$(shell uname -m)

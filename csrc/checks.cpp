@@ -45,18 +45,18 @@ void check_countable(const Ints& stride, const Ints& padding, const Ints& dilati
   }
 }
 
-void check_conv2d_parameters(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
+// `kernel_size`: may be null.
+void check_geometry(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                    const Ints* kernel_size = nullptr) {
+  check_pair(stride, "stride", "convolution");
+  check_pair(padding, "padding", "convolution");
+  check_pair(dilation, "dilation", "convolution");
+  if (kernel_size) check_pair(*kernel_size, "kernel_size", "convolution");
   check(groups > 0, "non-positive groups is not supported");
   check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
   check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
   check(dilation[0] > 0 && dilation[1] > 0, "non-positive dilation is not supported");
   check_countable(stride, padding, dilation);
-}
-
-void check_pairs(const Ints& stride, const Ints& padding, const Ints& dilation) {
-  check_pair(stride, "stride", "convolution");
-  check_pair(padding, "padding", "convolution");
-  check_pair(dilation, "dilation", "convolution");
 }
 
 std::string device_name(const Tensor& tensor) {
@@ -72,9 +72,11 @@ void check_floating(const Tensor& tensor, const char* name) {
 
 // The dispatcher calls CUDA's operator if one tensor is on a GPU, even if others are not.
 void check_same_device(const Tensor& a, const Tensor& b) {
-  check(a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(),
-        "Expected all tensors to be on the same device, but found at least two devices, ", device_name(a), " and ",
-        device_name(b), "!");
+  // A caller may pass None, which has no device.
+  const bool same =
+      in_words([&] { return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index(); });
+  check(same, "Expected all tensors to be on the same device, but found at least two devices, ", device_name(a),
+        " and ", device_name(b), "!");
 }
 
 void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
@@ -208,8 +210,7 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   check(input.dim() == 4,
         "Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: ", Sizes(input));
-  check_pairs(stride, padding, dilation);
-  check_conv2d_parameters(stride, padding, dilation, groups);
+  check_geometry(stride, padding, dilation, groups);
   check(weight.dim() == 4, "Expected ", weight.dim(), "-dimensional input for ", weight.dim(), "-dimensional weight ",
         Sizes(weight), ", but got 4-dimensional input of size ", Sizes(input), " instead");
   const Conv2dShape s = conv2d_shape(sizes_of(input), sizes_of(weight), bias, stride, padding, dilation, groups);
@@ -221,8 +222,7 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
 
 Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
                                const Ints& dilation, int64_t groups) {
-  check_pairs(stride, padding, dilation);
-  check_conv2d_parameters(stride, padding, dilation, groups);
+  check_geometry(stride, padding, dilation, groups);
   check(input.size() == 4 && weight.size() == 4, "expected input_size and weight_size to have 4 values");
   return conv2d_shape(input, weight, {}, stride, padding, dilation, groups);
 }
@@ -237,8 +237,7 @@ Conv2dShape check_conv2d_backward(const Tensor& grad_output, const Tensor& input
 
 Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size,
                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
-  check_pairs(stride, padding, dilation);
-  check_conv2d_parameters(stride, padding, dilation, groups);
+  check_geometry(stride, padding, dilation, groups);
   check(input_size.size() == 4 && weight.dim() == 4, "expected a 4-dimensional input and weight");
   const Conv2dShape s = conv2d_shape(input_size, sizes_of(weight), {}, stride, padding, dilation, groups);
   check_grad_output(grad_output, s);
@@ -250,9 +249,7 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
                                          const Ints& stride, const Ints& padding, const Ints& dilation,
                                          int64_t groups) {
-  check_pairs(stride, padding, dilation);
-  check_pair(kernel_size, "kernel_size", "convolution");
-  check_conv2d_parameters(stride, padding, dilation, groups);
+  check_geometry(stride, padding, dilation, groups, &kernel_size);
   check(input.dim() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
   const int64_t K = grad_output.size(1), C = input.size(1);
   check(C % groups == 0, "expected the ", C, " channels of input to be divisible by groups=", groups);

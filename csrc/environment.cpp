@@ -52,11 +52,12 @@ std::string cpu_capability_from(const char* name) {
   refuse(name, value, "is not an ISA level of this machine: " + have + " (empty or unset: the last)");
 }
 
-bool own_algorithms_from(const char* name) {
+// `expected`: the end of the message about any other value.
+bool is_on(const char* name, std::string_view off, std::string_view on, const std::string& expected) {
   const std::string_view value = value_of(name);
-  if (value.empty() || value == "auto") return false;
-  if (value == "own") return true;
-  refuse(name, value, "is not one of auto, own (own: fastconv's kernels only; empty or unset: auto)");
+  if (value.empty() || value == off) return false;
+  if (value == on) return true;
+  refuse(name, value, expected);
 }
 
 int winograd_from(const char* name) {
@@ -80,19 +81,18 @@ int64_t cache_bytes_from(const char* name) {
   return megabytes > most ? unlimited : megabytes << 20;
 }
 
-bool tensor_cores_from(const char* name) {
-  const std::string_view value = value_of(name);
-  if (value.empty() || value == "0") return false;
-  if (value == "1") return true;
-  refuse(name, value, "is not one of 0, 1 (1: convolutions on a GPU use the new kernels; empty or unset: 0)");
-}
-
 }  // namespace
 
 const Environment& environment() {
-  static const Environment parsed{cpu_capability_from("FASTCONV_CPU_CAPABILITY"),
-                                  own_algorithms_from("FASTCONV_ALGORITHM"), winograd_from("FASTCONV_WINOGRAD"),
-                                  cache_bytes_from("FASTCONV_CACHE_MB"), tensor_cores_from("FASTCONV_TENSOR_CORES")};
+  static const Environment parsed{
+      cpu_capability_from("FASTCONV_CPU_CAPABILITY"),
+      is_on("FASTCONV_ALGORITHM", "auto", "own",
+            "is not one of auto, own (own: fastconv's kernels only; empty or unset: auto)"),
+      winograd_from("FASTCONV_WINOGRAD"),
+      cache_bytes_from("FASTCONV_CACHE_MB"),
+      is_on("FASTCONV_TENSOR_CORES", "0", "1",
+            "is not one of 0, 1 (1: convolutions on a GPU use the new kernels; empty or unset: 0)"),
+  };
   return parsed;
 }
 

@@ -21,6 +21,7 @@
 #include "cuda/plan.h"
 #include "environment.h"
 #include "modules.h"
+#include "names.h"
 #include "precision.h"
 #include "tuning_module.h"
 
@@ -79,14 +80,6 @@ fastconv::cpu::Candidate tuned_for(fastconv::cpu::Pass pass, const fastconv::Fus
   return tuning::find(call, static_cast<int>(std::ceil(nonzero * 8)));
 }
 
-fastconv::cpu::Pass pass_named(const std::string& name) {
-  using fastconv::cpu::Pass;
-  if (name == "forward") return Pass::forward;
-  if (name == "backward_data") return Pass::backward_data;
-  if (name == "backward_weight") return Pass::backward_weight;
-  throw std::invalid_argument("expected pass_ to be forward, backward_data or backward_weight, but got '" + name + "'");
-}
-
 pybind11::dict gpu_plan_as_dict(const fastconv::cuda::Call& call) {
   pybind11::dict result;
   const bool torch = fastconv::cuda::torch_is_faster(call);
@@ -121,8 +114,7 @@ pybind11::dict plan_as_dict(fastconv::cpu::Pass pass, const fastconv::FusedShape
     return result;
   }
   const GradientFacts gradient{fused, [=](double) { return nonzero; }, [=] { return finite; }};
-  const BackwardPlan plan =
-      pass == Pass::backward_data ? plan_backward_data<T>(f, gradient) : plan_backward_weight<T>(f, gradient);
+  const BackwardPlan plan = plan_backward<T>(pass, f, gradient);
   describe(plan.algorithm, plan.cut);
   if (plan.algorithm == Algorithm::torch)
     result["rule"] = rule_for_torch(f.conv, pass, fastconv::ScalarType::Float, true);
@@ -137,26 +129,19 @@ pybind11::dict plan(const std::string& pass, const fastconv::Ints& input_size, c
                     bool channels_last, double nonzero, bool finite, const std::optional<int>& cuda_capability,
                     bool tf32) {
   using namespace fastconv;
-  const cpu::Pass which = pass_named(pass);
+  const cpu::Pass which = value_in(passes, pass, "pass_");
   FusedShape f = without_pool(check_conv2d_sizes(input_size, weight_size, stride, padding, dilation, groups));
   if (pool) {
     const auto& [kernel, pool_stride, pool_padding, pool_dilation] = *pool;
     const Conv2dShape& s = f.conv;
     f.pool = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, kernel, pool_stride, pool_padding, pool_dilation, false);
   }
-  const std::map<std::string, ScalarType> types{{"float32", ScalarType::Float},
-                                                {"float64", ScalarType::Double},
-                                                {"bfloat16", ScalarType::BFloat16},
-                                                {"float16", ScalarType::Half}};
-  const auto type = types.find(dtype);
-  if (type == types.end()) {
-    throw std::invalid_argument("expected dtype to be float32, float64, bfloat16 or float16, but got '" + dtype + "'");
-  }
+  const ScalarType type = value_in(types, dtype, "dtype");
   if (!(nonzero >= 0 && nonzero <= 1)) throw std::invalid_argument("expected nonzero to be between 0 and 1");
   const bool fused = relu || pool.has_value();
-  if (cuda_capability) return gpu_plan_as_dict({which, f, fused, type->second, channels_last, tf32, *cuda_capability});
-  const auto run = type->second == ScalarType::Double ? plan_as_dict<double> : plan_as_dict<float>;
-  return run(which, f, fused, type->second, channels_last, nonzero, finite);
+  if (cuda_capability) return gpu_plan_as_dict({which, f, fused, type, channels_last, tf32, *cuda_capability});
+  const auto run = type == ScalarType::Double ? plan_as_dict<double> : plan_as_dict<float>;
+  return run(which, f, fused, type, channels_last, nonzero, finite);
 }
 
 }  // namespace

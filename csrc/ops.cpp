@@ -3,17 +3,9 @@
 //
 // Activations are (N, C, H, W), weights (K, C / groups, R, S). Gradients have the memory formats of input and weight.
 // An operator that does not get those has `channels_last`, the memory format of its result.
-#include <torch/csrc/stable/library.h>
+#include "cpu/ops.h"
 
-#include "boundary.h"
-#include "cpu/batch_norm.h"
-#include "cpu/conv2d.h"
-#include "cpu/conv2d_chain.h"
-#include "cpu/conv2d_inference.h"
-#include "cpu/conv2d_relu_max_pool2d.h"
-#include "cpu/max_pool2d.h"
-#include "cpu/memory/workspace.h"
-#include "cpu/relu.h"
+#include <torch/csrc/stable/library.h>
 #if defined(FASTCONV_CUDA)
 #include "cuda/ops.h"
 #endif
@@ -69,7 +61,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, float eps, int activation, float slope) -> Tensor");
 
-  // Several calls of conv2d_inference without batch norm, one after the other (cpu/conv2d_chain.h).
+  // Several calls of conv2d_inference without batch norm, one after the other (cpu/ops.h).
   m.def(
       "conv2d_chain(Tensor[] inputs, Tensor[] weights, Tensor[] biases, int[] steps, float[] slopes, int[] results) "
       "-> Tensor[]");
@@ -98,25 +90,24 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   using namespace fastconv;
-  m.impl("conv2d", FASTCONV_BOX(cpu::conv2d, WorkspaceScope));
-  m.impl("conv2d_backward", FASTCONV_BOX(cpu::conv2d_backward, WorkspaceScope));
-  m.impl("conv2d_backward_data", FASTCONV_BOX(cpu::conv2d_backward_data, WorkspaceScope));
-  m.impl("conv2d_backward_weight", FASTCONV_BOX(cpu::conv2d_backward_weight, WorkspaceScope));
-  m.impl("max_pool2d", FASTCONV_BOX(cpu::max_pool2d, WorkspaceScope));
-  m.impl("max_pool2d_backward", FASTCONV_BOX(cpu::max_pool2d_backward, WorkspaceScope));
-  m.impl("relu", FASTCONV_BOX(cpu::relu, WorkspaceScope));
-  m.impl("relu_", FASTCONV_BOX(cpu::relu_, WorkspaceScope));
-  m.impl("relu_backward", FASTCONV_BOX(cpu::relu_backward, WorkspaceScope));
-  m.impl("batch_norm_statistics", FASTCONV_BOX(cpu::batch_norm_statistics, WorkspaceScope));
-  m.impl("batch_norm", FASTCONV_BOX(cpu::batch_norm, WorkspaceScope));
-  m.impl("batch_norm_backward", FASTCONV_BOX(cpu::batch_norm_backward, WorkspaceScope));
-  m.impl("conv2d_inference", FASTCONV_BOX(cpu::conv2d_inference, WorkspaceScope));
-  m.impl("conv2d_chain", FASTCONV_BOX(cpu::conv2d_chain, WorkspaceScope));
-  m.impl("conv2d_relu", FASTCONV_BOX(conv2d_relu<cpu::fused_forward>, WorkspaceScope));
-  m.impl("conv2d_relu_max_pool2d", FASTCONV_BOX(conv2d_relu_max_pool2d<cpu::fused_forward>, WorkspaceScope));
-  m.impl("conv2d_relu_backward", FASTCONV_BOX(conv2d_relu_backward<cpu::fused_backward>, WorkspaceScope));
-  m.impl("conv2d_relu_max_pool2d_backward",
-         FASTCONV_BOX(conv2d_relu_max_pool2d_backward<cpu::fused_backward>, WorkspaceScope));
+  m.impl("conv2d", TORCH_BOX(&cpu::conv2d));
+  m.impl("conv2d_backward", TORCH_BOX(&cpu::conv2d_backward));
+  m.impl("conv2d_backward_data", TORCH_BOX(&cpu::conv2d_backward_data));
+  m.impl("conv2d_backward_weight", TORCH_BOX(&cpu::conv2d_backward_weight));
+  m.impl("max_pool2d", TORCH_BOX(&cpu::max_pool2d));
+  m.impl("max_pool2d_backward", TORCH_BOX(&cpu::max_pool2d_backward));
+  m.impl("relu", TORCH_BOX(&cpu::relu));
+  m.impl("relu_", TORCH_BOX(&cpu::relu_));
+  m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
+  m.impl("batch_norm_statistics", TORCH_BOX(&cpu::batch_norm_statistics));
+  m.impl("batch_norm", TORCH_BOX(&cpu::batch_norm));
+  m.impl("batch_norm_backward", TORCH_BOX(&cpu::batch_norm_backward));
+  m.impl("conv2d_inference", TORCH_BOX(&cpu::conv2d_inference));
+  m.impl("conv2d_chain", TORCH_BOX(&cpu::conv2d_chain));
+  m.impl("conv2d_relu", TORCH_BOX(&cpu::conv2d_relu));
+  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&cpu::conv2d_relu_max_pool2d));
+  m.impl("conv2d_relu_backward", TORCH_BOX(&cpu::conv2d_relu_backward));
+  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward));
 }
 
 #if defined(FASTCONV_CUDA)

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
+
+// Returns the message of the last C function that failed in this thread. In torch 2.12 and older, its address is null.
+extern "C" __attribute__((weak, visibility("default"))) const char* torch_exception_get_what_without_backtrace();
 
 namespace fastconv {
 namespace {
@@ -27,16 +31,33 @@ Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, 
   for (int64_t d = 0; d < dim; ++d)
     fits = !__builtin_mul_overflow(bytes, std::max<int64_t>(1, sizes[d]), &bytes) && fits;
   check(fits, "Storage size calculation overflowed with sizes=", Sizes(sizes, static_cast<size_t>(dim)));
-  int32_t device_type = 0;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-  AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(dim, sizes, strides,
-                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                  device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
+  return in_words([&] {
+    int32_t device_type = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    AtenTensorHandle handle = nullptr;
+    const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_empty_strided(dim, sizes, strides, number, device_type, like.get_device_index(), &handle));
+    return Tensor(handle);
+  });
+}
+
+// Returns the tensor itself if it has the memory format, else a copy.
+Tensor in_format(const Tensor& tensor, MemoryFormat format) {
+  return in_words([&] { return torch::stable::contiguous(tensor, format); });
 }
 
 }  // namespace
+
+void rethrow_in_words() {
+  try {
+    throw;
+  } catch (const std::runtime_error& error) {
+    if (std::string(error.what()).find(" API call failed at ") == std::string::npos) throw;
+    const char* words = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : "";
+    throw std::runtime_error(*words ? words : not_enough_memory);
+  }
+}
 
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes) {
   out << '[';
@@ -82,17 +103,19 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last) {
   return empty(sizes, like, channels_last, like.scalar_type());
 }
 
-Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight) {
-  const auto gradient = [&](bool needed, const Tensor& of) {
-    return needed ? empty(sizes_of(of), input, is_channels_last(of)) : empty({0}, input, false);
+Gradients empty_gradients(const Conv2dShape& s, const Tensor& like, InputAndWeight needed,
+                          InputAndWeight channels_last) {
+  const auto gradient = [&](bool is_needed, const Ints& sizes, bool nhwc) {
+    return is_needed ? empty(sizes, like, nhwc) : empty({0}, like, false);
   };
-  const Tensor grad_bias = empty({needs_weight ? weight.size(0) : 0}, input, false);
-  return {gradient(needs_input, input), gradient(needs_weight, weight), grad_bias};
+  return {gradient(needed.input, {s.N, s.C, s.H, s.W}, channels_last.input),
+          gradient(needed.weight, {s.K, s.group_C(), s.R, s.S}, channels_last.weight),
+          gradient(needed.weight, {s.K}, false)};
 }
 
 void zero(const Tensor& tensor) {
   const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
-  if (bytes > 0) std::memset(tensor.mutable_data_ptr(), 0, bytes);
+  if (bytes > 0) std::memset(mutable_data<char>(tensor), 0, bytes);
 }
 
 bool fills_memory(const Tensor& tensor) {
@@ -114,7 +137,7 @@ Tensor empty_as(const Tensor& tensor) {
   const Ints sizes = sizes_of(tensor);
   if (tensor.is_contiguous()) return empty(sizes, tensor, false);
   if (tensor.dim() == 4 && is_nhwc(tensor)) return empty(sizes, tensor, true);
-  if (!fills_memory(tensor)) return torch::stable::empty_like(tensor);
+  if (!fills_memory(tensor)) return in_words([&] { return torch::stable::empty_like(tensor); });
   return empty_strided(sizes.data(), tensor.strides().data(), tensor.dim(), tensor, tensor.scalar_type());
 }
 
@@ -130,19 +153,31 @@ bool same_strides(const Tensor& a, const Tensor& b) {
 
 Tensor dense(const Tensor& tensor) {
   if (is_nchw(tensor) || is_nhwc(tensor)) return tensor;
-  return torch::stable::contiguous(tensor, MemoryFormat::ChannelsLast);
+  return in_format(tensor, MemoryFormat::ChannelsLast);
 }
 
 Tensor ordered(const Tensor& tensor, bool channels_last) {
   if (channels_last ? is_nhwc(tensor) : is_nchw(tensor)) return tensor;
-  return torch::stable::contiguous(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return in_format(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor ordered_as(const Tensor& tensor, const Tensor& like) {
   if (same_strides(tensor, like)) return tensor;
-  Tensor copy = empty_as(like);
-  torch::stable::copy_(copy, tensor);
-  return copy;
+  const Tensor result = empty_as(like);
+  copy(tensor, result);
+  return result;
+}
+
+Tensor as_contiguous(const Tensor& tensor) { return in_format(tensor, MemoryFormat::Contiguous); }
+
+void copy(const Tensor& from, const Tensor& to) {
+  Tensor result = to;
+  in_words([&] { torch::stable::copy_(result, from); });
+}
+
+Tensor slice(const Tensor& tensor, int64_t dim, int64_t first, int64_t count) {
+  Tensor from = tensor;
+  return in_words([&] { return torch::stable::narrow(from, dim, first, count); });
 }
 
 }  // namespace fastconv

@@ -1,4 +1,5 @@
-// Tensors of torch's stable ABI: errors in PyTorch's words, memory formats, and dispatch on the element type.
+// Tensors of torch's stable ABI: errors in PyTorch's words, memory formats, and dispatch on the element type. Other
+// files call torch's C functions through this one, because it gives their errors PyTorch's own text.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -9,6 +10,8 @@
 #include <stdexcept>
 #include <tuple>
 #include <vector>
+
+#include "shapes.h"
 
 namespace fastconv {
 
@@ -25,6 +28,22 @@ void check(bool condition, const Parts&... parts) {
   std::ostringstream text;
   (text << ... << parts);
   throw std::runtime_error(text.str());
+}
+
+constexpr const char* not_enough_memory = "fastconv: not enough memory. Use a smaller batch or smaller images.";
+
+// Rethrows the exception that is being handled. The text of a failed call of torch's C functions names the call, a
+// header and a line. It is replaced by PyTorch's own message.
+[[noreturn]] void rethrow_in_words();
+
+// Calls `f`, which calls torch's C functions.
+template <class F>
+auto in_words(const F& f) {
+  try {
+    return f();
+  } catch (...) {
+    rethrow_in_words();
+  }
 }
 
 inline Ints sizes_of(const Tensor& tensor) { return Ints(tensor.sizes().begin(), tensor.sizes().end()); }
@@ -66,8 +85,14 @@ bool is_nchw(const Tensor& tensor);
 // tensor without elements as contiguous.
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
-// Uninitialised gradients in the memory formats of input and weight. A gradient that is not needed has no elements.
-Gradients empty_gradients(const Tensor& input, const Tensor& weight, bool needs_input, bool needs_weight);
+// Of the input and of the weight.
+struct InputAndWeight {
+  bool input, weight;
+};
+
+// Uninitialised gradients of a convolution, contiguous or channels_last. Those that are not needed have no elements.
+Gradients empty_gradients(const Conv2dShape& s, const Tensor& like, InputAndWeight needed,
+                          InputAndWeight channels_last);
 
 // Sets all elements to zero. The tensor is on the CPU and fills its memory.
 void zero(const Tensor& tensor);
@@ -84,8 +109,17 @@ Tensor ordered(const Tensor& tensor, bool channels_last);
 // Returns the tensor itself if it has the strides of `like`, else a copy with them. `like` fills its memory.
 Tensor ordered_as(const Tensor& tensor, const Tensor& like);
 
+// Returns the tensor itself if it is contiguous, else a copy.
+Tensor as_contiguous(const Tensor& tensor);
+
+// Copies the elements of one tensor to another of the same sizes.
+void copy(const Tensor& from, const Tensor& to);
+
+// The part [first, first + count) of a tensor along one dimension.
+Tensor slice(const Tensor& tensor, int64_t dim, int64_t first, int64_t count);
+
 // One image of a batch, as a batch of one.
-inline Tensor image(Tensor tensor, int64_t n) { return torch::stable::narrow(tensor, 0, n, 1); }
+inline Tensor image(const Tensor& tensor, int64_t n) { return slice(tensor, 0, n, 1); }
 
 // Runs f(T{}) with the tensor's element type.
 template <class F>
@@ -120,12 +154,12 @@ void dispatch_real(const Tensor& tensor, const char* name, const F& f) {
 
 template <class T>
 const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
+  return static_cast<const T*>(in_words([&] { return tensor.const_data_ptr(); }));
 }
 
 template <class T>
 T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
+  return static_cast<T*>(in_words([&] { return tensor.mutable_data_ptr(); }));
 }
 
 }  // namespace fastconv

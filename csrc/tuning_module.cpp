@@ -2,11 +2,11 @@
 
 #include <pybind11/stl.h>
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "checks.h"
 #include "cpu/tuning.h"
+#include "names.h"
 #include "sizes.h"
 
 namespace fastconv {
@@ -16,30 +16,10 @@ namespace py = pybind11;
 using cpu::Candidate;
 using cpu::Choice;
 using cpu::Order;
-using cpu::Pass;
 using cpu::TunedCall;
 
-constexpr std::array<std::pair<const char*, Pass>, 3> passes{
-    {{"forward", Pass::forward}, {"backward_data", Pass::backward_data}, {"backward_weight", Pass::backward_weight}}};
-constexpr std::array<std::pair<const char*, ScalarType>, 4> types{{{"float32", ScalarType::Float},
-                                                                   {"float64", ScalarType::Double},
-                                                                   {"bfloat16", ScalarType::BFloat16},
-                                                                   {"float16", ScalarType::Half}}};
-constexpr std::array<std::pair<const char*, Order>, 4> orders{
+constexpr Names<Order, 4> orders{
     {{"nchw", Order::nchw}, {"nhwc", Order::nhwc}, {"either", Order::either}, {"strided", Order::strided}}};
-
-template <class Names, class Value>
-const char* name_in(const Names& names, Value value) {
-  return std::find_if(names.begin(), names.end(), [&](const auto& pair) { return pair.second == value; })->first;
-}
-
-template <class Names>
-auto value_in(const Names& names, const py::handle& name) {
-  const auto text = name.cast<std::string>();
-  const auto at = std::find_if(names.begin(), names.end(), [&](const auto& pair) { return pair.first == text; });
-  if (at == names.end()) throw std::invalid_argument("unknown name '" + text + "'");
-  return at->second;
-}
 
 Candidate candidate_named(const std::string& name) {
   for (int i = 1; i < static_cast<int>(Candidate::candidates); ++i) {
@@ -98,14 +78,17 @@ Choice from_python(const py::dict& d) {
   FusedShape f = without_pool(check_conv2d_sizes(ints("input"), ints("weight"), ints("stride"), ints("padding"),
                                                  ints("dilation"), d["groups"].cast<int64_t>()));
   if (!d["pool"].is_none()) f.pool = pool_of(f.conv, d["pool"].cast<py::sequence>());
+  const auto named = [&](const auto& names, const py::handle& name, const char* what) {
+    return value_in(names, name.cast<std::string>(), what);
+  };
   const auto operands = d["operands"].cast<py::sequence>();
   if (operands.size() != 2) throw std::invalid_argument("expected two operands");
-  Choice choice{{value_in(passes, d["pass"]),
+  Choice choice{{named(passes, d["pass"], "pass"),
                  f,
                  d["relu"].cast<bool>(),
-                 value_in(types, d["dtype"]),
-                 {value_in(orders, operands[0]), value_in(orders, operands[1])},
-                 value_in(orders, d["result"]),
+                 named(types, d["dtype"], "dtype"),
+                 {named(orders, operands[0], "operands"), named(orders, operands[1], "operands")},
+                 named(orders, d["result"], "result"),
                  d["threads"].cast<int>()},
                 d["eighths"].is_none() ? cpu::any_share : d["eighths"].cast<int>(),
                 candidate_named(d["chosen"].cast<std::string>()),

@@ -144,29 +144,26 @@ def _follows(parsed: list[dict[str, str]], kind: str) -> bool:
     return bool(parsed) and bool(parsed[0][kind])
 
 
-class _BatchNorm1d(nn.BatchNorm1d):
-    """Batch normalisation of dense layers. In training, a batch of one image is normalised as in evaluation.
+class _AnyBatch(nn.modules.batchnorm._BatchNorm):
+    """In training, a batch of one value per channel is normalised as in evaluation.
 
     PyTorch raises an error for it. The last batch of an epoch may have one image.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) == 1:
+        if self.training and input.numel() == input.shape[1]:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         return super().forward(input)
 
 
-class _BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation of convolutions: as :class:`_BatchNorm1d`, for one image of one pixel."""
+class _BatchNorm1d(_AnyBatch, nn.BatchNorm1d):
+    """Batch normalisation of dense layers."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        if self.training and input.shape[0] * input.shape[2] * input.shape[3] == 1:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(input)
+
+class _BatchNorm2d(_AnyBatch, nn.BatchNorm2d):
+    """Batch normalisation of convolutions."""
 
 
 #: The activations besides ReLU, which is that of the library of the layers. ``none`` adds no layer.

@@ -22,7 +22,6 @@ import fastconv.functional as FF
 PACKAGE = Path(fastconv.__file__).parent
 
 _FORWARD = [
-    ("boundary.h", "Guarded::call"),
     ("cpu/conv2d.cpp", "conv2d"),
     ("checks.cpp", "check_conv2d"),
     ("cpu/conv2d.cpp", "run_forward"),
@@ -36,18 +35,13 @@ CPP: dict[str, list[tuple[str, str]]] = {
     "conv2d, contiguous": _FORWARD,
     "conv2d, channels_last": _FORWARD,
     "conv2d_relu_max_pool2d, backward": [
-        ("boundary.h", "Guarded::call"),
-        ("fused.h", "conv2d_relu_max_pool2d_backward"),
+        ("cpu/conv2d_relu_max_pool2d.cpp", "conv2d_relu_max_pool2d_backward"),
         ("checks.cpp", "check_conv2d_relu_max_pool2d_backward"),
-        ("cpu/conv2d_relu_max_pool2d.cpp", "fused_backward"),
         ("cpu/conv2d_backward.cpp", "run_backward"),
-        ("cpu/conv2d_backward.cpp", "backward_data"),
-        ("cpu/plan.cpp", "plan_backward_data"),
-        ("cpu/drivers/sparse_gradient.cpp", "sparse_backward_data"),
+        ("cpu/conv2d_backward.cpp", "backward"),
+        ("cpu/plan.cpp", "plan_backward"),
+        ("cpu/drivers/sparse_gradient.cpp", "sparse_backward"),
         ("cpu/kernels/sparse_gradient_3x3.h", "the kernel"),
-        ("cpu/conv2d_backward.cpp", "backward_weight"),
-        ("cpu/plan.cpp", "plan_backward_weight"),
-        ("cpu/drivers/sparse_gradient.cpp", "sparse_backward_weight"),
         ("cpu/kernels/sparse_gradient.h", "the kernel"),
     ],
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -147,6 +148,24 @@ def test_no_source_file_is_too_long() -> None:
 def test_no_function_is_too_long() -> None:
     lengths = {f"{module}{name}": length for module, tree in TREES.items() for name, length in function_lengths(tree)}
     assert too_long(lengths, LONGEST_FUNCTION, LONG_FUNCTIONS) == []
+
+
+def unworded_calls(code: str) -> list[str]:
+    """The lines that call torch's C functions without ``in_words``, which gives their errors PyTorch's text."""
+    calls = r"ERROR_CODE_CHECK\(|_data_ptr\(|torch::stable::(empty_like|contiguous|narrow|copy_|clone)\("
+    return [line for line in code.splitlines() if re.search(calls, line) and "in_words(" not in line]
+
+
+def test_errors_of_torch_have_pytorchs_words() -> None:
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in {".cpp", ".h", ".cu", ".cuh"}]
+    others = [path for path in sources if path.name != "tensor.cpp"]
+    assert len(others) > 50
+    assert {path.name: lines for path in others if (lines := unworded_calls(path.read_text()))} == {}
+
+
+def test_a_call_without_words_is_found() -> None:
+    unworded, worded = "torch::stable::copy_(to, from);", "in_words([&] { torch::stable::copy_(to, from); });"
+    assert unworded_calls(f"{unworded}\n{worded}") == [unworded]
 
 
 def test_lengths_above_their_limit_and_needless_exceptions_are_found() -> None:

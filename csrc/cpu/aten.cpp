@@ -21,9 +21,9 @@ class NoGrad {
 };
 
 template <size_t n>
-void call(const char* name, std::array<StableIValue, n>& stack) {
+void call_torch(const char* name, std::array<StableIValue, n>& stack) {
   const NoGrad guard;
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  in_words([&] { STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION)); });
 }
 
 // Returns the tensor if it is dense in the wanted memory format, else a copy in that format.
@@ -32,28 +32,8 @@ Tensor in_order(const Tensor& tensor, bool channels_last) {
   bool same = true;
   for (int64_t d = 0; d < tensor.dim(); ++d) same = same && tensor.stride(d) == result.stride(d);
   if (same) return tensor;
-  Tensor copy = result;
-  torch::stable::copy_(copy, tensor);
-  return copy;
-}
-
-// Returns the gradients of the input, the weight and the bias. Gradients that `mask` leaves out are undefined. If no
-// wanted gradient needs the values of the input or the weight, PyTorch reads only its sizes and strides.
-std::array<Tensor, 3> backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& weight, const std::array<bool, 3>& mask) {
-  std::array<StableIValue, 11> stack{from(grad_output),
-                                     from(input),
-                                     from(weight),
-                                     from(std::optional<Ints>(Ints{s.K})),
-                                     from(Ints{s.stride_h, s.stride_w}),
-                                     from(Ints{s.pad_h, s.pad_w}),
-                                     from(Ints{s.dilation_h, s.dilation_w}),
-                                     from(false),
-                                     from(Ints{0, 0}),
-                                     from(s.groups),
-                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()))};
-  call("aten::convolution_backward", stack);
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+  copy(tensor, result);
+  return result;
 }
 
 }  // namespace
@@ -69,30 +49,33 @@ Tensor aten_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weig
                                     from(false),
                                     from(Ints{0, 0}),
                                     from(s.groups)};
-  call("aten::convolution", stack);
+  call_torch("aten::convolution", stack);
   return in_order(to<Tensor>(stack[0]), channels_last);
 }
 
-Gradients aten_conv2d_backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
-                               const Tensor& weight, bool needs_input, bool needs_weight) {
-  auto [grad_input, grad_weight, grad_bias] =
-      backward(s, grad_output, input, weight, {needs_input, needs_weight, needs_weight});
-  if (needs_input) grad_input = in_order(grad_input, is_channels_last(input));
-  if (needs_weight) grad_weight = in_order(grad_weight, is_channels_last(weight));
-  return {grad_input, grad_weight, grad_bias};
-}
-
-Tensor aten_conv2d_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
-                                 bool channels_last) {
-  const Tensor input = empty({s.N, s.C, s.H, s.W}, grad_output, channels_last);
-  return in_order(backward(s, grad_output, input, weight, {true, false, false})[0], channels_last);
-}
-
-std::tuple<Tensor, Tensor> aten_conv2d_backward_weight(const Conv2dShape& s, const Tensor& grad_output,
-                                                       const Tensor& input, bool channels_last) {
-  const Tensor weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
-  const auto gradients = backward(s, grad_output, input, weight, {false, true, true});
-  return {in_order(gradients[1], channels_last), gradients[2]};
+Gradients aten_conv2d_backward(const Backward& call, bool needs_input, bool needs_weight) {
+  const Conv2dShape& s = call.shape.conv;
+  const Tensor& g = call.grad_output;
+  // PyTorch needs a tensor in place of an operand that is not needed. It reads only its sizes and strides.
+  const Tensor input = call.input ? *call.input : empty({s.N, s.C, s.H, s.W}, g, call.input_nhwc);
+  const Tensor weight = call.weight ? *call.weight : empty({s.K, s.group_C(), s.R, s.S}, g, call.weight_nhwc);
+  const std::array<bool, 3> mask{needs_input, needs_weight, needs_weight};
+  std::array<StableIValue, 11> stack{from(g),
+                                     from(input),
+                                     from(weight),
+                                     from(std::optional<Ints>(Ints{s.K})),
+                                     from(Ints{s.stride_h, s.stride_w}),
+                                     from(Ints{s.pad_h, s.pad_w}),
+                                     from(Ints{s.dilation_h, s.dilation_w}),
+                                     from(false),
+                                     from(Ints{0, 0}),
+                                     from(s.groups),
+                                     from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()))};
+  call_torch("aten::convolution_backward", stack);
+  Tensor grad_input = to<Tensor>(stack[0]), grad_weight = to<Tensor>(stack[1]);
+  if (needs_input) grad_input = in_order(grad_input, call.input_nhwc);
+  if (needs_weight) grad_weight = in_order(grad_weight, call.weight_nhwc);
+  return {grad_input, grad_weight, to<Tensor>(stack[2])};
 }
 
 }  // namespace fastconv::cpu

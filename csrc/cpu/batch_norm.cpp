@@ -1,7 +1,6 @@
-#include "batch_norm.h"
-
 #include "memory/channel_sums.h"
 #include "normalize.h"
+#include "ops.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -184,7 +183,7 @@ Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor
   const Tensor x = channel_ordered(input);
   const ChannelLayout layout(x);
   ChannelSums moments;
-  dispatch_elements(x, [&](auto elements) {
+  dispatch_elements(x, "batch_norm", [&](auto elements) {
     using Stored = typename decltype(elements)::Stored;
     using T = typename decltype(elements)::Computed;
     const Stored* from = data<Stored>(x);
@@ -236,11 +235,11 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
   GradientTensors t{ordered_as(grad_output, x), x, {}, {}, {}};
   const bool masks = b.activation != Activation::none;
   if (masks && output) t.y = ordered_as(*output, x);
-  if (needs_residual) t.masked = masks ? empty_as(x) : torch::stable::clone(t.g);
+  if (needs_residual) t.masked = masks ? empty_as(x) : in_words([&] { return torch::stable::clone(t.g); });
   if (needs_input) t.dx = empty_as(x);
   const int64_t C = x.size(1);
   Tensor grad_weight = empty({C}, weight ? *weight : mean, false), grad_bias = empty({C}, bias ? *bias : mean, false);
-  dispatch_elements(x, [&](auto elements) {
+  dispatch_elements(x, "batch_norm", [&](auto elements) {
     GradientTensors first = t;
     if (!masks) first.masked.reset();
     const BackwardConstants<typename decltype(elements)::Computed> known(b, x);

@@ -1,10 +1,9 @@
-#include "conv2d.h"
-
 #include "aten.h"
 #include "convolution.h"
 #include "drivers/drivers.h"
 #include "memory/bands.h"
 #include "memory/reduced.h"
+#include "ops.h"
 #include "tuning.h"
 
 namespace fastconv::cpu {
@@ -72,6 +71,7 @@ void run_forward(const Forward& call) {
 
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups) {
+  const WorkspaceScope scope;
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   const bool channels_last = result_is_channels_last(input, weight);
   const auto run = [&] {

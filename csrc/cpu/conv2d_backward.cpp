@@ -1,57 +1,64 @@
 #include "aten.h"
-#include "conv2d.h"
 #include "convolution.h"
 #include "gradient.h"
 #include "memory/bands.h"
 #include "memory/reduced.h"
+#include "ops.h"
 #include "tuning.h"
 
 namespace fastconv::cpu {
 namespace {
 
-// Each of these two asks the plan and calls the driver. All tensors are of T.
 template <class T>
-void backward_data(Gradient<T>& g, const Tensor& weight, const Tensor& grad_input) {
-  const Tensor w = dense(weight);
-  const BackwardPlan plan = plan_backward_data<T>(g.shape(), g.facts(w));
-  if (plan.algorithm == Algorithm::sparse_gradient) {
-    return sparse_backward_data<T>(g.sparse(plan.unpool), plan.weight_as_patches, w, grad_input);
-  }
+void dense_backward_data(Gradient<T>& g, const DataPass& c) {
+  const BackwardPlan& plan = c.plan;
   if (plan.algorithm == Algorithm::thin_groups) {
-    return thin_groups_backward_data(PlainElements<T>{}, g.shape().conv, g.convolution(), w, grad_input);
+    return thin_groups_backward_data(PlainElements<T>{}, g.shape().conv, g.convolution(), c.weight, c.grad_input);
   }
   if (plan.algorithm == Algorithm::torch) {
-    return torch_backward_data(g.shape().conv, g.convolution(), w, grad_input);
+    return torch_backward_data(g.shape().conv, g.convolution(), c.weight, c.grad_input);
   }
   Conv2dShape s = g.shape().conv;
   s.P -= plan.unused_rows, s.pad_h -= plan.unused_rows * s.stride_h;
   Tensor rows = g.convolution();
-  if (plan.unused_rows > 0) rows = dense(torch::stable::narrow(rows, 2, plan.unused_rows, s.P));
-  if (plan.algorithm == Algorithm::winograd) return winograd_backward_data<T>(s, plan.cut, rows, w, grad_input);
-  direct_backward_data<T>(s, rows, w, grad_input);
+  if (plan.unused_rows > 0) rows = dense(slice(rows, 2, plan.unused_rows, s.P));
+  if (plan.algorithm == Algorithm::winograd) {
+    return winograd_backward_data<T>(s, plan.cut, rows, c.weight, c.grad_input);
+  }
+  direct_backward_data<T>(s, rows, c.weight, c.grad_input);
 }
 
 template <class T>
-void backward_weight(Gradient<T>& g, const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias) {
-  const Tensor x = dense(input);
-  const BackwardPlan plan = plan_backward_weight<T>(g.shape(), g.facts(x));
-  switch (plan.algorithm) {
+void dense_backward_weight(Gradient<T>& g, const WeightPass& c) {
+  const Conv2dShape& s = g.shape().conv;
+  switch (c.plan.algorithm) {
     case Algorithm::few_channels:
-      return few_channels_backward_weight<T>(g.sparse(false), x, grad_weight, grad_bias);
-    case Algorithm::sparse_gradient:
-      return sparse_backward_weight<T>(g.sparse(plan.unpool), x, grad_weight, grad_bias);
+      return few_channels_backward_weight<T>(g.sparse(false), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::thin_groups:
-      return thin_groups_backward_weight(PlainElements<T>{}, g.shape().conv, g.convolution(), x, grad_weight,
-                                         grad_bias);
+      return thin_groups_backward_weight(PlainElements<T>{}, s, g.convolution(), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::winograd:
-      return winograd_backward_weight<T>(g.shape().conv, plan.cut, g.convolution(), x, grad_weight, grad_bias);
+      return winograd_backward_weight<T>(s, c.plan.cut, g.convolution(), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::gemm:
-      return gemm_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+      return gemm_backward_weight<T>(s, g.convolution(), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::torch:
-      return torch_backward_weight(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+      return torch_backward_weight(s, g.convolution(), c.input, c.grad_weight, c.grad_bias);
     default:
-      return direct_backward_weight<T>(g.shape().conv, g.convolution(), x, grad_weight, grad_bias);
+      return direct_backward_weight<T>(s, g.convolution(), c.input, c.grad_weight, c.grad_bias);
   }
+}
+
+// Asks the plan about each pass and calls the drivers. All tensors are of T.
+template <class T>
+void backward(Gradient<T>& g, std::optional<DataPass> data, std::optional<WeightPass> weight) {
+  if (data) data->plan = plan_backward<T>(Pass::backward_data, g.shape(), g.facts(data->weight));
+  if (weight) weight->plan = plan_backward<T>(Pass::backward_weight, g.shape(), g.facts(weight->input));
+  const bool sparse_data = data && data->plan.algorithm == Algorithm::sparse_gradient;
+  const bool sparse_weight = weight && weight->plan.algorithm == Algorithm::sparse_gradient;
+  if (data && !sparse_data) dense_backward_data(g, *data);
+  if (sparse_data || sparse_weight) {
+    sparse_backward<T>(g, sparse_data ? &*data : nullptr, sparse_weight ? &*weight : nullptr);
+  }
+  if (weight && !sparse_weight) dense_backward_weight(g, *weight);
 }
 
 // ---- large calls, band by band -----------------------------------------------------------------------------------
@@ -71,11 +78,11 @@ bool can_be_rows(const Backward& call, const Tensor& other, const View& view) {
 
 template <class T>
 void data_by_bands(const Backward& call, const View& view, const BandLimits& limits) {
-  const Tensor w = view.read(*call.weight, Workspace::wide_weight);
+  const Tensor w = dense(view.read(*call.weight, Workspace::wide_weight));
   for_each_data_band(call.shape, can_be_rows(call, *call.grad_input, view), limits, [&](const Band& band) {
     Gradient<T> g = gradient_of<T>(call, band, view);
     view.write(part_of(*call.grad_input, band.images, band.input), Workspace::wide_result,
-               [&](const Tensor& dx) { backward_data(g, w, dx); });
+               [&](const Tensor& dx) { backward<T>(g, DataPass{w, dx}, {}); });
   });
 }
 
@@ -86,8 +93,8 @@ void weight_by_bands(const Backward& call, const View& view, const BandLimits& l
     BandSum sum(grad_weight, grad_bias);
     for_each_band(call.shape, by_rows, limits, [&](const Band& band) {
       Gradient<T> g = gradient_of<T>(call, band, view);
-      const Tensor x = view.read(part_of(*call.input, band.images, band.input), Workspace::wide_input);
-      sum.add([&](const Tensor& dw, const Tensor& db) { backward_weight(g, x, dw, db); });
+      const Tensor x = dense(view.read(part_of(*call.input, band.images, band.input), Workspace::wide_input));
+      sum.add([&](const Tensor& dw, const Tensor& db) { backward<T>(g, {}, WeightPass{x, dw, db}); });
     });
   };
   const bool rows = can_be_rows(call, *call.input, view);
@@ -126,7 +133,7 @@ bool data_of_16_bits(const Backward& call) {
   if (!may_convert_thin_groups(call)) return false;
   const Tensor w = dense(widened(*call.weight, Workspace::wide_weight));
   const GradientFacts facts{false, [](double) { return 1.0; }, [&] { return all_finite<float>(w); }};
-  if (plan_backward_data<float>(call.shape, facts).algorithm != Algorithm::thin_groups) return false;
+  if (plan_backward<float>(Pass::backward_data, call.shape, facts).algorithm != Algorithm::thin_groups) return false;
   thin_groups_backward_data(elements_of(call.grad_output), s, call.grad_output, w, *call.grad_input);
   return true;
 }
@@ -142,7 +149,7 @@ bool weight_of_16_bits(const Backward& call, const Write& write) {
   }
   const GradientFacts facts{false, [](double) { return 1.0; }, [] { return true; }};
   if (!may_convert_thin_groups(call)) return false;
-  if (plan_backward_weight<float>(call.shape, facts).algorithm != Algorithm::thin_groups) return false;
+  if (plan_backward<float>(Pass::backward_weight, call.shape, facts).algorithm != Algorithm::thin_groups) return false;
   write([&](const Tensor& dw, const Tensor& db) { thin_groups_backward_weight(elements_of(g), s, g, x, dw, db); });
   return true;
 }
@@ -150,7 +157,8 @@ bool weight_of_16_bits(const Backward& call, const Write& write) {
 }  // namespace
 
 Gradients Backward::allocate(bool needs_input, bool needs_weight) {
-  const Gradients all = empty_gradients(*input, *weight, needs_input, needs_weight);
+  const Gradients all =
+      empty_gradients(shape.conv, grad_output, {needs_input, needs_weight}, {input_nhwc, weight_nhwc});
   if (needs_input) grad_input = std::get<0>(all);
   if (needs_weight) grad_weight = std::get<1>(all), grad_bias = std::get<2>(all);
   return all;
@@ -162,7 +170,7 @@ void run_backward(const Backward& call) {
   if (call.grad_weight && !weight) zero(*call.grad_weight), zero(*call.grad_bias);
   const View view{is_reduced(call.grad_output)};
   const auto write_weight = [&](const auto& compute) {
-    view.write(*call.grad_weight, Workspace::wide_result, [&](const Tensor& dw) {
+    view.write(*call.grad_weight, Workspace::wide_grad_weight, [&](const Tensor& dw) {
       view.write(*call.grad_bias, Workspace::wide_bias, [&](const Tensor& db) { compute(dw, db); });
     });
   };
@@ -175,10 +183,11 @@ void run_backward(const Backward& call) {
     using T = decltype(type);
     if (one_piece) {
       Gradient<T> g(call.shape, view.read(call.grad_output, Workspace::wide_gradient), call.argmax);
-      const Tensor w = view.read(*call.weight, Workspace::wide_weight);
-      view.write(*call.grad_input, Workspace::wide_result, [&](const Tensor& dx) { backward_data(g, w, dx); });
-      return write_weight([&](const Tensor& dw, const Tensor& db) {
-        backward_weight(g, view.read(*call.input, Workspace::wide_input), dw, db);
+      const Tensor w = dense(view.read(*call.weight, Workspace::wide_weight));
+      const Tensor x = dense(view.read(*call.input, Workspace::wide_input));
+      return view.write(*call.grad_input, Workspace::wide_result, [&](const Tensor& dx) {
+        write_weight(
+            [&](const Tensor& dw, const Tensor& db) { backward<T>(g, DataPass{w, dx}, WeightPass{x, dw, db}); });
       });
     }
     if (data) data_by_bands<T>(call, view, limits);
@@ -188,73 +197,62 @@ void run_backward(const Backward& call) {
   });
 }
 
-Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
-                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
-                          int64_t groups) {
-  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
-  const ScalarType type = input.scalar_type();
+namespace {
+
+// Computes each gradient that is needed, here or by PyTorch. `operands` has no gradients yet.
+Gradients compute(const Backward& operands, bool needs_input, bool needs_weight) {
+  const FusedShape& f = operands.shape;
+  const Conv2dShape& s = f.conv;
+  const Tensor& g = operands.grad_output;
   const auto run = [&](bool of_input, bool of_weight) {
-    const bool nhwc = in_nhwc(grad_output, is_channels_last(input), s.C, s.H * s.W);
-    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, type, nhwc);
-    const bool both_nhwc = is_nhwc(grad_output) && is_nhwc(input);
-    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, type, both_nhwc);
-    Backward call{without_pool(s), grad_output, {}, input, weight};
+    const bool data_nhwc = in_nhwc(g, operands.input_nhwc, s.C, s.H * s.W);
+    const bool data_by_torch = of_input && torch_is_faster(s, Pass::backward_data, g.scalar_type(), data_nhwc);
+    const bool weight_nhwc = of_weight && is_nhwc(g) && is_nhwc(*operands.input);
+    const bool weight_by_torch = of_weight && torch_is_faster(s, Pass::backward_weight, g.scalar_type(), weight_nhwc);
+    Backward call = operands;
     Gradients gradients = call.allocate(of_input && !data_by_torch, of_weight && !weight_by_torch);
     run_backward(call);
     if (data_by_torch || weight_by_torch) {
-      const auto [grad_input, grad_weight, grad_bias] =
-          aten_conv2d_backward(s, grad_output, input, weight, data_by_torch, weight_by_torch);
+      const auto [grad_input, grad_weight, grad_bias] = aten_conv2d_backward(operands, data_by_torch, weight_by_torch);
       if (data_by_torch) std::get<0>(gradients) = grad_input;
       if (weight_by_torch) std::get<1>(gradients) = grad_weight, std::get<2>(gradients) = grad_bias;
     }
     return gradients;
   };
-  const auto for_data = [&] { return Operands{without_pool(s), grad_output, weight, is_channels_last(input)}; };
-  const auto for_weight = [&] { return Operands{without_pool(s), grad_output, input, is_channels_last(weight)}; };
+  const auto for_data = [&] { return Operands{f, g, *operands.weight, operands.input_nhwc}; };
+  const auto for_weight = [&] { return Operands{f, g, *operands.input, operands.weight_nhwc}; };
   const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
   const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
   return run(needs_input, needs_weight);
 }
 
+}  // namespace
+
+Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
+                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
+                          int64_t groups) {
+  const WorkspaceScope scope;
+  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
+  return compute({without_pool(s), grad_output, {}, input, weight, is_channels_last(input), is_channels_last(weight)},
+                 needs_input, needs_weight);
+}
+
 Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
                             const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
+  const WorkspaceScope scope;
   const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
-  const auto run = [&] {
-    const bool nhwc = in_nhwc(grad_output, channels_last, s.C, s.H * s.W);
-    if (torch_is_faster(s, Pass::backward_data, grad_output.scalar_type(), nhwc)) {
-      return aten_conv2d_backward_data(s, grad_output, weight, channels_last);
-    }
-    Backward call{without_pool(s), grad_output};
-    call.weight = weight;
-    call.grad_input = empty(input_size, grad_output, channels_last);
-    run_backward(call);
-    return *call.grad_input;
-  };
-  const auto operands = [&] { return Operands{without_pool(s), grad_output, weight, channels_last}; };
-  const Tuned tuned(Pass::backward_data, true, operands, run);
-  return run();
+  return std::get<0>(compute({without_pool(s), grad_output, {}, {}, weight, channels_last}, true, false));
 }
 
 std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
                                                   const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                                   const Ints& dilation, int64_t groups, bool channels_last) {
+  const WorkspaceScope scope;
   const Conv2dShape s =
       check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
-  const auto run = [&]() -> std::tuple<Tensor, Tensor> {
-    const bool nhwc = is_nhwc(grad_output) && is_nhwc(input);
-    if (torch_is_faster(s, Pass::backward_weight, grad_output.scalar_type(), nhwc)) {
-      return aten_conv2d_backward_weight(s, grad_output, input, channels_last);
-    }
-    Backward call{without_pool(s), grad_output};
-    call.input = input;
-    call.grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
-    call.grad_bias = empty({s.K}, input, false);
-    run_backward(call);
-    return {*call.grad_weight, *call.grad_bias};
-  };
-  const auto operands = [&] { return Operands{without_pool(s), grad_output, input, channels_last}; };
-  const Tuned tuned(Pass::backward_weight, true, operands, run);
-  return run();
+  const auto [grad_input, grad_weight, grad_bias] =
+      compute({without_pool(s), grad_output, {}, input, {}, false, channels_last}, false, true);
+  return {grad_weight, grad_bias};
 }
 
 }  // namespace fastconv::cpu

@@ -1,9 +1,8 @@
-#include "conv2d_chain.h"
-
 #include <algorithm>
 
-#include "conv2d_inference.h"
+#include "memory/workspace.h"
 #include "normalize.h"
+#include "ops.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -66,6 +65,7 @@ Tensor scaled(const Tensor& input, const Tensor& weight, const Tensor& bias, con
 std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
                                  const std::vector<Tensor>& biases, const Ints& steps,
                                  const std::vector<double>& slopes, const Ints& results) {
+  const WorkspaceScope scope;
   const size_t count = weights.size();
   check(biases.size() == count && slopes.size() == count && steps.size() == count * step_numbers, "expected ", count,
         " biases and slopes, and ", step_numbers, " numbers for each step");

@@ -1,7 +1,7 @@
-#include "conv2d_inference.h"
-
 #include "aten.h"
 #include "convolution.h"
+#include "memory/workspace.h"
+#include "ops.h"
 #include "plan.h"
 #include "tuning.h"
 
@@ -25,6 +25,7 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
                         const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
                         const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope) {
+  const WorkspaceScope scope;
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   check_epilogue(s, input, {running_mean, running_var, norm_weight, norm_bias}, residual);
   const bool channels_last = result_is_channels_last(input, weight);

@@ -1,10 +1,12 @@
-#include "conv2d_relu_max_pool2d.h"
-
 #include "convolution.h"
+#include "memory/workspace.h"
+#include "ops.h"
 #include "tuning.h"
 
 namespace fastconv::cpu {
-Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+namespace {
+
+Fused forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
@@ -16,10 +18,37 @@ Fused fused_forward(const FusedShape& f, const Tensor& input, const Tensor& weig
   return {output, argmax};
 }
 
-Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                         const Tensor& weight, bool needs_input, bool needs_weight) {
+}  // namespace
+
+Fused conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+                  const Ints& padding, const Ints& dilation, int64_t groups) {
+  const WorkspaceScope scope;
+  return forward(without_pool(check_conv2d(input, weight, bias, stride, padding, dilation, groups)), input, weight,
+                 bias);
+}
+
+Fused conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                             const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
+                             const Ints& pool_dilation, bool pool_ceil_mode) {
+  const WorkspaceScope scope;
+  const FusedShape f =
+      check_conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
+                                   pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
+  return forward(f, input, weight, bias);
+}
+
+Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                          const Ints& pool_kernel_size, const Ints& pool_stride,
+                                          const Ints& pool_padding, const Ints& pool_dilation) {
+  const WorkspaceScope scope;
+  const FusedShape f =
+      check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
+                                            pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   const auto run = [&](bool of_input, bool of_weight) {
-    Backward call{f, grad_output, argmax, input, weight};
+    Backward call{f, grad_output, argmax, input, weight, is_channels_last(input), is_channels_last(weight)};
     const Gradients gradients = call.allocate(of_input, of_weight);
     run_backward(call);
     return gradients;
@@ -29,6 +58,14 @@ Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const T
   const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
   const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
   return run(needs_input, needs_weight);
+}
+
+Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                               const Ints& padding, const Ints& dilation, int64_t groups) {
+  const Ints one{1, 1}, none{0, 0};
+  return conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, needs_input, needs_weight, stride, padding,
+                                         dilation, groups, one, one, none, one);
 }
 
 }  // namespace fastconv::cpu

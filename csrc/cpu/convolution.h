@@ -36,16 +36,16 @@ void run_forward(const Forward& call);
 
 // The tensors of a backward call. Without an argmax, grad_output is the gradient of the convolution itself. Gradients
 // that are not needed are absent. grad_weight and grad_bias are needed together. Only grad_input needs weight, and only
-// grad_weight needs input.
+// grad_weight needs input. `input_nhwc` and `weight_nhwc`: grad_input and grad_weight are channels_last.
 struct Backward {
   FusedShape shape;
   Tensor grad_output;
   std::optional<Tensor> argmax = std::nullopt;
   std::optional<Tensor> input = std::nullopt, weight = std::nullopt;
+  bool input_nhwc = false, weight_nhwc = false;
   std::optional<Tensor> grad_input = std::nullopt, grad_weight = std::nullopt, grad_bias = std::nullopt;
 
-  // Allocates the gradients that are needed. In the returned ones, the others have no elements. `input` and `weight`
-  // are present.
+  // Allocates the gradients that are needed. In the returned ones, the others have no elements.
   Gradients allocate(bool needs_input, bool needs_weight);
 };
 

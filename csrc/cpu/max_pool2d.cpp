@@ -1,5 +1,3 @@
-#include "max_pool2d.h"
-
 #include <algorithm>
 #include <cstring>
 
@@ -7,6 +5,7 @@
 #include "memory/reduced.h"
 #include "memory/tiles.h"
 #include "memory/workspace.h"
+#include "ops.h"
 
 namespace fastconv::cpu {
 namespace {
@@ -29,20 +28,17 @@ void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input
   Stored* y = mutable_data<Stored>(output);
   int64_t* at = mutable_data<int64_t>(indices);
   const Tiles tiles(s.N, s.P, s.Q, 1024);
-  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i];
-      const Rows rows = rows_read_by(s, {tile.row, tile.rows});
-      const int64_t row = s.W * s.C, out_row = s.Q * s.C;
-      for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-        Stored* to = y + (n * s.P + tile.row) * out_row;
-        const T* in = elements.load(x + (n * s.H + rows.first) * row, rows.count * row, Workspace::input_tile);
-        T* out = elements.result(to, tile.rows * out_row, Workspace::output_tile);
-        // The kernel expects pointers to row 0 of the image.
-        kernel(s, in - rows.first * row, out - tile.row * out_row, at + n * s.P * out_row, tile.row,
-               tile.row + tile.rows);
-        elements.store(out, to, tile.rows * out_row);
-      }
+  for_each_tile(tiles, [&](const Tile& tile) {
+    const Rows rows = rows_read_by(s, {tile.row, tile.rows});
+    const int64_t row = s.W * s.C, out_row = s.Q * s.C;
+    for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
+      Stored* to = y + (n * s.P + tile.row) * out_row;
+      const T* in = elements.load(x + (n * s.H + rows.first) * row, rows.count * row, Workspace::input_tile);
+      T* out = elements.result(to, tile.rows * out_row, Workspace::output_tile);
+      // The kernel expects pointers to row 0 of the image.
+      kernel(s, in - rows.first * row, out - tile.row * out_row, at + n * s.P * out_row, tile.row,
+             tile.row + tile.rows);
+      elements.store(out, to, tile.rows * out_row);
     }
   });
 }
@@ -60,22 +56,19 @@ void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad
   // A window may be entirely in the padding. As in PyTorch, its index may then be that of a pixel some rows below.
   const bool leaves_its_rows = s.pad_w > 0 && s.dilation_w > s.W;
   const Tiles tiles(s.N, s.H, s.W, leaves_its_rows ? std::max<int64_t>(4096, s.H * s.W) : 4096);
-  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i];
-      const Rows windows = outputs_that_read(s, {tile.row, tile.rows});
-      const int64_t row = s.W * s.C, out_row = s.Q * s.C, count = tile.rows * row;
-      Pool2dShape part = s;
-      part.H = tile.rows, part.P = windows.count;
-      for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-        const int64_t from = (n * s.P + windows.first) * out_row;
-        Stored* to = dx + (n * s.H + tile.row) * row;
-        T* sums = elements.result(to, count, Workspace::input_tile);
-        std::memset(sums, 0, static_cast<size_t>(count) * sizeof(T));
-        kernel(part, elements.load(g + from, windows.count * out_row, Workspace::output_tile), at + from, sums,
-               tile.row * s.W);
-        elements.store(sums, to, count);
-      }
+  for_each_tile(tiles, [&](const Tile& tile) {
+    const Rows windows = outputs_that_read(s, {tile.row, tile.rows});
+    const int64_t row = s.W * s.C, out_row = s.Q * s.C, count = tile.rows * row;
+    Pool2dShape part = s;
+    part.H = tile.rows, part.P = windows.count;
+    for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
+      const int64_t from = (n * s.P + windows.first) * out_row;
+      Stored* to = dx + (n * s.H + tile.row) * row;
+      T* sums = elements.result(to, count, Workspace::input_tile);
+      std::memset(sums, 0, static_cast<size_t>(count) * sizeof(T));
+      kernel(part, elements.load(g + from, windows.count * out_row, Workspace::output_tile), at + from, sums,
+             tile.row * s.W);
+      elements.store(sums, to, count);
     }
   });
 }
@@ -106,12 +99,8 @@ Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, con
   const Tensor grad_input = empty(input_size, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   const Tensor g = ordered(grad_output, channels_last), at = ordered(indices, channels_last);
-  const auto run = [&](const auto& elements) { backward(images_of(s, channels_last), elements, g, at, grad_input); };
-  if (is_reduced(grad_output)) {
-    run(ReducedElements{reduced_kernels(grad_output.scalar_type())});
-  } else {
-    dispatch_floating(grad_output, "max_pool2d_backward", [&](auto type) { run(PlainElements<decltype(type)>{}); });
-  }
+  dispatch_elements(grad_output, "max_pool2d_backward",
+                    [&](const auto& elements) { backward(images_of(s, channels_last), elements, g, at, grad_input); });
   return grad_input;
 }
 

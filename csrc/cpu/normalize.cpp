@@ -62,6 +62,7 @@ void check_channel_vector(const std::optional<Tensor>& vector, int64_t C, const 
 
 void check_like(const std::optional<Tensor>& tensor, const Ints& sizes, const Tensor& like, const char* name) {
   if (!tensor) return;
+  check(tensor->defined(), "expected a tensor for ", name, ", but got None");
   check(sizes_of(*tensor) == sizes && tensor->scalar_type() == like.scalar_type(), "expected ", name, " of size ",
         Sizes(sizes), " and type ", torch::headeronly::toString(like.scalar_type()), ", but got size ", Sizes(*tensor),
         " and type ", torch::headeronly::toString(tensor->scalar_type()));
@@ -114,7 +115,7 @@ NormalizationConstants no_normalization(int64_t C, ScalarType type) {
 }
 
 void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y) {
-  dispatch_elements(x, [&](const auto& elements) { normalize_elements(elements, x, epilogue, y); });
+  dispatch_elements(x, "batch_norm", [&](const auto& elements) { normalize_elements(elements, x, epilogue, y); });
 }
 
 }  // namespace fastconv::cpu

@@ -76,11 +76,4 @@ void check_channel_vector(const std::optional<Tensor>& vector, int64_t C, const 
 // Checks a tensor of the size and dtype of `like`.
 void check_like(const std::optional<Tensor>& tensor, const Ints& sizes, const Tensor& like, const char* name);
 
-// Runs f(elements) with the tensor's element type: PlainElements or ReducedElements (memory/reduced.h).
-template <class F>
-void dispatch_elements(const Tensor& tensor, const F& f) {
-  if (is_reduced(tensor)) return f(ReducedElements{reduced_kernels(tensor.scalar_type())});
-  dispatch_floating(tensor, "batch_norm", [&](auto type) { f(PlainElements<decltype(type)>{}); });
-}
-
 }  // namespace fastconv::cpu

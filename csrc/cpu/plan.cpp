@@ -286,33 +286,28 @@ ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
 }
 
 template <class T>
-BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient) {
-  if (const auto tuned = backward_data_by<T>(tuned_choice(Pass::backward_data), f, gradient)) return *tuned;
+BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& gradient) {
+  const bool of_data = pass == Pass::backward_data;
+  const Candidate choice = tuned_choice(pass);
+  const auto tuned = of_data ? backward_data_by<T>(choice, f, gradient) : backward_weight_by<T>(choice, f, gradient);
+  if (tuned) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
-  // thin_groups multiplies the weight by zeros outside of grad_output.
-  if (has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
+  // In backward_data, thin_groups multiplies the weight by zeros outside of grad_output.
+  if (has_thin_groups<T>(f.conv) && (!of_data || gradient.other_is_finite())) {
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
-  plan.unused_rows = unused_rows(f.conv);  // They would rule out Winograd.
-  const Conv2dShape s = without_rows(f.conv, plan.unused_rows);
-  const auto cut = winograd_cut_backward_data(s);
-  if (chooses_sparse<T>(f, gradient, sparse_data_below(s, cut), 0, plan)) {
-    plan.weight_as_patches = has_patches<T>(f, plan.unpool);
-  } else if (cut) {
-    plan.algorithm = Algorithm::winograd, plan.cut = *cut;
-  } else if (torch_computes_fused_data<T>(f, gradient)) {
-    plan.algorithm = Algorithm::torch;
-  }
-  return plan;
-}
-
-template <class T>
-BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient) {
-  if (const auto tuned = backward_weight_by<T>(tuned_choice(Pass::backward_weight), f, gradient)) return *tuned;
-  BackwardPlan plan = direct_plan(gradient);
-  if (has_thin_groups<T>(f.conv)) {
-    plan.algorithm = Algorithm::thin_groups;
+  if (of_data) {
+    plan.unused_rows = unused_rows(f.conv);  // They would rule out Winograd.
+    const Conv2dShape s = without_rows(f.conv, plan.unused_rows);
+    const auto cut = winograd_cut_backward_data(s);
+    if (chooses_sparse<T>(f, gradient, sparse_data_below(s, cut), 0, plan)) {
+      plan.weight_as_patches = has_patches<T>(f, plan.unpool);
+    } else if (cut) {
+      plan.algorithm = Algorithm::winograd, plan.cut = *cut;
+    } else if (torch_computes_fused_data<T>(f, gradient)) {
+      plan.algorithm = Algorithm::torch;
+    }
     return plan;
   }
   const bool few = f.conv.C <= most_few_channels || always(few_channels);
@@ -332,9 +327,7 @@ BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& grad
 
 template ForwardPlan plan_forward<float>(const FusedShape&, bool);
 template ForwardPlan plan_forward<double>(const FusedShape&, bool);
-template BackwardPlan plan_backward_data<float>(const FusedShape&, const GradientFacts&);
-template BackwardPlan plan_backward_data<double>(const FusedShape&, const GradientFacts&);
-template BackwardPlan plan_backward_weight<float>(const FusedShape&, const GradientFacts&);
-template BackwardPlan plan_backward_weight<double>(const FusedShape&, const GradientFacts&);
+template BackwardPlan plan_backward<float>(Pass, const FusedShape&, const GradientFacts&);
+template BackwardPlan plan_backward<double>(Pass, const FusedShape&, const GradientFacts&);
 
 }  // namespace fastconv::cpu

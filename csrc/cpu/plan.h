@@ -77,10 +77,9 @@ struct BackwardPlan {
   int64_t unused_rows;     // for direct and winograd in backward_data: the first rows of grad_output reach no input
 };
 
+// The plan of backward_data or of backward_weight.
 template <class T>
-BackwardPlan plan_backward_data(const FusedShape& f, const GradientFacts& gradient);
-template <class T>
-BackwardPlan plan_backward_weight(const FusedShape& f, const GradientFacts& gradient);
+BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& gradient);
 
 // Whether a weight does not fit in the second-level cache beside a tile: 1 MB of float32 or more. The direct kernel
 // then packs it block by block.

@@ -9,6 +9,7 @@
 
 #include "forced_choices.h"
 #include "gradient.h"
+#include "memory/reduced.h"
 #include "slower_calls.h"
 
 namespace fastconv::cpu {
@@ -72,7 +73,7 @@ double sampled_share(const Tensor& tensor) {
   constexpr int64_t most = 1024;
   const int64_t all = tensor.numel(), samples = std::min(all, most);
   const auto bytes = static_cast<int64_t>(tensor.element_size());
-  const char* from = static_cast<const char*>(tensor.const_data_ptr());
+  const char* from = data<char>(tensor);
   const Ints sizes = sizes_of(tensor), strides(tensor.strides().begin(), tensor.strides().end());
   int64_t nonzero = 0;
   for (int64_t i = 0; i < samples; ++i) {
@@ -95,19 +96,12 @@ int eighths_of(const Operands& o) {
 }
 
 bool all_finite(const Tensor& tensor) {
-  const Tensor values = dense(tensor);
-  const int64_t bytes = static_cast<int64_t>(values.element_size());
-  const char* from = static_cast<const char*>(values.const_data_ptr());
-  const uint64_t exponent = values.scalar_type() == ScalarType::Half       ? 0x7c00
-                            : values.scalar_type() == ScalarType::BFloat16 ? 0x7f80
-                            : bytes == 4                                   ? 0x7f800000
-                                                                           : 0x7ff0000000000000;
-  for (int64_t i = 0; i < values.numel(); ++i) {
-    uint64_t bits = 0;
-    std::memcpy(&bits, from + i * bytes, static_cast<size_t>(bytes));
-    if ((bits & exponent) == exponent) return false;
-  }
-  return true;
+  const View view{is_reduced(tensor)};
+  bool finite = true;
+  view.dispatch(tensor, "all_finite", [&](auto type) {
+    finite = cpu::all_finite<decltype(type)>(view.read(dense(tensor), Workspace::wide_input));
+  });
+  return finite;
 }
 
 // ---- candidates --------------------------------------------------------------------------------------------------
@@ -134,8 +128,7 @@ Candidate planned_in(const TunedCall& call, double nonzero) {
     return candidate_of(plan_forward<T>(call.shape, krsc), call.fused);
   }
   const GradientFacts facts{call.fused, [=](double) { return nonzero; }, [] { return true; }};
-  return candidate_of(call.pass == Pass::backward_data ? plan_backward_data<T>(call.shape, facts)
-                                                       : plan_backward_weight<T>(call.shape, facts));
+  return candidate_of(plan_backward<T>(call.pass, call.shape, facts));
 }
 
 // The candidate that the plan uses now: the one that it follows, if that one can compute the call.

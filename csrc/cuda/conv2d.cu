@@ -17,7 +17,7 @@ Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Ten
   launch_on(input, "conv2d", [&](auto type, Stream stream) {
     using T = decltype(type);
     const Tensor x = dense(input), w = weight_beside(x, weight);
-    const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
+    const Tensor b = bias ? as_contiguous(*bias) : w;
     launch_conv2d<T>(s, read<T>(x), read<T>(w), bias ? data<T>(b) : nullptr, written<T>(output), tile_choice<T>(),
                      stream);
   });

@@ -7,10 +7,17 @@
 
 namespace fastconv::cuda {
 
-Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                         const Tensor& weight, bool needs_input, bool needs_weight) {
+Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                          const Ints& pool_kernel_size, const Ints& pool_stride,
+                                          const Ints& pool_padding, const Ints& pool_dilation) {
+  const FusedShape f =
+      check_conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, stride, padding, dilation, groups,
+                                            pool_kernel_size, pool_stride, pool_padding, pool_dilation);
   check_coordinates(f.conv);
-  const Gradients gradients = empty_gradients(input, weight, needs_input, needs_weight);
+  const Gradients gradients =
+      empty_gradients(f.conv, input, {needs_input, needs_weight}, {is_channels_last(input), is_channels_last(weight)});
   const auto& [grad_input, grad_weight, grad_bias] = gradients;
   launch_on(input, "conv2d_relu_max_pool2d_backward", [&](auto type, Stream stream) {
     using T = decltype(type);
@@ -29,6 +36,14 @@ Gradients fused_backward(const FusedShape& f, const Tensor& grad_output, const T
     }
   });
   return gradients;
+}
+
+Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                               const Ints& padding, const Ints& dilation, int64_t groups) {
+  const Ints one{1, 1}, none{0, 0};
+  return conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, needs_input, needs_weight, stride, padding,
+                                         dilation, groups, one, one, none, one);
 }
 
 }  // namespace fastconv::cuda

@@ -34,7 +34,7 @@ void launch_on(const Tensor& tensor, const char* name, const F& f) {
   const int32_t device = tensor.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   void* current = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current));
+  in_words([&] { TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &current)); });
   stream = static_cast<Stream>(current);
 #endif
   dispatch_floating(tensor, name, [&](auto type) { f(type, stream); });

@@ -23,8 +23,7 @@ Tensor relu(const Tensor& input) {
 void relu_(const Tensor& input) {
   if (fills_memory(input)) return apply(input, input);
   check_no_overlap(input);
-  Tensor target = input;
-  torch::stable::copy_(target, relu(input));
+  copy(relu(input), input);
 }
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {

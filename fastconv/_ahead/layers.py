@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from inspect import getattr_static
 from itertools import chain
 from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
@@ -106,9 +105,9 @@ _add(IDENTITY, nn.Identity)
 _add(ACTIVATION, *_LAYERS)
 
 
-def register(batch_norm: type[nn.BatchNorm2d], activations: Mapping[type[nn.Module], Activation]) -> None:
-    """Add layers that may follow."""
-    _LAYERS.update(activations)
+def register(batch_norm: type[nn.BatchNorm2d], *activations: Any) -> None:
+    """Add layers of fastconv that may follow."""
+    _LAYERS.update({cls: _LAYERS[cls._torch_class] for cls in activations})
     _add(NORM, batch_norm)
     _add(ACTIVATION, *activations)
 

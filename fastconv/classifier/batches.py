@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from fastconv.classifier.config import TrainingError
 
 Batch = tuple[Tensor, Tensor]
+#: Images per step without gradients. The results do not depend on it.
+BATCH = 500
 
 
 class Batches(Protocol):
@@ -75,6 +77,11 @@ class TensorBatches:
         """Return the images with these numbers, and their labels."""
         images, labels = self._tensors
         return images.index_select(0, chosen), labels.index_select(0, chosen)
+
+
+def in_order(images: Tensor, labels: Tensor, batch_size: int = BATCH) -> TensorBatches:
+    """Return the batches of images and labels for validation or evaluation."""
+    return TensorBatches(images, labels, batch_size, shuffle=False)
 
 
 class LoaderBatches:

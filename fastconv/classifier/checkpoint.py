@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastconv.classifier import training_state
 from fastconv.classifier.config import LOSSES, TrainingError
 from fastconv.classifier.data import CLASS_NAMES
 from fastconv.classifier.errors import UserError
@@ -141,20 +142,16 @@ def _checked(path: Path, content: object) -> Checkpoint:
     shape, class_names = content.get("shape", (1, 28, 28)), content.get("class_names", CLASS_NAMES)
     try:
         with torch.device("meta"):  # a damaged file may name huge layers, so allocate nothing yet
-            expected = build_model(model, shape=shape, classes=len(class_names)).state_dict()
+            network = build_model(model, shape=shape, classes=len(class_names))
     except TrainingError as error:
         raise CheckpointError(f"{path} has a model that cannot be built, {model!r}: {error}") from error
-    if not isinstance(weights, dict) or weights.keys() != expected.keys():
-        raise CheckpointError(f"{path} is damaged: its weights are not those of {model}")
-    # fastconv train --dtype float64 writes float64.
-    dtype = torch.float64 if getattr(next(iter(weights.values())), "dtype", None) is torch.float64 else torch.float32
-    for key, tensor in expected.items():
-        found = weights[key]
-        plain = isinstance(found, torch.Tensor) and found.is_cpu and found.layout is torch.strided
-        wanted = dtype if tensor.is_floating_point() else tensor.dtype  # batch normalisation counts its batches
-        if not plain or found.shape != tensor.shape or found.dtype != wanted:
-            raise CheckpointError(f"{path} is damaged: {key} is not {wanted} of shape {tuple(tensor.shape)}")
-        if not found.isfinite().all():
-            raise CheckpointError(f"{path} is damaged: {key} has values that are not finite")
+    first = next(iter(weights.values()), None) if isinstance(weights, dict) else None
+    if getattr(first, "dtype", None) is torch.float64:  # fastconv train --dtype float64
+        network.double()
+    try:
+        training_state.check_weights(network, weights, model)
+        training_state.check_finite(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     training = content.get("training")
     return Checkpoint(model, weights, content["test_accuracy"], content["config"], shape, class_names, training)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fastconv.classifier import losses
+from fastconv.classifier.batches import BATCH, in_order
 from fastconv.classifier.config import TrainingError
 from fastconv.classifier.losses import LOSSES, Loss
 from fastconv.classifier.metrics import Metric, Outputs, Scores
 
 __all__ = ["LOSSES", "evaluate", "measure", "predict"]
 
-_BATCH = 500
-
 
 def evaluate(model: nn.Module, images: Tensor, labels: Tensor, loss: str = "cross-entropy") -> tuple[float, float]:
     """Return the mean loss and the accuracy, between 0 and 1, of ``model`` on these images."""
-    value, accuracy = measure(model, batches(images, labels), losses.named(loss))
+    value, accuracy = measure(model, in_order(images, labels).epoch(0), losses.named(loss))
     return value, accuracy
-
-
-def batches(images: Tensor, labels: Tensor, size: int = _BATCH) -> Iterator[tuple[Tensor, Tensor]]:
-    """Split images and labels into batches for :func:`measure`."""
-    return zip(images.split(size), labels.split(size), strict=True)
 
 
 def measure(
@@ -52,7 +46,7 @@ def measure(
     return Scores({"loss": total / count, "accuracy": correct / count, **outputs.values()})
 
 
-def predict(model: nn.Module, images: Tensor, batch_size: int = _BATCH) -> Tensor:
+def predict(model: nn.Module, images: Tensor, batch_size: int = BATCH) -> Tensor:
     """Return the probability of each class, (N, classes), for images of shape (N, C, H, W)."""
     return predict_batches(model, images.split(batch_size))
 

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from fastconv.classifier import cuda_graph, losses, optimizers, training_state
 from fastconv.classifier import device as devices
 from fastconv.classifier.augment import AUGMENTATIONS
-from fastconv.classifier.batches import Batches, TensorBatches
+from fastconv.classifier.batches import Batches, TensorBatches, in_order
 from fastconv.classifier.config import SCHEDULES, Diverged, TrainingConfig, TrainingError
 from fastconv.classifier.distributed import Distributed
 from fastconv.classifier.history import EpochResult, History
-from fastconv.classifier.inputs import HeldOut, split_for_validation
+from fastconv.classifier.inputs import split_for_validation
 from fastconv.classifier.metrics import Outputs
 from fastconv.classifier.networks import build_model
 from fastconv.classifier.objective import Objective
@@ -41,6 +41,10 @@ class Totals:
     own: int
     loss: Tensor
     correct: Tensor
+
+    def means(self) -> tuple[float, float]:
+        """Return the mean loss and the accuracy of the own images, of which there is at least one."""
+        return self.loss.item() / self.own, self.correct.item() / self.own
 
 
 OnStep = Callable[[int, Totals], None]
@@ -99,8 +103,7 @@ class Training:
             ``None``.
         classes: the number of classes.
         model: the network to train. By default it is built from ``config.model``.
-        held_out: images and labels for validation, or their batches. By default, the last ``config.validation_split``
-            of the images is used.
+        held_out: batches for validation. By default, the last ``config.validation_split`` of the images is used.
         objective: the optimizer and the loss. By default they are those of ``config``.
         epochs_before: epochs of an earlier training that this one continues. They count for the random choices.
 
@@ -128,7 +131,7 @@ class Training:
         config: TrainingConfig,
         classes: int = 10,
         model: nn.Module | None = None,
-        held_out: HeldOut = None,
+        held_out: Batches | None = None,
         objective: Objective | None = None,
         epochs_before: int = 0,
     ) -> None:
@@ -139,11 +142,11 @@ class Training:
             images, labels = devices.place(images, labels, self._device, self._dtype)
             count = len(images) if held_out is not None else split_for_validation(len(images), config.validation_split)
             self._batches: Batches = TensorBatches(images[:count], labels[:count], config.batch_size)
-            held_out = (images[count:], labels[count:]) if held_out is None else held_out
+            held_out = in_order(images[count:], labels[count:]) if count < len(images) else held_out
         else:
             self._batches = images
-        self._held_out = None if isinstance(held_out, tuple) and not len(held_out[0]) else held_out
-        if config.patience is not None and self._held_out is None:
+        self._held_out = held_out
+        if config.patience is not None and held_out is None:
             raise TrainingError("patience needs validation images: set a validation split above 0 (--validation-split)")
         torch.manual_seed(config.seed)
         if model is None:

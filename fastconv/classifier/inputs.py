@@ -11,13 +11,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from fastconv.classifier import arrays
 from fastconv.classifier import device as devices
-from fastconv.classifier.batches import Batches, LoaderBatches, TensorBatches
+from fastconv.classifier.batches import BATCH, Batches, LoaderBatches, TensorBatches, in_order
 from fastconv.classifier.config import TrainingError
-
-#: Images per step without gradients. The results do not depend on it.
-_BATCH = 500
-
-HeldOut = tuple[Tensor, Tensor] | Batches | None
 
 
 class Inputs:
@@ -38,7 +33,7 @@ class Inputs:
 
     def training(
         self, images: Any, labels: Any, batch_size: int | None, split: float, shuffle: bool, device: torch.device
-    ) -> tuple[Batches, HeldOut]:
+    ) -> tuple[Batches, Batches | None]:
         """Return the batches of an epoch, and the last ``split`` of the images for validation.
 
         Raises:
@@ -57,7 +52,7 @@ class Inputs:
         images, labels = devices.place(*self.pair(images, labels), device, torch.float32)
         count = split_for_validation(len(images), split)
         batches = TensorBatches(images[:count], labels[:count], 64 if batch_size is None else batch_size, shuffle)
-        return batches, (images[count:], labels[count:]) if count < len(images) else None
+        return batches, in_order(images[count:], labels[count:]) if count < len(images) else None
 
     def evaluation(self, data: Any, batch_size: int | None = None) -> Batches:
         """Return the batches of ``data``: a pair of images and labels, a Dataset or a DataLoader.
@@ -69,11 +64,11 @@ class Inputs:
             return self._batches(data, batch_size)
         if not isinstance(data, tuple | list) or len(data) != 2:
             raise TypeError("a pair of images and labels, a Dataset or a DataLoader is expected")
-        return TensorBatches(*self.pair(*data), _checked(batch_size) or _BATCH, shuffle=False)
+        return in_order(*self.pair(*data), _checked(batch_size) or BATCH)
 
     def images(self, data: Any, batch_size: int | None = None) -> Iterator[Tensor]:
         """Iterate over batches of images. Labels of a Dataset or a DataLoader are ignored."""
-        size = _checked(batch_size) or _BATCH
+        size = _checked(batch_size) or BATCH
         if not _is_source(data):
             yield from arrays.as_images(data, self._shape).split(size)
             return

@@ -12,9 +12,9 @@ from torch import nn
 from fastconv.classifier import device as devices
 from fastconv.classifier import evaluation, losses, optimizers
 from fastconv.classifier import metrics as measures
+from fastconv.classifier.batches import Batches
 from fastconv.classifier.config import TrainingConfig
 from fastconv.classifier.history import EpochResult, MeasuredEpochResult
-from fastconv.classifier.inputs import HeldOut
 from fastconv.classifier.losses import Loss
 from fastconv.classifier.metrics import Metric, Outputs
 from fastconv.classifier.names import suggestion
@@ -45,7 +45,9 @@ class Objective:
         names = ["loss", "accuracy", *self.metrics]
         return names + [f"val_{name}" for name in names] if validated else names
 
-    def result(self, model: nn.Module, held_out: HeldOut, figures: Mapping[str, Any], outputs: Outputs) -> EpochResult:
+    def result(
+        self, model: nn.Module, held_out: Batches | None, figures: Mapping[str, Any], outputs: Outputs
+    ) -> EpochResult:
         """Return the result of an epoch.
 
         Args:
@@ -56,8 +58,7 @@ class Objective:
         metrics = outputs.values()
         validated: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
         if held_out is not None:
-            batches = evaluation.batches(*held_out) if isinstance(held_out, tuple) else held_out.epoch(0)
-            scores = evaluation.measure(model, batches, self.evaluation_loss, self.metrics)
+            scores = evaluation.measure(model, held_out.epoch(0), self.evaluation_loss, self.metrics)
             metrics |= {f"val_{name}": scores[name] for name in self.metrics}
             validated = {"val_loss": scores.loss, "val_accuracy": scores.accuracy}
         if not metrics:

@@ -73,7 +73,7 @@ class Progress:
         now = time.perf_counter()
         if totals.own and now - self._shown >= _INTERVAL:
             self._shown = now
-            loss, accuracy = totals.loss.item() / totals.own, totals.correct.item() / totals.own
+            loss, accuracy = totals.means()
             self._bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.2%}", refresh=False)
         self._bar.update()
 

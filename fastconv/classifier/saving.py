@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fastconv.classifier import checkpoint, training_state
@@ -116,9 +115,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
         training_state.check_weights(model, weights)
     except ValueError as error:
         raise CheckpointError(f"{path} does not fit the network: {error}") from error
-    for name, value in weights.items():
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path} is damaged: {name} has values that are not finite")
+    try:
+        training_state.check_finite(weights)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     model.load_state_dict(weights)
 
 

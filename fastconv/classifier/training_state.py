@@ -20,13 +20,20 @@ _OPTIMIZER_STATES = {
 }
 
 
-def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Check that ``weights`` have the names, shapes and data types of ``model``."""
+def check_weights(model: nn.Module, weights: object, called: str = "the model") -> None:
+    """Check that ``weights`` is a dictionary with the names, shapes and data types of ``model``."""
     expected = model.state_dict()
-    if weights.keys() != expected.keys():
-        raise ValueError("its weights are not those of the model")
+    if not isinstance(weights, dict) or weights.keys() != expected.keys():
+        raise ValueError(f"its weights are not those of {called}")
     for name, weight in expected.items():
         _check_tensor(name, weights[name], weight.shape, weight.dtype)
+
+
+def check_finite(weights: dict[str, Tensor]) -> None:
+    """Check that ``weights`` has neither infinities nor NaN."""
+    for name, weight in weights.items():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} has values that are not finite")
 
 
 def check_optimizer(

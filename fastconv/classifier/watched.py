@@ -23,7 +23,7 @@ def run(training: Training, callbacks: Callbacks, progress: Progress, stopped: C
     def on_step(epoch: int, totals: Totals) -> None:
         progress.step(totals)
         if callbacks.watches_batches and totals.own:
-            logs = {"loss": totals.loss.item() / totals.own, "accuracy": totals.correct.item() / totals.own}
+            logs = dict(zip(("loss", "accuracy"), totals.means(), strict=True))
             callbacks.call("on_train_batch_end", training.steps - 1, logs)
         if stopped():
             training.stop()

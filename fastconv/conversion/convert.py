@@ -22,22 +22,16 @@ __all__ = ["conversion_report", "convert", "revert"]
 
 M = TypeVar("M", bound=Module)
 
+
+def _by_torch_class(*classes: Any) -> dict[type, type]:
+    """Return fastconv's classes, each under the class of PyTorch that it replaces."""
+    return {cls._torch_class: cls for cls in classes}
+
+
 #: Activations, which run with the layer before them where possible.
-ACTIVATIONS: dict[type, type] = {
-    torch.nn.ReLU: fnn.ReLU,
-    torch.nn.ReLU6: fnn.ReLU6,
-    torch.nn.LeakyReLU: fnn.LeakyReLU,
-    torch.nn.Hardswish: fnn.Hardswish,
-    torch.nn.SiLU: fnn.SiLU,
-}
+ACTIVATIONS = _by_torch_class(fnn.ReLU, fnn.ReLU6, fnn.LeakyReLU, fnn.Hardswish, fnn.SiLU)
 #: PyTorch's classes, and the classes that they become.
-LAYERS: dict[type, type] = {
-    torch.nn.Conv2d: fnn.Conv2d,
-    torch.nn.LazyConv2d: fnn.LazyConv2d,
-    torch.nn.MaxPool2d: fnn.MaxPool2d,
-    torch.nn.BatchNorm2d: fnn.BatchNorm2d,
-    **ACTIVATIONS,
-}
+LAYERS = _by_torch_class(fnn.Conv2d, fnn.LazyConv2d, fnn.MaxPool2d, fnn.BatchNorm2d) | ACTIVATIONS
 #: Blocks on PyTorch's operators, and the fused classes that they become.
 BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,

@@ -11,7 +11,6 @@ from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for t
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, register
 from fastconv._layer import Layer, is_patched, scripted_as
-from fastconv._ops.conv2d_inference import Activation
 from fastconv.nn.layers import BatchNorm2d
 
 __all__ = ["Hardswish", "LeakyReLU", "ReLU", "ReLU6", "SiLU"]
@@ -99,13 +98,4 @@ class SiLU(Layer, torch.nn.SiLU):
     forward = _forward_of(torch.nn.SiLU)
 
 
-register(
-    BatchNorm2d,
-    {
-        ReLU: Activation.RELU,
-        ReLU6: Activation.RELU6,
-        LeakyReLU: Activation.LEAKY_RELU,
-        Hardswish: Activation.HARDSWISH,
-        SiLU: Activation.SILU,
-    },
-)
+register(BatchNorm2d, ReLU, ReLU6, LeakyReLU, Hardswish, SiLU)

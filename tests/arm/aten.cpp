@@ -15,12 +15,6 @@ namespace {
 }  // namespace
 
 Tensor aten_conv2d(const Conv2dShape&, const Tensor&, const Tensor&, const std::optional<Tensor>&, bool) { refuse(); }
-Gradients aten_conv2d_backward(const Conv2dShape&, const Tensor&, const Tensor&, const Tensor&, bool, bool) {
-  refuse();
-}
-Tensor aten_conv2d_backward_data(const Conv2dShape&, const Tensor&, const Tensor&, bool) { refuse(); }
-std::tuple<Tensor, Tensor> aten_conv2d_backward_weight(const Conv2dShape&, const Tensor&, const Tensor&, bool) {
-  refuse();
-}
+Gradients aten_conv2d_backward(const Backward&, bool, bool) { refuse(); }
 
 }  // namespace fastconv::cpu

@@ -8,12 +8,9 @@
 #include <vector>
 
 #include "cpu/capability.h"
-#include "cpu/conv2d.h"
-#include "cpu/conv2d_relu_max_pool2d.h"
-#include "cpu/max_pool2d.h"
 #include "cpu/memory/reduced.h"
+#include "cpu/ops.h"
 #include "cpu/plan.h"
-#include "cpu/relu.h"
 #include "loops.h"
 
 using namespace fastconv;
@@ -120,8 +117,8 @@ void check_fused(const Case& c, const Operands& o, ScalarType type, bool channel
   if (s.P < pool[0] || s.Q < pool[1]) return;
   const Ints none{0, 0}, one{1, 1};
   const auto forward = [&] {
-    return conv2d_relu_max_pool2d<cpu::fused_forward>(o.x, o.w, o.b, c.stride, c.padding, c.dilation, c.groups, pool,
-                                                      pool, none, one, false);
+    return cpu::conv2d_relu_max_pool2d(o.x, o.w, o.b, c.stride, c.padding, c.dilation, c.groups, pool, pool, none, one,
+                                       false);
   };
   const Pool2dShape p = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, pool, pool, none, one, false);
   const Image expected = rectified_maxima(p, o.y);
@@ -133,7 +130,7 @@ void check_fused(const Case& c, const Operands& o, ScalarType type, bool channel
     const auto [y, positions] = forward();
     close(y, expected, "fused " + name);
     close(y, picked(p, o.y, positions), "argmax " + name);
-    const auto [input, weight, bias] = conv2d_relu_max_pool2d_backward<cpu::fused_backward>(
+    const auto [input, weight, bias] = cpu::conv2d_relu_max_pool2d_backward(
         g, argmax, o.x, o.w, true, true, c.stride, c.padding, c.dilation, c.groups, pool, pool, none, one);
     close(input, dx, "fused input gradient " + name);
     close(weight, dw, "fused weight gradient " + name);

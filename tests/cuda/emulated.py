@@ -82,7 +82,7 @@ def build(name: str, sources: list[Path], link: list[str], sanitize: bool) -> Pa
 def operators() -> Path:
     """Build the library of all CUDA operators, for torch.ops.load_library."""
     csrc = ROOT / "csrc"
-    sources = [csrc / "boundary.cpp", csrc / "checks.cpp", csrc / "tensor.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
+    sources = [csrc / "checks.cpp", csrc / "tensor.cpp", *sorted((csrc / "cuda").glob("*.cu"))]
     sources += [EMULATION, HERE / "emulation" / "ops.cpp"]
     return build("operators.so", sources, ["-shared", *torch_libraries()], is_sanitized())
 

@@ -122,23 +122,20 @@ void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
   const bool read_once = blocks.count() * parts == 1;
   const SummedInput<T> x(s, input, read_once, Workspace::whole_input, Workspace::input_tile);
   const SummedInput<T> g(one_tap(s), grad_output, read_once, Workspace::whole_gradient, Workspace::output_tile);
-  parallel_for(0, units * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t part = i % parts, block = i / parts % blocks.count(), piece = i / parts / blocks.count();
-      const TapRange range{std::min(taps, tap_blocks * part / parts * kernel.block_taps),
-                           std::min(taps, tap_blocks * (part + 1) / parts * kernel.block_taps)};
-      WeightSums<T> sums = pieces.at(piece, taps * s.K);
-      const int64_t k0 = blocks.first_channel(block), k1 = blocks.first_channel(block + 1);
-      zero_channels(sums.weight + range.first * s.K, range.last - range.first, s.K, k0, k1);
-      if (part > 0) sums.bias = nullptr;
-      if (sums.bias) zero_channels(sums.bias, 1, s.K, k0, k1);
-      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
-        const Tile tile = tiles[t];
-        const InputTile<T> from = g.tile(tile);
-        const GradientTile<T> gradient{from.data, from.strides.image, tile.images, tile.row, tile.rows};
-        kernel.backward_weight(s, x.tile(tile), gradient, sums, range, block);
-      }
-    }
+  pieces.for_each(blocks.count() * parts, [&](int64_t piece, int64_t i) {
+    const int64_t part = i % parts, block = i / parts;
+    const TapRange range{std::min(taps, tap_blocks * part / parts * kernel.block_taps),
+                         std::min(taps, tap_blocks * (part + 1) / parts * kernel.block_taps)};
+    WeightSums<T> sums = pieces.at(piece, taps * s.K);
+    const int64_t k0 = blocks.first_channel(block), k1 = blocks.first_channel(block + 1);
+    zero_channels(sums.weight + range.first * s.K, range.last - range.first, s.K, k0, k1);
+    if (part > 0) sums.bias = nullptr;
+    if (sums.bias) zero_channels(sums.bias, 1, s.K, k0, k1);
+    pieces.for_each_tile(tiles, piece, [&](const Tile& tile) {
+      const InputTile<T> from = g.tile(tile);
+      const GradientTile<T> gradient{from.data, from.strides.image, tile.images, tile.row, tile.rows};
+      kernel.backward_weight(s, x.tile(tile), gradient, sums, range, block);
+    });
   });
   pieces.finish_rsck(s, grad_weight, grad_bias);
 }

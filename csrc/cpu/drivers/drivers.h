@@ -12,6 +12,9 @@
 namespace fastconv::cpu {
 
 template <class T>
+class Gradient;  // gradient.h
+
+template <class T>
 void direct_forward(const Forward& call, bool pool_in_registers);
 template <class T>
 void winograd_forward(const Forward& call, const WinogradCut& cut);
@@ -72,12 +75,19 @@ struct SparseGradient {
   const uint8_t* argmax;
 };
 
+// The tensors of backward_data and of backward_weight, with their plans. `weight` and `input` are dense.
+struct DataPass {
+  Tensor weight, grad_input;
+  BackwardPlan plan{};
+};
+struct WeightPass {
+  Tensor input, grad_weight, grad_bias;
+  BackwardPlan plan{};
+};
+
+// Computes the gradients of one pass or of both. The other pass is null.
 template <class T>
-void sparse_backward_data(const SparseGradient<T>& g, bool weight_as_patches, const Tensor& weight,
-                          const Tensor& grad_input);
-template <class T>
-void sparse_backward_weight(const SparseGradient<T>& g, const Tensor& input, const Tensor& grad_weight,
-                            const Tensor& grad_bias);
+void sparse_backward(Gradient<T>& gradient, const DataPass* data, const WeightPass* weight);
 template <class T>
 void few_channels_backward_weight(const SparseGradient<T>& g, const Tensor& input, const Tensor& grad_weight,
                                   const Tensor& grad_bias);

@@ -14,16 +14,13 @@ void few_channels_backward_weight(const SparseGradient<T>& g, const Tensor& inpu
   const Tiles tiles(f.pool.N, f.pool.P, f.pool.Q, tile_pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const SummedInput<T> x(s, input, true, Workspace::whole_input, Workspace::input_tile);
-  parallel_for(0, pieces.count, 1, [&](int64_t begin, int64_t end) {
+  pieces.for_each(1, [&](int64_t piece, int64_t) {
     T* patches = workspace<T>(Workspace::intermediate, kernel.workspace_size(f));
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const WeightSums<T> sums = pieces.at(piece, s.taps() * s.K);
-      zero_channels(sums.weight, 1, pieces.size, 0, pieces.size);
-      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
-        const Tile tile = tiles[t];
-        kernel.backward_weight(f, x.tile(convolution_rows(f, tile)), tile_of(g, tile), sums, patches);
-      }
-    }
+    const WeightSums<T> sums = pieces.at(piece, s.taps() * s.K);
+    zero_channels(sums.weight, 1, pieces.size, 0, pieces.size);
+    pieces.for_each_tile(tiles, piece, [&](const Tile& tile) {
+      kernel.backward_weight(f, x.tile(convolution_rows(f, tile)), tile_of(g, tile), sums, patches);
+    });
   });
   pieces.finish_rsck(s, grad_weight, grad_bias);
 }

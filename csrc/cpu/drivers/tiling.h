@@ -17,7 +17,7 @@ struct Bias {
   const T* data;
 
   Bias(const std::optional<Tensor>& bias, const Tensor& weight)
-      : owner(bias ? torch::stable::contiguous(*bias) : weight), data(bias ? fastconv::data<T>(owner) : nullptr) {}
+      : owner(bias ? as_contiguous(*bias) : weight), data(bias ? fastconv::data<T>(owner) : nullptr) {}
 };
 
 // The number of parts that each tile is divided into, by channel blocks. It is above 1 only if there are few tiles.

@@ -12,30 +12,27 @@ void torch_forward(const Forward& call) {
   const int64_t image = f.conv.P * f.conv.Q * f.conv.K;
   const NhwcWriter<T> y(call.output);
   const Tiles tiles(f.conv.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels_between_windows(f.pool)));
-  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i];
-      const OutputTile<T> images{mutable_data<T>(conv) + tile.image * image, tile.images, 0, f.conv.P};
-      T* to = y.tile(tile);
-      kernels().conv2d<T>().fused.relu_max_pool2d(
-          f.pool, images, {to, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows});
-      y.finish(tile, to, 0, f.conv.K);
-    }
+  for_each_tile(tiles, [&](const Tile& tile) {
+    const OutputTile<T> images{mutable_data<T>(conv) + tile.image * image, tile.images, 0, f.conv.P};
+    T* to = y.tile(tile);
+    kernels().conv2d<T>().fused.relu_max_pool2d(
+        f.pool, images, {to, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows});
+    y.finish(tile, to, 0, f.conv.K);
   });
 }
 
 void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input) {
-  Tensor to = grad_input;
-  torch::stable::copy_(to, aten_conv2d_backward_data(s, grad_output, weight, is_channels_last(grad_input)));
+  const Backward call{without_pool(s), grad_output, {}, {}, weight, is_channels_last(grad_input)};
+  copy(std::get<0>(aten_conv2d_backward(call, true, false)), grad_input);
 }
 
 void torch_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                            const Tensor& grad_weight, const Tensor& grad_bias) {
-  const auto [weight, bias] = aten_conv2d_backward_weight(s, grad_output, input, is_channels_last(grad_weight));
-  Tensor to_weight = grad_weight, to_bias = grad_bias;
-  torch::stable::copy_(to_weight, weight);
-  torch::stable::copy_(to_bias, bias);
+  const Backward call{without_pool(s), grad_output, {}, input, {}, false, is_channels_last(grad_weight)};
+  const auto [unused, weight, bias] = aten_conv2d_backward(call, false, true);
+  copy(weight, grad_weight);
+  copy(bias, grad_bias);
 }
 
 template void torch_forward<float>(const Forward&);

@@ -19,6 +19,15 @@ int64_t affordable_pieces(const Conv2dShape& s, int64_t most = 1 << 20) {
   return std::clamp<int64_t>(most / bytes, 1, wanted_pieces);
 }
 
+// to[i] = the sum of from[i + k * step] over k < count, in order, for i < elements. `to` may be `from`.
+template <class T>
+void add_up(const T* from, int64_t step, int64_t count, int64_t elements, T* to) {
+  if (to != from) std::copy(from, from + elements, to);
+  for (int64_t k = 1; k < count; ++k) {
+    for (int64_t i = 0; i < elements; ++i) to[i] += from[k * step + i];
+  }
+}
+
 // The partial sums. Each has the elements of the weight, then those of the bias. Each worker zeroes its slice before it
 // accumulates, or overwrites it first. So the threads share that work and have the slice in their caches, which
 // saves 1.7 % of a step of MnistCNN.
@@ -32,6 +41,20 @@ struct Pieces {
     sums = workspace<T>(Workspace::weight_sums, count * size);
   }
 
+  // Calls body(piece, part) for each of the `parts` parts of each piece, in parallel.
+  template <class Body>
+  void for_each(int64_t parts, const Body& body) const {
+    parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i / parts, i % parts);
+    });
+  }
+
+  // Calls body(tile) for each tile of a piece.
+  template <class Body>
+  void for_each_tile(const Tiles& tiles, int64_t piece, const Body& body) const {
+    for (int64_t t = tiles.count() * piece / count; t < tiles.count() * (piece + 1) / count; ++t) body(tiles[t]);
+  }
+
   // The sums of one piece. The first `weight_size` elements belong to the weight.
   WeightSums<T> at(int64_t piece, int64_t weight_size) const {
     T* weight = sums + piece * size;
@@ -39,13 +62,7 @@ struct Pieces {
   }
 
   // sum[i] = sum over the pieces, in order, of their element (first + i).
-  void add_up(int64_t first, int64_t elements, T* sum) const {
-    std::memcpy(sum, sums + first, static_cast<size_t>(elements) * sizeof(T));
-    for (int64_t piece = 1; piece < count; ++piece) {
-      const T* from = sums + piece * size + first;
-      for (int64_t i = 0; i < elements; ++i) sum[i] += from[i];
-    }
-  }
+  void add_up(int64_t first, int64_t elements, T* sum) const { cpu::add_up(sums + first, size, count, elements, sum); }
 
   // Writes the sum of the pieces in the memory order of grad_weight. Pieces are [r, s, c][K].
   void finish_rsck(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {

@@ -43,7 +43,7 @@ class WeightGradient {
     bias_ = workspace<T>(Workspace::phase_weight, bias_sums_ * s_.K);
     std::memset(bias_, 0, static_cast<size_t>(bias_sums_ * s_.K) * sizeof(T));
     by_pieces_ ? sum_pieces() : sum_frequencies();
-    add_up(bias_, s_.K, bias_sums_, to.bias, 0, s_.K);
+    add_up(bias_, s_.K, bias_sums_, s_.K, to.bias);
     std::atomic<bool> finite{true};
     parallel_for(0, s_.C, 4, [&](int64_t begin, int64_t end) {
       if (!kernel().finish_weight(s_, part_of(0, 1), begin, end, to.weight)) finite = false;
@@ -97,7 +97,7 @@ class WeightGradient {
     });
     const int64_t size = piece_size();
     parallel_for(0, size, grain_size,
-                 [&](int64_t begin, int64_t end) { add_up(sums_, size, pieces_, sums_, begin, end); });
+                 [&](int64_t begin, int64_t end) { add_up(sums_ + begin, size, pieces_, end - begin, sums_ + begin); });
   }
 
   void sum_frequencies() const {
@@ -113,14 +113,6 @@ class WeightGradient {
       parallel_for(0, frequencies_ * blocks_.count(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) multiply(sums, i);
       });
-    }
-  }
-
-  // to[i] = the sum of element i of `count` arrays, in order, for i in [begin, end).
-  static void add_up(const T* from, int64_t size, int64_t count, T* to, int64_t begin, int64_t end) {
-    if (to != from) std::copy(from + begin, from + end, to + begin);
-    for (int64_t array = 1; array < count; ++array) {
-      for (int64_t i = begin; i < end; ++i) to[i] += from[array * size + i];
     }
   }
 

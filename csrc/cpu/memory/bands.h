@@ -28,8 +28,8 @@ inline Tiles bands(int64_t images, int64_t rows, int64_t width, int64_t elements
 
 inline Tensor part_of(const Tensor& tensor, const Tile& images, const Rows& rows) {
   Tensor part = tensor;
-  if (images.images != tensor.size(0)) part = torch::stable::narrow(part, 0, images.image, images.images);
-  if (rows.count != tensor.size(2)) part = torch::stable::narrow(part, 2, rows.first, rows.count);
+  if (images.images != tensor.size(0)) part = slice(part, 0, images.image, images.images);
+  if (rows.count != tensor.size(2)) part = slice(part, 2, rows.first, rows.count);
   return part;
 }
 

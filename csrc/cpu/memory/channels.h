@@ -42,7 +42,7 @@ struct ChannelLayout {
 // Returns the tensor itself if it is contiguous or channels_last, else a copy.
 inline Tensor channel_ordered(const Tensor& tensor) {
   if (tensor.is_contiguous()) return tensor;
-  return tensor.dim() == 4 ? ordered(tensor, suggests_channels_last(tensor)) : torch::stable::contiguous(tensor);
+  return tensor.dim() == 4 ? ordered(tensor, suggests_channels_last(tensor)) : as_contiguous(tensor);
 }
 
 // One value for each channel, from a vector of any floating type.
@@ -50,7 +50,7 @@ template <class T>
 std::vector<T> channel_values(const std::optional<Tensor>& tensor, int64_t C, T missing) {
   std::vector<T> values(static_cast<size_t>(C), missing);
   if (!tensor) return values;
-  const Tensor from = tensor->is_contiguous() ? *tensor : torch::stable::contiguous(*tensor);
+  const Tensor from = tensor->is_contiguous() ? *tensor : as_contiguous(*tensor);
   if (is_reduced(from)) {
     std::vector<float> wide(static_cast<size_t>(C));
     reduced_kernels(from.scalar_type()).widen(data<uint16_t>(from), wide.data(), C);

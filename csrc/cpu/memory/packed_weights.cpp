@@ -84,14 +84,14 @@ FrozenWeights& frozen_weights() {
 
 void freeze_weight(const void* weight) { frozen_weights().add(weight); }
 void release_weight(const void* weight) { frozen_weights().remove(weight); }
-bool is_frozen(const Tensor& weight) { return frozen_weights().has(weight.const_data_ptr()); }
+bool is_frozen(const Tensor& weight) { return frozen_weights().has(data<void>(weight)); }
 
 std::shared_ptr<const void> packed_weight(const Conv2dShape& s, const Tensor& weight, const Packing& packing,
                                           int64_t bytes, Workspace use, const WeightCache::Pack& pack) {
   const WeightKey key{{s.K, s.C, s.R, s.S, s.groups, is_nhwc(weight), is_nchw(weight),
                        static_cast<int64_t>(weight.scalar_type()), packing.kind, packing.detail},
                       &kernels()};
-  const WeightBytes from{weight.const_data_ptr(), weight.numel() * static_cast<int64_t>(weight.element_size())};
+  const WeightBytes from{data<void>(weight), weight.numel() * static_cast<int64_t>(weight.element_size())};
   if (auto frozen = frozen_weights().find_or_pack(key, from.data, bytes, pack)) return frozen;
   if (auto kept = cache().find_or_keep(key, from, bytes, pack)) return kept;
   void* to = workspace<char>(use, bytes);

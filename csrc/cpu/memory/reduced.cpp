@@ -4,10 +4,8 @@ namespace fastconv::cpu {
 namespace {
 
 Tensor without_gaps(const Tensor& tensor) {
-  using torch::headeronly::MemoryFormat;
   if (fills_memory(tensor)) return tensor;
-  const bool channels_last = suggests_channels_last(tensor);
-  return torch::stable::contiguous(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return suggests_channels_last(tensor) ? ordered(tensor, true) : as_contiguous(tensor);
 }
 
 }  // namespace

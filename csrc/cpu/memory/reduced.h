@@ -50,6 +50,13 @@ struct ReducedElements {
   const ChannelBlockKernels<uint16_t, float>& copies() const { return kernels.copies; }
 };
 
+// Runs f(elements) with the tensor's element type, which is a floating type.
+template <class F>
+void dispatch_elements(const Tensor& tensor, const char* name, const F& f) {
+  if (is_reduced(tensor)) return f(ReducedElements{reduced_kernels(tensor.scalar_type())});
+  dispatch_floating(tensor, name, [&](auto type) { f(PlainElements<decltype(type)>{}); });
+}
+
 // Returns the tensor in float32, with the same strides. If its elements have gaps, the result is contiguous or
 // channels_last. The result is valid until the next call with that `use`.
 Tensor widened(const Tensor& tensor, Workspace use);
@@ -74,8 +81,7 @@ void compute_wide(const Tensor& result, Workspace use, const Compute& compute) {
   } else {  // some rows of images in NCHW
     const Tensor wide = wide_contiguous(result, use);
     compute(wide);
-    Tensor rounded = result;
-    torch::stable::copy_(rounded, wide);
+    copy(wide, result);
   }
 }
 

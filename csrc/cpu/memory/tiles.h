@@ -7,6 +7,7 @@
 
 #include "../capability.h"
 #include "../kernels/range.h"
+#include "workspace.h"
 
 namespace fastconv {
 
@@ -49,6 +50,14 @@ class Tiles {
  private:
   int64_t images_, rows_, row_tiles_, images_per_tile_, count_;
 };
+
+// Calls body(tile) for each tile, in parallel.
+template <class Body>
+void for_each_tile(const Tiles& tiles, const Body& body) {
+  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(tiles[i]);
+  });
+}
 
 // The input rows, or columns, that `outputs` neighbouring outputs read.
 inline int64_t reach(int64_t outputs, int64_t stride, int64_t taps, int64_t dilation) {

@@ -2,7 +2,8 @@
 
 #include <cstdlib>
 #include <memory>
-#include <new>
+
+#include "../../tensor.h"
 
 namespace fastconv {
 namespace {
@@ -33,7 +34,7 @@ void* workspace_bytes(Workspace use, int64_t bytes) {
     buffer = {};
     const int64_t rounded = bytes > 0 ? (bytes + 63) / 64 * 64 : 64;
     buffer.memory.reset(std::aligned_alloc(64, static_cast<size_t>(rounded)));
-    if (!buffer.memory) throw std::bad_alloc();
+    check(buffer.memory != nullptr, not_enough_memory);
     buffer.bytes = rounded;
     if (rounded > large) buffers.any_large = true;
   }

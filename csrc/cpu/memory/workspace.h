@@ -33,6 +33,7 @@ enum class Workspace {
   wide_weight,
   wide_bias,
   wide_result,
+  wide_grad_weight,
   count
 };
 
@@ -47,9 +48,17 @@ T* workspace(Workspace use, int64_t count) {
 // Frees the thread's large workspace of the uses before `end`.
 void free_large_workspace(Workspace end);
 
-// Exists while an operator runs. Frees the calling thread's large workspace at its end.
+// Exists while an operator runs. Frees the calling thread's large workspace at its end. If an operator calls another,
+// the outer one does.
 struct WorkspaceScope {
-  ~WorkspaceScope() { free_large_workspace(Workspace::count); }
+  WorkspaceScope() { ++depth; }
+  ~WorkspaceScope() {
+    if (--depth == 0) free_large_workspace(Workspace::count);
+  }
+  WorkspaceScope(const WorkspaceScope&) = delete;
+  WorkspaceScope& operator=(const WorkspaceScope&) = delete;
+
+  inline static thread_local int depth = 0;
 };
 
 // The least number of elements for one thread in elementwise loops: PyTorch's grain size.

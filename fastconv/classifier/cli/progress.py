@@ -64,7 +64,7 @@ class TrainingProgress:
         if self._task is None or self._console.quiet or now - self._shown < interval:
             return
         self._shown = now
-        loss, accuracy = totals.loss.item() / totals.own, totals.correct.item() / totals.own
+        loss, accuracy = totals.means()
         speed = totals.images / (now - self._started)
         if self._console.is_terminal:
             figures = f"loss {loss:.4f}  acc {accuracy:.2%}  {speed:,.0f} images/s"

@@ -7,7 +7,7 @@ import datetime
 import platform
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +19,7 @@ from fastconv.benchmarking.machine import cpu_name
 from fastconv.classifier import latest, runs
 from fastconv.classifier.cli.printing import Printer, print_table
 from fastconv.classifier.cli.progress import TrainingProgress, test_line
+from fastconv.classifier.cli.train_options import Train
 from fastconv.classifier.config import Diverged, TrainingConfig
 from fastconv.classifier.data import DataSet
 from fastconv.classifier.distributed import alone, process_group
@@ -30,31 +31,15 @@ from fastconv.classifier.history import EpochResult, speed_line
 from fastconv.classifier.inputs import split_for_validation
 
 
-@dataclass(frozen=True)
-class Extras:
-    """The options of ``fastconv train`` that do not change the weights."""
+def check_packages(options: Train, output: str) -> None:
+    """Check now, and not after the training, that the optional packages are installed."""
+    if options.report:
+        import matplotlib  # noqa: F401
+    if options.tensorboard:
+        import tensorboard  # noqa: F401
 
-    compare: bool = False
-    tensorboard: bool = False
-    report: bool = False
-    threads: int | None = None
-
-    def check_packages(self, output: str) -> None:
-        """Check now, and not after the training, that the optional packages are installed."""
-        if self.report:
-            import matplotlib  # noqa: F401
-        if self.tensorboard:
-            import tensorboard  # noqa: F401
-
-            if printable(output) != output:
-                raise UserError(
-                    f"--tensorboard needs a folder with a name in UTF-8, not {output}: choose another --output"
-                )
-
-    def options(self) -> list[str]:
-        """Return the options as typed, for the command that continues the run, because the run does not store them."""
-        flags = [f"--{name}" for name in ("compare", "tensorboard", "report") if getattr(self, name)]
-        return [*flags, *(["--threads", str(self.threads)] if self.threads is not None else [])]
+        if printable(output) != output:
+            raise UserError(f"--tensorboard needs a folder with a name in UTF-8, not {output}: choose another --output")
 
 
 class TrainingRun:
@@ -66,8 +51,7 @@ class TrainingRun:
         state: the state of the run to continue, which :meth:`~fastconv.classifier.runs.RunFolder.read_for_resume`
             returns. ``None`` starts a new run.
         data: the training and test images.
-        extras: additional work that does not change the weights.
-        overwrite: whether an earlier run in the folder is replaced.
+        options: those that do not change the weights are used here: compare, tensorboard, report, threads, overwrite.
     """
 
     def __init__(
@@ -76,13 +60,11 @@ class TrainingRun:
         settings: dict[str, Any],
         state: dict[str, Any] | None,
         data: DataSet,
-        extras: Extras,
+        options: Train,
         printer: Printer,
-        overwrite: bool = False,
     ) -> None:
-        self._choose_folder, self._overwrite = folder, overwrite
-        self._settings, self._state = settings, state
-        self._data, self._extras, self._printer = data, extras, printer
+        self._choose_folder, self._settings, self._state = folder, settings, state
+        self._data, self._options, self._printer = data, options, printer
         self._config = TrainingConfig.of(settings)
         self._images = len(data.train_images[: settings["limit"]])
         self._count = split_for_validation(self._images, self._config.validation_split)
@@ -109,13 +91,13 @@ class TrainingRun:
             training.load_state_dict(self._state)
         with contextlib.suppress(Diverged):  # the first process reports it
             training.run()
-            if self._extras.compare:
+            if self._options.compare:
                 self._training(self._other_backend).run()
 
     def _run_first(self, training: Training) -> None:
         # Check for mistakes of the user before the training starts.
         if self._state is None:
-            self._folder.begin(self._overwrite)
+            self._folder.begin(self._options.overwrite)
         validation = self._images - self._count
         self._printer.note(
             f"{self._config.model} on {self._data.name}: {self._count} training images, {validation} validation images"
@@ -134,10 +116,10 @@ class TrainingRun:
             kept = f"{self._folder.checkpoint} holds the network after epoch {len(training.history)}"
             raise Diverged(f"{diverged}; {kept}") from diverged
         self._printer.note(f"wrote {self._folder.checkpoint} and {self._folder.history}")
-        if self._extras.compare:
+        if self._options.compare:
             record |= {"compare": self._compare(training.history)}
             self._folder.write_history(record)
-        if self._extras.report:
+        if self._options.report:
             from fastconv.classifier.report import write
 
             self._printer.note(f"wrote {write(self._folder, training.model, self._data)}")
@@ -161,7 +143,7 @@ class TrainingRun:
         if self._printer.json:
             self._printer.result("", paths | record)
             return
-        if not self._extras.report:
+        if not self._options.report:
             self._printer.note(f"next: {shlex.join(['fastconv', 'report', paths['run']])}")
         self._printer.note(f"next: {shlex.join(['fastconv', 'predict', paths['run'], '0', '1', '2'])}")
 
@@ -180,7 +162,7 @@ class TrainingRun:
         If no epoch was good, remove the run, let ``runs/latest`` point to the run ``before``, and raise the error.
         """
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(_tensorboard(self._folder.tensorboard)) if self._extras.tensorboard else None
+            log = stack.enter_context(_tensorboard(self._folder.tensorboard)) if self._options.tensorboard else None
             # With several processes, one must not stop after a step: the others would wait for it in the next step.
             signals = stack.enter_context(runs.stopped_by_interrupt(training)) if alone() else []
             progress = stack.enter_context(self._progress(len(training.history)))
@@ -202,12 +184,18 @@ class TrainingRun:
                 return error
         if signals:
             self._folder.save_training(training, self._settings)
-            resume = self._folder.resume_command(*self._extras.options())
+            resume = self._folder.resume_command(*self._repeated_options())
             raise UserInterrupt(f"interrupted; to continue: {resume}", signals[0])
         if len(training.history) < self._config.epochs:
             epochs = f"{self._config.patience} epoch{'s' * (self._config.patience != 1)}"
             self._printer.note(f"stopped early: the validation loss has not fallen for {epochs}")
         return None
+
+    def _repeated_options(self) -> list[str]:
+        """Return the options that the run does not store, as typed, for the command that continues it."""
+        flags = [f"--{name}" for name in ("compare", "tensorboard", "report") if getattr(self._options, name)]
+        threads = self._options.threads
+        return [*flags, *(["--threads", str(threads)] if threads is not None else [])]
 
     def _test(self, training: Training) -> dict[str, Any]:
         """Evaluate the network on the test images. Return the results of the run for history.json."""

@@ -25,7 +25,7 @@ def train(options: Train) -> None:
     """
     from fastconv.classifier.cli import inputs
     from fastconv.classifier.cli.printing import Printer
-    from fastconv.classifier.cli.run import Extras, TrainingRun
+    from fastconv.classifier.cli.run import TrainingRun, check_packages
     from fastconv.classifier.config import settle
 
     printer = Printer(options.quiet, options.json)
@@ -45,9 +45,8 @@ def train(options: Train) -> None:
     _check_device(settings, options.compare)
     images = inputs.load_data(settings["dataset"], data_dir, settings["image_size"])
     name = _name(settings)
-    extras = Extras(options.compare, options.tensorboard, options.report, options.threads)
-    extras.check_packages(str(output or name))
-    TrainingRun(lambda: _folder(output, name), settings, state, images, extras, printer, options.overwrite).run()
+    check_packages(options, str(output or name))
+    TrainingRun(lambda: _folder(output, name), settings, state, images, options, printer).run()
 
 
 def with_config(options: Train, path: Path) -> Train:

@@ -1,0 +1,65 @@
+// The operators' functions on the CPU. Schemas: ../ops.cpp.
+#pragma once
+
+#include "../operators.h"
+
+namespace fastconv::cpu {
+
+Conv2dOperator conv2d;
+Conv2dBackwardOperator conv2d_backward;
+Conv2dBackwardDataOperator conv2d_backward_data;
+Conv2dBackwardWeightOperator conv2d_backward_weight;
+
+Conv2dReluOperator conv2d_relu;
+Conv2dReluBackwardOperator conv2d_relu_backward;
+Conv2dReluMaxPool2dOperator conv2d_relu_max_pool2d;
+Conv2dReluMaxPool2dBackwardOperator conv2d_relu_max_pool2d_backward;
+
+MaxPool2dOperator max_pool2d;
+MaxPool2dBackwardOperator max_pool2d_backward;
+
+ReluOperator relu;
+ReluInPlaceOperator relu_;
+ReluBackwardOperator relu_backward;
+
+// ---- only the CPU has these --------------------------------------------------------------------------------------
+
+// A convolution with what follows it in inference: activation(batch_norm(conv2d(x)) + residual). `running_mean` and
+// `running_var` are both there, or none is: then there is no batch norm.
+Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                        const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
+                        const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
+                        const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
+                        const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
+
+// Several convolutions of a network in inference, one after the other.
+//
+// Values are numbered: first the inputs, then the result of each step. A step is 10 numbers: the value that the
+// convolution reads, the value that is added to its result (-1: none), stride, padding, dilation (two each), groups,
+// and the activation. A step whose weight has one dimension computes x * weight + bias in place of a convolution: a
+// batch norm that follows no convolution. `results` are the numbers of the values that are returned.
+std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+                                 const std::vector<Tensor>& biases, const Ints& steps,
+                                 const std::vector<double>& slopes, const Ints& results);
+
+// Batch normalisation, with an optional residual and activation. Mathematics: kernels/batch_norm.h.
+using Statistics = std::tuple<Tensor, Tensor>;  // in double: the mean of each channel, and 1 / sqrt(variance + eps)
+using BatchNormGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias and residual
+
+// Updates the running statistics, if there are any, as PyTorch does.
+Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor>& running_mean,
+                                 const std::optional<Tensor>& running_var, double momentum, double eps);
+
+// `spread`: with `training`, 1 / sqrt(variance + eps), else the variance.
+Tensor batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                  const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& residual, bool training,
+                  double eps, int64_t activation);
+
+// `output`: the result of batch_norm. It is needed if there was a residual and an activation.
+BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& input,
+                                       const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                                       const Tensor& mean, const Tensor& spread, const std::optional<Tensor>& output,
+                                       bool training, double eps, int64_t activation, bool needs_input,
+                                       bool needs_residual);
+
+}  // namespace fastconv::cpu
