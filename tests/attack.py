@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastconv import _C
 
@@ -139,6 +140,8 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
         return batch_norm(operator, rng)
     if operator == "conv2d_inference":
         return inference(rng)
+    if operator == "conv2d_chain":
+        return chain(rng)
     pooling, pooled = pool(rng, x)
     if operator == "max_pool2d":
         return {"input": put(x, rng.choice(FLOATING + INTEGER)), **pooling}
@@ -216,6 +219,26 @@ def inference(rng: random.Random) -> Arguments:
     }
 
 
+def chain(rng: random.Random) -> Arguments:
+    """Mostly valid arguments of conv2d_chain: a convolution, then a batch norm, with or without additions."""
+    dtype = rng.choice(FLOATING)
+    numbers, x, w, y = convolution(rng)
+    vector = lambda: tensor(rng, w[:1], dtype)  # noqa: E731
+    residual = rng.random() < 0.5
+    inputs = [tensor(rng, x, dtype), *([tensor(rng, y, dtype)] if residual else [])]
+    geometry = [*numbers["stride"], *numbers["padding"], *numbers["dilation"], numbers["groups"]]
+    first = [0, 1 if residual else -1, *geometry, rng.randrange(6)]
+    second = [len(inputs), rng.choice([-1, len(inputs)]), 1, 1, 0, 0, 1, 1, 1, rng.randrange(6)]
+    return {
+        "inputs": inputs,
+        "weights": [tensor(rng, w, dtype), vector()],
+        "biases": [vector(), vector()],
+        "steps": first + second,
+        "slopes": [0.1, 0.1],
+        "results": [len(inputs), len(inputs) + 1],
+    }
+
+
 def marks(rng: random.Random, size: list[int], window: int) -> Tensor:
     """A random argmax: positions in the window and 255, or arbitrary bytes."""
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
@@ -235,6 +258,11 @@ def spoilt(rng: random.Random, value: Any) -> Any:
         return rng.choice([0, -1, 2, 3, 5, 1000, *HUGE, -(2**63), 1.5, None])
     if isinstance(value, float):
         return rng.choice([0.0, -1.0, 1e300, float("nan"), float("inf"), None, [0.5]])
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        changed = list(value)
+        at = rng.randrange(len(changed))
+        changed[at] = spoilt_tensor(rng, changed[at])
+        return rng.choice([changed, changed, changed[:-1], changed * 2])
     if isinstance(value, list):
         changed = list(value)
         kind = rng.randrange(4)
@@ -314,9 +342,9 @@ def names_a_path(error: str) -> bool:
 def complaint(operator: str, arguments: Arguments) -> str:
     """Describe what the call did wrong. Empty if nothing is wrong."""
     call = getattr(torch.ops.fastconv, operator).default
-    tensors = [value for value in arguments.values() if isinstance(value, Tensor)]
+    tensors = [value for value in tree_leaves(arguments) if isinstance(value, Tensor)]
     plain = all(value.device.type == "cpu" and value.layout is torch.strided for value in tensors)
-    on_meta = [fake(value) if isinstance(value, Tensor) else value for value in arguments.values()]
+    on_meta = tree_map_only(Tensor, fake, list(arguments.values()))
     expected = (None, "")
     if plain and max((side for value in tensors for side in value.shape), default=0) < 1000:
         expected = counterpart(operator, arguments)
@@ -361,6 +389,8 @@ def steps(value: Tensor) -> list[int]:
 
 def counterpart(operator: str, arguments: Arguments) -> tuple[Any, str]:
     """PyTorch's result or error. Both are empty for arguments that only fastconv.functional accepts."""
+    if "input" not in arguments:
+        return None, ""
     lists = [value for value in arguments.values() if isinstance(value, list)]
     numbers = [number for value in lists for number in value]
     if any(len(value) != 2 for value in lists) or any(abs(number) > 1000 for number in numbers):
@@ -399,6 +429,8 @@ def attack_operator(operator: str, count: int, seed: int, trace: bool, first: in
 
 def described(item: tuple[str, Any]) -> str:
     name, value = item
+    if isinstance(value, list) and any(isinstance(element, Tensor) for element in value):
+        return f"{name}=[{', '.join(described(('', element)) for element in value)}]"
     if not isinstance(value, Tensor):
         return f"{name}={value}"
     strides = list(value.stride()) if value.layout is torch.strided else value.layout

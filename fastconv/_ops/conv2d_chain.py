@@ -33,13 +33,13 @@ def _fake_conv2d_chain(
     values = list(inputs)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         read, add, *geometry, groups, activation = steps[i * STEP_NUMBERS : (i + 1) * STEP_NUMBERS]
+        residual = None if add < 0 else _value(values, add, f"step {i} reads")
         input = _value(values, read, f"step {i} reads")
         if weight.dim() == 1:
             size = _check_norm(input, weight, bias)
         else:
             size = check_conv2d(input, weight, bias, geometry[0:2], geometry[2:4], geometry[4:6], groups)
-        if add >= 0:
-            check_like(_value(values, add, f"step {i} reads"), size, input, "residual")
+        check_like(residual, size, input, "residual")
         check_activation(activation)
         values.append(torch.empty_like(input) if weight.dim() == 1 else empty_output(input, weight, size))
     for number in results:

@@ -19,7 +19,7 @@ Conv2dShape shape_in_pairs(Conv2dShape s) {
 class WeightInPairs {
  public:
   WeightInPairs(const Conv2dShape& s, const Tensor& weight) : s_(s), owner_(ordered(weight, true)) {
-    const bool aligned = reinterpret_cast<uintptr_t>(owner_.const_data_ptr()) % alignof(float) == 0;
+    const bool aligned = reinterpret_cast<uintptr_t>(data<uint16_t>(owner_)) % alignof(float) == 0;
     if (2 * steps() == s.taps() && aligned) return;
     const Tensor krsc = owner_;
     owner_ = empty({s.K, 2 * steps(), 1, 1}, weight, false);
@@ -33,7 +33,7 @@ class WeightInPairs {
   }
 
   Tensor tensor() const {
-    return torch::stable::from_blob(const_cast<void*>(owner_.const_data_ptr()), {s_.K, steps(), 1, 1},
+    return torch::stable::from_blob(const_cast<uint16_t*>(data<uint16_t>(owner_)), {s_.K, steps(), 1, 1},
                                     {steps(), 1, 1, 1}, owner_.device(), ScalarType::Float);
   }
 
