@@ -56,7 +56,8 @@ Tensor scaled(const Tensor& input, const Tensor& weight, const Tensor& bias, con
   const Tensor x = channel_ordered(input);
   const Tensor result = empty_as(x);
   const NormalizationConstants constants = scale_and_shift(weight, bias, C, input.scalar_type());
-  if (input.numel() > 0) normalize(x, {&constants, residual, activation_of(activation), slope}, result);
+  const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
+  if (input.numel() > 0) normalize(x, epilogue, result);
   return result;
 }
 

@@ -42,9 +42,11 @@ def _fake_conv2d_chain(
         check_like(residual, size, input, "residual")
         check_activation(activation)
         values.append(torch.empty_like(input) if weight.dim() == 1 else empty_output(input, weight, size))
+    returned = []
     for number in results:
         check(number >= len(inputs), f"the chain returns value {number}, which is an input")
-    return [_value(values, number, "the chain returns") for number in results]
+        returned.append(_value(values, number, "the chain returns"))
+    return returned
 
 
 def _check_norm(input: Tensor, weight: Tensor, bias: Tensor) -> Ints:
