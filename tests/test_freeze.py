@@ -6,13 +6,20 @@ import copy
 import gc
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import test_ahead_attacks
+import test_ahead_calls
+import test_ahead_programs
 import torch
+from ahead_cases import Net
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 import fastconv
+from fastconv._deferred.tensor import settled
 from fastconv._frozen.layers import FrozenChain, FrozenLinear
 
 
@@ -349,6 +356,38 @@ def test_a_model_with_optional_arguments_takes_the_branch_of_each_call() -> None
     frozen, x = fastconv.freeze(model), torch.randn(1, 3, 4, 4)
     for arguments in ((x,), (x, torch.rand(1)), (x, torch.rand(1), 3.0)):
         torch.testing.assert_close(frozen(*arguments), model(*arguments), rtol=1e-5, atol=1e-5)
+
+
+#: Programs that change the model or note something in each call, and one that compares identities of objects: a record
+#: has what freeze() saw. And a sum that PyTorch refuses: a frozen model adds the sparse tensor to the dense one.
+NOT_RECORDED = {
+    "a_finalizer_between", "a_property_between", "a_weak_reference_between", "an_argument_is_a_property",
+    "arguments_have_side_effects", "odd_global_variables", "residual: sparse", "same_object_in_place", "while_loop",
+}  # fmt: skip
+PROGRAMS = {**test_ahead_attacks.PROGRAMS, **test_ahead_calls.PROGRAMS, **test_ahead_programs.PROGRAMS}
+
+
+def called_twice(model: nn.Module, x: Tensor) -> Any:
+    """The results, or the type of the error."""
+    try:
+        return [model(x.clone()) for _ in range(2)]
+    except Exception as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - NOT_RECORDED))
+def test_a_frozen_program_gets_pytorchs_results(name: str) -> None:
+    model = with_statistics(type("Own", (Net,), {"forward": PROGRAMS[name]})().double())
+    original, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        results = [called_twice(fastconv.freeze(model), x), called_twice(original, x)]
+    found, expected = map(tree_leaves, settled(results))
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        if isinstance(b, Tensor) and b.layout is torch.strided:
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+        else:
+            assert type(a) is type(b)
 
 
 def random_factor(self: Residual, x: Tensor) -> Tensor:

@@ -126,8 +126,9 @@ def _chain(
             dtype = layer.get_buffer("running_mean").dtype
             values.append((scale.to(dtype), shift.to(dtype)))
         residual = number[node.args[1]] if len(node.args) > 1 else -1
-        activation, slope = _activation(block.activation, modules)
-        steps.append(Step(number[node.args[0]], residual, stride, padding, dilation, groups, activation, slope))
+        in_place = block.addition is not None and block.addition.target in IN_PLACE
+        numbers = (stride, padding, dilation, groups, *_activation(block.activation, modules))
+        steps.append(Step(number[node.args[0]], residual, in_place, *numbers))
     results = [node for node in run if any(user not in number for user in node.users)]
     return FrozenChain(steps, values, [number[node] for node in results]), results
 

@@ -47,6 +47,7 @@ class Step(NamedTuple):
 
     input: int
     residual: int  # the value that is added, or -1
+    in_place: bool  # the program adds it in place: the sum has the size and dtype of the convolution's result
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -87,9 +88,13 @@ class FrozenChain(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: list[Tensor] = list(self._buffers.values())  # type: ignore[arg-type]
         weights, biases = values[0::2], values[1::2]
-        if _runs_as_operator(inputs, weights[0]) and all(x.dim() == 4 for x in inputs):
+        try:
+            if not _runs_as_operator(inputs, weights[0]):
+                raise RuntimeError
             results = conv2d_chain(inputs, weights, biases, self.numbers, self.slopes, self.results)
-        else:
+        except (
+            RuntimeError
+        ):  # PyTorch may broadcast an addition, or accept an image without a batch, or has its own error
             results = self._by_torch(inputs, weights, biases)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -101,7 +106,8 @@ class FrozenChain(nn.Module):
                 y = x * weight[:, None, None] + bias[:, None, None]
             else:
                 y = F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups)
-            y = y if step.residual < 0 else y + values[step.residual]
+            if step.residual >= 0:
+                y = y.add_(values[step.residual]) if step.in_place else y + values[step.residual]
             values.append(_FUNCTIONS[step.activation](y, step.slope))
         return [values[number] for number in self.results]
 
@@ -161,4 +167,4 @@ class FrozenLinear(nn.Module):
         return f"{C}, {K}"
 
 
-_ONE_STEP = Step(0, -1, (1, 1), (0, 0), (1, 1), 1, Activation.NONE, 0.0).numbers()
+_ONE_STEP = Step(0, -1, False, (1, 1), (0, 0), (1, 1), 1, Activation.NONE, 0.0).numbers()
