@@ -1,32 +1,37 @@
-"""Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights, once and for all."""
+"""Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
-from fastconv._frozen.graph import IN_PLACE, fuse
+from fastconv._frozen.graph import fuse
 from fastconv._frozen.layers import freeze_weight
-from fastconv._layer import is_observed
+from fastconv._frozen.record import record
 from fastconv.conversion import convert, revert
 
 __all__ = ["freeze"]
 
 
 def freeze(model: nn.Module) -> nn.Module:
-    """Return a copy of a model for inference with its values as they are now.
+    """Return a copy of the model for inference. The copy keeps the current values of the parameters.
 
     Batch norms are folded into the convolutions before them. A residual and an activation are computed with their
     convolution. The weights are packed in the first call and never compared again, so later changes of the frozen
     weights have no effect. The model itself does not change.
 
-    ``torch.fx`` traces the model once. So the copy does what the model does for every input only if no ``if`` or loop
-    depends on the input. A model is converted instead (:func:`fastconv.convert`), with packed weights, if it cannot be
-    traced, if its ``forward`` has parameters with default values, or if it creates tensors or enters a context.
+    ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. The copy
+    is only converted (:func:`fastconv.convert`), with packed weights, if the record would miss something:
+
+    - the model has an ``if`` or a loop that depends on the input, or asks for the type of a value;
+    - its ``forward`` has default values or ``**kwargs``;
+    - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
+
+    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile.
 
     Args:
         model: a model in evaluation mode, on the CPU.
@@ -36,7 +41,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: the model is not a module.
-        RuntimeError: the model is in training mode.
+        RuntimeError: the model is in training mode, or its lazy layers have not run.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
@@ -48,91 +53,60 @@ def freeze(model: nn.Module) -> nn.Module:
         raise TypeError(f"freeze() takes a torch.nn.Module, but got {type(model).__name__}")
     if model.training:
         raise RuntimeError("freeze() takes a model in evaluation mode: call model.eval() first")
-    plain = revert(copy.deepcopy(model)).requires_grad_(False)
-    try:
-        graph = None if is_observed(plain) or _has_defaults(plain) else _Tracer().trace(plain)
-    except Exception:  # whatever the model does that a tracer cannot follow
-        graph = None
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise RuntimeError("freeze() takes a model with all its weights: run the lazy layers once first")
+    with torch.inference_mode(False):  # inputs of the copy may need gradients
+        return _freeze(model)
+
+
+def _freeze(model: nn.Module) -> nn.Module:
+    plain = _plain_copy(model)
+    graph = record(plain)
     if graph is None:
+        plain = _plain_copy(model)  # the first copy may have changed
         for module in plain.modules():
             if type(module) is nn.Conv2d:
-                freeze_weight(module, module.weight)
-        return _FrozenCopy(convert(plain)).eval()
+                module.weight = nn.Parameter(freeze_weight(module, module.weight), requires_grad=False)
+        return _FrozenCopy(convert(plain))
     fuse(plain, graph)
-    return convert(_FrozenGraph(plain, graph, f"Frozen{type(model).__name__}")).eval()
+    return convert(_FrozenGraph(plain, graph, f"Frozen{type(model).__name__}"))
 
 
-def _has_defaults(model: nn.Module) -> bool:
-    """Return whether ``forward`` has default values. A trace always takes the branch for a value that is given."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    return any(parameter.default is not inspect.Parameter.empty for parameter in parameters)
-
-
-class _Proxy(fx.Proxy):
-    """Records ``a += b`` as a change of a.
-
-    A Proxy of torch.fx records ``a = a + b``. Then another variable with the same tensor would keep the old values.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("node", "tracer"):
-            raise fx.proxy.TraceError(f"an assignment to {name} is not recorded")
-        super().__setattr__(name, value)
-
-
-def _in_place(function: Any) -> Any:
-    return lambda a, b: a.tracer.create_proxy("call_function", function, (a, b), {})
-
-
-for _function, _method in IN_PLACE.items():
-    setattr(_Proxy, _method, _in_place(_function))
-
-
-def _modes() -> tuple[object, ...]:
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    return dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-
-
-class _Tracer(fx.Tracer):
-    """Records a model, or raises TraceError if the record would compute something else than the model.
-
-    Modules whose hooks see them run are kept. A tensor that ``forward`` creates would be the same in all calls,
-    although it may be random or change. A context such as ``torch.autocast`` would have no effect.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._modes = _modes()
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_observed(m) or super().is_leaf_module(m, module_qualified_name)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        if kind == "get_attr" and str(target).startswith("_tensor_constant"):
-            raise fx.proxy.TraceError("a tensor that forward creates is not recorded")
-        if _modes() != self._modes:
-            raise fx.proxy.TraceError("a context within forward is not recorded")
-        return super().create_node(kind, target, *args, **kwargs)
+def _plain_copy(model: nn.Module) -> nn.Module:
+    return revert(copy.deepcopy(model)).requires_grad_(False)
 
 
 class _Frozen(nn.Module):
-    """Refuses to train."""
+    """Refuses to train and to load values: the weights are packed already."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.training = False  # of this module only: a Dropout may be in training mode
 
     def train(self, mode: bool = True) -> Any:
         if mode:
             raise RuntimeError("a frozen model cannot be trained: train the model itself, and freeze() it again")
         return super().train(False)
 
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        raise RuntimeError("a frozen model cannot load values: load them into the model itself, and freeze() it again")
+
 
 class _FrozenGraph(_Frozen, fx.GraphModule):
-    """A model that was traced."""
+    """A model that was recorded."""
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (super().__reduce__(),)
+
+
+def _unpickled(reduced: tuple[Any, ...]) -> _FrozenGraph:
+    function, arguments = reduced[:2]
+    module = function(*arguments)
+    return _FrozenGraph(module, module.graph, type(module).__name__)
 
 
 class _FrozenCopy(_Frozen):
-    """A model that was not traced."""
+    """A model that could not be recorded, and is converted instead."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -53,6 +53,8 @@ Tensor scaled(const Tensor& input, const Tensor& weight, const Tensor& bias, con
   check_channel_vector(bias, C, "bias");
   for (const Tensor& vector : {weight, bias}) check_like(vector, sizes_of(vector), input, "a vector");
   check_like(residual, sizes_of(input), input, "residual");
+  check(!residual || input.numel() == 0 || same_strides(*residual, input),
+        "expected a residual in the memory format of the result");
   const Tensor x = channel_ordered(input);
   const Tensor result = empty_as(x);
   const NormalizationConstants constants = scale_and_shift(weight, bias, C, input.scalar_type());
@@ -76,6 +78,11 @@ std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::v
     std::optional<Tensor> residual;
     if (n[1] >= 0) residual = values.at(n[1], "step ", i, " reads");
     const Tensor& input = values.at(n[0], "step ", i, " reads");
+    if (residual && residual->numel() > 0 && weights[i].dim() == 4) {
+      // Otherwise the strides of the sum depend on the order of its operands.
+      const bool nhwc = result_is_channels_last(input, weights[i]);
+      check(nhwc ? is_nhwc(*residual) : is_nchw(*residual), "expected a residual in the memory format of the result");
+    }
     if (weights[i].dim() == 1) {
       values.add(scaled(input, weights[i], biases[i], residual, n[9], slopes[i]));
     } else {

@@ -1,4 +1,4 @@
-"""The graph of a frozen model: finds what runs with each convolution and batch norm, and joins those in a row."""
+"""Group each convolution or batch norm with its addition and activation, and merge adjacent groups into one call."""
 
 from __future__ import annotations
 
@@ -9,29 +9,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastconv._ahead.layers import activation_of
-from fastconv._frozen.layers import FrozenChain, FrozenLinear, Step
+from fastconv._frozen.layers import Addition, FrozenChain, FrozenLinear, Step
+from fastconv._frozen.record import IN_PLACE
 from fastconv._layer import is_observed
 from fastconv._ops.batch_norm import Activation
 from fastconv._ops.library import FLOATING_DTYPES
 
-__all__ = ["IN_PLACE", "fuse"]
+__all__ = ["fuse"]
 
 Modules = dict[str, nn.Module]
-
-#: The functions of ``a += b`` and the like, which may change a.
-IN_PLACE: dict[Any, str] = {
-    getattr(operator, f"i{name}"): f"__i{name}__"
-    for name in (
-        "add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift",
-    )
-}  # fmt: skip
 
 #: Layers that return their input in evaluation mode.
 _NO_OPERATIONS = (nn.Identity, nn.Dropout)
 
 
 class _Block(NamedTuple):
-    """The nodes of a convolution, or of a batch norm that follows none, and of what is computed with it."""
+    """A convolution, or a batch norm of its own, with the batch norm, addition and activation that run with it."""
 
     first: fx.Node
     norm: fx.Node | None
@@ -41,6 +34,15 @@ class _Block(NamedTuple):
     def nodes(self) -> list[fx.Node]:
         """Return the nodes, last first."""
         return [node for node in (self.activation, self.addition, self.norm, self.first) if node is not None]
+
+    def order(self) -> Addition:
+        """Return how the residual is added."""
+        if self.addition is None:
+            return Addition.NONE
+        if self.addition.target in IN_PLACE:
+            return Addition.IN_PLACE
+        is_left = self.addition.args[0] is (self.first if self.norm is None else self.norm)
+        return Addition.AFTER if is_left else Addition.BEFORE
 
     def read(self) -> list[fx.Node]:
         """Return the nodes whose results the block reads: the first node's input, and what is added."""
@@ -63,17 +65,21 @@ def fuse(model: nn.Module, graph: fx.Graph) -> None:
             block = _block(first, graph, modules)
             blocks[_join(block, graph)] = block
     for count, run in enumerate(_runs(graph, blocks)):
-        name = f"fastconv_chain_{count}"
+        name = _free_name(model, f"fastconv_chain_{count}")
         read = _read_by(run)
         chain, results = _chain(run, read, blocks, modules)
         model.add_module(name, chain)
         _replace(run, results, graph, name, read)
     for count, node in enumerate([node for node in graph.nodes if _is_linear(node, modules)]):
-        name = f"fastconv_linear_{count}"
+        name = _free_name(model, f"fastconv_linear_{count}")
         layer = modules[str(node.target)]
         assert isinstance(layer, nn.Linear)
         model.add_module(name, FrozenLinear(layer))
         node.target = name
+
+
+def _free_name(model: nn.Module, name: str) -> str:
+    return _free_name(model, f"{name}_") if hasattr(model, name) else name
 
 
 def _join(block: _Block, graph: fx.Graph) -> fx.Node:
@@ -88,7 +94,7 @@ def _join(block: _Block, graph: fx.Graph) -> fx.Node:
 
 
 def _runs(graph: fx.Graph, blocks: dict[fx.Node, _Block]) -> list[list[fx.Node]]:
-    """Return lists of joined nodes without another node between. So no node moves past another one."""
+    """Return the lists of joined nodes that follow each other. Merging a list does not change the order of nodes."""
     runs: list[list[fx.Node]] = [[]]
     for node in graph.nodes:
         if node in blocks:
@@ -126,9 +132,9 @@ def _chain(
             dtype = layer.get_buffer("running_mean").dtype
             values.append((scale.to(dtype), shift.to(dtype)))
         residual = number[node.args[1]] if len(node.args) > 1 else -1
-        in_place = block.addition is not None and block.addition.target in IN_PLACE
+        addition, has_norm = block.order(), norm is not None or not isinstance(layer, nn.Conv2d)
         numbers = (stride, padding, dilation, groups, *_activation(block.activation, modules))
-        steps.append(Step(number[node.args[0]], residual, in_place, *numbers))
+        steps.append(Step(number[node.args[0]], residual, addition, has_norm, *numbers))
     results = [node for node in run if any(user not in number for user in node.users)]
     return FrozenChain(steps, values, [number[node] for node in results]), results
 
@@ -165,7 +171,9 @@ def _is_convolution(node: fx.Node, modules: Modules) -> bool:
 def _does_nothing(node: fx.Node, modules: Modules) -> bool:
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
     plain = [type(argument) for argument in node.args] == [fx.Node] and not node.kwargs
-    return isinstance(layer, nn.Module) and type(layer) in _NO_OPERATIONS and plain and not is_observed(layer)
+    if not isinstance(layer, nn.Module) or type(layer) not in _NO_OPERATIONS or layer.training:
+        return False
+    return plain and not is_observed(layer)
 
 
 def _is_linear(node: fx.Node, modules: Modules) -> bool:
@@ -187,7 +195,7 @@ def _block(first: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
     last = first
 
     def following() -> fx.Node | None:
-        """Return the only node that uses the result so far, if the first node may as well run just before it."""
+        """Return the only user of the result so far. None if something may change in place between it and `first`."""
         user = _only_user(last)
         return user if user is not None and _nothing_changes(first, user, graph, modules) else None
 
@@ -210,11 +218,13 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 def _is_norm(node: fx.Node, modules: Modules) -> bool:
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
-    return type(layer) is nn.BatchNorm2d and layer.running_mean is not None and not is_observed(layer)
+    if type(layer) is not nn.BatchNorm2d or layer.training or is_observed(layer):
+        return False
+    return layer.running_mean is not None
 
 
 def _is_lone_norm(node: fx.Node, modules: Modules) -> bool:
-    """Return whether a node is a batch norm that no convolution computes. In 16 bits, its constants are float32."""
+    """Return whether a node is a batch norm that is not folded. In 16 bits, its constants would be rounded."""
     if not _is_norm(node, modules) or [type(argument) for argument in node.args] != [fx.Node] or node.kwargs:
         return False
     mean = getattr(modules[str(node.target)], "running_mean", None)
@@ -222,11 +232,14 @@ def _is_lone_norm(node: fx.Node, modules: Modules) -> bool:
 
 
 def _is_addition(node: fx.Node, before: fx.Node) -> bool:
-    """Return whether a node adds a tensor to the node ``before``."""
-    if node.op != "call_function" or node.target not in (operator.add, operator.iadd, torch.add) or node.kwargs:
+    """Return whether a node adds another node's result to ``before``."""
+    if node.op != "call_function" or node.kwargs:
+        return False
+    in_place = IN_PLACE.get(node.target) == "__iadd__"
+    if not in_place and node.target not in (operator.add, torch.add):
         return False
     others = [argument for argument in node.args if argument is not before]
-    changes_other = node.target is operator.iadd and node.args[0] is not before
+    changes_other = in_place and node.args[0] is not before
     return len(node.args) == 2 and len(others) == 1 and isinstance(others[0], fx.Node) and not changes_other
 
 
@@ -238,12 +251,35 @@ def _nothing_changes(first: fx.Node, until: fx.Node, graph: fx.Graph, modules: M
 
 
 def _may_change(node: fx.Node, modules: Modules) -> bool:
+    """Return whether a node may change a tensor in place: false only for what is known to change none."""
     if node.op == "call_module":
-        layer = modules.get(str(node.target))
-        return layer is None or bool(getattr(layer, "inplace", False))
-    name = str(node.target) if node.op == "call_method" else getattr(node.target, "__name__", "")
-    in_place = (name.endswith("_") and not name.endswith("__")) or bool(node.kwargs.get("inplace"))
-    return in_place or node.target in IN_PLACE or node.kwargs.get("out") is not None
+        return not _is_pure(modules.get(str(node.target)))
+    if (
+        bool(node.kwargs.get("inplace"))
+        or node.kwargs.get("out") is not None
+        or any(argument is True for argument in node.args)
+    ):
+        return True
+    if node.op == "call_method":
+        name = str(node.target)
+        return name.endswith("_") or not hasattr(Tensor, name)
+    if node.op != "call_function" or node.target in (_Block, getattr):
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    name = getattr(node.target, "__name__", "")
+    known = any(getattr(place, name, None) is node.target for place in (torch, nn.functional, operator))
+    return not known or name.endswith("_") or name in ("setitem", "delitem")
+
+
+def _is_pure(layer: nn.Module | None) -> bool:
+    """Return whether a layer and all in it are PyTorch's, without hooks, and do not work in place."""
+    return layer is not None and all(
+        type(part).__module__.startswith("torch.nn.modules.")
+        and not getattr(part, "inplace", False)
+        and not is_observed(part)
+        for part in layer.modules()
+    )
 
 
 def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, float]:
@@ -258,7 +294,7 @@ def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, flo
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a convolution and a batch norm, rounded once."""
+    """Return the weight and bias of a convolution and a batch norm, in float64 until they are rounded."""
     weight, bias = conv.weight.detach(), conv.bias
     if norm is None:
         return weight.clone(), weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from enum import Enum
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,23 +18,31 @@ from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.function import is_transformed
 from fastconv._ops.library import _C
 
-__all__ = ["FrozenChain", "FrozenLinear", "Step", "freeze_weight"]
+__all__ = ["Addition", "FrozenChain", "FrozenLinear", "Step", "freeze_weight"]
 
 
-def freeze_weight(module: nn.Module, weight: Tensor) -> None:
-    """Have the operators pack this weight once, while the module exists."""
-    alias = weight.detach()  # keeps the memory, even if the parameter gets other values
-    _C.freeze_weight(alias.data_ptr())
-    weakref.finalize(module, _release, alias)
+def freeze_weight(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a copy of a weight that the operators pack once, and never compare while the module exists.
+
+    The memory of the copy belongs to this function. Otherwise, ``share_memory()`` would free it, and the next weight at
+    the same address would be taken for this one.
+    """
+    strides = torch.empty_like(weight).stride()
+    owner = numpy.empty(weight.numel() * weight.element_size(), numpy.uint8)
+    copied = torch.from_numpy(owner).view(weight.dtype).as_strided(weight.shape, strides).copy_(weight.detach())
+    if owner.size > 0:
+        _C.freeze_weight(copied.data_ptr())
+        weakref.finalize(module, _release, owner, copied.data_ptr())
+    return copied
 
 
-def _release(alias: Tensor) -> None:
-    _C.release_weight(alias.data_ptr())
+def _release(_: object, address: int) -> None:
+    _C.release_weight(address)
 
 
 def _runs_as_operator(inputs: Sequence[Tensor], weight: Tensor) -> bool:
-    """Return whether the operator accepts the inputs. It has no gradient, and autocast does not see its tensors."""
-    if is_transformed() or torch.is_autocast_enabled("cpu"):
+    """Return whether the operator computes the call. It has no gradient, and autocast does not cast its inputs."""
+    if is_transformed() or torch.is_autocast_enabled("cpu") or torch._C._get_tracing_state() is not None:
         return False
     grad = torch.is_grad_enabled()
     return all(
@@ -39,15 +50,25 @@ def _runs_as_operator(inputs: Sequence[Tensor], weight: Tensor) -> bool:
     )
 
 
+class Addition(Enum):
+    """How the program adds a residual to the result y of a convolution: PyTorch's sum depends on it."""
+
+    NONE = "none"
+    AFTER = "y + residual"
+    BEFORE = "residual + y"
+    IN_PLACE = "y += residual"
+
+
 class Step(NamedTuple):
-    """A convolution, an addition and an activation. Or ``x * weight + bias`` in place of the convolution: a batch norm.
+    """A convolution, an addition and an activation. For a batch norm, ``x * weight + bias`` replaces the convolution.
 
     The values of a chain are numbered: first its inputs, then the result of each step.
     """
 
     input: int
     residual: int  # the value that is added, or -1
-    in_place: bool  # the program adds it in place: the sum has the size and dtype of the convolution's result
+    addition: Addition
+    has_norm: bool  # is a batch norm, or has one that is folded: then an input has 4 dimensions
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
@@ -56,7 +77,7 @@ class Step(NamedTuple):
     slope: float
 
     def numbers(self) -> list[int]:
-        """Return the step as the operator reads it (csrc/cpu/conv2d_chain.h)."""
+        """Return the step as the operator reads it: see ``conv2d_chain`` in csrc/cpu/ops.h."""
         geometry = (*self.stride, *self.padding, *self.dilation, self.groups)
         return [self.input, self.residual, *geometry, int(self.activation)]
 
@@ -79,22 +100,19 @@ class FrozenChain(nn.Module):
         self.numbers = [number for step in steps for number in step.numbers()]
         self.slopes = [step.slope for step in steps]
         for i, (weight, bias) in enumerate(values):
-            self.register_buffer(f"weight_{i}", weight)
+            self.register_buffer(f"weight_{i}", freeze_weight(self, weight) if weight.dim() == 4 else weight)
             self.register_buffer(f"bias_{i}", bias)
-            if weight.dim() == 4:
-                freeze_weight(self, weight)
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         values: list[Tensor] = list(self._buffers.values())  # type: ignore[arg-type]
         weights, biases = values[0::2], values[1::2]
-        try:
-            if not _runs_as_operator(inputs, weights[0]):
-                raise RuntimeError
-            results = conv2d_chain(inputs, weights, biases, self.numbers, self.slopes, self.results)
-        except (
-            RuntimeError
-        ):  # PyTorch may broadcast an addition, or accept an image without a batch, or has its own error
+        results = None
+        if _runs_as_operator(inputs, weights[0]):
+            # PyTorch broadcasts additions, accepts images without a batch, and raises its own errors.
+            with suppress(RuntimeError):
+                results = conv2d_chain(inputs, weights, biases, self.numbers, self.slopes, self.results)
+        if results is None:
             results = self._by_torch(inputs, weights, biases)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -102,12 +120,14 @@ class FrozenChain(nn.Module):
         values = list(inputs)
         for step, weight, bias in zip(self.steps, weights, biases, strict=True):
             x = values[step.input]
+            if step.has_norm and x.dim() != 4:
+                raise ValueError(f"expected 4D input (got {x.dim()}D input)")
             if weight.dim() == 1:
-                y = x * weight[:, None, None] + bias[:, None, None]
+                zeros = torch.zeros_like(bias)
+                y = F.batch_norm(x, zeros, zeros + 1, weight, bias, eps=0)
             else:
                 y = F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups)
-            if step.residual >= 0:
-                y = y.add_(values[step.residual]) if step.in_place else y + values[step.residual]
+            y = _sum(y, values, step)
             values.append(_FUNCTIONS[step.activation](y, step.slope))
         return [values[number] for number in self.results]
 
@@ -125,6 +145,15 @@ class FrozenChain(nn.Module):
         )
 
 
+def _sum(y: Tensor, values: Sequence[Tensor], step: Step) -> Tensor:
+    if step.addition is Addition.NONE:
+        return y
+    residual = values[step.residual]
+    if step.addition is Addition.IN_PLACE:
+        return y.add_(residual)
+    return y + residual if step.addition is Addition.AFTER else residual + y
+
+
 _FUNCTIONS: dict[Activation, Callable[[Tensor, float], Tensor]] = {
     Activation.NONE: lambda y, _: y,
     Activation.RELU: lambda y, _: F.relu(y),
@@ -136,11 +165,14 @@ _FUNCTIONS: dict[Activation, Callable[[Tensor, float], Tensor]] = {
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer. For few rows, it is a 1x1 convolution of one pixel, whose weight is packed.
+    """A linear layer. With few rows, it runs as a 1x1 convolution of one pixel.
 
-    The weight is then the largest tensor that is read, and a packed weight is read by all threads, in order. 1280->1000
-    takes 64 us instead of 121 for one row, 74 instead of 261 for four and 226 instead of 229 for eight. 512->1000 and
-    one row: 27 instead of 35. 128->10: 11 instead of 6 (Zen 5, two threads).
+    Most of the time then goes into reading the weight. All threads read the packed weight, in its order. Microseconds
+    of Zen 5, two threads, PyTorch / fastconv:
+
+        1280->1000   1 row 121 / 64    4 rows 261 / 74    8 rows 229 / 226
+        512->1000    1 row  35 / 27                       8 rows  91 / 107
+        128->10      1 row   6 / 11
     """
 
     most_rows = 4
@@ -150,9 +182,8 @@ class FrozenLinear(nn.Module):
         super().__init__()
         K, C = layer.weight.shape
         bias = layer.weight.new_zeros(K) if layer.bias is None else layer.bias.detach().clone()
-        self.register_buffer("weight", layer.weight.detach().clone().view(K, C, 1, 1))
+        self.register_buffer("weight", freeze_weight(self, layer.weight.view(K, C, 1, 1)))
         self.register_buffer("bias", bias)
-        freeze_weight(self, self.get_buffer("weight"))
         self.eval()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -167,4 +198,4 @@ class FrozenLinear(nn.Module):
         return f"{C}, {K}"
 
 
-_ONE_STEP = Step(0, -1, False, (1, 1), (0, 0), (1, 1), 1, Activation.NONE, 0.0).numbers()
+_ONE_STEP = Step(0, -1, Addition.NONE, False, (1, 1), (0, 0), (1, 1), 1, Activation.NONE, 0.0).numbers()

@@ -1,4 +1,4 @@
-"""Several convolutions in inference, one after the other, as one operator: the fake kernel. It has no gradient."""
+"""The fake kernel of conv2d_chain, which runs several convolutions in one call. The operator has no gradient."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["STEP_NUMBERS", "conv2d_chain"]
 
 conv2d_chain = torch.ops.fastconv.conv2d_chain.default
 
-#: A step of the chain is so many numbers: csrc/cpu/conv2d_chain.h lists them.
+#: The integers of a step: csrc/cpu/ops.h describes them.
 STEP_NUMBERS = 10
 
 
