@@ -113,7 +113,9 @@ CONSTANT(device_type_privateuse1, 4)
 CONSTANT(device_type_xpu, 5)
 CONSTANT(layout_strided, 0)
 CONSTANT(memory_format_contiguous_format, 0)
+CONSTANT(memory_format_preserve_format, 1)
 CONSTANT(memory_format_channels_last, 2)
+CONSTANT(memory_format_channels_last_3d, 3)
 
 uint64_t aoti_torch_abi_version() { return TORCH_ABI_VERSION; }
 size_t aoti_torch_dtype_element_size(int32_t dtype) { return size_of(dtype); }
@@ -138,6 +140,10 @@ AOTITorchError aoti_torch_get_size(AtenTensorHandle handle, int64_t d, int64_t* 
 }
 AOTITorchError aoti_torch_get_stride(AtenTensorHandle handle, int64_t d, int64_t* ret) {
   *ret = of(handle).strides.at(static_cast<size_t>(d));
+  return 0;
+}
+AOTITorchError aoti_torch_is_defined(AtenTensorHandle handle, bool* ret) {
+  *ret = handle != nullptr;
   return 0;
 }
 AOTITorchError aoti_torch_is_contiguous(AtenTensorHandle handle, bool* ret) {
