@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +55,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 def chains(model: nn.Module) -> list[int]:
-    """The number of convolutions of each chain."""
+    """The number of steps of each chain."""
     return [len(module.steps) for module in model.modules() if isinstance(module, FrozenChain)]
 
 
@@ -435,6 +437,166 @@ def test_copies(model: nn.Module) -> None:
     frozen = fastconv.freeze(model.eval())
     for copied in (copy.deepcopy(frozen), pickle.loads(pickle.dumps(frozen))):
         torch.testing.assert_close(copied(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def number_of_an_alias(self: Residual, x: Tensor) -> object:
+    size = half = x.shape[-1]
+    half //= 2
+    return self.conv1(x) * half, size
+
+
+def alias_by_an_attribute(self: Residual, x: Tensor) -> object:
+    x = x * 1
+    values = x.data
+    values += 1
+    return self.conv1(x)
+
+
+def change_by_a_numpy_array(self: Residual, x: Tensor) -> object:
+    x = x * 1
+    y = self.conv1(x)
+    x.numpy().fill(0)
+    return F.relu(y)
+
+
+def change_by_an_overload(self: Residual, x: Tensor) -> object:
+    x = x * 1
+    y = self.conv1(x)
+    torch.ops.aten.add_.Tensor(x, 1)
+    return F.relu(y)
+
+
+def type_of_the_input(self: Residual, x: Tensor) -> object:
+    return self.conv1(x * 2 if isinstance(x, Tensor) and torch.is_tensor(x) else x)
+
+
+def keywords(self: Residual, x: Tensor, **kwargs: Tensor) -> object:
+    mask = kwargs.get("mask")
+    return self.conv1(x) if mask is None else mask
+
+
+def counter(self: Residual, x: Tensor) -> object:
+    self.calls = getattr(self, "calls", 0) + 1
+    return self.conv1(x) * self.calls
+
+
+def buffer(self: Residual, x: Tensor) -> object:
+    self.bn1.running_mean.add_(1)
+    return self.bn1(self.conv1(x))
+
+
+def number_at_random(self: Residual, x: Tensor) -> object:
+    return self.conv1(x) * torch.rand(()).item()
+
+
+def ordered(self: Residual, x: Tensor) -> object:
+    return OrderedDict(out=self.conv1(x))
+
+
+def no_autocast(self: Residual, x: Tensor) -> object:
+    with torch.autocast("cpu", enabled=False):
+        return self.conv1(x)
+
+
+def broadcasts(self: Residual, x: Tensor) -> object:
+    return self.act(self.conv1(x) + x.mean((2, 3), keepdim=True))
+
+
+def sum_in_the_layout_of_the_input(self: Residual, x: Tensor) -> object:
+    return (x.contiguous() + self.conv1(x.contiguous(memory_format=torch.channels_last))).view(len(x), -1)
+
+
+FOUND_BY_ATTACK = [
+    number_of_an_alias, alias_by_an_attribute, change_by_a_numpy_array, change_by_an_overload, type_of_the_input,
+    keywords, counter, buffer, number_at_random, ordered, no_autocast, broadcasts, sum_in_the_layout_of_the_input,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("forward", FOUND_BY_ATTACK)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_what_a_record_cannot_hold_is_computed_in_each_call(forward: Callable[..., object], autocast: bool) -> None:
+    model = with_statistics(type("Program", (Residual,), {"forward": forward})(4, nn.ReLU(), bias=True))
+    frozen, x = fastconv.freeze(model), torch.randn(2, 4, 6, 6)
+    limit = 0.1 if autocast else 1e-5
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        for seed in range(3):
+            torch.manual_seed(seed)
+            found = settled(frozen(x.clone()))
+            torch.manual_seed(seed)
+            expected = model(x.clone())
+            assert type(found) is type(expected)
+            for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
+                torch.testing.assert_close(a, b, rtol=limit, atol=limit)  # also compares the dtypes
+
+
+def test_a_layer_in_training_mode_stays_in_it() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Dropout(0.5)).eval()
+    model[1].train()
+    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        assert not torch.equal(frozen(x), frozen(x))
+
+
+def test_a_model_with_a_layer_of_the_name_of_a_chain() -> None:
+    model = nn.Sequential(OrderedDict(conv=nn.Conv2d(4, 4, 1), fastconv_chain_0=nn.Tanh())).eval()
+    x = torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(fastconv.freeze(model)(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_within_no_grad_and_after_inference_mode() -> None:
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                y = self.conv(x)
+            return self.conv(x + y)
+
+    model = Part().eval()
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            frozen = fastconv.freeze(model)
+        x = torch.randn(1, 4, 6, 6, requires_grad=True)
+        found, expected = (torch.autograd.grad(m(x).square().sum(), x)[0] for m in (frozen, model))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_memory_does_not_free_a_frozen_address() -> None:
+    x = torch.randn(1, 64, 8, 8)
+    with torch.no_grad():
+        for _ in range(10):
+            frozen = fastconv.freeze(nn.Sequential(nn.Conv2d(64, 64, 3)).eval())
+            frozen(x)
+            frozen.share_memory()
+            for _ in range(4):
+                model = fastconv.convert(nn.Conv2d(64, 64, 3).eval())
+                model(x)
+                model.weight.normal_()
+                torch.testing.assert_close(model(x), F.conv2d(x, model.weight, model.bias), rtol=1e-3, atol=1e-2)
+
+
+def test_errors_of_a_batch_norm_are_pytorchs() -> None:
+    model = with_statistics(nn.Sequential(nn.BatchNorm2d(4)))
+    frozen = fastconv.freeze(model)
+    for x in (torch.randn(2, 1, 6, 6), torch.randn(2, 4, 4, 3, 3), torch.randn(4, 6, 6), torch.ones(2, 4, 6, 6).int()):
+        with pytest.raises(Exception) as expected:  # noqa: PT011
+            model(x)
+        with pytest.raises(type(expected.value), match=re.escape(str(expected.value))):
+            frozen(x)
+    assert frozen(torch.randn(2, 4, 6, 6).bfloat16()).dtype is torch.bfloat16
+
+
+def test_an_unpickled_copy_and_other_refusals() -> None:
+    frozen = pickle.loads(pickle.dumps(fastconv.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval())))
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        frozen.train()
+    with pytest.raises(RuntimeError, match="cannot load values"):
+        frozen.load_state_dict(frozen.state_dict())
+    with pytest.raises(RuntimeError, match="run the lazy layers once first"):
+        fastconv.freeze(nn.Sequential(nn.LazyConv2d(4, 3)).eval())
 
 
 def test_errors() -> None:

@@ -9,7 +9,7 @@ namespace {
 
 constexpr size_t step_numbers = 10;
 
-// The values of a call. A value is freed after its last use, so that a later result gets its memory, which is in the
+// The values of a call. A value is freed after its last use. A later result then gets memory that is still in the
 // cache.
 class Values {
  public:
