@@ -92,6 +92,13 @@ def test_blocks_are_folded_and_fused(activation: nn.Module, channels_last: bool)
     torch.testing.assert_close(frozen(x.clone().requires_grad_()), expected, rtol=1e-5, atol=1e-5)  # with a gradient
 
 
+def test_all_convolutions_of_residual_blocks_are_one_chain() -> None:
+    blocks = [Residual(4, nn.ReLU(inplace=True)) for _ in range(3)]
+    frozen = fastconv.freeze(with_statistics(nn.Sequential(*blocks)))
+    assert chains(frozen) == [6]
+    assert len(list(frozen.graph.nodes)) == 3  # the input, the chain and the output
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes(dtype: torch.dtype) -> None:
     model = with_statistics(Residual(8, nn.ReLU())).to(dtype)

@@ -62,7 +62,7 @@ def fuse(model: nn.Module, graph: fx.Graph) -> None:
     blocks = {}
     for begins in (_is_convolution, _is_lone_norm):
         for first in [node for node in graph.nodes if begins(node, modules)]:
-            block = _block(first, graph, modules)
+            block = _block(first, modules)
             blocks[_join(block, graph)] = block
     for count, run in enumerate(_runs(graph, blocks)):
         name = _free_name(model, f"fastconv_chain_{count}")
@@ -189,7 +189,7 @@ def _is_linear(node: fx.Node, modules: Modules) -> bool:
     )
 
 
-def _block(first: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
+def _block(first: fx.Node, modules: Modules) -> _Block:
     """Find what can be computed with a convolution or a batch norm."""
     norm = addition = activation = None
     last = first
@@ -197,7 +197,7 @@ def _block(first: fx.Node, graph: fx.Graph, modules: Modules) -> _Block:
     def following() -> fx.Node | None:
         """Return the only user of the result so far. None if something may change in place between it and `first`."""
         user = _only_user(last)
-        return user if user is not None and _nothing_changes(first, user, graph, modules) else None
+        return user if user is not None and _nothing_changes(first, user, (norm, addition), modules) else None
 
     user = following()
     if user is not None and _is_norm(user, modules) and _is_convolution(first, modules):
@@ -243,11 +243,17 @@ def _is_addition(node: fx.Node, before: fx.Node) -> bool:
     return len(node.args) == 2 and len(others) == 1 and isinstance(others[0], fx.Node) and not changes_other
 
 
-def _nothing_changes(first: fx.Node, until: fx.Node, graph: fx.Graph, modules: Modules) -> bool:
-    """Return whether no node between the two may change a tensor in place. The first node may then run later."""
-    nodes = list(graph.nodes)
-    between = nodes[nodes.index(first) + 1 : nodes.index(until)]
-    return not any(_may_change(node, modules) for node in between)
+def _nothing_changes(first: fx.Node, until: fx.Node, own: tuple[fx.Node | None, ...], modules: Modules) -> bool:
+    """Return whether no node between the two may change a tensor in place. The first node may then run later.
+
+    Those of its block, ``own``, change only its result.
+    """
+    node = first.next
+    while node is not until:
+        if node not in own and _may_change(node, modules):
+            return False
+        node = node.next
+    return True
 
 
 def _may_change(node: fx.Node, modules: Modules) -> bool:
