@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastconv
-from fastconv._deferred import Deferred
+from fastconv._deferred import Deferred, creation
 
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 Program = Callable[[Tensor, Tensor, Tensor], Any]
@@ -957,3 +957,23 @@ def test_the_address_of_a_waiting_result_is_an_error_and_not_null() -> None:
         with pytest.raises(RuntimeError, match="Cannot access data pointer"):
             torch.utils.dlpack.to_dlpack(y)
         assert torch.from_dlpack(y).shape == (1, 2, 3, 3)
+
+
+def test_nothing_is_copied_for_a_convolution_before_a_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[torch.Size] = []
+    original = creation.snapshot
+
+    def noted(tensor: Tensor) -> Tensor:
+        copied.append(tensor.shape)
+        return original(tensor)
+
+    monkeypatch.setattr(creation, "snapshot", noted)
+    layers = {"norm": nn.BatchNorm2d(4), "relu": nn.ReLU()}
+    for name, layer in layers.items():
+        model = fastconv.convert(nn.Sequential(nn.Conv2d(4, 4, 3), layer))
+        model(torch.randn(2, 4, 8, 8)).sum().backward()
+        assert bool(copied) == (name == "relu")
+    copied.clear()
+    wide = fastconv.convert(nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU()))
+    wide(torch.randn(1, 64, 4, 4))  # the weight is far larger than the result
+    assert copied == []
