@@ -968,12 +968,20 @@ def test_nothing_is_copied_for_a_convolution_before_a_batch_norm(monkeypatch: py
         return original(tensor)
 
     monkeypatch.setattr(creation, "snapshot", noted)
-    layers = {"norm": nn.BatchNorm2d(4), "relu": nn.ReLU()}
-    for name, layer in layers.items():
-        model = fastconv.convert(nn.Sequential(nn.Conv2d(4, 4, 3), layer))
+
+    class Pair(nn.Module):
+        def __init__(self, C: int, layer: nn.Module) -> None:
+            super().__init__()
+            self.conv, self.layer = nn.Conv2d(C, C, 3), layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.layer(y)
+
+    for layer in (nn.BatchNorm2d(4), nn.ReLU()):
+        model = fastconv.convert(Pair(4, layer))
         model(torch.randn(2, 4, 8, 8)).sum().backward()
-        assert bool(copied) == (name == "relu")
+        assert bool(copied) == isinstance(layer, nn.ReLU)
     copied.clear()
-    wide = fastconv.convert(nn.Sequential(nn.Conv2d(64, 64, 3), nn.ReLU()))
-    wide(torch.randn(1, 64, 4, 4))  # the weight is far larger than the result
+    fastconv.convert(Pair(64, nn.ReLU()))(torch.randn(1, 64, 4, 4))  # the weight is far larger than the result
     assert copied == []
