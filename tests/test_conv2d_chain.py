@@ -140,5 +140,14 @@ def test_errors(fake: bool, position: int, change: Any, message: str) -> None:
         chain(*args)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_residual_has_the_memory_format_of_the_result(device: str) -> None:
+    inputs, weights, *rest = arguments(channels_last=False)
+    weights[0] = weights[0].contiguous(memory_format=torch.channels_last)  # so the results are channels_last
+    args = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.to(device), (inputs, weights, *rest))
+    with pytest.raises(RuntimeError, match="expected a residual in the memory format of the result"):
+        chain(*args)
+
+
 def test_no_steps() -> None:
     assert chain([torch.randn(1, 1, 2, 2)], [], [], [], [], []) == []

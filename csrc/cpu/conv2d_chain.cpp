@@ -78,7 +78,7 @@ std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::v
     std::optional<Tensor> residual;
     if (n[1] >= 0) residual = values.at(n[1], "step ", i, " reads");
     const Tensor& input = values.at(n[0], "step ", i, " reads");
-    if (residual && residual->numel() > 0 && weights[i].dim() == 4) {
+    if (residual && residual->dim() == 4 && residual->numel() > 0 && input.dim() == 4 && weights[i].dim() == 4) {
       // Otherwise the strides of the sum depend on the order of its operands.
       const bool nhwc = result_is_channels_last(input, weights[i]);
       check(nhwc ? is_nhwc(*residual) : is_nchw(*residual), "expected a residual in the memory format of the result");

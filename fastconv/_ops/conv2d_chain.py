@@ -12,6 +12,7 @@ from fastconv._ops.checks import check
 from fastconv._ops.conv2d import empty_output
 from fastconv._ops.conv2d_checks import check_conv2d
 from fastconv._ops.conv2d_inference import check_activation, check_channel_vectors, check_like
+from fastconv._ops.memory_format import suggests_channels_last
 from fastconv._ops.sizes import Ints
 
 __all__ = ["STEP_NUMBERS", "conv2d_chain"]
@@ -36,10 +37,11 @@ def _fake_conv2d_chain(
         residual = None if add < 0 else _value(values, add, f"step {i} reads")
         input = _value(values, read, f"step {i} reads")
         if weight.dim() == 1:
-            size = _check_norm(input, weight, bias)
+            size = _check_norm(input, weight, bias, residual)
         else:
+            _check_format(input, weight, residual)
             size = check_conv2d(input, weight, bias, geometry[0:2], geometry[2:4], geometry[4:6], groups)
-        check_like(residual, size, input, "residual")
+            check_like(residual, size, input, "residual")
         check_activation(activation)
         values.append(torch.empty_like(input) if weight.dim() == 1 else empty_output(input, weight, size))
     returned = []
@@ -49,12 +51,28 @@ def _fake_conv2d_chain(
     return returned
 
 
-def _check_norm(input: Tensor, weight: Tensor, bias: Tensor) -> Ints:
+def _check_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Ints:
     check(input.dim() == 4, "expected an input with 4 dimensions")
     check_channel_vectors(input.shape[1], weight=weight, bias=bias)
     for vector in (weight, bias):
         check_like(vector, vector.shape, input, "a vector")
+    check_like(residual, input.shape, input, "residual")
+    if residual is not None and input.numel() > 0:
+        strides = zip(input.shape, input.stride(), residual.stride(), strict=True)
+        check(all(size == 1 or a == b for size, a, b in strides), _OTHER_FORMAT)
     return input.shape
+
+
+def _check_format(input: Tensor, weight: Tensor, residual: Tensor | None) -> None:
+    """Check that a residual has the memory format of the result. Otherwise the sum depends on the order."""
+    if residual is None or residual.numel() == 0 or not (residual.dim() == input.dim() == weight.dim() == 4):
+        return
+    channels_last = input.numel() > 0 and (suggests_channels_last(input) or suggests_channels_last(weight))
+    ordered = residual.permute(0, 2, 3, 1) if channels_last else residual
+    check(ordered.is_contiguous(), _OTHER_FORMAT)
+
+
+_OTHER_FORMAT = "expected a residual in the memory format of the result"
 
 
 def _value(values: list[Tensor], number: int, reads: str) -> Tensor:
