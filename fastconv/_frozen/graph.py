@@ -154,38 +154,36 @@ def _replace(run: list[fx.Node], results: list[fx.Node], graph: fx.Graph, name: 
         graph.erase_node(node)
 
 
-def _is_convolution(node: fx.Node, modules: Modules) -> bool:
+def _layer(node: fx.Node, modules: Modules) -> nn.Module | None:
+    """Return the layer that a node calls with one result of another node. None for other nodes, and with hooks."""
     layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    is_plain = [type(argument) for argument in node.args] == [fx.Node] and not node.kwargs
+    return layer if layer is not None and is_plain and not is_observed(layer) else None
+
+
+def _is_convolution(node: fx.Node, modules: Modules) -> bool:
+    layer = _layer(node, modules)
     return (
         type(layer) is nn.Conv2d
         and layer.padding_mode == "zeros"
         and not isinstance(layer.padding, str)
         and layer.weight.is_cpu
         and layer.weight.dtype in FLOATING_DTYPES
-        and [type(argument) for argument in node.args] == [fx.Node]
-        and not node.kwargs
-        and not is_observed(layer)
     )
 
 
 def _does_nothing(node: fx.Node, modules: Modules) -> bool:
-    layer = modules.get(str(node.target)) if node.op == "call_module" else None
-    plain = [type(argument) for argument in node.args] == [fx.Node] and not node.kwargs
-    if not isinstance(layer, nn.Module) or type(layer) not in _NO_OPERATIONS or layer.training:
-        return False
-    return plain and not is_observed(layer)
+    layer = _layer(node, modules)
+    return layer is not None and type(layer) in _NO_OPERATIONS and not layer.training
 
 
 def _is_linear(node: fx.Node, modules: Modules) -> bool:
-    layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    layer = _layer(node, modules)
     return (
         type(layer) is nn.Linear
         and layer.weight.is_cpu
         and layer.weight.dtype is torch.float32
         and layer.weight.numel() >= FrozenLinear.least_weight
-        and len(node.args) == 1
-        and not node.kwargs
-        and not is_observed(layer)
     )
 
 
@@ -217,18 +215,16 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _is_norm(node: fx.Node, modules: Modules) -> bool:
-    layer = modules.get(str(node.target)) if node.op == "call_module" else None
-    if type(layer) is not nn.BatchNorm2d or layer.training or is_observed(layer):
-        return False
-    return layer.running_mean is not None
+    layer = _layer(node, modules)
+    return type(layer) is nn.BatchNorm2d and not layer.training and layer.running_mean is not None
 
 
 def _is_lone_norm(node: fx.Node, modules: Modules) -> bool:
     """Return whether a node is a batch norm that is not folded. In 16 bits, its constants would be rounded."""
-    if not _is_norm(node, modules) or [type(argument) for argument in node.args] != [fx.Node] or node.kwargs:
+    if not _is_norm(node, modules):
         return False
-    mean = getattr(modules[str(node.target)], "running_mean", None)
-    return isinstance(mean, Tensor) and mean.is_cpu and mean.dtype in (torch.float32, torch.float64)
+    mean = modules[str(node.target)].get_buffer("running_mean")
+    return mean.is_cpu and mean.dtype in (torch.float32, torch.float64)
 
 
 def _is_addition(node: fx.Node, before: fx.Node) -> bool:
@@ -246,7 +242,7 @@ def _is_addition(node: fx.Node, before: fx.Node) -> bool:
 def _nothing_changes(first: fx.Node, until: fx.Node, own: tuple[fx.Node | None, ...], modules: Modules) -> bool:
     """Return whether no node between the two may change a tensor in place. The first node may then run later.
 
-    Those of its block, ``own``, change only its result.
+    The nodes in ``own`` belong to the same block. They change only its result.
     """
     node = first.next
     while node is not until:
@@ -303,7 +299,7 @@ def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
     """Return the weight and bias of a convolution and a batch norm, in float64 until they are rounded."""
     weight, bias = conv.weight.detach(), conv.bias
     if norm is None:
-        return weight.clone(), weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+        return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
     scale, shift = _scale_and_shift(norm)
     shift = shift if bias is None else shift + bias.detach().double() * scale
     return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
