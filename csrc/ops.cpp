@@ -61,7 +61,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, SymInt[2] stride, SymInt[2] padding, "
       "SymInt[2] dilation, SymInt groups, float eps, int activation, float slope) -> Tensor");
 
-  // Several calls of conv2d_inference without batch norm, one after the other (cpu/ops.h).
+  // Several convolutions and batch norms in inference, one after the other. cpu/ops.h describes the numbers.
   m.def(
       "conv2d_chain(Tensor[] inputs, Tensor[] weights, Tensor[] biases, int[] steps, float[] slopes, int[] results) "
       "-> Tensor[]");

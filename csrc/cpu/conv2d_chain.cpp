@@ -8,6 +8,7 @@ namespace fastconv::cpu {
 namespace {
 
 constexpr size_t step_numbers = 10;
+constexpr const char* other_format = "expected a residual in the memory format of the result";
 
 // The values of a call. A value is freed after its last use. A later result then gets memory that is still in the
 // cache.
@@ -53,8 +54,7 @@ Tensor scaled(const Tensor& input, const Tensor& weight, const Tensor& bias, con
   check_channel_vector(bias, C, "bias");
   for (const Tensor& vector : {weight, bias}) check_like(vector, sizes_of(vector), input, "a vector");
   check_like(residual, sizes_of(input), input, "residual");
-  check(!residual || input.numel() == 0 || same_strides(*residual, input),
-        "expected a residual in the memory format of the result");
+  check(!residual || input.numel() == 0 || same_strides(*residual, input), other_format);
   const Tensor x = channel_ordered(input);
   const Tensor result = empty_as(x);
   const NormalizationConstants constants = scale_and_shift(weight, bias, C, input.scalar_type());
@@ -81,7 +81,7 @@ std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::v
     if (residual && residual->dim() == 4 && residual->numel() > 0 && input.dim() == 4 && weights[i].dim() == 4) {
       // Otherwise the strides of the sum depend on the order of its operands.
       const bool nhwc = result_is_channels_last(input, weights[i]);
-      check(nhwc ? is_nhwc(*residual) : is_nchw(*residual), "expected a residual in the memory format of the result");
+      check(nhwc ? is_nhwc(*residual) : is_nchw(*residual), other_format);
     }
     if (weights[i].dim() == 1) {
       values.add(scaled(input, weights[i], biases[i], residual, n[9], slopes[i]));

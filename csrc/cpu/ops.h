@@ -24,15 +24,15 @@ ReluBackwardOperator relu_backward;
 
 // ---- only the CPU has these --------------------------------------------------------------------------------------
 
-// A convolution with what follows it in inference: activation(batch_norm(conv2d(x)) + residual). `running_mean` and
-// `running_var` are both there, or none is: then there is no batch norm.
+// A convolution with what follows it in inference: activation(batch_norm(conv2d(x)) + residual). Without a batch norm,
+// `running_mean` and `running_var` are both absent.
 Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                         const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
                         const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
                         const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
 
-// Several convolutions of a network in inference, one after the other.
+// Several convolutions and batch norms of a network in inference, one after the other.
 //
 // Values are numbered: first the inputs, then the result of each step. A step is 10 numbers: the value that the
 // convolution reads, the value that is added to its result (-1: none), stride, padding, dilation (two each), groups,
