@@ -186,10 +186,11 @@ def doubled(module: nn.Module, args: Any) -> None:
         lambda m: m.relu.register_forward_hook(lambda _, args, out: (out.data.mul_(2), None)[1]),
         lambda m: m.bn.register_forward_hook(lambda _, args, out: (out.data.mul_(2), None)[1]),
         lambda m: setattr(m, "relu", nn.Sequential(nn.ReLU(), Doubling())),
+        lambda m: setattr(m, "relu", nn.Sequential(nn.ReLU(), nn.SiLU(inplace=True))),
         lambda m: setattr(m, "conv2", nn.Sequential(Doubling(), m.conv2)),
         lambda m: setattr(m, "conv2", Calling(m.conv2)),
     ],
-    ids=["pre-hook", "hook", "hook of the norm", "module", "module before", "module that writes first"],
+    ids=["pre-hook", "hook", "hook of the norm", "module", "layer", "module before", "module that writes first"],
 )
 def test_a_write_before_the_convolution_is_seen(change: Callable[[Any], Any]) -> None:
     converted, model, x = models(Net)

@@ -94,9 +94,9 @@ def keep_source(output: Any, input: Tensor, source: Source) -> None:
         input: its argument. The convolution keeps another tensor if it has padded the argument or changed its dtype.
         source: what the argument was computed from.
     """
-    node = output.grad_fn
+    node: Any = output.grad_fn
     # Without a gradient of the weight or the bias, only the input's size is used.
-    if type(node) is not Conv2d._backward_cls or not any(node.needs_input_grad[1:3]):  # type: ignore[attr-defined]
+    if type(node) is not Conv2d._backward_cls or not any(node.needs_input_grad[1:3]):
         return
 
     place = _place(input)  # The hook stays until backward. It must not refer to the input.
