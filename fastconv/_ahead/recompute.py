@@ -96,9 +96,9 @@ def keep_source(output: Any, input: Tensor, source: Source) -> None:
     """
     node: Any = output.grad_fn
     # Without a gradient of the weight or the bias, only the input's size is used.
-    if type(node) is not Conv2d._backward_cls or not any(node.needs_input_grad[1:3]):
+    is_own = type(node) is Conv2d._backward_cls  # type: ignore[attr-defined]
+    if not is_own or not any(node.needs_input_grad[1:3]):
         return
-
     place = _place(input)  # The hook stays until backward. It must not refer to the input.
 
     def pack(kept: Tensor) -> Tensor | Source:
