@@ -10,7 +10,8 @@ from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from fastconv._frozen.graph import fuse
-from fastconv._frozen.layers import freeze_weight
+from fastconv._frozen.layers import FrozenChain, FrozenLinear, freeze_weight
+from fastconv._frozen.parts import freeze_parts
 from fastconv._frozen.record import record
 from fastconv.conversion import convert, revert
 
@@ -25,9 +26,10 @@ def freeze(model: nn.Module) -> nn.Module:
     weights have no effect. The model itself does not change.
 
     ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. The copy
-    is only converted (:func:`fastconv.convert`), with packed weights, if the record would miss something:
+    is converted instead (:func:`fastconv.convert`), with packed weights, if the record would miss something. Its stages
+    and blocks that take one tensor are then recorded one by one. The record of a model would miss something if
 
-    - the model has an ``if`` or a loop that depends on the input, or asks for the type of a value;
+    - it has an ``if`` or a loop that depends on the input, or asks for the type of a value;
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 
@@ -60,16 +62,30 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _freeze(model: nn.Module) -> nn.Module:
-    plain = _plain_copy(model)
+    frozen = _recorded(_plain_copy(model))
+    if frozen is not None:
+        return frozen
+    plain = _plain_copy(model)  # the first copy may have changed
+    freeze_parts(plain, _recorded_part)
+    for module in plain.modules():
+        if type(module) is nn.Conv2d:
+            module.weight = nn.Parameter(freeze_weight(module, module.weight), requires_grad=False)
+    return _FrozenCopy(convert(plain))
+
+
+def _recorded(plain: nn.Module) -> nn.Module | None:
+    """Return the recorded model, with its blocks fused. None if it cannot be recorded, and then it may have changed."""
     graph = record(plain)
     if graph is None:
-        plain = _plain_copy(model)  # the first copy may have changed
-        for module in plain.modules():
-            if type(module) is nn.Conv2d:
-                module.weight = nn.Parameter(freeze_weight(module, module.weight), requires_grad=False)
-        return _FrozenCopy(convert(plain))
+        return None
     fuse(plain, graph)
-    return convert(_FrozenGraph(plain, graph, f"Frozen{type(model).__name__}"))
+    return convert(_FrozenGraph(plain, graph, f"Frozen{type(plain).__name__}"))
+
+
+def _recorded_part(module: nn.Module) -> nn.Module | None:
+    frozen = _recorded(copy.deepcopy(module))
+    has_chains = frozen is not None and any(isinstance(m, FrozenChain | FrozenLinear) for m in frozen.modules())
+    return frozen if has_chains else None
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:

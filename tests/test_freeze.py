@@ -384,9 +384,22 @@ def called_twice(model: nn.Module, x: Tensor) -> Any:
         return type(error)
 
 
+class Unrecorded(nn.Module):
+    """A model that torch.fx cannot record, around one that it may record."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor) -> Any:
+        return self.part(x) if x.shape[0] > 0 else x
+
+
+@pytest.mark.parametrize("as_part", [False, True], ids=["model", "part"])
 @pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - NOT_RECORDED))
-def test_a_frozen_program_gets_pytorchs_results(name: str) -> None:
+def test_a_frozen_program_gets_pytorchs_results(name: str, as_part: bool) -> None:
     model = with_statistics(type("Own", (Net,), {"forward": PROGRAMS[name]})().double())
+    model = Unrecorded(model).eval() if as_part else model
     original, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         results = [called_twice(fastconv.freeze(model), x), called_twice(original, x)]
