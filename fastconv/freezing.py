@@ -27,7 +27,8 @@ def freeze(model: nn.Module) -> nn.Module:
     ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. The copy
     is only converted (:func:`fastconv.convert`), with packed weights, if the record would miss something:
 
-    - the model has an ``if`` or a loop that depends on the input, or asks for the type of a value;
+    - the model has an ``if`` or a loop that depends on the input or on the modes of PyTorch;
+    - it asks for the type or the identity of a value, as in ``mask is None``;
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 
