@@ -29,7 +29,8 @@ def freeze(model: nn.Module) -> nn.Module:
     is converted instead (:func:`fastconv.convert`), with packed weights, if the record would miss something. Its stages
     and blocks that take one tensor are then recorded one by one. The record of a model would miss something if
 
-    - it has an ``if`` or a loop that depends on the input, or asks for the type of a value;
+    - it has an ``if`` or a loop that depends on the input or on the modes of PyTorch;
+    - it asks for the type or the identity of a value, as in ``mask is None``;
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from fastconv._ops import conv2d as _conv2d
 from fastconv._ops import conv2d_relu_max_pool2d as _fused
@@ -24,6 +24,7 @@ from fastconv._ops import max_pool2d as _max_pool2d
 from fastconv._ops import relu as _relu
 from fastconv._ops.arguments import accepts, accepts_in_place, fused_pool_arguments, pad_same, pair, pool_arguments
 from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA
+from fastconv._ops.overrides import handle_override
 from fastconv.normalization import batch_norm, batch_norm_relu
 
 __all__ = ["batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
@@ -74,9 +75,7 @@ def conv2d(
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
     if has_torch_function(tensors):
-        return handle_torch_function(
-            conv2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
-        )
+        return handle_override(conv2d, F.conv2d, tensors, input, weight, bias, stride, padding, dilation, groups)
     left = getattr(input, "is_cuda", False) and gpu.is_left(input, weight, stride, padding, dilation, groups)
     arguments = None if left else convolution_arguments(input, weight, bias, stride, padding, dilation, groups)
     if arguments is None:
@@ -177,16 +176,14 @@ def conv2d_relu(
         tensor([[9., 0.]])
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            conv2d_relu, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
-        )
     convolution = (input, weight, bias, stride, padding, dilation, groups)
+    if has_torch_function(tensors):
+        return handle_override(conv2d_relu, _composed, tensors, *convolution)
     if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *convolution[3:], relu=True):
         return gpu.conv2d_relu_max_pool2d(*convolution, None)
     arguments = convolution_arguments(*convolution)
     if arguments is None:
-        return relu(conv2d(*convolution))
+        return _composed(*convolution)
     if input.dim() == 3:
         return _unbatched(_fused.conv2d_relu_max_pool2d, *arguments, None)
     return _fused.conv2d_relu_max_pool2d(*arguments, None)
@@ -234,24 +231,25 @@ def conv2d_relu_max_pool2d(
         torch.Size([8, 32, 13, 13])
     """
     tensors = (input, weight) if bias is None else (input, weight, bias)
-    if has_torch_function(tensors):
-        return handle_torch_function(
-            conv2d_relu_max_pool2d, tensors, input, weight, bias, stride=stride, padding=padding, dilation=dilation,
-            groups=groups, pool_kernel_size=pool_kernel_size, pool_stride=pool_stride, pool_padding=pool_padding,
-            pool_dilation=pool_dilation, pool_ceil_mode=pool_ceil_mode,
-        )  # fmt: skip
     convolution = (input, weight, bias, stride, padding, dilation, groups)
     pooling = (pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode)
+    if has_torch_function(tensors):
+        return handle_override(conv2d_relu_max_pool2d, _composed, tensors, *convolution, *pooling)
     if getattr(input, "is_cuda", False) and gpu.is_left(input, weight, *convolution[3:], relu=True, pool=pooling):
         return gpu.conv2d_relu_max_pool2d(*convolution, pooling)
     arguments = convolution_arguments(*convolution)
     pool = fused_pool_arguments(*pooling)
     if arguments is None or pool is None:
-        conv = conv2d(*convolution)
-        return max_pool2d(relu(conv), *pooling)
+        return _composed(*convolution, *pooling)
     if input.dim() == 3:
         return _unbatched(_fused.conv2d_relu_max_pool2d, *arguments, pool)
     return _fused.conv2d_relu_max_pool2d(*arguments, pool)
+
+
+def _composed(*args: Any) -> Any:
+    """Return the result of a fused function, one function after the other."""
+    y = relu(conv2d(*args[:7]))
+    return max_pool2d(y, *args[7:]) if len(args) > 7 else y
 
 
 # fmt: off
@@ -311,8 +309,8 @@ def max_pool2d(
                  [13., 15.]]])
     """
     if has_torch_function((input,)):
-        return handle_torch_function(
-            max_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, dilation=dilation,
+        return handle_override(
+            max_pool2d, F.max_pool2d, (input,), input, kernel_size, stride=stride, padding=padding, dilation=dilation,
             ceil_mode=ceil_mode, return_indices=return_indices,
         )  # fmt: skip
     pool = pool_arguments(kernel_size, stride, padding, dilation, ceil_mode)
@@ -344,7 +342,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         tensor([0., 0., 2.])
     """
     if has_torch_function((input,)):
-        return handle_torch_function(relu, (input,), input, inplace=inplace)
+        return handle_override(relu, F.relu, (input,), input, inplace=inplace)
     if not accepts(input) or (inplace and not accepts_in_place(input)):
         return F.relu(input, inplace)
     return _relu.relu_(input) if inplace else _relu.relu(input)

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import handle_torch_function, has_torch_function
+from torch.overrides import has_torch_function
 
 from fastconv._ops import batch_norm as _batch_norm
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.function import is_transformed
 from fastconv._ops.library import FLOATING_DTYPES
+from fastconv._ops.overrides import handle_override
 
 __all__ = ["batch_norm", "batch_norm_relu"]
 
@@ -65,9 +66,9 @@ def batch_norm(
     """
     tensors = tuple(t for t in (input, running_mean, running_var, weight, bias) if t is not None)
     if has_torch_function(tensors):
-        return handle_torch_function(
-            batch_norm, tensors, input, running_mean, running_var, weight=weight, bias=bias, training=training,
-            momentum=momentum, eps=eps,
+        return handle_override(
+            batch_norm, F.batch_norm, tensors, input, running_mean, running_var, weight=weight, bias=bias,
+            training=training, momentum=momentum, eps=eps,
         )  # fmt: skip
     return normalized(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
@@ -101,9 +102,9 @@ def batch_norm_relu(
     """
     tensors = tuple(t for t in (input, running_mean, running_var, weight, bias, residual) if t is not None)
     if has_torch_function(tensors):
-        return handle_torch_function(
-            batch_norm_relu, tensors, input, running_mean, running_var, weight=weight, bias=bias, training=training,
-            momentum=momentum, eps=eps, residual=residual,
+        return handle_override(
+            batch_norm_relu, _composed, tensors, input, running_mean, running_var, weight=weight, bias=bias,
+            training=training, momentum=momentum, eps=eps, residual=residual,
         )  # fmt: skip
     return normalized(
         input, running_mean, running_var, weight, bias, training, momentum, eps, residual, Activation.RELU
@@ -119,10 +120,8 @@ def normalized(
     if not is_supported(input, running_mean, running_var, weight, bias, training, momentum, eps) or not _fits(
         residual, input
     ):
-        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        y = y if residual is None else y + residual
-        function = _ACTIVATIONS[activation]
-        return y if function is None else function(y)
+        arguments = input, running_mean, running_var, weight, bias, training, momentum, eps
+        return _composed(*arguments, residual=residual, activation=activation)
     if training:
         mean, spread = _batch_norm.statistics(input, running_mean, running_var, momentum, eps)
     else:
@@ -130,6 +129,14 @@ def normalized(
         assert running_var is not None
         mean, spread = running_mean, running_var
     return _batch_norm.batch_norm(input, weight, bias, residual, mean, spread, training, eps, activation)
+
+
+def _composed(*args: Any, residual: Any = None, activation: Activation = Activation.RELU, **kwargs: Any) -> Any:
+    """Return ``activation(batch_norm(...) + residual)`` by PyTorch's functions."""
+    y = F.batch_norm(*args, **kwargs)
+    y = y if residual is None else y + residual
+    function = _ACTIVATIONS[activation]
+    return y if function is None else function(y)
 
 
 def is_supported(

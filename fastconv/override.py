@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
 from fastconv._deferred import BACKWARD, Deferred, defer
+from fastconv._ops.overrides import accept_fastconv
 
 __all__ = ["enabled"]
 
@@ -102,6 +103,8 @@ class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_g
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return ROUTES.get(func, func)(*args, **kwargs)
+        if not accept_fastconv(types):
+            return func(*args, **kwargs)
         if self._fuse and func is torch.conv2d:
             result = defer(*args, **kwargs)
             if result is not None:

@@ -85,7 +85,6 @@ def test_the_layers_equal_torchs_in_training_and_evaluation(mine: Any, theirs: A
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_running_statistics_after_100_steps_equal_pytorchs(dtype: torch.dtype) -> None:
     layers = pair(fnn.BatchNorm2d, nn.BatchNorm2d, 19)
-    versions = [layer.running_mean._version for layer in layers]  # type: ignore[union-attr]
     start, found = copy.deepcopy(layers[0]), []
     for threads in THREADS:
         torch.set_num_threads(threads)
@@ -100,9 +99,29 @@ def test_running_statistics_after_100_steps_equal_pytorchs(dtype: torch.dtype) -
     assert_same_state([layer, layers[1]])
     for other in found[1:]:
         assert_identical(found[0], other)
-    layers[0](torch.randn(2, 19, 3, 3))
-    assert layers[0].running_mean._version > versions[0]  # type: ignore[union-attr]
-    assert layers[0].running_var._version > versions[0]  # type: ignore[union-attr]
+    before = [buffer._version for layer in layers for buffer in layer.buffers()]
+    for layer in layers:
+        layer(torch.randn(2, 19, 3, 3))
+    after = [buffer._version for layer in layers for buffer in layer.buffers()]
+    counts = [b - a for a, b in zip(before, after, strict=True)]
+    assert counts[:3] == counts[3:] == [0, 0, 1]
+
+
+@every_pair
+@pytest.mark.parametrize("second_order", [False, True])
+def test_backward_in_evaluation_uses_the_statistics_of_its_forward(mine: Any, theirs: Any, second_order: bool) -> None:
+    """In PyTorch, a batch in training between forward and backward changes the gradient, without an error."""
+    layers = pair(mine, theirs, 5)
+    x = torch.randn(4, 5, 6, 7)
+    found = []
+    for layer, batch in zip(layers, [x * 3 + 1, None], strict=True):
+        leaf = x.clone().requires_grad_()
+        y = layer.eval()(leaf)
+        if batch is not None:
+            layer.train()(batch)
+        (grad,) = torch.autograd.grad(y.square().sum(), leaf, create_graph=second_order)
+        found.append([grad, *(torch.autograd.grad(grad.square().sum(), leaf) if second_order else ())])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 @every_pair

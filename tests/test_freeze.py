@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import pickle
+import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import test_ahead_attacks
 import test_ahead_calls
@@ -526,7 +529,59 @@ def sum_in_the_layout_of_the_input(self: Residual, x: Tensor) -> object:
     return (x.contiguous() + self.conv1(x.contiguous(memory_format=torch.channels_last))).view(len(x), -1)
 
 
+def branch_on_the_modes(self: Residual, x: Tensor) -> object:
+    y = self.conv1(x) if torch.is_grad_enabled() else self.conv2(x)
+    return y * 3 if torch.is_autocast_enabled("cpu") else y
+
+
+def number_of_python(self: Residual, x: Tensor) -> object:
+    return self.conv1(x) if random.random() < 0.99 else self.conv2(x)
+
+
+def number_of_numpy(self: Residual, x: Tensor) -> object:
+    return self.conv1(x) * numpy.random.rand()
+
+
+def member_of_a_dictionary(self: Residual, x: Tensor) -> object:
+    last = self.kept["last"]
+    self.kept["last"] = self.conv1(x)
+    return last + x
+
+
+def text(self: Residual, x: Tensor) -> object:
+    return self.conv1(x), f"{x.shape[0]} {x.dtype}"
+
+
+def caught_branch(self: Residual, x: Tensor) -> object:
+    try:
+        return self.conv1(x) if x.sum() > 0 else self.conv2(x)
+    except Exception:
+        return x
+
+
+def caught_number(self: Residual, x: Tensor) -> object:
+    n = 1
+    for number in (lambda: int(x.shape[0]), lambda: len(x), lambda: [0, 5, 6][x.shape[0]], lambda: float(x.shape[0])):
+        with contextlib.suppress(Exception):
+            n += number()
+    return self.conv1(x) * n
+
+
+def missing_attributes(self: Residual, x: Tensor) -> object:
+    return self.conv1(x) * (2 if hasattr(x, "tensors") else 3) * getattr(x, "scale", 4)
+
+
+def exact_type(self: Residual, x: Tensor) -> object:
+    return self.conv1(x) * (2 if type(x) is Tensor else 3) * (5 if callable(x) else 7)
+
+
+def cache_by_input(self: Residual, x: Tensor) -> object:
+    return self.conv1(x) * {x: 2}.get(x, 3) * (5 if x.shape[0] in {1, 2} else 7)
+
+
 FOUND_BY_ATTACK = [
+    branch_on_the_modes, number_of_python, number_of_numpy, member_of_a_dictionary, text, caught_branch, caught_number,
+    missing_attributes, exact_type, cache_by_input,
     number_of_an_alias, alias_by_an_attribute, change_by_a_numpy_array, change_by_an_overload, type_of_the_input,
     keywords, counter, buffer, number_at_random, ordered, no_autocast, broadcasts, sum_in_the_layout_of_the_input,
 ]  # fmt: skip
@@ -536,17 +591,79 @@ FOUND_BY_ATTACK = [
 @pytest.mark.parametrize("autocast", [False, True])
 def test_what_a_record_cannot_hold_is_computed_in_each_call(forward: Callable[..., object], autocast: bool) -> None:
     model = with_statistics(type("Program", (Residual,), {"forward": forward})(4, nn.ReLU(), bias=True))
+    model.kept = {"last": torch.ones(())}
     frozen, x = fastconv.freeze(model), torch.randn(2, 4, 6, 6)
     limit = 0.1 if autocast else 1e-5
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         for seed in range(3):
-            torch.manual_seed(seed)
+            seed_all(seed)
             found = settled(frozen(x.clone()))
-            torch.manual_seed(seed)
+            seed_all(seed)
             expected = model(x.clone())
             assert type(found) is type(expected)
             for a, b in zip(tree_leaves(found), tree_leaves(expected), strict=True):
-                torch.testing.assert_close(a, b, rtol=limit, atol=limit)  # also compares the dtypes
+                if isinstance(b, str):
+                    assert a == b
+                else:
+                    torch.testing.assert_close(a, b, rtol=limit, atol=limit)  # also compares the dtypes
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    numpy.random.seed(seed)
+
+
+def test_freeze_draws_no_random_numbers() -> None:
+    for forward in (number_at_random, number_of_python, number_of_numpy):
+        model = type("Program", (Residual,), {"forward": forward})(4, nn.ReLU()).eval()
+        drawn = []
+        for freeze in (fastconv.freeze, lambda model: model):
+            seed_all(0)
+            freeze(model)
+            drawn.append((torch.rand(1).item(), random.random(), numpy.random.rand()))
+        assert drawn[0] == drawn[1]
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.conv(x) if mask is None else self.conv(x) * mask
+
+
+class PassesItOn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Masked()
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.part(x, mask)
+
+
+class SameObject(Masked):
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.conv(x) if x is mask else self.conv(x) - mask  # type: ignore[no-any-return]
+
+
+class Skips(PassesItOn):
+    """The part gets no argument of the model, but results of layers, which are never None."""
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.part(x.relu(), x.sigmoid())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("cls", [Masked, PassesItOn, SameObject, Skips])
+def test_a_comparison_of_objects_is_made_in_each_call(cls: type[nn.Module]) -> None:
+    model = cls().eval()
+    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 6, 6)
+    with torch.no_grad():
+        for mask in (torch.rand(6, 6), x, *(() if cls is SameObject else (None,))):
+            torch.testing.assert_close(settled(frozen(x, mask)), model(x, mask), rtol=1e-5, atol=1e-5)
+    is_recorded = any(isinstance(layer, FrozenChain) for layer in frozen.modules())
+    assert is_recorded == (cls is Skips)
 
 
 def test_a_layer_in_training_mode_stays_in_it() -> None:

@@ -115,3 +115,20 @@ def test_a_gradient_penalty_trains_a_critic_with_adam_as_pytorch_does() -> None:
             optimizer.step()
     for mine, theirs in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def changed_in_place(output: Tensor, x: Tensor, parameters: list[Tensor]) -> Tensor | None:
+    inputs = [x, *parameters]
+    grads = torch.autograd.grad(output.square().sum(), inputs, create_graph=True, allow_unused=True)
+    return sum((grad.mul_(2).clamp_(max=9).square().sum() for grad in grads if grad is not None), torch.zeros(()))
+
+
+@pytest.mark.parametrize("name", [*MODELS, "conv batch norm relu"])
+def test_gradients_of_a_graph_may_be_changed_in_place(name: str) -> None:
+    block = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+    model = (MODELS[name]() if name in MODELS else block).double()
+    x = torch.randn(2, 2, 10, 10, dtype=torch.double)
+    expected = gradients(model, x, changed_in_place, contextlib.nullcontext())
+    for way, ours, context in ways_to_use_fastconv(model):
+        for key, grad in gradients(ours, x, changed_in_place, context).items():
+            torch.testing.assert_close(grad, expected[key], msg=lambda text, at=(way, key): f"{at}: {text}")

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step
+from fastconv._ops.overrides import register_type
 
 __all__ = [
     "FOLDS",
@@ -154,6 +155,9 @@ class Deferred(Tensor):
         """Return the Deferreds that were made from this one, are still in use, and are not computed yet."""
         alive = [reference() for reference in self._derived]
         return [deferred for deferred in alive if deferred is not None and deferred._settled is None]
+
+
+register_type(Deferred)
 
 
 def compute_deferred(

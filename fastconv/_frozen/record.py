@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import operator
+import pickle
+import random
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.proxy import Attribute, TraceError
+from torch.fx.proxy import Attribute
 
 from fastconv._layer import is_observed
 
 __all__ = ["IN_PLACE", "record"]
+
+
+class Refused(BaseException):
+    """The record would compute something else than the model. ``except Exception`` in the model does not catch it."""
 
 
 def record(model: nn.Module) -> fx.Graph | None:
@@ -24,18 +32,22 @@ def record(model: nn.Module) -> fx.Graph | None:
     """
     if is_observed(model):
         return None
-    before, numbers = _state(model), torch.get_rng_state()
+    before, numbers = _state(model), _random_state()
     try:
-        if _has_optional_arguments(model):
+        if _has_optional_arguments(model) or _compares_objects(model, {}):
             return None
         # A context within forward changes the modes of at least one of the two runs.
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            _Tracer().trace(model)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            other = _Tracer().trace(model)
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             graph = _Tracer().trace(model)
-    except Exception:  # the model does something that torch.fx cannot trace
+        # A branch on the mode, or a number that changes from run to run, gives two graphs.
+        is_same = graph.python_code("self").src == other.python_code("self").src
+        is_same = is_same and _is_same(before, _state(model)) and _random_state() == numbers
+    except (Exception, Refused):  # the model does something that torch.fx cannot trace
         return None
-    is_same = _is_same(before, _state(model)) and torch.equal(numbers, torch.get_rng_state())
+    finally:
+        _set_random_state(numbers)
     return graph if is_same else None
 
 
@@ -46,13 +58,57 @@ def _has_optional_arguments(model: nn.Module) -> bool:
     return any(p.default is not inspect.Parameter.empty or p.kind in kinds for p in parameters)
 
 
+#: Functions that tell a Proxy from a tensor, and that a Proxy cannot intercept.
+_INSPECTORS = frozenset({"callable", "id", "type"})
+
+
+def _compares_objects(module: nn.Module, arguments: dict[str, Any]) -> bool:
+    """Return whether ``forward`` looks at the identity or the type of an argument of the model, as in ``mask is None``.
+
+    Args:
+        module: a module that is traced through.
+        arguments: of this call. The model's own arguments may have any value, but results of layers are tensors.
+    """
+    code = getattr(inspect.unwrap(module.forward), "__code__", None)
+    names: set[Any] = set(inspect.signature(module.forward).parameters)
+    names -= {name for name, value in arguments.items() if not _is_argument(value)}
+    before: list[Any] = [None, None]
+    for instruction in dis.get_instructions(code) if code is not None else ():
+        if instruction.opname == "LOAD_GLOBAL" and instruction.argval in _INSPECTORS:
+            return True
+        # In Python 3.11, POP_JUMP_FORWARD_IF_NONE and others include the comparison with None.
+        compared = before if instruction.opname == "IS_OP" or instruction.opname.endswith("_NONE") else ()
+        if not names.isdisjoint(compared):
+            return True
+        loaded = instruction.argval if type(instruction.argval) is tuple else (instruction.argval,)
+        before = [before[-1], *(name for name in loaded if type(name) is str)][-2:]
+    return False
+
+
+def _is_argument(value: Any) -> bool:
+    return isinstance(value, fx.Proxy) and value.node.op == "placeholder"
+
+
 # ---- the state of a model ----------------------------------------------------------------------------------------
 
-State = list[tuple[str, object, int]]
+State = list[tuple[str, object, object]]
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Return the states of the global random number generators, which == compares."""
+    of_torch = torch.get_rng_state().numpy().tobytes()
+    return of_torch, random.getstate(), pickle.dumps(numpy.random.get_state())
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    of_torch, of_python, of_numpy = state
+    torch.set_rng_state(torch.frombuffer(bytearray(of_torch), dtype=torch.uint8))
+    random.setstate(of_python)
+    numpy.random.set_state(pickle.loads(of_numpy))
 
 
 def _state(model: nn.Module) -> State:
-    """Return the attributes of all modules: the names, the values, and their versions or lengths."""
+    """Return the attributes of all modules: the names, the values, and their versions or members."""
     found: State = []
     for module in model.modules():
         for name, value in vars(module).items():
@@ -61,10 +117,25 @@ def _state(model: nn.Module) -> State:
     return found
 
 
-def _version(value: object) -> int:
+def _version(value: object) -> object:
+    """Return the version of a tensor, or the members of a collection."""
     if isinstance(value, Tensor):
         return 0 if value.is_inference() else value._version
-    return len(value) if isinstance(value, list | dict | set) else 0
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return [_Same(member) for member in value] if isinstance(value, list | set) else None
+
+
+class _Same:
+    """Equals itself for the same object only: tensors have no single truth value."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def _is_same(before: State, after: State) -> bool:
@@ -105,19 +176,51 @@ class _Recorded:
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # isinstance() reads it. A Proxy is no Tensor, but the value is.
-        if not sys._getframe(1).f_globals.get("__name__", "").startswith(("torch.", "fastconv.")):
-            raise TraceError("the type of a value is not recorded")
+        if not _is_called_by_torch():
+            raise Refused("the type of a value is not recorded")
         return type(self)
 
     def __getattr__(self, name: str) -> Any:
         if name in ("numpy", "data_ptr", "untyped_storage", "storage"):
-            raise TraceError(f"changes through {name} are not recorded")
+            raise Refused(f"changes through {name} are not recorded")
+        if not hasattr(Tensor, name) and not _is_called_by_torch():
+            raise Refused(f"whether a value has the attribute {name} is not recorded")
         return _RecordedAttribute(self, name)  # type: ignore[arg-type]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("node", "tracer", "root", "attr", "_node"):
-            raise TraceError(f"an assignment to {name} is not recorded")
+            raise Refused(f"an assignment to {name} is not recorded")
         object.__setattr__(self, name, value)
+
+    def __hash__(self) -> int:
+        return self._ask_object("__hash__")  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return self._ask_object("__repr__")  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        return self._ask_object("__repr__")  # type: ignore[no-any-return]
+
+    def __format__(self, spec: str) -> str:
+        return format(self._ask_object("__repr__"), spec)
+
+    def _ask_object(self, method: str) -> Any:
+        """Call a method of object. Only torch.fx may: the value's own result is not known."""
+        if not _is_called_by_torch(3):
+            raise Refused(f"the result of {method} is not recorded")
+        return getattr(object, method)(self)
+
+
+def _is_called_by_torch(depth: int = 2) -> bool:
+    return sys._getframe(depth).f_globals.get("__name__", "").startswith(("torch.", "fastconv."))  # type: ignore[no-any-return]
+
+
+def _refuse(self: Any, *_: Any) -> NoReturn:
+    raise Refused("a value is not known while the model is recorded")
+
+
+for _name in ("array", "bool", "complex", "float", "index", "int", "len", "round", "trunc"):
+    setattr(_Recorded, f"__{_name}__", _refuse)
 
 
 class _RecordedProxy(_Recorded, fx.Proxy):
@@ -145,7 +248,7 @@ def _modes() -> tuple[object, ...]:
 
 
 class _Tracer(fx.Tracer):
-    """Records a model, or raises TraceError if the record would compute something else.
+    """Records a model, or raises Refused if the record would compute something else.
 
     Modules with hooks stay modules in the graph. A tensor that ``forward`` creates would be a constant, although it may
     be random, or be changed in place. A context such as ``torch.autocast`` would have no effect.
@@ -162,14 +265,24 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _RecordedProxy(node, self)
 
+    def iter(self, obj: fx.Proxy) -> NoReturn:
+        raise Refused("a loop over a value is not recorded")
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if not self.is_leaf_module(m, self.path_of_module(m)):
+            given = inspect.signature(m.forward).bind(*args, **kwargs).arguments
+            if _compares_objects(m, given):
+                raise Refused("a comparison of objects is not recorded")
+        return super().call_module(m, forward, args, kwargs)
+
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if kind == "get_attr" and str(target).startswith("_tensor_constant"):
-            raise TraceError("a tensor that forward creates is not recorded")
+            raise Refused("a tensor that forward creates is not recorded")
         if _modes() != self._modes:
-            raise TraceError("a context within forward is not recorded")
+            raise Refused("a context within forward is not recorded")
         return super().create_node(kind, target, *args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, dict | list) and type(a) not in (dict, list):
-            raise TraceError(f"a {type(a).__name__} is recorded as another type")
+            raise Refused(f"a {type(a).__name__} is recorded as another type")
         return super().create_arg(a)

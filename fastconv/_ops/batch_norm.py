@@ -91,11 +91,12 @@ def _fake_batch_norm_backward(
 def statistics(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean and 1 / sqrt(variance + eps) of each channel, in float64. Update the running statistics."""
-    found: tuple[Tensor, Tensor] = _statistics(input.detach(), running_mean, running_var, momentum, eps)
-    changed = [t for t in (running_mean, running_var) if t is not None and not t.is_inference()]
-    torch.autograd.graph.increment_version(changed)
-    return found
+    """Return the mean and 1 / sqrt(variance + eps) of each channel, in float64. Update the running statistics.
+
+    As in PyTorch, the update does not count as a change in place. A program may compute a result in evaluation mode and
+    another in training mode, and then the gradients of both.
+    """
+    return _statistics(input.detach(), running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
 
 class BatchNorm(Function):
@@ -107,6 +108,8 @@ class BatchNorm(Function):
         output: Tensor = _batch_norm(input, weight, bias, mean, spread, residual, training, eps, activation)
         # Without a residual, backward computes the activation's mask from the input, which it reads in any case.
         kept = output if residual is not None and activation != Activation.NONE else None
+        if not training:  # A later batch may update the running statistics before backward.
+            mean, spread = mean.clone(), spread.clone()
         ctx.save_for_backward(input, weight, bias, mean, spread, kept)
         ctx.numbers = training, eps, int(activation)
         return output

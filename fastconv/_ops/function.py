@@ -122,7 +122,9 @@ class _Tie(Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, zeros: bool, *tensors: Tensor | None) -> Tensor:
         ctx.like = [t if zeros and t is not None and t.requires_grad else None for t in tensors]
-        return gradient.view_as(gradient)
+        # The gradient itself, and not a view of it: the program may change its gradients in place.
+        ctx.mark_dirty(gradient)
+        return gradient
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
