@@ -1,7 +1,5 @@
 """Networks from a short list of their layers, such as ``conv32, pool, conv64, pool, conv128, dense128``."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from typing import Any

@@ -1,7 +1,5 @@
 """Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -8,8 +8,6 @@ the extension. `make cuda` runs it. It fails if a source gives a warning or an e
 `make cuda ARGS='--target sm_90'` compiles for one architecture, which takes a sixth of the time.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

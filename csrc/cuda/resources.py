@@ -3,8 +3,6 @@
 compile.py prints them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Find the CUDA toolkit, and decide whether to build with CUDA. setup.py and `make cuda` use this."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Timing of variants that take turns in one process, so that a machine that slows down affects all of them alike."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import time

@@ -1,7 +1,5 @@
 """The batches of an epoch: parts of tensors in memory, or what a DataLoader yields."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol

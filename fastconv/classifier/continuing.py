@@ -1,7 +1,5 @@
 """Continue the training of a saved classifier: the state of its optimizer, and the number of its epochs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

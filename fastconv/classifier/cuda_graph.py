@@ -6,8 +6,6 @@ changes from step to step must be in a tensor at a fixed address: the inputs, wh
 rate. Any other change needs another recording.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 

@@ -3,8 +3,6 @@
 The same seed, backend and machine give bitwise the same weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

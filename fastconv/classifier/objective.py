@@ -1,7 +1,5 @@
 """What a training minimises, and how: the optimizer, the loss and the metrics that compile() chooses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,11 +127,7 @@ class Choice:
 
 
 def check_names(settings: dict[str, Any]) -> None:
-    """Check that compile() accepts settings of these names.
-
-    Raises:
-        TypeError: if one does not exist, or belongs to another function.
-    """
+    """Check that compile() accepts settings of these names."""
     for name in settings:
         place = next((place for place, names in _ELSEWHERE.items() if name in names), None)
         if place is not None:

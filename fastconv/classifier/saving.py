@@ -1,7 +1,5 @@
 """Save and load a :class:`~fastconv.classifier.Classifier`, or only its weights, in one file."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,11 +53,7 @@ def compile_settings(config: Mapping[str, Any], backend: str, given: Mapping[str
 
 
 def name_list(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Return the name of each class, by default its number.
-
-    Raises:
-        TrainingError: if there is another number of names.
-    """
+    """Return the name of each class, by default its number."""
     if class_names is None:
         return tuple(map(str, range(classes)))
     if isinstance(class_names, str) or len(class_names) != classes:
@@ -73,11 +67,7 @@ def on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_savable(name: str | None) -> None:
-    """Check that a network of this name can be saved. ``None`` means that a program made it.
-
-    Raises:
-        TrainingError: if it cannot.
-    """
+    """Check that a network of this name can be saved. ``None`` means that a program made it."""
     if name is None:
         raise TrainingError(
             "only networks with a name or a list of layers can be saved: for your own module, use save_weights() and,"

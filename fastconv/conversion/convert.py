@@ -5,8 +5,6 @@ it keeps its parameters, buffers, hooks and attributes, and everything that refe
 layers, the model's own code.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 

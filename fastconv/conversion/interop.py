@@ -12,8 +12,6 @@
 Setting their ``qconfig`` raises a TypeError. The base class in :mod:`fastconv._layer` has the rest of this support.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """One run of ``fastconv train``, from the data to the results in the run folder."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import platform

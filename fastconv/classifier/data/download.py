@@ -3,8 +3,6 @@
 pooch checks the files, and replaces a file only with a correct one. :class:`_Resuming` resumes interrupted downloads.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
