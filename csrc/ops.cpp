@@ -2,7 +2,7 @@
 // fake kernels are in fastconv/_ops, which has one file for each operator.
 //
 // Activations are (N, C, H, W), weights (K, C / groups, R, S). Gradients have the memory formats of input and weight.
-// An operator that does not get those has `channels_last`, the memory format of its result.
+// An operator that does not get the input or the weight has `channels_last`, the memory format of its result.
 #include "cpu/ops.h"
 
 #include <torch/csrc/stable/library.h>

@@ -85,7 +85,7 @@ bool is_nchw(const Tensor& tensor);
 // tensor without elements as contiguous.
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
-// Of the input and of the weight.
+// One flag for the input and one for the weight.
 struct InputAndWeight {
   bool input, weight;
 };

@@ -143,9 +143,9 @@ def _follows(parsed: list[dict[str, str]], kind: str) -> bool:
 
 
 class _AnyBatch(nn.modules.batchnorm._BatchNorm):
-    """In training, a batch of one value per channel is normalised as in evaluation.
+    """Batch norm that accepts training batches with one value per channel, and normalises them as in evaluation.
 
-    PyTorch raises an error for it. The last batch of an epoch may have one image.
+    PyTorch raises an error for such a batch. It occurs if the last batch of an epoch has one image.
     """
 
     def forward(self, input: Tensor) -> Tensor:

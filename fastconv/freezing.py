@@ -79,7 +79,7 @@ class _Frozen(nn.Module):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.training = False  # of this module only: a Dropout may be in training mode
+        self.training = False  # only this module: a Dropout in it may be in training mode
 
     def train(self, mode: bool = True) -> Any:
         if mode:

@@ -199,7 +199,8 @@ void run_backward(const Backward& call) {
 
 namespace {
 
-// Computes each gradient that is needed, here or by PyTorch. `operands` has no gradients yet.
+// Computes each gradient that is needed, with fastconv's drivers or PyTorch's operator. `operands` has no gradients
+// yet.
 Gradients compute(const Backward& operands, bool needs_input, bool needs_weight) {
   const FusedShape& f = operands.shape;
   const Conv2dShape& s = f.conv;

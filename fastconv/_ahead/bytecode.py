@@ -4,8 +4,8 @@
 Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of
 local variables, loads of attributes and globals, and jumps on ``x is None``. At any other instruction it stops. So no
 other code of the function runs between the call and these uses. A load or store can still run code, such as a property.
-The caller of :func:`uses` checks the paths and stores of each use. Then it has checked every load before a clean use:
-nothing but the result is stored, and another loaded value would still be on the stack.
+The caller of :func:`uses` checks the paths and stores of each use. Before a clean use, it has then checked every load.
+There are no others, because the function stores only results, and any other loaded value would still be on the stack.
 
 This module does not import torch.
 """
@@ -143,7 +143,7 @@ def _ends_statement(instruction: dis.Instruction) -> bool:
 
 
 def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, state: State) -> tuple[Use, int]:
-    """Follow the result from instruction ``i`` on. Return its use and the position of that."""
+    """Follow the result from instruction ``i`` on. Return its use and the position of the use."""
     while i < len(instructions):
         instruction = instructions[i]
         is_taken = _jump(instruction, state)
@@ -167,7 +167,7 @@ def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, 
 
 
 def _take(following: dis.Instruction, state: State) -> bool:
-    """Replace the used result by that of the use. Return whether no variable holds a used result after this."""
+    """Replace the used result by the result of the use. Return whether no variable then holds a used result."""
     state.stack.pop()
     if RESULT in state.stack:
         raise Unknown

@@ -41,7 +41,7 @@ class Ahead:
         self.result, self.steps = result, steps
 
     def passed(self) -> Any:
-        """Return what a step returns: the same, or the tensor if it is the last step."""
+        """Return the result of the next step: this object, or the tensor after the last step."""
         self.steps -= 1
         return self if self.steps else self.result
 

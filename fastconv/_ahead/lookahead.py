@@ -52,7 +52,7 @@ _get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # 
 
 
 def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) -> Iterator[Sequence[Step]]:
-    """Yield what uses the result of a layer, what uses the result of that, and so on: the steps of each function.
+    """Yield the steps after a layer, function by function: the use of its result, the use of that result, and so on.
 
     The steps end where the program runs other code, or where a hook sees a result.
 
@@ -132,7 +132,7 @@ def _of_sequential(frame: FrameType, layer: Module, last: Collection[str]) -> tu
 def _add_call(found: list[Step], user: Any, arguments: Any, is_clean: bool) -> bool:
     """Add the call of a layer or function, or the calls of the layers of a Sequential. Return whether more may follow.
 
-    The last layer of a Sequential ends its call. Until then, a variable may hold what the Sequential was called with.
+    The last layer of a Sequential ends its call. Until then, a variable may hold the argument of the Sequential.
     """
     kind = type(user)
     if kind in KINDS or not issubclass(kind, torch.nn.Sequential) or arguments or not _runs_its_layers(user):

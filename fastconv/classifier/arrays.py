@@ -1,8 +1,8 @@
 """Images and labels as programs have them: arrays, tensors and lists in the usual layouts.
 
 Images have the layout (N, C, H, W), (N, H, W, C) or, with one channel, (N, H, W). uint8 values are divided by 255.
-Floats are used as they are, and should be in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot rows (N, classes)
-of any type of number.
+Floats are not scaled, so they should be in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot rows (N, classes) of
+any type of number.
 """
 
 import warnings

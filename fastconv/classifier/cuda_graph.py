@@ -39,7 +39,7 @@ class GraphedStep:
     Args:
         step: must not read values from the GPU, and must keep no tensors except parameters and the optimizer's state.
         model, optimizer: what the step trains.
-        obstacle: why the step must not be recorded, if the caller knows a reason. A warning says it once.
+        obstacle: why the step must not be recorded, if the caller knows a reason. A warning names it once.
     """
 
     def __init__(self, step: Step, model: nn.Module, optimizer: Optimizer, obstacle: str = "") -> None:

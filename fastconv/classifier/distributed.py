@@ -65,9 +65,9 @@ class Distributed:
             self.model = nn.parallel.DistributedDataParallel(model)
 
     def share(self, count: int) -> tuple[slice, float, int]:
-        """Return this process's part of ``count`` images, a factor for its mean loss, and how many images it counts.
+        """Return this process's part of ``count`` images, the weight of its mean loss, and how many images it counts.
 
-        The mean over the processes of loss times factor equals the mean loss over the batch. The counts of all
+        The mean over the processes of loss times weight equals the mean loss over the batch. The counts of all
         processes add up to the size of the batch.
         """
         if self._count == 1:

@@ -36,9 +36,9 @@ class Classifier:
         class_names: the name of each class. By default, its number.
 
     Images and labels are arrays, tensors or lists. Images have the shape (N, C, H, W), (N, H, W, C) or, with one
-    channel, (N, H, W). uint8 values are divided by 255. Floats are used as they are, and should be in [0, 1]. Labels
-    are integers (N,) or (N, 1), or one-hot rows (N, classes). In place of images and labels, a Dataset or a DataLoader
-    of torch.utils.data can be passed, whose items are pairs of images and labels in these forms.
+    channel, (N, H, W). uint8 values are divided by 255. Floats are not scaled, so they should be in [0, 1]. Labels are
+    integers (N,) or (N, 1), or one-hot rows (N, classes). In place of images and labels, you can pass a Dataset or a
+    DataLoader of torch.utils.data, whose items are pairs of images and labels in these forms.
 
     Attributes:
         model: the network, a module.

@@ -159,7 +159,7 @@ class Training:
         self._objective, self._optimizer = objective, objective.optimizer
         self._rates = optimizers.rates(self._optimizer)
         self._step: Callable[..., tuple[Tensor, Tensor]] = self._one_step
-        self._resident: TensorBatches | None = None  # if a step gets the numbers of its images, and gathers them itself
+        self._resident: TensorBatches | None = None  # set if a step gets the indices of its images, and gathers them
         if cuda_graph.supports(self._device):
             self._step = cuda_graph.GraphedStep(self._one_step, self.model, self._optimizer, objective.obstacle)
             on_device = isinstance(self._batches, TensorBatches) and self._batches.device == self._device

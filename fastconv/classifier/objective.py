@@ -49,9 +49,9 @@ class Objective:
         """Return the result of an epoch.
 
         Args:
-            figures: its figures, but for the metrics.
-            held_out: the validation images, whose figures are measured now.
-            outputs: those of the training images, during the epoch.
+            figures: the figures of the epoch except the metrics.
+            held_out: the validation images, which are measured now.
+            outputs: the outputs for the training images during the epoch.
         """
         metrics = outputs.values()
         validated: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
@@ -93,7 +93,7 @@ class Choice:
         """Build the optimizer of ``model``, which is moved to the device of ``config``.
 
         Raises:
-            ValueError, TypeError: if an argument is wrong. ``model`` is then where it was.
+            ValueError, TypeError: if an argument is wrong. ``model`` is then back on its device.
         """
         named = isinstance(self._loss, str)
         if config.label_smoothing and not named:

@@ -15,7 +15,7 @@ from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import OutputError, check_regular, write_atomically
 
 _WEIGHTS = "fastconv-weights"
-#: How a classifier was compiled if a file cannot keep all of it.
+#: The entry ``compiled`` of a file that cannot store the optimizer or the loss, because it is a class or a function.
 WITH_FUNCTIONS = "with functions"
 _NAMES = ("optimizer", "loss")
 _KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype", "patience", "device")

@@ -41,8 +41,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
     _conversion_attributes = ("_fuses", "_patience")
     #: Run with what follows as one operator where possible. :func:`fastconv.convert` sets it.
     _fuses = False
-    #: The layer stops returning Deferred results (:mod:`fastconv._deferred`) after this many more in a row that are not
-    #: fused. 0: it computes every result at once. :func:`fastconv.convert` sets it.
+    #: After this many more Deferred results (:mod:`fastconv._deferred`) in a row that are not fused, the layer stops
+    #: returning them. 0: it computes every result at once. :func:`fastconv.convert` sets this attribute.
     _patience = 0
 
     @scripted_as(torch.nn.Conv2d.forward)
@@ -53,8 +53,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
-            # A batch norm reads the result at once. To wait for it takes a copy of the input: half of the memory of
-            # CIFAR ResNet-20's first steps.
+            # A batch norm reads the result at once. A waiting result would need a copy of the input, which is half of
+            # the memory in the first steps of CIFAR ResNet-20.
             if self._patience > 0 and is_before_norm(self, sys._getframe(0)):
                 vars(self)["_patience"] = 0
         return super().forward(input)  # type: ignore[no-any-return]
