@@ -76,13 +76,9 @@ def build(optimizer: Any, model: nn.Module, lr: float | None) -> Optimizer:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError("LBFGS computes the loss several times per step, which fit() does not do: choose another one")
     own = set(map(id, model.parameters()))
-    if not all(id(parameter) in own for parameter in _parameters(optimizer)):
+    if not all(id(parameter) in own for parameter in cuda_graph.weights(optimizer)):
         raise ValueError("the optimizer has parameters of another model: make it from classifier.model.parameters()")
     return optimizer
-
-
-def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def rates(optimizer: Optimizer) -> list[float]:

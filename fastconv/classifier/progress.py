@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fastconv.classifier.fit import Totals
@@ -13,7 +14,7 @@ from fastconv.classifier.history import EpochResult
 _INTERVAL = 0.2
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Show the progress of a training on the standard output.
 
     Args:
@@ -40,9 +41,6 @@ class Progress:
         self._draws = verbose in (1, "auto") and _can_draw_a_bar()
         self._bar: Any = None
         self._shown = 0.0
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._close()

@@ -58,7 +58,7 @@ DARK = Palette(
     ("0.9", "black", "0.4"), "0.25",
 )  # fmt: skip
 #: The colours of correct and wrong predictions on a light background.
-RIGHT, WRONG, OTHER, FAINT = LIGHT.right, LIGHT.wrong, LIGHT.other, LIGHT.faint
+RIGHT, WRONG, FAINT = LIGHT.right, LIGHT.wrong, LIGHT.faint
 
 _DARK_SETTINGS: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e3e6ea"),
