@@ -58,7 +58,7 @@ template <class Elements>
 void thin_groups_backward_weight(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
                                  const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias);
 
-// For bfloat16, where multiplies_pairs() says so (plan.h).
+// For bfloat16 calls for which multiplies_pairs() is true (plan.h).
 void pairs_forward(const Forward& call);
 void pairs_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input);

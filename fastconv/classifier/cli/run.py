@@ -124,7 +124,7 @@ class TrainingRun:
         self._finish(record)
 
     def _point_to_folder(self) -> Path | None:
-        """Let ``runs/latest`` point to the run. Only for a run in ``runs``, a failure is an error. Else print a note."""
+        """Let ``runs/latest`` point to the run. A failure stops a run in ``runs``. Other runs go on, with a note."""
         try:
             return latest.point_to(self._folder.path)
         except OutputError as error:
