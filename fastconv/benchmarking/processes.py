@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from unittest import mock
 
 import torch
 
@@ -56,7 +55,7 @@ def alternate_processes(
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     with ExitStack() as stack:
-        with _interrupts_held_back(), mock.patch.dict(os.environ, environment or {}):
+        with _interrupts_held_back(), _environment_variables(environment or {}):
             for variant, make in variants.items():
                 pipe, other_end = context.Pipe()
                 count = threads if isinstance(threads, int) else threads[variant]
@@ -114,6 +113,21 @@ def _serve(
             pipe.send(statistics.median(seconds))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
+
+
+@contextmanager
+def _environment_variables(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for the processes that start within this context."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
