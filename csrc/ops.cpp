@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
       "SymInt groups) -> Tensor");
   // A gradient that is not needed has no elements. `needs_weight` also decides on grad_bias. The two operators below
-  // compute the same gradients one by one; they are used where a gradient is differentiated again.
+  // compute the same gradients separately. They are used if a gradient is differentiated again.
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, bool needs_input, bool needs_weight, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) "

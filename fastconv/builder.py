@@ -164,7 +164,7 @@ class _BatchNorm2d(_AnyBatch, nn.BatchNorm2d):
     """Batch normalisation of convolutions."""
 
 
-#: The activations besides ReLU, which is that of the library of the layers. ``none`` adds no layer.
+#: The activations. ``relu`` is the ReLU of the library of the layers, and ``none`` adds no layer.
 _ACTIVATIONS: dict[str, type[nn.Module] | None] = {
     "relu": None,
     "sigmoid": nn.Sigmoid,

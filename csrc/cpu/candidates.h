@@ -34,7 +34,7 @@ Candidate candidate_named(const std::string& name);
 // The side of Winograd's tiles, or 0 for other candidates.
 int winograd_side_of(Candidate candidate);
 
-// The candidate that a plan uses. `fused`: the call is that of a fused operator.
+// The candidate that a plan uses. `fused`: a fused operator makes the call.
 Candidate candidate_of(const ForwardPlan& plan, bool fused);
 Candidate candidate_of(const BackwardPlan& plan);
 

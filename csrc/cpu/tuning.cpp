@@ -249,7 +249,7 @@ Candidate choose(Pass pass, const Operands& operands, const std::function<void()
   if (found != Candidate::none || s.depth == 0) return found;
   const std::lock_guard timing(s.timing);
   if (const Candidate of_other_thread = known(); of_other_thread != Candidate::none) return of_other_thread;
-  // Some algorithms cannot compute infinities and NaN. Their times would be those of other algorithms.
+  // Some algorithms cannot compute infinities and NaN. Then other algorithms would run, and be timed in their place.
   if (pass != Pass::forward && !all_finite(operands.second)) return Candidate::none;
   const std::vector<Candidate> candidates = candidates_of(call);
   const bool zeros_matter = std::any_of(candidates.begin(), candidates.end(), skips_zeros);

@@ -75,7 +75,7 @@ def up_to(value: int, unit: int) -> int:
 
 
 def blocks_of_multiprocessor(target: str, threads: int, registers: int, shared: int) -> int:
-    """Return how many blocks of a kernel one multiprocessor holds. The formula is that of NVIDIA's cuda_occupancy.h.
+    """Return how many blocks of a kernel one multiprocessor holds. The formula is from NVIDIA's cuda_occupancy.h.
 
     Args:
         target: the architecture, such as sm_90.

@@ -112,8 +112,8 @@ class Classifier:
             metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. They are called once
                 with all images. In :meth:`fit`, the probabilities of the training images are those during the epoch.
                 The history has ``name`` and ``val_name``. ``"accuracy"`` is always computed.
-            lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and that of a
-                class of torch.optim.
+            lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and PyTorch's
+                default for a class of torch.optim.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
 
         Returns:
@@ -149,7 +149,7 @@ class Classifier:
 
         Args:
             images, labels: see :class:`Classifier`. A DataLoader is iterated anew in each epoch.
-            batch_size: the number of images per step. ``None`` means 64, or that of the DataLoader.
+            batch_size: the number of images per step. ``None`` means 64, or the batch size of the DataLoader.
             validation_split: the share of the images, from their end, that is used for validation.
             validation_data: for validation, in place of that share: a pair of images and labels, a Dataset or a
                 DataLoader.
@@ -314,7 +314,7 @@ class Classifier:
         return classifier
 
     def save_weights(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the weights to a file, also those of a module of your own. See :meth:`save` for ``overwrite``."""
+        """Write the weights to a file, also for a module of your own. See :meth:`save` for ``overwrite``."""
         saving.save_weights(Path(path), self.model, overwrite)
 
     def load_weights(self, path: str | Path) -> None:

@@ -102,7 +102,7 @@ class Training:
         classes: the number of classes.
         model: the network to train. By default it is built from ``config.model``.
         held_out: batches for validation. By default, the last ``config.validation_split`` of the images is used.
-        objective: the optimizer and the loss. By default they are those of ``config``.
+        objective: the optimizer and the loss. By default, ``config`` chooses them.
         epochs_before: epochs of an earlier training that this one continues. They count for the random choices.
 
     Attributes:
@@ -321,7 +321,7 @@ class Training:
         self._totals = Totals(images, own, *(total.to(self._device) for total in sums))
         if self._distributed.rank == 0:
             torch.set_rng_state(state["rng"])
-        else:  # the saved sums and random state are those of the first process
+        else:  # the saved sums and random state belong to the first process
             self._totals = Totals(images, 0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
             torch.manual_seed(self._seed(len(self.history) + 1, self._distributed.rank, self.steps))
         if self._device.type == "cuda":

@@ -59,7 +59,7 @@ def build(optimizer: Any, model: nn.Module, lr: float | None) -> Optimizer:
     Args:
         optimizer: a class of torch.optim, an optimizer over parameters of ``model``, or a function of the parameters
             that returns one.
-        lr: the learning rate. ``None`` means that of the class. Only a class accepts one.
+        lr: the learning rate. ``None`` means the default of the class. Only a class accepts a learning rate.
 
     Raises:
         TypeError: if no optimizer results, or ``lr`` is given for an optimizer that already has one.

@@ -22,7 +22,7 @@ _KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype", "patience", "d
 
 
 def config(settings: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
-    """Return the settings that a file keeps: those of the network, and those of compile() that are names or numbers."""
+    """Return the settings that a file keeps: the network's, and compile()'s arguments that are names or numbers."""
     kept = {name: settings[name] for name in ("model", "backend", *_NAMES, *_KEPT) if name in settings}
     if compiled and not all(name in kept for name in _NAMES):
         kept["compiled"] = WITH_FUNCTIONS

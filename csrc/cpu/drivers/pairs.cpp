@@ -6,7 +6,7 @@
 namespace fastconv::cpu {
 namespace {
 
-// A weight as that of a 1x1 kernel: each channel is a pair of values that are multiplied together.
+// A weight in the form of a 1x1 kernel: each channel is a pair of values that are multiplied together.
 Conv2dShape shape_in_pairs(Conv2dShape s) {
   s.C = pairs_kernels()->steps(s);
   s.R = s.S = 1, s.H = s.P, s.W = s.Q;

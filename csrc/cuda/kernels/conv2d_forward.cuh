@@ -1,5 +1,6 @@
-// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c], optionally followed by ReLU
-// and max-pooling, in tiles of pixels x output channels (gemm.cuh).
+// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c]
+//
+// ReLU and max-pooling may follow. The tiles are pixels x output channels (gemm.cuh).
 //
 // With pooling, a tile holds whole windows, one after another: 64 rows hold 16 windows of 2 x 2. The block reads the
 // sums from shared memory, and writes each window's maximum and its position. Overlapping windows compute their common

@@ -140,7 +140,7 @@ for _command, _example in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments``, by default those of the process, and return its exit code.
+    """Run the command with ``arguments``, by default the arguments of the process, and return its exit code.
 
     0: success. 1: a bug in fastconv, or the reader of the output has ended. 2: a mistake in the arguments, in the
     environment or in a file, reported in one line on stderr. 130: interrupted. 143: ended by SIGTERM.

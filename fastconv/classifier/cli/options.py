@@ -120,7 +120,7 @@ class Network:
         "--dataset",
         DATASETS,
         "The data set of the test images.",
-        show_default="that of the training",
+        show_default="the data set of the training",
         rich_help_panel=DATA,
     )
     data_dir: Path | None = data_dir()

@@ -265,7 +265,7 @@ def show_image(axes: Any, image: Tensor) -> None:
 
 
 def pad(part: Any, width: float, height: float) -> None:
-    """Set the space around the axes of a new figure, in inches. A part of a figure keeps that of the figure."""
+    """Set the space around the axes of a new figure, in inches. A part of a figure keeps the spacing of the figure."""
     if isinstance(part, _figure_class()):
         part.get_layout_engine().set(w_pad=width, h_pad=height)  # type: ignore[union-attr, call-arg]
 
