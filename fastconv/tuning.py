@@ -91,8 +91,8 @@ class Choice:
     relu: bool
     pool: tuple[Any, ...] | None
     dtype: str
-    #: The memory formats of input and weight (forward), grad_output and weight (backward_data), or grad_output and input
-    #: (backward_weight): "nchw", "nhwc" (channels_last), "either" (one channel or one pixel) or "strided".
+    #: The memory formats of input and weight (forward), grad_output and weight (backward_data), or grad_output and
+    #: input (backward_weight): "nchw", "nhwc" (channels_last), "either" (one channel or one pixel) or "strided".
     operands: tuple[str, ...]
     #: The memory format of the result.
     result: str
