@@ -159,7 +159,7 @@ def conv2d_relu(
         y_{n,k,p,q} = \max(0, \mathrm{conv2d}(x, w, b)_{n,k,p,q})
 
     The convolution's output is never stored. The input, the weight and one byte per output element are saved for
-    backward. Where few outputs passed the ReLU, backward processes only those (Shi and Chu, "Speeding up Convolutional
+    backward. If few outputs passed the ReLU, backward processes only those (Shi and Chu, "Speeding up Convolutional
     Neural Networks By Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
 
     Values and gradients equal those of the composition up to rounding, including NaN and infinities. Two cases differ.

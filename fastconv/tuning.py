@@ -87,7 +87,8 @@ class Choice:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    #: Whether the operator fuses a ReLU, and its max-pool: (kernel_size, stride, padding, dilation, ceil_mode).
+    #: True if the operator fuses a ReLU, and the max-pool that it fuses: (kernel_size, stride, padding, dilation,
+    #: ceil_mode).
     relu: bool
     pool: tuple[Any, ...] | None
     dtype: str

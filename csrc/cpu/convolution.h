@@ -25,8 +25,8 @@ struct Forward {
   }
 };
 
-// Whether input and result are NHWC, so that plan.h may choose pairs. The result has `channels` channels and `pixels`
-// pixels.
+// Returns whether input and result are NHWC, so that plan.h may choose pairs. The result has `channels` channels and
+// `pixels` pixels.
 inline bool in_nhwc(const Tensor& input, bool channels_last, int64_t channels, int64_t pixels) {
   return is_nhwc(input) && (channels_last || channels == 1 || pixels == 1);
 }

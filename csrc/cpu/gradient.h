@@ -15,7 +15,7 @@ inline int64_t sample_position(int64_t i, int64_t count) {
   return static_cast<int64_t>(std::fmod(static_cast<double>(i) * golden, 1.0) * static_cast<double>(count));
 }
 
-// Whether a dense tensor of T has neither infinities nor NaN.
+// Returns whether a dense tensor of T has neither infinities nor NaN.
 template <class T>
 bool all_finite(const Tensor& tensor);
 

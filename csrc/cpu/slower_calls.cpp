@@ -92,7 +92,7 @@ bool is_slow_1x1_data(const Conv2dShape& s) {
 
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
-// Whether PyTorch computes bfloat16 with vdpbf16ps. fastconv widens to float32.
+// Returns whether PyTorch computes bfloat16 with vdpbf16ps. fastconv widens to float32.
 bool has_bfloat16_products() {
 #if defined(__x86_64__)
   static const bool has = __builtin_cpu_supports("avx512bf16") != 0;

@@ -106,7 +106,7 @@ bool all_finite(const Tensor& tensor) {
 
 // ---- candidates --------------------------------------------------------------------------------------------------
 
-// Whether all tensors but the weight are in NHWC.
+// Returns whether all tensors but the weight are in NHWC.
 bool is_nhwc(const TunedCall& call) {
   const Conv2dShape& s = call.shape.conv;
   if (call.pass == Pass::backward_weight) {

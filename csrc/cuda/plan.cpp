@@ -14,7 +14,7 @@
 namespace fastconv::cuda {
 namespace {
 
-// Whether a problem is at least half and at most twice as large as those that were measured.
+// Returns whether a problem is at least half and at most twice as large as those that were measured.
 bool is_near(const Conv2dShape& s, double smallest, double largest) {
   return cpu::products(s) >= smallest / 2 && cpu::products(s) <= largest * 2;
 }

@@ -25,7 +25,7 @@ struct Call {
   int capability;      // of the GPU: 90 for sm_90
 };
 
-// Whether PyTorch's own operators compute the call. They do, unless fastconv was measured as faster, or
+// Returns whether PyTorch's own operators compute the call. They do, unless fastconv was measured as faster, or
 // FASTCONV_ALGORITHM is own.
 bool torch_is_faster(const Call& call);
 

@@ -48,7 +48,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the source says about a kernel's launches."""
+    """The facts about a kernel's launches that the source states."""
 
     #: The most threads of a block (``__launch_bounds__``).
     threads: int

@@ -1,4 +1,4 @@
-"""What a function does with the result of a call, read from its bytecode.
+"""The uses of the result of a call in a function, read from its bytecode.
 
 :func:`uses` follows the instructions after a call to the one that uses the result, such as the call of another layer.
 Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of
@@ -45,7 +45,7 @@ class Use(NamedTuple):
     Attributes:
         kind: 'call' (the result is the first argument, the others are constants), 'method' (a call of a method of the
             result), 'add' (the result + a variable, or += that changes the result), 'return', or 'unknown'.
-        path: of a call, the path of the function. Of a method, its name. Of an addition, the path of the variable.
+        path: for a call, the path of the function. For a method, its name. For an addition, the path of the variable.
         arguments: the constants among the arguments of a call, each with its position or its name.
         stores: the local variables that the function stores between the last use and this one.
         is_clean: no variable holds the used value, or an earlier one, once this use is finished.
@@ -74,7 +74,7 @@ class Uses(NamedTuple):
     owner: str | None = None
 
 
-#: Whether the jump is taken if the value is None, or if it is true. Python 3.11 has names with "FORWARD_".
+#: For each jump, True if it is taken for None (or for a true value). Python 3.11 has names with "FORWARD_".
 _JUMPS_ON_NONE = {"POP_JUMP_IF_NONE": True, "POP_JUMP_IF_NOT_NONE": False}
 _JUMPS_ON_TRUTH = {"POP_JUMP_IF_TRUE": True, "POP_JUMP_IF_FALSE": False}
 #: A function with one of these names may keep a dictionary of its variables, which reading the variables would change.

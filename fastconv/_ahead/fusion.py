@@ -241,7 +241,7 @@ def batch_norm_ahead(
 #: The activations that may follow without a gradient, and those that a batch norm differentiates.
 _INFERENCE = tuple(activation for activation in Activation if activation is not Activation.NONE)
 _DIFFERENTIABLE = (Activation.RELU, Activation.RELU6)
-#: What ends the steps that follow a batch norm.
+#: The kinds of layers that end the steps after a batch norm.
 _ENDS = (ACTIVATION, CONVOLUTION, NORM)
 #: The functions that the steps call.
 _PASSING = {*FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}

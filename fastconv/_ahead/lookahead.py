@@ -24,9 +24,9 @@ from fastconv._ops.library import _C
 
 __all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "runs_stock_code", "steps"]
 
-#: What uses a result, its other arguments, and whether no variable holds an earlier result once this use is finished.
+#: The user of a result, its other arguments, and whether no variable holds an earlier result after this use.
 #: The user is a module, a function or ADDITION. The arguments of a call are pairs of a name or position and a constant.
-#: Of an addition: the other operand.
+#: For an addition, the argument is the other operand.
 Step = tuple[Any, Any, bool]
 #: The user of an addition.
 ADDITION = object()

@@ -178,7 +178,7 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are finished, or the validation loss has not fallen for ``config.patience`` epochs."""
+        """True if all epochs are finished, or if the validation loss has not fallen for ``config.patience`` epochs."""
         losses = [result.val_loss for result in self.history if result.val_loss is not None]
         patience = self._config.patience
         if patience is not None and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:

@@ -1,4 +1,4 @@
-"""What a program passes to fit, evaluate and predict: images and labels, a Dataset or a DataLoader."""
+"""Conversion of the arguments of fit, evaluate and predict: images and labels, a Dataset or a DataLoader."""
 
 from collections.abc import Iterator
 from typing import Any

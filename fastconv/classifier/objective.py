@@ -1,4 +1,4 @@
-"""What a training minimises, and how: the optimizer, the loss and the metrics that compile() chooses."""
+"""The objective of a training: the optimizer, the loss and the metrics that compile() chooses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

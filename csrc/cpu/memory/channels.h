@@ -92,7 +92,7 @@ ChannelConstants<T, count> repeated(const ChannelConstants<T, count>& constants,
   return result;
 }
 
-// The same for the columns of one matrix. Of a plane, all columns get the constants of its channel.
+// The same for the columns of one matrix. All columns of a plane get the constants of its channel.
 template <class T, size_t count>
 class ColumnConstants {
  public:

@@ -89,7 +89,7 @@ void launch_forward_tiles(const FusedShape& f, Dense<const T> x, Dense<const T> 
   launch_gemm<Tile, V>(a, b, epilogue, tiling, stream);
 }
 
-// Whether the block that computes a window's pixels also pools them.
+// Returns whether the block that computes a window's pixels also pools them.
 inline bool pools_in_tile(const FusedShape& f) {
   return f.window() <= 16 && f.window() <= 3 * f.pool.stride_h * f.pool.stride_w;
 }

@@ -56,7 +56,7 @@ __device__ Vector<T, V> load_or_zero(const T* from) {
   return from != nullptr ? load_vector<V>(from) : Vector<T, V>::zero();
 }
 
-// Whether load_vector<V> can read at the pointer.
+// Returns whether load_vector<V> can read at the pointer.
 template <int V, class T>
 bool is_aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % alignof(Vector<T, V>) == 0;
