@@ -36,7 +36,10 @@ from fastconv._ahead.stack import (
     move,
 )
 
-__all__ = ["Condition", "Item", "Path", "Use", "Uses", "uses"]
+__all__ = ["START", "Condition", "Item", "Path", "Use", "Uses", "is_readable", "uses"]
+
+#: The offset of no call: :func:`uses` follows the second argument of the function, which is the input of a module.
+START = -1
 
 
 class Use(NamedTuple):
@@ -62,7 +65,7 @@ class Uses(NamedTuple):
     """The uses of a result, of the result of that use, and so on.
 
     Attributes:
-        function: the path of the called function.
+        function: the path of the called function. Empty at the START.
         uses: the last one is 'return' or 'unknown'.
         conditions: hold for these uses.
         owner: the name of the function's first parameter, if it keeps its value.
@@ -85,24 +88,32 @@ def uses(code: CodeType, offset: int, is_none: Callable[[Path], bool | None]) ->
     """Return how the result of the call at ``offset`` is used.
 
     Args:
-        code: a function's code.
-        offset: the position of the instruction: ``frame.f_lasti``.
+        code: a function's code. At the START, it has two parameters or more.
+        offset: the position of the instruction: ``frame.f_lasti``, or START.
         is_none: returns whether the value at a path is None now, or None if that is not known.
     """
-    if not code.co_flags & inspect.CO_OPTIMIZED or not _INSPECTORS.isdisjoint(code.co_names):
+    if not is_readable(code):
         return Uses((), (Use("unknown"),))
     instructions = [i for i in dis.get_instructions(code) if i.opname not in IGNORED or i.is_jump_target]
     index = {instruction.offset: i for i, instruction in enumerate(instructions)}
     state, found, function = State(is_none, code.co_consts), [], ()  # type: tuple[State, list[Use], Path]
     try:
-        position = index[offset]
-        function = _start(instructions, position, state)
+        position = START if offset == START else index[offset]
+        if position == START:
+            state.variables[code.co_varnames[1]] = RESULT
+        else:
+            function = _start(instructions, position, state)
         while not found or found[-1].kind != "return":
             use, position = _follow(instructions, index, position + 1, state)
             found.append(use)
     except (Unknown, KeyError):
         found.append(Use("unknown"))
     return Uses(function, tuple(found), tuple(state.conditions), _owner(code, instructions))
+
+
+def is_readable(code: CodeType) -> bool:
+    """Return whether reading the variables of a function does not change what the function sees."""
+    return bool(code.co_flags & inspect.CO_OPTIMIZED) and _INSPECTORS.isdisjoint(code.co_names)
 
 
 def _owner(code: CodeType, instructions: list[dis.Instruction]) -> str | None:

@@ -7,7 +7,6 @@ together.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,12 +29,12 @@ _is_stock = _C.is_stock
 _NONE, _RELU = Activation.NONE, Activation.RELU  # A member of an enum takes longer than a variable.
 
 
-def groups(first: nn.Module, found: Iterable[Sequence[Step]], activations: Sequence[Activation]) -> Sequence[Group]:
+def groups(first: nn.Module, found: Iterable[Step], activations: Sequence[Activation]) -> Sequence[Group]:
     """Choose the steps to compute together with a layer. The last group is clean. Empty if the layer runs alone.
 
     Args:
         first: a convolution or a batch norm.
-        found: the steps that follow, in several sequences.
+        found: the steps that follow. After a batch norm, those behind the activation are left in an iterator.
         activations: those that the operator computes.
     """
     if not _is_stock(first, METHODS[type(first)]):
@@ -47,7 +46,7 @@ def groups(first: nn.Module, found: Iterable[Sequence[Step]], activations: Seque
     norm: Norm | None = None
     residual, activation, slope, count = None, _NONE, 0.0, 0
     may_end = False  # the steps so far are clean, and one operator computes the open group faster than its layers
-    for user, argument, is_clean in chain.from_iterable(found):
+    for user, argument, is_clean in found:
         if may_end and not is_clean:
             best = (*closed, (convolution, norm, residual, activation, slope, count, True))
         cls = type(user)

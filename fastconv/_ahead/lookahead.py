@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from inspect import getattr_static
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
@@ -17,12 +18,12 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-from fastconv._ahead.bytecode import Uses, uses
+from fastconv._ahead.bytecode import START, Uses, is_readable, uses
 from fastconv._ahead.layers import CALLED, KINDS, methods
 from fastconv._ahead.values import MISSING, value_at
 from fastconv._ops.library import _C
 
-__all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "runs_stock_code", "steps"]
+__all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "first_layer", "runs_stock_code", "steps"]
 
 #: The user of a result, its other arguments, and whether no variable holds an earlier result after this use.
 #: The user is a module, a function or ADDITION. The arguments of a call are pairs of a name or position and a constant.
@@ -51,8 +52,8 @@ _SILENT = frozenset({type(None), bool, int, float, str, FunctionType, torch.Size
 _get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # Python 3.12
 
 
-def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) -> Iterator[Sequence[Step]]:
-    """Yield the steps after a layer, function by function: the use of its result, the use of that result, and so on.
+def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) -> Iterator[Step]:
+    """Yield the steps after a layer: the use of its result, the use of that result, and so on.
 
     The steps end where the program runs other code, or where a hook sees a result.
 
@@ -70,7 +71,7 @@ def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) ->
             return
         is_sequential = frame.f_code is _SEQUENTIAL or id(frame.f_code) in LAYERS_IN_FRAME
         found, owner = _of_sequential(frame, owner, last) if is_sequential else _of_code(frame, owner)
-        yield found
+        yield from found
 
 
 def _is_traced() -> bool:
@@ -157,17 +158,14 @@ def _runs_its_layers(sequential: torch.nn.Sequential) -> bool:
 
 def _of_code(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None]:
     """Return the steps of a function that has called ``layer``, and its first argument if it then returns."""
-    code, known = _KNOWN.get((id(frame.f_code), frame.f_lasti), (None, ()))
-    if code is not frame.f_code:
-        known = (_analyse(frame, ()),)
-    steps: list[Step] = []
-    if not known[0].function:
-        return steps, None
+    if not is_readable(frame.f_code):
+        return [], None
     variables, names = _variables(frame), frame.f_globals
+    found = _uses(frame.f_code, frame.f_lasti, variables, names)
+    steps: list[Step] = []
     # A C function such as functools.reduce may have called the layer.
-    if value_at(known[0].function, variables, names) is not layer:
+    if not found.function or value_at(found.function, variables, names) is not layer:
         return steps, None
-    found = next((each for each in known if _holds(each, variables, names)), None) or _analyse(frame, known)
     for use in found.uses:
         for name in use.stores:
             if not _is_silent(variables.get(name)):
@@ -185,6 +183,54 @@ def _of_code(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None
     return steps, None
 
 
+def first_layer(module: Any) -> Any:
+    """Return the layer that a call of ``module`` calls first, with its argument and nothing else. None if not known.
+
+    Args:
+        module: a layer, a Sequential, or another module or object.
+    """
+    while type(module) not in KINDS:
+        cls = type(module)
+        if not issubclass(cls, Module):
+            return None
+        if issubclass(cls, torch.nn.Sequential) and _runs_its_layers(module):
+            module = next(iter(module._modules.values()))
+            continue
+        forward: Any = getattr_static(cls, "forward")  # A static method has no parameter for the module.
+        if type(forward) is not FunctionType or not runs_stock_code(module, forward.__code__):
+            return None
+        code = forward.__code__
+        if code.co_argcount < 2:
+            return None
+        variables = {code.co_varnames[0]: module}
+        use = _uses(code, START, variables, forward.__globals__).uses[0]
+        if use.kind != "call" or use.arguments:
+            return None
+        module = value_at(use.path, variables, forward.__globals__)
+    return module
+
+
+def _uses(code: CodeType, offset: int, variables: dict[str, Any], names: dict[str, Any]) -> Uses:
+    """Return the uses of a result under the conditions of this moment. Remember them."""
+    known_code, known = _KNOWN.get((id(code), offset), (None, ()))
+    if known_code is not code:
+        known = ()
+    for found in known:
+        if _holds(found, variables, names):
+            return found
+
+    def is_none(path: Any) -> bool | None:
+        value = value_at(path, variables, names)
+        return None if value is MISSING else value is None
+
+    found = uses(code, offset, is_none)
+    if len(known) < _MOST_COMBINATIONS:
+        if len(_KNOWN) >= _MOST_CALLS:
+            _KNOWN.clear()
+        _KNOWN[id(code), offset] = (code, (*known, found))
+    return found
+
+
 def _holds(found: Uses, variables: dict[str, Any], names: dict[str, Any]) -> bool:
     """Return whether all conditions hold."""
     for path, is_none in found.conditions:
@@ -192,21 +238,6 @@ def _holds(found: Uses, variables: dict[str, Any], names: dict[str, Any]) -> boo
         if value is MISSING or (value is None) is not is_none:
             return False
     return True
-
-
-def _analyse(frame: FrameType, known: tuple[Uses, ...]) -> Uses:
-    """Find the uses of the call that runs in ``frame``, under the conditions of this moment. Remember them."""
-
-    def is_none(path: Any) -> bool | None:
-        value = value_at(path, _variables(frame), frame.f_globals)
-        return None if value is MISSING else value is None
-
-    found = uses(frame.f_code, frame.f_lasti, is_none)
-    if len(known) < _MOST_COMBINATIONS:
-        if len(_KNOWN) >= _MOST_CALLS:
-            _KNOWN.clear()
-        _KNOWN[id(frame.f_code), frame.f_lasti] = (frame.f_code, (*known, found))
-    return found
 
 
 def _variables(frame: FrameType) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._ahead import Ahead, convolution_ahead, is_before_norm, register_convolution
+from fastconv._ahead import (
+    Ahead,
+    convolution_ahead,
+    keep_source,
+    may_wait,
+    register_convolution,
+    take_source,
+)
 from fastconv._deferred import defer
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._ops import gpu
@@ -50,13 +57,16 @@ class Conv2d(Layer, torch.nn.Conv2d):
         if type(input) is Ahead:  # type: ignore[comparison-overlap]
             return input.passed()  # type: ignore[no-any-return]
         if self._fuses and type(self) is Conv2d and not torch.compiler.is_compiling():
+            source = take_source(input)
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
-            # A batch norm reads the result at once. A waiting result would need a copy of the input, which is half of
-            # the memory in the first steps of CIFAR ResNet-20.
-            if self._patience > 0 and is_before_norm(self, sys._getframe(0)):
+            if self._patience > 0 and not may_wait(self, sys._getframe(0), source is not None):
                 vars(self)["_patience"] = 0
+            if source is not None:
+                result = super().forward(input)
+                keep_source(result, input, source)
+                return result  # type: ignore[no-any-return]
         return super().forward(input)  # type: ignore[no-any-return]
 
     @scripted_as(torch.nn.Conv2d._conv_forward)
