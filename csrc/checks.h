@@ -34,7 +34,7 @@ Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, c
 void check_no_overlap(const Tensor& input);
 void check_relu_backward(const Tensor& grad_output, const Tensor& output);
 
-// These check the arguments of conv2d first, then those of max_pool2d.
+// These check the arguments of conv2d first, then the arguments of max_pool2d.
 FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                                         const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
                                         const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,

@@ -168,9 +168,9 @@ PYBIND11_MODULE(_C, m) {
       py::arg("pool") = py::none(), py::arg("dtype") = "float32", py::arg("channels_last") = true,
       py::arg("nonzero") = 1.0, py::arg("finite") = true, py::arg("cuda_capability") = py::none(),
       py::arg("tf32") = true,
-      "How the CPU computes a convolution: a dict with the 'algorithm' and the decisions that belong to it. Choices of "
-      "fastconv.tune() count. `pass_` "
-      "is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a (kernel_size, stride, padding, "
+      "How the CPU computes a convolution: a dict with the 'algorithm' and its decisions. The plan follows the choices "
+      "of fastconv.tune(). `pass_` is forward, backward_data or backward_weight. `relu` fuses a ReLU. `pool`, a "
+      "(kernel_size, stride, padding, "
       "dilation), fuses a ReLU and max-pooling. `channels_last` says that all tensors are "
       "channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
       "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN. With "

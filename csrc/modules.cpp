@@ -24,7 +24,8 @@ PyObject* value_of(PyObject* dictionary, PyObject* name) {
   return value;
 }
 
-// Whether the instance has a hook, a method or a tensor of its own. fastconv._layer.is_observed is the same in Python.
+// Returns whether the instance has a hook, a method or a tensor of its own. fastconv._layer.is_observed is the same in
+// Python.
 bool is_observed(PyObject* attributes) {
   static const auto hooks =
       interned<4>({"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"});

@@ -2,7 +2,7 @@
 // fake kernels are in fastconv/_ops, which has one file for each operator.
 //
 // Activations are (N, C, H, W), weights (K, C / groups, R, S). Gradients have the memory formats of input and weight.
-// An operator that does not get those has `channels_last`, the memory format of its result.
+// An operator that does not get the input or the weight has `channels_last`, the memory format of its result.
 #include "cpu/ops.h"
 
 #include <torch/csrc/stable/library.h>
@@ -15,7 +15,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "conv2d(Tensor input, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
       "SymInt groups) -> Tensor");
   // A gradient that is not needed has no elements. `needs_weight` also decides on grad_bias. The two operators below
-  // compute the same gradients one by one; they are used where a gradient is differentiated again.
+  // compute the same gradients separately. They are used if a gradient is differentiated again.
   m.def(
       "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, bool needs_input, bool needs_weight, "
       "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) "

@@ -50,7 +50,7 @@ struct FusedShape {
            (pool.P - 1) * pool.stride_h + (pool.R - 1) * pool.dilation_h < pool.H &&
            (pool.Q - 1) * pool.stride_w + (pool.S - 1) * pool.dilation_w < pool.W;
   }
-  // Two windows may share a row, or the rows of one may lie between those of the other (dilation).
+  // Two windows may share a row, or the rows of one window may be between the rows of the other (dilation).
   bool windows_overlap_in_rows() const { return (pool.R - 1) * pool.dilation_h >= pool.stride_h; }
   // The windows tile the image: each pixel is in at most one window, and a window has no gaps.
   bool windows_touch() const {

@@ -12,7 +12,7 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 
-// Whether the dimensions in `order`, innermost first, fill memory without gaps.
+// Returns whether the dimensions in `order`, innermost first, fill memory without gaps.
 bool is_dense_in_order(const Tensor& tensor, const int (&order)[4]) {
   const auto sizes = tensor.sizes();
   const auto strides = tensor.strides();

@@ -58,11 +58,11 @@ struct Sizes {
 };
 std::ostream& operator<<(std::ostream& out, const Sizes& sizes);
 
-// Whether PyTorch regards the tensor as channels_last. The strides of dimensions of size 1 count, too,
+// Returns whether PyTorch regards the tensor as channels_last. The strides of dimensions of size 1 count, too,
 // although they have no effect.
 bool suggests_channels_last(const Tensor& tensor);
 
-// Whether PyTorch's convolution of input and weight returns a channels_last tensor.
+// Returns whether PyTorch's convolution of input and weight returns a channels_last tensor.
 inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
   return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
 }
@@ -74,18 +74,18 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarTy
 // An uninitialised tensor with the strides that PyTorch's elementwise operators give their result.
 Tensor empty_as(const Tensor& tensor);
 
-// Whether the elements fill their memory without gaps or overlaps, in any order.
+// Returns whether the elements fill their memory without gaps or overlaps, in any order.
 bool fills_memory(const Tensor& tensor);
 
 // The memory order of a 4-D tensor. A tensor of one channel, or of one pixel, is both NHWC and NCHW.
 bool is_nhwc(const Tensor& tensor);
 bool is_nchw(const Tensor& tensor);
 
-// Whether a 4-D tensor is channels_last and not contiguous. Its gradient is then channels_last, too. PyTorch regards a
-// tensor without elements as contiguous.
+// Returns whether a 4-D tensor is channels_last and not contiguous. Its gradient is then channels_last, too. PyTorch
+// regards a tensor without elements as contiguous.
 inline bool is_channels_last(const Tensor& tensor) { return tensor.numel() > 0 && is_nhwc(tensor) && !is_nchw(tensor); }
 
-// Of the input and of the weight.
+// One flag for the input and one for the weight.
 struct InputAndWeight {
   bool input, weight;
 };
@@ -97,7 +97,7 @@ Gradients empty_gradients(const Conv2dShape& s, const Tensor& like, InputAndWeig
 // Sets all elements to zero. The tensor is on the CPU and fills its memory.
 void zero(const Tensor& tensor);
 
-// Whether two tensors of the same sizes have the same memory order.
+// Returns whether two tensors of the same sizes have the same memory order.
 bool same_strides(const Tensor& a, const Tensor& b);
 
 // Returns the tensor itself if it is NHWC or NCHW, else a copy in NHWC.

@@ -13,20 +13,13 @@ namespace fastconv {
 namespace {
 
 namespace py = pybind11;
-using cpu::Candidate;
+using cpu::candidate_named;
 using cpu::Choice;
 using cpu::Order;
 using cpu::TunedCall;
 
 constexpr Names<Order, 4> orders{
     {{"nchw", Order::nchw}, {"nhwc", Order::nhwc}, {"either", Order::either}, {"strided", Order::strided}}};
-
-Candidate candidate_named(const std::string& name) {
-  for (int i = 1; i < static_cast<int>(Candidate::candidates); ++i) {
-    if (name == cpu::name_of(static_cast<Candidate>(i))) return static_cast<Candidate>(i);
-  }
-  throw std::invalid_argument("unknown algorithm '" + name + "'");
-}
 
 Pool2dShape pool_of(const Conv2dShape& s, const py::sequence& pool) {
   if (pool.size() != 5) throw std::invalid_argument("expected a pool of 5 entries");

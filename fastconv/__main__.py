@@ -15,7 +15,7 @@ from fastconv.startup import wants_traceback
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments``, by default those of the process, and return its exit code.
+    """Run the command with ``arguments``, by default the arguments of the process, and return its exit code.
 
     Without the extra ``classifier``, only ``--version`` and ``info`` work. Other arguments then give one line on stderr
     and exit code 2.

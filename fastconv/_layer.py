@@ -35,7 +35,7 @@ class _DefinedIn(str):
 
 
 class _QConfig:
-    """The attribute ``qconfig``. Setting it changes the layer's class to that of torch.nn."""
+    """The attribute ``qconfig``. Setting it changes the layer's class to the class of torch.nn."""
 
     def __get__(self, layer: Any, owner: type | None = None) -> Any:
         if layer is None:
@@ -67,7 +67,7 @@ class Layer:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # torch.fx traces into users' subclasses, as into those of torch.nn.
+        # torch.fx traces into users' subclasses, as it does for torch.nn's layers.
         if cls.__module__.startswith("fastconv.nn."):
             cls.__module__ = _DefinedIn("fastconv.nn")
 
@@ -109,7 +109,7 @@ def torch_class(module: Module) -> type[Module] | None:
 
 
 def set_torch_class(layer: Any) -> None:
-    """Change a layer's class to that of torch.nn, in place. The members of a Sequential keep their classes."""
+    """Change a layer's class to the class of torch.nn, in place. The members of a Sequential keep their classes."""
     theirs = torch_class(layer)
     if theirs is None:
         raise TypeError(

@@ -1,7 +1,5 @@
 """Networks from a short list of their layers, such as ``conv32, pool, conv64, pool, conv128, dense128``."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from typing import Any
@@ -145,9 +143,9 @@ def _follows(parsed: list[dict[str, str]], kind: str) -> bool:
 
 
 class _AnyBatch(nn.modules.batchnorm._BatchNorm):
-    """In training, a batch of one value per channel is normalised as in evaluation.
+    """Batch norm that accepts training batches with one value per channel, and normalises them as in evaluation.
 
-    PyTorch raises an error for it. The last batch of an epoch may have one image.
+    PyTorch raises an error for such a batch. It occurs if the last batch of an epoch has one image.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -166,7 +164,7 @@ class _BatchNorm2d(_AnyBatch, nn.BatchNorm2d):
     """Batch normalisation of convolutions."""
 
 
-#: The activations besides ReLU, which is that of the library of the layers. ``none`` adds no layer.
+#: The activations. ``relu`` is the ReLU of the library of the layers, and ``none`` adds no layer.
 _ACTIVATIONS: dict[str, type[nn.Module] | None] = {
     "relu": None,
     "sigmoid": nn.Sigmoid,

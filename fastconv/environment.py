@@ -4,8 +4,6 @@
 ``docs/reference/environment.md`` lists all of them.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

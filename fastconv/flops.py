@@ -4,8 +4,6 @@ The counts come from PyTorch's own formulas, so a model has the same number with
 PyTorch counts no operations for max-pooling, ReLU and batch norm. A fused operator therefore counts as its convolution.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -98,7 +96,7 @@ class _Frozen(nn.Module):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.training = False  # of this module only: a Dropout may be in training mode
+        self.training = False  # only this module: a Dropout in it may be in training mode
 
     def train(self, mode: bool = True) -> Any:
         if mode:

@@ -63,7 +63,7 @@ def conv2d(
 
     Returns:
         (N, K, P, Q), or (K, P, Q), with P = floor((H + 2 z - d (R - 1) - 1) / u) + 1; Q likewise.
-        channels_last if the input or the weight is.
+        The result is channels_last if the input or the weight is.
 
     Raises:
         RuntimeError: invalid sizes, dtypes or parameters, with PyTorch's message.
@@ -82,7 +82,7 @@ def conv2d(
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if input.dim() == 3:
         return _unbatched(_conv2d.conv2d, *arguments)
-    # differentiable() tests the same. Without one more function, a small convolution takes 10 % less time.
+    # The same test as differentiable(). Without that call, a small convolution takes 10 % less time.
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return _conv2d.conv2d(*arguments)
     return _conv2d.operator(*arguments)
@@ -158,7 +158,7 @@ def conv2d_relu(
         y_{n,k,p,q} = \max(0, \mathrm{conv2d}(x, w, b)_{n,k,p,q})
 
     The convolution's output is never stored. The input, the weight and one byte per output element are saved for
-    backward. Where few outputs passed the ReLU, backward processes only those (Shi and Chu, "Speeding up Convolutional
+    backward. If few outputs passed the ReLU, backward processes only those (Shi and Chu, "Speeding up Convolutional
     Neural Networks By Exploiting the Sparsity of Rectifier Units", arXiv 1704.07724).
 
     Values and gradients equal those of the composition up to rounding, including NaN and infinities. Two cases differ.
@@ -169,7 +169,7 @@ def conv2d_relu(
     Args and raised errors: see :func:`conv2d`.
 
     Returns:
-        (N, K, P, Q), or (K, P, Q); channels_last if the input or the weight is.
+        (N, K, P, Q), or (K, P, Q). The result is channels_last if the input or the weight is.
 
     Example:
         >>> conv2d_relu(torch.ones(1, 1, 3, 3), torch.tensor([1.0, -1.0]).view(2, 1, 1, 1)).flatten(2).sum(2)
@@ -208,19 +208,19 @@ def conv2d_relu_max_pool2d(
     .. math::
         y_{n,k,p,q} = \max_{i,j} \max(0, \mathrm{conv2d}(x, w, b)_{n,\,k,\,p u_h - z_h + i d_h,\,q u_w - z_w + j d_w})
 
-    with the pool's stride u, padding z and dilation d. The operator stores the pooled values, and for each the position
-    of the maximum in its window as one byte. These bytes, the input and the weight are saved for backward. A window has
-    one pixel with a gradient, or none if ReLU blocks it. If few pixels have one, backward multiplies only those.
+    with the pool's stride u, padding z and dilation d. For each window, the operator stores the maximum, and its
+    position in the window as one byte. These bytes, the input and the weight are saved for backward. At most one pixel
+    of a window gets a gradient, and none if ReLU blocks it. If few pixels get one, backward multiplies only those.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.
         pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode: as for :func:`max_pool2d`. With more
-            than 255 pixels in a window, or if PyTorch handles the convolution, three functions run in turn.
+            than 255 pixels in a window, or if PyTorch handles the convolution, three separate operators run.
 
     Returns:
-        (N, K, P', Q'), or (K, P', Q'): the size of the pooled convolution; channels_last if the input or the weight is.
-        Values and gradients equal those of the composition up to rounding. The first of several maxima takes the
-        gradient, and NaN is larger than every number.
+        (N, K, P', Q'), or (K, P', Q'), the size of the pooled convolution. The result is channels_last if the input or
+        the weight is. Values and gradients equal those of the composition up to rounding. The first of several maxima
+        gets the gradient, and NaN is larger than every number.
 
     Raises:
         RuntimeError: invalid sizes, dtypes or parameters, with PyTorch's message.
@@ -283,7 +283,7 @@ def max_pool2d(
     .. math::
         y_{n,c,p,q} = \max_{r,s} x_{n,\,c,\,p u_h - z_h + r d_h,\,q u_w - z_w + s d_w}
 
-    over the taps inside the image. The first maximum in scan order is chosen and takes the gradient. NaN is larger than
+    over the taps inside the image. The first maximum in scan order is chosen and gets the gradient. NaN is larger than
     every number.
 
     Args:
@@ -332,7 +332,7 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
         inplace: change the input instead of making a new tensor.
 
     Returns:
-        The input's shape and strides. NaN and -0.0 pass; the gradient at 0 is 0.
+        A tensor with the input's shape and strides. NaN and -0.0 stay as they are. The gradient at 0 is 0.
 
     Raises:
         RuntimeError: bool or complex input, or in place on a leaf that requires grad, with PyTorch's message.

@@ -1,7 +1,5 @@
 """How fastconv is installed, for messages: the pip command for an extra, and the remedy for a missing extension."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

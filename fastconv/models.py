@@ -3,8 +3,6 @@
 :mod:`fastconv.builder` makes other networks.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

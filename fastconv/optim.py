@@ -5,8 +5,6 @@ longer than its kernel. The shorter step here saves 0.2 ms of MnistCNN's 5.3 ms 
 bit for bit, because the same kernel runs with the same arguments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -156,19 +154,10 @@ class Adam(_FastPath, torch.optim.Adam):
         decoupled_weight_decay: bool = False,
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
+            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
+            capturable=capturable, differentiable=differentiable, fused=fused,
             decoupled_weight_decay=decoupled_weight_decay,
-        )
+        )  # fmt: skip
 
 
 class AdamW(_FastPath, torch.optim.AdamW):
@@ -194,15 +183,6 @@ class AdamW(_FastPath, torch.optim.AdamW):
         fused: bool | None = True,
     ) -> None:
         super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-        )
+            params, lr, betas, eps, weight_decay, amsgrad, foreach=foreach, maximize=maximize,
+            capturable=capturable, differentiable=differentiable, fused=fused,
+        )  # fmt: skip

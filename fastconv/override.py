@@ -1,7 +1,5 @@
 """Use fastconv in code that cannot be edited: ``with fastconv.enabled():``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from typing import Any

@@ -3,8 +3,6 @@
 Python imports this package before it runs the command, so the command's own error handler is not active yet.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import sys

@@ -87,12 +87,13 @@ class Choice:
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
-    #: Whether the operator fuses a ReLU, and its max-pool: (kernel_size, stride, padding, dilation, ceil_mode).
+    #: True if the operator fuses a ReLU, and the max-pool that it fuses: (kernel_size, stride, padding, dilation,
+    #: ceil_mode).
     relu: bool
     pool: tuple[Any, ...] | None
     dtype: str
-    #: Memory formats: those of input and weight in forward, grad_output and weight in backward_data, grad_output and
-    #: input in backward_weight. "nchw", "nhwc" (channels_last), "either" (one channel or one pixel) or "strided".
+    #: The memory formats of input and weight (forward), grad_output and weight (backward_data), or grad_output and
+    #: input (backward_weight): "nchw", "nhwc" (channels_last), "either" (one channel or one pixel) or "strided".
     operands: tuple[str, ...]
     #: The memory format of the result.
     result: str

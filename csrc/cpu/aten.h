@@ -8,7 +8,7 @@ namespace fastconv::cpu {
 
 Tensor aten_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                    bool channels_last);
-// Gradients that are not needed are undefined. The call has no gradients of its own and no argmax.
+// Returns undefined tensors for gradients that are not needed. `call` must have neither gradients nor an argmax.
 Gradients aten_conv2d_backward(const Backward& call, bool needs_input, bool needs_weight);
 
 }  // namespace fastconv::cpu

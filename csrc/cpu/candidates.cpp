@@ -1,6 +1,7 @@
 #include "candidates.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace fastconv::cpu {
 namespace {
@@ -13,25 +14,6 @@ Candidate winograd_candidate(const WinogradCut& cut) {
   return static_cast<Candidate>(static_cast<int>(Candidate::winograd_2) + side - 2);
 }
 
-Candidate candidate_of(Algorithm algorithm) {
-  switch (algorithm) {
-    case Algorithm::thin_groups:
-      return Candidate::thin_groups;
-    case Algorithm::small_output:
-      return Candidate::small_output;
-    case Algorithm::sparse_gradient:
-      return Candidate::sparse_gradient;
-    case Algorithm::gemm:
-      return Candidate::gemm;
-    case Algorithm::few_channels:
-      return Candidate::few_channels;
-    case Algorithm::torch:
-      return Candidate::torch;
-    default:
-      return Candidate::direct;
-  }
-}
-
 }  // namespace
 
 const char* name_of(Candidate candidate) {
@@ -40,6 +22,13 @@ const char* name_of(Candidate candidate) {
       "winograd_3", "winograd_4",  "small_output", "sparse_gradient",   "weight_as_patches", "gemm",
       "pairs",      "few_channels"};
   return names[static_cast<size_t>(candidate)];
+}
+
+Candidate candidate_named(const std::string& name) {
+  for (int i = 1; i < static_cast<int>(Candidate::candidates); ++i) {
+    if (name == name_of(static_cast<Candidate>(i))) return static_cast<Candidate>(i);
+  }
+  throw std::invalid_argument("unknown algorithm '" + name + "'");
 }
 
 int winograd_side_of(Candidate candidate) {
@@ -54,13 +43,13 @@ Candidate candidate_of(const ForwardPlan& plan, bool fused) {
     case Algorithm::direct:
       return fused && plan.pool_in_registers ? Candidate::pool_in_registers : Candidate::direct;
     default:
-      return candidate_of(plan.algorithm);
+      return candidate_named(name_of(plan.algorithm));
   }
 }
 
 Candidate candidate_of(const BackwardPlan& plan) {
   if (plan.algorithm == Algorithm::winograd) return winograd_candidate(plan.cut);
-  return plan.weight_as_patches ? Candidate::weight_as_patches : candidate_of(plan.algorithm);
+  return plan.weight_as_patches ? Candidate::weight_as_patches : candidate_named(name_of(plan.algorithm));
 }
 
 }  // namespace fastconv::cpu

@@ -1,6 +1,8 @@
 // The candidates of fastconv.tune(): one or more for each algorithm.
 #pragma once
 
+#include <string>
+
 #include "plan.h"
 
 namespace fastconv::cpu {
@@ -26,10 +28,13 @@ enum class Candidate : uint8_t {
 
 const char* name_of(Candidate candidate);
 
+// Throws std::invalid_argument for an unknown name. The names of the plan's algorithms are known, except winograd.
+Candidate candidate_named(const std::string& name);
+
 // The side of Winograd's tiles, or 0 for other candidates.
 int winograd_side_of(Candidate candidate);
 
-// The candidate that a plan uses. `fused`: the call is that of a fused operator.
+// The candidate that a plan uses. `fused`: a fused operator makes the call.
 Candidate candidate_of(const ForwardPlan& plan, bool fused);
 Candidate candidate_of(const BackwardPlan& plan);
 

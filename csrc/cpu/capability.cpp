@@ -89,7 +89,7 @@ std::vector<std::string> cpu_capabilities() {
   return names;
 }
 
-// sysconf does not serve: on AMD it returns the sum over all groups of cores, here 320 MB instead of 32.
+// Reads the file, because sysconf returns the sum over all groups of cores on AMD: 320 MB instead of 32 on one machine.
 int64_t last_level_cache() {
   static const int64_t size = [] {
     constexpr int64_t unknown = 32 << 20;

@@ -29,7 +29,7 @@ void run_in_float32(const Forward& call) {
   });
 }
 
-// Whether thin_groups converts the tiles of a 16-bit call. It does not convert the results of a pool.
+// Returns whether thin_groups converts the tiles of a 16-bit call. It does not convert the results of a pool.
 bool converts_thin_groups(const Forward& call) {
   if (call.shape.conv.groups == 1 || call.argmax) return false;
   return plan_forward<float>(call.shape, is_nhwc(call.weight)).algorithm == Algorithm::thin_groups;

@@ -71,7 +71,7 @@ Gradient<T> gradient_of(const Backward& call, const Band& band, const View& view
   return Gradient<T>(band.shape, view.read(g, Workspace::wide_gradient), argmax);
 }
 
-// Whether the bands may be rows of images. `other`: the other tensor that is cut.
+// Returns whether the bands may be rows of images. `other`: the other tensor that is cut.
 bool can_be_rows(const Backward& call, const Tensor& other, const View& view) {
   return view.reduced || (is_nhwc(call.grad_output) && is_nhwc(other));
 }
@@ -118,7 +118,7 @@ bool weight_multiplies_pairs(const Backward& call) {
 
 ReducedElements elements_of(const Tensor& tensor) { return {reduced_kernels(tensor.scalar_type())}; }
 
-// Whether thin_groups converts the tiles of a 16-bit call. It needs the gradient of the convolution itself.
+// Returns whether thin_groups converts the tiles of a 16-bit call. It needs the gradient of the convolution itself.
 bool may_convert_thin_groups(const Backward& call) {
   return is_reduced(call.grad_output) && call.shape.conv.groups > 1 && !call.argmax;
 }
@@ -199,7 +199,8 @@ void run_backward(const Backward& call) {
 
 namespace {
 
-// Computes each gradient that is needed, here or by PyTorch. `operands` has no gradients yet.
+// Computes each gradient that is needed, with fastconv's drivers or PyTorch's operator. `operands` has no gradients
+// yet.
 Gradients compute(const Backward& operands, bool needs_input, bool needs_weight) {
   const FusedShape& f = operands.shape;
   const Conv2dShape& s = f.conv;

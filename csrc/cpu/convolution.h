@@ -25,13 +25,13 @@ struct Forward {
   }
 };
 
-// Whether plan.h may choose pairs for a call that reads `input` and writes a result of `channels` channels and `pixels`
-// pixels.
+// Returns whether input and result are NHWC, so that plan.h may choose pairs. The result has `channels` channels and
+// `pixels` pixels.
 inline bool in_nhwc(const Tensor& input, bool channels_last, int64_t channels, int64_t pixels) {
   return is_nhwc(input) && (channels_last || channels == 1 || pixels == 1);
 }
 
-// Writes `output`, which is not empty.
+// Writes call.output, which must not be empty.
 void run_forward(const Forward& call);
 
 // The tensors of a backward call. Without an argmax, grad_output is the gradient of the convolution itself. Gradients

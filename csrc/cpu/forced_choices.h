@@ -23,10 +23,10 @@ enum Option {
 bool always(Option option);
 bool never(Option option);
 
-// Whether PyTorch's own operators may compute a call. FASTCONV_ALGORITHM=own and tests can forbid them.
+// Returns whether PyTorch's own operators may compute a call. FASTCONV_ALGORITHM=own and tests can forbid them.
 bool torch_is_allowed();
 
-// Whether any algorithm is forced or forbidden. Then nothing is tuned.
+// Returns whether any algorithm is forced or forbidden. Then nothing is tuned.
 bool algorithms_are_forced();
 
 // The largest side of Winograd's tiles: FASTCONV_WINOGRAD, unless a test replaces it.

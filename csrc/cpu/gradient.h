@@ -8,13 +8,14 @@
 
 namespace fastconv::cpu {
 
-// The i-th position of a sample of a tensor, below `count`. No pattern of a tensor repeats these positions.
+// The i-th position of a sample of a tensor, below `count`. The positions are not periodic, so a regular pattern in the
+// tensor does not bias the sample.
 inline int64_t sample_position(int64_t i, int64_t count) {
   constexpr double golden = 0.6180339887498949;
   return static_cast<int64_t>(std::fmod(static_cast<double>(i) * golden, 1.0) * static_cast<double>(count));
 }
 
-// Whether a dense tensor of T has neither infinities nor NaN.
+// Returns whether a dense tensor of T has neither infinities nor NaN.
 template <class T>
 bool all_finite(const Tensor& tensor);
 

@@ -53,7 +53,7 @@ void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad
   const Stored* g = data<Stored>(grad_output);
   const int64_t* at = data<int64_t>(indices);
   Stored* dx = mutable_data<Stored>(grad_input);
-  // A window may be entirely in the padding. As in PyTorch, its index may then be that of a pixel some rows below.
+  // A window may be entirely in the padding. As in PyTorch, its index may then point to a pixel some rows below.
   const bool leaves_its_rows = s.pad_w > 0 && s.dilation_w > s.W;
   const Tiles tiles(s.N, s.H, s.W, leaves_its_rows ? std::max<int64_t>(4096, s.H * s.W) : 4096);
   for_each_tile(tiles, [&](const Tile& tile) {

@@ -11,7 +11,7 @@
 namespace fastconv::cpu {
 namespace {
 
-// Smaller calls cost too much: to reach PyTorch's operator from here takes 10 us.
+// Smaller calls stay with fastconv, because calling PyTorch's operator takes 10 us.
 constexpr double least_products = 4e6;
 
 // ---- float32 -----------------------------------------------------------------------------------------------------
@@ -31,8 +31,8 @@ bool is_depthwise_on_few_channels(const Conv2dShape& s) {
   return s.groups > 1 && s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
 }
 
-// 1x1 with 100 million products or more. In smaller calls, the way to PyTorch costs more than its kernels save. Batch
-// of 8, Zen 5, cold caches, PyTorch's time / fastconv's with its own kernels / with PyTorch's:
+// 1x1 with 100 million products or more. In smaller calls, calling PyTorch costs more than its kernels save. Batch of
+// 8, Zen 5, cold caches, PyTorch's time / fastconv's, with fastconv's kernels / with PyTorch's:
 //   384->64 1x1, 8x8, forward          1.46 / 0.51        96->576 1x1, 8x8, backward_data      1.50 / 0.81
 //   576->96 1x1, 8x8, forward          1.30 / 0.77        160->960 1x1, 4x4, backward_data     1.40 / 0.89
 //   960->160 1x1, 4x4, forward         1.60 / 0.88        320->1280 1x1, 4x4, backward_data    1.40 / 0.95
@@ -92,7 +92,7 @@ bool is_slow_1x1_data(const Conv2dShape& s) {
 
 // ---- bfloat16 ----------------------------------------------------------------------------------------------------
 
-// Whether PyTorch computes bfloat16 with vdpbf16ps. fastconv widens to float32.
+// Returns whether PyTorch computes bfloat16 with vdpbf16ps. fastconv widens to float32.
 bool has_bfloat16_products() {
 #if defined(__x86_64__)
   static const bool has = __builtin_cpu_supports("avx512bf16") != 0;

@@ -8,16 +8,16 @@
 
 namespace fastconv::cpu {
 
-// Whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
+// Returns whether PyTorch's kernels can compute the shape. They cut sizes to 32 bits without an error.
 bool torch_can_compute(const Conv2dShape& s);
 
 // The number of products in all results.
 double products(const Conv2dShape& s);
 
-// Whether a call multiplies mostly zeros of the padding.
+// Returns whether a call multiplies mostly zeros of the padding.
 bool is_mostly_padding(const Conv2dShape& s);
 
-// Whether PyTorch computes bfloat16 faster than pairs.
+// Returns whether PyTorch computes bfloat16 faster than pairs.
 bool is_slow_in_pairs(const Conv2dShape& s, Pass pass);
 
 // Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. Most rules are for a

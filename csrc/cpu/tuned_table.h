@@ -16,7 +16,7 @@ namespace fastconv::cpu {
 // neither of them.
 enum class Order : uint8_t { nchw, nhwc, either, strided };
 
-// What a choice depends on, except for the zeros of a gradient. The operands are input and weight in forward,
+// The facts that a choice depends on, except the zeros of a gradient. The operands are input and weight in forward,
 // grad_output and weight in backward_data, grad_output and input in backward_weight.
 struct TunedCall {
   Pass pass;
@@ -40,7 +40,7 @@ struct Choice {
 // Choice::eighths if the zeros of the gradient do not matter.
 constexpr int any_share = -1;
 
-// Whether the time of a candidate depends on the number of zeros in the gradient.
+// Returns whether the time of a candidate depends on the number of zeros in the gradient.
 bool skips_zeros(Candidate candidate);
 
 // Not thread safe.

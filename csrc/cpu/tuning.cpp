@@ -106,7 +106,7 @@ bool all_finite(const Tensor& tensor) {
 
 // ---- candidates --------------------------------------------------------------------------------------------------
 
-// Whether all tensors but the weight are in NHWC.
+// Returns whether all tensors but the weight are in NHWC.
 bool is_nhwc(const TunedCall& call) {
   const Conv2dShape& s = call.shape.conv;
   if (call.pass == Pass::backward_weight) {
@@ -249,7 +249,7 @@ Candidate choose(Pass pass, const Operands& operands, const std::function<void()
   if (found != Candidate::none || s.depth == 0) return found;
   const std::lock_guard timing(s.timing);
   if (const Candidate of_other_thread = known(); of_other_thread != Candidate::none) return of_other_thread;
-  // Some algorithms cannot compute infinities and NaN. Their times would be those of other algorithms.
+  // Some algorithms cannot compute infinities and NaN. Then other algorithms would run, and be timed in their place.
   if (pass != Pass::forward && !all_finite(operands.second)) return Candidate::none;
   const std::vector<Candidate> candidates = candidates_of(call);
   const bool zeros_matter = std::any_of(candidates.begin(), candidates.end(), skips_zeros);

@@ -1,5 +1,5 @@
 // fastconv.tune(): times the candidates of each convolution that it meets, and keeps the fastest for the process.
-// fastconv/tuning.py is the Python side, docs/howto/tuning.md describes it.
+// fastconv/tuning.py is the Python side. docs/howto/tuning.md describes it for users.
 //
 // An operator creates a Tuned object for each of its passes. While the object exists, the plan follows the choice for
 // that pass: it asks tuned_choice(). Within fastconv.tune(), the object's constructor first times the pass, if no
@@ -26,13 +26,13 @@ struct Operands {
 
 namespace tuning {
 
-// Whether there are choices, or fastconv.tune() is active.
+// True if there are choices, or if fastconv.tune() is active.
 extern std::atomic<bool> in_use;
 
 // The candidate that this thread's plans of a pass follow now. none: they follow the plan's rules.
 Candidate current(Pass pass);
 
-// While it exists, this thread's plans of a pass use a candidate, if it can compute the call.
+// While an object exists, this thread's plans of a pass use its candidate, if that can compute the call.
 class Following {
  public:
   Following(Pass pass, Candidate candidate);
@@ -65,7 +65,7 @@ Candidate find(const TunedCall& call, int eighths);
 
 }  // namespace tuning
 
-// The same throughout a call, even if another thread forgets or loads choices.
+// The candidate stays the same throughout a call, even if another thread forgets or loads choices.
 inline Candidate tuned_choice(Pass pass) { return tuning::current(pass); }
 
 class Tuned {

@@ -8,8 +8,6 @@ the extension. `make cuda` runs it. It fails if a source gives a warning or an e
 `make cuda ARGS='--target sm_90'` compiles for one architecture, which takes a sixth of the time.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil
@@ -101,19 +99,10 @@ def instructions_of(logs: list[Path], target: str, folder: Path) -> dict[str, In
 
 def readable(names: list[str]) -> list[str]:
     """Demangle and shorten names: gemm<FmaTile<float, 128, 64, 8, 8>, 4, ...>."""
-    text = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout
-    result = []
-    for line in text.splitlines():
-        short = line.removeprefix("void ").replace("fastconv::cuda::", "").replace("__nv_bfloat16", "bf16")
-        short = short.replace("__half", "half").replace("(int)", "").replace(" >", ">")
-        depth = 0
-        for i, letter in enumerate(short):
-            depth += (letter == "<") - (letter == ">")
-            if letter == "(" and depth == 0:
-                short = short[:i]
-                break
-        result.append(short)
-    return result
+    command = ["c++filt", "--no-params"]
+    text = subprocess.run(command, input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    text = text.replace("fastconv::cuda::", "").replace("__nv_bfloat16", "bf16").replace("__half", "half")
+    return text.replace("(int)", "").replace(" >", ">").splitlines()
 
 
 def of_target(target: str, usage: Usage, launch: Launch) -> str:

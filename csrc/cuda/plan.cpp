@@ -9,12 +9,12 @@
 // and a 2 x 2 pool. PyTorch's are for its faster memory format, in float32 without TF32 unless TF32 is named. "Both" is
 // forward + backward.
 //
-// Not kept: forward of 64->64, 56x56 without a pool, 264 / 247 in float32. It is the only layer without a pool that
-// won, and by 7 %. 64->128, 5x5 and 256->256, 14x14 take 1.0 to 1.6 times PyTorch's time. bfloat16 was not measured.
+// No rule keeps forward of 64->64, 56x56 without a pool, 264 / 247 in float32. It is the only layer without a pool that
+// was faster, by 7 %. 64->128, 5x5 and 256->256, 14x14 take 1.0 to 1.6 times PyTorch's time. bfloat16 was not measured.
 namespace fastconv::cuda {
 namespace {
 
-// Whether a problem is at least half and at most twice as large as those that were measured.
+// Returns whether a problem is at least half and at most twice as large as those that were measured.
 bool is_near(const Conv2dShape& s, double smallest, double largest) {
   return cpu::products(s) >= smallest / 2 && cpu::products(s) <= largest * 2;
 }
@@ -33,7 +33,7 @@ bool is_first_block(const Call& call) {
   return is_block(call.shape) && s.C == 1 && s.K >= 16 && s.K <= 64 && is_near(s, 12.5e6, 12.5e6);
 }
 
-// The channels of the measured 32->64, not twice as many.
+// About as many channels as the measured 32->64 has: less than twice as many.
 bool is_second_block(const Call& call) {
   const Conv2dShape& s = call.shape.conv;
   return call.channels_last && is_block(call.shape) && s.C >= 32 && s.C < 64 && s.K >= 32 && s.K <= 64;
@@ -41,7 +41,7 @@ bool is_second_block(const Call& call) {
 
 // 32->64, 13x13:   batch of 64     forward 23.9 / 19.8     in half 18.4 / 12.4
 //                  batch of 1024   forward  188 / 145      in half   78 / 63
-// With TF32 it is not kept: 20.6 / 19.8 and 113 / 145.
+// With TF32, PyTorch computes it: 20.6 / 19.8 and 113 / 145.
 bool is_second_block_forward(const Call& call) {
   return is_second_block(call) && is_near(call.shape.conv, 143e6, 2283e6);
 }

@@ -25,8 +25,8 @@ struct Call {
   int capability;      // of the GPU: 90 for sm_90
 };
 
-// Whether PyTorch's own operators compute the call: if fastconv was not measured as faster. FASTCONV_ALGORITHM=own:
-// never.
+// Returns whether PyTorch's own operators compute the call. They do, unless fastconv was measured as faster, or
+// FASTCONV_ALGORITHM is own.
 bool torch_is_faster(const Call& call);
 
 // Returns the name of the rule that keeps a call for fastconv's kernels, or null if there is none.

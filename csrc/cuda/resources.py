@@ -3,8 +3,6 @@
 compile.py prints them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -50,7 +48,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the source says about a kernel's launches."""
+    """The facts about a kernel's launches that the source states."""
 
     #: The most threads of a block (``__launch_bounds__``).
     threads: int
@@ -77,7 +75,7 @@ def up_to(value: int, unit: int) -> int:
 
 
 def blocks_of_multiprocessor(target: str, threads: int, registers: int, shared: int) -> int:
-    """Return how many blocks of a kernel one multiprocessor holds. The formula is that of NVIDIA's cuda_occupancy.h.
+    """Return how many blocks of a kernel one multiprocessor holds. The formula is from NVIDIA's cuda_occupancy.h.
 
     Args:
         target: the architecture, such as sm_90.

@@ -10,7 +10,7 @@
 namespace fastconv::cuda {
 
 #if defined(__CUDACC__)
-// Not launched. Its attributes tell for which architecture the code of this device was compiled.
+// A kernel that is never launched. Its attributes tell which architecture the code for this device was compiled for.
 template <int>
 __global__ void compiled_code() {}
 #else
@@ -30,7 +30,7 @@ TileChoice tile_choice() {
   if (std::is_same_v<T, double> || !environment().tensor_cores) return choice;
   if (std::is_same_v<T, float> && !allows_tf32()) return choice;
 #if defined(__CUDACC__)
-  // Not the GPU's capability: a GPU of sm_80 also runs code for sm_75, where tensor_gemm is empty.
+  // The GPU's capability is not enough: a GPU of sm_80 also runs code for sm_75, in which tensor_gemm is empty.
   cudaFuncAttributes attributes{};
   choice.tensor_cores =
       cudaFuncGetAttributes(&attributes, compiled_code<0>) == cudaSuccess && attributes.ptxVersion >= 80;

@@ -1,7 +1,5 @@
 """Find the CUDA toolkit, and decide whether to build with CUDA. setup.py and `make cuda` use this."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -41,7 +39,7 @@ def version(folder: Path) -> str:
 
 
 def supported_by_torch(torch_architectures: list[str]) -> list[str]:
-    """Return those of ARCHITECTURES that torch supports, too (sm_90 is 9.0). If it supports none, return all."""
+    """Return the ARCHITECTURES that torch supports, too (sm_90 is 9.0). If torch supports none of them, return all."""
     common = [capability for capability in ARCHITECTURES if f"sm_{capability.replace('.', '')}" in torch_architectures]
     return common or list(ARCHITECTURES)
 

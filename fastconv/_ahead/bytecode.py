@@ -1,11 +1,11 @@
-"""What a function does with the result of a call, read from its bytecode.
+"""The uses of the result of a call in a function, read from its bytecode.
 
 :func:`uses` follows the instructions after a call to the one that uses the result, such as the call of another layer.
 Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of
 local variables, loads of attributes and globals, and jumps on ``x is None``. At any other instruction it stops. So no
 other code of the function runs between the call and these uses. A load or store can still run code, such as a property.
-The caller of :func:`uses` checks the paths and stores of each use. Then it has checked every load before a clean use:
-nothing but the result is stored, and another loaded value would still be on the stack.
+The caller of :func:`uses` checks the paths and stores of each use. Before a clean use, it has then checked every load.
+There are no others, because the function stores only results, and any other loaded value would still be on the stack.
 
 This module does not import torch.
 """
@@ -48,7 +48,7 @@ class Use(NamedTuple):
     Attributes:
         kind: 'call' (the result is the first argument, the others are constants), 'method' (a call of a method of the
             result), 'add' (the result + a variable, or += that changes the result), 'return', or 'unknown'.
-        path: of a call, the path of the function. Of a method, its name. Of an addition, the path of the variable.
+        path: for a call, the path of the function. For a method, its name. For an addition, the path of the variable.
         arguments: the constants among the arguments of a call, each with its position or its name.
         stores: the local variables that the function stores between the last use and this one.
         is_clean: no variable holds the used value, or an earlier one, once this use is finished.
@@ -77,7 +77,7 @@ class Uses(NamedTuple):
     owner: str | None = None
 
 
-#: Whether the jump is taken if the value is None, or if it is true. Python 3.11 has names with "FORWARD_".
+#: For each jump, True if it is taken for None (or for a true value). Python 3.11 has names with "FORWARD_".
 _JUMPS_ON_NONE = {"POP_JUMP_IF_NONE": True, "POP_JUMP_IF_NOT_NONE": False}
 _JUMPS_ON_TRUTH = {"POP_JUMP_IF_TRUE": True, "POP_JUMP_IF_FALSE": False}
 #: A function with one of these names may keep a dictionary of its variables, which reading the variables would change.
@@ -154,7 +154,7 @@ def _ends_statement(instruction: dis.Instruction) -> bool:
 
 
 def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, state: State) -> tuple[Use, int]:
-    """Follow the result from instruction ``i`` on. Return its use and the position of that."""
+    """Follow the result from instruction ``i`` on. Return its use and the position of the use."""
     while i < len(instructions):
         instruction = instructions[i]
         is_taken = _jump(instruction, state)
@@ -178,7 +178,7 @@ def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, 
 
 
 def _take(following: dis.Instruction, state: State) -> bool:
-    """Replace the used result by that of the use. Return whether no variable holds a used result after this."""
+    """Replace the used result by the result of the use. Return whether no variable then holds a used result."""
     state.stack.pop()
     if RESULT in state.stack:
         raise Unknown

@@ -42,7 +42,7 @@ class Ahead:
         self.result, self.steps = result, steps
 
     def passed(self) -> Any:
-        """Return what a step returns: the same, or the tensor if it is the last step."""
+        """Return the result of the next step: this object, or the tensor after the last step."""
         self.steps -= 1
         return self if self.steps else self.result
 
@@ -251,7 +251,7 @@ def batch_norm_ahead(
 #: The activations that may follow without a gradient, and those that a batch norm differentiates.
 _INFERENCE = tuple(activation for activation in Activation if activation is not Activation.NONE)
 _DIFFERENTIABLE = (Activation.RELU, Activation.RELU6)
-#: What ends the steps that follow a batch norm.
+#: The kinds of layers that end the steps after a batch norm.
 _ENDS = (CONVOLUTION, NORM)
 #: The functions that the steps call.
 _PASSING = {*FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}

@@ -30,7 +30,7 @@ _NONE, _RELU = Activation.NONE, Activation.RELU  # A member of an enum takes lon
 
 
 def groups(first: nn.Module, found: Iterable[Step], activations: Sequence[Activation]) -> Sequence[Group]:
-    """Choose what to compute with a layer. The last group is clean. Empty if the layer runs alone.
+    """Choose the steps to compute together with a layer. The last group is clean. Empty if the layer runs alone.
 
     Args:
         first: a convolution or a batch norm.
@@ -85,7 +85,7 @@ def groups(first: nn.Module, found: Iterable[Step], activations: Sequence[Activa
 
 
 def _constant(norm: nn.BatchNorm2d) -> Norm | None:
-    """Return what a batch norm with running statistics computes with, from what it has registered."""
+    """Return the registered constants of a batch norm that uses its running statistics. None for any other one."""
     attributes = norm.__dict__
     if attributes["training"] is not False:
         return None

@@ -25,9 +25,9 @@ from fastconv._ops.library import _C
 
 __all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "first_layer", "runs_stock_code", "steps"]
 
-#: What uses a result, its other arguments, and whether no variable holds an earlier result once this use is finished.
+#: The user of a result, its other arguments, and whether no variable holds an earlier result after this use.
 #: The user is a module, a function or ADDITION. The arguments of a call are pairs of a name or position and a constant.
-#: Of an addition: the other operand.
+#: For an addition, the argument is the other operand.
 Step = tuple[Any, Any, bool]
 #: The user of an addition.
 ADDITION = object()
@@ -53,7 +53,7 @@ _get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # 
 
 
 def steps(layer: Module, frame: FrameType | None, last: Collection[str] = ()) -> Iterator[Step]:
-    """Yield what uses the result of a layer, what uses the result of that, and so on.
+    """Yield the steps after a layer: the use of its result, the use of that result, and so on.
 
     The steps end where the program runs other code, or where a hook sees a result.
 
@@ -133,7 +133,7 @@ def _of_sequential(frame: FrameType, layer: Module, last: Collection[str]) -> tu
 def _add_call(found: list[Step], user: Any, arguments: Any, is_clean: bool) -> bool:
     """Add the call of a layer or function, or the calls of the layers of a Sequential. Return whether more may follow.
 
-    The last layer of a Sequential ends its call. Until then, a variable may hold what the Sequential was called with.
+    The last layer of a Sequential ends its call. Until then, a variable may hold the argument of the Sequential.
     """
     kind = type(user)
     if kind in KINDS or not issubclass(kind, torch.nn.Sequential) or arguments or not _runs_its_layers(user):

@@ -24,7 +24,7 @@ class Item(NamedTuple):
     is_variable: bool
 
 
-#: Where a value comes from: "local" or "global", the variable's name, then names of attributes and Items.
+#: The origin of a value: "local" or "global", the variable's name, then names of attributes and Items.
 Path = tuple[str | Item, ...]
 
 

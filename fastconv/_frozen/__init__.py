@@ -1,1 +1,1 @@
-"""What freeze() builds: layers that hold their final values (layers.py), and the graph that calls them (graph.py)."""
+"""The parts of a frozen model: layers with their final values (layers.py), and the graph that calls them (graph.py)."""

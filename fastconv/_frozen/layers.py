@@ -25,7 +25,7 @@ def freeze_weight(module: nn.Module, weight: Tensor) -> Tensor:
     """Return a copy of a weight that the operators pack once, and never compare while the module exists.
 
     The memory of the copy belongs to this function. Otherwise, ``share_memory()`` would free it, and the next weight at
-    the same address would be taken for this one.
+    the same address would be mistaken for this one.
     """
     strides = torch.empty_like(weight).stride()
     owner = numpy.empty(weight.numel() * weight.element_size(), numpy.uint8)

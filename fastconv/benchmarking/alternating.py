@@ -1,7 +1,5 @@
 """Timing of variants that take turns in one process, so that a machine that slows down affects all of them alike."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import time
@@ -13,8 +11,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of these settings are in 
 def keep_pages() -> None:
     """Tell the C allocator to keep its pages.
 
-    By default, glibc returns pages to the system and requests them again, which takes up to 1.5 ms for 5 MB. The
-    variant that pays for that differs from run to run.
+    By default, glibc returns pages to the system and requests them again, which takes up to 1.5 ms for 5 MB. In each
+    run, another variant loses this time.
     """
     if sys.platform == "linux":
         for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):

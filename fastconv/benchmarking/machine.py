@@ -1,7 +1,5 @@
 """Description of the machine and of the software, for the captions of measurements."""
 
-from __future__ import annotations
-
 import os
 import time
 from dataclasses import dataclass

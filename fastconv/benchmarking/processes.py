@@ -5,8 +5,6 @@ variants, their activations fill the caches and fragment the heap: MnistCNN's st
 The processes take turns of a few calls, so that a machine that slows down affects all of them.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

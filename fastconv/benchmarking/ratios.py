@@ -1,7 +1,5 @@
 """Statistics of the times of several variants: medians, quartiles and ratios."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The training step that benchmarks time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

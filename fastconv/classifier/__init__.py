@@ -5,9 +5,9 @@ the networks. ``fit`` is the training loop; it uses ``batches``, ``device``, ``c
 ``evaluation``, ``history``, ``training_state`` and ``objective``, which chooses among ``losses``, ``optimizers`` and
 ``metrics``.
 
-``estimator`` wraps it in a class with the methods compile, fit, evaluate and predict. It uses ``arrays`` and ``inputs``
-for what a program passes, ``names`` for spellings, ``callbacks``, ``progress`` and ``watched`` for what happens during
-the training, ``saving`` for files and ``summary`` for the table of layers.
+``estimator`` wraps it in a class with the methods compile, fit, evaluate and predict. ``arrays`` and ``inputs`` convert
+the images and labels that a program passes, and ``names`` recognises spellings. During the training, ``watched`` calls
+``callbacks`` and ``progress``. ``saving`` reads and writes files, and ``summary`` prints the table of layers.
 
 Results: ``checkpoint`` stores a network, and ``export`` writes it for other programs. ``runs`` manages the folder of a
 run. ``schemas`` describes these files, and ``files`` reads and writes them. ``plots`` draws, ``report`` writes a page

@@ -1,11 +1,9 @@
 """Images and labels as programs have them: arrays, tensors and lists in the usual layouts.
 
 Images have the layout (N, C, H, W), (N, H, W, C) or, with one channel, (N, H, W). uint8 values are divided by 255.
-Floats are used as they are, and should be in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot rows (N, classes)
-of any type of number.
+Floats are not scaled, so they should be in [0, 1]. Labels are integers (N,) or (N, 1), or one-hot rows (N, classes) of
+any type of number.
 """
-
-from __future__ import annotations
 
 import warnings
 from typing import Any
@@ -103,9 +101,7 @@ def _advice(found: tuple[int, ...], shape: tuple[int, int, int]) -> str:
         return ""
     if len(found) == 1 and found[0] == int(np.prod(shape)):
         return f": reshape them to {_dimensions(('N', *shape))}"
-    if len(found) == 1 and shape[0] == 1 and tuple(found) == shape[1:2]:
-        return ": for a single image, add a dimension with images[None]"
-    if len(found) == 2 and shape[0] == 1 and tuple(found) == (shape[2], 1):
+    if shape[0] == 1 and found in (shape[1:2], (shape[2], 1)):
         return ": for a single image, add a dimension with images[None]"
     return ": if the images are right, pass Classifier(shape=(C, H, W))"
 

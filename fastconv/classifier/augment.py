@@ -1,7 +1,5 @@
 """Augmentation: small random changes of a batch of training images."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

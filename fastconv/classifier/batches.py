@@ -1,7 +1,5 @@
 """The batches of an epoch: parts of tensors in memory, or what a DataLoader yields."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -66,7 +64,7 @@ class TensorBatches:
         yield from list(zip(images, labels, strict=True))[first:]
 
     def choices(self, seed: int, first: int = 0) -> Iterator[tuple[Tensor]]:
-        """Iterate over the numbers of the images of each batch. ``gather`` turns them into the batch."""
+        """Iterate over the indices of the images of each batch. ``gather`` turns them into the batch."""
         images, _ = self._tensors
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(images), generator=generator) if self._shuffle else torch.arange(len(images))
@@ -74,7 +72,7 @@ class TensorBatches:
         yield from ((chosen,) for chosen in order.to(images.device).split(self._batch_size)[first:])
 
     def gather(self, chosen: Tensor) -> Batch:
-        """Return the images with these numbers, and their labels."""
+        """Return the images with these indices, and their labels."""
         images, labels = self._tensors
         return images.index_select(0, chosen), labels.index_select(0, chosen)
 

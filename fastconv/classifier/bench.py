@@ -55,11 +55,7 @@ class Row:
 
 
 def measure(rounds: int, threads: int, device: str = "cpu") -> list[Row]:
-    """Time each block and the training step ``rounds`` times, on ``threads`` threads of the CPU or on a GPU.
-
-    Raises:
-        BenchError: if a process ended before it had measured everything.
-    """
+    """Time each block and the training step ``rounds`` times, on ``threads`` threads of the CPU or on a GPU."""
     state = _trained_state()
     variants = {variant: functools.partial(_calls, variant, state, device) for variant in VARIANTS}
     seconds = alternate_processes(variants, rounds, _CALLS, threads)

@@ -60,7 +60,16 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-_SHARES = {"validation_split": "validation split", "label_smoothing": "label smoothing", "lr": "learning rate"}
+_NUMBERS = {"validation_split": "validation split", "label_smoothing": "label smoothing", "lr": "learning rate"}
+_CHOICES: dict[str, Iterable[str]] = {
+    "backend": BACKENDS,
+    "schedule": SCHEDULES,
+    "augment": AUGMENTATIONS,
+    "optimizer": OPTIMIZERS,
+    "loss": LOSSES,
+    "dtype": DTYPES,
+    "device": DEVICES,
+}
 
 
 class TrainingError(UserError):
@@ -124,29 +133,19 @@ class TrainingConfig:
             value = getattr(self, name)
             whole = _is_whole(value) or (name == "patience" and value is None)
             _check(whole, f"{name.replace('_', ' ')} must be a whole number, not {value!r}")
-        for name, called in _SHARES.items():
+        for name, called in _NUMBERS.items():
             value = getattr(self, name)
             _check(isinstance(value, Real) and not isinstance(value, bool), f"{called} must be a number, not {value!r}")
         _check_model(self.model)
-        _check_choice("backend", self.backend, BACKENDS)
-        _check_choice("schedule", self.schedule, SCHEDULES)
-        _check_choice("augmentation", self.augment, AUGMENTATIONS)
-        _check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        _check_choice("loss", self.loss, LOSSES)
-        _check_choice("dtype", self.dtype, DTYPES)
-        _check_choice("device", self.device, DEVICES)
+        for name, known in _CHOICES.items():
+            _check_choice("augmentation" if name == "augment" else name, getattr(self, name), known)
         if self.patience is not None:
             _check_range("patience", self.patience, MAX_EPOCHS)
-        _check(
-            0 <= self.label_smoothing < 1,
-            f"label smoothing must be at least 0 and below 1, not {self.label_smoothing}",
-        )
+        for name in ("label_smoothing", "validation_split"):
+            share = getattr(self, name)
+            _check(0 <= share < 1, f"{_NUMBERS[name]} must be at least 0 and below 1, not {share}")
         _check_range("epochs", self.epochs, MAX_EPOCHS)
         _check(1 <= self.batch_size < 2**31, f"batch size must be between 1 and 2^31 - 1, not {self.batch_size}")
-        _check(
-            0 <= self.validation_split < 1,
-            f"validation split must be at least 0 and below 1, not {self.validation_split}",
-        )
         _check(0 < self.lr < math.inf, f"learning rate must be above 0 and finite, not {self.lr}")
         _check(0 <= self.seed < 2**63, f"seed must be between 0 and 2^63 - 1, not {self.seed}")
 
@@ -180,9 +179,6 @@ def settle(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Check the settings of a run. Settings that were read from a file may be incomplete.
-
-    Raises:
-        TrainingError: if a value has the wrong type or is out of its range.
 
     Example::
 

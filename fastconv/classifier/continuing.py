@@ -1,7 +1,5 @@
 """Continue the training of a saved classifier: the state of its optimizer, and the number of its epochs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,8 +20,8 @@ def state_of(objective: Objective, model: nn.Module, settings: Mapping[str, Any]
         epochs: the number of finished epochs. The random choices of the next epoch depend on it.
 
     Returns:
-        ``None`` if the optimizer's state has something else than numbers and tensors, or the network has got other
-        weights after compile().
+        ``None`` if the optimizer's state contains anything but plain values and tensors, or if weights of the network
+        were replaced after compile().
     """
     weights = _weights(objective.optimizer, model)
     state = {index: _on_cpu(entry) for index, entry in objective.optimizer.state_dict()["state"].items()}
@@ -77,7 +75,7 @@ def _name(optimizer: Optimizer, settings: Mapping[str, Any]) -> str:
 
 
 def _weights(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """Return the names of the optimizer's weights in its order, which its state uses in place of names.
+    """Return the names of the optimizer's weights in its order. Its state refers to weights by their positions.
 
     The name of a weight that ``model`` does not have is "".
     """

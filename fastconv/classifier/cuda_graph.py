@@ -6,8 +6,6 @@ changes from step to step must be in a tensor at a fixed address: the inputs, wh
 rate. Any other change needs another recording.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -41,7 +39,7 @@ class GraphedStep:
     Args:
         step: must not read values from the GPU, and must keep no tensors except parameters and the optimizer's state.
         model, optimizer: what the step trains.
-        obstacle: why the step must not be recorded, if the caller knows a reason. A warning says it once.
+        obstacle: why the step must not be recorded, if the caller knows a reason. A warning names it once.
     """
 
     def __init__(self, step: Step, model: nn.Module, optimizer: Optimizer, obstacle: str = "") -> None:
@@ -114,7 +112,7 @@ class GraphedStep:
             self._give_up(f"its recording failed ({str(error).partition(chr(10))[0]})")
             return
         self._graph = graph
-        self._gradients = [(parameter, parameter.grad) for parameter in _weights(self._optimizer)]
+        self._gradients = [(parameter, parameter.grad) for parameter in weights(self._optimizer)]
 
     def _fixed(self) -> list[object]:
         """Return what a replay cannot change: the addresses of tensors, and the settings of layers and optimizer."""
@@ -135,14 +133,15 @@ def _address(value: object) -> object:
     return value.data_ptr() if isinstance(value, Tensor) else value
 
 
-def _weights(optimizer: Optimizer) -> Iterator[Tensor]:
+def weights(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Iterate over the weights that the optimizer updates."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def _hooks(model: nn.Module, optimizer: Optimizer) -> int:
     """Return the number of hooks, which are functions of the program. A replay does not call them."""
     counts = [len(getattr(module, name)) for module in model.modules() for name in _HOOKS]
-    counts += [len(getattr(weight, name) or ()) for weight in _weights(optimizer) for name in _WEIGHT_HOOKS]
+    counts += [len(getattr(weight, name) or ()) for weight in weights(optimizer) for name in _WEIGHT_HOOKS]
     return sum(counts) + sum(len(getattr(optimizer, name)) for name in _OPTIMIZER_HOOKS)
 
 

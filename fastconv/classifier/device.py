@@ -1,7 +1,5 @@
 """The device that a network is trained or timed on: the CPU or a GPU."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -3,8 +3,6 @@
 DistributedDataParallel averages the gradients over the processes during backward.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +15,7 @@ from fastconv.classifier.errors import UserError
 
 
 def world_size() -> int:
-    """Return the number of processes that torchrun started, or 1 without torchrun.
-
-    Raises:
-        UserError: if the variable WORLD_SIZE is not such a number.
-    """
+    """Return the number of processes that torchrun started, or 1 without torchrun."""
     text = os.environ.get("WORLD_SIZE", "1")
     if not (text.isascii() and text.isdigit() and 1 <= len(text) <= 9 and int(text) > 0):
         raise UserError(f"WORLD_SIZE must be a whole number of processes, as torchrun sets it, not {text!r}")
@@ -71,9 +65,9 @@ class Distributed:
             self.model = nn.parallel.DistributedDataParallel(model)
 
     def share(self, count: int) -> tuple[slice, float, int]:
-        """Return this process's part of ``count`` images, a factor for its mean loss, and how many images it counts.
+        """Return this process's part of ``count`` images, the weight of its mean loss, and how many images it counts.
 
-        The mean over the processes of loss times factor equals the mean loss over the batch. The counts of all
+        The mean over the processes of loss times weight equals the mean loss over the batch. The counts of all
         processes add up to the size of the batch.
         """
         if self._count == 1:

@@ -36,9 +36,9 @@ class Classifier:
         class_names: the name of each class. By default, its number.
 
     Images and labels are arrays, tensors or lists. Images have the shape (N, C, H, W), (N, H, W, C) or, with one
-    channel, (N, H, W). uint8 values are divided by 255. Floats are used as they are, and should be in [0, 1]. Labels
-    are integers (N,) or (N, 1), or one-hot rows (N, classes). In place of images and labels, a Dataset or a DataLoader
-    of torch.utils.data can be passed, whose items are pairs of images and labels in these forms.
+    channel, (N, H, W). uint8 values are divided by 255. Floats are not scaled, so they should be in [0, 1]. Labels are
+    integers (N,) or (N, 1), or one-hot rows (N, classes). In place of images and labels, you can pass a Dataset or a
+    DataLoader of torch.utils.data, whose items are pairs of images and labels in these forms.
 
     Attributes:
         model: the network, a module.
@@ -112,8 +112,8 @@ class Classifier:
             metrics: functions of probabilities (N, classes) and labels (N,), as a list or by name. They are called once
                 with all images. In :meth:`fit`, the probabilities of the training images are those during the epoch.
                 The history has ``name`` and ``val_name``. ``"accuracy"`` is always computed.
-            lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and that of a
-                class of torch.optim.
+            lr: the learning rate. ``None`` means the default: 1e-2 for sgd, 1e-3 for the other names, and PyTorch's
+                default for a class of torch.optim.
             settings: other fields of :class:`~fastconv.classifier.config.TrainingConfig`, such as schedule or augment.
 
         Returns:
@@ -149,7 +149,7 @@ class Classifier:
 
         Args:
             images, labels: see :class:`Classifier`. A DataLoader is iterated anew in each epoch.
-            batch_size: the number of images per step. ``None`` means 64, or that of the DataLoader.
+            batch_size: the number of images per step. ``None`` means 64, or the batch size of the DataLoader.
             validation_split: the share of the images, from their end, that is used for validation.
             validation_data: for validation, in place of that share: a pair of images and labels, a Dataset or a
                 DataLoader.
@@ -314,7 +314,7 @@ class Classifier:
         return classifier
 
     def save_weights(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the weights to a file, also those of a module of your own. See :meth:`save` for ``overwrite``."""
+        """Write the weights to a file, also for a module of your own. See :meth:`save` for ``overwrite``."""
         saving.save_weights(Path(path), self.model, overwrite)
 
     def load_weights(self, path: str | Path) -> None:

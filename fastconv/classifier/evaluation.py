@@ -1,7 +1,5 @@
 """Evaluation and prediction."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -25,11 +23,7 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, loss: str = "cros
 def measure(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], loss: Loss, metrics: Mapping[str, Metric] | None = None
 ) -> Scores:
-    """Return the mean loss, the accuracy and the metrics of ``model`` on the images of ``batches``.
-
-    Raises:
-        TrainingError: if there is no batch.
-    """
+    """Return the mean loss, the accuracy and the metrics of ``model`` on the images of ``batches``."""
     model.eval()
     like = _first_parameter(model)
     total, correct, count = 0.0, 0, 0

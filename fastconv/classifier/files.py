@@ -12,11 +12,7 @@ class OutputError(UserError):
 
 
 def check_output_folder(folder: Path) -> None:
-    """Create ``folder`` if it does not exist, and check that a file can be written in it.
-
-    Raises:
-        OutputError: if that fails.
-    """
+    """Create ``folder`` if it does not exist, and check that a file can be written in it."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"cannot write into {folder}: it is a file, not a folder")
     probe = folder / f".fastconv-{os.getpid()}.tmp"
@@ -46,11 +42,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def check_regular(path: Path) -> None:
-    """Check that ``path`` is not a pipe or a device, because reading one may never end.
-
-    Raises:
-        UserError: if it is one.
-    """
+    """Check that ``path`` is not a pipe or a device, because reading one may never end."""
     if path.exists() and not path.is_file() and not path.is_dir():
         raise UserError(f"{path} is not a file")
 

@@ -3,8 +3,6 @@
 The same seed, backend and machine give bitwise the same weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time
@@ -104,7 +102,7 @@ class Training:
         classes: the number of classes.
         model: the network to train. By default it is built from ``config.model``.
         held_out: batches for validation. By default, the last ``config.validation_split`` of the images is used.
-        objective: the optimizer and the loss. By default they are those of ``config``.
+        objective: the optimizer and the loss. By default, ``config`` chooses them.
         epochs_before: epochs of an earlier training that this one continues. They count for the random choices.
 
     Attributes:
@@ -161,7 +159,7 @@ class Training:
         self._objective, self._optimizer = objective, objective.optimizer
         self._rates = optimizers.rates(self._optimizer)
         self._step: Callable[..., tuple[Tensor, Tensor]] = self._one_step
-        self._resident: TensorBatches | None = None  # if a step gets the numbers of its images, and gathers them itself
+        self._resident: TensorBatches | None = None  # set if a step gets the indices of its images, and gathers them
         if cuda_graph.supports(self._device):
             self._step = cuda_graph.GraphedStep(self._one_step, self.model, self._optimizer, objective.obstacle)
             on_device = isinstance(self._batches, TensorBatches) and self._batches.device == self._device
@@ -180,7 +178,7 @@ class Training:
 
     @property
     def done(self) -> bool:
-        """Whether all epochs are finished, or the validation loss has not fallen for ``config.patience`` epochs."""
+        """True if all epochs are finished, or if the validation loss has not fallen for ``config.patience`` epochs."""
         losses = [result.val_loss for result in self.history if result.val_loss is not None]
         patience = self._config.patience
         if patience is not None and losses and len(losses) - 1 - losses.index(min(losses)) >= patience:
@@ -323,7 +321,7 @@ class Training:
         self._totals = Totals(images, own, *(total.to(self._device) for total in sums))
         if self._distributed.rank == 0:
             torch.set_rng_state(state["rng"])
-        else:  # the saved sums and random state are those of the first process
+        else:  # the saved sums and random state belong to the first process
             self._totals = Totals(images, 0, torch.zeros(()), torch.zeros((), dtype=torch.int64))
             torch.manual_seed(self._seed(len(self.history) + 1, self._distributed.rank, self.steps))
         if self._device.type == "cuda":

@@ -1,7 +1,5 @@
 """The figures of each epoch."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

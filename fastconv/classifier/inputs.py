@@ -1,6 +1,4 @@
-"""What a program passes to fit, evaluate and predict: images and labels, a Dataset or a DataLoader."""
-
-from __future__ import annotations
+"""Conversion of the arguments of fit, evaluate and predict: images and labels, a Dataset or a DataLoader."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -55,11 +53,7 @@ class Inputs:
         return batches, in_order(images[count:], labels[count:]) if count < len(images) else None
 
     def evaluation(self, data: Any, batch_size: int | None = None) -> Batches:
-        """Return the batches of ``data``: a pair of images and labels, a Dataset or a DataLoader.
-
-        Raises:
-            TypeError: if it is something else.
-        """
+        """Return the batches of ``data``: a pair of images and labels, a Dataset or a DataLoader."""
         if _is_source(data):
             return self._batches(data, batch_size)
         if not isinstance(data, tuple | list) or len(data) != 2:

@@ -1,7 +1,5 @@
 """The places of runs: each run has a folder in ``runs``, and ``runs/latest`` points to the last run."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -18,11 +16,7 @@ _LONGEST_PATH = 1 << 12
 
 
 def new_folder(name: str) -> Path:
-    """Create the folder ``runs/NAME-N``, where N is one more than in any earlier run of the same name.
-
-    Raises:
-        OutputError: if it cannot be created.
-    """
+    """Create the folder ``runs/NAME-N``, where N is one more than in any earlier run of the same name."""
     files.check_output_folder(RUNS)
     name = os.fsencode(name)[:_LONGEST_NAME].decode(errors="ignore")
     numbers = (re.fullmatch(re.escape(name) + r"-(\d{1,9})", path.name) for path in RUNS.iterdir())
@@ -74,11 +68,7 @@ def forget(folder: Path, before: Path | None) -> None:
 
 
 def folder() -> Path:
-    """Return the folder of the last run.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """Return the folder of the last run."""
     if not os.path.lexists(LATEST):
         raise UserError(
             "there is no run here yet: 'fastconv train' makes one. Or give the folder of a run, or a checkpoint file"

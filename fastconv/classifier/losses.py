@@ -1,7 +1,5 @@
 """Loss functions: those with a name, and those that a program passes to :meth:`Classifier.compile`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import Any

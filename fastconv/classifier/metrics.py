@@ -88,11 +88,7 @@ class Outputs:
             self._kept.append((logits.detach().softmax(1), labels))
 
     def values(self) -> dict[str, float]:
-        """Return the metrics by name.
-
-        Raises:
-            TypeError: if a metric returns no number.
-        """
+        """Return the metrics by name."""
         if not self._metrics:
             return {}
         probabilities, labels = (torch.cat(parts).cpu() for parts in zip(*self._kept, strict=True))
@@ -146,11 +142,7 @@ def find(metrics: Mapping[str, Metric] | Sequence[str | Metric] | str | Metric |
 
 
 def _is_built_in(metric: Any) -> bool:
-    """Return whether ``metric`` is a name of the accuracy or of the loss, which are always computed.
-
-    Raises:
-        ValueError: if it is any other name.
-    """
+    """Return whether ``metric`` is a name of the accuracy or of the loss, which are always computed."""
     if not isinstance(metric, str):
         return False
     if plain(metric) in (plain(name) for name in (*_ACCURACY, "loss")):

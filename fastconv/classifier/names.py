@@ -1,7 +1,5 @@
 """Names that users type: spellings that mean the same, and suggestions for unknown names."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 
@@ -37,9 +35,6 @@ def choose(what: str, name: str, known: Iterable[str], aliases: Mapping[str, str
         aliases: other names, and the known name of each.
         otherwise: the other possibilities, for the error.
 
-    Raises:
-        ValueError: if there is no such name.
-
     Example::
 
         >>> choose("optimizer", "SGD", ["adam", "sgd"], {}, "")
@@ -55,11 +50,7 @@ def choose(what: str, name: str, known: Iterable[str], aliases: Mapping[str, str
 
 
 def refuse_keras(what: str, value: object, remedy: str) -> None:
-    """Refuse objects of Keras, because they work on Keras's models only.
-
-    Raises:
-        TypeError: if ``value`` is a class or an object of Keras, or of a class derived from one.
-    """
+    """Refuse objects of Keras, because they work on Keras's models only."""
     kind = value if isinstance(value, type) else type(value)
     if any(base.__module__.split(".")[0] in ("keras", "tensorflow", "tf_keras") for base in kind.__mro__):
         raise TypeError(f"this {what} is Keras's, and works with Keras's models only: {remedy}")

@@ -1,6 +1,4 @@
-"""What a training minimises, and how: the optimizer, the loss and the metrics that compile() chooses."""
-
-from __future__ import annotations
+"""The objective of a training: the optimizer, the loss and the metrics that compile() chooses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,9 +49,9 @@ class Objective:
         """Return the result of an epoch.
 
         Args:
-            figures: its figures, but for the metrics.
-            held_out: the validation images, whose figures are measured now.
-            outputs: those of the training images, during the epoch.
+            figures: the figures of the epoch except the metrics.
+            held_out: the validation images, which are measured now.
+            outputs: the outputs for the training images during the epoch.
         """
         metrics = outputs.values()
         validated: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
@@ -95,7 +93,7 @@ class Choice:
         """Build the optimizer of ``model``, which is moved to the device of ``config``.
 
         Raises:
-            ValueError, TypeError: if an argument is wrong. ``model`` is then where it was.
+            ValueError, TypeError: if an argument is wrong. ``model`` is then back on its device.
         """
         named = isinstance(self._loss, str)
         if config.label_smoothing and not named:
@@ -129,11 +127,7 @@ class Choice:
 
 
 def check_names(settings: dict[str, Any]) -> None:
-    """Check that compile() accepts settings of these names.
-
-    Raises:
-        TypeError: if one does not exist, or belongs to another function.
-    """
+    """Check that compile() accepts settings of these names."""
     for name in settings:
         place = next((place for place, names in _ELSEWHERE.items() if name in names), None)
         if place is not None:

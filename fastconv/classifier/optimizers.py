@@ -1,7 +1,5 @@
 """Optimizers: those with a name, and those that a program passes to :meth:`Classifier.compile`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterable
 from typing import Any
@@ -61,7 +59,7 @@ def build(optimizer: Any, model: nn.Module, lr: float | None) -> Optimizer:
     Args:
         optimizer: a class of torch.optim, an optimizer over parameters of ``model``, or a function of the parameters
             that returns one.
-        lr: the learning rate. ``None`` means that of the class. Only a class accepts one.
+        lr: the learning rate. ``None`` means the default of the class. Only a class accepts a learning rate.
 
     Raises:
         TypeError: if no optimizer results, or ``lr`` is given for an optimizer that already has one.
@@ -78,13 +76,9 @@ def build(optimizer: Any, model: nn.Module, lr: float | None) -> Optimizer:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError("LBFGS computes the loss several times per step, which fit() does not do: choose another one")
     own = set(map(id, model.parameters()))
-    if not all(id(parameter) in own for parameter in _parameters(optimizer)):
+    if not all(id(parameter) in own for parameter in cuda_graph.weights(optimizer)):
         raise ValueError("the optimizer has parameters of another model: make it from classifier.model.parameters()")
     return optimizer
-
-
-def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
-    return (parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def rates(optimizer: Optimizer) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any
 
 from fastconv.classifier.fit import Totals
@@ -14,7 +14,7 @@ from fastconv.classifier.history import EpochResult
 _INTERVAL = 0.2
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Show the progress of a training on the standard output.
 
     Args:
@@ -42,12 +42,7 @@ class Progress:
         self._bar: Any = None
         self._shown = 0.0
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
 
     def epoch_begun(self, epoch: int) -> None:

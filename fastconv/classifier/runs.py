@@ -5,8 +5,6 @@ accuracy. ``history.json`` and ``history.csv`` have the figures of each epoch. `
 from ``training.pt``, which says whether the run is finished. ``fastconv report`` writes ``report.html`` and ``plots``.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
@@ -157,11 +155,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Lock the folder for this process. The system releases the lock if the process is killed.
-
-        Raises:
-            OutputError: if another process has locked it, or no file can be written in it.
-        """
+        """Lock the folder for this process. The system releases the lock if the process is killed."""
         files.check_output_folder(self.path)
         with contextlib.ExitStack() as stack:
             if fcntl is not None:
@@ -255,11 +249,7 @@ class RunFolder:
         checkpoint.save(path, saved)
 
     def read_history(self) -> dict[str, Any]:
-        """Return the content of history.json: config, versions, epochs, test_loss and test_accuracy.
-
-        Raises:
-            UserError: if the file is missing or damaged.
-        """
+        """Return the content of history.json: config, versions, epochs, test_loss and test_accuracy."""
         from fastconv.classifier import schemas
 
         if not self.path.is_dir():
@@ -280,11 +270,7 @@ class RunFolder:
         return record
 
     def _check_own(self, found: list[Path]) -> None:
-        """Check that fastconv wrote the checkpoints, the history and the training state in ``found``.
-
-        Raises:
-            OutputError: if one of these files is not fastconv's, or none of them exists.
-        """
+        """Check that fastconv wrote the checkpoints, the history and the training state in ``found``."""
         readers: dict[Path, Callable[[Path], object]] = {
             self.checkpoint: checkpoint.load,
             self.best: checkpoint.load,

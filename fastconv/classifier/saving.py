@@ -1,7 +1,5 @@
 """Save and load a :class:`~fastconv.classifier.Classifier`, or only its weights, in one file."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,14 +15,14 @@ from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import OutputError, check_regular, write_atomically
 
 _WEIGHTS = "fastconv-weights"
-#: How a classifier was compiled if a file cannot keep all of it.
+#: The entry ``compiled`` of a file that cannot store the optimizer or the loss, because it is a class or a function.
 WITH_FUNCTIONS = "with functions"
 _NAMES = ("optimizer", "loss")
 _KEPT = ("lr", "schedule", "label_smoothing", "augment", "dtype", "patience", "device")
 
 
 def config(settings: Mapping[str, Any], compiled: bool) -> dict[str, Any]:
-    """Return the settings that a file keeps: those of the network, and those of compile() that are names or numbers."""
+    """Return the settings that a file keeps: the network's, and compile()'s arguments that are names or numbers."""
     kept = {name: settings[name] for name in ("model", "backend", *_NAMES, *_KEPT) if name in settings}
     if compiled and not all(name in kept for name in _NAMES):
         kept["compiled"] = WITH_FUNCTIONS
@@ -55,11 +53,7 @@ def compile_settings(config: Mapping[str, Any], backend: str, given: Mapping[str
 
 
 def name_list(class_names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Return the name of each class, by default its number.
-
-    Raises:
-        TrainingError: if there is another number of names.
-    """
+    """Return the name of each class, by default its number."""
     if class_names is None:
         return tuple(map(str, range(classes)))
     if isinstance(class_names, str) or len(class_names) != classes:
@@ -73,11 +67,7 @@ def on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 
 def check_savable(name: str | None) -> None:
-    """Check that a network of this name can be saved. ``None`` means that a program made it.
-
-    Raises:
-        TrainingError: if it cannot.
-    """
+    """Check that a network of this name can be saved. ``None`` means that a program made it."""
     if name is None:
         raise TrainingError(
             "only networks with a name or a list of layers can be saved: for your own module, use save_weights() and,"

@@ -6,8 +6,6 @@ Importing pydantic takes 0.1 s. Import this module in the functions that read fi
 not wait.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 import torch

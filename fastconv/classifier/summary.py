@@ -1,7 +1,5 @@
 """The table of a network's layers, in the form of Keras's summary."""
 
-from __future__ import annotations
-
 import html
 import io
 import sys

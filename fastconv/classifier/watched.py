@@ -1,7 +1,5 @@
 """A training that shows its progress and calls callbacks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from fastconv.classifier.callbacks import Callbacks

@@ -5,8 +5,6 @@ it keeps its parameters, buffers, hooks and attributes, and everything that refe
 layers, the model's own code.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -48,7 +46,7 @@ class Conversion:
 
     #: The class that each module gets.
     classes: dict[Module, type] = field(default_factory=dict)
-    #: The layers that run with what follows, or with what is before, as one operator.
+    #: The layers that run with the layers before or after them as one operator.
     waiting: list[Module] = field(default_factory=list)
     report: Report = field(default_factory=Report)
 
@@ -71,8 +69,9 @@ def convert(model: M, fuse: bool = True) -> M:
         fuse: run a convolution and the ReLU and max-pool that follow it as one operator. A Sequential fuses its
             members. In other code a convolution returns a tensor that waits for the next operation
             (:mod:`fastconv._deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
-            Where the program passes a result on at once, a convolution without gradient runs with the batch norm, the
-            addition and the activation that follow, and a batch norm with the latter two (:mod:`fastconv._ahead`).
+            If the program passes a result on at once, a convolution without gradient runs together with the batch norm,
+            the addition and the activation after it. A batch norm runs together with the addition and the activation
+            after it (:mod:`fastconv._ahead`).
 
     Returns:
         The model itself.

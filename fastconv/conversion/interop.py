@@ -3,7 +3,7 @@
 * torch.fx records a layer of fastconv as one ``call_module`` node, like torch.nn's. A new ``GraphModule`` gets a layer
   of torch.nn that shares the parameters, so that every pass recognises it. The traced model stays converted.
   :func:`fastconv.convert` also converts a GraphModule.
-* Setting the ``qconfig`` of a layer changes its class to that of torch.nn. ``prepare`` and ``prepare_qat`` set it for
+* Setting the ``qconfig`` of a layer changes its class to torch.nn's. ``prepare`` and ``prepare_qat`` set it for
   each layer to be quantised, in a copy of the model unless ``inplace=True``.
 * ``fuse_modules`` accepts fastconv's layers wherever it accepts torch.nn's.
 * ``torch.jit.script`` compiles the code of torch.nn's layers.
@@ -11,8 +11,6 @@
 :class:`fastconv.nn.ConvReLU2d` and :class:`fastconv.nn.ConvReLUMaxPool2d` have no counterpart that can be quantised.
 Setting their ``qconfig`` raises a TypeError. The base class in :mod:`fastconv._layer` has the rest of this support.
 """
-
-from __future__ import annotations
 
 import itertools
 import sys

@@ -1,7 +1,5 @@
 """The report of :func:`fastconv.convert`: a line for each layer of a model, as text, HTML or a rich table."""
 
-from __future__ import annotations
-
 import html
 from dataclasses import dataclass, field
 from typing import Any

@@ -26,7 +26,7 @@ class ReLU(Layer, torch.nn.ReLU):
 
     _torch_class = torch.nn.ReLU
     _conversion_attributes = ("_fuses",)
-    #: :func:`fastconv.convert` sets it: PyTorch computes what is not fused, because it is faster at ReLU alone.
+    #: :func:`fastconv.convert` sets it. PyTorch then computes each ReLU that is not fused, because PyTorch is faster.
     _fuses = False
 
     @scripted_as(torch.nn.ReLU.forward)

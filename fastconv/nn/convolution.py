@@ -48,8 +48,8 @@ class Conv2d(Layer, torch.nn.Conv2d):
     _conversion_attributes = ("_fuses", "_patience")
     #: Run with what follows as one operator where possible. :func:`fastconv.convert` sets it.
     _fuses = False
-    #: The layer stops returning Deferred results (:mod:`fastconv._deferred`) after this many more in a row that are not
-    #: fused. 0: it computes every result at once. :func:`fastconv.convert` sets it.
+    #: After this many more Deferred results (:mod:`fastconv._deferred`) in a row that are not fused, the layer stops
+    #: returning them. 0: it computes every result at once. :func:`fastconv.convert` sets this attribute.
     _patience = 0
 
     @scripted_as(torch.nn.Conv2d.forward)

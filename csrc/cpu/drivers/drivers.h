@@ -1,6 +1,6 @@
 // The drivers: each computes a convolution, or a gradient of one, by one algorithm. A driver cuts the work into tiles,
-// runs them in parallel and adds partial sums in a fixed order, so a driver's results are bitwise equal for every
-// number of threads. plan.h says which driver computes which call.
+// runs them in parallel and adds partial sums in a fixed order. So its results are bitwise equal for every number of
+// threads. plan.h says which driver computes which call.
 //
 // T is float or double. All tensors exist and have the right sizes. An (N, C, H, W) tensor may be in NCHW or NHWC
 // order.
@@ -58,7 +58,7 @@ template <class Elements>
 void thin_groups_backward_weight(const Elements& elements, const Conv2dShape& s, const Tensor& grad_output,
                                  const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias);
 
-// For bfloat16, where multiplies_pairs() says so (plan.h).
+// For bfloat16 calls for which multiplies_pairs() is true (plan.h).
 void pairs_forward(const Forward& call);
 void pairs_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
                          const Tensor& grad_input);

@@ -20,8 +20,8 @@ class TileEpilogue {
     if (epilogue_->residual) residual_ = in_nhwc(*epilogue_->residual);
   }
 
-  // y: `pixels` pixels, from pixel `first` of all images on, of the channels [c.first, c.last). The pixels are `stride`
-  // elements apart.
+  // y: `pixels` pixels of the channels [c.first, c.last), from pixel `first` on, counted over all images. They are
+  // `stride` elements apart.
   void apply(T* y, int64_t stride, int64_t first, int64_t pixels, const ChannelRange& c) const {
     if (epilogue_ == nullptr) return;
     const T* add = residual_from(first);

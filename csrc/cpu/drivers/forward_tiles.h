@@ -10,8 +10,8 @@ namespace fastconv::cpu {
 constexpr int64_t least_pixels = 24;  // of a tile: two register blocks of AVX-512
 
 // The tiles of a forward call without a large weight. If there are few tiles and few blocks of channels, images are cut
-// into more tiles, of `least` pixels or more, until there are 8 units of work and an even number of them, or 16.
-// Microseconds without / with that, one image, 2 threads of Zen 4 (10 of them for the call from Python):
+// into more tiles, of `least` pixels or more, until the number of units of work is even and at least 8, or is 16.
+// Microseconds without / with more tiles, one image, 2 threads of Zen 4. The call from Python takes 10 of them:
 //   96->24 1x1, 32x32    72 / 45        144->24    101 / 60        24->144    70 / 54        192->32, 16x16    43 / 30
 //   384->96 1x1, 8x8     51 / 42        576->96     70 / 54
 inline Tiles small_tiles(const FusedShape& f, int64_t pixels, int64_t least, int64_t blocks) {

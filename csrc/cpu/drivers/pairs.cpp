@@ -6,7 +6,7 @@
 namespace fastconv::cpu {
 namespace {
 
-// A weight as that of a 1x1 kernel: each channel is a pair of values that are multiplied together.
+// A weight in the form of a 1x1 kernel: each channel is a pair of values that are multiplied together.
 Conv2dShape shape_in_pairs(Conv2dShape s) {
   s.C = pairs_kernels()->steps(s);
   s.R = s.S = 1, s.H = s.P, s.W = s.Q;
@@ -14,8 +14,8 @@ Conv2dShape shape_in_pairs(Conv2dShape s) {
   return s;
 }
 
-// The weight in the form of shape_in_pairs. In memory it is the weight in KRSC, or a copy of that in which a zero
-// follows each run of an odd number of taps.
+// The weight in the form of shape_in_pairs: the weight in KRSC itself, or a copy of it in which a zero follows each run
+// of an odd number of taps.
 class WeightInPairs {
  public:
   WeightInPairs(const Conv2dShape& s, const Tensor& weight) : s_(s), owner_(ordered(weight, true)) {

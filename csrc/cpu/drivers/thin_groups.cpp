@@ -11,7 +11,7 @@
 namespace fastconv::cpu {
 namespace {
 
-// A tile has about this many input pixels. One block of channels of them has 128 KB and fits in the second-level cache.
+// A tile has about this many input pixels. One block of their channels has 128 KB and fits in the second-level cache.
 constexpr int64_t tile_input_pixels = 2048;
 
 template <class T>
@@ -100,7 +100,7 @@ struct Unit {
     }
   }
 
-  // Computes some rows of outputs. `y` is that of the first block.
+  // Computes some rows of outputs. `y` is the result of the first block.
   void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& all, GroupResult<T> y,
                int64_t y_block) const {
     for_each_block([&](int64_t i, const ChannelRange& of) {
@@ -137,7 +137,7 @@ void for_each_unit(const Tiles& tiles, const LineReader<Elements>& x, const Bloc
   });
 }
 
-// Calls body(part) for each `count` of these rows.
+// Calls body(part) for parts of `count` rows each.
 template <class Body>
 void for_each_part(const Rows& rows, int64_t count, const Body& body) {
   for (int64_t row = rows.first; row < rows.end(); row += count) body(Rows{row, std::min(count, rows.end() - row)});

@@ -1,5 +1,5 @@
-// PyTorch's convolution within a fused operator. Forward: relu_max_pool2d reads its result. Backward: it gets the
-// gradient of the convolution. The unfused operators call aten.h directly and copy nothing.
+// PyTorch's convolution within a fused operator. In forward, relu_max_pool2d reads its result. In backward, PyTorch
+// gets the gradient of the convolution's results. The unfused operators call aten.h directly and copy nothing.
 #include "../aten.h"
 #include "tiling.h"
 

@@ -13,9 +13,9 @@
 namespace fastconv::cpu {
 namespace {
 
-// The largest sums of a piece, in bytes, and those of all pieces.
+// The largest sums of one piece and of all pieces, in bytes.
 constexpr int64_t piece_bytes = 512 << 10, all_pieces_bytes = 4 << 20;
-// The transformed tiles of a part have about this many bytes: in the cache of one thread, or of all.
+// The transformed tiles of a part have about this many bytes. They stay in the cache of one thread, or in all caches.
 constexpr int64_t part_of_piece_bytes = 384 << 10, part_bytes = 8 << 20;
 
 template <class T>

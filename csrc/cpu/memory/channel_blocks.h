@@ -98,7 +98,8 @@ class LineReader {
   const int64_t C_, H_, W_, block_ = block_channels<T>();
 };
 
-// Where a kernel writes some rows of one line of channels. Columns are `pixel` elements apart, blocks `block`.
+// The memory for some rows of one line of channels, which a kernel writes. Columns are `pixel` elements apart, and
+// blocks are `block` elements apart.
 template <class T>
 struct LineRows {
   T* data;

@@ -10,7 +10,7 @@ struct ChannelSums {
   std::vector<double> first, second;
 };
 
-// Where a kernel adds: one element for each column of its matrix.
+// The sums that a kernel adds to: one element for each column of its matrix.
 struct ColumnSums {
   double *first, *second;
 };
@@ -44,7 +44,7 @@ void for_each_piece(const ChannelLayout& l, const ChannelPieces& pieces, const B
                });
 }
 
-// Adds up what body(offset, size, constants, sums) adds to the sums of each column.
+// Returns the sums over all blocks. body(offset, size, constants, sums) adds a block to the sums of each column.
 template <class T, size_t count, class Body>
 ChannelSums sum_channels(const ChannelLayout& l, const ChannelConstants<T, count>& constants, const Body& body) {
   const ChannelPieces pieces(l);

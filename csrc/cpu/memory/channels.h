@@ -92,7 +92,7 @@ ChannelConstants<T, count> repeated(const ChannelConstants<T, count>& constants,
   return result;
 }
 
-// The same for the columns of one matrix. Of a plane, all columns get the constants of its channel.
+// The same for the columns of one matrix. All columns of a plane get the constants of its channel.
 template <class T, size_t count>
 class ColumnConstants {
  public:
@@ -116,7 +116,7 @@ class ColumnConstants {
 };
 
 // Calls body(offset, size) for blocks of at most `most` of the rows [first, last) of the matrix, or of one plane.
-// `offset`: the elements before the block.
+// `offset`: the index of the block's first element.
 template <class Body>
 void for_each_block_of_rows(const ChannelLayout& l, int64_t first, int64_t last, int64_t most, const Body& body) {
   for (int64_t p = first; p < last; p += most) body(p * l.columns(), MatrixSize{std::min(most, last - p), l.columns()});

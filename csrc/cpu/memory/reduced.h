@@ -1,6 +1,6 @@
 // bfloat16 and half ("reduced" types) are stored in 16 bits and computed in float32. An operator widens its operands,
-// computes in float32, and rounds the result once. The float32 values are in per-thread workspace. New memory for the
-// results alone took a sixth of a small network's step, because of fresh pages.
+// computes in float32, and rounds the result once. The float32 values are in per-thread workspace. In new memory, the
+// results alone took a sixth of a small network's step, because the system clears fresh pages.
 #pragma once
 
 #include <optional>

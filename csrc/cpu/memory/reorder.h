@@ -22,7 +22,7 @@ inline std::optional<Transposition> transposition(const Tensor& from, const Tens
   if (from.dim() != dims) return std::nullopt;
   const auto walk = [](const Tensor& tensor) {
     std::array<int, dims> order{0, 1, 2, 3};
-    // Not stable_sort: that of libstdc++ 12 calls a deprecated function, and clang 19 warns.
+    // Not stable_sort: in libstdc++ 12, it calls a deprecated function, and clang 19 warns.
     std::sort(order.begin(), order.end(), [&](int a, int b) {
       return tensor.stride(a) != tensor.stride(b) ? tensor.stride(a) > tensor.stride(b) : a < b;
     });

@@ -43,7 +43,7 @@ uint64_t hint_of(const WeightKey& key, const WeightBytes& weight) {
 
 std::shared_ptr<const void> WeightCache::find_or_keep(const WeightKey& key, const WeightBytes& weight,
                                                       int64_t packed_bytes, const Pack& pack) {
-  // These sums do not overflow, because both sizes are those of memory that exists or is about to be allocated.
+  // These sums do not overflow, because memory of both sizes exists or is about to be allocated.
   const int64_t padded = (packed_bytes + 63) / 64 * 64, bytes = padded + weight.count + overhead;
   if (weight.count == 0 || bytes > most_bytes_) return nullptr;
   const uint64_t hint = hint_of(key, weight);

@@ -48,8 +48,8 @@ T* workspace(Workspace use, int64_t count) {
 // Frees the thread's large workspace of the uses before `end`.
 void free_large_workspace(Workspace end);
 
-// Exists while an operator runs. Frees the calling thread's large workspace at its end. If an operator calls another,
-// the outer one does.
+// Exists while an operator runs. Frees the calling thread's large workspace at its end. If an operator calls another
+// one, only the outer operator frees it.
 struct WorkspaceScope {
   WorkspaceScope() { ++depth; }
   ~WorkspaceScope() {

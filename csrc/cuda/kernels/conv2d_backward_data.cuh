@@ -1,6 +1,6 @@
 // dx[n, h, w, c] = sum over r, s, k of g[n, p, q, k] * w[k, r, s, c] where p * u + r = h, q * v + s = w
 //
-// in tiles of input pixels x input channels (gemm.cuh). One thread gathers each result and writes it once. g is the
+// The tiles are input pixels x input channels (gemm.cuh). One thread gathers each result and writes it once. g is the
 // gradient of the convolution's results, given or computed through ReLU and max-pooling (conv2d_gradient.cuh).
 #pragma once
 

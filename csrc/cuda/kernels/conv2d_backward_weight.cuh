@@ -20,7 +20,7 @@ struct Pieces {
     const int64_t all = s.N * s.P * s.Q;
     const int64_t blocks = has_thin_groups(s) ? ceil_div(s.K, 32) * s.taps()
                                               : ceil_div(s.group_K(), 64) * ceil_div(s.taps(), 64) * s.groups;
-    // In pixels: long enough to occupy a block, and short enough for sums in float.
+    // The pixels of a piece: enough to occupy a block, and few enough for sums in float.
     constexpr int64_t shortest = 256, longest = 8192;
     pixels = ceil_div(all * (blocks < wanted_blocks ? blocks : wanted_blocks), wanted_blocks);
     pixels = pixels < shortest ? shortest : pixels > longest ? longest : ceil_div(pixels, 32) * 32;

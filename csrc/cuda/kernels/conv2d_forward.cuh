@@ -1,5 +1,6 @@
-// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c], optionally followed by ReLU
-// and max-pooling, in tiles of pixels x output channels (gemm.cuh).
+// y[n, p, q, k] = b[k] + sum over r, s, c of x[n, p * u + r, q * v + s, c] * w[k, r, s, c]
+//
+// ReLU and max-pooling may follow. The tiles are pixels x output channels (gemm.cuh).
 //
 // With pooling, a tile holds whole windows, one after another: 64 rows hold 16 windows of 2 x 2. The block reads the
 // sums from shared memory, and writes each window's maximum and its position. Overlapping windows compute their common
@@ -88,7 +89,7 @@ void launch_forward_tiles(const FusedShape& f, Dense<const T> x, Dense<const T> 
   launch_gemm<Tile, V>(a, b, epilogue, tiling, stream);
 }
 
-// Whether the block that computes a window's pixels also pools them.
+// Returns whether the block that computes a window's pixels also pools them.
 inline bool pools_in_tile(const FusedShape& f) {
   return f.window() <= 16 && f.window() <= 3 * f.pool.stride_h * f.pool.stride_w;
 }

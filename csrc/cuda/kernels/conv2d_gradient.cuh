@@ -43,18 +43,19 @@ struct DenseGradient {
 
 // argmax is NHWC. g has either layout.
 template <class T>
-struct PooledGradient {
+struct PooledGradient : Geometry {
   static constexpr bool has_addresses = false;
 
   const T* g;
   const uint8_t* argmax;
   Layout layout;
-  int K, R, S, P, Q, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int K, R, S, P, Q;
   bool touching;  // each pixel is in at most one window
   Divisor by_stride_h, by_stride_w, by_dilation_h, by_dilation_w;
 
   PooledGradient(const FusedShape& f, Dense<const T> grad_output, const uint8_t* at)
-      : g(grad_output.data),
+      : Geometry(f.pool),
+        g(grad_output.data),
         argmax(at),
         layout(Layout::of(f.pool.C, f.pool.P * f.pool.Q, grad_output.channels_last)),
         K(f.pool.C),
@@ -62,12 +63,6 @@ struct PooledGradient {
         S(f.pool.S),
         P(f.pool.P),
         Q(f.pool.Q),
-        stride_h(f.pool.stride_h),
-        stride_w(f.pool.stride_w),
-        pad_h(f.pool.pad_h),
-        pad_w(f.pool.pad_w),
-        dilation_h(f.pool.dilation_h),
-        dilation_w(f.pool.dilation_w),
         touching(f.windows_touch()),
         by_stride_h(f.pool.stride_h),
         by_stride_w(f.pool.stride_w),

@@ -24,25 +24,20 @@ constexpr int nowhere = -(1 << 30);
 
 // The input x, addressed by an output pixel and a tap. The padding is zero.
 template <class T>
-struct Patches {
+struct Patches : Geometry {
   const T* x;
   Layout layout;
-  int H, W, group_C, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+  int H, W, group_C, S;
   Divisor by_group_C, by_S;
 
   Patches(const Conv2dShape& s, Dense<const T> input)
-      : x(input.data),
+      : Geometry(s),
+        x(input.data),
         layout(Layout::of(s.C, s.H * s.W, input.channels_last)),
         H(s.H),
         W(s.W),
         group_C(s.group_C()),
         S(s.S),
-        stride_h(s.stride_h),
-        stride_w(s.stride_w),
-        pad_h(s.pad_h),
-        pad_w(s.pad_w),
-        dilation_h(s.dilation_h),
-        dilation_w(s.dilation_w),
         by_group_C(s.group_C()),
         by_S(s.S) {}
 
@@ -171,27 +166,22 @@ struct ForwardWeight : WeightView<T> {
 // The gradient of the output, addressed by an input pixel and a tap. It is zero if no output pixel multiplies this tap
 // by this input pixel, because of the stride or the edges.
 template <class T, class Gradient>
-struct GradientPatches {
+struct GradientPatches : Geometry {
   static constexpr bool vectors_along_depth = true, has_addresses = Gradient::has_addresses;
 
   Gradient gradient;
   int64_t pixels;
-  int P, Q, group_K, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, first_channel = 0;
+  int P, Q, group_K, S, first_channel = 0;
   Divisor by_image, by_row, by_group_K, by_S, by_stride_h, by_stride_w;
 
   GradientPatches(const Conv2dShape& s, const Gradient& g)
-      : gradient(g),
+      : Geometry(s),
+        gradient(g),
         pixels(s.N * s.H * s.W),
         P(s.P),
         Q(s.Q),
         group_K(s.group_K()),
         S(s.S),
-        stride_h(s.stride_h),
-        stride_w(s.stride_w),
-        pad_h(s.pad_h),
-        pad_w(s.pad_w),
-        dilation_h(s.dilation_h),
-        dilation_w(s.dilation_w),
         by_image(s.H * s.W),
         by_row(s.W),
         by_group_K(s.group_K()),

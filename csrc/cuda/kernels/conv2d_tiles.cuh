@@ -40,7 +40,7 @@ struct Choices {};
 // A large tile reads fewer values per multiplication, but has fewer blocks. An H200 has 132 multiprocessors. With 64 x
 // 32 sums at batch 64, conv3 of MNIST has 36 to 108 blocks, and backward_data took 78 us for 72 chunks, one after
 // another. The smallest tile has four to eight times as many blocks and half as many chunks. conv2 has at least 169
-// blocks of 64 x 32, and 100 of 64 x 64 in half. It was faster than cuDNN, so it keeps these tiles. conv1 has 32
+// blocks of 64 x 32, and 100 of 64 x 64 in half. conv2 was faster than cuDNN, so it keeps these tiles. conv1 has 32
 // channels and 9 taps. In backward_weight these fill a seventh of 64 x 32 sums, and half of 32 x 16.
 template <class T>
 struct Tiles {

@@ -20,7 +20,8 @@ struct Tiling {
   int64_t row_tiles, depth, piece_depth;
   int rows_per_tile;  // the tile's rows, rounded down to whole windows
   int column_tiles, groups, pieces;
-  // Whether neighbouring threads of the scalar path read neighbouring rows. Otherwise, neighbouring steps of depth.
+  // True if neighbouring threads of the scalar path read neighbouring rows. Otherwise, they read neighbouring steps of
+  // depth.
   bool a_rows_adjacent, b_rows_adjacent;
 
   int64_t blocks() const { return row_tiles * column_tiles * groups * pieces; }

@@ -15,6 +15,18 @@ struct Layout {
   }
 };
 
+// The stride, padding and dilation of a convolution or a pool.
+struct Geometry {
+  int stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
+
+  template <class Shape>
+  explicit Geometry(const Shape& s) {
+    stride_h = s.stride_h, stride_w = s.stride_w;
+    pad_h = s.pad_h, pad_w = s.pad_w;
+    dilation_h = s.dilation_h, dilation_w = s.dilation_w;
+  }
+};
+
 // A dense tensor: NHWC (channels_last) or NCHW. For a weight: KRSC or KCRS.
 template <class T>
 struct Dense {
@@ -44,7 +56,7 @@ __device__ Vector<T, V> load_or_zero(const T* from) {
   return from != nullptr ? load_vector<V>(from) : Vector<T, V>::zero();
 }
 
-// Whether load_vector<V> can read at the pointer.
+// Returns whether load_vector<V> can read at the pointer.
 template <int V, class T>
 bool is_aligned(const T* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % alignof(Vector<T, V>) == 0;

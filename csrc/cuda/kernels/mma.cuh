@@ -1,4 +1,4 @@
-// A tile of gemm.cuh on tensor cores. The operands are half or bf16, the sums float.
+// A tile of gemm.cuh on tensor cores. The operands are half or bf16, and the sums are float.
 //
 // sm_80 and later have an instruction for both types (multiply_matrices). sm_75 has one for half, with half the depth.
 // For bf16 on sm_75, the lanes exchange their fragments through shared memory and use scalar multiply-adds. In the
@@ -17,7 +17,7 @@ struct ShownFragments {
   float a[4][2], b[2][2];
 };
 
-// The same as multiply_matrices<T>.
+// Computes the same as multiply_matrices<T>, without its instruction.
 template <class T>
 __device__ void multiply_through_shared_memory(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   FC_SHARED(ShownFragments, fragments, [mma_threads]);

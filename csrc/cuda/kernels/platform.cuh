@@ -28,7 +28,7 @@
   extern __shared__ __align__(16) unsigned char fc_dynamic_shared[];                 \
   asm volatile("// dynamic shared memory: %0 bytes" ::"n"(static_cast<int>(bytes))); \
   unsigned char* const name = fc_dynamic_shared
-// A block gets more than 48 KiB only if the kernel asks for it. An error shows in the check after the launch.
+// A block gets more than 48 KiB only if the kernel asks for it. The check after the launch finds an error.
 #define FC_LAUNCH_WITH_SHARED(kernel, grid, block, bytes, stream, ...)                                             \
   do {                                                                                                             \
     static_cast<void>(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),                                  \

@@ -41,7 +41,7 @@ struct TensorShare {
     int row, d;
   };
 
-  // Neighbouring threads copy neighbours in memory. If elements are gathered, these are not in the same vector.
+  // Neighbouring threads copy neighbours in memory. If elements are gathered, such neighbours are in different vectors.
   __device__ static Place place(int i) {
     constexpr int vectors_by_depth = Tile::depth / width, vectors_by_rows = row_count / width;
     const int index = static_cast<int>(threadIdx.x) + i * Tile::threads;
@@ -101,7 +101,7 @@ struct TensorMemory {
   };
 };
 
-// Loads chunk + 2 and multiplies chunk, for all chunks of a block.
+// The chunks of a block: one is multiplied while the next two are loaded.
 template <class Tile, int V, class A, class B, class Epilogue>
 struct TensorBlock {
   using Memory = TensorMemory<Tile, A, B>;
@@ -155,7 +155,7 @@ struct TensorBlock {
   }
 };
 
-// cp.async needs no registers for what it copies. Otherwise, fewer blocks run at once, and each has more registers.
+// cp.async needs no registers for the copied values. Otherwise, fewer blocks run at once, and each has more registers.
 template <class Tile, int V, class A, class B>
 constexpr int tensor_blocks = (V > 1 && A::has_addresses && B::has_addresses ? 512 : 384) / Tile::threads;
 

@@ -8,22 +8,16 @@
 namespace fastconv::cuda {
 
 // The output pixels of a convolution, in the order of the pooling windows. Without pooling, a window has one pixel.
-struct Windows {
-  int P, Q, S, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
-  int positions;
+struct Windows : Geometry {
+  int P, Q, S, positions;
   int64_t count;
   Divisor by_positions, by_S, by_image, by_row;
 
   explicit Windows(const Pool2dShape& s)
-      : P(s.H),
+      : Geometry(s),
+        P(s.H),
         Q(s.W),
         S(s.S),
-        stride_h(s.stride_h),
-        stride_w(s.stride_w),
-        pad_h(s.pad_h),
-        pad_w(s.pad_w),
-        dilation_h(s.dilation_h),
-        dilation_w(s.dilation_w),
         positions(s.R * s.S),
         count(s.N * s.P * s.Q),
         by_positions(s.R * s.S),

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from fastconv.classifier.cli import options
+from fastconv.classifier.config import DEVICES
 from fastconv.classifier.errors import UserError
 
 _MAX_ROUNDS = 100_000  # about a day
@@ -16,10 +14,10 @@ _MAX_ROUNDS = 100_000  # about a day
 class Bench(options.Result):
     """The options of ``fastconv bench``."""
 
-    device: options.Device = "cpu"
-    threads: options.Threads = None
-    rounds: Annotated[int, typer.Option("--rounds", help="Number of times that each variant is timed.")] = 20
-    png: Annotated[Path | None, options.path_option("--png", "Draw the ratios in this .png file.")] = None
+    device: str = options.choice("--device", DEVICES, options.DEVICE_HELP, "cpu", rich_help_panel=options.COMPUTATION)
+    threads: int | None = options.threads()
+    rounds: int = options.number_option("--rounds", "Number of times that each variant is timed.", 20)
+    png: Path | None = options.path_option("--png", "Draw the ratios in this .png file.")
 
 
 def bench(given: Bench) -> None:

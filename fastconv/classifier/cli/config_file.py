@@ -1,7 +1,5 @@
 """The file of ``fastconv train --config``: settings in TOML or JSON."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -36,9 +34,6 @@ def read(path: Path) -> dict[str, Any]:
 
     Keys are the names of options, such as ``batch-size`` or ``batch_size``. A relative path starts in the current
     folder, as on the command line.
-
-    Raises:
-        UserError: if the file cannot be read, or has an unknown key or a value of a wrong type.
     """
     content = _parse(path)
     if not isinstance(content, dict):

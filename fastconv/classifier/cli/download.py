@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from fastconv.classifier.choices import DOWNLOADS
 from fastconv.classifier.cli import options
@@ -12,16 +11,13 @@ from fastconv.classifier.cli import options
 class Download(options.Notes):
     """The options of ``fastconv download``."""
 
-    name: Annotated[str, options.choice_argument(DOWNLOADS, "The data set", "DATASET")]
-    data_dir: Annotated[
-        Path | None,
-        options.path_option(
-            "--data-dir",
-            "The folder to download to. Files get torchvision's paths in it, such as MNIST/raw.",
-            "<folder>",
-            show_default="$FASTCONV_DATA, or the user's cache folder",
-        ),
-    ] = None
+    name: str = options.choice_argument(DOWNLOADS, "The data set", "DATASET")
+    data_dir: Path | None = options.path_option(
+        "--data-dir",
+        "The folder to download to. Files get torchvision's paths in it, such as MNIST/raw.",
+        "<folder>",
+        show_default="$FASTCONV_DATA, or the user's cache folder",
+    )
 
 
 def download(given: Download) -> None:

@@ -1,8 +1,7 @@
 """``fastconv export``."""
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated
 
 from fastconv.classifier.choices import SUFFIXES
 from fastconv.classifier.cli import options
@@ -13,27 +12,20 @@ from fastconv.classifier.errors import UserError
 class Export(options.Notes, options.ChosenRun):
     """The options of ``fastconv export``."""
 
-    format: Annotated[
-        str,
-        options.choice(
-            "--format",
-            SUFFIXES,
-            "safetensors: the weights. torch: the weights as a state_dict, for torch.load."
-            " pt2: the network, for torch.export.load. onnx: the network, for ONNX runtimes.",
-            show_default=False,
-        ),
-    ]
-    output: Annotated[
-        Path | None,
-        options.path_option(
-            "--output",
-            "The file to write.",
-            show_default="model.safetensors, .pt, .pt2 or .onnx beside the checkpoint",
-        ),
-    ] = None
-    force: Annotated[
-        bool, options.flag("--force", help="Overwrite the output file even if it is not an export in this format.")
-    ] = False
+    format: str = options.choice(
+        "--format",
+        SUFFIXES,
+        "safetensors: the weights. torch: the weights as a state_dict, for torch.load."
+        " pt2: the network, for torch.export.load. onnx: the network, for ONNX runtimes.",
+        MISSING,
+        show_default=False,
+    )
+    output: Path | None = options.path_option(
+        "--output",
+        "The file to write.",
+        show_default="model.safetensors, .pt, .pt2 or .onnx beside the checkpoint",
+    )
+    force: bool = options.flag("--force", help="Overwrite the output file even if it is not an export in this format.")
 
 
 def export(given: Export) -> None:

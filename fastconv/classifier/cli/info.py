@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from typing import Annotated
 
 from fastconv.classifier.cli import options
 
@@ -11,7 +10,7 @@ from fastconv.classifier.cli import options
 class Info:
     """The options of ``fastconv info``."""
 
-    json: Annotated[bool, options.flag("--json", help="Print the result as JSON.")] = False
+    json: bool = options.flag("--json", help="Print the result as JSON.")
 
 
 def info(given: Info) -> None:

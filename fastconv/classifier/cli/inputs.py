@@ -1,7 +1,5 @@
 """Apply the shared options: find the run, load its network and its images, set the threads."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +32,6 @@ def find_run(run: Path | None, printer: Printer) -> tuple[RunFolder, Path]:
 
     Args:
         run: the folder or a checkpoint in it. ``None`` means the last run.
-
-    Raises:
-        UserError: if there is no such file or folder.
     """
     if run is None:
         run = latest.folder()
@@ -48,11 +43,7 @@ def find_run(run: Path | None, printer: Printer) -> tuple[RunFolder, Path]:
 
 
 def load_checkpoint(folder: RunFolder, path: Path) -> Checkpoint:
-    """Load the checkpoint ``path``.
-
-    Raises:
-        UserError: if it cannot be read, or the run in ``folder`` has none yet.
-    """
+    """Load the checkpoint ``path``."""
     if path.exists():
         return checkpoint.load(path)
     if folder.training.exists():
@@ -90,11 +81,7 @@ def load_data(name: str, data_dir: Path | None, size: int | None = None, channel
 
 
 def load_data_for(saved: Checkpoint, given: options.Network) -> DataSet:
-    """Load ``--dataset``, by default the data set that the checkpoint was trained on.
-
-    Raises:
-        UserError: if its images or classes do not fit the checkpoint.
-    """
+    """Load ``--dataset``, by default the data set that the checkpoint was trained on."""
     dataset, data_dir = given.dataset, given.data_dir
     if dataset is None:
         before = saved.config.get("dataset")

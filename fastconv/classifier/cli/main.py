@@ -23,7 +23,7 @@ from fastconv.classifier.cli.download import download
 from fastconv.classifier.cli.evaluate import evaluate
 from fastconv.classifier.cli.export import export
 from fastconv.classifier.cli.info import info
-from fastconv.classifier.cli.options import OUTPUT, flag
+from fastconv.classifier.cli.options import OUTPUT
 from fastconv.classifier.cli.plot import plot
 from fastconv.classifier.cli.predict import predict
 from fastconv.classifier.cli.report import report
@@ -94,13 +94,17 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _flag(*names: str, **more: Any) -> Any:
+    return typer.Option(*names, metavar="", show_default=False, **more)
+
+
 @app.callback()
 def root(
     version: Annotated[
-        bool, flag("--version", "-V", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool, _flag("--version", "-V", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
     traceback: Annotated[
-        bool, flag("--traceback", help="Print a traceback after an error.", expose_value=False)
+        bool, _flag("--traceback", help="Print a traceback after an error.", expose_value=False)
     ] = False,
 ) -> None:
     """Train a small CNN on digits or other small images with fastconv's kernels, and inspect the result."""
@@ -136,7 +140,7 @@ for _command, _example in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments``, by default those of the process, and return its exit code.
+    """Run the command with ``arguments``, by default the arguments of the process, and return its exit code.
 
     0: success. 1: a bug in fastconv, or the reader of the output has ended. 2: a mistake in the arguments, in the
     environment or in a file, reported in one line on stderr. 130: interrupted. 143: ended by SIGTERM.

@@ -4,9 +4,6 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError
@@ -18,15 +15,12 @@ _MAX_PLOTTED = 60
 class Plot(options.Notes, options.Network, options.ChosenRun):
     """The options of ``fastconv plot``."""
 
-    count: Annotated[int, typer.Option("--count", help=f"Number of test images, at most {_MAX_PLOTTED}.")] = 15
-    start: Annotated[int, typer.Option("--start", help="Index of the first image, counted from 0.")] = 0
-    output: Annotated[
-        Path | None,
-        options.path_option(
-            "--output", "The .png file to write.", show_default="predictions.png beside the checkpoint"
-        ),
-    ] = None
-    show: Annotated[bool, options.flag("--show", help="Also open the picture in the system's viewer.")] = False
+    count: int = options.number_option("--count", f"Number of test images, at most {_MAX_PLOTTED}.", 15)
+    start: int = options.number_option("--start", "Index of the first image, counted from 0.", 0)
+    output: Path | None = options.path_option(
+        "--output", "The .png file to write.", show_default="predictions.png beside the checkpoint"
+    )
+    show: bool = options.flag("--show", help="Also open the picture in the system's viewer.")
 
 
 def plot(given: Plot) -> None:
@@ -57,11 +51,7 @@ def plot(given: Plot) -> None:
 
 
 def _show(picture: Path) -> None:
-    """Open the picture in the system's viewer.
-
-    Raises:
-        UserError: if there is no viewer or no display.
-    """
+    """Open the picture in the system's viewer."""
     from PIL import Image, ImageShow
 
     no_display = sys.platform.startswith("linux") and not (

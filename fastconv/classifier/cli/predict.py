@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 class Predict(options.Result, options.Network):
     """The options of ``fastconv predict``."""
 
-    arguments: Annotated[
-        list[str],
+    arguments: list[str] = options.option(
         typer.Argument(
             help="RUN is the folder of a run or a checkpoint file, by default runs/latest. Each IMAGE is an image file,"
             " or the index of a test image, counted from 0. Write ./3 for a file that is called 3.",
             metavar="[RUN] IMAGE...",
             show_default=False,
         ),
-    ]
+        MISSING,
+    )
 
 
 def predict(given: Predict) -> None:

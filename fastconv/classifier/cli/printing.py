@@ -1,7 +1,5 @@
 """Printing of results, notes and tables."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

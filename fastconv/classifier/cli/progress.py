@@ -1,7 +1,6 @@
 """The progress of a run: a live bar on a terminal, and one line for each epoch."""
 
 import time
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -51,9 +50,7 @@ class TrainingProgress:
         self._start_epoch(self._epochs_done + 1)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._console.is_terminal:  # before rich 14, stop() prints an empty line even if the bar never started
             self._bar.stop()
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 from fastconv.classifier.cli import options
 from fastconv.classifier.errors import UserError
@@ -12,10 +11,9 @@ from fastconv.classifier.errors import UserError
 class Report(options.Notes, options.Network, options.ChosenRun):
     """The options of ``fastconv report``."""
 
-    output: Annotated[
-        Path | None,
-        options.path_option("--output", "The .html file to write.", show_default="report.html in the run's folder"),
-    ] = None
+    output: Path | None = options.path_option(
+        "--output", "The .html file to write.", show_default="report.html in the run's folder"
+    )
 
 
 def report(given: Report) -> None:

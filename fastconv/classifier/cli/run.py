@@ -1,7 +1,5 @@
 """One run of ``fastconv train``, from the data to the results in the run folder."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import platform
@@ -126,7 +124,7 @@ class TrainingRun:
         self._finish(record)
 
     def _point_to_folder(self) -> Path | None:
-        """Let ``runs/latest`` point to the run. If that fails, a run outside of ``runs`` prints a note, others stop."""
+        """Let ``runs/latest`` point to the run. A failure stops a run in ``runs``. Other runs go on, with a note."""
         try:
             return latest.point_to(self._folder.path)
         except OutputError as error:

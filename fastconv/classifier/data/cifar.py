@@ -16,18 +16,7 @@ from fastconv.classifier.data.dataset import DataError, DataSet, image_tensor
 from fastconv.classifier.errors import UserError
 from fastconv.classifier.files import read_bytes
 
-CIFAR10_CLASS_NAMES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CIFAR10_CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 _SHAPE = (3, 32, 32)
 _LARGEST_BATCH = 1 << 28  # bytes; the real ones have 31 MB

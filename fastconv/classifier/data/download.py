@@ -3,8 +3,6 @@
 pooch checks the files, and replaces a file only with a correct one. :class:`_Resuming` resumes interrupted downloads.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -156,7 +154,7 @@ class _Resuming:
         import requests
 
         there = self._partial.stat().st_size if self._partial.is_file() else 0
-        # Request no compression during the transfer, so that the byte counts are those of the stored file.
+        # Request no compression during the transfer, because the byte counts must be positions in the stored file.
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={there}-"} if there else {})
         with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as response:
             answered = response.headers.get("Content-Range", "")

@@ -1,7 +1,5 @@
 """Read a folder of images with one sub-folder per class, the layout of torchvision's ImageFolder."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor

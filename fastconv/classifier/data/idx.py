@@ -19,16 +19,8 @@ from fastconv.classifier.data.dataset import CLASS_NAMES, IMAGE_SIZE, DataError,
 from fastconv.classifier.data.places import plain_or_gz
 
 FASHION_CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 
 _UNSIGNED_BYTE = 0x08

@@ -81,8 +81,8 @@ def feature_maps(
 ) -> Figure:
     """Draw ``image``, and the first 16 channels of each convolution's output for it.
 
-    If a convolution is fused with its ReLU and pooling, as in :class:`fastconv.nn.ConvReLUMaxPool2d`, the output is
-    that of the fused layer.
+    If a convolution is fused with its ReLU and pooling, as in :class:`fastconv.nn.ConvReLUMaxPool2d`, the output of the
+    fused layer is drawn.
 
     Args:
         model: a classifier, or a network whose children run in sequence, such as one of

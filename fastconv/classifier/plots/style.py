@@ -58,7 +58,7 @@ DARK = Palette(
     ("0.9", "black", "0.4"), "0.25",
 )  # fmt: skip
 #: The colours of correct and wrong predictions on a light background.
-RIGHT, WRONG, OTHER, FAINT = LIGHT.right, LIGHT.wrong, LIGHT.other, LIGHT.faint
+RIGHT, WRONG, FAINT = LIGHT.right, LIGHT.wrong, LIGHT.faint
 
 _DARK_SETTINGS: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), "#e3e6ea"),
@@ -122,9 +122,6 @@ def figure_or_part(ax: Any, width: float, height: float) -> FigureBase:
 
     Args:
         ax: axes, which are removed, or a figure or a subfigure, which is drawn into. ``None`` makes a new figure.
-
-    Raises:
-        ValueError: if the axes have no place in a grid, which ``subplots`` would give them.
     """
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
@@ -186,9 +183,6 @@ def drawable(images: Any) -> Tensor:
 
     Args:
         images: arrays or tensors (N, H, W), (N, C, H, W) or (N, H, W, C). uint8 values are divided by 255.
-
-    Raises:
-        ValueError: if they have another number of dimensions.
     """
     images = as_tensor(images).cpu()
     if images.dim() == 3:
@@ -209,11 +203,7 @@ def classes_of(labels: Any) -> Tensor:
 
 
 def probabilities_of(probabilities: Any, count: int, classes: int) -> Tensor:
-    """Return probabilities (N, classes) as a float tensor.
-
-    Raises:
-        ValueError: if they have another shape.
-    """
+    """Return probabilities (N, classes) as a float tensor."""
     values = as_tensor(probabilities).cpu().float()
     if tuple(values.shape) != (count, classes):
         raise ValueError(f"probabilities must be ({count}, {classes}), images by classes, not {tuple(values.shape)}")
@@ -275,7 +265,7 @@ def show_image(axes: Any, image: Tensor) -> None:
 
 
 def pad(part: Any, width: float, height: float) -> None:
-    """Set the space around the axes of a new figure, in inches. A part of a figure keeps that of the figure."""
+    """Set the space around the axes of a new figure, in inches. A part of a figure keeps the spacing of the figure."""
     if isinstance(part, _figure_class()):
         part.get_layout_engine().set(w_pad=width, h_pad=height)  # type: ignore[union-attr, call-arg]
 
