@@ -109,6 +109,7 @@ FC_INLINE void store_rounded(const Block<float, vectors, rows>& acc, int row, ui
   if constexpr (vectors == 2) {
     const auto both = (__m512i)_mm512_cvtne2ps_pbh(acc.value[row][1], acc.value[row][0]);
     if (streamed) return _mm512_stream_si512(reinterpret_cast<__m512i*>(y), both);
+    if (last_lanes >= lanes<float>) return _mm512_storeu_si512(y, both);
     _mm512_mask_storeu_epi16(y, static_cast<__mmask32>(first_lanes(last_lanes)) << lanes<float> | every_lane, both);
   } else {
     _mm256_mask_storeu_epi16(y, first_lanes(last_lanes), (__m256i)_mm512_cvtneps_pbh(acc.value[row][0]));
@@ -145,10 +146,17 @@ void forward_block(const Conv2dShape& s, const InputTile<uint16_t>& x, const Blo
   const Walk taps{s.R, s.dilation_h * x.strides.row, runs.count, s.dilation_w * x.strides.pixel, runs.taps / 2, 2};
   const int64_t pixel_step = s.stride_w * x.strides.pixel, row_step = s.stride_h * x.strides.row;
   const int64_t pixels = call.y.images * call.y.rows * s.Q;
+  // Whether output pixels that follow each other read adjacent pixels, as for 1x1 kernels.
+  const bool adjacent =
+      row_step == s.Q * pixel_step && (call.y.images == 1 || x.strides.image == call.y.rows * row_step);
   int64_t n = 0, p = 0, q = 0;
   const uint16_t* from = x.data;
   const uint16_t* a[block_rows];
   const auto take = [&](int count) {
+    if (adjacent) {
+      for (int i = 0; i < count; ++i, from += pixel_step) a[i] = from;
+      return;
+    }
     for (int i = 0; i < count; ++i) {
       a[i] = from;
       from += pixel_step;
