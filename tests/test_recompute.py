@@ -186,7 +186,7 @@ def doubled(module: nn.Module, args: Any) -> None:
         lambda m: m.relu.register_forward_hook(lambda _, args, out: (out.data.mul_(2), None)[1]),
         lambda m: m.bn.register_forward_hook(lambda _, args, out: (out.data.mul_(2), None)[1]),
         lambda m: setattr(m, "relu", nn.Sequential(nn.ReLU(), Doubling())),
-        lambda m: setattr(m, "relu", nn.Sequential(nn.ReLU6(), nn.SiLU(inplace=True))),
+        lambda m: (setattr(m, "relu", nn.ReLU6()), setattr(m, "conv2", nn.Sequential(nn.SiLU(inplace=True), m.conv2))),
         lambda m: setattr(m, "conv2", nn.Sequential(Doubling(), m.conv2)),
         lambda m: setattr(m, "conv2", Calling(m.conv2)),
     ],
