@@ -20,7 +20,7 @@ if __name__ == "__main__":  # Without torch, the package itself cannot be import
 bytecode = importlib.import_module("fastconv._ahead.bytecode")
 
 #: A function body, and how the result of ``self.conv`` is used: "name" for a call, "+name" for an addition, "return",
-#: or "?" for what is unknown. After an addition or call, "!" says that a variable still holds an earlier result.
+#: or "?" for what is unknown. After an addition or call, "!" says that a variable holds an earlier result and is read later.
 #: Versions of Python may differ in where the analysis stops: "|" separates the answers.
 FOLLOWED: dict[str, str] = {
     "return self.conv(x)": "return",
@@ -28,9 +28,16 @@ FOLLOWED: dict[str, str] = {
     "return self.bn(self.conv(x))": "bn return",
     "return self.a(self.b(self.conv(x)))": "b a return",
     "y = self.conv(x)\ny = self.bn(y)\ny = F.relu(y)\nreturn y": "bn F.relu return",
-    "y = self.conv(x)\nreturn self.relu(self.bn(y))": "bn! relu return",
+    "y = self.conv(x)\nreturn self.relu(self.bn(y))": "bn relu return",
     "x = self.conv(x)\nx = self.relu(self.bn(x))\nreturn x": "bn! relu return",
-    "y = self.conv(x)\nz = self.bn(y)\nreturn self.relu(z)": "bn! relu return",
+    "y = self.conv(x)\nz = self.bn(y)\nreturn self.relu(z)": "bn relu return",
+    "y = self.conv(x)\nz = self.relu(self.bn(y))\nself.k()\nreturn z": "bn relu ?",
+    "y = self.conv(x)\nz = self.relu(self.bn(y))\nself.k()\nreturn y": "bn! relu! ?",
+    "y = self.conv(x)\nz = self.relu(self.bn(y))\nself.k()\ndel y": "bn! relu! ?",
+    "y = self.conv(x)\nz = self.relu(self.bn(y))\nbreakpoint()\nreturn z": "?",
+    "for i in x:\n    self.k()\n    y = self.conv(i)\n    z = self.bn(y)\nreturn z": "bn! ?",
+    "y = x\nwhile self.k():\n    print(y)\n    y = self.conv(y)\n    z = self.bn(y)": "bn! ?",
+    "try:\n    y = self.conv(x)\n    z = self.bn(y)\n    self.k()\nexcept E:\n    print(y)": "bn! ?|?",
     "y = self.conv(x)\nz = self.bn(y)\nreturn self.relu(y)": "bn! ?",
     "y = self.conv(x)\nz = y\ny = self.bn(y)\nreturn y + z": "bn! ?",
     "i = x\ny = self.bn(self.conv(x))\ny += i\nreturn self.relu(y)": "bn +i relu return",

@@ -49,6 +49,36 @@ def other_names(self: Net, x: Tensor) -> Any:
 
 
 @program
+def names_that_are_not_read(self: Net, x: Tensor) -> Any:
+    a = self.conv(x)
+    b = self.bn(a)
+    c = F.relu(b)
+    return c * c.mean()
+
+
+@program
+def a_name_that_an_error_leads_to(self: Net, x: Tensor) -> Any:
+    a = x
+    try:
+        a = self.conv(x)
+        b = self.relu(self.bn(a))
+        return b + self.missing
+    except AttributeError:
+        return a
+
+
+@program
+def a_name_that_the_next_turn_reads(self: Net, x: Tensor) -> Any:
+    a, total = x, x.sum()
+    for _ in range(2):
+        total = total + a.sum()
+        a = self.conv(x)
+        b = self.bn(a)
+        total = total + F.relu(b).mean()
+    return total
+
+
+@program
 def attribute(self: Net, x: Tensor) -> Any:
     self.kept = self.conv(x)
     return self.relu(self.bn(self.kept)), self.kept
@@ -119,7 +149,7 @@ def read_by_a_callee(self: Net, x: Tensor) -> Any:
 
     out = self.conv(x)
     normed = self.bn(out)
-    return F.relu(normed), read()
+    return F.relu(normed), read(), out
 
 
 @program

@@ -51,7 +51,7 @@ class Use(NamedTuple):
         path: for a call, the path of the function. For a method, its name. For an addition, the path of the variable.
         arguments: the constants among the arguments of a call, each with its position or its name.
         stores: the local variables that the function stores between the last use and this one.
-        is_clean: no variable holds the used value, or an earlier one, once this use is finished.
+        is_clean: no variable that is read later holds the used value, or an earlier one, once this use is finished.
     """
 
     kind: str
@@ -81,7 +81,10 @@ class Uses(NamedTuple):
 _JUMPS_ON_NONE = {"POP_JUMP_IF_NONE": True, "POP_JUMP_IF_NOT_NONE": False}
 _JUMPS_ON_TRUTH = {"POP_JUMP_IF_TRUE": True, "POP_JUMP_IF_FALSE": False}
 #: A function with one of these names may keep a dictionary of its variables, which reading the variables would change.
-_INSPECTORS = frozenset({"locals", "vars", "eval", "exec", "f_locals", "_getframe", "currentframe"})
+#: Or it stops in a debugger, which shows all variables.
+_INSPECTORS = frozenset(
+    {"locals", "vars", "eval", "exec", "f_locals", "_getframe", "currentframe", "breakpoint", "set_trace", "embed"}
+)
 
 
 def uses(code: CodeType, offset: int, is_none: Callable[[Path], bool | None]) -> Uses:
@@ -168,7 +171,7 @@ def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, 
             use = use._replace(stores=tuple(state.stores))
             state.stores.clear()
             if use.kind != "return":
-                use = use._replace(is_clean=_take(instructions[i + 1], state))
+                use = use._replace(is_clean=not _is_read(_take(instructions[i + 1], state), instructions, i + 1))
             return use, i
         is_store = instruction.opname in ("STORE_FAST", "STORE_FAST_LOAD_FAST")
         if (is_store and state.stack[-1:] != [RESULT]) or not move(instruction, state):
@@ -177,19 +180,34 @@ def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, 
     raise Unknown
 
 
-def _take(following: dis.Instruction, state: State) -> bool:
-    """Replace the used result by the result of the use. Return whether no variable then holds a used result."""
+def _take(following: dis.Instruction, state: State) -> set[str]:
+    """Replace the used result by that of the use. Return the variables that hold a used result after this."""
     state.stack.pop()
     if RESULT in state.stack:
         raise Unknown
     state.stack.append(RESULT)
     state.variables = {name: USED if value == RESULT else value for name, value in state.variables.items()}
     if following.opname == "RETURN_VALUE":
-        return True
+        return set()
     holders = {name for name, value in state.variables.items() if value == USED}
     if following.opname in ("STORE_FAST", "STORE_FAST_LOAD_FAST"):
         holders.discard(following.argval if following.opname == "STORE_FAST" else following.argval[0])
-    return not holders
+    return holders
+
+
+def _is_read(names: set[str], instructions: list[dis.Instruction], position: int) -> bool:
+    """Return whether an instruction that may run from ``position`` on reads one of these variables."""
+    if not names:
+        return False
+    if any("BACKWARD" in i.opname or i.opname == "JUMP_ABSOLUTE" for i in instructions[position:]):
+        position = 0
+    for instruction in instructions[position:]:
+        has_variables = instruction.opcode in dis.haslocal or instruction.opcode in dis.hasfree
+        if has_variables and instruction.opname != "STORE_FAST":
+            argument = instruction.argval
+            if not names.isdisjoint(argument if type(argument) is tuple else (argument,)):
+                return True
+    return False
 
 
 def _jump(instruction: dis.Instruction, state: State) -> bool | None:

@@ -25,7 +25,7 @@ from fastconv._ops.library import _C
 
 __all__ = ["ADDITION", "LAYERS_IN_FRAME", "SEQUENTIAL_CALLS", "Step", "first_layer", "runs_stock_code", "steps"]
 
-#: The user of a result, its other arguments, and whether no variable holds an earlier result after this use.
+#: The user of a result, its other arguments, and whether no variable that is read later holds an earlier result.
 #: The user is a module, a function or ADDITION. The arguments of a call are pairs of a name or position and a constant.
 #: For an addition, the argument is the other operand.
 Step = tuple[Any, Any, bool]
