@@ -774,6 +774,9 @@ def test_an_invalid_call_raises_its_error_at_once() -> None:
         with fastconv.enabled(fuse=True), pytest.raises(expected.type) as found:
             F.conv2d(*arguments)
         assert str(found.value) == str(expected.value)
+    for padding in (2**33, 2**40):  # PyTorch's messages depend on the algorithm
+        with fastconv.enabled(fuse=True), pytest.raises(RuntimeError):
+            F.conv2d(x, w, b, 1, padding)
 
 
 def test_another_thread_may_use_a_deferred_result() -> None:
