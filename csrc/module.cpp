@@ -104,7 +104,7 @@ pybind11::dict plan_as_dict(fastconv::cpu::Pass pass, const fastconv::FusedShape
   }
   if (!fused && torch_is_faster(f.conv, pass, type, channels_last)) {
     result["algorithm"] = "torch";
-    result["rule"] = rule_for_torch(f.conv, pass, type);
+    result["rule"] = rule_for_torch(f.conv, pass, type, channels_last);
     return result;
   }
   if (pass == Pass::forward) {
@@ -117,7 +117,7 @@ pybind11::dict plan_as_dict(fastconv::cpu::Pass pass, const fastconv::FusedShape
   const BackwardPlan plan = plan_backward<T>(pass, f, gradient);
   describe(plan.algorithm, plan.cut);
   if (plan.algorithm == Algorithm::torch)
-    result["rule"] = rule_for_torch(f.conv, pass, fastconv::ScalarType::Float, true);
+    result["rule"] = rule_for_torch(f.conv, pass, fastconv::ScalarType::Float, channels_last, true);
   result["unpool"] = plan.unpool;
   if (pass == Pass::backward_data) result["weight_as_patches"] = plan.weight_as_patches;
   return result;

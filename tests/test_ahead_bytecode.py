@@ -20,7 +20,8 @@ if __name__ == "__main__":  # Without torch, the package itself cannot be import
 bytecode = importlib.import_module("fastconv._ahead.bytecode")
 
 #: A function body, and how the result of ``self.conv`` is used: "name" for a call, "+name" for an addition, "return",
-#: or "?" for what is unknown. After an addition or call, "!" says that a variable holds an earlier result and is read later.
+#: or "?" for what is unknown. After an addition or call, "!" says that a variable holds an earlier result, and that the
+#: function reads it later.
 #: Versions of Python may differ in where the analysis stops: "|" separates the answers.
 FOLLOWED: dict[str, str] = {
     "return self.conv(x)": "return",

@@ -1,14 +1,15 @@
 """Each algorithm, forced through the plan on random shapes, is as exact as PyTorch.
 
 ``make test-all`` runs 2,000 shapes, ``make test`` the first of them. Values are normally distributed, half of the
-gradient is zero. ``fuzz`` tests random calls of the public functions, this file tests the algorithms.
+gradient is zero. The same shapes are tested in 16 bits, where each result is rounded once. ``fuzz`` tests random calls
+of the public functions, this file tests the algorithms.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 GATED = 255  # the value in argmax of a result that ReLU set to 0
 OPTIONS = (
     "winograd", "small_output", "sparse_gradient", "few_channels", "pool_in_registers", "weight_as_patches",
-    "thin_groups", "gemm",
+    "thin_groups", "gemm", "pairs",
 )  # fmt: skip
 #: For each algorithm, the options that are set to "always" or left to the plan. All others are set to "never".
 ALGORITHMS = {
@@ -48,6 +49,13 @@ ALGORITHMS = {
     "gemm": ("gemm",),
     "few_channels": ("few_channels",),
 }
+#: For 16 bits: two algorithms that read 16 bits, and two that read float32.
+ALGORITHMS_16 = ("pairs", "thin_groups", "gemm", "direct")
+#: The largest error of rounding a number, as a share of the number, and in the subnormal range of float16.
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+SUBNORMAL = 2.0**-25
+#: An error in float32 is at most this many times the error that a plain loop is expected to have.
+MOST_TIMES_LOOP = 16
 
 
 @dataclass
@@ -142,7 +150,7 @@ def by_fastconv(case: Case) -> Iterator[tuple[str, dict[str, Any], dict[str, Ten
 
 
 def force(algorithm: str) -> None:
-    wanted = ALGORITHMS[algorithm]
+    wanted = ALGORITHMS.get(algorithm, (algorithm,))
     side = int(algorithm[-1]) if algorithm.startswith("winograd") else -1
     _C.set_algorithms({name: "always" if name in wanted else "never" for name in OPTIONS}, side)
 
@@ -211,3 +219,26 @@ def test_every_algorithm_is_at_most_twice_as_inexact_as_pytorch(first: int) -> N
                         mistakes.append(f"{case}: {algorithm} {name}: {error:.2e}, allowed {allowed[name]:.2e}")
     assert mistakes == []
     assert {name for name in ALGORITHMS if sum(counts[f"{name} {pass_}"] for pass_ in PASSES) < 5} == set(), counts
+
+
+@pytest.mark.parametrize("first", range(0, CASES, PART))
+def test_every_algorithm_rounds_16_bits_once(first: int) -> None:
+    torch.set_num_threads(1)
+    mistakes = []
+    for number in range(first, first + PART):
+        dtype = (torch.bfloat16, torch.float16)[number % 2]
+        drawn = draw_case(number)
+        x, w, b, g = (t.to(dtype) for t in (drawn.x, drawn.w, drawn.b, drawn.g))
+        case = replace(drawn, x=x, w=w, b=b, g=g)
+        _C.set_cpu_capability(case.level)
+        wide = replace(drawn, x=x.double(), w=w.double(), b=b.double(), g=g.double())
+        exact, loop = by_pytorch(wide, torch.float64), errors_of_a_loop(wide)
+        for algorithm in ALGORITHMS_16:
+            force(algorithm)
+            for _, options, results in by_fastconv(case):
+                for name, found in results.items():
+                    allowed = ROUNDING[dtype] * exact[name].abs() + MOST_TIMES_LOOP * loop[name] + SUBNORMAL
+                    worst = float(((found.double() - exact[name]).abs() / allowed).max())
+                    if not worst <= 1:
+                        mistakes.append(f"{case}: {dtype}, {algorithm} {name} {options}: {worst:.2f} times the limit")
+    assert mistakes == []

@@ -20,18 +20,24 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "pytorch_calls.md"
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "padding": ("backward_weight", (1, 256, 28, 28), (256, 256, 3, 3), 1, 12, 12, 1),
     "forward_depthwise": ("forward", (8, 3, 256, 256), (3, 1, 11, 11), 1, 0, 1, 3),
+    "forward_depthwise_stride": ("forward", (8, 64, 112, 112), (64, 1, 3, 3), 2, 1, 1, 64),
+    "forward_depthwise_sets": ("forward", (8, 512, 14, 14), (512, 1, 3, 3), 1, 1, 1, 512),
     "forward_writes": ("forward", (1, 3, 224, 224), (64, 3, 3, 3), 1, 1, 1, 1),
     "forward_1x1": ("forward", (8, 1024, 14, 14), (256, 1024, 1, 1), 1, 0, 1, 1),
     "forward_one_row": ("forward", (1, 160, 17, 17), (160, 160, 1, 7), 1, (0, 3), 1, 1),
     "forward_stride": ("forward", (8, 128, 28, 28), (256, 128, 3, 3), 2, 1, 1, 1),
     "forward_dilation": ("forward", (1, 64, 56, 56), (64, 64, 3, 3), 1, 2, 2, 1),
     "data_groups": ("backward_data", (1, 512, 14, 14), (512, 16, 3, 3), 1, 1, 1, 32),
+    "data_depthwise_sets": ("backward_data", (8, 512, 14, 14), (512, 1, 3, 3), 1, 1, 1, 512),
     "data_image": ("backward_data", (1, 3, 224, 224), (64, 3, 7, 7), 2, 3, 1, 1),
     "data_few_channels": ("backward_data", (8, 8, 28, 28), (16, 8, 3, 3), 1, 1, 1, 1),
     "data_1x1": ("backward_data", (8, 512, 7, 7), (2048, 512, 1, 1), 1, 0, 1, 1),
     "data_one_row": ("backward_data", (1, 192, 17, 17), (192, 192, 7, 1), 1, (3, 0), 1, 1),
+    "weight_one_row": ("backward_weight", (1, 160, 17, 17), (160, 160, 1, 7), 1, (0, 3), 1, 1),
     "bfloat16_forward": ("forward", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
+    "bfloat16_forward_depthwise": ("forward", (8, 128, 56, 56), (128, 1, 3, 3), 1, 1, 1, 128),
     "bfloat16_data": ("backward_data", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
+    "bfloat16_data_depthwise": ("backward_data", (8, 128, 56, 56), (128, 1, 3, 3), 1, 1, 1, 128),
     "bfloat16_weight": ("backward_weight", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
 }
 
@@ -51,8 +57,9 @@ def has_bfloat16_products() -> bool:
 def plan(rule: str) -> dict[str, Any]:
     pass_, x, w, *geometry, groups = EXAMPLES[rule]
     pairs = [(value, value) if isinstance(value, int) else value for value in geometry]
-    reduced = rule.startswith("bfloat16")  # in channels_last, fastconv multiplies pairs
-    return _C.plan(pass_, x, w, *pairs, groups, dtype="bfloat16" if reduced else "float32", channels_last=not reduced)
+    reduced = rule.startswith("bfloat16")
+    last = groups > 1 or not reduced  # in channels_last, fastconv multiplies pairs if groups is 1
+    return _C.plan(pass_, x, w, *pairs, groups, dtype="bfloat16" if reduced else "float32", channels_last=last)
 
 
 @pytest.mark.parametrize("rule", EXAMPLES)

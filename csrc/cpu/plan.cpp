@@ -143,7 +143,7 @@ bool can_have_few_channels(const FusedShape& f, const GradientFacts& gradient) {
 template <class T>
 bool torch_computes_fused_data(const FusedShape& f, const GradientFacts& gradient) {
   return std::is_same_v<T, float> && gradient.has_argmax && torch_can_compute_exactly(f.conv) &&
-         rule_for_torch(f.conv, Pass::backward_data, ScalarType::Float, true);
+         rule_for_torch(f.conv, Pass::backward_data, ScalarType::Float, true, true);
 }
 
 // The first rows of grad_output that reach no input. Only a band of a large image has such rows.
@@ -257,7 +257,7 @@ bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc
   if (always(torch_itself)) return true;
   const Candidate tuned = tuned_choice(pass);
   const bool by_rules = tuned == Candidate::none || tuned == Candidate::pairs;
-  return by_rules ? rule_for_torch(s, pass, type) != nullptr : tuned == Candidate::torch;
+  return by_rules ? rule_for_torch(s, pass, type, nhwc) != nullptr : tuned == Candidate::torch;
 }
 
 bool has_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024; }

@@ -26,9 +26,28 @@ bool only_writes(const Conv2dShape& s) {
   return s.groups == 1 && s.C <= most_channels && s.taps() <= most_taps && s.N * s.K * s.P * s.Q >= least_results;
 }
 
+bool is_depthwise(const Conv2dShape& s) { return s.groups == s.C && s.groups == s.K && s.groups > 1; }
+
 // SSIM 3->3 11x11, depthwise: 0.80  0.75. Three of sixteen lanes are in use.
-bool is_depthwise_on_few_channels(const Conv2dShape& s) {
-  return s.groups > 1 && s.groups == s.C && s.C == s.K && s.C <= 4 && s.R * s.S >= 25;
+bool is_depthwise_on_few_channels(const Conv2dShape& s) { return is_depthwise(s) && s.C <= 4 && s.R * s.S >= 25; }
+
+// forward, depthwise with a stride on large images, channels_last. Most of the time goes into reading the image, one
+// line of channels at a time. Batch of 8, Zen 5, three processes. In NCHW: 1.7 to 2.5.
+//   64 3x3 /2, 112x112      0.75  0.79  0.87        96 3x3 /2, 112x112      0.75  0.82  0.95
+bool has_stride_on_large_images(const Conv2dShape& s) {
+  constexpr int64_t least_values = 5'000'000;
+  return is_depthwise(s) && s.stride_h > 1 && s.N * s.C * s.H * s.W >= least_values;
+}
+
+// Depthwise in channels_last, if pixels are a multiple of 1 KB apart. So the lines of one block of channels fall into
+// few sets of the caches. Batch of 8, Zen 5:
+//                          forward    backward_data
+//   256 3x3, 28x28           0.84         0.72
+//   512 3x3, 14x14           0.80         0.72
+//   1024 3x3, 14x14          0.58         0.52
+//   For comparison: 480 3x3, 14x14: 1.39  1.12. 1024 3x3, 7x7: 1.05  1.04. 512 5x5, 14x14: 1.51  2.16
+bool has_pixels_in_few_sets(const Conv2dShape& s) {
+  return is_depthwise(s) && s.C % 256 == 0 && s.R * s.S < 25 && s.stride_h == 1 && s.H * s.W >= 196;
 }
 
 // 1x1 with 100 million products or more. In smaller calls, calling PyTorch costs more than its kernels save. Batch of
@@ -51,6 +70,7 @@ bool is_slow_1x1_forward(const Conv2dShape& s) {
 //                           forward                   backward_data
 //   160->160 1x7, 17x17     0.81  0.88                0.90  0.94
 //   192->192 7x1, 17x17     0.93                      1.00
+// backward_weight, 160->160 1x7, 17x17, batch of 8, Zen 5, three processes: 0.89  0.90  0.92
 bool has_one_row(const Conv2dShape& s) { return s.groups == 1 && (s.R == 1) != (s.S == 1) && s.C >= 16; }
 
 // forward, 200 million products or more:
@@ -114,19 +134,16 @@ bool has_bfloat16_products() {
 //   72 5x5 /2, 56x56           0.76             28               13
 //   groups of 4                1.42             1.50             3.91
 //   groups of 8 and 16         0.73 to 0.99     0.79 to 1.08     1.01 to 1.75
-bool is_depthwise(const Conv2dShape& s) { return s.groups == s.C && s.groups == s.K && s.groups > 1; }
-
+// Depthwise in NCHW, Zen 5: forward 1.32 to 1.58, backward_data 0.99 to 1.63.
 bool has_groups_of_4(const Conv2dShape& s) { return s.group_C() == 4 && s.group_K() == 4; }
 
-bool is_slow_in_bfloat16_forward(const Conv2dShape& s) {
-  if (is_depthwise(s)) return s.H * s.W > (s.R * s.S < 25 ? 200 : 1000);
-  return s.groups == 1 || !has_groups_of_4(s);
+bool is_slow_in_bfloat16(const Conv2dShape& s) { return s.groups == 1 || !(is_depthwise(s) || has_groups_of_4(s)); }
+
+bool is_slow_depthwise_forward(const Conv2dShape& s) {
+  return is_depthwise(s) && s.H * s.W > (s.R * s.S < 25 ? 200 : 1000);
 }
 
-bool is_slow_in_bfloat16_data(const Conv2dShape& s) {
-  if (is_depthwise(s)) return s.stride_h == 1 && s.R * s.S < 25;
-  return s.groups == 1 || !has_groups_of_4(s);
-}
+bool is_slow_depthwise_data(const Conv2dShape& s) { return is_depthwise(s) && s.stride_h == 1 && s.R * s.S < 25; }
 
 // First layers: 1.14 to 1.76 for small results, 0.73 to 0.85 for large ones. 1->1 15x15, 224x224: 0.41
 bool is_slow_in_bfloat16_weight(const Conv2dShape& s) {
@@ -141,23 +158,30 @@ struct Rule {
   ScalarType type;
   Pass pass;
   bool (*matches)(const Conv2dShape&);
-  bool fused = false;  // for fused operators, too
+  bool fused = false;      // for fused operators, too
+  bool nhwc_only = false;  // in NCHW, PyTorch is slower
 };
 constexpr const char* for_padding = "padding";  // for every type and pass
 constexpr Rule rules[] = {
     {"forward_depthwise", ScalarType::Float, Pass::forward, is_depthwise_on_few_channels},
+    {"forward_depthwise_stride", ScalarType::Float, Pass::forward, has_stride_on_large_images, false, true},
+    {"forward_depthwise_sets", ScalarType::Float, Pass::forward, has_pixels_in_few_sets, false, true},
     {"forward_writes", ScalarType::Float, Pass::forward, only_writes},
     {"forward_1x1", ScalarType::Float, Pass::forward, is_slow_1x1_forward},
     {"forward_one_row", ScalarType::Float, Pass::forward, has_one_row},
     {"forward_stride", ScalarType::Float, Pass::forward, has_stride},
     {"forward_dilation", ScalarType::Float, Pass::forward, has_dilation},
     {"data_groups", ScalarType::Float, Pass::backward_data, has_many_groups_on_small_images},
+    {"data_depthwise_sets", ScalarType::Float, Pass::backward_data, has_pixels_in_few_sets, false, true},
     {"data_image", ScalarType::Float, Pass::backward_data, is_first_layer},
     {"data_few_channels", ScalarType::Float, Pass::backward_data, has_few_channels, true},
     {"data_1x1", ScalarType::Float, Pass::backward_data, is_slow_1x1_data},
     {"data_one_row", ScalarType::Float, Pass::backward_data, has_one_row},
-    {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, is_slow_in_bfloat16_forward},
-    {"bfloat16_data", ScalarType::BFloat16, Pass::backward_data, is_slow_in_bfloat16_data},
+    {"weight_one_row", ScalarType::Float, Pass::backward_weight, has_one_row},
+    {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, is_slow_in_bfloat16},
+    {"bfloat16_forward_depthwise", ScalarType::BFloat16, Pass::forward, is_slow_depthwise_forward, false, true},
+    {"bfloat16_data", ScalarType::BFloat16, Pass::backward_data, is_slow_in_bfloat16},
+    {"bfloat16_data_depthwise", ScalarType::BFloat16, Pass::backward_data, is_slow_depthwise_data, false, true},
     {"bfloat16_weight", ScalarType::BFloat16, Pass::backward_weight, is_slow_in_bfloat16_weight},
 };
 
@@ -199,12 +223,13 @@ bool is_slow_in_pairs(const Conv2dShape& s, Pass pass) {
   return pass == Pass::backward_weight && s.C == 1 && (s.K == 1 || s.N * s.K * s.P * s.Q >= 1'000'000);
 }
 
-const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool fused) {
+const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc, bool fused) {
   if (!fused && is_mostly_padding(s)) return for_padding;
   if (products(s) < least_products) return nullptr;
   if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
   for (const Rule& rule : rules) {
-    if (rule.type == type && rule.pass == pass && (rule.fused || !fused) && rule.matches(s)) return rule.name;
+    if (rule.type != type || rule.pass != pass || (fused && !rule.fused) || (rule.nhwc_only && !nhwc)) continue;
+    if (rule.matches(s)) return rule.name;
   }
   return nullptr;
 }

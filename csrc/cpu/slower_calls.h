@@ -21,8 +21,8 @@ bool is_mostly_padding(const Conv2dShape& s);
 bool is_slow_in_pairs(const Conv2dShape& s, Pass pass);
 
 // Returns the name of the rule that leaves a call to PyTorch, or null if fastconv computes it. Most rules are for a
-// convolution alone, because fusion gains more than PyTorch's convolution would save.
-const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool fused = false);
+// convolution alone, because fusion gains more than PyTorch's convolution would save. `nhwc`: the activations are NHWC.
+const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc, bool fused = false);
 
 // The names of all rules.
 std::vector<const char*> rules_for_torch();

@@ -138,7 +138,7 @@ Candidate planned(const TunedCall& call, double nonzero) {
 
 std::vector<Candidate> candidates_of(const TunedCall& call) {
   // fastconv's algorithms would need much time and memory.
-  const char* rule = call.fused ? nullptr : rule_for_torch(call.shape.conv, call.pass, call.type);
+  const char* rule = call.fused ? nullptr : rule_for_torch(call.shape.conv, call.pass, call.type, is_nhwc(call));
   if (rule && torch_is_allowed() && std::strcmp(rule, "padding") == 0) return {Candidate::torch};
   std::vector<Candidate> result;
   for (int i = 1; i < static_cast<int>(Candidate::candidates); ++i) {

@@ -58,6 +58,10 @@ void pack_phase(const Conv2dShape& s, const Phase& rows, const Phase& columns, c
       for (int64_t r = rows.taps; r-- > 0;) {
         for (int64_t tap = columns.taps; tap-- > 0; to += blocks.width) {
           const int64_t at = (rows.tap + r * rows.tap_step) * s.S + columns.tap + tap * columns.tap_step;
+          if (group == 1) {
+            std::memcpy(to, packed + at * blocks.width, static_cast<size_t>(blocks.width) * sizeof(T));
+            continue;
+          }
           for (int64_t c = 0; c < blocks.width; ++c) {
             to[c] = packed[(c % group * RS + at) * blocks.width + c / group * group + k];
           }
@@ -238,8 +242,9 @@ void thin_groups_backward_data(const Elements& elements, const Conv2dShape& s, c
   const LineReader<Elements> g(elements, grad_output);
   const LineWriter<Elements> dx(elements, grad_input);
   const Rows g_columns = rows_of(columns, {0, columns[0].count});
-  // Tiles count steps of `stride_h` rows. Each step has one row of every phase.
-  const Tiles tiles(s.N, rows[0].count, columns[0].count, tile_input_pixels);
+  // Tiles count steps of `stride_h` rows. Each step has one row of every phase. A tile has tile_input_pixels of dx.
+  // With as many of grad_output, 64 3x3 /2, 112x112 takes 1150 us, and 880 with this (batch of 8, 2 threads of Zen 5).
+  const Tiles tiles(s.N, rows[0].count, columns[0].count, ceil_div(tile_input_pixels, s.stride_h * s.stride_w));
   const int64_t steps_at_once = ceil_div(dx.rows_at_once(), s.stride_h);
   for_each_unit(tiles, g, lines_of<Elements>(s), [&](const Tile& tile, const Unit<Elements>& unit) {
     const GroupTile<T> from = unit.read(rows_of(rows, {tile.row, tile.rows}), g_columns, Workspace::input_tile);

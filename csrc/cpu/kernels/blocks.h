@@ -43,6 +43,24 @@ FC_INLINE void store_block(const Block<T, vectors, rows>& acc, int row, T* to, i
   store_upto(to + (vectors - 1) * lanes<T>, acc.value[row][vectors - 1], last_lanes);
 }
 
+// Fetches pixels into the second-level cache ahead of their use, block by block. The pixels lie one after the other,
+// and a block has `size` elements. If size is 0, nothing is fetched. Milliseconds of forward in bfloat16, batch of 8, 2
+// threads of Zen 5, x not in the caches, without / with 4 KB / with 12 KB ahead:
+//   256->64 1x1, 56x56    1.28 / 0.97 / 0.97        32->64 1x1, 112x112    0.71 / 0.68 / 0.57
+template <class T>
+class PixelsAhead {
+ public:
+  explicit PixelsAhead(int64_t size) : size_(size), distance_(size < least ? least : size) {}
+
+  FC_INLINE void fetch(const T* block) const {
+    for (int64_t i = 0; i < size_; i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(block + distance_ + i, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t least = 12 * 1024 / int64_t{sizeof(T)};
+  int64_t size_, distance_;
+};
+
 // `to` is aligned to a vector, and all lanes are in use.
 template <class T, int vectors, int rows>
 FC_INLINE void stream_block(const Block<T, vectors, rows>& acc, int row, T* to) {

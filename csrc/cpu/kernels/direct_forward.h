@@ -172,10 +172,18 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
   int64_t offset[window];
   for (int i = 0; i < window; ++i) offset[i] = i / w.S * row_step + i % w.S * pixel_step;
   const int64_t windows = to.images * rows * w.Q;
+  // Whether output pixels that follow each other read adjacent pixels, as for 1x1 kernels.
+  const bool adjacent =
+      window == 1 && row_step == w.Q * pixel_step && (to.images == 1 || strides.image == rows * row_step);
+  const PixelsAhead<T> ahead(adjacent && pixel_step == s.C ? at_once * s.C : 0);
   int64_t n = 0, p = 0, q = 0;
   const T* from = x.data;
   const T* a[block];
   const auto take = [&](int count) {
+    if (adjacent) {
+      for (int i = 0; i < count; ++i, from += pixel_step) a[i] = from;
+      return;
+    }
     for (int i = 0; i < count; ++i) {
       for (int j = 0; j < window; ++j) a[i * window + j] = from + offset[j];
       from += w.S * pixel_step;
@@ -188,6 +196,7 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
   };
   int64_t first = 0;
   for (; first + at_once <= windows; first += at_once) {
+    ahead.fetch(from);
     take(at_once);
     forward_rows<T, vectors, by_rows, window, fused, block>(s, taps, strides, a, weight, columns, to, first, at_once);
   }

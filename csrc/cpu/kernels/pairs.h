@@ -167,8 +167,10 @@ void forward_block(const Conv2dShape& s, const InputTile<uint16_t>& x, const Blo
       }
     }
   };
+  const PixelsAhead<uint16_t> ahead(adjacent && pixel_step == s.C ? block_rows * s.C : 0);
   int64_t first = 0;
   for (; first + block_rows <= pixels; first += block_rows) {
+    ahead.fetch(from);
     take(block_rows);
     forward_pixels<vectors, odd, block_rows>(a, taps, call, first, block_rows);
   }

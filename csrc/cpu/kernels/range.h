@@ -13,8 +13,8 @@ struct Range {
   int64_t begin, end;
 
   Range(int64_t first, int64_t last, int64_t stride, int64_t shift, int64_t size) {
-    begin = ceil_div(first - shift, stride);
-    end = ceil_div(last - shift, stride);
+    begin = first - shift, end = last - shift;
+    if (stride != 1) begin = ceil_div(begin, stride), end = ceil_div(end, stride);  // divisions are slow
     if (begin < 0) begin = 0;
     if (begin > size) begin = size;
     if (end > size) end = size;

@@ -62,6 +62,17 @@ FC_INLINE Vec<T> load(const T* from) {
   return *reinterpret_cast<const typename VecOf<T>::unaligned*>(from);
 }
 
+// Loads a vector into a register. Otherwise the compiler may read it from memory again in each FMA that uses it.
+// Depthwise 3x3, 512 channels of 14x14 in bfloat16, batch of 8, 2 threads of Zen 5: 107 us without, 87 with this.
+template <class T>
+FC_INLINE Vec<T> load_once(const T* from) {
+  Vec<T> value = load(from);
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#endif
+  return value;
+}
+
 template <class T>
 FC_INLINE void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename VecOf<T>::unaligned*>(to) = value;

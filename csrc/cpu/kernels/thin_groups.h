@@ -59,7 +59,7 @@ struct ChannelLoad {
   FC_INLINE Vec<T> operator()(const T* x) const {
     if constexpr (source == Source::broadcast) return x[c] - Vec<T>{};
     if constexpr (source == Source::permuted) return permute<T>(load(x), from);
-    return load(x);
+    return load_once(x);
   }
 };
 
@@ -101,7 +101,8 @@ FC_INLINE void add_any_kernel_row(Vec<T> (&acc)[pixels], const ChannelLoad<T, so
 template <class T, Source source, int S, int stride, int pixels>
 void forward_row(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>& weight, const GroupResult<T>& y,
                  int64_t p) {
-  const int64_t Q = y.columns, channels = y.channels, group = s.group_C();
+  const int64_t Q = y.columns, channels = y.channels;
+  const int64_t group = source == Source::own ? 1 : s.group_C();
   const int64_t row_step = s.dilation_h * x.row, taps = s.S * block<T>;
   const int64_t h = p * s.stride_h - s.pad_h;
   const Range r(0, s.H, s.dilation_h, h, s.R);
@@ -112,6 +113,10 @@ void forward_row(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight
     const Vec<T> start = weight.bias ? load_upto(weight.bias + v, channels - v) : Vec<T>{};
     for (int64_t q = 0; q < Q; q += pixels) {
       const int64_t at = q + pixels <= Q ? q : Q - pixels;
+      // Each store is to a line of its own. Microseconds of dx without / with this, batch of 8, 2 threads of Zen 5:
+      // 960 5x5, 7x7 121 / 95, 384 3x3, 14x14 87 / 72.
+#pragma GCC unroll 8
+      for (int i = 0; i < pixels; ++i) __builtin_prefetch(to + (at + i) * y.pixel + v, 1, 3);
       Vec<T> acc[pixels];
 #pragma GCC unroll 8
       for (int i = 0; i < pixels; ++i) acc[i] = start;
