@@ -247,6 +247,16 @@ def test_a_changed_operand_is_an_error(name: str) -> None:
         torch.autograd.grad(loss, [converted.conv2.weight])
 
 
+def test_a_later_batch_does_not_change_the_gradient() -> None:
+    converted, _, x = models(Frozen)
+    expected = torch.autograd.grad(converted(x).square().sum(), [converted.conv2.weight])
+    loss = converted(x).square().sum()
+    converted.bn.train()
+    with torch.no_grad():
+        converted.bn(torch.randn(8, 4, 5, 5, dtype=x.dtype) * 9)  # updates the running statistics
+    torch.testing.assert_close(torch.autograd.grad(loss, [converted.conv2.weight]), expected)
+
+
 def test_gradients_of_gradients_are_pytorchs(computed: list[Tensor]) -> None:
     converted, model, x = models(Net)
     computed.clear()

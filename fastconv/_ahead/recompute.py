@@ -34,7 +34,12 @@ class Source:
     __slots__ = ("numbers", "tensors", "versions")
 
     def __init__(self, tensors: tuple[Tensor | None, ...], numbers: tuple[bool, float, int]) -> None:
-        self.tensors = tuple(None if t is None else t.detach() for t in tensors)
+        input, weight, bias, mean, spread = (None if t is None else t.detach() for t in tensors)
+        if not numbers[0]:  # A later batch may update the running statistics, and their version does not tell.
+            assert mean is not None
+            assert spread is not None
+            mean, spread = mean.clone(), spread.clone()
+        self.tensors = input, weight, bias, mean, spread
         self.numbers = numbers
         self.versions = self._current()
 
