@@ -35,11 +35,9 @@ class Source:
 
     def __init__(self, tensors: tuple[Tensor | None, ...], numbers: tuple[bool, float, int]) -> None:
         input, weight, bias, mean, spread = (None if t is None else t.detach() for t in tensors)
-        if not numbers[0]:  # A later batch may update the running statistics, and their version does not tell.
-            assert mean is not None
-            assert spread is not None
-            mean, spread = mean.clone(), spread.clone()
-        self.tensors = input, weight, bias, mean, spread
+        assert mean is not None
+        assert spread is not None
+        self.tensors = input, weight, *_batch_norm.unchanging(bias, mean, spread, numbers[0])
         self.numbers = numbers
         self.versions = self._current()
 

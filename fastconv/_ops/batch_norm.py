@@ -18,7 +18,7 @@ from fastconv._ops.conv2d_inference import Activation, check_activation, check_c
 from fastconv._ops.function import is_final_gradient, needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
 
-__all__ = ["Activation", "batch_norm", "statistics"]
+__all__ = ["Activation", "batch_norm", "statistics", "unchanging"]
 
 # `_op` leaves out a Python function, which takes 1 us. Dynamo needs that function, but it never traces these two.
 _statistics = torch.ops.fastconv.batch_norm_statistics.default._op
@@ -99,6 +99,18 @@ def statistics(
     return _statistics(input.detach(), running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
 
+def unchanging(
+    bias: Tensor | None, mean: Tensor, spread: Tensor, training: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return what backward needs and PyTorch does not save, as tensors that no program changes before backward.
+
+    The bias decides which results an activation blocks. PyTorch reads that from the result. Without ``training``, a
+    later batch may update the running statistics.
+    """
+    bias = None if bias is None else bias.detach().clone()
+    return (bias, mean, spread) if training else (bias, mean.clone(), spread.clone())
+
+
 class BatchNorm(Function):
     @staticmethod
     def forward(
@@ -108,8 +120,7 @@ class BatchNorm(Function):
         output: Tensor = _batch_norm(input, weight, bias, mean, spread, residual, training, eps, activation)
         # Without a residual, backward computes the activation's mask from the input, which it reads in any case.
         kept = output if residual is not None and activation != Activation.NONE else None
-        if not training:  # A later batch may update the running statistics before backward.
-            mean, spread = mean.clone(), spread.clone()
+        bias, mean, spread = unchanging(bias, mean, spread, training)
         ctx.save_for_backward(input, weight, bias, mean, spread, kept)
         ctx.numbers = training, eps, int(activation)
         return output
