@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from fastconv._frozen.graph import fuse
 from fastconv._frozen.layers import FrozenChain, FrozenLinear, freeze_weight
-from fastconv._frozen.parts import freeze_parts
+from fastconv._frozen.parts import freeze_parts, frozen_parts
 from fastconv._frozen.record import record
 from fastconv.conversion import convert, revert
 
@@ -69,7 +69,9 @@ def _freeze(model: nn.Module) -> nn.Module:
     for module in plain.modules():
         if type(module) is nn.Conv2d:
             module.weight = nn.Parameter(freeze_weight(module, module.weight), requires_grad=False)
-    return _FrozenCopy(convert(plain))
+    copied = _FrozenCopy(convert(plain))
+    copied.seal()
+    return copied
 
 
 def _recorded(plain: nn.Module) -> nn.Module | None:
@@ -126,6 +128,18 @@ class _FrozenCopy(_Frozen):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+
+    def seal(self) -> None:
+        for part in frozen_parts(self.model):
+            part.seal()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Change the tensors of the parts, too, as in ``double()``."""
+        super()._apply(fn, recurse)
+        for part in frozen_parts(self.model):
+            part.frozen._apply(fn)
+        self.seal()
+        return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)

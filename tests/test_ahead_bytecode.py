@@ -37,6 +37,7 @@ FOLLOWED: dict[str, str] = {
     "y = self.conv(x)\nz = self.relu(self.bn(y))\nself.k()\ndel y": "bn! relu! ?",
     "y = self.conv(x)\nz = self.relu(self.bn(y))\nbreakpoint()\nreturn z": "?",
     "for i in x:\n    self.k()\n    y = self.conv(i)\n    z = self.bn(y)\nreturn z": "bn! ?",
+    "y = x\nwhile x:\n    x = y.k()\n    y = self.conv(x)\n    z = self.bn(y)\n    x = self.relu(z)": "bn! relu! ?",
     "y = x\nwhile self.k():\n    print(y)\n    y = self.conv(y)\n    z = self.bn(y)": "bn! ?",
     "try:\n    y = self.conv(x)\n    z = self.bn(y)\n    self.k()\nexcept E:\n    print(y)": "bn! ?|?",
     "y = self.conv(x)\nz = self.bn(y)\nreturn self.relu(y)": "bn! ?",

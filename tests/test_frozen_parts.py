@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import fastconv
 from fastconv._frozen.layers import FrozenChain
+from fastconv._frozen.parts import frozen_parts
 
 
 class Model(nn.Module):
@@ -203,6 +204,109 @@ def test_modes_around_a_call() -> None:
         each(t)["out"].square().sum().backward()
         results.append(t.grad)
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def set_number(parent: Any, x: Tensor) -> None:
+    parent.part.scale = float(x.shape[0])
+
+
+def set_tensor(parent: Any, x: Tensor) -> None:
+    parent.part.skip = x
+
+
+def set_layer(parent: Any, x: Tensor) -> None:
+    parent.part.act = nn.Identity() if x.shape[0] > 2 else nn.ReLU()
+
+
+def fill_buffer(parent: Any, x: Tensor) -> None:
+    parent.part.gain.fill_(x.shape[0])
+
+
+def change_list(parent: Any, x: Tensor) -> None:
+    parent.part.sizes[0] = x.shape[0]
+
+
+class Told(Residual):
+    """A block whose result depends on what its parent sets."""
+
+    scale: float
+    gain: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(8, nn.ReLU())
+        self.scale, self.skip, self.sizes = 1.0, None, [1]
+        self.register_buffer("gain", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x) * self.scale * self.gain * self.sizes[0]
+        return y if self.skip is None else y + self.skip
+
+
+class Telling(Passing):
+    def __init__(self, tell: Callable[[Any, Tensor], None]) -> None:
+        super().__init__(Told())
+        self.tell = tell
+
+    def forward(self, x: Tensor, *_: Any) -> Any:
+        x = self.stem(x)
+        self.tell(self, x)
+        return self.part(x)
+
+
+@pytest.mark.parametrize("tell", [set_number, set_tensor, set_layer, fill_buffer, change_list])
+def test_what_the_parent_changes_has_effect(tell: Callable[[Any, Tensor], None]) -> None:
+    frozen, model, _ = pair(Telling(tell))
+    assert parts(frozen) == {"part": [2]}
+    for N in (1, 3, 2):
+        x = torch.randn(N, 3, 8, 8)
+        assert_equal(frozen, model, x)
+        assert_equal(frozen, model, x)
+
+
+def add_hook(model: Any) -> None:
+    model.stage1[0].bn1.register_forward_hook(lambda m, args, out: out * 2)
+
+
+def replace_layer(model: Any) -> None:
+    model.stage1[0].act = nn.SiLU()
+
+
+def train_layer(model: Any) -> None:
+    model.stage1[1].bn2.train()
+
+
+def remove_layer(model: Any) -> None:
+    del model.stage2[0][2]
+
+
+def scale_weight(model: Any) -> None:
+    with torch.no_grad():
+        model.stage1[0].bn1.weight.mul_(2)
+
+
+@pytest.mark.parametrize("change", [add_hook, replace_layer, train_layer, remove_layer, scale_weight])
+def test_a_later_change_of_a_part_has_effect(change: Callable[[Any], None]) -> None:
+    frozen, model, x = pair(Model())
+    frozen(x)
+    change(frozen.model)
+    change(model)
+    assert_equal(frozen, model, x)
+
+
+def test_a_change_of_the_dtype() -> None:
+    frozen, model, x = pair(Model())
+    assert_equal(frozen.double(), model.double(), x.double())
+    part = next(frozen_parts(frozen))
+    assert part._is_unchanged()
+    assert part.frozen(torch.randn(1, 8, 8, 8, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_parts_whose_arguments_are_not_known() -> None:
+    model = Passing(nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU())), nn.Conv2d(8, 8, 1)))
+    model.other = Residual(8, nn.ReLU())
+    model.other.forward = torch.relu  # type: ignore[method-assign]
+    frozen, model, x = pair(model)  # type: ignore[assignment]
+    assert_equal(frozen, model, x, lambda t: t)
 
 
 def test_compile_and_export() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import fastconv
@@ -335,6 +336,21 @@ def test_a_frozen_convolution_computes_nothing_again(computed: list[Tensor]) -> 
     found, expected = (torch.autograd.grad(m(x).square().sum(), [x]) for m in (converted, model))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert not computed
+
+
+def test_a_waiting_convolution_is_still_fused_with_relu_and_pool() -> None:
+    class Pooled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            x = self.relu(self.bn(x))
+            x = self.conv2(x)
+            return F.max_pool2d(F.relu(x), 2)
+
+    converted, model, x = models(Pooled)
+    for _ in range(3):
+        y = converted(x)
+        assert "ReLUMaxPool" in type(y.grad_fn).__name__
+        torch.testing.assert_close(gradients(converted, x), gradients(model, x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("tool", ["checkpoint", "hooks"])

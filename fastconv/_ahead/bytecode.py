@@ -199,7 +199,8 @@ def _is_read(names: set[str], instructions: list[dis.Instruction], position: int
     """Return whether an instruction that may run from ``position`` on reads one of these variables."""
     if not names:
         return False
-    if any("BACKWARD" in i.opname or i.opname == "JUMP_ABSOLUTE" for i in instructions[position:]):
+    jumps = (*dis.hasjrel, *dis.hasjabs)
+    if any(i.opcode in jumps and i.argval <= i.offset for i in instructions[position:]):  # a loop
         position = 0
     for instruction in instructions[position:]:
         has_variables = instruction.opcode in dis.haslocal or instruction.opcode in dis.hasfree

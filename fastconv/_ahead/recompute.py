@@ -97,6 +97,8 @@ def keep_source(output: Any, input: Tensor, source: Source) -> None:
         input: its argument. The convolution keeps another tensor if it has padded the argument or changed its dtype.
         source: what the argument was computed from.
     """
+    if type(output) is not Tensor:  # a Deferred, which would be computed here
+        return
     node: Any = output.grad_fn
     # Without a gradient of the weight or the bias, only the input's size is used.
     is_own = type(node) is Conv2d._backward_cls  # type: ignore[attr-defined]
