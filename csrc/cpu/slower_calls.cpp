@@ -39,8 +39,8 @@ bool has_stride_on_large_images(const Conv2dShape& s) {
   return is_depthwise(s) && s.stride_h > 1 && s.N * s.C * s.H * s.W >= least_values;
 }
 
-// Depthwise in channels_last, if pixels are a multiple of 1 KB apart. So the lines of one block of channels fall into
-// few sets of the caches. Batch of 8, Zen 5:
+// Depthwise in channels_last. If pixels are a multiple of 1 KB apart, the lines of a block of channels fall into few
+// sets of the caches. Batch of 8, Zen 5:
 //                          forward    backward_data
 //   256 3x3, 28x28           0.84         0.72
 //   512 3x3, 14x14           0.80         0.72

@@ -181,7 +181,7 @@ def _follow(instructions: list[dis.Instruction], index: dict[int, int], i: int, 
 
 
 def _take(following: dis.Instruction, state: State) -> set[str]:
-    """Replace the used result by that of the use. Return the variables that hold a used result after this."""
+    """Follow the result of the use from here on. Return the variables that still hold an earlier result."""
     state.stack.pop()
     if RESULT in state.stack:
         raise Unknown

@@ -22,7 +22,7 @@ __all__ = ["Group", "groups"]
 Norm = tuple[Any, Any, Any, Any, float]
 #: A convolution (None if the first layer is a batch norm), a batch norm, a residual, an activation and the slope of a
 #: leaky ReLU. Then the number of steps from the first layer of all groups to the end of this one, and whether no
-#: variable holds an earlier result then. A NamedTuple would take ten times as long to create.
+#: variable that is read later holds an earlier result. A NamedTuple would take ten times as long to create.
 Group = tuple[Any, Norm | None, Tensor | None, Activation, float, int, bool]
 
 _is_stock = _C.is_stock
@@ -34,8 +34,8 @@ def groups(first: nn.Module, found: Iterable[Step], activations: Sequence[Activa
 
     Args:
         first: a convolution or a batch norm.
-        found: the steps that follow. After a batch norm, those behind the activation are left in an iterator.
-        activations: those that the operator computes.
+        found: the steps that follow. After a batch norm, the steps after the activation stay in the iterator.
+        activations: the activations that the operator supports.
     """
     if not _is_stock(first, METHODS[type(first)]):
         return ()

@@ -172,7 +172,7 @@ void forward_block(const Conv2dShape& s, const WindowRow& w, const InputTile<T>&
   int64_t offset[window];
   for (int i = 0; i < window; ++i) offset[i] = i / w.S * row_step + i % w.S * pixel_step;
   const int64_t windows = to.images * rows * w.Q;
-  // Whether output pixels that follow each other read adjacent pixels, as for 1x1 kernels.
+  // True if consecutive outputs read pixels at a constant distance, also across rows and images.
   const bool adjacent =
       window == 1 && row_step == w.Q * pixel_step && (to.images == 1 || strides.image == rows * row_step);
   const PixelsAhead<T> ahead(adjacent && pixel_step == s.C ? at_once * s.C : 0);

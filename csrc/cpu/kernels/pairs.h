@@ -146,7 +146,7 @@ void forward_block(const Conv2dShape& s, const InputTile<uint16_t>& x, const Blo
   const Walk taps{s.R, s.dilation_h * x.strides.row, runs.count, s.dilation_w * x.strides.pixel, runs.taps / 2, 2};
   const int64_t pixel_step = s.stride_w * x.strides.pixel, row_step = s.stride_h * x.strides.row;
   const int64_t pixels = call.y.images * call.y.rows * s.Q;
-  // Whether output pixels that follow each other read adjacent pixels, as for 1x1 kernels.
+  // True if consecutive outputs read pixels at a constant distance, also across rows and images.
   const bool adjacent =
       row_step == s.Q * pixel_step && (call.y.images == 1 || x.strides.image == call.y.rows * row_step);
   int64_t n = 0, p = 0, q = 0;
