@@ -179,7 +179,21 @@ def test_copies(copied: Callable[[Any], Any]) -> None:
     own = vars(again.model.stage1)["forward"]
     assert own is not vars(frozen.model.stage1)["forward"]
     assert own.module is again.model.stage1
+    assert own._is_unchanged()
     assert_equal(again, model, x)
+    scale_weight(again.model)
+    scale_weight(model)
+    assert_equal(again, model, x)
+    twice = copied(again)
+    assert not vars(twice.model.stage1)["forward"]._is_unchanged()
+    assert_equal(twice, model, x)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+def test_the_parent_of_a_copy_changes_it_before_its_first_call(copied: Callable[[Any], Any]) -> None:
+    for tell in (set_number, set_tensor, set_layer, fill_buffer, change_list):
+        frozen, model, _ = pair(Telling(tell))
+        assert_equal(copied(frozen), model, torch.randn(3, 3, 8, 8))
 
 
 def test_a_part_in_training_mode_runs_its_own_forward() -> None:

@@ -48,6 +48,8 @@ def record(model: nn.Module) -> fx.Graph | None:
         return None
     finally:
         _set_random_state(numbers)
+    for node in graph.nodes:
+        node.type = None  # torch.fx cannot pickle annotations that are text
     return graph if is_same else None
 
 
