@@ -71,11 +71,49 @@ PyObject* is_stock(PyObject* /*self*/, PyObject* const* arguments, Py_ssize_t co
   }
 }
 
+// Appends what a list or a dictionary contains, or the attributes of another object, to `found`.
+void add_members(PyObject* container, PyObject* found) {
+  const auto add = [&](PyObject* value) {
+    if (PyList_Append(found, value) != 0) throw py::error_already_set();
+  };
+  if (PyList_Check(container)) {
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(container); ++i) add(PyList_GET_ITEM(container, i));
+    return;
+  }
+  py::object dictionary = py::reinterpret_borrow<py::object>(container);
+  if (!PyDict_Check(container)) {
+    dictionary = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(container, nullptr));
+    if (!dictionary) throw py::error_already_set();
+  }
+  PyObject* value = nullptr;
+  for (Py_ssize_t place = 0; PyDict_Next(dictionary.ptr(), &place, nullptr, &value) != 0;) add(value);
+}
+
+PyObject* members(PyObject* /*self*/, PyObject* containers) {
+  if (!PyList_Check(containers)) {
+    PyErr_SetString(PyExc_TypeError, "members() takes a list");
+    return nullptr;
+  }
+  try {
+    py::list found;
+    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(containers); ++i) {
+      add_members(PyList_GET_ITEM(containers, i), found.ptr());
+    }
+    return found.release().ptr();
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+}
+
 PyMethodDef methods[] = {
     {"is_stock", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&is_stock)), METH_FASTCALL,
      "is_stock(module, methods): whether the class of a torch.nn.Module finds these methods, a tuple of a name, a "
      "function and its code for each, and the instance has no hook, method, weight, bias or running statistics of its "
      "own."},
+    {"members", &members, METH_O,
+     "members(containers): what these lists and dictionaries contain, and the attributes of other objects in the "
+     "list."},
     {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace

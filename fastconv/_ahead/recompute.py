@@ -6,7 +6,7 @@ over memory (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv
 DenseNet-121 needs 0.83 of PyTorch's memory, and 1.02 without this module.
 
 The batch norm notes in its result how it was computed, if the program provably calls a convolution with the result
-next. So nothing writes to the result in between. The convolution removes the note, so the note is used in one call only.
+next. So nothing writes to the result in between. The convolution removes the note, so one call uses it.
 """
 
 from __future__ import annotations
