@@ -28,8 +28,8 @@ class FrozenPart:
     """The ``forward`` of a module that was recorded.
 
     The record holds for one tensor, and for the attributes, layers, hooks and values that the module had when it was
-    frozen. The model may change them in each call. Then the module's own ``forward`` runs, and so it does if the model is
-    compiled.
+    frozen. The model may change them in each call. Then the module's own ``forward`` runs. A compiled model uses that
+    one, too.
     """
 
     def __init__(self, module: nn.Module, frozen: nn.Module) -> None:
