@@ -23,7 +23,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
-        self.conv2, self.bn2 = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 12, 3, padding=1), nn.BatchNorm2d(12)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -38,7 +38,7 @@ class Entered(Net):
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.bn = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+            self.conv, self.bn = nn.Conv2d(4, 12, 3, padding=1), nn.BatchNorm2d(12)
 
         def forward(self, x: Tensor) -> Tensor:
             out = self.conv(x)
@@ -319,7 +319,7 @@ def test_a_padded_input_and_another_dtype_are_kept() -> None:
     class Padded(Net):
         def __init__(self) -> None:
             super().__init__()
-            self.conv2 = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")
+            self.conv2 = nn.Conv2d(4, 12, 3, padding=1, padding_mode="reflect")
 
     converted, model, x = models(Padded)
     torch.testing.assert_close(gradients(converted, x), gradients(model, x), rtol=1e-9, atol=1e-9)
@@ -351,6 +351,18 @@ def test_a_waiting_convolution_is_still_fused_with_relu_and_pool() -> None:
         y = converted(x)
         assert "ReLUMaxPool" in type(y.grad_fn).__name__
         torch.testing.assert_close(gradients(converted, x), gradients(model, x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("change", [{"groups": 4}, {"stride": 2}, {"kernel_size": 1, "padding": 0}])
+def test_with_few_products_the_input_is_kept(change: dict[str, int], computed: list[Tensor]) -> None:
+    class Thin(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv2 = nn.Conv2d(4, 12, **{"kernel_size": 3, "padding": 1, **change})  # type: ignore[arg-type]
+
+    converted, model, x = models(Thin)
+    torch.testing.assert_close(gradients(converted, x), gradients(model, x), rtol=1e-9, atol=1e-9)
+    assert not computed
 
 
 @pytest.mark.parametrize("tool", ["checkpoint", "hooks"])
