@@ -27,7 +27,7 @@ __all__ = ["Source", "keep_source", "note_source", "take_source"]
 
 _is_stock = _C.is_stock
 _NAME = "_fastconv_source"
-#: The least products of the convolution for each element of its input. With fewer, such as in depthwise convolutions, to
+#: The least products of the convolution for each element of its input. With fewer, as in a depthwise convolution, to
 #: compute the input again takes as long as the gradients. A training step of MobileNetV2 took 57 ms without this limit
 #: and 50 ms with it, ResNet-50 205 and 200 ms, ResNet-18 66 and 66 ms (Zen 5, 2 threads).
 _LEAST_PRODUCTS = 100
