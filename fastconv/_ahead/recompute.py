@@ -28,8 +28,8 @@ __all__ = ["Source", "keep_source", "note_source", "take_source"]
 _is_stock = _C.is_stock
 _NAME = "_fastconv_source"
 #: The least products of the convolution for each element of its input. With fewer, as in a depthwise convolution, to
-#: compute the input again takes as long as the gradients. Milliseconds of a training step (Zen 5, 2 threads), all inputs
-#: kept / with this limit / without it: MobileNetV2 46 / 47 / 57, RegNetY-400MF 53 / 54 / -, ResNet-50 200 / 205 / 205.
+#: compute the input again takes as long as the gradients. Milliseconds of a training step (Zen 5, 2 threads) if all
+#: inputs are kept, with this limit, and without it: MobileNetV2 46, 47, 57; ResNet-50 200, 205, 205.
 _LEAST_PRODUCTS = 64
 
 
