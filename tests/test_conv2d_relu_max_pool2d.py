@@ -810,7 +810,9 @@ print(FF.conv2d(x, w, None, 1, 1).sub(x).abs().sum().item())
         monkeypatch.delenv(name, raising=False)
 
     def error(**environment: str) -> float:
-        return float(python(program, environment=environment).stdout)
+        done = python(program, environment=environment)
+        assert done.returncode == 0, done.stderr
+        return float(done.stdout)
 
     default = error()
     of = {value: error(FASTCONV_WINOGRAD=value) for value in ("0", "2", "3", "4", "")}
