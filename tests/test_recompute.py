@@ -54,17 +54,6 @@ class Entered(Net):
         return self.block(x)  # type: ignore[no-any-return]
 
 
-class Kept(Net):
-    """The same. The program keeps the input of the second convolution."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        x = self.relu(self.bn(x))
-        y = self.conv2(x)
-        self.kept = x
-        return self.bn2(y)  # type: ignore[no-any-return]
-
-
 class Variable(Net):
     """The same. A variable holds the input of the second convolution, and it is used again."""
 
@@ -304,15 +293,39 @@ def test_the_second_part_of_a_freed_graph() -> None:
 
 def test_hooks_and_gradients_of_the_input_are_pytorchs() -> None:
     results = []
-    converted, model, x = models(Kept)
+    converted, model, x = models(Variable)
     for each in (converted, model):
         seen: list[Tensor] = []
-        y = each(x)
-        each.kept.register_hook(seen.append)
-        each.kept.retain_grad()
+        y, h = each(x)
+        h.register_hook(seen.append)
+        h.retain_grad()
         y.square().sum().backward()
-        results.append([*seen, each.kept.grad])
+        results.append([*seen, h.grad])
     torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def set_stride(conv: nn.Conv2d) -> None:
+    conv.stride = 2  # type: ignore[assignment]  # not a tuple, which PyTorch accepts, too
+
+
+def remove_weight(conv: nn.Conv2d) -> None:
+    conv.weight = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("change", [set_stride, remove_weight])
+def test_unusual_attributes_of_the_convolution(change: Callable[[nn.Conv2d], None]) -> None:
+    results = []
+    converted, model, x = models(Net)
+    for each in (converted, model):
+        change(each.conv2)
+        try:
+            results.append(each(x))
+        except Exception as error:
+            results.append((type(error), str(error)))
+    if isinstance(results[1], Tensor):
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    else:
+        assert results[0] == results[1]
 
 
 def test_a_padded_input_and_another_dtype_are_kept() -> None:

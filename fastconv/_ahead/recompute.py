@@ -83,15 +83,18 @@ def note_source(
         if layer is None or arguments or not _is_stock(layer, METHODS[type(layer)]):
             return
         kind = KINDS[type(layer)]
-        if kind is CONVOLUTION and layer._fuses and _products(layer) >= _LEAST_PRODUCTS:
+        if kind is CONVOLUTION and layer._fuses and _products(layer, result.shape[1]) >= _LEAST_PRODUCTS:
             setattr(result, _NAME, Source(tensors, numbers))
         if kind is not IDENTITY:
             return
 
 
-def _products(convolution: Any) -> float:
-    """Return the number of products for each element of the input."""
-    return convolution.weight.numel() / convolution.in_channels / math.prod(convolution.stride)  # type: ignore[no-any-return]
+def _products(convolution: Any, channels: int) -> float:
+    """Return the number of products for each element of the input. 0 if the program has set unusual attributes."""
+    weight, stride = convolution._parameters.get("weight"), convolution.stride
+    if weight is None or type(stride) is not tuple:
+        return 0.0
+    return weight.numel() / channels / max(1, math.prod(stride))  # type: ignore[no-any-return]
 
 
 def take_source(input: Any) -> Source | None:

@@ -79,6 +79,7 @@ class FrozenPart:
 
 
 def frozen_parts(model: nn.Module) -> Iterator[FrozenPart]:
+    """Yield the parts of a model that run as frozen copies."""
     for module in model.modules():
         part = vars(module).get("forward")
         if isinstance(part, FrozenPart):
