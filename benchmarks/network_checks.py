@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import multiprocessing
@@ -13,6 +12,8 @@ from typing import TypedDict
 import torch
 from network_variants import BASE, FROZEN, NCHW, OURS, training
 from torch import Tensor
+
+from fastconv.benchmarking.alternating import set_malloc
 
 #: The largest differences that are always allowed. "difference" is that of the outputs, from float64. Other libraries
 #: only have to compute the same network.
@@ -105,7 +106,7 @@ def peak_memory(name: str, folder: Path, variant: str, threads: int) -> dict[str
     without the memory that the process held before the step: weights, momenta, images. The kernel records the peak,
     so memory of every library counts. malloc returns freed memory to the system, except for small pieces.
     """
-    ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 16)
+    set_malloc("MALLOC_MMAP_THRESHOLD_", 1 << 16)
     torch.set_num_threads(threads)
     before = _status()["VmRSS"]
     step, model = training(name, folder, variant)
@@ -117,9 +118,6 @@ def peak_memory(name: str, folder: Path, variant: str, threads: int) -> dict[str
     step()
     peak = _status()["VmHWM"]
     return {"all": peak - before, "step": peak - held}
-
-
-_MMAP_THRESHOLD = -3  # the name of this setting is in malloc.h
 
 
 def _status() -> Mapping[str, float]:

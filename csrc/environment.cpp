@@ -67,14 +67,17 @@ int winograd_from(const char* name) {
   refuse(name, value, "is not one of 0, 2, 3, 4 (largest side of Winograd's tiles; 0: no Winograd; empty or unset: 3)");
 }
 
-int64_t cache_bytes_from(const char* name) {
+// Returns the bytes of a number of megabytes. `zero`: what 0 means, for the error message.
+int64_t bytes_from(const char* name, int64_t usual, const char* zero) {
   const std::string_view value = value_of(name);
-  if (value.empty()) return int64_t{512} << 20;
+  if (value.empty()) return usual << 20;
   constexpr int64_t unlimited = std::numeric_limits<int64_t>::max(), most = unlimited >> 20;
   int64_t megabytes = 0;
   for (const char c : value) {
     if (c < '0' || c > '9') {
-      refuse(name, value, "is not a whole number of MB, 0 or more (0 turns the cache off; empty or unset: 512)");
+      refuse(name, value,
+             std::string("is not a whole number of MB, 0 or more (") + zero +
+                 "; empty or unset: " + std::to_string(usual) + ")");
     }
     megabytes = std::min(megabytes * 10 + (c - '0'), most + 1);
   }
@@ -83,13 +86,22 @@ int64_t cache_bytes_from(const char* name) {
 
 }  // namespace
 
+bool has_malloc_settings() {
+  for (const char* name : {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_MAX_"}) {
+    if (std::getenv(name) != nullptr) return true;
+  }
+  const char* tunables = std::getenv("GLIBC_TUNABLES");
+  return tunables != nullptr && std::string_view(tunables).find("glibc.malloc.") != std::string_view::npos;
+}
+
 const Environment& environment() {
   static const Environment parsed{
       cpu_capability_from("FASTCONV_CPU_CAPABILITY"),
       is_on("FASTCONV_ALGORITHM", "auto", "own",
             "is not one of auto, own (own: fastconv's kernels only; empty or unset: auto)"),
       winograd_from("FASTCONV_WINOGRAD"),
-      cache_bytes_from("FASTCONV_CACHE_MB"),
+      bytes_from("FASTCONV_CACHE_MB", 512, "0 turns the cache off"),
+      bytes_from("FASTCONV_KEEP_MB", 1024, "0: as the C library does"),
       is_on("FASTCONV_TENSOR_CORES", "0", "1",
             "is not one of 0, 1 (1: convolutions on a GPU use the new kernels; empty or unset: 0)"),
   };

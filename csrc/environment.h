@@ -12,11 +12,15 @@ struct Environment {
   bool own_algorithms;         // FASTCONV_ALGORITHM=own: never PyTorch's operators
   int winograd;                // FASTCONV_WINOGRAD: the largest side of a tile; 0: no Winograd
   int64_t cache_bytes;         // FASTCONV_CACHE_MB in bytes; INT64_MAX: no limit
+  int64_t keep_bytes;          // FASTCONV_KEEP_MB in bytes: the most freed memory that the C library keeps
   bool tensor_cores;           // FASTCONV_TENSOR_CORES=1: the CUDA kernels that have not run on a GPU yet
 };
 
 // Throws std::invalid_argument if a variable has a value that is not accepted. fastconv/_ops/library.py calls this at
 // import, so that the import raises the error and not the first convolution.
 const Environment& environment();
+
+// Whether the environment has settings of glibc's malloc, now.
+bool has_malloc_settings();
 
 }  // namespace fastconv

@@ -212,13 +212,15 @@ PYBIND11_MODULE(_C, m) {
       "environment",
       [] {
         const fastconv::Environment& e = fastconv::environment();
-        const bool unlimited = e.cache_bytes == std::numeric_limits<int64_t>::max();
-        return std::map<std::string, std::string>{
-            {"FASTCONV_CPU_CAPABILITY", e.cpu_capability},
-            {"FASTCONV_ALGORITHM", e.own_algorithms ? "own" : "auto"},
-            {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
-            {"FASTCONV_CACHE_MB", unlimited ? "unlimited" : std::to_string(e.cache_bytes >> 20)},
-            {"FASTCONV_TENSOR_CORES", e.tensor_cores ? "1" : "0"}};
+        const auto megabytes = [](int64_t bytes) {
+          return bytes == std::numeric_limits<int64_t>::max() ? "unlimited" : std::to_string(bytes >> 20);
+        };
+        return std::map<std::string, std::string>{{"FASTCONV_CPU_CAPABILITY", e.cpu_capability},
+                                                  {"FASTCONV_ALGORITHM", e.own_algorithms ? "own" : "auto"},
+                                                  {"FASTCONV_WINOGRAD", std::to_string(e.winograd)},
+                                                  {"FASTCONV_CACHE_MB", megabytes(e.cache_bytes)},
+                                                  {"FASTCONV_KEEP_MB", megabytes(e.keep_bytes)},
+                                                  {"FASTCONV_TENSOR_CORES", e.tensor_cores ? "1" : "0"}};
       },
       "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
   m.def("allows_tf32", &fastconv::allows_tf32, "Whether PyTorch lets convolutions of float32 use TF32 on a GPU.");

@@ -20,6 +20,7 @@ DEFAULTS = {
     "FASTCONV_ALGORITHM": "auto",
     "FASTCONV_WINOGRAD": "3",
     "FASTCONV_CACHE_MB": "512",
+    "FASTCONV_KEEP_MB": "1024",
     "FASTCONV_TENSOR_CORES": "0",
     "FASTCONV_TUNING": "",
     "FASTCONV_BENCH_ROUNDS": "60",
@@ -40,6 +41,9 @@ ACCEPTED = [
     ("FASTCONV_CACHE_MB", "8796093022208", "unlimited"),
     ("FASTCONV_CACHE_MB", "99999999999999999999", "unlimited"),
     ("FASTCONV_CACHE_MB", "9" * 10_000, "unlimited"),
+    ("FASTCONV_KEEP_MB", "0", "0"),
+    ("FASTCONV_KEEP_MB", " 300", "300"),
+    ("FASTCONV_KEEP_MB", "99999999999999999999", "unlimited"),
     ("FASTCONV_TENSOR_CORES", "0", "0"),
     ("FASTCONV_TENSOR_CORES", " 1 ", "1"),
     ("FASTCONV_BENCH_ROUNDS", "7", "7"),
@@ -51,6 +55,7 @@ NUMBER = ["-1", "-0", "+5", "abc", "1.5", "1e3", "0x10", "256MB", "1 2", "٣", "
 # variable, value, the message after the value
 REFUSED = [
     *(("FASTCONV_CACHE_MB", value, "is not a whole number of MB, 0 or more") for value in NUMBER),
+    *(("FASTCONV_KEEP_MB", value, "is not a whole number of MB, 0 or more") for value in NUMBER),
     *(("FASTCONV_BENCH_ROUNDS", value, "is not a whole number, 1 or more") for value in [*NUMBER, "0"]),
     *(
         ("FASTCONV_WINOGRAD", value, "is not one of 0, 2, 3, 4")

@@ -2,6 +2,7 @@
 #include "convolution.h"
 #include "gradient.h"
 #include "memory/bands.h"
+#include "memory/freed_memory.h"
 #include "memory/reduced.h"
 #include "ops.h"
 #include "tuning.h"
@@ -161,6 +162,7 @@ Gradients Backward::allocate(bool needs_input, bool needs_weight) {
       empty_gradients(shape.conv, grad_output, {needs_input, needs_weight}, {input_nhwc, weight_nhwc});
   if (needs_input) grad_input = std::get<0>(all);
   if (needs_weight) grad_weight = std::get<1>(all), grad_bias = std::get<2>(all);
+  keep_freed_memory(kept_bytes_in_training);
   return all;
 }
 

@@ -1,11 +1,23 @@
 """Timing of variants that take turns in one process, so that a machine that slows down affects all of them alike."""
 
 import ctypes
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # the names of these settings are in malloc.h
+#: Settings of glibc by the names of their environment variables. The numbers are in malloc.h.
+_NUMBERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+
+
+def set_malloc(variable: str, value: int) -> None:
+    """Change a setting of glibc's malloc. Do nothing if the C library is another one.
+
+    glibc has read the environment variable already. It is set for fastconv, which keeps settings that it finds.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(_NUMBERS[variable], value)
+        os.environ[variable] = str(value)
 
 
 def keep_pages() -> None:
@@ -14,9 +26,8 @@ def keep_pages() -> None:
     By default, glibc returns pages to the system and requests them again, which takes up to 1.5 ms for 5 MB. In each
     run, another variant loses this time.
     """
-    if sys.platform == "linux":
-        for setting in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(setting, 1 << 30)
+    for variable in _NUMBERS:
+        set_malloc(variable, 1 << 30)
 
 
 def alternate(
