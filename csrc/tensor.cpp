@@ -84,7 +84,7 @@ bool suggests_channels_last(const Tensor& tensor) {
   return true;
 }
 
-Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type) {
+Ints dense_strides(const Ints& sizes, bool channels_last) {
   Ints strides(sizes.size());
   int64_t step = 1;
   // PyTorch's strides: a dimension of size 0 counts as 1 in NCHW, and as 0 in channels_last.
@@ -99,6 +99,11 @@ Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarTy
   } else {
     for (size_t d = sizes.size(); d-- > 0;) place(d);
   }
+  return strides;
+}
+
+Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type) {
+  const Ints strides = dense_strides(sizes, channels_last);
   return empty_strided(sizes.data(), strides.data(), static_cast<int64_t>(sizes.size()), like, type);
 }
 

@@ -67,6 +67,9 @@ inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
   return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
 }
 
+// PyTorch's strides of a dense tensor, contiguous or channels_last. Wrong if the number of elements overflows.
+Ints dense_strides(const Ints& sizes, bool channels_last);
+
 // An uninitialised dense tensor of (N, C, H, W), contiguous or channels_last.
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last);
 Tensor empty(const Ints& sizes, const Tensor& like, bool channels_last, ScalarType type);

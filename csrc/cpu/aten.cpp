@@ -1,5 +1,6 @@
 #include "aten.h"
 
+#include <algorithm>
 #include <array>
 
 namespace fastconv::cpu {
@@ -28,10 +29,10 @@ void call_torch(const char* name, std::array<StableIValue, n>& stack) {
 
 // Returns the tensor if it is dense in the wanted memory format, else a copy in that format.
 Tensor in_order(const Tensor& tensor, bool channels_last) {
-  const Tensor result = empty(sizes_of(tensor), tensor, channels_last);
-  bool same = true;
-  for (int64_t d = 0; d < tensor.dim(); ++d) same = same && tensor.stride(d) == result.stride(d);
-  if (same) return tensor;
+  const Ints sizes = sizes_of(tensor), wanted = dense_strides(sizes, channels_last);
+  const auto strides = tensor.strides();
+  if (std::equal(wanted.begin(), wanted.end(), strides.begin(), strides.end())) return tensor;
+  const Tensor result = empty(sizes, tensor, channels_last);
   copy(tensor, result);
   return result;
 }
