@@ -18,9 +18,9 @@ Candidate winograd_candidate(const WinogradCut& cut) {
 
 const char* name_of(Candidate candidate) {
   constexpr std::array<const char*, static_cast<size_t>(Candidate::candidates)> names{
-      "none",       "torch",       "direct",       "pool_in_registers", "thin_groups",       "winograd_2",
-      "winograd_3", "winograd_4",  "small_output", "sparse_gradient",   "weight_as_patches", "gemm",
-      "pairs",      "few_channels"};
+      "none",       "torch",        "direct",       "pool_in_registers", "thin_groups",       "winograd_2",
+      "winograd_3", "winograd_4",   "small_output", "sparse_gradient",   "weight_as_patches", "gemm",
+      "pairs",      "few_channels", "image_filter"};
   return names[static_cast<size_t>(candidate)];
 }
 

@@ -23,6 +23,7 @@ enum class Candidate : uint8_t {
   gemm,
   pairs,
   few_channels,
+  image_filter,
   candidates
 };
 

@@ -61,6 +61,8 @@ void run_forward(const Forward& call) {
         return small_output_forward<T>(call);
       case Algorithm::thin_groups:
         return thin_groups_forward(PlainElements<T>{}, call);
+      case Algorithm::image_filter:
+        return image_filter_forward<T>(call);
       case Algorithm::torch:
         return torch_forward<T>(call);
       default:

@@ -16,6 +16,9 @@ void dense_backward_data(Gradient<T>& g, const DataPass& c) {
   if (plan.algorithm == Algorithm::thin_groups) {
     return thin_groups_backward_data(PlainElements<T>{}, g.shape().conv, g.convolution(), c.weight, c.grad_input);
   }
+  if (plan.algorithm == Algorithm::image_filter) {
+    return image_filter_backward_data<T>(g.shape().conv, g.convolution(), c.weight, c.grad_input);
+  }
   if (plan.algorithm == Algorithm::torch) {
     return torch_backward_data(g.shape().conv, g.convolution(), c.weight, c.grad_input);
   }
@@ -37,6 +40,8 @@ void dense_backward_weight(Gradient<T>& g, const WeightPass& c) {
       return few_channels_backward_weight<T>(g.sparse(false), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::thin_groups:
       return thin_groups_backward_weight(PlainElements<T>{}, s, g.convolution(), c.input, c.grad_weight, c.grad_bias);
+    case Algorithm::image_filter:
+      return image_filter_backward_weight<T>(s, g.convolution(), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::winograd:
       return winograd_backward_weight<T>(s, c.plan.cut, g.convolution(), c.input, c.grad_weight, c.grad_bias);
     case Algorithm::gemm:

@@ -21,7 +21,8 @@ constexpr std::array<const char*, options> option_names{"torch",
                                                         "weight_as_patches",
                                                         "thin_groups",
                                                         "gemm",
-                                                        "pairs"};
+                                                        "pairs",
+                                                        "image_filter"};
 std::array<std::atomic<Choice>, options> choices{};
 std::atomic<int> winograd_side{-1};
 std::atomic<int64_t> band_size{0};

@@ -17,6 +17,7 @@ enum Option {
   thin_groups,
   gemm,
   pairs,
+  image_filter,
   options
 };
 

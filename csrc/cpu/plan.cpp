@@ -32,6 +32,21 @@ bool has_thin_groups(const Conv2dShape& s) {
   return kernels().conv2d<T>().thin_groups.supports(s) && !never(thin_groups);
 }
 
+// The driver copies channels with their padding.
+bool can_be_image_filter(const Conv2dShape& s) {
+  constexpr double most_pixels = 1 << 26;
+  const double rows = static_cast<double>(s.H) + 2 * static_cast<double>(s.pad_h);
+  const double columns = static_cast<double>(s.W) + 2 * static_cast<double>(s.pad_w);
+  const auto channels = static_cast<double>(std::max(s.group_C(), s.group_K()));
+  return s.stride_h == 1 && s.stride_w == 1 && rows * columns * channels <= most_pixels && !never(image_filter);
+}
+
+// A test that forces another algorithm gets that one.
+bool chooses_image_filter(const Conv2dShape& s) {
+  if (!can_be_image_filter(s)) return false;
+  return always(image_filter) || (is_image_filter(s) && !algorithms_are_forced());
+}
+
 bool can_be_small_output(const Conv2dShape& s, bool krsc_weight) {
   return s.groups == 1 && s.C % 16 == 0 && krsc_weight && !never(small_output);
 }
@@ -178,6 +193,9 @@ std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, 
   if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     return ForwardPlan{Algorithm::thin_groups, {}, false};
   }
+  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv)) {
+    return ForwardPlan{Algorithm::image_filter, {}, false};
+  }
   if (candidate == Candidate::small_output && can_be_small_output(f.conv, krsc_weight)) {
     return ForwardPlan{Algorithm::small_output, {}, false};
   }
@@ -196,6 +214,10 @@ std::optional<BackwardPlan> backward_data_by(Candidate candidate, const FusedSha
   }
   if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
     plan.algorithm = Algorithm::thin_groups;
+    return plan;
+  }
+  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && gradient.other_is_finite()) {
+    plan.algorithm = Algorithm::image_filter;
     return plan;
   }
   const bool patches = candidate == Candidate::weight_as_patches;
@@ -228,6 +250,8 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
     plan.algorithm = Algorithm::torch;
   } else if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     plan.algorithm = Algorithm::thin_groups;
+  } else if (candidate == Candidate::image_filter && can_be_image_filter(f.conv)) {
+    plan.algorithm = Algorithm::image_filter;
   } else if (candidate == Candidate::gemm) {
     plan.algorithm = Algorithm::gemm;
   } else if (const auto cut = winograd_cut_backward_weight(f.conv, winograd_side_of(candidate), false)) {
@@ -246,8 +270,9 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
 // ---- plans -------------------------------------------------------------------------------------------------------
 
 const char* name_of(Algorithm algorithm) {
-  constexpr std::array<const char*, 9> names{"direct", "thin_groups", "winograd",     "small_output", "sparse_gradient",
-                                             "gemm",   "pairs",       "few_channels", "torch"};
+  constexpr std::array<const char*, 10> names{"direct",          "thin_groups", "winograd", "small_output",
+                                              "sparse_gradient", "gemm",        "pairs",    "few_channels",
+                                              "image_filter",    "torch"};
   return names[static_cast<size_t>(algorithm)];
 }
 
@@ -258,6 +283,11 @@ bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc
   const Candidate tuned = tuned_choice(pass);
   const bool by_rules = tuned == Candidate::none || tuned == Candidate::pairs;
   return by_rules ? rule_for_torch(s, pass, type, nhwc) != nullptr : tuned == Candidate::torch;
+}
+
+bool is_image_filter(const Conv2dShape& s) {
+  constexpr int64_t most_channels = 4, least_taps = 9;
+  return s.stride_h == 1 && s.stride_w == 1 && s.group_C() == 1 && s.K <= most_channels && s.R * s.S >= least_taps;
 }
 
 bool has_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024; }
@@ -279,6 +309,7 @@ BandLimits band_limits(bool reduced) {
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
   if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight)) return *tuned;
+  if (chooses_image_filter(f.conv)) return {Algorithm::image_filter, {}, false};
   if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
@@ -292,9 +323,10 @@ BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& 
   const auto tuned = of_data ? backward_data_by<T>(choice, f, gradient) : backward_weight_by<T>(choice, f, gradient);
   if (tuned) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
-  // In backward_data, thin_groups multiplies the weight by zeros outside of grad_output.
-  if (has_thin_groups<T>(f.conv) && (!of_data || gradient.other_is_finite())) {
-    plan.algorithm = Algorithm::thin_groups;
+  // In backward_data, both multiply the weight by zeros outside of grad_output.
+  const bool filter = chooses_image_filter(f.conv);
+  if ((filter || has_thin_groups<T>(f.conv)) && (!of_data || gradient.other_is_finite())) {
+    plan.algorithm = filter ? Algorithm::image_filter : Algorithm::thin_groups;
     return plan;
   }
   if (of_data) {

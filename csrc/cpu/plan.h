@@ -26,6 +26,7 @@ enum class Algorithm {
   gemm,             // backward_weight of a vector of input channels or more: a product of two matrices
   pairs,            // bfloat16 with AVX-512 BF16, in NHWC: multiplies pairs of channels or pixels
   few_channels,     // backward_weight of 1 to 4 input channels; up to 16 in fastconv.tune()
+  image_filter,     // few channels and a stride of 1, such as filters of images
   torch,            // PyTorch's own operator. For fused operators, relu_max_pool2d or unpool run before or after it.
 };
 
@@ -40,6 +41,9 @@ bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhw
 // Whether PyTorch's own operator computes it faster than every other algorithm. FASTCONV_ALGORITHM=own: never.
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
+// Whether image_filter computes all passes of the convolution faster than the other algorithms and PyTorch.
+bool is_image_filter(const Conv2dShape& s);
+
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
 // multiplications of all tiles for each pair of input and output channel.
 struct WinogradCut {
@@ -48,7 +52,7 @@ struct WinogradCut {
 };
 
 struct ForwardPlan {
-  Algorithm algorithm;     // direct, thin_groups, winograd, small_output or torch
+  Algorithm algorithm;     // direct, thin_groups, winograd, small_output, image_filter or torch
   WinogradCut cut;         // for winograd
   bool pool_in_registers;  // for direct: pool each window before it is written to memory
 };
@@ -69,7 +73,7 @@ struct GradientFacts {
 };
 
 struct BackwardPlan {
-  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient or torch
+  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient, image_filter or torch
                            // of backward_weight: the same, gemm or few_channels
   WinogradCut cut;         // for winograd
   bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
@@ -109,10 +113,10 @@ int64_t pixels_between_windows(const Pool2dShape& s);
 Conv2dShape turned_around(const Conv2dShape& s);
 
 // For tests: overrides decisions in this process, while no operator runs. `choices` maps any of torch, winograd,
-// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, thin_groups, gemm and pairs to
-// "always" (for every shape that it can compute), "never", or "measured" (the plan decides; the default).
-// `winograd_side` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it is 0.
-// Throws std::invalid_argument.
+// small_output, sparse_gradient, few_channels, pool_in_registers, weight_as_patches, thin_groups, gemm, pairs and
+// image_filter to "always" (for every shape that it can compute), "never", or "measured" (the plan decides; the
+// default). `winograd_side` replaces FASTCONV_WINOGRAD, unless it is -1. `band` replaces the size of a band, unless it
+// is 0. Throws std::invalid_argument.
 void set_algorithms(const std::map<std::string, std::string>& choices, int winograd_side, int64_t band);
 
 }  // namespace fastconv::cpu

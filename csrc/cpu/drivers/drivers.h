@@ -22,6 +22,8 @@ template <class T>
 void small_output_forward(const Forward& call);
 template <class T>
 void torch_forward(const Forward& call);
+template <class T>
+void image_filter_forward(const Forward& call);
 
 // grad_output: (N, K, P, Q).
 template <class T>
@@ -40,6 +42,13 @@ void gemm_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const
 template <class T>
 void winograd_backward_weight(const Conv2dShape& s, const WinogradCut& cut, const Tensor& grad_output,
                               const Tensor& input, const Tensor& grad_weight, const Tensor& grad_bias);
+
+template <class T>
+void image_filter_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                                const Tensor& grad_input);
+template <class T>
+void image_filter_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                                  const Tensor& grad_weight, const Tensor& grad_bias);
 
 // For float32 and float64.
 void torch_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,

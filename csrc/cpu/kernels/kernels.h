@@ -119,6 +119,18 @@ struct SmallOutputKernels {
                   const ChannelRange&);
 };
 
+// Few channels and a stride of 1, such as filters of images (image_filter.h). One call computes a pair of an input and
+// an output channel.
+template <class T>
+struct ImageFilterKernels {
+  int64_t lanes;  // A row of a plane is a multiple of this long.
+  void (*forward)(const Conv2dShape&, const Plane<const T>& x, const T* weight, const T* bias, const Plane<T>& y,
+                  const PlaneSize&);
+  void (*backward_weight)(const Conv2dShape&, const Plane<const T>& x, const Plane<const T>& g, const PlaneSize&,
+                          T* dw);
+  double (*sum)(const Plane<const T>& g, const PlaneSize&);
+};
+
 // Batch normalisation (batch_norm.h).
 template <class T>
 struct BatchNormKernels {
@@ -144,6 +156,7 @@ struct Conv2dFamily {
   FewChannelsKernels<T> few_channels;
   GemmWeightKernels<T> gemm_weight;
   SmallOutputKernels<T> small_output;
+  ImageFilterKernels<T> image_filter;
   BatchNormKernels<T> batch_norm;
   void (*transpose)(const T* src, int64_t src_stride, int64_t rows, int64_t columns, T* dst, int64_t dst_stride);
 };

@@ -130,6 +130,17 @@ struct WeightPart {
   int64_t x_ahead, g_ahead;
 };
 
+struct PlaneSize {
+  int64_t rows, columns;
+};
+
+// One channel of some rows of an image. Rows are `row` elements apart.
+template <class T>
+struct Plane {
+  T* data;
+  int64_t row;
+};
+
 // A list of output pixels. The input that pixel i reads begins offset[i] elements after InputTile::data.
 struct PixelList {
   const int64_t* offset;

@@ -8,6 +8,7 @@
 #include "direct_pack.h"
 #include "few_channels.h"
 #include "gemm_weight.h"
+#include "image_filter.h"
 #include "kernels.h"
 #include "max_pool2d.h"
 #include "pooling_epilogue.h"
@@ -76,6 +77,10 @@ constexpr Conv2dFamily<T> conv2d_family() {
                           .workspace_size = gemm_weight::workspace_size<T>,
                           .backward_weight = gemm_weight::backward_weight<T>},
           .small_output = {.forward = small_output::forward<T>},
+          .image_filter = {.lanes = lanes<T>,
+                           .forward = image_filter::forward<T>,
+                           .backward_weight = image_filter::backward_weight<T>,
+                           .sum = image_filter::sum<T>},
           .batch_norm = {.moment_pixels = batch_norm::moment_pixels,
                          .normalize = batch_norm::normalize<T>,
                          .add_moments = batch_norm::add_moments<T>,
