@@ -17,53 +17,69 @@ const ImageFilterKernels<T>& kernel() {
 // The pixels of a tile: a plane of 16 KB and more. A tile has as many rows as the largest register block, or more.
 int64_t filter_pixels(int64_t width) { return std::max<int64_t>(4096, 8 * width); }
 
-// Copies parts of the channels of an (N, C, H, W) tensor to planes. Pixels outside of the image become zero.
+// Copies elements whose distances are `from_step` and `to_step`. For 3 channels, the transposition of the other kernels
+// takes twice as long.
+template <class T>
+void copy_apart(const T* from, int64_t from_step, int64_t count, T* to, int64_t to_step) {
+  if (from_step == 1 && to_step == 1) {
+    std::copy(from, from + count, to);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
+}
+
+// Copies rows of an (N, C, H, W) tensor to C planes. Pixels outside of the image become zero.
 template <class T>
 class PlaneReader {
  public:
   explicit PlaneReader(const Tensor& tensor)
-      : tensor_(dense(tensor)),
-        C_(tensor.size(1)),
-        H_(tensor.size(2)),
-        W_(tensor.size(3)),
-        pixel_(is_nchw(tensor_) ? 1 : C_) {}
+      : tensor_(dense(tensor)), C_(tensor.size(1)), H_(tensor.size(2)), W_(tensor.size(3)), nchw_(is_nchw(tensor_)) {}
 
-  // The size of a plane for these rows and columns. Its rows end with zeros for the last vector of a kernel.
+  // The length of a plane's rows. They end with zeros for the last vector of a kernel.
   static int64_t row_size(int64_t columns) { return (ceil_div(columns, kernel<T>().lanes) + 1) * kernel<T>().lanes; }
 
-  void copy(int64_t image, int64_t channel, const Rows& rows, const Rows& columns, T* to) const {
-    const int64_t step = row_size(columns.count), plane = pixel_ == 1 ? H_ * W_ : 1;
+  // Returns the planes, one after the other.
+  T* read(int64_t image, const Rows& rows, const Rows& columns, Workspace use) const {
+    const int64_t step = row_size(columns.count), plane = rows.count * step;
+    T* const planes = workspace<T>(use, C_ * plane);
     const int64_t left = std::clamp<int64_t>(-columns.first, 0, columns.count);
     const int64_t right = std::clamp<int64_t>(W_ - columns.first, left, columns.count);
-    const T* from = data<T>(tensor_) + image * C_ * H_ * W_ + channel * plane;
+    const T* from = data<T>(tensor_) + image * C_ * H_ * W_;
+    T* to = planes;
     for (int64_t h = rows.first; h < rows.end(); ++h, to += step) {
-      if (h < 0 || h >= H_ || left == right) {
-        std::fill(to, to + step, T(0));
-        continue;
+      const bool inside = h >= 0 && h < H_ && left < right;
+      for (int64_t c = 0; c < C_; ++c) {
+        T* row = to + c * plane;
+        std::fill(row, row + (inside ? left : step), T(0));
+        if (inside) std::fill(row + right, row + step, T(0));
       }
-      const T* row = from + (h * W_ + columns.first + left) * pixel_;
-      std::fill(to, to + left, T(0)), std::fill(to + right, to + step, T(0));
-      if (pixel_ == 1) {
-        std::copy(row, row + right - left, to + left);
-      } else {
-        for (int64_t i = left; i < right; ++i, row += pixel_) to[i] = *row;
+      if (!inside) continue;
+      const T* pixel = from + (h * W_ + columns.first + left) * (nchw_ ? 1 : C_);
+      for (int64_t c = 0; c < C_; ++c) {
+        if (nchw_) {
+          copy_apart(pixel + c * H_ * W_, 1, right - left, to + c * plane + left, 1);
+        } else {
+          copy_apart(pixel + c, C_, right - left, to + c * plane + left, 1);
+        }
       }
     }
+    return planes;
   }
 
  private:
   Tensor tensor_;
-  int64_t C_, H_, W_, pixel_;
+  int64_t C_, H_, W_;
+  bool nchw_;
 };
 
-// Where a tile of results goes. The elements of a channel are `pixel` elements apart.
+// Where the results of a tile go: the distances of its images, and of the channels of an image in NCHW (0: NHWC).
 template <class T>
 struct TileResult {
   T* data;
-  int64_t image, channel, pixel;
+  int64_t image, channel;
 };
 
-// A convolution. `weight` is [K][C / groups][R][S]. `bias` has K elements.
+// A convolution. `weight` is [K][C / groups][R][S]. `bias` has K elements, or is null.
 template <class T>
 class Filter {
  public:
@@ -75,21 +91,19 @@ class Filter {
     const Rows rows{tile.row - s_.pad_h, reach(tile.rows, 1, s_.R, s_.dilation_h)};
     const Rows columns{-s_.pad_w, reach(s_.Q, 1, s_.S, s_.dilation_w)};
     const int64_t x_row = x_.row_size(columns.count), y_row = x_.row_size(s_.Q), inputs = s_.group_C();
-    T* x = workspace<T>(Workspace::input_tile, inputs * rows.count * x_row);
-    T* y = workspace<T>(Workspace::intermediate, tile.rows * y_row);
-    const PlaneSize size{tile.rows, s_.Q};
+    const int64_t x_plane = rows.count * x_row, y_plane = tile.rows * y_row;
+    T* y = workspace<T>(Workspace::intermediate, s_.K * y_plane);
     for (int64_t n = 0; n < tile.images; ++n) {
+      const T* x = x_.read(tile.image + n, rows, columns, Workspace::input_tile);
       for (int64_t k = 0; k < s_.K; ++k) {
-        const int64_t group = k / s_.group_K();
         const T bias = bias_ ? bias_[k] : T(0);
+        const T* of_group = x + k / s_.group_K() * inputs * x_plane;
         for (int64_t i = 0; i < inputs; ++i) {
-          T* plane = x + i * rows.count * x_row;
-          if (k % s_.group_K() == 0) x_.copy(tile.image + n, group * inputs + i, rows, columns, plane);
-          kernel<T>().forward(s_, {plane, x_row}, weight_ + (k * inputs + i) * s_.R * s_.S, i == 0 ? &bias : nullptr,
-                              {y, y_row}, size);
+          kernel<T>().forward(s_, {of_group + i * x_plane, x_row}, weight_ + (k * inputs + i) * s_.R * s_.S,
+                              i == 0 ? &bias : nullptr, {y + k * y_plane, y_row}, {tile.rows, s_.Q});
         }
-        write(y, y_row, size, to.data + n * to.image + k * to.channel, to.pixel);
       }
+      write(y, y_row, tile.rows, {to.data + n * to.image, 0, to.channel});
     }
   }
 
@@ -99,18 +113,22 @@ class Filter {
     T* const data = mutable_data<T>(output);
     const bool nchw = is_nchw(output);
     for_each_tile(tiles, [&](const Tile& tile) {
-      const int64_t image = s_.K * s_.P * s_.Q, first = tile.row * s_.Q, pixel = nchw ? 1 : s_.K;
-      compute(tile, {data + tile.image * image + first * pixel, image, nchw ? s_.P * s_.Q : 1, pixel});
+      const int64_t image = s_.K * s_.P * s_.Q, first = tile.row * s_.Q * (nchw ? 1 : s_.K);
+      compute(tile, {data + tile.image * image + first, image, nchw ? s_.P * s_.Q : 0});
     });
   }
 
  private:
-  static void write(const T* from, int64_t step, const PlaneSize& size, T* to, int64_t pixel) {
-    for (int64_t p = 0; p < size.rows; ++p, from += step) {
-      if (pixel == 1) {
-        to = std::copy(from, from + size.columns, to);
-      } else {
-        for (int64_t q = 0; q < size.columns; ++q, to += pixel) *to = from[q];
+  // Writes the planes y of an image.
+  void write(const T* y, int64_t y_row, int64_t rows, const TileResult<T>& to) const {
+    for (int64_t p = 0; p < rows; ++p, y += y_row) {
+      for (int64_t k = 0; k < s_.K; ++k) {
+        const T* row = y + k * rows * y_row;
+        if (to.channel == 0) {
+          copy_apart(row, 1, s_.Q, to.data + p * s_.Q * s_.K + k, s_.K);
+        } else {
+          copy_apart(row, 1, s_.Q, to.data + k * to.channel + p * s_.Q, 1);
+        }
       }
     }
   }
@@ -123,7 +141,7 @@ class Filter {
 // The tile of an NHWC result.
 template <class T>
 TileResult<T> nhwc_tile(const Conv2dShape& s, const Tile& tile, T* to) {
-  return {to, tile.rows * s.Q * s.K, 1, s.K};
+  return {to, tile.rows * s.Q * s.K, 0};
 }
 
 template <class T>
@@ -199,18 +217,17 @@ void image_filter_backward_weight(const Conv2dShape& s, const Tensor& grad_outpu
     pieces.for_each_tile(tiles, piece, [&](const Tile& tile) {
       const Rows rows{tile.row - s.pad_h, reach(tile.rows, 1, s.R, s.dilation_h)};
       const PlaneSize size{tile.rows, s.Q};
-      T* planes = workspace<T>(Workspace::input_tile, inputs * rows.count * x_row);
-      T* gradient = workspace<T>(Workspace::output_tile, tile.rows * g_row);
       T* of_taps = workspace<T>(Workspace::list_values, taps);
       for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
+        const T* x_planes = x.read(n, rows, columns, Workspace::input_tile);
+        const T* g_planes = g.read(n, {tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
         for (int64_t k = 0; k < s.K; ++k) {
-          g.copy(n, k, {tile.row, tile.rows}, {0, s.Q}, gradient);
-          sums.bias[k] += static_cast<T>(kernel<T>().sum({gradient, g_row}, size));
+          const Plane<const T> of_g{g_planes + k * tile.rows * g_row, g_row};
+          sums.bias[k] += static_cast<T>(kernel<T>().sum(of_g, size));
           for (int64_t i = 0; i < inputs; ++i) {
-            T* plane = planes + i * rows.count * x_row;
-            if (k % s.group_K() == 0) x.copy(n, k / s.group_K() * inputs + i, rows, columns, plane);
+            const T* plane = x_planes + (k / s.group_K() * inputs + i) * rows.count * x_row;
             std::fill(of_taps, of_taps + taps, T(0));
-            kernel<T>().backward_weight(s, {plane, x_row}, {gradient, g_row}, size, of_taps);
+            kernel<T>().backward_weight(s, {plane, x_row}, of_g, size, of_taps);
             for (int64_t t = 0; t < taps; ++t) sums.weight[k * s.taps() + t * inputs + i] += of_taps[t];
           }
         }
