@@ -227,8 +227,8 @@ def chain(rng: random.Random) -> Arguments:
     residual = rng.random() < 0.5
     inputs = [tensor(rng, x, dtype), *([tensor(rng, y, dtype)] if residual else [])]
     geometry = [*numbers["stride"], *numbers["padding"], *numbers["dilation"], numbers["groups"]]
-    first = [0, 1 if residual else -1, *geometry, rng.randrange(6)]
-    second = [len(inputs), rng.choice([-1, len(inputs)]), 1, 1, 0, 0, 1, 1, 1, rng.randrange(6)]
+    first = [0, 1 if residual else -1, *geometry, rng.randrange(6), rng.randrange(2)]
+    second = [len(inputs), rng.choice([-1, len(inputs)]), 1, 1, 0, 0, 1, 1, 1, rng.randrange(6), 0]
     return {
         "inputs": inputs,
         "weights": [tensor(rng, w, dtype), vector()],

@@ -16,10 +16,10 @@ inference = torch.ops.fastconv.conv2d_inference
 RELU, SILU, NONE = int(Activation.RELU), int(Activation.SILU), int(Activation.NONE)
 #: A bottleneck: 1x1, depthwise 3x3, and 1x1 with the input added. Then 3x3 /2, which reads the second result.
 STEPS = [
-    [0, -1, 1, 1, 0, 0, 1, 1, 1, RELU],
-    [1, -1, 1, 1, 1, 1, 1, 1, 8, SILU],
-    [2, 0, 1, 1, 0, 0, 1, 1, 1, NONE],
-    [2, -1, 2, 2, 1, 1, 1, 1, 1, RELU],
+    [0, -1, 1, 1, 0, 0, 1, 1, 1, RELU, 0],
+    [1, -1, 1, 1, 1, 1, 1, 1, 8, SILU, 0],
+    [2, 0, 1, 1, 0, 0, 1, 1, 1, NONE, 0],
+    [2, -1, 2, 2, 1, 1, 1, 1, 1, RELU, 0],
 ]
 
 
@@ -36,7 +36,7 @@ def arguments(dtype: torch.dtype = torch.float32, channels_last: bool = True, N:
 def one_by_one(inputs: list[Tensor], weights: Any, biases: Any, steps: Any, slopes: Any, results: Any) -> list[Tensor]:
     values = list(inputs)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        read, add, *n, groups, activation = steps[10 * i : 10 * i + 10]
+        read, add, *n, groups, activation, _ = steps[11 * i : 11 * i + 11]
         residual = None if add < 0 else values[add]
         constants = (n[0:2], n[2:4], n[4:6], groups, 0.0, activation, slopes[i])
         values.append(inference(values[read], weight, bias, None, None, None, None, residual, *constants))
@@ -63,7 +63,7 @@ def test_a_weight_of_one_dimension_scales_the_channels(dtype: torch.dtype, chann
         .to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     )
     scale, shift = torch.randn(2, 5).to(dtype)
-    steps = [0, -1, 1, 1, 0, 0, 1, 1, 1, NONE, 1, 0 if add else -1, 1, 1, 0, 0, 1, 1, 1, RELU]
+    steps = [0, -1, 1, 1, 0, 0, 1, 1, 1, NONE, 0, 1, 0 if add else -1, 1, 1, 0, 0, 1, 1, 1, RELU, 0]
     (y,) = chain([x], [scale, scale], [shift, shift], steps, [0.0] * 2, [2])
     wide, factor, term = x.double(), scale.double()[:, None, None], shift.double()[:, None, None]
     first = (wide * factor + term).to(dtype).double()
@@ -73,7 +73,7 @@ def test_a_weight_of_one_dimension_scales_the_channels(dtype: torch.dtype, chann
     assert y.stride() == x.stride()
     empty = chain([x[:0]], [scale, scale], [shift, shift], steps, [0.0] * 2, [2])
     assert empty[0].shape == (0, 5, 7, 9)
-    strided = chain([x[:, :, ::2, 1:]], [scale], [shift], steps[:10], [0.0], [1])[0]
+    strided = chain([x[:, :, ::2, 1:]], [scale], [shift], steps[:11], [0.0], [1])[0]
     torch.testing.assert_close(strided.double(), first[:, :, ::2, 1:], rtol=limit, atol=limit)
     torch.library.opcheck(chain, ([x], [scale, scale], [shift, shift], steps, [0.0] * 2, [1, 2]))
 
@@ -113,7 +113,7 @@ def replaced(args: tuple[Any, ...], position: int, value: Any) -> tuple[Any, ...
 @pytest.mark.parametrize(
     ("position", "change", "message"),
     [
-        (3, lambda steps: steps[:-1], "expected 4 biases and slopes, and 10 numbers for each step"),
+        (3, lambda steps: steps[:-1], "expected 4 biases and slopes, and 11 numbers for each step"),
         (2, lambda biases: biases[:-1], "expected 4 biases and slopes"),
         (4, lambda slopes: [], "expected 4 biases and slopes"),
         (3, lambda steps: [5, *steps[1:]], "step 0 reads value 5, but there are 1"),

@@ -227,13 +227,32 @@ def test_a_second_convolution_keeps_its_own_input() -> None:
     torch.testing.assert_close(found[5], expected[5], rtol=1e-9, atol=1e-9)
 
 
-def test_a_changed_weight_is_an_error() -> None:
+def scale_in_place(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight.mul_(2)
+
+
+def scale_its_data(weight: Tensor) -> None:
+    weight.data.mul_(2)
+
+
+@pytest.mark.parametrize("change", [scale_in_place, scale_its_data])
+def test_a_changed_weight_does_not_change_the_gradient_of_the_next_convolution(change: Any) -> None:
+    results = []
+    converted, model, x = models(Net)
+    for each in (converted, model):
+        loss = each(x).square().sum()
+        change(each.bn.weight)
+        results.append(torch.autograd.grad(loss, list(each.conv2.parameters())))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_a_weight_that_is_changed_in_place_is_an_error_in_the_batch_norm() -> None:
     converted, _, x = models(Net)
     loss = converted(x).square().sum()
-    with torch.no_grad():
-        converted.bn.weight.mul_(2)
+    scale_in_place(converted.bn.weight)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(loss, [converted.conv2.weight])
+        torch.autograd.grad(loss, [converted.conv.weight])
 
 
 def test_a_changed_bias_changes_no_gradient() -> None:

@@ -7,7 +7,7 @@
 namespace fastconv::cpu {
 namespace {
 
-constexpr size_t step_numbers = 10;
+constexpr size_t step_numbers = 11;
 constexpr const char* other_format = "expected a residual in the memory format of the result";
 
 // The values of a call. A value is freed after its last use. A later result then gets memory that is still in the
@@ -86,8 +86,8 @@ std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::v
     if (weights[i].dim() == 1) {
       values.add(scaled(input, weights[i], biases[i], residual, n[9], slopes[i]));
     } else {
-      values.add(conv2d_inference(input, weights[i], biases[i], {}, {}, {}, {}, residual, {n[2], n[3]}, {n[4], n[5]},
-                                  {n[6], n[7]}, n[8], 0.0, n[9], slopes[i]));
+      values.add(conv2d_folded(input, weights[i], biases[i], residual, {n[2], n[3]}, {n[4], n[5]}, {n[6], n[7]}, n[8],
+                               n[9], slopes[i], n[10] != 0));
     }
     values.release(n[0], static_cast<int64_t>(i));
     values.release(n[1], static_cast<int64_t>(i));

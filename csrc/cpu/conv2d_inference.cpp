@@ -18,6 +18,27 @@ void check_epilogue(const Conv2dShape& s, const Tensor& input, const std::array<
   check_like(residual, {s.N, s.K, s.P, s.Q}, input, "residual");
 }
 
+Tensor inference(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                 const Epilogue& epilogue, bool prefers_contiguous) {
+  const ScalarType type = input.scalar_type();
+  const bool fits_both = s.N == 0 || s.K == 1 || s.P * s.Q == 1;
+  const bool channels_last = result_is_channels_last(input, weight) && !(fits_both && prefers_contiguous);
+  const auto run = [&] {
+    const bool nhwc = epilogue.fits_registers() && in_nhwc(input, channels_last, s.K, s.P * s.Q);
+    if (torch_is_faster(s, Pass::forward, type, nhwc)) {
+      const Tensor output = aten_conv2d(s, input, weight, bias, channels_last);
+      if (output.numel() > 0) normalize(output, epilogue, output);
+      return output;
+    }
+    const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
+    if (output.numel() > 0) run_forward({without_pool(s), input, weight, bias, output, nullptr, &epilogue});
+    return output;
+  };
+  const auto operands = [&] { return Operands{without_pool(s), input, weight, channels_last}; };
+  const Tuned tuned(Pass::forward, true, operands, run);
+  return run();
+}
+
 }  // namespace
 
 Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
@@ -28,27 +49,24 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
   const WorkspaceScope scope;
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   check_epilogue(s, input, {running_mean, running_var, norm_weight, norm_bias}, residual);
-  const bool channels_last = result_is_channels_last(input, weight);
   const ScalarType type = input.scalar_type();
   const NormalizationConstants constants =
       running_mean ? constants_of({norm_weight, norm_bias, *running_mean, *running_var, false, eps}, bias, s.K, type)
                    : no_normalization(s.K, type);
   const std::optional<Tensor> conv_bias = running_mean ? std::nullopt : bias;
   const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
-  const auto run = [&] {
-    const bool nhwc = epilogue.fits_registers() && in_nhwc(input, channels_last, s.K, s.P * s.Q);
-    if (torch_is_faster(s, Pass::forward, type, nhwc)) {
-      const Tensor output = aten_conv2d(s, input, weight, conv_bias, channels_last);
-      if (output.numel() > 0) normalize(output, epilogue, output);
-      return output;
-    }
-    const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, channels_last);
-    if (output.numel() > 0) run_forward({without_pool(s), input, weight, conv_bias, output, nullptr, &epilogue});
-    return output;
-  };
-  const auto operands = [&] { return Operands{without_pool(s), input, weight, channels_last}; };
-  const Tuned tuned(Pass::forward, true, operands, run);
-  return run();
+  return inference(s, input, weight, conv_bias, epilogue, running_mean || residual);
+}
+
+Tensor conv2d_folded(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                     const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, int64_t groups, int64_t activation, double slope, bool prefers_contiguous) {
+  const WorkspaceScope scope;
+  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
+  check_epilogue(s, input, {}, residual);
+  const NormalizationConstants constants = no_normalization(s.K, input.scalar_type());
+  const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
+  return inference(s, input, weight, bias, epilogue, prefers_contiguous);
 }
 
 }  // namespace fastconv::cpu

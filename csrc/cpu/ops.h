@@ -32,12 +32,20 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
                         const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
 
+// The same without a batch norm, or with one that is folded into weight and bias. PyTorch's batch norm and addition
+// return a contiguous tensor if their input fits both memory formats. `prefers_contiguous` says that one of them
+// follows.
+Tensor conv2d_folded(const Tensor& input, const Tensor& weight, const Tensor& bias,
+                     const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
+                     const Ints& dilation, int64_t groups, int64_t activation, double slope, bool prefers_contiguous);
+
 // Several convolutions and batch norms of a network in inference, one after the other.
 //
-// Values are numbered: first the inputs, then the result of each step. A step is 10 numbers: the value that the
+// Values are numbered: first the inputs, then the result of each step. A step is 11 numbers: the value that the
 // convolution reads, the value that is added to its result (-1: none), stride, padding, dilation (two each), groups,
-// and the activation. A step whose weight has one dimension computes x * weight + bias in place of a convolution: a
-// batch norm that follows no convolution. `results` are the numbers of the values that are returned.
+// the activation, and `prefers_contiguous` of conv2d_folded. A step whose weight has one dimension computes x * weight
+// + bias in place of a convolution: a batch norm that follows no convolution. `results` are the numbers of the values
+// that are returned.
 std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
                                  const std::vector<Tensor>& biases, const Ints& steps,
                                  const std::vector<double>& slopes, const Ints& results);

@@ -42,6 +42,8 @@ class Source:
         input, weight, bias, mean, spread = (None if t is None else t.detach() for t in tensors)
         assert mean is not None
         assert spread is not None
+        # An optimizer may change the weight before backward. PyTorch keeps the result, which does not change.
+        weight = None if weight is None else weight.clone()
         self.tensors = input, weight, *_batch_norm.unchanging(bias, mean, spread, numbers[0])
         self.numbers = numbers
         self.versions = self._current()

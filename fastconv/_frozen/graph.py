@@ -30,19 +30,11 @@ class _Block(NamedTuple):
     norm: fx.Node | None
     addition: fx.Node | None
     activation: fx.Node | None
+    order: Addition  # how the residual is added
 
     def nodes(self) -> list[fx.Node]:
         """Return the nodes, last first."""
         return [node for node in (self.activation, self.addition, self.norm, self.first) if node is not None]
-
-    def order(self) -> Addition:
-        """Return how the residual is added."""
-        if self.addition is None:
-            return Addition.NONE
-        if self.addition.target in IN_PLACE:
-            return Addition.IN_PLACE
-        is_left = self.addition.args[0] is (self.first if self.norm is None else self.norm)
-        return Addition.AFTER if is_left else Addition.BEFORE
 
     def read(self) -> list[fx.Node]:
         """Return the nodes whose results the block reads: the first node's input, and what is added."""
@@ -132,7 +124,7 @@ def _chain(
             dtype = layer.get_buffer("running_mean").dtype
             values.append((scale.to(dtype), shift.to(dtype)))
         residual = number[node.args[1]] if len(node.args) > 1 else -1
-        addition, has_norm = block.order(), norm is not None or not isinstance(layer, nn.Conv2d)
+        addition, has_norm = block.order, norm is not None or not isinstance(layer, nn.Conv2d)
         numbers = (stride, padding, dilation, groups, *_activation(block.activation, modules))
         steps.append(Step(number[node.args[0]], residual, addition, has_norm, *numbers))
     results = [node for node in run if any(user not in number for user in node.users)]
@@ -190,6 +182,7 @@ def _is_linear(node: fx.Node, modules: Modules) -> bool:
 def _block(first: fx.Node, modules: Modules) -> _Block:
     """Find what can be computed with a convolution or a batch norm."""
     norm = addition = activation = None
+    order = Addition.NONE
     last = first
 
     def following() -> fx.Node | None:
@@ -202,11 +195,13 @@ def _block(first: fx.Node, modules: Modules) -> _Block:
         norm = last = user
         user = following()
     if user is not None and _is_addition(user, last):
+        order = Addition.AFTER if user.args[0] is last else Addition.BEFORE
+        order = Addition.IN_PLACE if user.target in IN_PLACE else order
         addition = last = user
         user = following()
     if user is not None and _activation(user, modules)[0] is not Activation.NONE:
         activation = user
-    return _Block(first, norm, addition, activation)
+    return _Block(first, norm, addition, activation, order)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -79,7 +79,8 @@ class Step(NamedTuple):
     def numbers(self) -> list[int]:
         """Return the step as the operator reads it: see ``conv2d_chain`` in csrc/cpu/ops.h."""
         geometry = (*self.stride, *self.padding, *self.dilation, self.groups)
-        return [self.input, self.residual, *geometry, int(self.activation)]
+        prefers_contiguous = self.has_norm or self.addition in (Addition.AFTER, Addition.BEFORE)
+        return [self.input, self.residual, *geometry, int(self.activation), int(prefers_contiguous)]
 
 
 class FrozenChain(nn.Module):
@@ -127,6 +128,8 @@ class FrozenChain(nn.Module):
                 y = F.batch_norm(x, zeros, zeros + 1, weight, bias, eps=0)
             else:
                 y = F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups)
+                if step.has_norm and y.is_contiguous():  # perhaps with the strides of channels_last
+                    y = y.flatten().view(y.shape)
             y = _sum(y, values, step)
             values.append(_FUNCTIONS[step.activation](y, step.slope))
         return [values[number] for number in self.results]

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import check
-from fastconv._ops.conv2d import empty_output
 from fastconv._ops.conv2d_checks import check_conv2d
-from fastconv._ops.conv2d_inference import check_activation, check_channel_vectors, check_like
+from fastconv._ops.conv2d_inference import check_activation, check_channel_vectors, check_like, empty_result
 from fastconv._ops.memory_format import suggests_channels_last
 from fastconv._ops.sizes import Ints
 
@@ -20,7 +19,7 @@ __all__ = ["STEP_NUMBERS", "conv2d_chain"]
 conv2d_chain = torch.ops.fastconv.conv2d_chain.default
 
 #: The integers of a step: csrc/cpu/ops.h describes them.
-STEP_NUMBERS = 10
+STEP_NUMBERS = 11
 
 
 @torch.library.register_fake("fastconv::conv2d_chain")
@@ -33,7 +32,7 @@ def _fake_conv2d_chain(
     check(len(biases) == len(slopes) == count and len(steps) == count * STEP_NUMBERS, expected)
     values = list(inputs)
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        read, add, *geometry, groups, activation = steps[i * STEP_NUMBERS : (i + 1) * STEP_NUMBERS]
+        read, add, *geometry, groups, activation, prefers_contiguous = steps[i * STEP_NUMBERS : (i + 1) * STEP_NUMBERS]
         residual = None if add < 0 else _value(values, add, f"step {i} reads")
         input = _value(values, read, f"step {i} reads")
         if weight.dim() == 1:
@@ -43,7 +42,10 @@ def _fake_conv2d_chain(
             size = check_conv2d(input, weight, bias, geometry[0:2], geometry[2:4], geometry[4:6], groups)
             check_like(residual, size, input, "residual")
         check_activation(activation)
-        values.append(torch.empty_like(input) if weight.dim() == 1 else empty_output(input, weight, size))
+        if weight.dim() == 1:
+            values.append(torch.empty_like(input))
+        else:
+            values.append(empty_result(input, weight, size, bool(prefers_contiguous)))
     returned = []
     for number in results:
         check(number >= len(inputs), f"the chain returns value {number}, which is an input")

@@ -12,9 +12,10 @@ from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, check, check_implemented, type_name
 from fastconv._ops.conv2d import empty_output
 from fastconv._ops.conv2d_checks import check_conv2d
+from fastconv._ops.memory_format import empty
 from fastconv._ops.sizes import Ints
 
-__all__ = ["Activation", "check_activation", "check_channel_vectors", "check_like", "conv2d_inference"]
+__all__ = ["Activation", "check_activation", "check_channel_vectors", "check_like", "conv2d_inference", "empty_result"]
 
 conv2d_inference = torch.ops.fastconv.conv2d_inference.default
 
@@ -52,6 +53,14 @@ def check_like(tensor: Tensor | None, sizes: Sequence[int], like: Tensor, name: 
         )
 
 
+def empty_result(input: Tensor, weight: Tensor, size: Sequence[int], prefers_contiguous: bool) -> Tensor:
+    """Return an empty tensor for the result of a convolution. See ``conv2d_folded`` in csrc/cpu/ops.h."""
+    N, K, P, Q = size
+    if prefers_contiguous and (N == 0 or K == 1 or P * Q == 1):
+        return empty(input, size, False)
+    return empty_output(input, weight, size)
+
+
 @torch.library.register_fake("fastconv::conv2d_inference")
 def _fake_conv2d_inference(
     input: Tensor, weight: Tensor, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
@@ -65,4 +74,4 @@ def _fake_conv2d_inference(
     check((running_mean is None) == (running_var is None), "expected running_mean and running_var, or neither")
     check_like(residual, size, input, "residual")
     check_activation(activation)
-    return empty_output(input, weight, size)
+    return empty_result(input, weight, size, running_mean is not None or residual is not None)

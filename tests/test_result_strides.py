@@ -1,0 +1,78 @@
+"""The results of converted and frozen models have PyTorch's strides, even if they fit both memory formats."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastconv
+
+CHANNELS_LAST = torch.channels_last
+
+
+class Block(nn.Module):
+    """A convolution, a batch norm, an addition and ReLU, and a convolution that reads the result."""
+
+    def __init__(self, channels: int, kernel: int, add: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.norm, self.relu, self.last = nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 3, 3, padding=1)
+        self.add = add
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        y = self.norm(y)
+        y = self.add(y, x)
+        y = self.relu(y)
+        return y, self.last(y)
+
+
+class Added(Block):
+    """The same, with the addition in ``forward`` itself."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.conv(x)
+        y = self.norm(y)
+        y = y + x
+        y = self.relu(y)
+        return y, self.last(y)
+
+
+def in_place(y: Tensor, x: Tensor) -> Tensor:
+    y += x
+    return y
+
+
+BLOCKS: dict[str, Callable[[int, int], Block]] = {
+    "none": lambda channels, kernel: Block(channels, kernel, lambda y, x: y),
+    "y + x": lambda channels, kernel: Block(channels, kernel, lambda y, x: y + x),
+    "x + y": lambda channels, kernel: Block(channels, kernel, lambda y, x: x + y),
+    "y += x": lambda channels, kernel: Block(channels, kernel, in_place),
+    "in forward": lambda channels, kernel: Added(channels, kernel, in_place),
+}
+
+
+def with_strides_of_channels_last(size: tuple[int, ...]) -> Tensor:
+    N, C, H, W = size
+    return torch.randn(N, H, W, C).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("size", [(3, 4, 1, 1), (1, 4, 1, 1), (2, 1, 5, 5), (2, 1, 1, 1), (2, 4, 1, 5), (0, 4, 5, 5)])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("input", [torch.randn, with_strides_of_channels_last])
+def test_strides_are_pytorchs(name: str, size: tuple[int, ...], weights: Any, input: Any) -> None:
+    model = BLOCKS[name](size[1], 3).eval().to(memory_format=weights)
+    x = input(size)
+    for found in (fastconv.convert(copy.deepcopy(model)), fastconv.freeze(model)):
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad):
+                for result, expected in zip(found(x), model(x), strict=True):
+                    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+                    assert result.stride() == expected.stride()
+            x = x.detach().requires_grad_()
