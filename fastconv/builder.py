@@ -43,8 +43,7 @@ def build_cnn(
 
     The layers compute in the order in which they are listed. Each convolution and each dense layer is followed by a
     ReLU, unless another activation is listed after it. If a batch normalisation follows the layer, the ReLU comes after
-    that. A convolution, its ReLU and
-    the max-pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
+    that. A convolution, its ReLU and the max-pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
 
     Args:
         description: the layers, separated by commas:
