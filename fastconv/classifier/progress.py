@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager
-from typing import Any, TextIO
+from typing import IO, Any
 
 from fastconv.classifier.fit import Totals
 from fastconv.classifier.history import EpochResult
@@ -39,7 +39,7 @@ class Progress(AbstractContextManager["Progress"]):
         epochs: int,
         steps: int | None = None,
         images: int | None = None,
-        file: TextIO | None = None,
+        file: IO[str] | None = None,
         bar: bool = False,
         lines: bool = True,
     ) -> None:
