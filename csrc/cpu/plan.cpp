@@ -56,8 +56,8 @@ bool pools_in_registers(const FusedShape& f) {
   return size && f.windows_touch() && !never(pool_in_registers);
 }
 
-// Whether sparse_gradient can compute the shape. Without `partial` vectors, it must use full ones. A vector holds a run
-// of adjacent taps.
+// Returns whether sparse_gradient can compute the shape. A vector holds a run of adjacent taps. Unless `partial` is
+// true, a run must fill a vector.
 template <class T>
 bool can_be_sparse(const FusedShape& f, bool partial) {
   const Conv2dShape& s = f.conv;
@@ -75,7 +75,7 @@ bool can_be_sparse(const FusedShape& f, bool partial) {
 }
 
 // Time of the dense kernel / time of sparse_gradient, by the share of non-zero values. The dense kernel is the direct
-// one, but in the rows "data" Winograd's, except for 5x5:
+// one. In the rows "data", it is Winograd's, except for 5x5.
 //                            0.80  0.60  0.49  0.40  0.30  0.20  0.12  0.05
 //   32->64   13x13  weight   1.0   1.3   1.5   1.7   1.9   2.4   3.2   4.4
 //                   data     0.6   0.8   0.9   1.2   1.6   2.1   3.1   4.9
@@ -98,8 +98,8 @@ double sparse_data_below(const Conv2dShape& s, const std::optional<WinogradCut>&
   return cut ? 0.6 * static_cast<double>(cut->cost) / static_cast<double>(s.N * s.P * s.Q * 9) : 0.55;
 }
 
-// Chooses sparse_gradient if the share of non-zero values is `below` a limit. It skips zeros of the pool's gradient if
-// it can, else zeros of the convolution's gradient.
+// Chooses sparse_gradient if the share of non-zero values is `below` a limit. The kernel skips zeros of the pool's
+// gradient if it supports the pool. Otherwise, it skips zeros of the convolution's gradient.
 template <class T>
 bool chooses_sparse(const FusedShape& f, const GradientFacts& gradient, double below, int64_t least_windows,
                     BackwardPlan& plan) {
@@ -139,7 +139,7 @@ bool can_have_few_channels(const FusedShape& f, const GradientFacts& gradient) {
   return !never(few_channels) && kernels().conv2d<T>().few_channels.supports(f) && gradient.other_is_finite();
 }
 
-// Whether PyTorch computes dx of a fused operator, from the gradient of the convolution.
+// Returns whether PyTorch computes dx of a fused operator, from the gradient of the convolution.
 template <class T>
 bool torch_computes_fused_data(const FusedShape& f, const GradientFacts& gradient) {
   return std::is_same_v<T, float> && gradient.has_argmax && torch_can_compute_exactly(f.conv) &&
