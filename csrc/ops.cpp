@@ -55,7 +55,7 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
   // activation(batch_norm(conv2d(input)) + residual) with the running statistics, for inference on the CPU. Without
-  // running_mean and running_var, there is no batch norm. It has no gradient.
+  // running_mean and running_var, there is no batch norm. The operator has no gradient.
   m.def(
       "conv2d_inference(Tensor input, Tensor weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
       "Tensor? norm_weight, Tensor? norm_bias, Tensor? residual, SymInt[2] stride, SymInt[2] padding, "
@@ -89,27 +89,18 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
-  using namespace fastconv;
-  m.impl("conv2d", TORCH_BOX(&cpu::conv2d));
-  m.impl("conv2d_backward", TORCH_BOX(&cpu::conv2d_backward));
-  m.impl("conv2d_backward_data", TORCH_BOX(&cpu::conv2d_backward_data));
-  m.impl("conv2d_backward_weight", TORCH_BOX(&cpu::conv2d_backward_weight));
-  m.impl("max_pool2d", TORCH_BOX(&cpu::max_pool2d));
-  m.impl("max_pool2d_backward", TORCH_BOX(&cpu::max_pool2d_backward));
-  m.impl("relu", TORCH_BOX(&cpu::relu));
-  m.impl("relu_", TORCH_BOX(&cpu::relu_));
-  m.impl("relu_backward", TORCH_BOX(&cpu::relu_backward));
-  m.impl("batch_norm_statistics", TORCH_BOX(&cpu::batch_norm_statistics));
-  m.impl("batch_norm", TORCH_BOX(&cpu::batch_norm));
-  m.impl("batch_norm_backward", TORCH_BOX(&cpu::batch_norm_backward));
-  m.impl("conv2d_inference", TORCH_BOX(&cpu::conv2d_inference));
-  m.impl("conv2d_chain", TORCH_BOX(&cpu::conv2d_chain));
-  m.impl("conv2d_relu", TORCH_BOX(&cpu::conv2d_relu));
-  m.impl("conv2d_relu_max_pool2d", TORCH_BOX(&cpu::conv2d_relu_max_pool2d));
-  m.impl("conv2d_relu_backward", TORCH_BOX(&cpu::conv2d_relu_backward));
-  m.impl("conv2d_relu_max_pool2d_backward", TORCH_BOX(&cpu::conv2d_relu_max_pool2d_backward));
+  using namespace fastconv::cpu;
+  FC_REGISTER_OPERATORS(m)
+  m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics));
+  m.impl("batch_norm", TORCH_BOX(&batch_norm));
+  m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+  m.impl("conv2d_inference", TORCH_BOX(&conv2d_inference));
+  m.impl("conv2d_chain", TORCH_BOX(&conv2d_chain));
 }
 
 #if defined(FASTCONV_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) { fastconv::cuda::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fastconv, CUDA, m) {
+  using namespace fastconv::cuda;
+  FC_REGISTER_OPERATORS(m)
+}
 #endif

@@ -19,6 +19,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor>;  // of input, weight and bias
+using Fused = std::tuple<Tensor, Tensor>;              // the output and argmax of a fused operator
 
 // Throws std::runtime_error with the text `parts` unless the condition holds. Python raises it as a RuntimeError with
 // the same text.

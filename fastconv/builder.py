@@ -41,9 +41,9 @@ def build_cnn(
 ) -> nn.Sequential:
     """Build a network from a description. A last dense layer is added, which has no activation.
 
-    The layers compute in the order in which they are listed. A ReLU follows each convolution and each dense layer, or
-    the batch normalisation after it. Another activation after the layer takes its place. A convolution, its ReLU and
-    the max-pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
+    The layers compute in the order in which they are listed. Each convolution and each dense layer is followed by a
+    ReLU, unless another activation is listed after it. If a batch normalisation follows the layer, the ReLU comes after
+    that. A convolution, its ReLU and the max-pool after it become one layer, :class:`fastconv.nn.ConvReLUMaxPool2d`.
 
     Args:
         description: the layers, separated by commas:

@@ -23,9 +23,10 @@ def freeze(model: nn.Module) -> nn.Module:
     convolution. The weights are packed in the first call and never compared again, so later changes of the frozen
     weights have no effect. The model itself does not change.
 
-    ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. The copy
-    is converted instead (:func:`fastconv.convert`), with packed weights, if the record would miss something. Its stages
-    and blocks that take one tensor are then recorded one by one. The record of a model would miss something if
+    ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. If the
+    record would miss something, the copy is converted instead (:func:`fastconv.convert`), and its weights are packed.
+    The stages and blocks of the copy that take one tensor are then recorded one by one. The record of a model would
+    miss something if
 
     - it has an ``if`` or a loop that depends on the input or on the modes of PyTorch;
     - it asks for the type or the identity of a value, as in ``mask is None``;

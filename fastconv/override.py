@@ -68,10 +68,10 @@ _OWN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
 class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_grad
     """A context in which fastconv computes this thread's calls of PyTorch's conv2d, max_pool2d, relu and batch_norm.
 
-    These are ``torch.nn.functional.conv2d``, ``max_pool2d``, ``max_pool2d_with_indices`` and ``relu``,
-    ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, their in-place forms,
-    ``torch.nn.functional.batch_norm``, and all code that calls them: the layers of :mod:`torch.nn`, Keras on its torch
-    backend. Values, gradients, memory formats and errors are PyTorch's. PyTorch handles what fastconv does not support:
+    The context covers ``conv2d``, ``max_pool2d``, ``max_pool2d_with_indices``, ``relu`` and ``batch_norm`` of
+    ``torch.nn.functional``, ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, and the in-place
+    forms. So it covers all code that calls them, such as the layers of :mod:`torch.nn` and Keras on its torch backend.
+    Values, gradients, memory formats and errors are PyTorch's. PyTorch handles what fastconv does not support:
     see :mod:`fastconv.functional`.
 
     The context uses PyTorch's override protocol (:class:`torch.overrides.TorchFunctionMode`). Nothing is patched, other

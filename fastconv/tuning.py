@@ -45,7 +45,7 @@ class tune(ContextDecorator):  # lower case, as torch.no_grad
     The first call of a convolution within the context runs all algorithms of fastconv that can compute it, and
     PyTorch's own operator, on the tensors of the call. Forward, the gradient of the input and the gradient of the
     weight are separate choices. Later calls use the fastest one, also outside of the context, until the process ends.
-    It is what :attr:`torch.backends.cudnn.benchmark` does on a GPU.
+    :attr:`torch.backends.cudnn.benchmark` does the same on a GPU.
 
     A choice is for one shape, dtype, memory format and number of threads. For a gradient it is also for the share of
     zeros, in steps of an eighth. The context works for every route to fastconv: functions, layers, converted models,

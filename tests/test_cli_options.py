@@ -15,8 +15,8 @@ import pytest
 from helpers import COMMAND, ENVIRONMENT, ROOT, complaint, run
 
 import fastconv
-from fastconv.classifier import checkpoint
-from fastconv.classifier.cli import progress, train_options
+from fastconv.classifier import checkpoint, progress
+from fastconv.classifier.cli import train_options
 from fastconv.classifier.cli.main import _click_command, main
 from fastconv.classifier.config import settle
 

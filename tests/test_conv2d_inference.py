@@ -42,6 +42,7 @@ SHAPES = {
     "direct, one channel": [conv(5, 1, 12, 11, 33, 3, 3)],
     "winograd": [conv(2, 3, 9, 7, 5, 3, 3, padding=1), conv(3, 17, 12, 13, 33, 3, 3)],
     "small_output": [conv(3, 16, 9, 7, 37, 3, 2, padding=1, stride=2), conv(1, 32, 4, 4, 7, 1, 1)],
+    "image_filter": [conv(2, 3, 11, 23, 3, 3, 5, groups=3, padding=2), conv(3, 2, 9, 18, 4, 2, 3, padding=1)],
     "thin_groups": [
         conv(2, 37, 9, 8, 37, 3, 3, groups=37, padding=1), conv(2, 18, 9, 8, 18, 3, 3, groups=9, padding=1, stride=2),
     ],
@@ -143,8 +144,8 @@ def test_the_results_are_pytorchs(
 def test_every_algorithm_applies_the_epilogue(
     name: str, choice: str, epilogue: Any, activation: Activation, layout: str, band: int, level: str
 ) -> None:
-    algorithm = name if name in ("winograd", "small_output") else ""
-    others = {"winograd": "never", "small_output": "never"}
+    forced = ("winograd", "small_output", "image_filter")
+    algorithm, others = name if name in forced else "", dict.fromkeys(forced, "never")
     for case in SHAPES[name]:
         chosen = {"torch": "always"} if choice == "torch" else {**others, **({algorithm: choice} if algorithm else {})}
         _C.set_algorithms(chosen, -1, band)

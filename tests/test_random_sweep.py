@@ -34,7 +34,7 @@ POOL = ((2, 2), (2, 2), (0, 0), (1, 1))
 GATED = 255  # the value in argmax of a result that ReLU set to 0
 OPTIONS = (
     "winograd", "small_output", "sparse_gradient", "few_channels", "pool_in_registers", "weight_as_patches",
-    "thin_groups", "gemm", "pairs",
+    "thin_groups", "gemm", "pairs", "image_filter",
 )  # fmt: skip
 #: For each algorithm, the options that are set to "always" or left to the plan. All others are set to "never".
 ALGORITHMS = {
@@ -48,6 +48,7 @@ ALGORITHMS = {
     "weight_as_patches": ("sparse_gradient", "weight_as_patches"),
     "gemm": ("gemm",),
     "few_channels": ("few_channels",),
+    "image_filter": ("image_filter",),
 }
 #: For 16 bits: two algorithms that read 16 bits, and two that read float32.
 ALGORITHMS_16 = ("pairs", "thin_groups", "gemm", "direct")

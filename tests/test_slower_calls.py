@@ -19,7 +19,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "reference" / "pytorch_calls.md"
 #: For each rule, a call that it leaves to PyTorch: pass, input, weight, stride, padding, dilation, groups.
 EXAMPLES: dict[str, tuple[Any, ...]] = {
     "padding": ("backward_weight", (1, 256, 28, 28), (256, 256, 3, 3), 1, 12, 12, 1),
-    "forward_depthwise": ("forward", (8, 3, 256, 256), (3, 1, 11, 11), 1, 0, 1, 3),
     "forward_depthwise_stride": ("forward", (8, 64, 112, 112), (64, 1, 3, 3), 2, 1, 1, 64),
     "forward_depthwise_sets": ("forward", (8, 512, 14, 14), (512, 1, 3, 3), 1, 1, 1, 512),
     "forward_writes": ("forward", (1, 3, 224, 224), (64, 3, 3, 3), 1, 1, 1, 1),

@@ -134,6 +134,7 @@ def test_the_calls_of_these_tests_have_every_candidate() -> None:
     expected = {
         "torch", "direct", "pool_in_registers", "thin_groups", "winograd_2", "winograd_3", "small_output",
         "sparse_gradient", "weight_as_patches", "gemm", "few_channels",
+        "image_filter",
     }  # fmt: skip
     if _C.cpu_capability() == "default":
         expected.discard("winograd_3")

@@ -4,9 +4,9 @@
 #include "tuning.h"
 
 namespace fastconv::cpu {
-namespace {
 
-Fused forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+Fused run_fused(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const WorkspaceScope scope;
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
@@ -16,26 +16,6 @@ Fused forward(const FusedShape& f, const Tensor& input, const Tensor& weight, co
   const Tuned tuned(Pass::forward, true, operands, run);
   run();
   return {output, argmax};
-}
-
-}  // namespace
-
-Fused conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-                  const Ints& padding, const Ints& dilation, int64_t groups) {
-  const WorkspaceScope scope;
-  return forward(without_pool(check_conv2d(input, weight, bias, stride, padding, dilation, groups)), input, weight,
-                 bias);
-}
-
-Fused conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                             const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                             const Ints& pool_dilation, bool pool_ceil_mode) {
-  const WorkspaceScope scope;
-  const FusedShape f =
-      check_conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
-                                   pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return forward(f, input, weight, bias);
 }
 
 Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
@@ -58,14 +38,6 @@ Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tenso
   const Tuned data(Pass::backward_data, needs_input, for_data, [&] { run(true, false); });
   const Tuned sums(Pass::backward_weight, needs_weight, for_weight, [&] { run(false, true); });
   return run(needs_input, needs_weight);
-}
-
-Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, int64_t groups) {
-  const Ints one{1, 1}, none{0, 0};
-  return conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, needs_input, needs_weight, stride, padding,
-                                         dilation, groups, one, one, none, one);
 }
 
 }  // namespace fastconv::cpu

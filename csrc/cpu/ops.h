@@ -1,26 +1,11 @@
 // The operators' functions on the CPU. Schemas: ../ops.cpp.
 #pragma once
 
-#include "../operators.h"
+#include "../checks.h"
 
 namespace fastconv::cpu {
 
-Conv2dOperator conv2d;
-Conv2dBackwardOperator conv2d_backward;
-Conv2dBackwardDataOperator conv2d_backward_data;
-Conv2dBackwardWeightOperator conv2d_backward_weight;
-
-Conv2dReluOperator conv2d_relu;
-Conv2dReluBackwardOperator conv2d_relu_backward;
-Conv2dReluMaxPool2dOperator conv2d_relu_max_pool2d;
-Conv2dReluMaxPool2dBackwardOperator conv2d_relu_max_pool2d_backward;
-
-MaxPool2dOperator max_pool2d;
-MaxPool2dBackwardOperator max_pool2d_backward;
-
-ReluOperator relu;
-ReluInPlaceOperator relu_;
-ReluBackwardOperator relu_backward;
+#include "../operators.h"
 
 // ---- only the CPU has these --------------------------------------------------------------------------------------
 

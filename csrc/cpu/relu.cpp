@@ -47,26 +47,14 @@ void apply_backward(void (*kernel)(const T*, const T*, T*, int64_t), const Tenso
                [&](int64_t begin, int64_t end) { kernel(from + begin, at + begin, to + begin, end - begin); });
 }
 
-void apply(const Tensor& from, const Tensor& to) {
+}  // namespace
+
+void write_relu(const Tensor& from, const Tensor& to) {
   if (is_reduced(from)) return apply(reduced_kernels(from.scalar_type()).relu, from, to);
   dispatch_real(from, "relu", [&](auto type) {
     using T = decltype(type);
     apply<T>(kernels().relu<T>().forward, from, to);
   });
-}
-
-}  // namespace
-
-Tensor relu(const Tensor& input) {
-  const Tensor output = empty_as(input);
-  apply(ordered_as(input, output), output);
-  return output;
-}
-
-void relu_(const Tensor& input) {
-  if (fills_memory(input)) return apply(input, input);
-  check_no_overlap(input);
-  copy(relu(input), input);
 }
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {

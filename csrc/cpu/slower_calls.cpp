@@ -28,9 +28,6 @@ bool only_writes(const Conv2dShape& s) {
 
 bool is_depthwise(const Conv2dShape& s) { return s.groups == s.C && s.groups == s.K && s.groups > 1; }
 
-// SSIM 3->3 11x11, depthwise: 0.80  0.75. Three of sixteen lanes are in use.
-bool is_depthwise_on_few_channels(const Conv2dShape& s) { return is_depthwise(s) && s.C <= 4 && s.R * s.S >= 25; }
-
 // forward, depthwise with a stride on large images, channels_last. Most of the time goes into reading the image, one
 // line of channels at a time. Batch of 8, Zen 5, three processes. In NCHW: 1.7 to 2.5.
 //   64 3x3 /2, 112x112      0.75  0.79  0.87        96 3x3 /2, 112x112      0.75  0.82  0.95
@@ -163,7 +160,6 @@ struct Rule {
 };
 constexpr const char* for_padding = "padding";  // for every type and pass
 constexpr Rule rules[] = {
-    {"forward_depthwise", ScalarType::Float, Pass::forward, is_depthwise_on_few_channels},
     {"forward_depthwise_stride", ScalarType::Float, Pass::forward, has_stride_on_large_images, false, true},
     {"forward_depthwise_sets", ScalarType::Float, Pass::forward, has_pixels_in_few_sets, false, true},
     {"forward_writes", ScalarType::Float, Pass::forward, only_writes},

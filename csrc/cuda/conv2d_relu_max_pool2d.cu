@@ -8,9 +8,7 @@ namespace fastconv::cuda {
 
 FC_FORWARD_KERNELS(extern template)
 
-namespace {
-
-Fused forward(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+Fused run_fused(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_coordinates(f.conv);
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
   const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
@@ -26,24 +24,6 @@ Fused forward(const FusedShape& f, const Tensor& input, const Tensor& weight, co
                                      stream);
   });
   return {output, argmax};
-}
-
-}  // namespace
-
-Fused conv2d_relu(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-                  const Ints& padding, const Ints& dilation, int64_t groups) {
-  return forward(without_pool(check_conv2d(input, weight, bias, stride, padding, dilation, groups)), input, weight,
-                 bias);
-}
-
-Fused conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                             const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                             const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                             const Ints& pool_dilation, bool pool_ceil_mode) {
-  const FusedShape f =
-      check_conv2d_relu_max_pool2d(input, weight, bias, stride, padding, dilation, groups, pool_kernel_size,
-                                   pool_stride, pool_padding, pool_dilation, pool_ceil_mode);
-  return forward(f, input, weight, bias);
 }
 
 }  // namespace fastconv::cuda

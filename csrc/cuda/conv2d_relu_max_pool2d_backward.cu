@@ -38,12 +38,4 @@ Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tenso
   return gradients;
 }
 
-Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                               const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
-                               const Ints& padding, const Ints& dilation, int64_t groups) {
-  const Ints one{1, 1}, none{0, 0};
-  return conv2d_relu_max_pool2d_backward(grad_output, argmax, input, weight, needs_input, needs_weight, stride, padding,
-                                         dilation, groups, one, one, none, one);
-}
-
 }  // namespace fastconv::cuda

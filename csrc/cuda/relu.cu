@@ -3,27 +3,12 @@
 #include "ops.h"
 
 namespace fastconv::cuda {
-namespace {
 
-void apply(const Tensor& from, const Tensor& to) {
+void write_relu(const Tensor& from, const Tensor& to) {
   launch_on(from, "relu", [&](auto type, Stream stream) {
     using T = decltype(type);
     launch_relu(data<T>(from), mutable_data<T>(to), from.numel(), stream);
   });
-}
-
-}  // namespace
-
-Tensor relu(const Tensor& input) {
-  const Tensor output = empty_as(input);
-  apply(ordered_as(input, output), output);
-  return output;
-}
-
-void relu_(const Tensor& input) {
-  if (fills_memory(input)) return apply(input, input);
-  check_no_overlap(input);
-  copy(relu(input), input);
 }
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {

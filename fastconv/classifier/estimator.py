@@ -181,7 +181,7 @@ class Classifier:
             raise TrainingError("patience needs validation images: pass validation_split or validation_data")
         params = {"epochs": epochs, "steps": batches.steps, "figures": objective.figures(held_out is not None)}
         watching = Callbacks(callbacks, self, params, self._count_epoch)
-        with torch.random.fork_rng(devices=[]), Progress(epochs, batches.steps, verbose) as progress:
+        with torch.random.fork_rng(devices=[]), Progress.for_fit(epochs, batches.steps, verbose) as progress:
             training = Training(
                 batches, None, config, model=self.model, held_out=held_out, objective=objective,
                 epochs_before=self._epochs_done,

@@ -19,7 +19,7 @@ def run(training: Training, callbacks: Callbacks, progress: Progress, stopped: C
         callbacks.call("on_epoch_begin", epoch - 1, {})
 
     def on_step(epoch: int, totals: Totals) -> None:
-        progress.step(totals)
+        progress.step(epoch, totals)
         if callbacks.watches_batches and totals.own:
             logs = dict(zip(("loss", "accuracy"), totals.means(), strict=True))
             callbacks.call("on_train_batch_end", training.steps - 1, logs)

@@ -17,6 +17,7 @@ THREADS = (1, 2, 3, 8)
 LEVELS = fastconv._C.cpu_capabilities()
 ALGORITHMS = (
     "winograd", "small_output", "sparse_gradient", "gemm", "few_channels", "pool_in_registers", "weight_as_patches",
+    "image_filter",
 )  # fmt: skip
 CHANNELS = (1, 1, 2, 3, 3, 4, 5, 7, 8, 15, 16, 16, 17, 31, 32, 32, 33, 47, 48, 64, 65)
 MANY_CHANNELS = (127, 128, 192, 256, 384, 509, 512)

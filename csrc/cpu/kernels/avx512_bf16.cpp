@@ -27,14 +27,15 @@
 #include "pairs_weight.h"
 
 namespace fastconv {
-const PairsKernels kernels_pairs = {.steps = avx512_bf16::pairs::pair_steps,
-                                    .forward = avx512_bf16::pairs::forward,
-                                    .pack_weight_backward = avx512_bf16::pairs::pack_weight_backward,
-                                    .weight = {.block_rows = avx512_bf16::block_rows,
-                                               .block_lanes = avx512_bf16::block_lanes<float>,
-                                               .workspace_size = avx512_bf16::pairs::workspace_size,
-                                               .backward_weight = avx512_bf16::pairs::backward_weight}};
-}
+using namespace avx512_bf16;
+const PairsKernels kernels_pairs = {.steps = pairs::pair_steps,
+                                    .forward = pairs::forward,
+                                    .pack_weight_backward = pairs::pack_weight_backward,
+                                    .weight = {.block_rows = block_rows,
+                                               .block_lanes = block_lanes<float>,
+                                               .workspace_size = gemm_weight::workspace_size<pairs::TwoPixels>,
+                                               .backward_weight = gemm_weight::backward_weight<pairs::TwoPixels>}};
+}  // namespace fastconv
 
 #if defined(__clang__)
 #pragma clang attribute pop

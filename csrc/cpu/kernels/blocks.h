@@ -36,30 +36,30 @@ int64_t round_up_to_lanes(int64_t channels) {
   return ceil_div(channels, lanes<T>) * lanes<T>;
 }
 
+// The rows of a register block that holds `count` rows: block_rows, or two thirds or one third of it.
+constexpr int third_of_rows = block_rows / 3;
+inline int64_t rows_of_block(int64_t count) {
+  return count > 2 * third_of_rows ? block_rows : count > third_of_rows ? 2 * third_of_rows : third_of_rows;
+}
+
+// Calls f(Constant<rows_of_block(count)>{}).
+template <class F>
+FC_INLINE void with_rows_of_block(int64_t count, const F& f) {
+  if (count <= third_of_rows) {
+    f(Constant<third_of_rows>{});
+  } else if (count <= 2 * third_of_rows) {
+    f(Constant<2 * third_of_rows>{});
+  } else {
+    f(Constant<block_rows>{});
+  }
+}
+
 template <class T, int vectors, int rows>
 FC_INLINE void store_block(const Block<T, vectors, rows>& acc, int row, T* to, int64_t last_lanes) {
 #pragma GCC unroll 2
   for (int v = 0; v < vectors - 1; ++v) store(to + v * lanes<T>, acc.value[row][v]);
   store_upto(to + (vectors - 1) * lanes<T>, acc.value[row][vectors - 1], last_lanes);
 }
-
-// Fetches pixels into the second-level cache ahead of their use, block by block. The pixels are contiguous in memory,
-// and a block has `size` elements. If size is 0, nothing is fetched. Milliseconds of forward in bfloat16, batch of 8, 2
-// threads of Zen 5, x not in the caches, without / with 4 KB / with 12 KB ahead:
-//   256->64 1x1, 56x56    1.28 / 0.97 / 0.97        32->64 1x1, 112x112    0.71 / 0.68 / 0.57
-template <class T>
-class PixelsAhead {
- public:
-  explicit PixelsAhead(int64_t size) : size_(size), distance_(size < least ? least : size) {}
-
-  FC_INLINE void fetch(const T* block) const {
-    for (int64_t i = 0; i < size_; i += 64 / int64_t{sizeof(T)}) __builtin_prefetch(block + distance_ + i, 0, 2);
-  }
-
- private:
-  static constexpr int64_t least = 12 * 1024 / int64_t{sizeof(T)};
-  int64_t size_, distance_;
-};
 
 // `to` is aligned to a vector, and all lanes are in use.
 template <class T, int vectors, int rows>

@@ -19,23 +19,12 @@
 
 namespace fastconv::FC_LEVEL::gemm_weight {
 
-// The rows of a register block: block_rows, or two thirds or one third of it for the last output channels.
-constexpr int third_of_rows = block_rows / 3;
-inline int64_t rows_of_block(int64_t channels) {
-  return channels > 2 * third_of_rows ? block_rows : channels > third_of_rows ? 2 * third_of_rows : third_of_rows;
-}
-
-// The elements of workspace for a tile: the packed g of `channels` channels, one panel of x, and a vector at the end of
-// each, because whole vectors are stored.
+// The elements of the packed g of `channels` channels, with a vector at the end, because whole vectors are stored. In
+// workspace, one panel of x follows, with a vector at its end.
 template <class T>
 int64_t packed_gradient_size(int64_t pixels, int64_t channels) {
   return pixels * ceil_div(channels, block_rows) * block_rows + lanes<T>;
 }
-template <class T>
-int64_t workspace_size(int64_t pixels, int64_t channels) {
-  return packed_gradient_size<T>(pixels, channels) + pixels * block_lanes<T> + lanes<T>;
-}
-
 // Asks for the line of memory that is `ahead` elements away. The next tile is read from there.
 template <class T>
 FC_INLINE void prefetch(const T* from, int64_t ahead) {
@@ -83,16 +72,6 @@ FC_INLINE void pack_gradient_block(const T* g, const PackedMatrix& size, int64_t
     T* at = db + v * lanes<T>;
     const int64_t left = count - v * lanes<T>;
     store_upto(at, load_upto(at, left) + ((sum[0][v] + sum[1][v]) + (sum[2][v] + sum[3][v])), left);
-  }
-}
-
-// Packs g. The rows of a block that have no channel keep what was there. Adds to db, if that is not null.
-template <class T>
-void pack_gradient(const T* g, const PackedMatrix& size, T* to, T* db) {
-  for (int64_t k = 0; k < size.channels; k += block_rows) {
-    const int64_t left = size.channels - k, rows = rows_of_block(left), count = left < rows ? left : rows;
-    pack_gradient_block(g + k, {size.pixels, count, size.stride, size.ahead}, rows, to, db ? db + k : nullptr);
-    to += size.pixels * rows;
   }
 }
 
@@ -196,36 +175,65 @@ void weight_panel(int64_t pixels, const T* g, const T* x, int64_t channels, Weig
   };
   while (k + block_rows <= channels) compute(Constant<block_rows>{}, block_rows);
   if (k == channels) return;
-  const int64_t left = channels - k, rows = rows_of_block(left);
-  if (rows == block_rows) {
-    compute(Constant<block_rows>{}, left);
-  } else if (rows == 2 * third_of_rows) {
-    compute(Constant<2 * third_of_rows>{}, left);
-  } else {
-    compute(Constant<third_of_rows>{}, left);
+  const int64_t left = channels - k;
+  with_rows_of_block(left, [&](auto rows) { compute(rows, left); });
+}
+
+// The steps of the product add one pixel each. pairs_weight.h has the same for steps of two pixels.
+template <class T>
+struct OnePixel {
+  using Stored = T;
+  using Sum = T;
+  static constexpr int64_t pixels = 1;
+
+  static FC_INLINE void pack_gradient(const T* g, const PackedMatrix& size, int64_t rows, T* to, T* db) {
+    pack_gradient_block(g, size, rows, to, db);
   }
+  template <int vectors>
+  static void pack_input(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g,
+                         const TapPanel<T>& panel, int64_t ahead, T* to) {
+    pack_taps<T, vectors>(s, x, g, panel, ahead, to);
+  }
+  template <int vectors, int rows>
+  static constexpr auto block = weight_block<T, vectors, rows>;
+};
+
+template <class Steps>
+int64_t workspace_size(int64_t pixels, int64_t channels) {
+  using T = typename Steps::Sum;
+  const int64_t steps = ceil_div(pixels, Steps::pixels);
+  return packed_gradient_size<T>(steps, channels) + steps * block_lanes<T> + lanes<T>;
 }
 
 // Computes one tile's contribution to dw[k, taps] and to db[k]. The images of g are contiguous. The taps begin at a
-// multiple of block_lanes. `workspace` has workspace_size elements.
-template <class T>
-void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const GradientTile<T>& g, const WeightPart& part,
-                     const WeightSums<T>& sums, T* workspace) {
+// multiple of block_lanes. `workspace` has workspace_size elements. Rows of packed g that have no channel keep what was
+// there.
+template <class Steps>
+void backward_weight(const Conv2dShape& s, const InputTile<typename Steps::Stored>& x,
+                     const GradientTile<typename Steps::Stored>& g, const WeightPart& part,
+                     const WeightSums<typename Steps::Sum>& sums, typename Steps::Sum* workspace) {
+  using T = typename Steps::Sum;
   const int64_t pixels = g.images * g.rows * s.Q, taps = s.taps(), channels = part.k.last - part.k.first;
-  const int64_t group = part.k.first / s.group_K();
+  const int64_t steps = ceil_div(pixels, Steps::pixels), group = part.k.first / s.group_K();
   FASTCONV_ASSERT(readable(g.data) && readable(workspace) &&
                   (taps == 0 || (readable(x.data) && readable(sums.weight))));
   FASTCONV_ASSERT(g.images > 0 && g.rows > 0 && g.row >= 0 && g.row + g.rows <= s.P);
   FASTCONV_ASSERT(g.images == 1 || g.image_stride == g.rows * s.Q * s.K);
   FASTCONV_ASSERT(0 <= part.taps.first && part.taps.first <= part.taps.last && part.taps.last <= taps);
   FASTCONV_ASSERT(part.taps.first % block_lanes<T> == 0 && channels > 0 && part.k.last <= (group + 1) * s.group_K());
-  T* packed_x = workspace + packed_gradient_size<T>(pixels, channels);
-  const InputTile<T> group_x = {x.data + group * s.group_C(), x.strides};
+  const InputTile<typename Steps::Stored> group_x = {x.data + group * s.group_C(), x.strides};
   T* db = sums.bias ? sums.bias + part.k.first : nullptr;
   if (db && part.overwrite) {
     for (int64_t k = 0; k < channels; ++k) db[k] = 0;
   }
-  pack_gradient(g.data + part.k.first, {pixels, channels, s.K, part.g_ahead}, workspace, db);
+  T* packed_g = workspace;
+  for (int64_t k = 0; k < channels; k += block_rows) {
+    const int64_t left = channels - k, rows = rows_of_block(left), count = left < rows ? left : rows;
+    Steps::pack_gradient(g.data + part.k.first + k, {pixels, count, s.K, part.g_ahead}, rows, packed_g,
+                         db ? db + k : nullptr);
+    packed_g += steps * rows;
+  }
+  T* packed_x = workspace + packed_gradient_size<T>(steps, channels);
   for (int64_t tap = part.taps.first; tap < part.taps.last; tap += block_lanes<T>) {
     const int64_t left = part.taps.last - tap, count = left < block_lanes<T> ? left : block_lanes<T>;
     const TapPanel<T> panel(s, x.strides, tap, count);
@@ -233,9 +241,9 @@ void backward_weight(const Conv2dShape& s, const InputTile<T>& x, const Gradient
     const WeightTarget<T> to{sums.weight + part.k.first * taps + tap, taps, last_lanes, part.overwrite};
     const auto compute = [&](auto of_panel) {
       constexpr int vectors = decltype(of_panel)::value;
-      pack_taps<T, vectors>(s, group_x, g, panel, part.x_ahead, packed_x);
-      weight_panel<T>(pixels, workspace, packed_x, channels, to,
-                      [](auto rows) { return weight_block<T, vectors, decltype(rows)::value>; });
+      Steps::template pack_input<vectors>(s, group_x, g, panel, part.x_ahead, packed_x);
+      weight_panel<T>(steps, workspace, packed_x, channels, to,
+                      [](auto rows) { return Steps::template block<vectors, decltype(rows)::value>; });
     };
     count > lanes<T> ? compute(Constant<2>{}) : compute(Constant<1>{});
   }

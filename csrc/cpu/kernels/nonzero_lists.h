@@ -137,4 +137,38 @@ FC_INLINE int64_t list_channels(const WindowPixel<T>& pixel, ChannelRange channe
   return found;
 }
 
+// The lists of a tile: one for each window, pixel of the window and block of channels, in this order. List i begins at
+// element end[i - 1] of `offset` and `value`, and ends at element end[i].
+template <class T>
+struct TileLists {
+  const Offset<T>*offset, *end;
+  const T* value;
+};
+
+// Lists the gradients of a tile in `workspace`, in blocks of `block` channels. Offsets count `step` for each channel.
+template <class T>
+FC_INLINE TileLists<T> list_tile(const FusedShape& f, const SparseGradientTile<T>& g, int64_t block, int64_t step,
+                                 const NonZeroList<T>& workspace) {
+  const int64_t K = f.conv.K, row_windows = g.rows * f.pool.Q;
+  Offset<T>* end = workspace.offset;
+  *end++ = 0;
+  const int64_t lists = g.images * row_windows * f.window() * ceil_div(K, block);
+  const NonZeroList<T> list = {workspace.offset + lists + 1, workspace.value};
+  int64_t found = 0;
+  Offset<T>* list_end = end;
+  for (int64_t n = 0; n < g.images; ++n) {
+    for (int64_t i = 0; i < row_windows; ++i) {
+      const int64_t from = (n * f.pool.P * f.pool.Q + i) * K;
+      for (int64_t pixel = 0; pixel < f.window(); ++pixel) {
+        for (int64_t k = 0; k < K; k += block) {
+          const ChannelRange channels = {k, k + block < K ? k + block : K};
+          found = list_channels<T>({g.data + from, g.argmax + from, pixel}, channels, step, list, found);
+          *list_end++ = static_cast<Offset<T>>(found);
+        }
+      }
+    }
+  }
+  return {list.offset, end, list.value};
+}
+
 }  // namespace fastconv::FC_LEVEL

@@ -141,46 +141,25 @@ FC_INLINE void forward_pixels(const uint16_t* const (&x)[block_rows], const Walk
 
 template <int vectors, bool odd>
 void forward_block(const Conv2dShape& s, const InputTile<uint16_t>& x, const BlockCall& call) {
-  constexpr int third = block_rows / 3;
   const Runs runs(s);
   const Walk taps{s.R, s.dilation_h * x.strides.row, runs.count, s.dilation_w * x.strides.pixel, runs.taps / 2, 2};
-  const int64_t pixel_step = s.stride_w * x.strides.pixel, row_step = s.stride_h * x.strides.row;
   const int64_t pixels = call.y.images * call.y.rows * s.Q;
-  // True if consecutive outputs read pixels at a constant distance, also across rows and images.
-  const bool adjacent =
-      row_step == s.Q * pixel_step && (call.y.images == 1 || x.strides.image == call.y.rows * row_step);
-  int64_t n = 0, p = 0, q = 0;
-  const uint16_t* from = x.data;
+  PixelWalk<uint16_t> walk(s, {1, 1, s.Q}, x, call.y.images, call.y.rows);
   const uint16_t* a[block_rows];
-  const auto take = [&](int count) {
-    if (adjacent) {
-      for (int i = 0; i < count; ++i, from += pixel_step) a[i] = from;
-      return;
-    }
-    for (int i = 0; i < count; ++i) {
-      a[i] = from;
-      from += pixel_step;
-      if (++q == s.Q) {
-        q = 0;
-        if (++p == call.y.rows) p = 0, ++n;
-        from = x.data + n * x.strides.image + p * row_step;
-      }
-    }
-  };
-  const PixelsAhead<uint16_t> ahead(adjacent && pixel_step == s.C ? block_rows * s.C : 0);
   int64_t first = 0;
   for (; first + block_rows <= pixels; first += block_rows) {
-    ahead.fetch(from);
-    take(block_rows);
+    walk.fetch_ahead(block_rows * s.C);
+    walk.take(block_rows, a);
     forward_pixels<vectors, odd, block_rows>(a, taps, call, first, block_rows);
   }
   if (const int count = static_cast<int>(pixels - first); count > 0) {
-    take(count);
+    walk.take(count, a);
     for (int row = count; row < block_rows; ++row) a[row] = a[0];
-    const auto run = count <= third       ? forward_pixels<vectors, odd, third>
-                     : count <= 2 * third ? forward_pixels<vectors, odd, 2 * third>
-                                          : forward_pixels<vectors, odd, block_rows>;
-    run(a, taps, call, first, count);
+    // If this is inlined, the compiler keeps fewer pointers of the loop above in registers.
+    const auto compute = [&](auto rows) __attribute__((noinline)) {
+      forward_pixels<vectors, odd, decltype(rows)::value>(a, taps, call, first, count);
+    };
+    with_rows_of_block(count, compute);
   }
   if (call.y.streamed) finish_streaming();
 }
@@ -193,12 +172,7 @@ inline void forward(const Conv2dShape& s, const InputTile<uint16_t>& x, const Pa
   FASTCONV_ASSERT(is_block<float>(index, 1, s.K) && x.strides.pixel == s.C);
   const ChannelBlock<float> block(index, s.K);
   const int64_t k = block.first;
-  StoredForm<float, uint16_t> of_block = {};
-  if (form) {
-    of_block = *form;
-    of_block.center += k, of_block.scale += k, of_block.shift += k;
-    if (of_block.residual) of_block.residual += k;
-  }
+  const StoredForm<float, uint16_t> of_block = form ? direct::form_from(*form, k) : StoredForm<float, uint16_t>{};
   const BlockCall call = {{weight.data + (k * pair_steps(s) - weight.first), weight.bias ? weight.bias + k : nullptr},
                           {block.vectors * lanes<float>, block.last_lanes},
                           {y.data + k, y.images, y.row, y.rows, y.streamed},

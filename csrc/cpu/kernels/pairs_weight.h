@@ -13,11 +13,6 @@ namespace fastconv::FC_LEVEL::pairs {
 using gemm_weight::TapPanel;
 using gemm_weight::WeightTarget;
 
-// In elements of float, as gemm_weight::workspace_size.
-inline int64_t workspace_size(int64_t pixels, int64_t channels) {
-  return gemm_weight::workspace_size<float>(ceil_div(pixels, 2), channels);
-}
-
 // Packs one block of g, of at most block_rows channels. Adds its sums over the pixels to db, if that is not null.
 inline void pack_gradient_block(const uint16_t* g, const gemm_weight::PackedMatrix& size, int64_t rows, float* to,
                                 float* db) {
@@ -34,34 +29,8 @@ inline void pack_gradient_block(const uint16_t* g, const gemm_weight::PackedMatr
   if (db) store_upto(db, load_upto(db, size.channels) + (sum[0] + sum[1]), size.channels);
 }
 
-// The addresses of the patches of a tile's pixels, one after the other.
-class Patches {
- public:
-  Patches(const Conv2dShape& s, const uint16_t* x, const Strides& strides, int64_t rows)
-      : s_(s), x_(x), strides_(strides), rows_(rows), from_(x) {}
-
-  const uint16_t* next() {
-    const uint16_t* from = from_;
-    from_ += s_.stride_w * strides_.pixel;
-    if (++q_ == s_.Q) {
-      q_ = 0;
-      if (++p_ == rows_) p_ = 0, ++n_;
-      from_ = x_ + n_ * strides_.image + p_ * s_.stride_h * strides_.row;
-    }
-    return from;
-  }
-
- private:
-  const Conv2dShape& s_;
-  const uint16_t* x_;
-  const Strides strides_;
-  const int64_t rows_;
-  const uint16_t* from_;
-  int64_t n_ = 0, p_ = 0, q_ = 0;
-};
-
 template <int vectors>
-void pack_taps(Patches patches, int64_t pixels, const TapPanel<float>& panel, int64_t ahead, float* to) {
+void pack_taps(PixelWalk<uint16_t> patches, int64_t pixels, const TapPanel<float>& panel, int64_t ahead, float* to) {
   constexpr int64_t width = vectors * lanes<float>;
   const bool whole = panel.count == 1 && panel.runs[0].count == width;
   for (int64_t pixel = 0; pixel < pixels; pixel += 2, to += width) {
@@ -101,40 +70,23 @@ __attribute__((noinline)) void weight_block(int64_t pairs, const float* g, const
   gemm_weight::store_sums(acc, count, to);
 }
 
-// Computes one tile's contribution to dw[k, taps] and to db[k], as gemm_weight::backward_weight does.
-inline void backward_weight(const Conv2dShape& s, const InputTile<uint16_t>& x, const GradientTile<uint16_t>& g,
-                            const WeightPart& part, const WeightSums<float>& sums, float* workspace) {
-  const int64_t pixels = g.images * g.rows * s.Q, channels = part.k.last - part.k.first;
-  FASTCONV_ASSERT(readable(g.data) && readable(workspace) && readable(x.data) && readable(sums.weight));
-  FASTCONV_ASSERT(s.groups == 1 && pixels > 0 && channels > 0);
-  FASTCONV_ASSERT(g.images == 1 || g.image_stride == g.rows * s.Q * s.K);
-  const Patches patches(s, x.data, x.strides, g.rows);
-  const uint16_t* gradient = g.data + part.k.first;
-  float* db = sums.bias ? sums.bias + part.k.first : nullptr;
-  if (db && part.overwrite) {
-    for (int64_t k = 0; k < channels; ++k) db[k] = 0;
+// For gemm_weight::backward_weight. The workspace has elements of float.
+struct TwoPixels {
+  using Stored = uint16_t;
+  using Sum = float;
+  static constexpr int64_t pixels = 2;
+
+  static FC_INLINE void pack_gradient(const uint16_t* g, const gemm_weight::PackedMatrix& size, int64_t rows, float* to,
+                                      float* db) {
+    pack_gradient_block(g, size, rows, to, db);
   }
-  float* to = workspace;
-  for (int64_t k = 0; k < channels; k += block_rows) {
-    const int64_t left = channels - k, rows = gemm_weight::rows_of_block(left), count = left < rows ? left : rows;
-    pack_gradient_block(gradient + k, {pixels, count, s.K, part.g_ahead}, rows, to, db ? db + k : nullptr);
-    to += ceil_div(pixels, 2) * rows;
+  template <int vectors>
+  static void pack_input(const Conv2dShape& s, const InputTile<uint16_t>& x, const GradientTile<uint16_t>& g,
+                         const TapPanel<float>& panel, int64_t ahead, float* to) {
+    pack_taps<vectors>({s, {1, 1, s.Q}, x, g.images, g.rows}, g.images * g.rows * s.Q, panel, ahead, to);
   }
-  float* packed_x = workspace + gemm_weight::packed_gradient_size<float>(ceil_div(pixels, 2), channels);
-  for (int64_t tap = part.taps.first; tap < part.taps.last; tap += block_lanes<float>) {
-    const int64_t left = part.taps.last - tap, count = left < block_lanes<float> ? left : block_lanes<float>;
-    const TapPanel<float> panel(s, x.strides, tap, count);
-    const int64_t vectors = count > lanes<float> ? 2 : 1;
-    const WeightTarget<float> target{sums.weight + part.k.first * s.taps() + tap, s.taps(),
-                                     count - (vectors - 1) * lanes<float>, part.overwrite};
-    const auto compute = [&](auto v) {
-      constexpr int of_panel = decltype(v)::value;
-      pack_taps<of_panel>(patches, pixels, panel, part.x_ahead, packed_x);
-      gemm_weight::weight_panel<float>(ceil_div(pixels, 2), workspace, packed_x, channels, target,
-                                       [](auto rows) { return weight_block<of_panel, decltype(rows)::value>; });
-    };
-    vectors == 2 ? compute(Constant<2>{}) : compute(Constant<1>{});
-  }
-}
+  template <int vectors, int rows>
+  static constexpr auto block = weight_block<vectors, rows>;
+};
 
 }  // namespace fastconv::FC_LEVEL::pairs

@@ -216,40 +216,21 @@ void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, c
   FASTCONV_ASSERT(readable(dx.data) && readable(workspace.offset) && readable(workspace.value) && f.windows_inside());
   FASTCONV_ASSERT(dx.images > 0 && dx.rows > 0 && dx.row >= 0 && dx.row + dx.rows <= f.conv.H);
   FASTCONV_ASSERT(gradient.images == dx.images && gradient.row >= 0 && gradient.row + gradient.rows <= f.pool.P);
-  const T* g = gradient.data;
-  const uint8_t* argmax = gradient.argmax;
-  const int64_t p0 = gradient.row, p_rows = gradient.rows, images = dx.images, h0 = dx.row, rows = dx.rows;
-  Offset<T>* at = workspace.offset;
-  T* value = workspace.value;
   const Conv2dShape& s = f.conv;
   const Pool2dShape& pool = f.pool;
-  const int64_t row_windows = p_rows * pool.Q, window = f.window();
-  Offset<T>* end = at;  // end[i] is the end of pixel i's list, and end[i - 1] its beginning
-  *end++ = 0;
-  at += images * row_windows * window + 1;
-  int64_t found = 0;
-  for (int64_t n = 0; n < images; ++n) {
-    for (int64_t i = 0; i < row_windows; ++i) {
-      const int64_t from = (n * pool.P * pool.Q + i) * s.K;
-      for (int64_t pixel = 0; pixel < window; ++pixel) {
-        found = list_channels<T>({g + from, argmax + from, pixel}, {0, s.K}, s.taps(), {at, value}, found);
-        end[(n * row_windows + i) * window + pixel] = static_cast<Offset<T>>(found);
-      }
-    }
-  }
-
-  const Offset<T>* list = end - 1;
-  for (int64_t n = 0; n < images; ++n) {
-    const OutputTile<T> image = {dx.data + n * rows * s.W * s.C, 1, h0, rows};
-    for (int64_t p = p0; p < p0 + p_rows; ++p) {
+  const TileLists<T> lists = list_tile(f, gradient, s.K, s.taps(), workspace);
+  const Offset<T>* list = lists.end - 1;
+  for (int64_t n = 0; n < dx.images; ++n) {
+    const OutputTile<T> image = {dx.data + n * dx.rows * s.W * s.C, 1, dx.row, dx.rows};
+    for (int64_t p = gradient.row; p < gradient.row + gradient.rows; ++p) {
       for (int64_t q = 0; q < pool.Q; ++q) {
-        for (int64_t i = 0; i < window; ++i, ++list) {
+        for (int64_t i = 0; i < f.window(); ++i, ++list) {
           if (list[0] == list[1]) continue;
           const int64_t pixel_h = p * pool.stride_h - pool.pad_h + i / pool.S * pool.dilation_h;
           const int64_t pixel_w = q * pool.stride_w - pool.pad_w + i % pool.S * pool.dilation_w;
           const int64_t length = list[1] - list[0];
-          add_pixel(s, weight, {at + list[0], value + list[0], &length, 1, 0, 0}, image,
-                    pixel_h * s.stride_h - s.pad_h - h0, pixel_w * s.stride_w - s.pad_w);
+          add_pixel(s, weight, {lists.offset + list[0], lists.value + list[0], &length, 1, 0, 0}, image,
+                    pixel_h * s.stride_h - s.pad_h - dx.row, pixel_w * s.stride_w - s.pad_w);
         }
       }
     }

@@ -111,45 +111,24 @@ void backward_data(const FusedShape& f, const SparseGradientTile<T>& gradient, c
   FASTCONV_ASSERT(readable(dx.data) && readable(workspace.offset) && readable(workspace.value) && supports(f));
   FASTCONV_ASSERT(dx.images > 0 && dx.rows > 0 && dx.row >= 0 && dx.row + dx.rows <= f.conv.H);
   FASTCONV_ASSERT(gradient.images == dx.images && gradient.row >= 0 && gradient.row + gradient.rows <= f.pool.P);
-  const T* g = gradient.data;
-  const uint8_t* argmax = gradient.argmax;
-  const int64_t p0 = gradient.row, p_rows = gradient.rows, images = dx.images, h0 = dx.row, rows = dx.rows;
-  Offset<T>* at = workspace.offset;
-  T* value = workspace.value;
+  const int64_t h0 = dx.row, rows = dx.rows;
   const Conv2dShape& s = f.conv;
   const Pool2dShape& pool = f.pool;
-  const int64_t row_windows = p_rows * pool.Q, window = f.window(), blocks = ceil_div(s.K, block_channels<T>);
-  Offset<T>* end = at;  // the ends of the lists of each window, pixel and block of channels
-  *end++ = 0;
-  at += images * row_windows * window * blocks + 1;
-  int64_t found = 0;
-  Offset<T>* list_end = end;
-  for (int64_t n = 0; n < images; ++n) {
-    for (int64_t i = 0; i < row_windows; ++i) {
-      const int64_t from = (n * pool.P * pool.Q + i) * s.K;
-      for (int64_t pixel = 0; pixel < window; ++pixel) {
-        for (int64_t k = 0; k < s.K; k += block_channels<T>) {
-          const int64_t k1 = k + block_channels<T> < s.K ? k + block_channels<T> : s.K;
-          found = list_channels<T>({g + from, argmax + from, pixel}, {k, k1}, taps * lanes<T>, {at, value}, found);
-          *list_end++ = static_cast<Offset<T>>(found);
-        }
-      }
-    }
-  }
-
+  const int64_t blocks = ceil_div(s.K, block_channels<T>);
+  const TileLists<T> lists = list_tile(f, gradient, block_channels<T>, taps * lanes<T>, workspace);
   for (int64_t c = 0; c < s.C; c += lanes<T>) {
     for (int64_t block = 0; block < blocks; ++block) {
-      const Offset<T>* list = end + block;
-      for (int64_t n = 0; n < images; ++n) {
+      const Offset<T>* list = lists.end + block;
+      for (int64_t n = 0; n < dx.images; ++n) {
         T* image = dx.data + n * rows * s.W * s.C + c;
-        for (int64_t p = p0; p < p0 + p_rows; ++p) {
+        for (int64_t p = gradient.row; p < gradient.row + gradient.rows; ++p) {
           for (int64_t q = 0; q < pool.Q; ++q) {
             for (int64_t r = 0; r < pool.R; ++r, list += pool.S * blocks) {
               const int64_t h = p * pool.stride_h + r - s.pad_h - h0, w = q * pool.stride_w - s.pad_w;
               const bool edge = h < 0 || h + 3 > rows || w < 0 || w + pool.S + 2 > s.W;
               const auto run = pool.S == 1 ? (edge ? add_row<T, 1, true> : add_row<T, 1, false>)
                                            : (edge ? add_row<T, 2, true> : add_row<T, 2, false>);
-              run(packed + c * s.K * taps, {at, value, list, blocks},
+              run(packed + c * s.K * taps, {lists.offset, lists.value, list, blocks},
                   {image + (h * s.W + w) * s.C, h, w, rows, s.W, s.C, s.C - c});
             }
           }

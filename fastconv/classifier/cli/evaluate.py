@@ -14,8 +14,7 @@ def evaluate(given: Evaluate) -> None:
     """Print the accuracy and the loss of a trained network on the test images."""
     from fastconv.classifier import evaluation
     from fastconv.classifier.cli import inputs
-    from fastconv.classifier.cli.printing import Printer
-    from fastconv.classifier.cli.progress import test_line
+    from fastconv.classifier.cli.printing import Printer, test_line
 
     printer = Printer(given.quiet, given.json)
     found = inputs.load_run(given.run, printer)

@@ -49,6 +49,11 @@ class Printer:
             print_table(header, rows, Console())
 
 
+def test_line(loss: float, accuracy: float, count: int) -> str:
+    """Describe the results on ``count`` test images in a line."""
+    return f"test accuracy {accuracy:.2%} ({round(accuracy * count)} of {count}), loss {loss:.4f}"
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     """Print a table on a terminal, and tab-separated lines elsewhere."""
     if console.quiet:

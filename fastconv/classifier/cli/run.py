@@ -15,8 +15,7 @@ import torch
 import fastconv
 from fastconv.benchmarking.machine import cpu_name
 from fastconv.classifier import latest, runs
-from fastconv.classifier.cli.printing import Printer, print_table
-from fastconv.classifier.cli.progress import TrainingProgress, test_line
+from fastconv.classifier.cli.printing import Printer, print_table, test_line
 from fastconv.classifier.cli.train_options import Train
 from fastconv.classifier.config import Diverged, TrainingConfig
 from fastconv.classifier.data import DataSet
@@ -27,6 +26,7 @@ from fastconv.classifier.files import OutputError
 from fastconv.classifier.fit import Training
 from fastconv.classifier.history import EpochResult, speed_line
 from fastconv.classifier.inputs import split_for_validation
+from fastconv.classifier.progress import Progress
 
 
 def check_packages(options: Train, output: str) -> None:
@@ -163,16 +163,14 @@ class TrainingRun:
             log = stack.enter_context(_tensorboard(self._folder.tensorboard)) if self._options.tensorboard else None
             # With several processes, one must not stop after a step: the others would wait for it in the next step.
             signals = stack.enter_context(runs.stopped_by_interrupt(training)) if alone() else []
-            progress = stack.enter_context(self._progress(len(training.history)))
 
             def epoch_done(result: EpochResult) -> None:
                 self._folder.save_epoch(training, self._settings, self._data)
-                progress.epoch_done(result)
                 if log is not None:
                     log(result)
 
             try:
-                training.run(progress.step, epoch_done)
+                self._show_progress(training, epoch_done)
             except Diverged as error:
                 if not training.history:
                     self._folder.remove_state()
@@ -215,8 +213,7 @@ class TrainingRun:
         other = self._other_backend
         self._printer.note(f"training again on the backend {other}:")
         training = self._training(other)
-        with self._progress(0) as progress:
-            training.run(progress.step, progress.epoch_done)
+        self._show_progress(training, lambda result: None)
         figures = self._test(training)
         histories = {self._config.backend: ours, other: training.history}
         header = ("epoch", *(f"{name}: {what}" for name in histories for what in ("loss", "accuracy", "seconds")))
@@ -230,8 +227,20 @@ class TrainingRun:
         )
         return {"backend": other, **figures}
 
-    def _progress(self, epochs_done: int) -> TrainingProgress:
-        return TrainingProgress(self._printer.console, self._config.epochs, self._count, epochs_done)
+    def _show_progress(self, training: Training, on_epoch: Callable[[EpochResult], None]) -> None:
+        """Train, and show the progress. Call ``on_epoch`` before the line of each epoch is printed."""
+        console = self._printer.console
+        bar = console.is_terminal and not console.quiet
+        with Progress(self._config.epochs, None, self._count, console.file, bar, not console.quiet) as progress:
+
+            def epoch_done(result: EpochResult) -> None:
+                on_epoch(result)
+                progress.epoch_done(result)
+                if not training.done:
+                    progress.epoch_begun(result.epoch + 1)
+
+            progress.epoch_begun(len(training.history) + 1)
+            training.run(progress.step, epoch_done)
 
 
 @contextlib.contextmanager

@@ -132,8 +132,8 @@ class Train(shared.Result):
     overwrite: bool = shared.flag("--overwrite", help="Replace the run in the output folder.", rich_help_panel=RUN)
     resume: bool = shared.flag(
         "--resume",
-        help="Continue the run in the output folder, or without --output the last run, with its settings. The final"
-        " weights equal those of an uninterrupted run. To continue a finished run, give a higher --epochs.",
+        help="Continue the run in the output folder with its settings. Without --output, continue the last run. The"
+        " final weights equal those of an uninterrupted run. To continue a finished run, give a higher --epochs.",
         rich_help_panel=RUN,
     )
     compare: bool = shared.flag(

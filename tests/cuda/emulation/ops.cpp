@@ -1,6 +1,8 @@
 // Registers the CUDA functions as CPU operators, torch.ops.fastconv_emulated. conftest.py defines their schemas.
 #include "../../../csrc/cuda/ops.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include "../../../csrc/environment.h"
 #include "../../../csrc/precision.h"
 #include "emulation.h"
@@ -23,7 +25,10 @@ int emulated_tile = -1;
 
 }  // namespace fastconv
 
-STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) { fastconv::cuda::implement(m); }
+STABLE_TORCH_LIBRARY_IMPL(fastconv_emulated, CPU, m) {
+  using namespace fastconv::cuda;
+  FC_REGISTER_OPERATORS(m)
+}
 
 extern "C" void fastconv_emulation_set_seed(unsigned seed) { fastconv::emulation::set_seed(seed); }
 
