@@ -72,7 +72,7 @@ struct Emulator {
   void* context = nullptr;
   Fiber scheduler;
   std::vector<std::unique_ptr<Thread>> threads;  // reused from block to block
-  std::vector<Thread*> order;  // of the threads of the block
+  std::vector<Thread*> order, sorted;            // the threads of the block, and the memory to sort them
   // The threads that take turns, and the next one of them.
   std::vector<Thread*>::iterator first, last, at;
   Thread* running = nullptr;
@@ -110,8 +110,8 @@ struct Emulator {
     }
   }
 
-  // Returns the next ready thread from `at` to `last`, then from `first` again. Returns null if all of them wait or have
-  // ended, or after an error.
+  // Returns the next ready thread from `at` to `last`, then from `first` again. Returns null if all of them wait or
+  // have ended, or after an error.
   Thread* next() {
     if (!error.empty()) return nullptr;
     for (; at != last; ++at) {
@@ -153,10 +153,13 @@ struct Emulator {
 
   // Sorts the threads by warp, keeping the order in each warp.
   void sort_by_warps(unsigned first_warp) {
-    std::vector<Thread*> of_warp[32];
-    for (Thread* thread : order) of_warp[(thread->number / 32 ^ first_warp) % 32].push_back(thread);
-    order.clear();
-    for (const auto& lanes : of_warp) order.insert(order.end(), lanes.begin(), lanes.end());
+    const auto place = [first_warp](const Thread* thread) { return (thread->number / 32 ^ first_warp) % 32; };
+    int ends[33] = {};
+    for (const Thread* thread : order) ++ends[place(thread) + 1];
+    for (int i = 1; i < 33; ++i) ends[i] += ends[i - 1];
+    sorted.resize(order.size());
+    for (Thread* thread : order) sorted[ends[place(thread)]++] = thread;
+    order.swap(sorted);
   }
 
   // Called when no thread is ready. Opens the block's barrier if all threads wait there. Returns false if the block has
