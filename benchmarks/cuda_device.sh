@@ -13,6 +13,7 @@
 #   mnist     training of the MNIST CNN, images a second: a step in a CUDA graph, and the loop of fastconv train
 #   networks  converted networks, inference and training
 #   plan      MNIST's blocks as users get them
+#   sanitizer a few tests in compute-sanitizer: races in shared memory, then accesses out of bounds
 #
 # Each part has a time limit and a log, OUT/PART.log. The measurements are OUT/PART.json and OUT/PART.md, written after
 # each row. So a part that hangs or is stopped loses neither its own rows nor the other parts. OUT/summary.md says what
@@ -22,7 +23,7 @@
 # Exit status: 0 if every part succeeded, 1 if one failed or ran out of time, 2 for wrong arguments, 3 without a GPU.
 set -u
 
-readonly parts_known="build tests own layers tensor mnist networks plan"
+readonly parts_known="build tests own layers tensor mnist networks plan sanitizer"
 readonly usage="usage: benchmarks/cuda_device.sh OUT [PART...], with the parts: $parts_known"
 
 stop() {  # STATUS MESSAGE
@@ -98,7 +99,22 @@ tensor() {
     && "$python" benchmarks/cuda_blocks.py --layers --json "$out/tensor.json"
 }
 
-export -f build tests tensor
+# The emulation finds a missing barrier only if the result changes. racecheck sees the accesses themselves. Kernels run
+# many times slower in it, so these are small cases, and this is the last part.
+sanitizer() {
+  export PATH=$PATH:/usr/local/cuda/bin
+  command -v compute-sanitizer || { echo "compute-sanitizer is not on the path"; return; }
+  local tool
+  local check=(--error-exitcode 9 "$python" -m pytest -q -k 'not emulated')
+  for tool in racecheck memcheck; do
+    compute-sanitizer --tool $tool "${check[@]}" \
+      tests/cuda/test_conv2d_relu_max_pool2d.py::test_nan_and_infinity_are_pooled_as_in_pytorch || return
+    FASTCONV_TENSOR_CORES=1 compute-sanitizer --tool $tool "${check[@]}" \
+      tests/cuda/test_tensor_cores.py::test_pooled_output_argmax_and_gradients_are_exact || return
+  done
+}
+
+export -f build tests tensor sanitizer
 export python out
 
 printf '# %s\n\n| part | result | seconds | last line |\n|---|---|--:|---|\n' \
@@ -112,4 +128,5 @@ part tensor 80 bash -c tensor
 part mnist 30 "$python" "${networks[@]}" --mnist --json "$out/mnist.json"
 part networks 130 "$python" "${networks[@]}" --rounds 7 --calls 3 --json "$out/networks.json"
 part plan 50 "$python" "${blocks[@]}" --json "$out/plan.json"
+part sanitizer 60 bash -c sanitizer
 exit $status

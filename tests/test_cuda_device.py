@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,7 @@ def test_parts_that_fail_or_hang_do_not_stop_the_others(tmp_path: Path, fake: di
         ("mnist", "out of time"),
         ("networks", "out of time"),
         ("plan", "out of time"),
+        ("sanitizer", "out of time"),
     ]
     assert all(len(row) == 4 for row in rows)
     assert (tmp_path / "out" / "layers.log").read_text() == "all is well\n"
@@ -105,6 +107,33 @@ def test_parts_can_be_chosen_and_only_one_runs_on_fastconvs_kernels_alone(tmp_pa
     assert "not emulated" in programs[0]
     run(tmp_path / "out", "own", **fake)
     assert Path(fake["CALLS"]).read_text().splitlines()[-1].startswith("own benchmarks/cuda_blocks.py")
+
+
+@needs_bash
+@pytest.mark.parametrize("found", ["", "racecheck", "memcheck"])
+def test_the_sanitizer_looks_for_races_then_for_accesses_out_of_bounds(
+    found: str, tmp_path: Path, fake: dict[str, str]
+) -> None:
+    """`found` is the tool that finds an error."""
+    sanitizer = tmp_path / "compute-sanitizer"
+    sanitizer.write_text(
+        f'#!/usr/bin/env bash\necho "tool $2" >> "$CALLS"\n[ "$2" != "{found}" ] || exit 9\n"${{@:5}}"\n'
+    )
+    sanitizer.chmod(0o755)
+    status = run(tmp_path / "out", "sanitizer", PATH=f"{tmp_path}:{os.environ['PATH']}", **fake).returncode
+    calls = Path(fake["CALLS"]).read_text().splitlines()
+    tools = [line.removeprefix("tool ") for line in calls if line.startswith("tool ")]
+    expected = ["racecheck", "racecheck", "memcheck", "memcheck"]
+    assert (status, tools) == ((1, expected[: expected.index(found) + 1]) if found else (0, expected))
+    assert sum("-k not emulated tests/cuda/" in line for line in calls) == len(tools) - bool(found)
+
+
+@needs_bash
+def test_without_the_sanitizer_its_part_says_so(tmp_path: Path, fake: dict[str, str]) -> None:
+    if Path("/usr/local/cuda/bin/compute-sanitizer").exists() or shutil.which("compute-sanitizer"):
+        pytest.skip("it is installed")
+    assert run(tmp_path / "out", "sanitizer", **fake).returncode == 0
+    assert "compute-sanitizer is not on the path" in (tmp_path / "out" / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(

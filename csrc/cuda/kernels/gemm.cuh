@@ -164,19 +164,20 @@ struct Share {
 
   template <class To>
   __device__ void finish(const To& to) const {
-    if constexpr (V == 1) return;
+    if constexpr (V > 1) {
 #pragma unroll
-    for (int i = 0; i < (V > 1 ? count : 0); ++i) {
-      const Place at = place(i, false);
-      if constexpr (Operand::vectors_along_depth == Tile::depth_adjacent) {
-        *reinterpret_cast<Vector<T, V>*>(&to(at.row, at.d)) = waiting[i];
-      } else {
+      for (int i = 0; i < count; ++i) {
+        const Place at = place(i, false);
+        if constexpr (Operand::vectors_along_depth == Tile::depth_adjacent) {
+          *reinterpret_cast<Vector<T, V>*>(&to(at.row, at.d)) = waiting[i];
+        } else {
 #pragma unroll
-        for (int v = 0; v < V; ++v) {
-          if constexpr (Operand::vectors_along_depth) {
-            to(at.row, at.d + v) = waiting[i].values[v];
-          } else {
-            to(at.row + v, at.d) = waiting[i].values[v];
+          for (int v = 0; v < V; ++v) {
+            if constexpr (Operand::vectors_along_depth) {
+              to(at.row, at.d + v) = waiting[i].values[v];
+            } else {
+              to(at.row + v, at.d) = waiting[i].values[v];
+            }
           }
         }
       }

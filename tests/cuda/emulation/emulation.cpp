@@ -20,7 +20,9 @@ int lane;
 
 namespace {
 
-constexpr size_t stack_bytes = 256 << 10;
+constexpr size_t stack_bytes = 320 << 10;
+// Stacks begin at the same offset in a page. The frames of 64 threads begin in different sets of the cache.
+constexpr size_t stack_step = 1088;
 // The static shared memory that a block may have on every architecture.
 constexpr size_t most_shared_bytes = 48 << 10;
 // Static and dynamic shared memory together, on the architecture that has the least (sm_86) of those from sm_80 on.
@@ -38,12 +40,14 @@ struct Copy {
 
 struct Thread {
   Fiber fiber;
-  Index index;
-  int number;  // in its block
-  State state;
-  int line;  // of the barrier
+  Index index{};
+  int number = 0;  // in its block
+  State state = State::done;
+  int line = 0;  // of the barrier
   std::vector<Copy> copies;
-  int group;  // the number of groups that the thread has committed
+  int group = 0;  // the number of groups that the thread has committed
+
+  explicit Thread(Fiber fiber) : fiber(std::move(fiber)) {}
 };
 
 struct Warp {
@@ -68,6 +72,9 @@ struct Emulator {
   void* context = nullptr;
   Fiber scheduler;
   std::vector<std::unique_ptr<Thread>> threads;  // reused from block to block
+  std::vector<Thread*> order, sorted;            // the threads of the block, and the memory to sort them
+  // The threads that take turns, and the next one of them.
+  std::vector<Thread*>::iterator first, last, at;
   Thread* running = nullptr;
   Warp warps[32];
   std::vector<SharedVariable> shared;
@@ -77,7 +84,7 @@ struct Emulator {
   int count() const { return static_cast<int>(block_size.x * block_size.y * block_size.z); }
   Warp& warp() { return warps[running->number / 32]; }
 
-  void wait() { running->fiber.go_to(scheduler); }
+  void wait() { go_on(running->fiber); }
   [[noreturn]] void fail(const std::string& problem) {
     error = problem;
     for (;;) wait();
@@ -87,9 +94,10 @@ struct Emulator {
     shared.clear();
     shared_bytes = 0;
     for (Warp& warp : warps) warp = Warp{};
+    order.resize(count());
     for (int i = 0; i < count(); ++i) {
       if (i == static_cast<int>(threads.size())) {
-        threads.push_back(std::make_unique<Thread>(Thread{Fiber(stack_bytes, run_body), {}, 0, State::done, 0, {}, 0}));
+        threads.push_back(std::make_unique<Thread>(Fiber(stack_bytes, i % 64 * stack_step, run_body)));
       }
       const unsigned n = static_cast<unsigned>(i);
       threads[i]->index = {n % block_size.x, n / block_size.x % block_size.y, n / block_size.x / block_size.y};
@@ -98,39 +106,60 @@ struct Emulator {
       threads[i]->copies.clear();
       threads[i]->group = 0;
       warps[i / 32].alive |= 1u << i % 32;
+      order[i] = threads[i].get();
     }
   }
 
-  // Runs the thread until it waits. Returns false if it was not ready.
-  bool run_thread(int i) {
-    if (threads[i]->state != State::ready) return false;
-    running = threads[i].get();
-    thread_index = running->index;
-    lane = i % 32;
-    scheduler.go_to(running->fiber);
-    return true;
+  // Returns the next ready thread from `at` to `last`, then from `first` again. Returns null if all of them wait or
+  // have ended, or after an error.
+  Thread* next() {
+    if (!error.empty()) return nullptr;
+    for (; at != last; ++at) {
+      if ((*at)->state == State::ready) return *at++;
+    }
+    for (at = first; at != last; ++at) {
+      if ((*at)->state == State::ready) return *at++;
+    }
+    return nullptr;
+  }
+
+  // Switches from a thread or the scheduler to the next ready thread, or to the scheduler if there is none. Threads
+  // switch to each other directly, because a way through the scheduler would take two switches.
+  void go_on(Fiber& from) {
+    if (Thread* const thread = next()) {
+      running = thread;
+      thread_index = thread->index;
+      lane = thread->number % 32;
+      from.go_to(thread->fiber);
+    } else if (&from != &scheduler) {
+      from.go_to(scheduler);
+    }
   }
 
   // Runs the threads until all wait at the block's barrier or have ended, or until an error. By chance, threads of all
   // warps take turns, or each warp runs as far as it can before the next one. The latter shows a missing barrier
   // between warps whose lanes wait for each other.
-  void run_threads(std::vector<int>& order) {
+  void run_threads() {
     if (shuffled) std::shuffle(order.begin(), order.end(), random);
     const bool by_warps = shuffled && random() % 2 == 0;
-    if (by_warps) {
-      const unsigned first_warp = random();
-      std::stable_sort(order.begin(), order.end(),
-                       [&](int i, int j) { return (i / 32 ^ first_warp) % 32 < (j / 32 ^ first_warp) % 32; });
+    if (by_warps) sort_by_warps(random());
+    for (first = last = order.begin(); last != order.end() && error.empty(); first = last) {
+      const int warp = (*first)->number / 32;
+      while (last != order.end() && (!by_warps || (*last)->number / 32 == warp)) ++last;
+      at = first;
+      go_on(scheduler);
     }
-    for (size_t first = 0; first < order.size() && error.empty();) {
-      size_t last = first + 1;
-      while (last < order.size() && (!by_warps || order[last] / 32 == order[first] / 32)) ++last;
-      for (bool any = true; any && error.empty();) {
-        any = false;
-        for (size_t i = first; i < last && error.empty(); ++i) any |= run_thread(order[i]);
-      }
-      first = last;
-    }
+  }
+
+  // Sorts the threads by warp, keeping the order in each warp.
+  void sort_by_warps(unsigned first_warp) {
+    const auto place = [first_warp](const Thread* thread) { return (thread->number / 32 ^ first_warp) % 32; };
+    int ends[33] = {};
+    for (const Thread* thread : order) ++ends[place(thread) + 1];
+    for (int i = 1; i < 33; ++i) ends[i] += ends[i - 1];
+    sorted.resize(order.size());
+    for (Thread* thread : order) sorted[ends[place(thread)]++] = thread;
+    order.swap(sorted);
   }
 
   // Called when no thread is ready. Opens the block's barrier if all threads wait there. Returns false if the block has
@@ -166,10 +195,8 @@ struct Emulator {
 
   void run_block() {
     start_block();
-    std::vector<int> order(count());
-    for (int i = 0; i < count(); ++i) order[i] = i;
     do {
-      run_threads(order);
+      run_threads();
     } while (error.empty() && open_barrier());
     if (error.empty()) return;
     std::ostringstream text;
