@@ -32,22 +32,6 @@ bool has_thin_groups(const Conv2dShape& s) {
   return kernels().conv2d<T>().thin_groups.supports(s) && !never(thin_groups);
 }
 
-// The driver copies all channels, with their padding.
-bool can_be_image_filter(const Conv2dShape& s) {
-  constexpr int64_t most_channels = 16;
-  constexpr double most_pixels = 1 << 24;
-  const double rows = static_cast<double>(s.H) + 2 * static_cast<double>(s.pad_h);
-  const double columns = static_cast<double>(s.W) + 2 * static_cast<double>(s.pad_w);
-  return s.stride_h == 1 && s.stride_w == 1 && std::max(s.C, s.K) <= most_channels && rows * columns <= most_pixels &&
-         !never(image_filter);
-}
-
-// A test that forces another algorithm gets that one.
-bool chooses_image_filter(const Conv2dShape& s) {
-  if (!can_be_image_filter(s)) return false;
-  return always(image_filter) || (is_image_filter(s) && !algorithms_are_forced());
-}
-
 bool can_be_small_output(const Conv2dShape& s, bool krsc_weight) {
   return s.groups == 1 && s.C % 16 == 0 && krsc_weight && !never(small_output);
 }
@@ -284,24 +268,6 @@ bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc
   const Candidate tuned = tuned_choice(pass);
   const bool by_rules = tuned == Candidate::none || tuned == Candidate::pairs;
   return by_rules ? rule_for_torch(s, pass, type, nhwc) != nullptr : tuned == Candidate::torch;
-}
-
-// Batches of 1 and 8, 2 threads of Zen 5, AVX-512, PyTorch's time / that of image_filter. In parentheses: PyTorch's time
-// / that of the algorithm that the plan would choose otherwise.
-//                            forward                 backward_data           backward_weight
-//   3 3x3, 128x128, NCHW          8.5                     6.4                     6.2
-//      channels_last              1.0 (0.9)               1.2 (1.3)               1.4 (1.1)
-//   3 5x5, 512x512, NCHW     5.1                     5.6                     8.7
-//      channels_last         1.4      (0.9)          12.7     (1.5)          3.1      (2.1)
-//   3 11x11, 224x224, NCHW   3.2  4.9                4.1  4.8                17   24
-//      channels_last         2.0  2.1  (0.8  0.8)    3.4  3.8  (1.4  1.5)    4.9  5.5  (0.6  0.6)
-//   4 7x7, 64x64, NCHW            3.4                     3.8                     13
-//      channels_last              1.4 (1.2)               2.3 (2.0)               3.7 (2.3)
-//   1->1 15x15, 224x224      8.1  7.5  (0.9  1.1)    51   54   (0.2  0.2)    28   21   (3.1  3.0)
-//   1->4 3x3, 128x128             4.8 (1.2)               14  (0.8)               4.3 (2.0)
-bool is_image_filter(const Conv2dShape& s) {
-  constexpr int64_t most_channels = 4, least_taps = 9;
-  return s.stride_h == 1 && s.stride_w == 1 && s.group_C() == 1 && s.K <= most_channels && s.R * s.S >= least_taps;
 }
 
 bool has_large_weight(const Conv2dShape& s) { return s.K * s.taps() >= 256 * 1024; }
