@@ -4,8 +4,6 @@
 #include <cstring>
 #include <string>
 
-#include "cpu/memory/freed_memory.h"
-
 // Returns the message of the last C function that failed in this thread. In torch 2.12 and older, its address is null.
 extern "C" __attribute__((weak, visibility("default"))) const char* torch_exception_get_what_without_backtrace();
 
@@ -36,7 +34,6 @@ Tensor empty_strided(const int64_t* sizes, const int64_t* strides, int64_t dim, 
   return in_words([&] {
     int32_t device_type = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-    if (device_type == aoti_torch_device_type_cpu()) keep_freed_memory(kept_bytes);
     AtenTensorHandle handle = nullptr;
     const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
     TORCH_ERROR_CODE_CHECK(

@@ -46,6 +46,10 @@ def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
             for C in (1, 3, 4)
         ),
         (("forward", (1, 1, 20, 20), (4, 1, 5, 5)), {"channels_last": False}, "image_filter"),
+        (("forward", (1, 64, 20, 20), (3, 64, 3, 3)), {}, "image_filter"),
+        (("forward", (1, 65, 20, 20), (3, 65, 3, 3)), {}, "direct"),
+        (("backward_data", (8, 3, 64, 64), (32, 3, 3, 3)), {}, "image_filter"),
+        (("backward_weight", (1, 64, 20, 20), (3, 64, 3, 3)), {}, "gemm"),
         (("forward", (1, 1, 20, 20), (5, 1, 5, 5)), {}, "direct"),
         (("forward", (1, 3, 20, 20), (3, 1, 1, 7), (1, 1), (0, 3), (1, 1), 3), {}, "thin_groups"),
         (("forward", (1, 3, 20, 20), (3, 1, 3, 3), (2, 2), (1, 1), (1, 1), 3), {}, "thin_groups"),

@@ -289,7 +289,7 @@ BandLimits band_limits(bool reduced) {
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
   if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight)) return *tuned;
-  if (chooses_image_filter(f.conv)) return {Algorithm::image_filter, {}, false};
+  if (chooses_image_filter(f.conv, Pass::forward)) return {Algorithm::image_filter, {}, false};
   if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
@@ -304,7 +304,7 @@ BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& 
   if (tuned) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
   // In backward_data, both multiply the weight by zeros outside of grad_output.
-  const bool filter = chooses_image_filter(f.conv);
+  const bool filter = chooses_image_filter(f.conv, pass);
   if ((filter || has_thin_groups<T>(f.conv)) && (!of_data || gradient.other_is_finite())) {
     plan.algorithm = filter ? Algorithm::image_filter : Algorithm::thin_groups;
     return plan;

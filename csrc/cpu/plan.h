@@ -41,11 +41,11 @@ bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhw
 // Whether PyTorch's own operator computes it faster than every other algorithm. FASTCONV_ALGORITHM=own: never.
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
-// Whether image_filter can compute the passes of a convolution, whether it is faster than PyTorch and the other
-// algorithms, and whether the plan chooses it.
+// Whether image_filter can compute a convolution and its gradients, whether it computes one pass faster than PyTorch
+// and the other algorithms, and whether the plan chooses it.
 bool can_be_image_filter(const Conv2dShape& s);
-bool is_image_filter(const Conv2dShape& s);
-bool chooses_image_filter(const Conv2dShape& s);
+bool is_image_filter(const Conv2dShape& s, Pass pass);
+bool chooses_image_filter(const Conv2dShape& s, Pass pass);
 
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
 // multiplications of all tiles for each pair of input and output channel.

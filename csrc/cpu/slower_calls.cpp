@@ -90,7 +90,8 @@ bool has_many_groups_on_small_images(const Conv2dShape& s) {
   return s.groups > 1 && s.C >= 512 && s.H * s.W <= 196 && (s.group_C() > 1 || s.stride_h > 1 || many_taps);
 }
 
-// backward_data, the gradient of an image: 0.04 to 0.84 for all first layers.
+// backward_data, the gradient of an image: 0.04 to 0.84 for all first layers. image_filter computes most with a stride
+// of 1.
 bool is_first_layer(const Conv2dShape& s) { return s.groups == 1 && s.C <= 4; }
 
 // backward_data: the lanes of a vector are channels of the input, and at most three quarters of them are in use.
@@ -221,7 +222,7 @@ bool is_slow_in_pairs(const Conv2dShape& s, Pass pass) {
 
 const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc, bool fused) {
   if (!fused && is_mostly_padding(s)) return for_padding;
-  if (products(s) < least_products || (type == ScalarType::Float && is_image_filter(s))) return nullptr;
+  if (products(s) < least_products || (type == ScalarType::Float && is_image_filter(s, pass))) return nullptr;
   if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
   for (const Rule& rule : rules) {
     if (rule.type != type || rule.pass != pass || (fused && !rule.fused) || (rule.nhwc_only && !nhwc)) continue;

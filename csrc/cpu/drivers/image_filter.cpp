@@ -14,11 +14,13 @@ const ImageFilterKernels<T>& kernel() {
   return kernels().conv2d<T>().image_filter;
 }
 
-// The pixels of a tile: a plane of 16 KB and more. A tile has as many rows as the largest register block, or more.
-int64_t filter_pixels(int64_t width) { return std::max<int64_t>(4096, 8 * width); }
+// The pixels of a tile. The planes of all channels stay in the second-level cache. A tile has as many rows as the
+// largest register block, or more.
+int64_t filter_pixels(const Conv2dShape& s) {
+  return std::max({std::min<int64_t>(4096, (1 << 16) / s.C), 8 * s.Q, int64_t{64}});
+}
 
-// Copies elements whose distances are `from_step` and `to_step`. For 3 channels, the transposition of the other kernels
-// takes twice as long.
+// Copies elements whose distances are `from_step` and `to_step`.
 template <class T>
 void copy_apart(const T* from, int64_t from_step, int64_t count, T* to, int64_t to_step) {
   if (from_step == 1 && to_step == 1) {
@@ -27,6 +29,9 @@ void copy_apart(const T* from, int64_t from_step, int64_t count, T* to, int64_t 
   }
   for (int64_t i = 0; i < count; ++i) to[i * to_step] = from[i * from_step];
 }
+
+// The transposition of the other kernels takes twice as long for 3 channels.
+constexpr int64_t least_transposed = 8;
 
 // Copies rows of an (N, C, H, W) tensor to C planes. Pixels outside of the image become zero.
 template <class T>
@@ -55,12 +60,12 @@ class PlaneReader {
       }
       if (!inside) continue;
       const T* pixel = from + (h * W_ + columns.first + left) * (nchw_ ? 1 : C_);
+      if (!nchw_ && C_ >= least_transposed) {
+        kernels().conv2d<T>().transpose(pixel, C_, right - left, C_, to + left, plane);
+        continue;
+      }
       for (int64_t c = 0; c < C_; ++c) {
-        if (nchw_) {
-          copy_apart(pixel + c * H_ * W_, 1, right - left, to + c * plane + left, 1);
-        } else {
-          copy_apart(pixel + c, C_, right - left, to + c * plane + left, 1);
-        }
+        copy_apart(pixel + c * (nchw_ ? H_ * W_ : 1), nchw_ ? 1 : C_, right - left, to + c * plane + left, 1);
       }
     }
     return planes;
@@ -90,18 +95,15 @@ class Filter {
   void compute(const Tile& tile, const TileResult<T>& to) const {
     const Rows rows{tile.row - s_.pad_h, reach(tile.rows, 1, s_.R, s_.dilation_h)};
     const Rows columns{-s_.pad_w, reach(s_.Q, 1, s_.S, s_.dilation_w)};
-    const int64_t x_row = x_.row_size(columns.count), y_row = x_.row_size(s_.Q), inputs = s_.group_C();
+    const int64_t x_row = x_.row_size(columns.count), y_row = x_.row_size(s_.Q);
     const int64_t x_plane = rows.count * x_row, y_plane = tile.rows * y_row;
     T* y = workspace<T>(Workspace::intermediate, s_.K * y_plane);
     for (int64_t n = 0; n < tile.images; ++n) {
       const T* x = x_.read(tile.image + n, rows, columns, Workspace::input_tile);
       for (int64_t k = 0; k < s_.K; ++k) {
-        const T bias = bias_ ? bias_[k] : T(0);
-        const T* of_group = x + k / s_.group_K() * inputs * x_plane;
-        for (int64_t i = 0; i < inputs; ++i) {
-          kernel<T>().forward(s_, {of_group + i * x_plane, x_row}, weight_ + (k * inputs + i) * s_.R * s_.S,
-                              i == 0 ? &bias : nullptr, {y + k * y_plane, y_row}, {tile.rows, s_.Q});
-        }
+        const T* of_group = x + k / s_.group_K() * s_.group_C() * x_plane;
+        kernel<T>().forward(s_, {of_group, x_row, x_plane}, weight_ + k * s_.taps(), bias_ ? bias_[k] : T(0),
+                            {y + k * y_plane, y_row}, {tile.rows, s_.Q});
       }
       write(y, y_row, tile.rows, {to.data + n * to.image, 0, to.channel});
     }
@@ -109,7 +111,7 @@ class Filter {
 
   // Computes all of an NCHW tensor, or an NHWC tensor.
   void compute_all(const Tensor& output) const {
-    const Tiles tiles(s_.N, s_.P, s_.Q, filter_pixels(s_.Q));
+    const Tiles tiles(s_.N, s_.P, s_.Q, filter_pixels(s_));
     T* const data = mutable_data<T>(output);
     const bool nchw = is_nchw(output);
     for_each_tile(tiles, [&](const Tile& tile) {
@@ -148,7 +150,7 @@ template <class T>
 void filter_and_pool(const Forward& call, const Filter<T>& filter) {
   const FusedShape& f = call.shape;
   const NhwcWriter<T> y(call.output);
-  const int64_t pixels = ceil_div(filter_pixels(f.conv.Q), pixels_between_windows(f.pool));
+  const int64_t pixels = ceil_div(filter_pixels(f.conv), pixels_between_windows(f.pool));
   for_each_tile(Tiles(f.conv.N, f.pool.P, f.pool.Q, pixels), [&](const Tile& tile) {
     const Tile rows = convolution_rows(f, tile);
     T* conv = workspace<T>(Workspace::output_tile, rows.images * rows.rows * f.conv.Q * f.conv.K);
@@ -166,7 +168,7 @@ void filter_with_epilogue(const Forward& call, const Filter<T>& filter) {
   const Conv2dShape& s = call.shape.conv;
   const NhwcWriter<T> y(call.output);
   const TileEpilogue<T> epilogue(call);
-  for_each_tile(Tiles(s.N, s.P, s.Q, filter_pixels(s.Q)), [&](const Tile& tile) {
+  for_each_tile(Tiles(s.N, s.P, s.Q, filter_pixels(s)), [&](const Tile& tile) {
     T* to = y.tile(tile);
     filter.compute(tile, nhwc_tile(s, tile, to));
     epilogue.apply(to, s.K, (tile.image * s.P + tile.row) * s.Q, tile.images * tile.rows * s.Q, {0, s.K});
@@ -205,7 +207,7 @@ void image_filter_backward_data(const Conv2dShape& s, const Tensor& grad_output,
 template <class T>
 void image_filter_backward_weight(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                                   const Tensor& grad_weight, const Tensor& grad_bias) {
-  const Tiles tiles(s.N, s.P, s.Q, filter_pixels(s.Q));
+  const Tiles tiles(s.N, s.P, s.Q, filter_pixels(s));
   const Pieces<T> pieces(s, std::min(affordable_pieces<T>(s), tiles.count()));
   const PlaneReader<T> x(input), g(grad_output);
   const int64_t taps = s.R * s.S, inputs = s.group_C();

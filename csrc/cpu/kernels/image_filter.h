@@ -1,7 +1,7 @@
-// Convolutions of few channels, such as filters of images, with a stride of 1:
+// Convolutions to few channels, such as filters of images, with a stride of 1:
 //
-//   y[p, q]  = b + sum over r, s of x[p + r * d, q + s * d] * w[r, s]      for each pair of an output and an input
-//   channel dw[r, s] = sum over p, q of g[p, q] * x[p + r * d, q + s * d]
+//   y[p, q]     = b + sum over c, r, s of x[c, p + r * d, q + s * d] * w[c, r, s]      for each output channel
+//   dw[c, r, s] = sum over p, q of g[p, q] * x[c, p + r * d, q + s * d]
 //
 // Lanes are neighbouring pixels of a row. In the other kernels, lanes are channels: a filter of the 3 channels of an
 // image would use 3 of 16 lanes.
@@ -13,39 +13,39 @@
 // 8 neighbouring taps.
 #pragma once
 
-#include <algorithm>
-
 #include "blocks.h"
 
 namespace fastconv::FC_LEVEL::image_filter {
 
-// Adds one filtered plane to `rows` rows of one vector of outputs.
+// Computes `rows` rows of one vector of outputs.
 template <class T, int rows>
-FC_INLINE void filter_column(const Conv2dShape& s, const Plane<const T>& x, const T* weight, const T* bias,
-                             const Plane<T>& y) {
+FC_INLINE void filter_column(const Conv2dShape& s, const Planes<T>& x, const T* weight, T bias, const Plane<T>& y) {
   Vec<T> acc[rows];
 #pragma GCC unroll 8
-  for (int i = 0; i < rows; ++i) acc[i] = bias ? *bias - Vec<T>{} : load(y.data + i * y.row);
-  for (int64_t r = 0; r < s.R; ++r) {
-    const T* from = x.data + r * s.dilation_h * x.row;
-    for (int64_t tap = 0; tap < s.S; ++tap, from += s.dilation_w) {
-      const Vec<T> w = *weight++ - Vec<T>{};
+  for (int i = 0; i < rows; ++i) acc[i] = bias - Vec<T>{};
+  const T* plane = x.data;
+  for (int64_t c = 0; c < s.group_C(); ++c, plane += x.plane) {
+    for (int64_t r = 0; r < s.R; ++r) {
+      const T* from = plane + r * s.dilation_h * x.row;
+      for (int64_t tap = 0; tap < s.S; ++tap, from += s.dilation_w) {
+        const Vec<T> w = *weight++ - Vec<T>{};
 #pragma GCC unroll 8
-      for (int i = 0; i < rows; ++i) acc[i] += load(from + i * x.row) * w;
+        for (int i = 0; i < rows; ++i) acc[i] += load(from + i * x.row) * w;
+      }
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; ++i) store(y.data + i * y.row, acc[i]);
 }
 
-// Computes `size.rows` rows of outputs of one plane. With a bias, y begins with it, else with its present values.
+// Computes some rows of one output channel. x has the channels of its group.
 template <class T>
-void forward(const Conv2dShape& s, const Plane<const T>& x, const T* weight, const T* bias, const Plane<T>& y,
+void forward(const Conv2dShape& s, const Planes<T>& x, const T* weight, T bias, const Plane<T>& y,
              const PlaneSize& size) {
   FASTCONV_ASSERT(readable(x.data) && readable(weight) && readable(y.data) && size.rows > 0 && size.columns > 0);
   for (int64_t q = 0; q < size.columns; q += lanes<T>) {
     const auto filter = [&](auto rows, int64_t p) {
-      filter_column<T, decltype(rows)::value>(s, {x.data + p * x.row + q, x.row}, weight, bias,
+      filter_column<T, decltype(rows)::value>(s, {x.data + p * x.row + q, x.row, x.plane}, weight, bias,
                                               {y.data + p * y.row + q, y.row});
       return p + decltype(rows)::value;
     };

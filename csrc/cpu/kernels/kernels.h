@@ -119,13 +119,12 @@ struct SmallOutputKernels {
                   const ChannelRange&);
 };
 
-// Few channels and a stride of 1, such as filters of images (image_filter.h). One call computes a pair of an input and
-// an output channel.
+// Few output channels and a stride of 1, such as filters of images (image_filter.h). One call computes one output
+// channel, or the gradient of one pair of an output and an input channel.
 template <class T>
 struct ImageFilterKernels {
   int64_t lanes;  // A row of a plane is a multiple of this long.
-  void (*forward)(const Conv2dShape&, const Plane<const T>& x, const T* weight, const T* bias, const Plane<T>& y,
-                  const PlaneSize&);
+  void (*forward)(const Conv2dShape&, const Planes<T>& x, const T* weight, T bias, const Plane<T>& y, const PlaneSize&);
   void (*backward_weight)(const Conv2dShape&, const Plane<const T>& x, const Plane<const T>& g, const PlaneSize&,
                           T* dw);
   double (*sum)(const Plane<const T>& g, const PlaneSize&);

@@ -141,6 +141,13 @@ struct Plane {
   int64_t row;
 };
 
+// The planes of several channels, which are `plane` elements apart.
+template <class T>
+struct Planes {
+  const T* data;
+  int64_t row, plane;
+};
+
 // A list of output pixels. The input that pixel i reads begins offset[i] elements after InputTile::data.
 struct PixelList {
   const int64_t* offset;

@@ -8,6 +8,8 @@
 #include <exception>
 #include <mutex>
 
+#include "freed_memory.h"
+
 namespace fastconv {
 
 // The uses of workspace. Those before whole_input are for the body of a parallel loop: each thread has its own. The
@@ -48,10 +50,13 @@ T* workspace(Workspace use, int64_t count) {
 // Frees the thread's large workspace of the uses before `end`.
 void free_large_workspace(Workspace end);
 
-// Exists while an operator runs. Frees the calling thread's large workspace at its end. If an operator calls another
+// Exists while a convolution runs. Frees the calling thread's large workspace at its end. If an operator calls another
 // one, only the outer operator frees it.
 struct WorkspaceScope {
-  WorkspaceScope() { ++depth; }
+  WorkspaceScope() {
+    ++depth;
+    keep_freed_memory(kept_bytes);
+  }
   ~WorkspaceScope() {
     if (--depth == 0) free_large_workspace(Workspace::count);
   }
