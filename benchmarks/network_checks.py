@@ -106,7 +106,7 @@ def peak_memory(name: str, folder: Path, variant: str, threads: int) -> dict[str
     without the memory that the process held before the step: weights, momenta, images. The kernel records the peak,
     so memory of every library counts. malloc returns freed memory to the system, except for small pieces.
     """
-    set_malloc("MALLOC_MMAP_THRESHOLD_", 1 << 16)
+    set_malloc(MMAP_THRESHOLD=1 << 16)
     torch.set_num_threads(threads)
     before = _status()["VmRSS"]
     step, model = training(name, folder, variant)

@@ -108,7 +108,7 @@ pybind11::dict plan_as_dict(fastconv::cpu::Pass pass, const fastconv::FusedShape
     return result;
   }
   if (pass == Pass::forward) {
-    const ForwardPlan plan = plan_forward<T>(f, channels_last);
+    const ForwardPlan plan = plan_forward<T>(f, channels_last, fused);
     describe(plan.algorithm, plan.cut);
     if (fused) result["pool_in_registers"] = plan.pool_in_registers;
     return result;

@@ -32,7 +32,7 @@ void run_in_float32(const Forward& call) {
 // Returns whether thin_groups converts the tiles of a 16-bit call. It does not convert the results of a pool.
 bool converts_thin_groups(const Forward& call) {
   if (call.shape.conv.groups == 1 || call.argmax) return false;
-  return plan_forward<float>(call.shape, is_nhwc(call.weight)).algorithm == Algorithm::thin_groups;
+  return plan_forward<float>(call.shape, is_nhwc(call.weight), false).algorithm == Algorithm::thin_groups;
 }
 
 // pairs has no max-pooling, and no activations besides ReLU and ReLU6.
@@ -53,7 +53,7 @@ void run_forward(const Forward& call) {
   }
   dispatch_floating(call.input, call.argmax ? "conv2d_relu_max_pool2d" : "conv2d", [&](auto type) {
     using T = decltype(type);
-    const ForwardPlan plan = plan_forward<T>(call.shape, is_nhwc(call.weight));
+    const ForwardPlan plan = plan_forward<T>(call.shape, is_nhwc(call.weight), call.argmax != nullptr);
     switch (plan.algorithm) {
       case Algorithm::winograd:
         return winograd_forward<T>(call, plan.cut);

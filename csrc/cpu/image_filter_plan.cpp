@@ -4,17 +4,10 @@
 #include "plan.h"
 
 namespace fastconv::cpu {
+namespace {
 
-// The driver copies rows of all channels, with their padding. The size of the copies must not overflow.
-bool can_be_image_filter(const Conv2dShape& s) {
-  constexpr int64_t most_channels = 64;
-  constexpr double most_pixels = 1e9;
-  const double rows = static_cast<double>(s.H) + 2 * static_cast<double>(s.pad_h);
-  const double columns = static_cast<double>(s.W) + 2 * static_cast<double>(s.pad_w);
-  return s.stride_h == 1 && s.stride_w == 1 && std::max(s.C, s.K) <= most_channels && rows * columns <= most_pixels &&
-         !never(image_filter);
-}
-
+// A vector has 16 neighbouring pixels, so narrow images waste lanes. A tile of 8 rows copies all rows that it reads.
+//
 // Batches of 1 and 8, 2 threads of Zen 5, AVX-512, PyTorch's time / that of image_filter. In parentheses: PyTorch's
 // time / that of the algorithm that the plan would choose otherwise.
 //                            forward                 backward_data           backward_weight
@@ -35,11 +28,23 @@ bool can_be_image_filter(const Conv2dShape& s) {
 //   32->1 3x3, 256x256, forward         3.3 (3.9)         1->32 3x3, 28x28, backward_data       2.6 (4.0)
 //   32->2 3x3, 32x32, forward           1.8 (1.9)         3->16 3x3, 32x32, backward_data       1.5 (3.4)
 bool is_image_filter(const Conv2dShape& s, Pass pass) {
-  constexpr int64_t most_outputs = 4, most_inputs = 64, least_taps = 9;
-  if (s.stride_h > 1 || s.stride_w > 1 || s.R * s.S < least_taps) return false;
+  constexpr int64_t most_outputs = 4, most_inputs = 64, least_taps = 9, least_columns = 24, most_rows = 64;
+  if (s.R * s.S < least_taps || std::min(s.Q, s.W) < least_columns || s.R * s.dilation_h > most_rows) return false;
   if (pass == Pass::backward_weight) return s.group_C() == 1 && s.K <= most_outputs;
   const bool of_data = pass == Pass::backward_data;
   return (of_data ? s.C : s.K) <= most_outputs && (of_data ? s.group_K() : s.group_C()) <= most_inputs;
+}
+
+}  // namespace
+
+// The driver copies rows of all channels, with their padding. The size of the copies must not overflow.
+bool can_be_image_filter(const Conv2dShape& s) {
+  constexpr int64_t most_channels = 64;
+  constexpr double most_pixels = 1e9;
+  const double rows = static_cast<double>(s.H) + 2 * static_cast<double>(s.pad_h);
+  const double columns = static_cast<double>(s.W) + 2 * static_cast<double>(s.pad_w);
+  return s.stride_h == 1 && s.stride_w == 1 && std::max(s.C, s.K) <= most_channels && rows * columns <= most_pixels &&
+         !never(image_filter);
 }
 
 // A test that forces another algorithm gets that one.

@@ -169,7 +169,7 @@ bool has_patches(const FusedShape& f, bool unpool) {
 // ---- plans of one candidate: nothing if it cannot compute the call ----------------------------------------------
 
 template <class T>
-std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, bool krsc_weight) {
+std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, bool krsc_weight, bool has_argmax) {
   if (candidate == Candidate::direct) return ForwardPlan{Algorithm::direct, {}, false};
   if (candidate == Candidate::pool_in_registers && pools_in_registers(f))
     return ForwardPlan{Algorithm::direct, {}, true};
@@ -178,7 +178,7 @@ std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, 
   if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     return ForwardPlan{Algorithm::thin_groups, {}, false};
   }
-  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv)) {
+  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !has_argmax) {
     return ForwardPlan{Algorithm::image_filter, {}, false};
   }
   if (candidate == Candidate::small_output && can_be_small_output(f.conv, krsc_weight)) {
@@ -201,7 +201,8 @@ std::optional<BackwardPlan> backward_data_by(Candidate candidate, const FusedSha
     plan.algorithm = Algorithm::thin_groups;
     return plan;
   }
-  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && gradient.other_is_finite()) {
+  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !gradient.has_argmax &&
+      gradient.other_is_finite()) {
     plan.algorithm = Algorithm::image_filter;
     return plan;
   }
@@ -235,7 +236,7 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
     plan.algorithm = Algorithm::torch;
   } else if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
     plan.algorithm = Algorithm::thin_groups;
-  } else if (candidate == Candidate::image_filter && can_be_image_filter(f.conv)) {
+  } else if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !gradient.has_argmax) {
     plan.algorithm = Algorithm::image_filter;
   } else if (candidate == Candidate::gemm) {
     plan.algorithm = Algorithm::gemm;
@@ -287,9 +288,9 @@ BandLimits band_limits(bool reduced) {
 }
 
 template <class T>
-ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight) {
-  if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight)) return *tuned;
-  if (chooses_image_filter(f.conv, Pass::forward)) return {Algorithm::image_filter, {}, false};
+ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight, bool has_argmax) {
+  if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight, has_argmax)) return *tuned;
+  if (!has_argmax && chooses_image_filter(f.conv, Pass::forward)) return {Algorithm::image_filter, {}, false};
   if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups, {}, false};
   if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
@@ -304,7 +305,7 @@ BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& 
   if (tuned) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
   // In backward_data, both multiply the weight by zeros outside of grad_output.
-  const bool filter = chooses_image_filter(f.conv, pass);
+  const bool filter = !gradient.has_argmax && chooses_image_filter(f.conv, pass);
   if ((filter || has_thin_groups<T>(f.conv)) && (!of_data || gradient.other_is_finite())) {
     plan.algorithm = filter ? Algorithm::image_filter : Algorithm::thin_groups;
     return plan;
@@ -337,8 +338,8 @@ BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& 
   return plan;
 }
 
-template ForwardPlan plan_forward<float>(const FusedShape&, bool);
-template ForwardPlan plan_forward<double>(const FusedShape&, bool);
+template ForwardPlan plan_forward<float>(const FusedShape&, bool, bool);
+template ForwardPlan plan_forward<double>(const FusedShape&, bool, bool);
 template BackwardPlan plan_backward<float>(Pass, const FusedShape&, const GradientFacts&);
 template BackwardPlan plan_backward<double>(Pass, const FusedShape&, const GradientFacts&);
 

@@ -41,10 +41,9 @@ bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhw
 // Whether PyTorch's own operator computes it faster than every other algorithm. FASTCONV_ALGORITHM=own: never.
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
-// Whether image_filter can compute a convolution and its gradients, whether it computes one pass faster than PyTorch
-// and the other algorithms, and whether the plan chooses it.
+// Whether image_filter can compute a convolution and its gradients, and whether the plan chooses it for one pass. Fused
+// operators never use it.
 bool can_be_image_filter(const Conv2dShape& s);
-bool is_image_filter(const Conv2dShape& s, Pass pass);
 bool chooses_image_filter(const Conv2dShape& s, Pass pass);
 
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
@@ -60,9 +59,10 @@ struct ForwardPlan {
   bool pool_in_registers;  // for direct: pool each window before it is written to memory
 };
 
-// `T` is float or double. `krsc_weight`: the weight is in KRSC order.
+// `T` is float or double. `krsc_weight`: the weight is in KRSC order. `has_argmax`: ReLU and perhaps a pool follow, in
+// training.
 template <class T>
-ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight);
+ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight, bool has_argmax);
 
 // The facts about a gradient that a plan needs. A plan calls these functions only if the answer decides, because each
 // reads a whole tensor.

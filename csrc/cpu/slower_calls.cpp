@@ -222,7 +222,8 @@ bool is_slow_in_pairs(const Conv2dShape& s, Pass pass) {
 
 const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc, bool fused) {
   if (!fused && is_mostly_padding(s)) return for_padding;
-  if (products(s) < least_products || (type == ScalarType::Float && is_image_filter(s, pass))) return nullptr;
+  if (products(s) < least_products) return nullptr;
+  if (type == ScalarType::Float && !fused && chooses_image_filter(s, pass)) return nullptr;
   if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
   for (const Rule& rule : rules) {
     if (rule.type != type || rule.pass != pass || (fused && !rule.fused) || (rule.nhwc_only && !nhwc)) continue;

@@ -125,7 +125,7 @@ Candidate planned_in(const TunedCall& call, double nonzero) {
   if (!call.fused && torch_is_faster(call.shape.conv, call.pass, call.type, nhwc)) return Candidate::torch;
   if (call.pass == Pass::forward) {
     const bool krsc = call.operands[1] == Order::nhwc || call.operands[1] == Order::either;
-    return candidate_of(plan_forward<T>(call.shape, krsc), call.fused);
+    return candidate_of(plan_forward<T>(call.shape, krsc, call.fused), call.fused);
   }
   const GradientFacts facts{call.fused, [=](double) { return nonzero; }, [] { return true; }};
   return candidate_of(plan_backward<T>(call.pass, call.shape, facts));

@@ -1,23 +1,32 @@
 """Timing of variants that take turns in one process, so that a machine that slows down affects all of them alike."""
 
 import ctypes
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 
-#: Settings of glibc by the names of their environment variables. The numbers are in malloc.h.
-_NUMBERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_THRESHOLD_": -3}
+import torch
+
+from fastconv import functional as FF
+
+#: The numbers of these settings in malloc.h.
+_NUMBERS = {"TRIM_THRESHOLD": -1, "MMAP_THRESHOLD": -3}
 
 
-def set_malloc(variable: str, value: int) -> None:
-    """Change a setting of glibc's malloc. Do nothing if the C library is another one.
+def set_malloc(**settings: int) -> None:
+    """Change settings of glibc's malloc. Do nothing if the C library is another one.
 
-    glibc has read the environment variable already. It is set for fastconv, which keeps settings that it finds.
+    fastconv changes the same settings in its first convolutions. They run here first.
+
+    Args:
+        settings: the values of TRIM_THRESHOLD and MMAP_THRESHOLD.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).mallopt(_NUMBERS[variable], value)
-        os.environ[variable] = str(value)
+    if sys.platform != "linux":
+        return
+    x = torch.ones(1, 1, 3, 3, requires_grad=True)
+    FF.conv2d(x, x).sum().backward()
+    for name, value in settings.items():
+        ctypes.CDLL(None).mallopt(_NUMBERS[name], value)
 
 
 def keep_pages() -> None:
@@ -26,8 +35,7 @@ def keep_pages() -> None:
     By default, glibc returns pages to the system and requests them again, which takes up to 1.5 ms for 5 MB. In each
     run, another variant loses this time.
     """
-    for variable in _NUMBERS:
-        set_malloc(variable, 1 << 30)
+    set_malloc(TRIM_THRESHOLD=1 << 30, MMAP_THRESHOLD=1 << 30)
 
 
 def alternate(

@@ -140,29 +140,6 @@ class Filter {
   const T *weight_, *bias_;
 };
 
-// The tile of an NHWC result.
-template <class T>
-TileResult<T> nhwc_tile(const Conv2dShape& s, const Tile& tile, T* to) {
-  return {to, tile.rows * s.Q * s.K, 0};
-}
-
-template <class T>
-void filter_and_pool(const Forward& call, const Filter<T>& filter) {
-  const FusedShape& f = call.shape;
-  const NhwcWriter<T> y(call.output);
-  const int64_t pixels = ceil_div(filter_pixels(f.conv), pixels_between_windows(f.pool));
-  for_each_tile(Tiles(f.conv.N, f.pool.P, f.pool.Q, pixels), [&](const Tile& tile) {
-    const Tile rows = convolution_rows(f, tile);
-    T* conv = workspace<T>(Workspace::output_tile, rows.images * rows.rows * f.conv.Q * f.conv.K);
-    filter.compute(rows, nhwc_tile(f.conv, rows, conv));
-    T* to = y.tile(tile);
-    kernels().conv2d<T>().fused.relu_max_pool2d(
-        f.pool, {conv, rows.images, rows.row, rows.rows},
-        {to, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows});
-    y.finish(tile, to, 0, f.conv.K);
-  });
-}
-
 template <class T>
 void filter_with_epilogue(const Forward& call, const Filter<T>& filter) {
   const Conv2dShape& s = call.shape.conv;
@@ -170,7 +147,7 @@ void filter_with_epilogue(const Forward& call, const Filter<T>& filter) {
   const TileEpilogue<T> epilogue(call);
   for_each_tile(Tiles(s.N, s.P, s.Q, filter_pixels(s)), [&](const Tile& tile) {
     T* to = y.tile(tile);
-    filter.compute(tile, nhwc_tile(s, tile, to));
+    filter.compute(tile, {to, tile.rows * s.Q * s.K, 0});
     epilogue.apply(to, s.K, (tile.image * s.P + tile.row) * s.Q, tile.images * tile.rows * s.Q, {0, s.K});
     y.finish(tile, to, 0, s.K);
   });
@@ -183,7 +160,6 @@ void image_filter_forward(const Forward& call) {
   const Tensor weight = as_contiguous(call.weight);
   const Bias<T> bias(call.bias, call.weight);
   const Filter<T> filter(call.shape.conv, call.input, data<T>(weight), bias.data);
-  if (call.argmax) return filter_and_pool(call, filter);
   if (call.epilogue) return filter_with_epilogue(call, filter);
   filter.compute_all(call.output);
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <mutex>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -33,9 +34,12 @@ void set(int64_t) {}
 
 void keep_freed_memory(int64_t bytes) {
   static std::atomic<int64_t> kept{0};
-  int64_t before = kept.load(std::memory_order_relaxed);
-  if (bytes <= before) return;
-  if (kept.compare_exchange_strong(before, bytes)) set(std::min(bytes, environment().keep_bytes));
+  if (bytes <= kept.load(std::memory_order_relaxed)) return;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  if (bytes <= kept.load(std::memory_order_relaxed)) return;
+  set(std::min(bytes, environment().keep_bytes));
+  kept.store(bytes, std::memory_order_relaxed);
 }
 
 }  // namespace fastconv
