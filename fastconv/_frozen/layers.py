@@ -128,7 +128,7 @@ class FrozenChain(nn.Module):
                 y = F.batch_norm(x, zeros, zeros + 1, weight, bias, eps=0)
             else:
                 y = F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups)
-                if step.has_norm and y.is_contiguous():  # perhaps with the strides of channels_last
+                if step.has_norm and y.is_contiguous():  # a batch norm returns such a tensor with NCHW's strides
                     y = y.flatten().view(y.shape)
             y = _sum(y, values, step)
             values.append(_FUNCTIONS[step.activation](y, step.slope))

@@ -36,7 +36,7 @@ class PixelWalk {
     return from;
   }
 
-  // Gives `count` addresses. Those of one walk come from this function or from next(), not from both.
+  // Gives `count` addresses. Do not call next() for the same walk.
   FC_INLINE void take(int count, const T** a) {
     if (adjacent_) {
       for (int i = 0; i < count; ++i, next_ += step_) a[i] = next_;
