@@ -247,10 +247,14 @@ class Convolution:
         pooled = self.pool is not None and _pair(self.pool["kernel_size"]) != (1, 1) and self.vectors is None
         return self.machine.largest_tile(tuple(self.given["w"].shape), self.arguments, pooled)
 
+    def weight_tile(self) -> int:
+        """Return the largest tile of the gradient of w, which a pool does not limit."""
+        return self.machine.largest_tile(tuple(self.given["w"].shape), self.arguments, False)
+
     def exact(self) -> bool:
         """Integers give exact results, except with Winograd's tiles above 2 x 2, whose points are not integers."""
         rounded_twice = is_reduced(self.given["x"]) and self.vectors is not None
-        return self.values in EXACT and self.tile() <= 2 and not rounded_twice
+        return self.values in EXACT and self.weight_tile() <= 2 and not rounded_twice
 
     def reference(self, function: Callable[..., Tensor], change: Callable[[Tensor], Tensor] = lambda t: t) -> Tensors:
         """Compute `function` and its derivatives in float64, after `change` of all tensors."""
@@ -305,12 +309,15 @@ class Convolution:
         expected = self.reference(function)
         sizes = self.reference(function, absolute)
         tile = self.tile()
-        spread = self.reference(function, self.largest_near) if tile else sizes
+        spread = self.reference(function, self.largest_near) if tile or self.weight_tile() else sizes
         terms = self.terms()
         unpooled = self.pool is not None and self.vectors is not None  # sums of overlapping windows are rounded again
         for name, t in found.items():
-            from_tiles = name in ("y", "grad of x", "second grad of g", "second grad of x")
-            size = spread[name] if from_tiles else sizes[name]
+            size = sizes[name]
+            if tile and name in ("y", "grad of x", "second grad of g", "second grad of x"):
+                size = spread[name]
+            elif name == "grad of w" and self.weight_tile():  # Rounding of one tap reaches all taps.
+                size = torch.maximum(spread[name], size.amax((-1, -2), keepdim=True))
             summed = name.startswith("second") or unpooled
             close(name, t, expected[name], size, terms[name], self.over_padding().get(name), summed)
         if gate is not None:
