@@ -316,7 +316,7 @@ class Convolution:
             size = sizes[name]
             if tile and name in ("y", "grad of x", "second grad of g", "second grad of x"):
                 size = spread[name]
-            elif name == "grad of w" and self.weight_tile():  # Rounding of one tap reaches all taps.
+            elif name in ("grad of w", "second grad of w") and self.weight_tile():  # Errors of a tap reach all taps.
                 size = torch.maximum(spread[name], size.amax((-1, -2), keepdim=True))
             summed = name.startswith("second") or unpooled
             close(name, t, expected[name], size, terms[name], self.over_padding().get(name), summed)
