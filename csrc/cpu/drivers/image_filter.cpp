@@ -1,7 +1,6 @@
-// Convolutions of few channels with a stride of 1, such as filters of images. Each channel is copied to a plane, and
+// Convolutions to few channels with a stride of 1, such as filters of images. Each channel is copied to a plane, and
 // the lanes of a vector are neighbouring pixels (kernels/image_filter.h).
 #include <algorithm>
-#include <vector>
 
 #include "epilogue.h"
 #include "weight_sums.h"
@@ -109,7 +108,7 @@ class Filter {
     }
   }
 
-  // Computes all of an NCHW tensor, or an NHWC tensor.
+  // Computes all of a tensor in NCHW or NHWC.
   void compute_all(const Tensor& output) const {
     const Tiles tiles(s_.N, s_.P, s_.Q, filter_pixels(s_));
     T* const data = mutable_data<T>(output);
