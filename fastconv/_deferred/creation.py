@@ -18,7 +18,7 @@ from fastconv._ops.memory_format import suggests_channels_last
 from fastconv._ops.sizes import conv2d_output
 from fastconv.functional import Convolution, convolution_arguments
 
-__all__ = ["PLAIN", "are_copies_small", "defer", "new_deferred"]
+__all__ = ["PLAIN", "defer", "new_deferred"]
 
 PLAIN = (Tensor, nn.Parameter)
 
@@ -47,7 +47,7 @@ def defer(
     if type(input) is Deferred:
         input = input.settle()
     convolution = None
-    if are_copies_small(input, weight):
+    if _are_copies_small(input, weight):
         convolution = _deferrable(input, weight, bias, stride, padding, dilation, groups)
     if convolution is None:
         return None
@@ -66,7 +66,7 @@ def defer(
     return new_deferred(recipe, (N, K, P, Q), kept, layer)  # type: ignore[arg-type]
 
 
-def are_copies_small(input: Any, weight: Any) -> bool:
+def _are_copies_small(input: Any, weight: Any) -> bool:
     """Return whether the copies of the operands take little time, compared with the convolution. False if unclear.
 
     A result has about as many pixels as the input, or fewer. This test takes 1 us, and all others together take 10.
