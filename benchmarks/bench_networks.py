@@ -10,7 +10,8 @@ memory             the peak memory of such a training step
 
 Each variant runs in its own process. The processes take turns, with a pause after each turn, until the threads of the
 library sleep. A turn has two untimed calls, then timed ones, whose median counts. A ratio is the time of PyTorch in
-channels_last over the time of the variant, and the median over the rounds. Above 1, the variant is faster.
+channels_last over the time of the variant, and the median over the rounds. Above 1, the variant is faster. Only the
+processes of fastconv keep freed memory from step to step. FASTCONV_KEEP_MB=0 turns that off.
 
 "fastconv" is fastconv.convert, "fastconv frozen" is fastconv.freeze, both in channels_last. "torch folded" is PyTorch
 with each batch norm folded into the convolution before it (torch.nn.utils.fusion). torch.compile runs for ResNet-18
