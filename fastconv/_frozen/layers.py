@@ -17,6 +17,7 @@ from fastconv._ops.conv2d_chain import conv2d_chain
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.function import is_transformed
 from fastconv._ops.library import _C
+from fastconv.linear import linear
 
 __all__ = ["Addition", "FrozenChain", "FrozenLinear", "Step", "freeze_weight"]
 
@@ -193,7 +194,7 @@ class FrozenLinear(nn.Module):
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
         few = input.dim() == 2 and 0 < input.shape[0] <= self.most_rows
         if not few or not _runs_as_operator((input,), weight):
-            return F.linear(input, weight.flatten(1), bias)
+            return linear(input, weight.flatten(1), bias)
         return conv2d_chain([input[:, :, None, None]], [weight], [bias], _ONE_STEP, [0.0], [1])[0].flatten(1)
 
     def extra_repr(self) -> str:
