@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import LEVELS, THREADS, assert_as_accurate, assert_identical, assert_refused_alike, with_gradients
+from cases import (
+    LEVELS,
+    THREADS,
+    assert_as_accurate,
+    assert_identical,
+    assert_refused_alike,
+    has_wide_avx512,
+    with_gradients,
+)
 from helpers import check_operator
 from sweep import over
 from torch import Tensor, nn
@@ -237,21 +244,14 @@ def test_a_bias_that_broadcasts_is_left_to_pytorch() -> None:
 # ---- the plan ----------------------------------------------------------------------------------------------------
 
 
-def is_zen5() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    family = next((int(line.split(":")[1]) for line in lines if line.startswith("cpu family")), 0)
-    return "AuthenticAMD" in "".join(lines) and family >= 26 and _C.cpu_capability() == "avx512"
-
-
 def test_the_plan_chooses_fastconv_for_many_products_on_zen_5(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastconv._ops.linear.MAY_BE_FASTER", True)
     assert _C.linear_is_faster(1, 1, 1)  # FASTCONV_ALGORITHM=own
     _C.set_algorithms({"torch": "measured"})
     try:
-        faster = [(8192, 96, 384), (64, 1600, 128), (16, 1024, 1024), (64, 4096, 4096)]
-        slower = [(8, 1024, 1024), (64, 128, 128), (32, 4096, 4096), (100_000, 64, 8), (100_000, 3, 64)]
-        assert [_C.linear_is_faster(*call) for call in faster] == [is_zen5()] * len(faster)
+        faster = [(8192, 96, 384), (64, 1600, 128), (2, 1024, 1024), (64, 4096, 4096), (100_000, 3, 64)]
+        slower = [(1, 2048, 2048), (64, 128, 128), (4096, 256, 2)]
+        assert [_C.linear_is_faster(*call) for call in faster] == [has_wide_avx512()] * len(faster)
         assert not any(_C.linear_is_faster(*call) for call in slower)
     finally:
         _C.set_algorithms({})

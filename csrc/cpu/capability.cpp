@@ -89,9 +89,9 @@ std::vector<std::string> cpu_capabilities() {
   return names;
 }
 
-bool is_zen5_or_later() {
+bool has_wide_avx512() {
 #if defined(__x86_64__)
-  static const bool is = [] {
+  static const bool is = [] {  // the CPU
     unsigned a, b, c, d;
     if (__get_cpuid(0, &a, &b, &c, &d) == 0 || b != signature_AMD_ebx || __get_cpuid(1, &a, &b, &c, &d) == 0) {
       return false;
@@ -99,7 +99,7 @@ bool is_zen5_or_later() {
     const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
     return family >= 26;
   }();
-  return is;
+  return is && &kernels() == &kernels_avx512;
 #else
   return false;
 #endif

@@ -1,7 +1,5 @@
 // y = x w^T + b, as a 1x1 convolution. A row of x is a pixel of one image that is one pixel wide, so contiguous tensors
 // are NHWC.
-#include <algorithm>
-
 #include "capability.h"
 #include "convolution.h"
 #include "forced_choices.h"
@@ -50,26 +48,24 @@ Tensor as_kernels(const Tensor& t) { return in_four_dimensions(t, {t.size(0), t.
 }  // namespace
 
 // PyTorch's linear layers call MKL, which uses AVX2 on AMD. From Zen 5 on, AVX-512 computes twice as many products in a
-// cycle. PyTorch's time / fastconv's, 2 threads of Zen 5, for input channels -> output channels:
-//                                    forward    grad_input    grad_weight and grad_bias
-//   8192 rows  96->384  ConvNeXt-T      2.19          2.29          2.11
-//    512 rows  384->1536                2.08          2.04          2.38
-//    197 rows  768->3072  ViT           2.10          2.35 (both gradients)
-//     64 rows  1600->128                1.80          1.88          2.16
-//     32 rows  128->512                 1.35          1.19          1.20
-//     64 rows  128->128                 1.07          0.75          1.04
-//     16 rows  1024->1024               2.00          2.28          1.48
-//      8 rows  1024->1024               1.04          2.61          1.68
-//     64 rows  4096->4096               2.86          0.61          1.28
-//     32 rows  4096->4096               2.95          0.43          1.25
+// cycle. PyTorch's time / fastconv's, 2 threads of Zen 5, for input channels -> output channels. "Both" is forward and
+// backward. `python benchmarks/bench_linear.py` measures more layers.
+//                                       forward    both                                  forward    both
+//   8192 rows  384->96   ConvNeXt-T          2.30    1.96        16 rows  1024->1024          2.06    1.40
+//    512 rows  384->1536                     2.33    1.90         8 rows  1024->1024          1.6     1.5
+//    197 rows  768->768   ViT-B              2.08    2.03         4 rows  1024->1024          2.0     1.6
+//     64 rows  1152->128  MnistCNN           1.64    1.61         2 rows  1024->1024          1.3     1.4
+//     64 rows  400->120   LeNet-5            1.31    1.29         1 row   1024->1024          0.8     0.6
+//     32 rows  256->256                      1.33    1.26         8 rows  8192->4096          1.9     1.3
+//      8 rows  256->256                      0.75    0.9          8 rows  768->3072           1.8     1.1
+//  65536 rows  64->8                         1.88    1.47      65536 rows  3->64               2.19    3.83
+//  65536 rows  64->4                         1.12    1.48       4096 rows  256->2              0.62    0.99
 bool linear_is_faster(int64_t rows, int64_t C, int64_t K) {
   if (!torch_is_allowed()) return true;
-  if (!is_zen5_or_later() || cpu_capability() != "avx512") return false;
-  constexpr double least_products = 3e6;
-  constexpr int64_t least_rows = 16, least_channels = 16, rows_of_large_weights = 64, large_weight = 4 << 20;
+  constexpr double least_products = 2e6;
+  constexpr int64_t least_outputs = 4;
   const auto products = static_cast<double>(rows) * static_cast<double>(C) * static_cast<double>(K);
-  return products >= least_products && rows >= least_rows && std::min(C, K) >= least_channels &&
-         (rows >= rows_of_large_weights || C * K <= large_weight);
+  return has_wide_avx512() && rows > 1 && K >= least_outputs && products >= least_products;
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
