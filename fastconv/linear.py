@@ -2,6 +2,7 @@ r"""Linear layers as in :func:`torch.nn.functional.linear`. ``fastconv.functiona
 
 from __future__ import annotations
 
+import torch  # noqa: F401  the example uses it
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import has_torch_function
