@@ -101,6 +101,12 @@ def test_every_number_of_threads_gives_the_same_bits(size: Any) -> None:
         assert_identical(with_gradients(with_operator, arguments, g), expected)
 
 
+def test_dx_of_a_large_weight_is_computed_in_ranges_of_channels() -> None:
+    arguments, g = tensors((3, 5, 1300), 4096)  # 21 MB
+    for a, b in zip(with_gradients(with_operator, arguments, g), with_gradients(F.linear, arguments, g), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("value", [NAN, INF, -INF, -0.0])
 def test_special_values_spread_as_in_pytorch(value: float) -> None:
     arguments, g = tensors((9, 20), 18)

@@ -43,15 +43,15 @@ void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, int64
   }
 }
 
-// Packs block `index` of the input channels.
+// Packs block `index` of the input channels. `packed` starts with block `first`, which is 0 if there are groups.
 template <class T>
-void pack_weight_backward(const Conv2dShape& s, const T* weight, bool krsc, int64_t index, T* packed) {
+void pack_weight_backward(const Conv2dShape& s, const T* weight, bool krsc, int64_t index, int64_t first, T* packed) {
   FASTCONV_ASSERT(readable(weight) && readable(packed));
   FASTCONV_ASSERT(is_block<T>(index, s.groups, s.group_C()));
   const ChannelBlock<T> block(index, s.group_C());
   const int64_t taps = s.taps(), RS = s.R * s.S, C = s.group_C(), K = s.group_K();
   const int64_t width = block.vectors * lanes<T>;
-  T* to = packed + (block.group * round_up_to_lanes<T>(C) + block.first) * RS * K;
+  T* to = packed + (block.group * round_up_to_lanes<T>(C) + block.first - first * block_lanes<T>)*RS * K;
   if (block.count < width) {
     for (int64_t i = 0; i < RS * K * width; ++i) to[i] = 0;
   }

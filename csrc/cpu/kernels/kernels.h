@@ -14,7 +14,7 @@ struct Conv2dKernels {
   int64_t (*packed_forward_size)(const Conv2dShape&);
   int64_t (*packed_backward_size)(const Conv2dShape&);
   void (*pack_weight_forward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, T* packed);
-  void (*pack_weight_backward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, T* packed);
+  void (*pack_weight_backward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, int64_t first, T* packed);
   void (*forward)(const Conv2dShape&, const InputTile<T>& x, const PackedWeight<T>&, const OutputTile<T>& y,
                   int64_t block);
   void (*backward_data)(const Conv2dShape&, const GradientTile<T>& g, const T* packed, const OutputTile<T>& dx,

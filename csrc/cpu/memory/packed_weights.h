@@ -59,16 +59,24 @@ std::shared_ptr<const T> packed_for_direct(const Conv2dShape& s, const Tensor& w
                                                          }));
 }
 
-// The weight of backward_data, in the thread's workspace.
+// The blocks [first, last) of the weight of backward_data, in the thread's workspace.
 template <class T>
-const T* packed_for_backward_data(const Conv2dShape& s, const Tensor& weight) {
-  const Conv2dKernels<T>& kernel = direct_kernels<T>();
+const T* packed_for_backward_data(const Conv2dShape& s, const Tensor& weight, int64_t first, int64_t last) {
   const bool krsc = is_nhwc(weight);
-  T* packed = workspace<T>(Workspace::packed_weight, kernel.packed_backward_size(s));
-  parallel_for(0, channel_blocks<T>(s, s.group_C()).count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_backward(s, data<T>(weight), krsc, i, packed);
+  const int64_t block_size = direct_kernels<T>().block_lanes * s.R * s.S * s.group_K();
+  T* packed = workspace<T>(Workspace::packed_weight, (last - first) * block_size);
+  parallel_for(first, last, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      direct_kernels<T>().pack_weight_backward(s, data<T>(weight), krsc, i, first, packed);
+    }
   });
   return packed;
+}
+
+// All blocks.
+template <class T>
+const T* packed_for_backward_data(const Conv2dShape& s, const Tensor& weight) {
+  return packed_for_backward_data<T>(s, weight, 0, channel_blocks<T>(s, s.group_C()).count());
 }
 
 }  // namespace fastconv::cpu
