@@ -18,6 +18,9 @@ CHANNELS_LAST = torch.channels_last
 class Block(nn.Module):
     """A convolution, a batch norm, an addition and ReLU, and a convolution that reads the result."""
 
+    norm: nn.Module
+    relu: nn.Module
+
     def __init__(self, channels: int, kernel: int, add: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=False)
@@ -62,12 +65,31 @@ def with_strides_of_channels_last(size: tuple[int, ...]) -> Tensor:
     return torch.randn(N, H, W, C).permute(0, 3, 1, 2)
 
 
+#: Each of these sizes except the last fits both memory formats.
+SIZES = [(3, 4, 1, 1), (1, 4, 1, 1), (2, 1, 5, 5), (2, 1, 1, 1), (2, 4, 1, 5), (0, 4, 5, 5), (0, 1, 1, 1), (2, 4, 5, 5)]
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "ReLU": nn.ReLU,
+    "ReLU in place": lambda: nn.ReLU(True),
+    "ReLU6": nn.ReLU6,
+    "SiLU": nn.SiLU,
+    "SiLU in place": lambda: nn.SiLU(True),
+}
+
+
 @pytest.mark.parametrize("name", BLOCKS)
-@pytest.mark.parametrize("size", [(3, 4, 1, 1), (1, 4, 1, 1), (2, 1, 5, 5), (2, 1, 1, 1), (2, 4, 1, 5), (0, 4, 5, 5)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("weights", [torch.contiguous_format, CHANNELS_LAST])
 @pytest.mark.parametrize("input", [torch.randn, with_strides_of_channels_last])
-def test_strides_are_pytorchs(name: str, size: tuple[int, ...], weights: Any, input: Any) -> None:
-    model = BLOCKS[name](size[1], 3).eval().to(memory_format=weights)
+def test_strides_are_pytorchs(
+    name: str, size: tuple[int, ...], activation: str, norm: bool, weights: Any, input: Any
+) -> None:
+    model = BLOCKS[name](size[1], 3)
+    model.relu = ACTIVATIONS[activation]()
+    model.norm = model.norm if norm else nn.Identity()
+    model.eval().to(memory_format=weights)
     x = input(size)
     for found in (fastconv.convert(copy.deepcopy(model)), fastconv.freeze(model)):
         for grad in (False, True):
