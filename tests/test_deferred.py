@@ -801,6 +801,31 @@ def test_a_compiled_function_accepts_a_deferred_result() -> None:
     assert w.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("door", ["enabled", "convert"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "compiled", [[0], [1], [2], [3], [1, 2, 3], [0, 2]], ids=lambda layers: "+".join(map(str, layers))
+)
+def test_layers_may_be_compiled_one_by_one(compiled: list[int], training: bool, door: str) -> None:
+    torch._dynamo.reset()
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)).train(training)
+    model = copy.deepcopy(plain)
+    model = fastconv.convert(model) if door == "convert" else model
+    for i in compiled:
+        model[i].compile(backend="eager")
+    x = torch.randn(2, 3, 9, 9)
+    for _ in range(2):
+        with fastconv.enabled(fuse=True) if door == "enabled" else nullcontext():
+            found = model(x)
+        expected = plain(x)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        expected.sum().backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_torch_func_transforms_give_pytorchs_results() -> None:
     x, w, b = (t.detach() for t in operands(False))
     with fastconv.enabled(fuse=True):

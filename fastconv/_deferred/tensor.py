@@ -160,6 +160,22 @@ class Deferred(Tensor):
 register_type(Deferred)
 
 
+def _exclude_from_compilation() -> None:
+    """Let Dynamo compile neither the methods that PyTorch calls, nor what they call. It runs them at a graph break.
+
+    Settling changes the Deferred. Dynamo traces code twice, and the second trace would take other branches.
+    """
+    eval_frame = torch._C._dynamo.eval_frame
+    skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    for method in (Deferred.__torch_function__, Deferred.__torch_dispatch__):
+        function: Any = method.__func__  # type: ignore[attr-defined]
+        function._torchdynamo_disable = True
+        eval_frame.set_code_exec_strategy(function.__code__, skip)
+
+
+_exclude_from_compilation()
+
+
 def compute_deferred(
     recipe: Recipe, deferred: Deferred, source: tuple[Deferred, Step] | None, grad_enabled: bool
 ) -> Tensor:
