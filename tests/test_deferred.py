@@ -987,6 +987,14 @@ def test_the_address_of_a_waiting_result_is_an_error_and_not_null() -> None:
         assert torch.from_dlpack(y).shape == (1, 2, 3, 3)
 
 
+def test_a_waiting_result_may_become_the_data_of_a_tensor() -> None:
+    x, w, other = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.zeros(1)
+    with fastconv.enabled(fuse=True):
+        other.data = F.conv2d(x, w)
+        torch.testing.assert_close(other, F.conv2d(x, w))
+    torch.testing.assert_close(other, F.conv2d(x, w))
+
+
 def test_nothing_is_copied_for_a_convolution_before_a_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[torch.Size] = []
     original = creation.snapshot
