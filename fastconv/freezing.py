@@ -121,7 +121,8 @@ class _FrozenGraph(_Frozen, fx.GraphModule):
     @graph.setter
     def graph(self, graph: fx.Graph) -> None:
         fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
-        graph.owning_module = weakref.proxy(self)  # Otherwise only the garbage collector would free the model.
+        # Otherwise only the garbage collector would free the model.
+        graph.owning_module = weakref.proxy(self)  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
         return _unpickled, (super().__reduce__(),)
