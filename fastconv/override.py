@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
 from fastconv._deferred import BACKWARD, Deferred, defer, settled
+from fastconv._layer import is_watched, register_mode
 from fastconv._ops.overrides import accept_fastconv
 
 __all__ = ["enabled"]
@@ -107,7 +108,7 @@ class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_g
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return ROUTES.get(func, func)(*args, **kwargs)
-        if not accept_fastconv(types):
+        if not accept_fastconv(types) or (func not in BACKWARD and is_watched()):
             return func(*args, **kwargs)
         if self._fuse and func is torch.conv2d:
             result = defer(*args, **kwargs)
@@ -117,3 +118,6 @@ class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_g
             with self:  # so that activation checkpointing recomputes with fastconv, too
                 return BACKWARD[func](*args, **kwargs)
         return ROUTES.get(func, func)(*args, **kwargs)
+
+
+register_mode(enabled)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fastconv
+import fastconv.functional as FF
 
 CHANNELS_LAST = torch.channels_last
 
@@ -98,3 +99,35 @@ def test_strides_are_pytorchs(
                     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
                     assert result.stride() == expected.stride()
             x = x.detach().requires_grad_()
+
+
+#: Convolution, ReLU and pool, as a converted Sequential runs them.
+SEQUENTIAL: dict[str, Callable[[], list[nn.Module]]] = {
+    "ReLU": lambda: [nn.ReLU()],
+    "ReLU in place": lambda: [nn.ReLU(True)],
+    "ReLU, pool": lambda: [nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)],
+    "ReLU in place, pool": lambda: [nn.ReLU(True), nn.MaxPool2d(2, ceil_mode=True)],
+    "pool, ReLU": lambda: [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()],
+    "pool, ReLU in place": lambda: [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU(True)],
+}
+
+
+@pytest.mark.parametrize("name", SEQUENTIAL)
+@pytest.mark.parametrize("size", [(3, 4, 1, 1), (1, 1, 1, 1), (2, 1, 5, 5), (2, 4, 2, 2), (2, 4, 5, 5), (0, 4, 5, 5)])
+@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, CHANNELS_LAST])
+@pytest.mark.parametrize("input", [torch.randn, with_strides_of_channels_last])
+def test_strides_of_fused_layers_are_pytorchs(
+    name: str, size: tuple[int, ...], K: int, weights: Any, input: Any
+) -> None:
+    model = nn.Sequential(nn.Conv2d(size[1], K, 1), *SEQUENTIAL[name]()).to(memory_format=weights)
+    x = input(size)
+    expected = model(x)
+    assert fastconv.convert(copy.deepcopy(model))(x).stride() == expected.stride()
+    with fastconv.enabled(fuse=True):
+        assert model(x).stride() == expected.stride()
+    operands = (x, model[0].weight, model[0].bias)
+    if name == "ReLU":
+        assert FF.conv2d_relu(*operands).stride() == expected.stride()
+    elif name == "ReLU, pool":
+        assert FF.conv2d_relu_max_pool2d(*operands, pool_ceil_mode=True).stride() == expected.stride()
