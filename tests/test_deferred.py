@@ -995,6 +995,81 @@ def test_a_waiting_result_may_become_the_data_of_a_tensor() -> None:
     torch.testing.assert_close(other, F.conv2d(x, w))
 
 
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * 2 * x
+
+
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3
+
+
+IN_PLACE: dict[str, Callable[[Tensor], object]] = {
+    "mul_": lambda y: y.mul_(2),
+    "sigmoid_": lambda y: y.sigmoid_(),
+    "leaky_relu_": lambda y: F.leaky_relu_(y),
+    "two": lambda y: y.mul_(2).add_(y),
+    "setitem": lambda y: y.__setitem__((slice(None), 0), 1.0),
+    "copy_": lambda y: y.copy_(y.detach() * 3),
+    "detach_": lambda y: y.detach_(),
+    "read before": lambda y: (y.sum(), y.mul_(2)),
+    "a Function": lambda y: Tripled.apply(y),
+    "a Function after": lambda y: (y.mul_(2), Tripled.apply(y)),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_function_gets_the_gradient_of_a_result_that_was_changed_in_place(name: str) -> None:
+    def run(fuse: bool) -> list[Tensor | None]:
+        x, w, b = operands(False)
+        with fastconv.enabled(fuse=True) if fuse else nullcontext():
+            y = F.conv2d(x, w, b)
+            IN_PLACE[name](y)
+            z = Squared.apply(y)
+        if z.requires_grad:
+            z.sum().backward()
+        return [z, w.grad, b.grad]
+
+    torch.manual_seed(0)
+    expected = run(False)
+    torch.manual_seed(0)
+    torch.testing.assert_close(run(True), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_function_raises_an_error_if_the_result_was_changed_through_a_view(later: bool) -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w, b)
+        y.view(-1).mul_(3)
+        z = Squared.apply(y)
+        total = z.sum() + y.sum() if later else z.sum()
+    with pytest.raises(RuntimeError, match="changed in place through a view"):
+        total.backward()
+
+
+def test_set_exchanges_the_memory_of_a_result() -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w)
+        y.set_(torch.ones(3))
+        assert y.tolist() == [1, 1, 1]
+
+
 def test_nothing_is_copied_for_a_convolution_before_a_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[torch.Size] = []
     original = creation.snapshot
