@@ -126,11 +126,10 @@ def convolution_arguments(
         return None
     if type(groups) is bool or not isinstance(groups, int | torch.SymInt):
         return None
-    # PyTorch accepts some empty images, channels and kernels, and refuses others. The strides of its results without
-    # images are those of the input if the sizes are the same. Compiled code must not depend on the number of images.
+    # PyTorch accepts some empty images, channels and kernels, and refuses others.
     if weight.dim() != 4 or input.dim() not in (3, 4) or 0 in input.shape[-3:] or 0 in weight.shape:
         return None
-    if not torch.compiler.is_compiling() and input.shape[0] == 0:
+    if not torch.compiler.is_compiling() and input.shape[0] == 0:  # for the strides
         return None
     if dilations[0] <= 0 or dilations[1] <= 0:  # PyTorch has two messages for this.
         return None

@@ -77,7 +77,12 @@ class Deferred(Tensor):
         if gradients is not None:
             return gradients(*args, **kwargs)
         found: list[Deferred] = []
-        args, kwargs = tree_map_only(Deferred, lambda d: (found.append(d), d.settle())[1], (args, kwargs))
+
+        def settle(deferred: Deferred) -> Tensor:
+            found.append(deferred)
+            return deferred.settle()
+
+        args, kwargs = tree_map_only(Deferred, settle, (args, kwargs))
         for deferred in found:
             deferred._follow(is_late=True)
         result = func(*args, **kwargs)
