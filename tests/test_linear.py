@@ -401,7 +401,7 @@ def with_hooks(model: nn.Module, x: Tensor) -> list[Tensor]:
             module.register_full_backward_hook(lambda _, __, outputs: seen.append(outputs[0]))
     for relu in (m for m in model.modules() if isinstance(m, nn.ReLU)):
         relu.inplace = False
-    of_sum(model, x)
+    of_sum(model, x.requires_grad_())
     return seen
 
 
