@@ -106,12 +106,12 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
     """
     if type(input) is not Tensor or not input.is_cpu or input.dtype not in FLOATING_DTYPES or input.dim() != 4:
         return None
-    if input.shape[0] == 0:  # PyTorch computes each step: the strides depend on all of them
-        return None
     grad = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     if grad and (input.requires_grad or _requires_grad(layer)):
         return None
     if _is_seen() or is_patched():
+        return None
+    if input.shape[0] == 0:  # PyTorch computes each step: the strides depend on all of them
         return None
     chosen = groups(layer, steps(layer, frame), _INFERENCE)
     if not chosen:
