@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -131,3 +132,12 @@ def test_strides_of_fused_layers_are_pytorchs(
         assert FF.conv2d_relu(*operands).stride() == expected.stride()
     elif name == "ReLU, pool":
         assert FF.conv2d_relu_max_pool2d(*operands, pool_ceil_mode=True).stride() == expected.stride()
+
+
+def test_a_traced_sequential_compares_no_sizes() -> None:
+    model = fastconv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", torch.jit.TracerWarning)
+        traced = torch.jit.trace(model, torch.randn(2, 3, 8, 8), check_trace=False)
+    x = torch.randn(1, 3, 3, 9)
+    torch.testing.assert_close(traced(x), model(x))

@@ -71,6 +71,8 @@ def _may_have_other_strides(block: list[Any], result: Any, input: Tensor) -> boo
     ReLU in place, and ReLU after the pool, may return strides of channels_last if a size fits both memory formats.
     """
     relu = block[1]
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # then sizes are symbols or tensors
+        return False
     if not isinstance(result, Tensor) or (isinstance(relu, torch.nn.ReLU) and not relu.inplace):
         return False
     fits_both = result.shape[-3] == 1 or result.shape[-2] == result.shape[-1] == 1
