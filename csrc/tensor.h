@@ -68,6 +68,12 @@ inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
   return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
 }
 
+// The same for the fused operators. PyTorch's ReLU returns a contiguous tensor if the convolution's result fits both
+// memory formats.
+inline bool fused_is_channels_last(const Conv2dShape& s, const Tensor& input, const Tensor& weight) {
+  return s.K > 1 && s.P * s.Q > 1 && result_is_channels_last(input, weight);
+}
+
 // PyTorch's strides of a dense tensor, contiguous or channels_last. Wrong if the number of elements overflows.
 Ints dense_strides(const Ints& sizes, bool channels_last);
 

@@ -15,8 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn import functional as F
+from torch.utils._device import DeviceContext
 
-__all__ = ["Layer", "is_observed", "is_patched", "kind", "scripted_as", "set_class", "set_torch_class", "torch_class"]
+__all__ = [
+    "Layer", "is_observed", "is_patched", "is_watched", "kind", "register_mode", "scripted_as", "set_class",
+    "set_torch_class", "torch_class",
+]  # fmt: skip
 
 
 class _DefinedIn(str):
@@ -197,12 +201,33 @@ def _bypassed() -> tuple[Any, ...]:
 _STOCK = _bypassed()
 
 
+def is_watched() -> bool:
+    """Return whether a mode of the program sees each call of a function. It expects PyTorch's functions."""
+    if _len_torch_function_stack() == 0:
+        return False
+    modes = (_get_function_stack_at(i) for i in range(_len_torch_function_stack()))
+    return not all(type(mode) in _UNCONCERNED for mode in modes)
+
+
+_get_function_stack_at = torch._C._get_function_stack_at
+_len_torch_function_stack = torch._C._len_torch_function_stack
+#: The modes that treat fastconv's functions as PyTorch's. fastconv.enabled adds itself.
+_UNCONCERNED: list[type] = [DeviceContext]
+
+
+def register_mode(mode: type) -> None:
+    """Add a mode that treats fastconv's functions as PyTorch's."""
+    _UNCONCERNED.append(mode)
+
+
 def is_patched() -> bool:
-    """Return whether the program has replaced a method or function that fastconv's layers bypass.
+    """Return whether the program has replaced a method or function that fastconv's layers bypass, or sees their calls.
 
     torch.export replaces ``Module.__call__`` while it records. That does not count, except for ONNX, which needs
     PyTorch's operators.
     """
+    if not torch.compiler.is_compiling() and is_watched():
+        return True
     found = _bypassed()
     if found == _STOCK:
         return False

@@ -1,6 +1,7 @@
 """Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights."""
 
 import copy
+import weakref
 from typing import Any
 
 import torch
@@ -112,6 +113,16 @@ class _Frozen(nn.Module):
 
 class _FrozenGraph(_Frozen, fx.GraphModule):
     """A model that was recorded."""
+
+    @property
+    def graph(self) -> fx.Graph:
+        return super().graph
+
+    @graph.setter
+    def graph(self, graph: fx.Graph) -> None:
+        fx.GraphModule.graph.fset(self, graph)  # type: ignore[attr-defined]
+        # Otherwise only the garbage collector would free the model.
+        graph.owning_module = weakref.proxy(self)  # type: ignore[assignment]
 
     def __reduce__(self) -> Any:
         return _unpickled, (super().__reduce__(),)

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
-from fastconv._deferred import BACKWARD, Deferred, defer
+from fastconv._deferred import BACKWARD, Deferred, defer, settled
+from fastconv._layer import is_watched, register_mode
 from fastconv._ops.overrides import accept_fastconv
 
 __all__ = ["enabled"]
@@ -45,6 +46,11 @@ def _max_pool2d_with_indices(
     return FF.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
+def _set_data(tensor: Tensor, value: Any) -> None:
+    """Set ``tensor.data``. PyTorch does not ask a waiting result for its values here."""
+    tensor.data = settled(value)
+
+
 #: fastconv's replacement of each function that the override protocol reports. ``F.conv2d`` is ``torch.conv2d``, and
 #: ``F.relu_`` is ``torch.relu_``. The modules of torch.nn call these functions.
 ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -58,6 +64,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.relu: FF.relu,
     Tensor.relu_: _relu_,
     F.batch_norm: FF.batch_norm,
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     F.linear: FF.linear,
 }
 
@@ -102,7 +109,7 @@ class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_g
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
             return ROUTES.get(func, func)(*args, **kwargs)
-        if not accept_fastconv(types):
+        if not accept_fastconv(types) or (func not in BACKWARD and is_watched()):
             return func(*args, **kwargs)
         if self._fuse and func is torch.conv2d:
             result = defer(*args, **kwargs)
@@ -112,3 +119,6 @@ class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_g
             with self:  # so that activation checkpointing recomputes with fastconv, too
                 return BACKWARD[func](*args, **kwargs)
         return ROUTES.get(func, func)(*args, **kwargs)
+
+
+register_mode(enabled)

@@ -801,6 +801,31 @@ def test_a_compiled_function_accepts_a_deferred_result() -> None:
     assert w.grad is not None
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("door", ["enabled", "convert"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "compiled", [[0], [1], [2], [3], [1, 2, 3], [0, 2]], ids=lambda layers: "+".join(map(str, layers))
+)
+def test_layers_may_be_compiled_one_by_one(compiled: list[int], training: bool, door: str) -> None:
+    torch._dynamo.reset()
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2)).train(training)
+    model = copy.deepcopy(plain)
+    model = fastconv.convert(model) if door == "convert" else model
+    for i in compiled:
+        model[i].compile(backend="eager")
+    x = torch.randn(2, 3, 9, 9)
+    for _ in range(2):
+        with fastconv.enabled(fuse=True) if door == "enabled" else nullcontext():
+            found = model(x)
+        expected = plain(x)
+        torch.testing.assert_close(found, expected)
+        found.sum().backward()
+        expected.sum().backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
 def test_torch_func_transforms_give_pytorchs_results() -> None:
     x, w, b = (t.detach() for t in operands(False))
     with fastconv.enabled(fuse=True):
@@ -960,6 +985,89 @@ def test_the_address_of_a_waiting_result_is_an_error_and_not_null() -> None:
         with pytest.raises(RuntimeError, match="Cannot access data pointer"):
             torch.utils.dlpack.to_dlpack(y)
         assert torch.from_dlpack(y).shape == (1, 2, 3, 3)
+
+
+def test_a_waiting_result_may_become_the_data_of_a_tensor() -> None:
+    x, w, other = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.zeros(1)
+    with fastconv.enabled(fuse=True):
+        other.data = F.conv2d(x, w)
+        torch.testing.assert_close(other, F.conv2d(x, w))
+    torch.testing.assert_close(other, F.conv2d(x, w))
+
+
+class Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * 2 * x
+
+
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x.mul_(3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3
+
+
+IN_PLACE: dict[str, Callable[[Tensor], object]] = {
+    "mul_": lambda y: y.mul_(2),
+    "sigmoid_": lambda y: y.sigmoid_(),
+    "leaky_relu_": lambda y: F.leaky_relu_(y),
+    "two": lambda y: y.mul_(2).add_(y),
+    "setitem": lambda y: y.__setitem__((slice(None), 0), 1.0),
+    "copy_": lambda y: y.copy_(y.detach() * 3),
+    "detach_": lambda y: y.detach_(),
+    "read before": lambda y: (y.sum(), y.mul_(2)),
+    "a Function": lambda y: Tripled.apply(y),
+    "a Function after": lambda y: (y.mul_(2), Tripled.apply(y)),
+}
+
+
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_a_function_gets_the_gradient_of_a_result_that_was_changed_in_place(name: str) -> None:
+    def run(fuse: bool) -> list[Tensor | None]:
+        x, w, b = operands(False)
+        with fastconv.enabled(fuse=True) if fuse else nullcontext():
+            y = F.conv2d(x, w, b)
+            IN_PLACE[name](y)
+            z = Squared.apply(y)
+        if z.requires_grad:
+            z.sum().backward()
+        return [z, w.grad, b.grad]
+
+    torch.manual_seed(0)
+    expected = run(False)
+    torch.manual_seed(0)
+    torch.testing.assert_close(run(True), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_function_raises_an_error_if_the_result_was_changed_through_a_view(later: bool) -> None:
+    x, w, b = operands(False)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w, b)
+        y.view(-1).mul_(3)
+        z = Squared.apply(y)
+        total = z.sum() + y.sum() if later else z.sum()
+    with pytest.raises(RuntimeError, match="changed in place through a view"):
+        total.backward()
+
+
+def test_set_exchanges_the_memory_of_a_result() -> None:
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    with fastconv.enabled(fuse=True):
+        y = F.conv2d(x, w)
+        y.set_(torch.ones(3))
+        assert y.tolist() == [1, 1, 1]
 
 
 def test_nothing_is_copied_for_a_convolution_before_a_batch_norm(monkeypatch: pytest.MonkeyPatch) -> None:

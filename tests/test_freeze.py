@@ -8,8 +8,9 @@ import gc
 import pickle
 import random
 import re
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy
@@ -24,8 +25,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import fastconv
+from fastconv import freezing
 from fastconv._deferred.tensor import settled
 from fastconv._frozen.layers import FrozenChain, FrozenLinear
+from fastconv.freezing import _plain_copy
 
 
 class Residual(nn.Module):
@@ -747,3 +750,33 @@ def test_errors() -> None:
     assert frozen.eval() is frozen
     with pytest.raises(RuntimeError, match="to have 3 channels, but got 2"):
         frozen(torch.randn(1, 2, 6, 6))
+
+
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_garbage_collection")
+@pytest.mark.parametrize("make", [lambda m: m, copy.deepcopy])
+def test_a_frozen_model_is_freed_without_the_garbage_collector(
+    make: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = []
+
+    def plain_copy(model: nn.Module) -> nn.Module:
+        plain = _plain_copy(model)
+        copied.append(weakref.ref(plain[0]))  # type: ignore[index]
+        return plain
+
+    monkeypatch.setattr(freezing, "_plain_copy", plain_copy)
+    frozen = make(fastconv.freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()))
+    assert [reference() for reference in copied] == [None]  # the weights before they were folded
+    frozen(torch.randn(1, 3, 8, 8))
+    frozen.graph.lint()
+    references = [weakref.ref(module) for module in frozen.modules()]
+    del frozen
+    assert [reference() for reference in references] == [None, None]

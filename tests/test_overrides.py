@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.profiler import profile
 
 import fastconv
 
@@ -70,6 +72,49 @@ def test_a_type_gets_pytorchs_functions(name: str, door: str) -> None:
     found, expected = DOORS[door](model, x.as_subclass(Doubling)), original(x.as_subclass(Doubling))
     assert type(found) is type(expected) is Doubling
     torch.testing.assert_close(found.as_subclass(Tensor), expected.as_subclass(Tensor), rtol=1e-4, atol=1e-4)
+
+
+class DoublingMode(TorchFunctionMode):
+    """A mode with its own version of a few functions."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func in FUNCTIONS else result
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_mode_sees_pytorchs_functions(name: str, door: str) -> None:
+    model = MODELS[name]()
+    original = copy.deepcopy(model)
+    x = torch.randn(2, 3, 8, 8)
+    with DoublingMode():
+        found, expected = DOORS[door](model, x), original(x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("context", [lambda: torch.device("cpu"), fastconv.enabled])
+def test_modes_that_change_no_function_do_not_turn_fastconv_off(context: Callable[[], Any]) -> None:
+    model = fastconv.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    with context(), profile() as profiled:
+        model(torch.randn(2, 3, 8, 8))
+    assert "fastconv::conv2d_relu" in [event.key for event in profiled.key_averages()]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "block"])  # PyTorch's batch norm raises an error
+def test_parameters_made_in_inference_mode(name: str, door: str) -> None:
+    with torch.inference_mode():
+        model = MODELS[name]().eval()
+        original = copy.deepcopy(model)
+        x = torch.randn(2, 3, 8, 8)
+    found, expected = DOORS[door](model, x), original(x)
+    assert (found.requires_grad, found.is_inference()) == (expected.requires_grad, expected.is_inference())
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for module in (model, original):  # PyTorch computes some layers, fastconv the others: both raise this error
+        if any(True for _ in module.parameters()):
+            with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+                DOORS[door](module, torch.randn(2, 3, 8, 8, requires_grad=True))
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -8,7 +8,7 @@ namespace fastconv::cpu {
 Fused run_fused(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   const WorkspaceScope scope;
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
-  const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
+  const Tensor output = empty(sizes, input, fused_is_channels_last(f.conv, input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
   if (output.numel() == 0) return {output, argmax};
   const auto run = [&] { run_forward({f, input, weight, bias, output, mutable_data<uint8_t>(argmax)}); };

@@ -17,9 +17,9 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
                         const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
 
-// The same without a batch norm, or with one that is folded into weight and bias. PyTorch's batch norm and addition
-// return a contiguous tensor if their input fits both memory formats. `prefers_contiguous` says that one of them
-// follows.
+// The same without a batch norm, or with one that is folded into weight and bias. PyTorch's batch norms, and its
+// additions and activations out of place, return a contiguous tensor if their input fits both memory formats.
+// `prefers_contiguous` says that one of them follows.
 Tensor conv2d_folded(const Tensor& input, const Tensor& weight, const Tensor& bias,
                      const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                      const Ints& dilation, int64_t groups, int64_t activation, double slope, bool prefers_contiguous);

@@ -11,7 +11,7 @@ FC_FORWARD_KERNELS(extern template)
 Fused run_fused(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   check_coordinates(f.conv);
   const Ints sizes{f.conv.N, f.conv.K, f.pool.P, f.pool.Q};
-  const Tensor output = empty(sizes, input, result_is_channels_last(input, weight));
+  const Tensor output = empty(sizes, input, fused_is_channels_last(f.conv, input, weight));
   const Tensor argmax = empty(sizes, input, true, ScalarType::Byte);
   if (output.numel() == 0) return {output, argmax};
   launch_on(input, "conv2d_relu_max_pool2d", [&](auto type, Stream stream) {

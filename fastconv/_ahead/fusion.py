@@ -111,6 +111,8 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
         return None
     if _is_seen() or is_patched():
         return None
+    if input.shape[0] == 0:  # PyTorch computes each step: the strides depend on all of them
+        return None
     chosen = groups(layer, steps(layer, frame), _INFERENCE)
     if not chosen:
         return None

@@ -28,6 +28,6 @@ that join the recipe), ``gradients`` (backward with respect to a Deferred that w
 from fastconv._deferred import folding as _folding  # noqa: F401  fills the tensor's table of operations
 from fastconv._deferred.creation import defer
 from fastconv._deferred.gradients import BACKWARD
-from fastconv._deferred.tensor import Deferred
+from fastconv._deferred.tensor import Deferred, settled
 
-__all__ = ["BACKWARD", "Deferred", "defer"]
+__all__ = ["BACKWARD", "Deferred", "defer", "settled"]

@@ -11,7 +11,7 @@ from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
-from fastconv._deferred.tensor import Deferred, DeferringLayer, is_watched
+from fastconv._deferred.tensor import Deferred, DeferringLayer, check_history, is_watched
 from fastconv._ops import gpu
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
@@ -118,6 +118,7 @@ def new_deferred(
         deferred = super(Function, _Defer).apply(recipe, size, *operands)  # twice as fast: see differentiable
         with torch._C.DisableTorchFunction():
             deferred._node = deferred.grad_fn
+        deferred._node.deferred = TensorWeakRef(deferred)
     else:
         deferred = _placeholder(recipe, size, operands[0])
     deferred._recipe, deferred._size, deferred._operands = recipe, size, operands
@@ -143,6 +144,7 @@ class _Defer(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        check_history(ctx)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             y = ctx.recipe.compute(*ctx.saved_tensors)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.autograd import Function, forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
@@ -22,6 +22,7 @@ __all__ = [
     "GRADIENTS",
     "Deferred",
     "DeferringLayer",
+    "check_history",
     "compute_deferred",
     "in_sequence",
     "is_watched",
@@ -56,6 +57,7 @@ class Deferred(Tensor):
     _derived: tuple[TensorWeakRef, ...] = ()  # the Deferreds that were made from this one
     _node: Any = None  # its gradient function
     _settled: Tensor | None = None
+    _history: Any = None  # the gradient function of the value when _node was set
     _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
@@ -74,13 +76,28 @@ class Deferred(Tensor):
         gradients = GRADIENTS.get(func)
         if gradients is not None:
             return gradients(*args, **kwargs)
-        args, kwargs = settled((args, kwargs))
-        return func(*args, **kwargs)
+        found: list[Deferred] = []
+
+        def settle(deferred: Deferred) -> Tensor:
+            found.append(deferred)
+            return deferred.settle()
+
+        args, kwargs = tree_map_only(Deferred, settle, (args, kwargs))
+        for deferred in found:
+            deferred._follow(is_late=True)
+        result = func(*args, **kwargs)
+        for deferred in found:
+            deferred._follow()
+            if result is deferred._settled and not torch.is_grad_enabled() and deferred._node is not None:
+                return deferred  # A user's autograd.Function has to return its argument if it changed it in place.
+        return result
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if getattr(func, "overloadpacket", None) is torch.ops.aten.set_:  # exchanges the memory of the value itself
+            args = tree_map_only(Deferred, Deferred._value, args)
         args, kwargs = tree_map_only(Deferred, lambda d: d._value().detach(), (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -143,6 +160,8 @@ class Deferred(Tensor):
                         self._settled = in_sequence(steps)(deferred.settle())
                 else:
                     self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
+                assert self._settled is not None
+                self._history = self._settled.grad_fn
                 self._operands = (self._settled, None, None)
                 self._source = None  # releases the operands of the Deferreds before this one
                 # The program may now write to this value. Tensors that were made from it before must not change.
@@ -151,13 +170,76 @@ class Deferred(Tensor):
                 self._derived = ()
         return self._settled
 
+    def _follow(self, is_late: bool = False) -> None:
+        """Give this tensor the gradient function of its value if an operation in place has changed that one.
+
+        Args:
+            is_late: the value changed through a view, before this call. Code that does not settle this tensor may have
+                used the old gradient function since.
+        """
+        value = self._settled
+        if value is None or value.grad_fn is self._history or self._is_adopted():
+            return
+        if is_late and self._node is not None:
+            self._node.is_wrong = True
+        with torch._C.DisableTorchFunction(), torch.enable_grad():
+            if value.grad_fn is None:
+                self.detach_()
+            else:
+                _Follow.apply(self, value)
+            self._node = self.grad_fn
+        self._history = value.grad_fn
+
     def _waiting(self) -> list[Deferred]:
         """Return the Deferreds that were made from this one, are still in use, and are not computed yet."""
         alive = [reference() for reference in self._derived]
         return [deferred for deferred in alive if deferred is not None and deferred._settled is None]
 
 
+def check_history(node: Any) -> None:
+    """Raise an error if the gradient function of a Deferred may not be that of its value."""
+    deferred = node.deferred()
+    value = None if deferred is None else deferred._settled
+    changed = deferred is not None and value is not None and value.grad_fn is not deferred._history
+    if changed or hasattr(node, "is_wrong"):
+        raise RuntimeError(
+            "the result of a convolution was changed in place through a view, and passed to an autograd.Function or a "
+            "C++ operator. fastconv.convert and fastconv.enabled(fuse=True) do not support this. Pass a copy: y.clone()"
+        )
+
+
+class _Follow(Function):
+    """The gradient function of a Deferred whose value has changed in place: it passes the gradient to the value."""
+
+    @staticmethod
+    def forward(ctx: Any, deferred: Deferred, _: Tensor) -> Deferred:
+        ctx.deferred = TensorWeakRef(deferred)
+        ctx.mark_dirty(deferred)
+        return deferred
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        check_history(ctx)
+        return None, grad
+
+
 register_type(Deferred)
+
+
+def _exclude_from_compilation() -> None:
+    """Let Dynamo compile neither the methods that PyTorch calls, nor what they call. It runs them at a graph break.
+
+    Settling changes the Deferred. Dynamo traces code twice, and the second trace would take other branches.
+    """
+    eval_frame = torch._C._dynamo.eval_frame
+    skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    for method in (Deferred.__torch_function__, Deferred.__torch_dispatch__):
+        function: Any = method.__func__  # type: ignore[attr-defined]
+        function._torchdynamo_disable = True
+        eval_frame.set_code_exec_strategy(function.__code__, skip)
+
+
+_exclude_from_compilation()
 
 
 def compute_deferred(

@@ -126,7 +126,8 @@ def _chain(
         residual = number[node.args[1]] if len(node.args) > 1 else -1
         addition, has_norm = block.order, norm is not None or not isinstance(layer, nn.Conv2d)
         numbers = (stride, padding, dilation, groups, *_activation(block.activation, modules))
-        steps.append(Step(number[node.args[0]], residual, addition, has_norm, *numbers))
+        in_place = _is_in_place(block.activation, modules)
+        steps.append(Step(number[node.args[0]], residual, addition, has_norm, *numbers, in_place))
     results = [node for node in run if any(user not in number for user in node.users)]
     return FrozenChain(steps, values, [number[node] for node in results]), results
 
@@ -288,6 +289,15 @@ def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, flo
         return (Activation.NONE, 0.0) if layer is None or is_observed(layer) else activation_of(layer)
     plain = node.op == "call_function" and len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
     return activation_of(node.target) if plain else (Activation.NONE, 0.0)
+
+
+def _is_in_place(node: fx.Node | None, modules: Modules) -> bool:
+    """Return whether an activation works in place."""
+    if node is None:
+        return False
+    if node.op == "call_module":
+        return bool(getattr(modules[str(node.target)], "inplace", False))
+    return bool(node.kwargs.get("inplace")) or getattr(node.target, "__name__", "").endswith("_")
 
 
 def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:

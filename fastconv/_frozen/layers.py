@@ -48,7 +48,8 @@ def _runs_as_operator(inputs: Sequence[Tensor], weight: Tensor) -> bool:
         return False
     grad = torch.is_grad_enabled()
     return all(
-        type(x) is Tensor and x.dtype is weight.dtype and x.is_cpu and not (grad and x.requires_grad) for x in inputs
+        type(x) is Tensor and x.dtype is weight.dtype and x.is_cpu and not (grad and x.requires_grad) and x.numel() > 0
+        for x in inputs
     )
 
 
@@ -77,11 +78,14 @@ class Step(NamedTuple):
     groups: int
     activation: Activation
     slope: float
+    in_place: bool  # the activation works in place
 
     def numbers(self) -> list[int]:
         """Return the step as the operator reads it: see ``conv2d_chain`` in csrc/cpu/ops.h."""
         geometry = (*self.stride, *self.padding, *self.dilation, self.groups)
-        prefers_contiguous = self.has_norm or self.addition in (Addition.AFTER, Addition.BEFORE)
+        # PyTorch's ReLU6 returns its input's strides.
+        makes_new_tensor = not self.in_place and self.activation not in (Activation.NONE, Activation.RELU6)
+        prefers_contiguous = self.has_norm or self.addition in (Addition.AFTER, Addition.BEFORE) or makes_new_tensor
         return [self.input, self.residual, *geometry, int(self.activation), int(prefers_contiguous)]
 
 
@@ -130,10 +134,12 @@ class FrozenChain(nn.Module):
                 y = F.batch_norm(x, zeros, zeros + 1, weight, bias, eps=0)
             else:
                 y = F.conv2d(x, weight, bias, step.stride, step.padding, step.dilation, step.groups)
-                if step.has_norm and y.is_contiguous():  # a batch norm returns such a tensor with NCHW's strides
+                if step.has_norm and y.numel() == 0:
+                    y = F.batch_norm(y, bias, bias, bias, bias)  # for its strides
+                elif step.has_norm and y.is_contiguous():  # a batch norm returns such a tensor with NCHW's strides
                     y = y.flatten().view(y.shape)
             y = _sum(y, values, step)
-            values.append(_FUNCTIONS[step.activation](y, step.slope))
+            values.append(_FUNCTIONS[step.activation](y, step.slope, step.in_place))
         return [values[number] for number in self.results]
 
     def extra_repr(self) -> str:
@@ -159,13 +165,14 @@ def _sum(y: Tensor, values: Sequence[Tensor], step: Step) -> Tensor:
     return y + residual if step.addition is Addition.AFTER else residual + y
 
 
-_FUNCTIONS: dict[Activation, Callable[[Tensor, float], Tensor]] = {
-    Activation.NONE: lambda y, _: y,
-    Activation.RELU: lambda y, _: F.relu(y),
-    Activation.RELU6: lambda y, _: F.relu6(y),
+#: Each takes the input, the slope of a leaky ReLU, and ``in_place``.
+_FUNCTIONS: dict[Activation, Callable[[Tensor, float, bool], Tensor]] = {
+    Activation.NONE: lambda y, *_: y,
+    Activation.RELU: lambda y, _, in_place: F.relu(y, in_place),
+    Activation.RELU6: lambda y, _, in_place: F.relu6(y, in_place),
     Activation.LEAKY_RELU: F.leaky_relu,
-    Activation.HARDSWISH: lambda y, _: F.hardswish(y),
-    Activation.SILU: lambda y, _: F.silu(y),
+    Activation.HARDSWISH: lambda y, _, in_place: F.hardswish(y, in_place),
+    Activation.SILU: lambda y, _, in_place: F.silu(y, in_place),
 }
 
 

@@ -33,14 +33,17 @@ def record(model: nn.Module) -> fx.Graph | None:
     if is_observed(model):
         return None
     before, numbers = _state(model), _random_state()
+    tracers = []
     try:
         if _has_optional_arguments(model) or _compares_objects(model, {}):
             return None
         # A context within forward changes the modes of at least one of the two runs.
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            other = _Tracer().trace(model)
+            tracers.append(_Tracer())
+            other = tracers[-1].trace(model)
         with torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            graph = _Tracer().trace(model)
+            tracers.append(_Tracer())
+            graph = tracers[-1].trace(model)
         # A branch on the mode, or a number that changes from run to run, gives two graphs.
         is_same = graph.python_code("self").src == other.python_code("self").src
         is_same = is_same and _is_same(before, _state(model)) and _random_state() == numbers
@@ -48,6 +51,8 @@ def record(model: nn.Module) -> fx.Graph | None:
         return None
     finally:
         _set_random_state(numbers)
+        for tracer in tracers:
+            tracer.forget()
     for node in graph.nodes:
         node.type = None  # torch.fx cannot pickle annotations that are text
     return graph if is_same else None
@@ -259,6 +264,10 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self._modes = _modes()
+
+    def forget(self) -> None:
+        """Release the model. Reference cycles keep the tracer until the garbage collector runs."""
+        vars(self).clear()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         is_layer = isinstance(m, nn.Conv2d) or type(m).__module__.startswith("fastconv.")

@@ -36,7 +36,7 @@ from fastconv._ops.function import (
     vmap_loop,
 )
 from fastconv._ops.max_pool2d import Pool, check_pool, gather, max_pool2d_backward, pooled_size
-from fastconv._ops.memory_format import is_channels_last
+from fastconv._ops.memory_format import empty, is_channels_last
 from fastconv._ops.sizes import Ints, conv2d_output
 
 __all__ = ["BLOCKED", "MOST_POSITIONS", "conv2d_relu_max_pool2d", "forward"]
@@ -68,13 +68,19 @@ def _empty_argmax(output: Tensor) -> Tensor:
     return torch.empty(output.shape, dtype=torch.uint8, device=output.device, memory_format=torch.channels_last)
 
 
+def _empty_output(input: Tensor, weight: Tensor, conv_size: Ints, size: Ints) -> Tensor:
+    """Return an empty tensor of the size. See ``fused_is_channels_last`` in csrc/tensor.h."""
+    _, K, P, Q = conv_size
+    return empty_output(input, weight, size) if K > 1 and P * Q > 1 else empty(input, size, False)
+
+
 @torch.library.register_fake("fastconv::conv2d_relu")
 def _fake_conv2d_relu(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints = (1, 1), padding: Ints = (0, 0),
     dilation: Ints = (1, 1), groups: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     size = check_conv2d(input, weight, bias, stride, padding, dilation, groups)
-    output = empty_output(input, weight, size)
+    output = _empty_output(input, weight, size, size)
     return output, _empty_argmax(output)
 
 
@@ -88,7 +94,7 @@ def _fake_conv2d_relu_max_pool2d(
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation)
     check_pool(*pool)
     _check_positions(pool_kernel_size)
-    output = empty_output(input, weight, pooled_size(conv_size, *pool, pool_ceil_mode))
+    output = _empty_output(input, weight, conv_size, pooled_size(conv_size, *pool, pool_ceil_mode))
     return output, _empty_argmax(output)
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, register_sequential
 from fastconv._layer import Layer, is_observed, is_patched, kind, scripted_as
+from fastconv._ops.memory_format import suggests_channels_last
 from fastconv.nn.activations import ReLU
 from fastconv.nn.convolution import Conv2d
 from fastconv.nn.layers import MaxPool2d
@@ -48,15 +49,37 @@ class Sequential(Layer, torch.nn.Sequential):
                 pool = next((layer for layer in block if isinstance(layer, torch.nn.MaxPool2d)), None)
                 arguments = conv._arguments(input, conv.weight, conv.bias)
                 if pool is None:
-                    input = FF.conv2d_relu(*arguments)
+                    result = FF.conv2d_relu(*arguments)
                 else:
                     pooling: Any = (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode)
-                    input = FF.conv2d_relu_max_pool2d(*arguments, *pooling)
+                    result = FF.conv2d_relu_max_pool2d(*arguments, *pooling)
+                if _may_have_other_strides(block, result, input):
+                    result = input
+                    for layer in block:
+                        result = layer(result)
+                input = result
                 i += len(block)
             else:
                 input = layers[i](input)
                 i += 1
         return input
+
+
+def _may_have_other_strides(block: list[Any], result: Any, input: Tensor) -> bool:
+    """Return whether the layers of a block may return other strides than the fused operator.
+
+    ReLU in place, and ReLU after the pool, may return strides of channels_last if a size fits both memory formats.
+    """
+    relu = block[1]
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:  # then sizes are symbols or tensors
+        return False
+    if not isinstance(result, Tensor) or (isinstance(relu, torch.nn.ReLU) and not relu.inplace):
+        return False
+    fits_both = result.shape[-3] == 1 or result.shape[-2] == result.shape[-1] == 1
+    both = (input, block[0].weight)
+    return result.numel() == 0 or (
+        fits_both and any(tensor.dim() == 4 and suggests_channels_last(tensor) for tensor in both)
+    )
 
 
 register_sequential(Sequential)
