@@ -26,6 +26,13 @@ Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& i
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                       const Ints& dilation);
 
+// The max-pool of a fused operator, which follows tensors of the size `input`.
+Pool2dShape check_fused_pool(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                             const Ints& dilation, bool ceil_mode);
+Pool2dShape check_fused_pool_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                      const Ints& unpooled, const Ints& kernel_size, const Ints& stride,
+                                      const Ints& padding, const Ints& dilation);
+
 // Checks sizes without a tensor. `input` has 4 sizes.
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                                    const Ints& dilation, bool ceil_mode);

@@ -18,7 +18,7 @@ from fastconv._ops.conv2d_inference import Activation, check_activation, check_c
 from fastconv._ops.function import is_final_gradient, needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
 
-__all__ = ["Activation", "batch_norm", "statistics", "unchanging"]
+__all__ = ["Activation", "batch_norm", "check_batch_norm", "composed_gradients", "statistics", "unchanging"]
 
 # `_op` leaves out a Python function, which takes 1 us. Dynamo needs that function, but it never traces these two.
 _statistics = torch.ops.fastconv.batch_norm_statistics.default._op
@@ -26,14 +26,15 @@ _batch_norm = torch.ops.fastconv.batch_norm.default._op
 _batch_norm_backward = torch.ops.fastconv.batch_norm_backward.default
 
 
-def _check(input: Tensor, **vectors: Tensor | None) -> None:
+def check_batch_norm(input: Tensor, **vectors: Tensor | None) -> None:
+    """Check the input, and that each vector has one value for each channel."""
     check(input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0")
     check_implemented(input, "batch_norm", FLOATING)
     check_channel_vectors(input.shape[1], **vectors)
 
 
 def _check_running(input: Tensor, **running: Tensor | None) -> None:
-    _check(input)
+    check_batch_norm(input)
     for name, vector in running.items():
         check_channel_vectors(input.shape[1], **{name: vector})
         check(vector is None or vector.is_contiguous(), f"expected a contiguous {name}")
@@ -63,7 +64,7 @@ def _fake_batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor, residual: Tensor | None,
     training: bool, eps: float, activation: int,
 ) -> Tensor:  # fmt: skip
-    _check(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    check_batch_norm(input, mean=mean, spread=spread, weight=weight, bias=bias)
     check_like(residual, input.shape, input, "residual")
     check_activation(activation)
     return _empty_like(input)
@@ -74,7 +75,7 @@ def _fake_batch_norm_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor,
     output: Tensor | None, training: bool, eps: float, activation: int, needs_input: bool, needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    _check(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    check_batch_norm(input, mean=mean, spread=spread, weight=weight, bias=bias)
     check_like(grad_output, input.shape, input, "grad_output")
     check_like(output, input.shape, input, "output")
     check_activation(activation)
@@ -139,7 +140,7 @@ class BatchNorm(Function):
             )  # fmt: skip
             dr = dr if is_masked else grad_output
         else:
-            dx, dw, db, dr = _composed_backward(ctx, grad_output)
+            dx, dw, db, dr = composed_gradients(ctx.saved_tensors, ctx.numbers, grad_output)
         return (
             dx if needs_input else None,
             dw if needs_weight else None,
@@ -149,10 +150,18 @@ class BatchNorm(Function):
         )
 
 
-def _composed_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients by operators that can be differentiated again."""
-    input, weight, bias, mean, spread, output = ctx.saved_tensors
-    training, eps, activation = ctx.numbers
+def composed_gradients(
+    saved: tuple[Any, ...], numbers: tuple[bool, float, int], grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients of input, weight, bias and residual by operators that can be differentiated again.
+
+    Args:
+        saved: input, weight, bias, mean, spread and the output or None.
+        numbers: training, eps and the activation.
+        grad_output: the gradient of the result.
+    """
+    input, weight, bias, mean, spread, output = saved
+    training, eps, activation = numbers
     if input.dtype in (torch.bfloat16, torch.float16):
         input, grad_output = input.float(), grad_output.float()
     dims = [0, *range(2, input.dim())]
