@@ -247,9 +247,7 @@ def test_a_vgg_trains_as_in_pytorch(
     assert [t.stride() for t in found] == [t.stride() for t in expected]
     tolerance = 1e-3 if dtype is torch.float32 else 1e-9
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(
-        list(converted.buffers()), list(model.buffers()), rtol=tolerance, atol=tolerance
-    )
+    torch.testing.assert_close(list(converted.buffers()), list(model.buffers()), rtol=tolerance, atol=tolerance)
 
 
 def test_backward_keeps_no_tensor_of_the_size_before_the_pool_but_the_input() -> None:

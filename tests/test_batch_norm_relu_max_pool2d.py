@@ -177,9 +177,7 @@ def test_the_operators_refuse_arguments_that_do_not_fit() -> None:
     kernel: Any = (2, 2)
 
     def forward(x: Tensor = x, weight: Tensor | None = None, kernel: Any = kernel) -> Any:
-        return ours.batch_norm_relu_max_pool2d(
-            x, weight, None, v, v, True, 1e-5, kernel, kernel, (0, 0), (1, 1), False
-        )
+        return ours.batch_norm_relu_max_pool2d(x, weight, None, v, v, True, 1e-5, kernel, kernel, (0, 0), (1, 1), False)
 
     def backward(g: Tensor = x[:, :, :2, :2], argmax: Tensor = bytes_) -> Any:
         return ours.batch_norm_relu_max_pool2d_backward(
@@ -206,8 +204,9 @@ def test_bytes_outside_of_the_window_or_the_image_pass_no_gradient() -> None:
     x, v = torch.randn(1, 3, 5, 5), torch.ones(3)
     for layout in ("contiguous", "channels_last"):
         argmax = LAYOUTS[layout](torch.tensor([0, 200, 255]).view(1, 3, 1, 1).expand(1, 3, 3, 3).to(torch.uint8))
-        dx, dw, db = ours.batch_norm_relu_max_pool2d_backward(
-            torch.ones(1, 3, 3, 3), argmax, LAYOUTS[layout](x), v, v, v, False, 0.0, True, (3, 3), (2, 2), (1, 1), (1, 1)
+        pool = (3, 3), (2, 2), (1, 1), (1, 1)
+        dx, _, db = ours.batch_norm_relu_max_pool2d_backward(
+            torch.ones(1, 3, 3, 3), argmax, LAYOUTS[layout](x), v, v, v, False, 0.0, True, *pool
         )
         assert db.tolist() == [4.0, 0.0, 0.0]  # Position 0 of the other windows is in the padding.
         assert dx.sum((0, 2, 3)).tolist() == [4.0, 0.0, 0.0]

@@ -1,9 +1,9 @@
 """Compute a layer together with the steps that provably follow: a batch norm, an addition, an activation, a pool.
 
 ``relu(batch_norm(conv(x)))`` runs as one operator in inference, and ``relu(batch_norm(x) + residual)`` or
-``max_pool2d(relu(batch_norm(x)))`` in training. The first layer looks ahead (:mod:`fastconv._ahead.lookahead`), computes the result of all steps, and returns it as an
-:class:`Ahead`. The program then calls the other layers. Each of them finds that its work is done and passes the Ahead
-on. The last one returns the tensor.
+``max_pool2d(relu(batch_norm(x)))`` in training. The first layer looks ahead (:mod:`fastconv._ahead.lookahead`),
+computes the result of all steps, and returns it as an :class:`Ahead`. The program then calls the other layers. Each of
+them finds that its work is done and passes the Ahead on. The last one returns the tensor.
 
 Only the analysis of the bytecode is remembered from call to call. No parameter is copied or folded into another.
 """

@@ -16,9 +16,12 @@ from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, check, check_implemented
 from fastconv._ops.conv2d_inference import Activation, check_activation, check_channel_vectors, check_like
 from fastconv._ops.function import is_final_gradient, needs_gradient
-from fastconv._ops.memory_format import suggests_channels_last
+from fastconv._ops.memory_format import empty, suggests_channels_last
 
-__all__ = ["Activation", "batch_norm", "check_batch_norm", "composed_gradients", "statistics", "unchanging"]
+__all__ = [
+    "Activation", "batch_norm", "check_batch_norm", "composed_gradients", "result_is_channels_last", "statistics",
+    "unchanging",
+]  # fmt: skip
 
 # `_op` leaves out a Python function, which takes 1 us. Dynamo needs that function, but it never traces these two.
 _statistics = torch.ops.fastconv.batch_norm_statistics.default._op
@@ -40,14 +43,12 @@ def _check_running(input: Tensor, **running: Tensor | None) -> None:
         check(vector is None or vector.is_contiguous(), f"expected a contiguous {name}")
 
 
+def result_is_channels_last(input: Tensor) -> bool:
+    return input.dim() == 4 and not input.is_contiguous() and suggests_channels_last(input)
+
+
 def _empty_like(input: Tensor) -> Tensor:
-    last = input.dim() == 4 and not input.is_contiguous() and suggests_channels_last(input)
-    return torch.empty(
-        input.shape,
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
+    return empty(input, input.shape, result_is_channels_last(input))
 
 
 @torch.library.register_fake("fastconv::batch_norm_statistics")

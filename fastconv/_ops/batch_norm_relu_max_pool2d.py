@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastconv._ops.batch_norm import check_batch_norm, composed_gradients, unchanging
+from fastconv._ops.batch_norm import check_batch_norm, composed_gradients, result_is_channels_last, unchanging
 from fastconv._ops.checks import check, check_gradient, check_implemented, check_type
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.conv2d_relu_max_pool2d import check_positions, composed_unpool
 from fastconv._ops.function import is_final_gradient, needs_gradient
 from fastconv._ops.max_pool2d import Pool, check_pool, pooled_size
-from fastconv._ops.memory_format import empty, is_channels_last
+from fastconv._ops.memory_format import empty
 from fastconv._ops.sizes import Ints
 
 __all__ = ["DTYPES", "batch_norm_relu_max_pool2d"]
@@ -47,7 +47,7 @@ def _fake_forward(
     _check(input, weight, bias, mean, spread, *windows)
     size = pooled_size(input.shape, *windows, ceil_mode)
     check_implemented(input, "batch_norm_relu_max_pool2d", DTYPES)
-    output = empty(input, size, is_channels_last(input))
+    output = empty(input, size, result_is_channels_last(input))
     return output, torch.empty_like(output, dtype=torch.uint8)
 
 
@@ -63,7 +63,7 @@ def _fake_backward(
     check_type(argmax, torch.uint8, "argmax")
     check_gradient(pooled_size(input.shape, *windows, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
     check_implemented(input, "batch_norm_relu_max_pool2d_backward", DTYPES)
-    grad_input = empty(input, input.shape, is_channels_last(input)) if needs_input else input.new_empty(0)
+    grad_input = empty(input, input.shape, result_is_channels_last(input)) if needs_input else input.new_empty(0)
     return grad_input, input.new_empty(input.shape[1]), input.new_empty(input.shape[1])
 
 
@@ -89,7 +89,7 @@ class BatchNormReLUMaxPool2d(Function):
             tensors = grad_output, argmax, input, weight, mean, spread
             dx, dw, db = _backward(*tensors, *ctx.numbers, needs_input, *ctx.pool[:4])
         else:
-            unpooled = composed_unpool(grad_output, argmax, input.shape, ctx.pool, is_channels_last(input))
+            unpooled = composed_unpool(grad_output, argmax, input.shape, ctx.pool, result_is_channels_last(input))
             kept = input, weight, None, mean, spread, None
             dx, dw, db, _ = composed_gradients(kept, (*ctx.numbers, Activation.NONE), unpooled)
         gradients = dx if needs_input else None, dw if needs_weight else None, db if needs_bias else None

@@ -218,9 +218,7 @@ def _composed_backward(
     return grad_input, grad_weight, grad_bias
 
 
-def composed_unpool(
-    grad_output: Tensor, argmax: Tensor, size: Ints, pool: Pool | None, channels_last: bool
-) -> Tensor:
+def composed_unpool(grad_output: Tensor, argmax: Tensor, size: Ints, pool: Pool | None, channels_last: bool) -> Tensor:
     """Return the gradient of what ReLU and a pool are applied to, by operators that can be differentiated again.
 
     Args:
