@@ -58,7 +58,7 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     windows = kernel_size, stride, padding, dilation
     _check(input, weight, None, mean, spread, *windows)
-    check(grad_output.dim() == 4, "expected a 4-dimensional grad_output")
+    check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
     check_type(grad_output, input.dtype, "grad_output")
     check_type(argmax, torch.uint8, "argmax")
     check_gradient(pooled_size(input.shape, *windows, None, grad_output.shape[2:]), grad_output, argmax, "argmax")

@@ -114,7 +114,7 @@ def _fake_conv2d_relu_max_pool2d_backward(
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation)
     check_pool(*pool)
     check_positions(pool_kernel_size)
-    check(grad_output.dim() == 4, "expected a 4-dimensional grad_output")
+    check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
     check_type(grad_output, input.dtype, "grad_output")
     check_type(argmax, torch.uint8, "argmax")
     check_gradient(pooled_size(conv_size, *pool, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
