@@ -140,6 +140,8 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
         return batch_norm_pool(operator, rng)
     if operator.startswith("batch_norm"):
         return batch_norm(operator, rng)
+    if operator.startswith("linear"):
+        return linear(operator, rng)
     if operator == "conv2d_inference":
         return inference(rng)
     if operator == "conv2d_chain":
@@ -216,6 +218,18 @@ def batch_norm_pool(operator: str, rng: random.Random) -> Arguments:
     gradient = {"grad_output": tensor(rng, pooled, dtype), "argmax": argmax}
     needs = {"needs_input": rng.random() < 0.8}
     return {**gradient, "input": input, "weight": optional(), **statistics, **needs, **pooling}
+
+
+def linear(operator: str, rng: random.Random) -> Arguments:
+    """Mostly valid arguments of the operators of linear layers."""
+    dtype = rng.choice(FLOATING)
+    *rows, C, K = (rng.choice([0, 1, 1, 2, 3, 7, 16, 40]) for _ in range(rng.randint(2, 5)))
+    optional = lambda size: tensor(rng, size, dtype) if rng.random() < 0.7 else None  # noqa: E731
+    if operator == "linear":
+        weight = tensor(rng, [K, C], dtype)
+        return {"input": tensor(rng, [*rows, C], dtype), "weight": weight, "bias": optional([K])}
+    grad_output = tensor(rng, [*rows, K], dtype)
+    return {"grad_output": grad_output, "input": optional([*rows, C]), "weight": optional([K, C])}
 
 
 def inference(rng: random.Random) -> Arguments:
