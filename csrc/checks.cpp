@@ -326,9 +326,10 @@ FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, cons
                                                  const Ints& pool_stride, const Ints& pool_padding,
                                                  const Ints& pool_dilation) {
   const Conv2dShape conv = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
+  const Pool2dShape pool = check_max_pool2d_backward(grad_output, argmax, {conv.N, conv.K, conv.P, conv.Q},
+                                                     pool_kernel_size, pool_stride, pool_padding, pool_dilation, true);
   check_same_type(input, grad_output, "grad_output");
-  return {conv, check_max_pool2d_backward(grad_output, argmax, {conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size,
-                                          pool_stride, pool_padding, pool_dilation, true)};
+  return {conv, pool};
 }
 
 }  // namespace fastconv

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from fastconv._ops.batch_norm import check_batch_norm, composed_gradients, result_is_channels_last, unchanging
-from fastconv._ops.checks import check, check_gradient, check_implemented, check_type
+from fastconv._ops.checks import check, check_implemented, check_type
 from fastconv._ops.conv2d_inference import Activation
-from fastconv._ops.conv2d_relu_max_pool2d import check_positions, composed_unpool
+from fastconv._ops.conv2d_relu_max_pool2d import check_pooled_gradient, check_positions, composed_unpool
 from fastconv._ops.function import is_final_gradient, needs_gradient
 from fastconv._ops.max_pool2d import Pool, check_pool, pooled_size
 from fastconv._ops.memory_format import empty
@@ -58,10 +58,8 @@ def _fake_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     windows = kernel_size, stride, padding, dilation
     _check(input, weight, None, mean, spread, *windows)
-    check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
+    check_pooled_gradient(grad_output, argmax, input.shape, windows)
     check_type(grad_output, input.dtype, "grad_output")
-    check_type(argmax, torch.uint8, "argmax")
-    check_gradient(pooled_size(input.shape, *windows, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
     check_implemented(input, "batch_norm_relu_max_pool2d_backward", DTYPES)
     grad_input = empty(input, input.shape, result_is_channels_last(input)) if needs_input else input.new_empty(0)
     return grad_input, input.new_empty(input.shape[1]), input.new_empty(input.shape[1])

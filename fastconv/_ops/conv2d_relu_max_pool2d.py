@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from fastconv._ops import gpu
-from fastconv._ops.checks import check, check_gradient, check_type
+from fastconv._ops.checks import FLOATING, check, check_gradient, check_implemented, check_type
 from fastconv._ops.conv2d import (
     Geometry,
     conv2d_tangent,
@@ -39,7 +39,10 @@ from fastconv._ops.max_pool2d import Pool, check_pool, gather, max_pool2d_backwa
 from fastconv._ops.memory_format import is_channels_last
 from fastconv._ops.sizes import Ints, conv2d_output
 
-__all__ = ["BLOCKED", "MOST_POSITIONS", "check_positions", "composed_unpool", "conv2d_relu_max_pool2d", "forward"]
+__all__ = [
+    "BLOCKED", "MOST_POSITIONS", "check_pooled_gradient", "check_positions", "composed_unpool",
+    "conv2d_relu_max_pool2d", "forward",
+]  # fmt: skip
 
 _conv2d_relu = torch.ops.fastconv.conv2d_relu.default
 _conv2d_relu_backward = torch.ops.fastconv.conv2d_relu_backward.default
@@ -63,6 +66,14 @@ def check_positions(kernel_size: Ints) -> None:
         max(kernel_size) <= MOST_POSITIONS and math.prod(kernel_size) <= MOST_POSITIONS,
         f"expected a pool of at most {MOST_POSITIONS} pixels, but got kernel size {list(kernel_size)}",
     )
+
+
+def check_pooled_gradient(grad_output: Tensor, argmax: Tensor, size: Ints, pool: tuple[Ints, ...]) -> None:
+    """Check the operands of a backward, from the size of the pool's input."""
+    check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
+    check_type(argmax, torch.uint8, "argmax")
+    check_gradient(pooled_size(size, *pool, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
+    check_implemented(grad_output, "max_pool2d_backward", FLOATING)
 
 
 def _empty_argmax(output: Tensor) -> Tensor:
@@ -114,10 +125,8 @@ def _fake_conv2d_relu_max_pool2d_backward(
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation)
     check_pool(*pool)
     check_positions(pool_kernel_size)
-    check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
+    check_pooled_gradient(grad_output, argmax, conv_size, pool)
     check_type(grad_output, input.dtype, "grad_output")
-    check_type(argmax, torch.uint8, "argmax")
-    check_gradient(pooled_size(conv_size, *pool, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
     return empty_gradients(input, weight, needs_input, needs_weight)
 
 
