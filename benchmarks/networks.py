@@ -1,8 +1,8 @@
 """Known networks, most of them with batch normalisation, on which bench_networks.py measures fastconv.convert.
 
 Most are written as torchvision writes them: the same blocks, the same order of the members, in-place activations. So
-convert meets the code that users have. MobileNetV1, RegNet-Y, ConvNeXt-T and ViT-S come from the package transformers. All
-have random weights. The number of parameters of each is the published one, which a test checks.
+convert meets the code that users have. MobileNetV1, RegNet-Y, ConvNeXt-T and ViT-S come from the package transformers.
+All have random weights. The number of parameters of each is the published one, which a test checks.
 """
 
 from __future__ import annotations

@@ -22,6 +22,8 @@ from sweep import over
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.checkpoint import checkpoint
 
 import fastconv
 import fastconv.functional as FF
@@ -203,6 +205,7 @@ def other_types() -> dict[str, Callable[[], Any]]:
         "grad": lambda: torch.func.grad(lambda t: FF.linear(t, w, b).sum())(x),
         "trace": lambda: torch.jit.trace(FF.linear, (x, w, b), check_trace=False),
         "type": lambda: FF.linear(x.as_subclass(Own), w, b),
+        "distributed": lambda: FF.linear(x, TwoTensor(w, w)),
         "meta": lambda: FF.linear(x.to("meta"), w.to("meta")),
     }
 
@@ -327,3 +330,113 @@ def test_a_frozen_layer_with_many_rows_runs_the_operator(operators: list[str]) -
     leaf = x.clone().requires_grad_()
     frozen(leaf).sum().backward()
     torch.testing.assert_close(leaf.grad, model[0].weight.sum(0).expand(40, -1), rtol=1e-4, atol=1e-4)
+
+
+# ---- programs ----------------------------------------------------------------------------------------------------
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(inplace=True), nn.Linear(30, 20))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(20, 8), nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.embedding(x.argmax(-1)))
+
+
+class LowRank(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(20, 20).requires_grad_(False)
+        self.down, self.up = nn.Linear(20, 2, bias=False), nn.Linear(2, 20, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x))
+
+
+def gradients(model: nn.Module, loss: Tensor) -> list[Tensor]:
+    loss.backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def of_sum(model: nn.Module, x: Tensor) -> list[Tensor]:
+    return gradients(model, model(x).square().sum())
+
+
+def with_checkpoint(model: nn.Module, x: Tensor) -> list[Tensor]:
+    return gradients(model, checkpoint(model, x, use_reentrant=False).square().sum())
+
+
+def twice(model: nn.Module, x: Tensor) -> list[Tensor]:
+    x.requires_grad_()
+    (first,) = torch.autograd.grad(model(x).pow(3).sum(), x, create_graph=True)
+    return gradients(model, first.square().sum())
+
+
+def of_each_example(model: nn.Module, x: Tensor) -> list[Tensor]:
+    def loss(parameters: dict[str, Tensor], row: Tensor) -> Tensor:
+        return torch.func.functional_call(model, parameters, (row[None],)).square().sum()
+
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    return list(found.values())
+
+
+def with_saved_tensors_elsewhere(model: nn.Module, x: Tensor) -> list[Tensor]:
+    with torch.autograd.graph.save_on_cpu():
+        loss = model(x).square().sum()
+    return gradients(model, loss)
+
+
+def with_hooks(model: nn.Module, x: Tensor) -> list[Tensor]:
+    seen: list[Tensor] = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+            module.register_full_backward_hook(lambda _, __, outputs: seen.append(outputs[0]))
+    for relu in (m for m in model.modules() if isinstance(m, nn.ReLU)):
+        relu.inplace = False
+    of_sum(model, x.requires_grad_())
+    return seen
+
+
+def after_loading(model: nn.Module, x: Tensor) -> list[Tensor]:
+    model.load_state_dict({name: 2 * value for name, value in model.state_dict().items()}, assign=True)
+    return of_sum(model.requires_grad_(), x)
+
+
+@over(
+    make=[mlp, Tied, LowRank],
+    program=[
+        of_sum, with_checkpoint, of_each_example, with_saved_tensors_elsewhere, with_hooks, after_loading,
+    ],
+)  # fmt: skip
+def test_programs_compute_what_they_compute_in_pytorch(make: Any, program: Any) -> None:
+    plain, x = make(), torch.randn(6, 20)
+    converted = fastconv.convert(copy.deepcopy(plain))
+    found, expected = program(converted, x.clone()), program(plain, x.clone())
+    assert len(found) == len(expected) > 0
+    for a, b in zip(found, expected, strict=True):
+        assert a.stride() == b.stride()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_gradients_of_a_model() -> None:
+    plain, x = mlp(), torch.randn(6, 20)
+    converted = fastconv.convert(copy.deepcopy(plain))
+    for a, b in zip(twice(converted, x.clone()), twice(plain, x.clone()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_an_operand_that_changed_before_backward_is_an_error() -> None:
+    model = fastconv.convert(mlp())
+    x = torch.randn(6, 20)
+    loss = model(x).sum()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -244,7 +244,9 @@ const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, boo
   if (!fused && is_mostly_padding(s)) return for_padding;
   if (products(s) < least_products) return nullptr;
   if (type == ScalarType::Float && !fused && chooses_image_filter(s, pass)) return nullptr;
-  if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
+  if (type == ScalarType::BFloat16 && (!has_bfloat16_products() || chooses_image_filter_in_bfloat16(s, pass))) {
+    return nullptr;
+  }
   for (const Rule& rule : rules) {
     if (rule.type != type || rule.pass != pass || (fused && !rule.fused) || (rule.nhwc_only && !nhwc)) continue;
     if (rule.matches(s)) return rule.name;

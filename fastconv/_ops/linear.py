@@ -19,6 +19,8 @@ _linear = torch.ops.fastconv.linear.default._op
 _linear_backward = torch.ops.fastconv.linear_backward.default._op
 #: Whether fastconv computes any call. PyTorch was measured with MKL only.
 MAY_BE_FASTER = torch.backends.mkl.is_available() and _C.linear_is_faster(4096, 1024, 1024)
+#: Quantised and distributed weights have types of their own, which know PyTorch's linear layer only.
+_PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def _check_rows(rows: Tensor, name: str) -> None:
@@ -89,8 +91,8 @@ def is_supported(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         not MAY_BE_FASTER
         or is_transformed()
         or torch._C._get_tracing_state() is not None  # then sizes are tensors
-        or not isinstance(input, Tensor)
-        or not isinstance(weight, Tensor)
+        or type(input) not in _PLAIN
+        or type(weight) not in _PLAIN
         or weight.dim() != 2
         or input.dim() < 2
         or input.shape[-1] != weight.shape[1]
@@ -98,9 +100,9 @@ def is_supported(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     ):
         return False
     for tensor in (input, weight) if bias is None else (input, weight, bias):
-        if not isinstance(tensor, Tensor) or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False
-        if tensor.layout is not torch.strided or tensor.is_nested or not tensor.is_contiguous():
+        if tensor.layout is not torch.strided or not tensor.is_contiguous():
             return False
     K, C = weight.shape
     return (bias is None or bias.shape == (K,)) and C > 0 and _C.linear_is_faster(input.numel() // C, C, K)
