@@ -68,9 +68,7 @@ def check_positions(kernel_size: Ints) -> None:
     )
 
 
-def check_pooled_gradient(
-    grad_output: Tensor, argmax: Tensor, size: Ints, pool: tuple[Ints, Ints, Ints, Ints]
-) -> None:
+def check_pooled_gradient(grad_output: Tensor, argmax: Tensor, size: Ints, pool: tuple[Ints, Ints, Ints, Ints]) -> None:
     """Check the operands of a backward, from the size of the pool's input."""
     check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
     check_type(argmax, torch.uint8, "argmax")
