@@ -270,24 +270,28 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
 }
 
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                   const Ints& dilation, bool ceil_mode) {
+                                   const Ints& dilation, bool ceil_mode, bool fused) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
+  if (fused) check_positions(kernel_size);
   return pool2d_shape(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
 }
 
-Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
+Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& positions, const Ints& input_size,
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                      const Ints& dilation) {
+                                      const Ints& dilation, bool fused) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
+  if (fused) check_positions(kernel_size);
   check(input_size.size() == 4 && grad_output.dim() == 4, "expected a 4-dimensional input and grad_output");
-  check_same_device(grad_output, indices);
-  check(indices.scalar_type() == ScalarType::Long, "expected indices of type Long, but got ",
-        torch::headeronly::toString(indices.scalar_type()));
+  check_same_device(grad_output, positions);
+  const char* name = fused ? "argmax" : "indices";
+  const ScalarType type = fused ? ScalarType::Byte : ScalarType::Long;
+  check(positions.scalar_type() == type, "expected ", name, " of type ", torch::headeronly::toString(type),
+        ", but got ", torch::headeronly::toString(positions.scalar_type()));
   const Ints given{grad_output.size(2), grad_output.size(3)};
   const Pool2dShape s = pool2d_shape(input_size, kernel_size, stride, padding, dilation, false, &given);
   const Ints expected{s.N, s.C, s.P, s.Q};
-  check(sizes_of(grad_output) == expected && sizes_of(indices) == expected, "expected grad_output and indices of size ",
-        Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(indices));
+  check(sizes_of(grad_output) == expected && sizes_of(positions) == expected, "expected grad_output and ", name,
+        " of size ", Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(positions));
   check_floating(grad_output, "max_pool2d_backward");
   return s;
 }
@@ -312,11 +316,8 @@ FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weigh
                                         const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
                                         const Ints& pool_dilation, bool pool_ceil_mode) {
   const Conv2dShape conv = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  check_positions(pool_kernel_size);
-  const Ints pooled{conv.N, conv.K, conv.P, conv.Q};
-  return {conv,
-          pool2d_shape(pooled, pool_kernel_size, pool_stride, pool_padding, pool_dilation, pool_ceil_mode, nullptr)};
+  return {conv, check_max_pool2d_sizes({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
+                                       pool_dilation, pool_ceil_mode, true)};
 }
 
 FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
@@ -325,19 +326,9 @@ FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, cons
                                                  const Ints& pool_stride, const Ints& pool_padding,
                                                  const Ints& pool_dilation) {
   const Conv2dShape conv = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
-  check_max_pool2d_parameters(pool_kernel_size, pool_stride, pool_padding, pool_dilation);
-  check_positions(pool_kernel_size);
-  check(grad_output.dim() == 4, "expected a 4-dimensional grad_output");
+  const Pool2dShape pool = check_max_pool2d_backward(grad_output, argmax, {conv.N, conv.K, conv.P, conv.Q},
+                                                     pool_kernel_size, pool_stride, pool_padding, pool_dilation, true);
   check_same_type(input, grad_output, "grad_output");
-  check_same_device(grad_output, argmax);
-  check(argmax.scalar_type() == ScalarType::Byte, "expected argmax of type Byte, but got ",
-        torch::headeronly::toString(argmax.scalar_type()));
-  const Ints given{grad_output.size(2), grad_output.size(3)};
-  const Pool2dShape pool = pool2d_shape({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
-                                        pool_dilation, false, &given);
-  const Ints expected{conv.N, conv.K, pool.P, pool.Q};
-  check(sizes_of(grad_output) == expected && sizes_of(argmax) == expected, "expected grad_output and argmax of size ",
-        Sizes(expected), ", but got ", Sizes(grad_output), " and ", Sizes(argmax));
   return {conv, pool};
 }
 

@@ -22,13 +22,14 @@ Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints
 
 Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
                              const Ints& dilation, bool ceil_mode);
-Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
+// `fused`: the pool of a fused operator, which stores argmax (shapes.h) in place of indices.
+Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& positions, const Ints& input_size,
                                       const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                      const Ints& dilation);
+                                      const Ints& dilation, bool fused = false);
 
 // Checks sizes without a tensor. `input` has 4 sizes.
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                   const Ints& dilation, bool ceil_mode);
+                                   const Ints& dilation, bool ceil_mode, bool fused = false);
 
 // Refuses inputs of relu_ whose elements share memory because of a stride of 0. relu_ writes its input in place.
 void check_no_overlap(const Tensor& input);

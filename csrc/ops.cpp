@@ -61,6 +61,18 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
       "Tensor? output, bool training, float eps, int activation, bool needs_input, bool needs_residual) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual)");
 
+  // max_pool2d(relu(batch_norm(input))) of float32 and float64. `argmax` is that of the fused operators below. Backward
+  // reads no tensor of the input's size but the input.
+  m.def(
+      "batch_norm_relu_max_pool2d(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor spread, "
+      "bool training, float eps, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+      "bool ceil_mode) -> (Tensor output, Tensor argmax)");
+  m.def(
+      "batch_norm_relu_max_pool2d_backward(Tensor grad_output, Tensor argmax, Tensor input, Tensor? weight, "
+      "Tensor mean, Tensor spread, bool training, float eps, bool needs_input, SymInt[2] kernel_size, "
+      "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
   // activation(batch_norm(conv2d(input)) + residual) with the running statistics, for inference on the CPU. Without
   // running_mean and running_var, there is no batch norm. The operator has no gradient.
   m.def(
@@ -103,6 +115,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics));
   m.impl("batch_norm", TORCH_BOX(&batch_norm));
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));
+  m.impl("batch_norm_relu_max_pool2d", TORCH_BOX(&batch_norm_relu_max_pool2d));
+  m.impl("batch_norm_relu_max_pool2d_backward", TORCH_BOX(&batch_norm_relu_max_pool2d_backward));
   m.impl("conv2d_inference", TORCH_BOX(&conv2d_inference));
   m.impl("conv2d_chain", TORCH_BOX(&conv2d_chain));
 }

@@ -136,6 +136,8 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
     needs = {"needs_input": rng.random() < 0.8, "needs_weight": rng.random() < 0.8}
     if operator == "conv2d_backward":
         return {"grad_output": put(y), "input": put(x), "weight": put(w), **needs, **numbers}
+    if operator.startswith("batch_norm_relu"):
+        return batch_norm_pool(operator, rng)
     if operator.startswith("batch_norm"):
         return batch_norm(operator, rng)
     if operator.startswith("linear"):
@@ -198,6 +200,24 @@ def batch_norm(operator: str, rng: random.Random) -> Arguments:
     rest = {"training": rng.random() < 0.5, "eps": 1e-5, "activation": rng.randrange(3)}
     needs = {"needs_input": rng.random() < 0.8, "needs_residual": rng.random() < 0.5}
     return {"grad_output": tensor(rng, size, dtype), "input": x, **vectors, "output": other, **rest, **needs}
+
+
+def batch_norm_pool(operator: str, rng: random.Random) -> Arguments:
+    """Mostly valid arguments of batch_norm_relu_max_pool2d and of its backward."""
+    dtype = rng.choice(FLOATING[:2])
+    size = [rng.randint(1, 3), rng.randint(1, 20), rng.randint(1, 12), rng.randint(1, 40)]
+    vector = lambda: tensor(rng, size[1:2], rng.choice([dtype, torch.float32]))  # noqa: E731
+    optional = lambda: vector() if rng.random() < 0.7 else None  # noqa: E731
+    pooling, pooled = pool(rng, size)
+    statistics = {"mean": vector(), "spread": vector(), "training": rng.random() < 0.5, "eps": 1e-5}
+    input = tensor(rng, size, dtype)
+    if operator == "batch_norm_relu_max_pool2d":
+        return {"input": input, "weight": optional(), "bias": optional(), **statistics, **pooling}
+    del pooling["ceil_mode"]
+    argmax = marks(rng, pooled, pooling["kernel_size"][0] * pooling["kernel_size"][1])
+    gradient = {"grad_output": tensor(rng, pooled, dtype), "argmax": argmax}
+    needs = {"needs_input": rng.random() < 0.8}
+    return {**gradient, "input": input, "weight": optional(), **statistics, **needs, **pooling}
 
 
 def linear(operator: str, rng: random.Random) -> Arguments:

@@ -158,13 +158,25 @@ void input_gradient(const Elements& elements, const BatchNorm& b, const Backward
   });
 }
 
-void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
-                      const Tensor& mean, const Tensor& spread) {
-  check_normalizable(input);
-  check_channel_vector(mean, input.size(1), "mean");
-  check_channel_vector(spread, input.size(1), "spread");
-  check_channel_vector(weight, input.size(1), "weight");
-  check_channel_vector(bias, input.size(1), "bias");
+// Computes the gradients of weight and bias, and those tensors of `t` that are there.
+void compute_gradients(const BatchNorm& b, GradientTensors t, const Tensor& grad_weight, const Tensor& grad_bias) {
+  dispatch_elements(t.x, "batch_norm", [&](auto elements) {
+    GradientTensors first = t;
+    if (b.activation == Activation::none) first.masked.reset();
+    const BackwardConstants<typename decltype(elements)::Computed> known(b, t.x);
+    const ChannelSums sums = sum_gradients(elements, b, known, first);
+    store_channel_values(sums.first, grad_bias);
+    std::vector<double> products = sums.second;
+    std::transform(products.begin(), products.end(), known.inverse.begin(), products.begin(),
+                   std::multiplies<double>());
+    store_channel_values(products, grad_weight);
+    if (!t.dx) return;
+    BatchNorm unmasked = b;
+    if (first.masked) {  // one tensor less to read
+      t.g = *first.masked, t.y.reset(), unmasked.activation = Activation::none;
+    }
+    input_gradient(elements, unmasked, known, t, sums);
+  });
 }
 
 // They are written in place.
@@ -174,6 +186,22 @@ void check_running(const std::optional<Tensor>& running, int64_t C, const char* 
 }
 
 }  // namespace
+
+void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                      const Tensor& mean, const Tensor& spread) {
+  check_normalizable(input);
+  check_channel_vector(mean, input.size(1), "mean");
+  check_channel_vector(spread, input.size(1), "spread");
+  check_channel_vector(weight, input.size(1), "weight");
+  check_channel_vector(bias, input.size(1), "bias");
+}
+
+void batch_norm_gradients(const BatchNormVectors& b, const Tensor& g, const Tensor& x, bool replaces_g,
+                          const Tensor& grad_weight, const Tensor& grad_bias) {
+  GradientTensors t{g, x, {}, {}, {}};
+  if (replaces_g) t.dx = g;
+  compute_gradients({b, Activation::none}, t, grad_weight, grad_bias);
+}
 
 Statistics batch_norm_statistics(const Tensor& input, const std::optional<Tensor>& running_mean,
                                  const std::optional<Tensor>& running_var, double momentum, double eps) {
@@ -239,23 +267,7 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
   if (needs_input) t.dx = empty_as(x);
   const int64_t C = x.size(1);
   Tensor grad_weight = empty({C}, weight ? *weight : mean, false), grad_bias = empty({C}, bias ? *bias : mean, false);
-  dispatch_elements(x, "batch_norm", [&](auto elements) {
-    GradientTensors first = t;
-    if (!masks) first.masked.reset();
-    const BackwardConstants<typename decltype(elements)::Computed> known(b, x);
-    const ChannelSums sums = sum_gradients(elements, b, known, first);
-    store_channel_values(sums.first, grad_bias);
-    std::vector<double> products = sums.second;
-    std::transform(products.begin(), products.end(), known.inverse.begin(), products.begin(),
-                   std::multiplies<double>());
-    store_channel_values(products, grad_weight);
-    if (!needs_input) return;
-    BatchNorm unmasked = b;
-    if (first.masked) {  // one tensor less to read
-      t.g = *first.masked, t.y.reset(), unmasked.activation = Activation::none;
-    }
-    input_gradient(elements, unmasked, known, t, sums);
-  });
+  compute_gradients(b, t, grad_weight, grad_bias);
   const Tensor none = empty({0}, x, false);
   return {t.dx ? *t.dx : none, grad_weight, grad_bias, t.masked ? *t.masked : none};
 }

@@ -10,13 +10,6 @@
 namespace fastconv::cpu {
 namespace {
 
-// The shape as the kernels see it: NCHW is N * C images of one channel.
-Pool2dShape images_of(const Pool2dShape& s, bool nhwc) {
-  Pool2dShape images = s;
-  if (!nhwc) images.N = s.N * s.C, images.C = 1;
-  return images;
-}
-
 // Computes the outputs tile by tile.
 template <class Elements>
 void forward(const Pool2dShape& s, const Elements& elements, const Tensor& input, const Tensor& output,

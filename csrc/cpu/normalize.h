@@ -64,11 +64,20 @@ NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift,
 // 0, 1 and 0: without a batch norm.
 NormalizationConstants no_normalization(int64_t C, ScalarType type);
 
+// Computes the gradients of a batch norm without an activation: of weight and bias, and with `replaces_g` that of x,
+// which replaces g. g and x are contiguous or channels_last, with the same strides.
+void batch_norm_gradients(const BatchNormVectors& b, const Tensor& g, const Tensor& x, bool replaces_g,
+                          const Tensor& grad_weight, const Tensor& grad_bias);
+
 // x and y are contiguous or channels_last, with the same strides. They may be the same tensor.
 void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y);
 
 // Checks the input of a batch norm: its dimensions, and its dtype.
 void check_normalizable(const Tensor& input);
+
+// Checks the input, the parameters and the statistics of a batch norm.
+void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
+                      const Tensor& mean, const Tensor& spread);
 
 // Checks one value for each channel.
 void check_channel_vector(const std::optional<Tensor>& vector, int64_t C, const char* name);

@@ -66,4 +66,17 @@ BatchNormGradients batch_norm_backward(const Tensor& grad_output, const Tensor& 
                                        bool training, double eps, int64_t activation, bool needs_input,
                                        bool needs_residual);
 
+// Batch norm, ReLU and max-pooling in one operator, and its gradients of input, weight and bias. Returns the result and
+// the argmax (shapes.h), which has the memory format of the result.
+std::tuple<Tensor, Tensor> batch_norm_relu_max_pool2d(const Tensor& input, const std::optional<Tensor>& weight,
+                                                      const std::optional<Tensor>& bias, const Tensor& mean,
+                                                      const Tensor& spread, bool training, double eps,
+                                                      const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                                      const Ints& dilation, bool ceil_mode);
+Gradients batch_norm_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                              const std::optional<Tensor>& weight, const Tensor& mean,
+                                              const Tensor& spread, bool training, double eps, bool needs_input,
+                                              const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                              const Ints& dilation);
+
 }  // namespace fastconv::cpu

@@ -1,9 +1,9 @@
-"""Compute a layer together with the steps that provably follow: a batch norm, an addition, an activation.
+"""Compute a layer together with the steps that provably follow: a batch norm, an addition, an activation, a pool.
 
-``relu(batch_norm(conv(x)))`` runs as one operator in inference, and ``relu(batch_norm(x) + residual)`` in training. The
-first layer looks ahead (:mod:`fastconv._ahead.lookahead`), computes the result of all steps, and returns it as an
-:class:`Ahead`. The program then calls the other layers. Each of them finds that its work is done and passes the Ahead
-on. The last one returns the tensor.
+``relu(batch_norm(conv(x)))`` runs as one operator in inference, and ``relu(batch_norm(x) + residual)`` or
+``max_pool2d(relu(batch_norm(x)))`` in training. The first layer looks ahead (:mod:`fastconv._ahead.lookahead`),
+computes the result of all steps, and returns it as an :class:`Ahead`. The program then calls the other layers. Each of
+them finds that its work is done and passes the Ahead on. The last one returns the tensor.
 
 Only the analysis of the bytecode is remembered from call to call. No parameter is copied or folded into another.
 """
@@ -11,6 +11,7 @@ Only the analysis of the bytecode is remembered from call to call. No parameter 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from types import CodeType, FrameType
 from typing import Any
 
@@ -20,13 +21,16 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastconv._ahead.groups import Group, groups
-from fastconv._ahead.layers import CALLED, CONVOLUTION, FUNCTIONS, KINDS, NORM, activation_of, methods
-from fastconv._ahead.lookahead import LAYERS_IN_FRAME, SEQUENTIAL_CALLS, steps
+from fastconv._ahead.layers import CALLED, CONVOLUTION, FUNCTIONS, KINDS, NORM, POOLS, activation_of, methods
+from fastconv._ahead.lookahead import LAYERS_IN_FRAME, SEQUENTIAL_CALLS, Step, steps
 from fastconv._ahead.recompute import note_source
 from fastconv._layer import is_patched
 from fastconv._ops import batch_norm as _batch_norm
+from fastconv._ops import batch_norm_relu_max_pool2d as _batch_norm_pool
+from fastconv._ops.arguments import fused_pool_arguments
 from fastconv._ops.conv2d_inference import Activation, conv2d_inference
-from fastconv._ops.library import FLOATING_DTYPES
+from fastconv._ops.library import _C, FLOATING_DTYPES
+from fastconv._ops.max_pool2d import Pool
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
 from fastconv.normalization import is_supported
 
@@ -244,10 +248,31 @@ def batch_norm_ahead(
     mean, spread = running_mean, running_var
     if training:
         mean, spread = _batch_norm.statistics(input, running_mean, running_var, momentum, eps)
+    tensors = input, weight, bias, mean, spread
+    if residual is None and activation is Activation.RELU and input.dtype in _batch_norm_pool.DTYPES:
+        next_step = next(following, None)
+        pool = _pool_of(next_step)
+        if pool is not None:
+            try:
+                return Ahead(_batch_norm_pool.batch_norm_relu_max_pool2d(*tensors, training, eps, pool), count + 1)
+            except RuntimeError:  # The pool that runs alone raises PyTorch's error.
+                pass
+        following = chain((next_step,), following) if next_step is not None else following
     result = _batch_norm.batch_norm(input, weight, bias, residual, mean, spread, training, eps, activation)
     if residual is None and activation is not Activation.NONE and result.requires_grad:
-        note_source(result, following, (input, weight, bias, mean, spread), (training, eps, int(activation)))
+        note_source(result, following, tensors, (training, eps, int(activation)))
     return Ahead(result, count)
+
+
+def _pool_of(step: Step | None) -> Pool | None:
+    """Return the arguments of a max-pool that is called with an earlier result, which no variable holds afterwards."""
+    if step is None:
+        return None
+    user, arguments, is_clean = step
+    of_pool = POOLS.get(type(user))
+    if of_pool is None or arguments or not is_clean or not _C.is_stock(user, of_pool) or user.return_indices:
+        return None
+    return fused_pool_arguments(user.kernel_size, user.stride, user.padding, user.dilation, user.ceil_mode)
 
 
 #: The activations that may follow without a gradient, and those that a batch norm differentiates.

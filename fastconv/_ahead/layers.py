@@ -1,4 +1,4 @@
-"""The layers and functions that may follow: batch norms, activations, convolutions and Identity."""
+"""The layers and functions that may follow: batch norms, activations, convolutions, max-pools and Identity."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastconv import functional as FF
 from fastconv._ops.conv2d_inference import Activation
 
 __all__ = [
-    "ACTIVATION", "CALLED", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "METHODS", "NORM", "Arguments",
+    "ACTIVATION", "CALLED", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "METHODS", "NORM", "POOLS", "Arguments",
     "activation_of", "methods", "register", "register_convolution",
 ]  # fmt: skip
 
@@ -76,6 +76,8 @@ _LAYERS: dict[type, Activation] = {
 KINDS: dict[type, str] = {}
 #: For each of them, the methods that a call runs, as they were at import, for ``_C.is_stock``.
 METHODS: dict[type, tuple[Any, ...]] = {}
+#: The methods of a max-pool, which only ends the steps after a batch norm and so has no kind.
+POOLS: dict[type, tuple[Any, ...]] = {}
 _FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, MethodDescriptorType)
 _TYPES: dict[str, tuple[type, ...]] = {"inplace": (bool,), "negative_slope": (float, int)}
 #: The functions that may follow, and the names of their other parameters.
@@ -105,8 +107,9 @@ _add(IDENTITY, nn.Identity)
 _add(ACTIVATION, *_LAYERS)
 
 
-def register(batch_norm: type[nn.BatchNorm2d], *activations: Any) -> None:
+def register(batch_norm: type[nn.BatchNorm2d], max_pool: type[nn.MaxPool2d], *activations: Any) -> None:
     """Add layers of fastconv that may follow."""
+    POOLS[max_pool] = methods(max_pool, *CALLED)
     _LAYERS.update({cls: _LAYERS[cls._torch_class] for cls in activations})
     _add(NORM, batch_norm)
     _add(ACTIVATION, *activations)

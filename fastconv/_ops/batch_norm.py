@@ -16,9 +16,12 @@ from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, check, check_implemented
 from fastconv._ops.conv2d_inference import Activation, check_activation, check_channel_vectors, check_like
 from fastconv._ops.function import is_final_gradient, needs_gradient
-from fastconv._ops.memory_format import suggests_channels_last
+from fastconv._ops.memory_format import empty, suggests_channels_last
 
-__all__ = ["Activation", "batch_norm", "statistics", "unchanging"]
+__all__ = [
+    "Activation", "batch_norm", "check_batch_norm", "composed_gradients", "result_is_channels_last", "statistics",
+    "unchanging",
+]  # fmt: skip
 
 # `_op` leaves out a Python function, which takes 1 us. Dynamo needs that function, but it never traces these two.
 _statistics = torch.ops.fastconv.batch_norm_statistics.default._op
@@ -26,27 +29,26 @@ _batch_norm = torch.ops.fastconv.batch_norm.default._op
 _batch_norm_backward = torch.ops.fastconv.batch_norm_backward.default
 
 
-def _check(input: Tensor, **vectors: Tensor | None) -> None:
+def check_batch_norm(input: Tensor, **vectors: Tensor | None) -> None:
+    """Check the input, and that each vector has one value for each channel."""
     check(input.dim() >= 2 and input.numel() > 0, "expected an input with at least 2 dimensions and no size of 0")
     check_implemented(input, "batch_norm", FLOATING)
     check_channel_vectors(input.shape[1], **vectors)
 
 
 def _check_running(input: Tensor, **running: Tensor | None) -> None:
-    _check(input)
+    check_batch_norm(input)
     for name, vector in running.items():
         check_channel_vectors(input.shape[1], **{name: vector})
         check(vector is None or vector.is_contiguous(), f"expected a contiguous {name}")
 
 
+def result_is_channels_last(input: Tensor) -> bool:
+    return input.dim() == 4 and not input.is_contiguous() and suggests_channels_last(input)
+
+
 def _empty_like(input: Tensor) -> Tensor:
-    last = input.dim() == 4 and not input.is_contiguous() and suggests_channels_last(input)
-    return torch.empty(
-        input.shape,
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
+    return empty(input, input.shape, result_is_channels_last(input))
 
 
 @torch.library.register_fake("fastconv::batch_norm_statistics")
@@ -63,7 +65,7 @@ def _fake_batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor, residual: Tensor | None,
     training: bool, eps: float, activation: int,
 ) -> Tensor:  # fmt: skip
-    _check(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    check_batch_norm(input, mean=mean, spread=spread, weight=weight, bias=bias)
     check_like(residual, input.shape, input, "residual")
     check_activation(activation)
     return _empty_like(input)
@@ -74,7 +76,7 @@ def _fake_batch_norm_backward(
     grad_output: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor,
     output: Tensor | None, training: bool, eps: float, activation: int, needs_input: bool, needs_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    _check(input, mean=mean, spread=spread, weight=weight, bias=bias)
+    check_batch_norm(input, mean=mean, spread=spread, weight=weight, bias=bias)
     check_like(grad_output, input.shape, input, "grad_output")
     check_like(output, input.shape, input, "output")
     check_activation(activation)
@@ -139,7 +141,7 @@ class BatchNorm(Function):
             )  # fmt: skip
             dr = dr if is_masked else grad_output
         else:
-            dx, dw, db, dr = _composed_backward(ctx, grad_output)
+            dx, dw, db, dr = composed_gradients(ctx.saved_tensors, ctx.numbers, grad_output)
         return (
             dx if needs_input else None,
             dw if needs_weight else None,
@@ -149,10 +151,18 @@ class BatchNorm(Function):
         )
 
 
-def _composed_backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients by operators that can be differentiated again."""
-    input, weight, bias, mean, spread, output = ctx.saved_tensors
-    training, eps, activation = ctx.numbers
+def composed_gradients(
+    saved: tuple[Any, ...], numbers: tuple[bool, float, int], grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the gradients of input, weight, bias and residual by operators that can be differentiated again.
+
+    Args:
+        saved: input, weight, bias, mean, spread and the output or None.
+        numbers: training, eps and the activation.
+        grad_output: the gradient of the result.
+    """
+    input, weight, bias, mean, spread, output = saved
+    training, eps, activation = numbers
     if input.dtype in (torch.bfloat16, torch.float16):
         input, grad_output = input.float(), grad_output.float()
     dims = [0, *range(2, input.dim())]

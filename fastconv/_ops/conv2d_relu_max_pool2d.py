@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from fastconv._ops import gpu
-from fastconv._ops.checks import check, check_gradient, check_type
+from fastconv._ops.checks import FLOATING, check, check_gradient, check_implemented, check_type
 from fastconv._ops.conv2d import (
     Geometry,
     conv2d_tangent,
@@ -39,7 +39,10 @@ from fastconv._ops.max_pool2d import Pool, check_pool, gather, max_pool2d_backwa
 from fastconv._ops.memory_format import empty, is_channels_last
 from fastconv._ops.sizes import Ints, conv2d_output
 
-__all__ = ["BLOCKED", "MOST_POSITIONS", "conv2d_relu_max_pool2d", "forward"]
+__all__ = [
+    "BLOCKED", "MOST_POSITIONS", "check_pooled_gradient", "check_positions", "composed_unpool",
+    "conv2d_relu_max_pool2d", "forward",
+]  # fmt: skip
 
 _conv2d_relu = torch.ops.fastconv.conv2d_relu.default
 _conv2d_relu_backward = torch.ops.fastconv.conv2d_relu_backward.default
@@ -57,11 +60,20 @@ _POOL: Pool = ((2, 2), (2, 2), (0, 0), (1, 1), False)
 _NO_POOL = ((1, 1), (1, 1), (0, 0), (1, 1))
 
 
-def _check_positions(kernel_size: Ints) -> None:
+def check_positions(kernel_size: Ints) -> None:
+    """Check that a byte of ``argmax`` can hold every position in a window."""
     check(
         max(kernel_size) <= MOST_POSITIONS and math.prod(kernel_size) <= MOST_POSITIONS,
         f"expected a pool of at most {MOST_POSITIONS} pixels, but got kernel size {list(kernel_size)}",
     )
+
+
+def check_pooled_gradient(grad_output: Tensor, argmax: Tensor, size: Ints, pool: tuple[Ints, Ints, Ints, Ints]) -> None:
+    """Check the operands of a backward, from the size of the pool's input."""
+    check(grad_output.dim() == 4, "expected a 4-dimensional input and grad_output")
+    check_type(argmax, torch.uint8, "argmax")
+    check_gradient(pooled_size(size, *pool, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
+    check_implemented(grad_output, "max_pool2d_backward", FLOATING)
 
 
 def _empty_argmax(output: Tensor) -> Tensor:
@@ -93,7 +105,7 @@ def _fake_conv2d_relu_max_pool2d(
     conv_size = check_conv2d(input, weight, bias, stride, padding, dilation, groups)
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation)
     check_pool(*pool)
-    _check_positions(pool_kernel_size)
+    check_positions(pool_kernel_size)
     output = _empty_output(input, weight, conv_size, pooled_size(conv_size, *pool, pool_ceil_mode))
     return output, _empty_argmax(output)
 
@@ -118,11 +130,9 @@ def _fake_conv2d_relu_max_pool2d_backward(
     conv_size = check_conv2d(input, weight, None, stride, padding, dilation, groups)
     pool = (pool_kernel_size, pool_stride, pool_padding, pool_dilation)
     check_pool(*pool)
-    _check_positions(pool_kernel_size)
-    check(grad_output.dim() == 4, "expected a 4-dimensional grad_output")
+    check_positions(pool_kernel_size)
+    check_pooled_gradient(grad_output, argmax, conv_size, pool)
     check_type(grad_output, input.dtype, "grad_output")
-    check_type(argmax, torch.uint8, "argmax")
-    check_gradient(pooled_size(conv_size, *pool, None, grad_output.shape[2:]), grad_output, argmax, "argmax")
     return empty_gradients(input, weight, needs_input, needs_weight)
 
 
@@ -208,13 +218,10 @@ def _composed_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute the gradients by operators that can be differentiated again."""
     input, weight, argmax = ctx.saved_tensors
-    unpooled = torch.where(argmax == BLOCKED, 0, grad_output)
-    if ctx.pool is not None:
-        P, Q = conv2d_output(input.shape[2:], weight.shape[2:], *ctx.geometry[:3])
-        size = (input.shape[0], weight.shape[0], P, Q)
-        channels_last = is_channels_last(input) or is_channels_last(weight)
-        indices = _pool_indices(argmax, Q, ctx.pool)
-        unpooled = max_pool2d_backward(unpooled, indices, size, *ctx.pool[:4], channels_last)
+    P, Q = conv2d_output(input.shape[2:], weight.shape[2:], *ctx.geometry[:3])
+    size = (input.shape[0], weight.shape[0], P, Q)
+    channels_last = is_channels_last(input) or is_channels_last(weight)
+    unpooled = composed_unpool(grad_output, argmax, size, ctx.pool, channels_last)
     if is_differentiated_again():
         # In PyTorch, a second backward through ReLU or a pool gives zeros to the convolution's arguments.
         unpooled = tie(unpooled, input, weight, ctx.bias, zeros=True)
@@ -224,6 +231,23 @@ def _composed_backward(
     if needs_weight:
         grad_weight, grad_bias = weight_gradients(unpooled, input, weight, ctx.geometry)
     return grad_input, grad_weight, grad_bias
+
+
+def composed_unpool(grad_output: Tensor, argmax: Tensor, size: Ints, pool: Pool | None, channels_last: bool) -> Tensor:
+    """Return the gradient of what ReLU and a pool are applied to, by operators that can be differentiated again.
+
+    Args:
+        grad_output: the gradient of the result.
+        argmax: of the same size.
+        size: of the returned gradient.
+        pool: None if only ReLU is applied.
+        channels_last: the memory format of the returned gradient.
+    """
+    unpooled = torch.where(argmax == BLOCKED, 0, grad_output)
+    if pool is None:
+        return unpooled
+    indices = _pool_indices(argmax, size[3], pool)
+    return max_pool2d_backward(unpooled, indices, size, *pool[:4], channels_last)  # type: ignore[no-any-return]
 
 
 def _pool_indices(argmax: Tensor, width: int, pool: Pool) -> Tensor:

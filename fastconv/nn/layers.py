@@ -32,6 +32,8 @@ class MaxPool2d(Layer, torch.nn.MaxPool2d):
 
     @scripted_as(torch.nn.MaxPool2d.forward)
     def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        if type(input) is Ahead:  # type: ignore[comparison-overlap]
+            return input.passed()  # type: ignore[no-any-return]
         if is_patched():
             return super().forward(input)  # type: ignore[no-any-return]
         return FF.max_pool2d(

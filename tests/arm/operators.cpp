@@ -194,6 +194,30 @@ void check_pool_and_relu(ScalarType type) {
   }
 }
 
+void check_normalized_pool(ScalarType type, bool channels_last) {
+  const Ints size{2, 21, 13, 37}, kernel{3, 2}, stride{2, 2}, padding{0, 0}, dilation{1, 1};
+  const Tensor x = random(size, type, channels_last), w = random({21}, type, false), b = random({21}, type, false);
+  const Tensor mean = random({21}, type, false), var = filled({21}, type, false, [] { return 4.0; });
+  Image normalized = image_of(x);
+  normalized.each([&](int64_t n, int64_t c, int64_t h, int64_t q) {
+    normalized(n, c, h, q) = (get(x, n, c, h, q) - get(mean, 0, c, 0, 0)) / 2 * get(w, 0, c, 0, 0) + get(b, 0, c, 0, 0);
+  });
+  const Pool2dShape p = check_max_pool2d_sizes(size, kernel, stride, padding, dilation, false);
+  const std::string name = torch::headeronly::toString(type) + std::string(channels_last ? " NHWC" : " NCHW");
+  const auto [y, argmax] =
+      cpu::batch_norm_relu_max_pool2d(x, w, b, mean, var, false, 0, kernel, stride, padding, dilation, false);
+  close(y, rectified_maxima(p, normalized), "batch_norm_relu_max_pool2d " + name);
+  close(y, picked(p, normalized, argmax), "argmax " + name);
+  const Tensor g = random({p.N, p.C, p.P, p.Q}, type, channels_last);
+  Image spread = unpooled(p, g, argmax);
+  const Image db = bias_gradient(spread);
+  spread.each([&](int64_t n, int64_t c, int64_t h, int64_t q) { spread(n, c, h, q) *= get(w, 0, c, 0, 0) / 2; });
+  const auto [dx, grad_weight, grad_bias] = cpu::batch_norm_relu_max_pool2d_backward(
+      g, argmax, x, w, mean, var, false, 0, true, kernel, stride, padding, dilation);
+  close(dx, spread, "batch_norm_relu_max_pool2d_backward " + name);
+  close(grad_bias, db, "batch_norm_relu_max_pool2d_backward, bias " + name);
+}
+
 // Widens every half to float32, compares the result with loops.h, and rounds it back to the same half.
 void check_conversions() {
   const ReducedKernels& half = kernels().half;
@@ -224,6 +248,9 @@ int main() {
   check_pool_and_relu<int16_t>(ScalarType::Short);
   check_pool_and_relu<int32_t>(ScalarType::Int);
   check_pool_and_relu<int64_t>(ScalarType::Long);
+  for (const ScalarType type : {ScalarType::Float, ScalarType::Double}) {
+    for (const bool channels_last : {false, true}) check_normalized_pool(type, channels_last);
+  }
   check_conversions();
   std::printf("%d comparisons with plain loops, %d failures\n", comparisons, failures);
   return failures == 0 ? 0 : 1;

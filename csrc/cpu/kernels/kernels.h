@@ -50,6 +50,7 @@ struct FusedKernels {
                   int64_t block);
   void (*relu_max_pool2d)(const Pool2dShape&, const OutputTile<T>& conv, const PooledTile<T>& y);
   void (*unpool)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad_conv);
+  void (*unpool_nchw)(const Pool2dShape&, const T* g, const uint8_t* argmax, T* grad);
 };
 
 // Winograd's algorithm (winograd.h, winograd_weight.h).
@@ -166,6 +167,8 @@ struct MaxPool2dKernels {
   void (*nchw)(const Pool2dShape&, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1);
   // Null for integers.
   void (*backward)(const Pool2dShape&, const T* g, const int64_t* indices, T* dx, int64_t first_pixel) = nullptr;
+  void (*argmax_nhwc)(const Pool2dShape&, const T* x, T* y, uint8_t* argmax, int64_t p0, int64_t p1) = nullptr;
+  void (*argmax_nchw)(const Pool2dShape&, const T* x, T* y, uint8_t* argmax, int64_t p0, int64_t p1) = nullptr;
 };
 
 template <class T>

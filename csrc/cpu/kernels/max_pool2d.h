@@ -2,6 +2,7 @@
 //
 // Layout: x, y and indices are contiguous and have the same order, NHWC or NCHW. Indices are flat over H * W. As in
 // PyTorch, the first maximum in scan order wins. A NaN wins over every number, and the index is that of the last NaN.
+// After ReLU, forward stores bytes in place of indices: the argmax of shapes.h.
 //
 // Blocking: each lane has its own window. In NHWC, lanes are the channels of one pixel; in NCHW, the windows of one
 // row. A loop over the taps keeps each lane's maximum and its position in registers, without a branch that could be
@@ -13,7 +14,7 @@
 
 #include "../../shapes.h"
 #include "range.h"
-#include "simd.h"
+#include "simd_bytes.h"
 
 namespace fastconv::FC_LEVEL {
 
@@ -39,23 +40,30 @@ struct Window {
   int64_t p, q;
 };
 
+// Whether forward stores positions in the window, or no_gradient if the maximum is not above zero. Otherwise it stores
+// indices.
+template <class Index>
+constexpr bool stores_argmax = sizeof(Index) == 1;
+
 // Pools one window of one channel, for any type and at any border. Pixels of x are `pixel` elements apart.
-template <class T>
-void pool_window(const Pool2dShape& s, const T* x, int64_t pixel, Window window, T* y, int64_t* index) {
+template <class T, class Index>
+void pool_window(const Pool2dShape& s, const T* x, int64_t pixel, Window window, T* y, Index* index) {
   const int64_t p = window.p, q = window.q;
   const int64_t h0 = p * s.stride_h - s.pad_h, w0 = q * s.stride_w - s.pad_w;
   const Range taps_r = valid_taps(h0, s.H, s.dilation_h, s.R), taps_s = valid_taps(w0, s.W, s.dilation_w, s.S);
+  const auto pixel_of = [&](int64_t r, int64_t tap) { return (h0 + r * s.dilation_h) * s.W + w0 + tap * s.dilation_w; };
+  const auto stored = [&](int64_t r, int64_t tap) { return stores_argmax<Index> ? r * s.S + tap : pixel_of(r, tap); };
   T best = lowest<T>();
-  int64_t at = (h0 + taps_r.begin * s.dilation_h) * s.W + w0 + taps_s.begin * s.dilation_w;
+  int64_t at = stored(taps_r.begin, taps_s.begin);
   for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
     for (int64_t tap = taps_s.begin; tap < taps_s.end; ++tap) {
-      const int64_t here = (h0 + r * s.dilation_h) * s.W + w0 + tap * s.dilation_w;
-      const T value = x[here * pixel];
-      if (value > best || value != value) best = value, at = here;
+      const T value = x[pixel_of(r, tap) * pixel];
+      if (value > best || value != value) best = value, at = stored(r, tap);
     }
   }
   *y = best;
-  *index = at;
+  if constexpr (stores_argmax<Index>) at = best <= T(0) ? no_gradient : at;
+  *index = static_cast<Index>(at);
 }
 
 // A vector of min(count, lanes) windows, `step` pixels apart (0 in NHWC). The first window begins at pixel `origin`.
@@ -66,31 +74,39 @@ struct WindowVector {
 };
 
 // Pools a vector of windows. tap_at(offset) loads, for each window, the value `offset` pixels after its first pixel.
-template <class T, class TapAt>
-FC_INLINE void pool_windows(const Pool2dShape& s, const WindowVector& windows, T* y, int64_t* indices, TapAt tap_at) {
+template <class T, class Index, class TapAt>
+FC_INLINE void pool_windows(const Pool2dShape& s, const WindowVector& windows, T* y, Index* indices, TapAt tap_at) {
   using I = IntLike<T>;
   const Range taps_r = windows.taps_r, taps_s = windows.taps_s;
+  const auto offset_of = [&](int64_t r, int64_t tap) { return r * s.dilation_h * s.W + tap * s.dilation_w; };
+  const auto stored = [&](int64_t r, int64_t tap) {
+    return static_cast<I>(stores_argmax<Index> ? r * s.S + tap : offset_of(r, tap)) - Vec<I>{};
+  };
   Vec<T> best = lowest<T>() - Vec<T>{};
-  Vec<I> at = static_cast<I>(taps_r.begin * s.dilation_h * s.W + taps_s.begin * s.dilation_w) - Vec<I>{};
+  Vec<I> at = stored(taps_r.begin, taps_s.begin);
   for (int64_t r = taps_r.begin; r < taps_r.end; ++r) {
     for (int64_t tap = taps_s.begin; tap < taps_s.end; ++tap) {
-      const int64_t offset = r * s.dilation_h * s.W + tap * s.dilation_w;
-      const Vec<T> value = tap_at(offset);
+      const Vec<T> value = tap_at(offset_of(r, tap));
       const Vec<I> take = (value > best) | (value != value);
       best = take ? value : best;
-      at = take ? static_cast<I>(offset) - Vec<I>{} : at;
+      at = take ? stored(r, tap) : at;
     }
   }
   store_upto(y, best, windows.count);
-  I positions[lanes<T>];
-  store(positions, at);
-  const int64_t count = windows.count < lanes<T> ? windows.count : lanes<T>;
-  for (int64_t i = 0; i < count; ++i) indices[i] = windows.origin + i * windows.step + positions[i];
+  if constexpr (stores_argmax<Index>) {
+    const Vec<I> none = static_cast<I>(no_gradient) - Vec<I>{};
+    store_bytes<T>(indices, select<I>(not_above_zero<T>(best), none, at), windows.count);
+  } else {
+    I positions[lanes<T>];
+    store(positions, at);
+    const int64_t count = windows.count < lanes<T> ? windows.count : lanes<T>;
+    for (int64_t i = 0; i < count; ++i) indices[i] = windows.origin + i * windows.step + positions[i];
+  }
 }
 
 // Computes the output rows [p0, p1) of one image.
-template <class T>
-void max_pool2d_nhwc(const Pool2dShape& s, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1) {
+template <class T, class Index>
+void max_pool2d_nhwc(const Pool2dShape& s, const T* x, T* y, Index* indices, int64_t p0, int64_t p1) {
   FASTCONV_ASSERT(x != nullptr && readable(y) && readable(indices) && 0 <= p0 && p0 <= p1 && p1 <= s.P);
   for (int64_t p = p0; p < p1; ++p) {
     const int64_t h0 = p * s.stride_h - s.pad_h;
@@ -129,8 +145,8 @@ FC_INLINE Vec<T> load_every(const T* from, int64_t step, int64_t count) {
 }
 
 // Computes the output rows [p0, p1) of one image and channel.
-template <class T>
-void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices, int64_t p0, int64_t p1) {
+template <class T, class Index>
+void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, Index* indices, int64_t p0, int64_t p1) {
   FASTCONV_ASSERT(x != nullptr && readable(y) && readable(indices) && 0 <= p0 && p0 <= p1 && p1 <= s.P);
   // The windows [first, last) of a row have all their columns in the image.
   const int64_t reach = (s.S - 1) * s.dilation_w;
@@ -138,7 +154,7 @@ void max_pool2d_nchw(const Pool2dShape& s, const T* x, T* y, int64_t* indices, i
   const int64_t first = sizeof(T) < 4 ? s.Q : left.begin, last = right.end > first ? right.end : first;
   for (int64_t p = p0; p < p1; ++p) {
     T* y_row = y + p * s.Q;
-    int64_t* indices_row = indices + p * s.Q;
+    Index* indices_row = indices + p * s.Q;
     for (int64_t q = 0; q < first; ++q) pool_window(s, x, 1, {p, q}, y_row + q, indices_row + q);
     if constexpr (sizeof(T) >= 4) {
       const int64_t h0 = p * s.stride_h - s.pad_h;

@@ -6,7 +6,7 @@
 // no_gradient if the maximum is not above zero. PyTorch's rules hold: the first maximum wins. A NaN wins over every
 // number, and the last of several NaNs wins. The gradient of ReLU is 1 at NaN and 0 at 0.
 //
-// Layout: conv, y, argmax and the gradients are NHWC and contiguous.
+// Layout: conv, y, argmax and the gradients are NHWC and contiguous, except in unpool_nchw.
 #pragma once
 
 #include "assert.h"
@@ -101,6 +101,21 @@ void unpool(const Pool2dShape& s, const T* g, const uint8_t* argmax, T* grad_con
           }
         }
       }
+    }
+  }
+}
+
+// The same for one image and channel in NCHW.
+template <class T>
+void unpool_nchw(const Pool2dShape& s, const T* g, const uint8_t* argmax, T* grad) {
+  FASTCONV_ASSERT(readable(g) && readable(argmax) && readable(grad) && s.R * s.S <= no_gradient);
+  int64_t row[no_gradient], column[no_gradient];  // of each position, in place of two divisions for each window
+  for (int64_t at = 0; at < s.R * s.S; ++at) row[at] = at / s.S * s.dilation_h, column[at] = at % s.S * s.dilation_w;
+  for (int64_t p = 0; p < s.P; ++p) {
+    for (int64_t q = 0; q < s.Q; ++q, ++g, ++argmax) {
+      if (*argmax >= s.R * s.S) continue;
+      const int64_t h = p * s.stride_h - s.pad_h + row[*argmax], w = q * s.stride_w - s.pad_w + column[*argmax];
+      if (h >= 0 && h < s.H && w >= 0 && w < s.W) grad[h * s.W + w] += *g;
     }
   }
 }

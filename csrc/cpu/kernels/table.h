@@ -46,7 +46,8 @@ constexpr Conv2dFamily<T> conv2d_family() {
                           .backward_weight = thin_groups::backward_weight<T>},
           .fused = {.forward = direct::relu_max_pool2d_forward<T>,
                     .relu_max_pool2d = relu_max_pool2d<T>,
-                    .unpool = unpool<T>},
+                    .unpool = unpool<T>,
+                    .unpool_nchw = unpool_nchw<T>},
           .winograd = {.largest_tile = winograd::largest_tile,
                        .unit_tiles = winograd::unit_tiles,
                        .packed_size = winograd::packed_size<T>,
@@ -95,6 +96,8 @@ constexpr ElementwiseKernels<T> elementwise_kernels() {
                                    .relu = {.forward = relu<T>}};
   if constexpr (static_cast<T>(0.5) != static_cast<T>(0)) {
     kernels.max_pool2d.backward = max_pool2d_backward<T>;
+    kernels.max_pool2d.argmax_nhwc = max_pool2d_nhwc<T>;
+    kernels.max_pool2d.argmax_nchw = max_pool2d_nchw<T>;
     kernels.relu.backward = relu_backward<T>;
   }
   return kernels;

@@ -87,6 +87,13 @@ Rows outputs_that_read(const Shape& s, const Rows& rows) {
   return {begin, end - begin};
 }
 
+// The shape as the kernels of max-pooling see it: NCHW is N * C images of one channel.
+inline Pool2dShape images_of(const Pool2dShape& s, bool nhwc) {
+  Pool2dShape images = s;
+  if (!nhwc) images.N = s.N * s.C, images.C = 1;
+  return images;
+}
+
 // The channels of all groups in blocks of the kernels' width.
 struct Blocks {
   int64_t groups, channels, width;
