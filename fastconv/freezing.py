@@ -1,13 +1,17 @@
 """Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights."""
 
+from __future__ import annotations
+
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from fastconv._frozen.graph import fuse
+from fastconv._frozen.calls import Call, FrozenCalls, Record, record_call
+from fastconv._frozen.graph import Folded, fuse
 from fastconv._frozen.layers import FrozenChain, FrozenLinear, freeze_weight
 from fastconv._frozen.parts import freeze_parts, frozen_parts
 from fastconv._frozen.record import record
@@ -62,36 +66,54 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _freeze(model: nn.Module) -> nn.Module:
-    frozen = _recorded(_plain_copy(model))
-    if frozen is not None:
-        return frozen
-    plain = _plain_copy(model)  # the first copy may have changed
-    freeze_parts(plain, _recorded_part)
+    plain = _plain_copy(model)
+    graph = record(copy.deepcopy(plain))  # a model may change while it is recorded
+    if graph is not None:
+        return _fused(plain, graph, {})
     for module in plain.modules():
         if type(module) is nn.Conv2d:
-            module.weight = nn.Parameter(freeze_weight(module, module.weight), requires_grad=False)
-    copied = _FrozenCopy(convert(plain))
+            module.weight = freeze_weight(module.weight)
+    folded: Folded = {}
+    freeze_parts(plain, partial(_recorded_part, folded=folded))
+    copied = _FrozenCopy(convert(plain), folded)
     copied.seal()
     return copied
 
 
-def _recorded(plain: nn.Module) -> nn.Module | None:
-    """Return the recorded model, with its blocks fused. None if it cannot be recorded, and then it may have changed."""
-    graph = record(plain)
-    if graph is None:
-        return None
-    fuse(plain, graph)
+def _fused(plain: nn.Module, graph: fx.Graph, folded: Folded) -> _FrozenGraph:
+    fuse(plain, graph, folded)
     return convert(_FrozenGraph(plain, graph, f"Frozen{type(plain).__name__}"))
 
 
-def _recorded_part(module: nn.Module) -> nn.Module | None:
-    frozen = _recorded(copy.deepcopy(module))
-    has_chains = frozen is not None and any(isinstance(m, FrozenChain | FrozenLinear) for m in frozen.modules())
-    return frozen if has_chains else None
+def _recorded_part(module: nn.Module, folded: Folded) -> nn.Module | None:
+    graph = record(copy.deepcopy(module))
+    return None if graph is None else _if_faster(_fused(_twin(module), graph, folded))
+
+
+def _recorded_call(model: nn.Module, call: Call, folded: Folded) -> Record | None:
+    plain = _twin(model)
+    found = record_call(copy.deepcopy(plain), call)
+    frozen = None if found is None else _if_faster(_fused(plain, found.graph, folded))
+    return None if found is None or frozen is None else (frozen, found.result)
+
+
+def _if_faster(frozen: nn.Module) -> nn.Module | None:
+    return frozen if any(isinstance(m, FrozenChain | FrozenLinear) for m in frozen.modules()) else None
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     return revert(copy.deepcopy(model)).requires_grad_(False)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy of the modules, as layers of PyTorch, with the same tensors. Its parts are not frozen."""
+    parts = [*frozen_parts(model)]
+    shared = {id(kept): kept for kept in (*model.parameters(), *model.buffers(), *parts)}
+    twin = copy.deepcopy(model, shared)
+    for module in twin.modules():
+        if vars(module).get("forward") in parts:
+            del vars(module)["forward"]
+    return revert(twin)
 
 
 class _Frozen(nn.Module):
@@ -124,23 +146,25 @@ def _unpickled(reduced: tuple[Any, ...]) -> _FrozenGraph:
 
 
 class _FrozenCopy(_Frozen):
-    """A model that could not be recorded, and is converted instead."""
+    """A model that could not be recorded, and is converted instead. It records its calls."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, folded: Folded) -> None:
         super().__init__()
         self.model = model
+        self._calls = FrozenCalls(model, _recorded_call, folded)
 
     def seal(self) -> None:
-        for part in frozen_parts(self.model):
-            part.seal()
+        for sealed in (*frozen_parts(self.model), self._calls):
+            sealed.seal()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Change the tensors of the parts, too, as in ``double()``."""
         super()._apply(fn, recurse)
         for part in frozen_parts(self.model):
             part.frozen._apply(fn)
+        self._calls.forget()
         self.seal()
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        return self.model(*args, **kwargs) if torch.compiler.is_compiling() else self._calls(*args, **kwargs)

@@ -7,17 +7,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fastconv._ahead.layers import activation_of
-from fastconv._frozen.layers import Addition, FrozenChain, FrozenLinear, Step
+from fastconv._frozen.layers import Addition, FrozenChain, FrozenLinear, Step, freeze_weight
 from fastconv._frozen.record import IN_PLACE
 from fastconv._layer import is_observed
 from fastconv._ops.batch_norm import Activation
 from fastconv._ops.library import FLOATING_DTYPES
 
-__all__ = ["fuse"]
+__all__ = ["Folded", "fuse"]
 
 Modules = dict[str, nn.Module]
+#: Frozen weights and biases, with the tensors that they were made of. The graphs of one model share them.
+Folded = dict[tuple[object, ...], tuple[Tensor, Tensor, list[Tensor]]]
 
 #: Layers that return their input in evaluation mode.
 _NO_OPERATIONS = (nn.Identity, nn.Dropout)
@@ -45,12 +48,20 @@ class _Block(NamedTuple):
         return read
 
 
-def fuse(model: nn.Module, graph: fx.Graph) -> None:
-    """Replace convolutions and batch norms by chains, and linear layers by frozen ones, in place."""
+def fuse(model: nn.Module, graph: fx.Graph, folded: Folded) -> None:
+    """Replace convolutions and batch norms by chains, and linear layers by frozen ones, in place.
+
+    Args:
+        model: the modules that the graph calls. It gets the chains.
+        graph: the record of the model.
+        folded: the weights of other graphs of the same tensors. This graph uses and adds to them.
+    """
     modules = dict(model.named_modules())
     for node in [node for node in graph.nodes if _does_nothing(node, modules)]:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
+    for node in [node for node in graph.nodes if _is_convolution(node, modules)]:
+        _join_padding(node, graph, modules)
     blocks = {}
     for begins in (_is_convolution, _is_lone_norm):
         for first in [node for node in graph.nodes if begins(node, modules)]:
@@ -59,14 +70,14 @@ def fuse(model: nn.Module, graph: fx.Graph) -> None:
     for count, run in enumerate(_runs(graph, blocks)):
         name = _free_name(model, f"fastconv_chain_{count}")
         read = _read_by(run)
-        chain, results = _chain(run, read, blocks, modules)
+        chain, results = _chain(run, read, blocks, modules, folded)
         model.add_module(name, chain)
         _replace(run, results, graph, name, read)
     for count, node in enumerate([node for node in graph.nodes if _is_linear(node, modules)]):
         name = _free_name(model, f"fastconv_linear_{count}")
         layer = modules[str(node.target)]
         assert isinstance(layer, nn.Linear)
-        model.add_module(name, FrozenLinear(layer))
+        model.add_module(name, FrozenLinear(*_folded(layer, None, folded)))
         node.target = name
 
 
@@ -83,6 +94,21 @@ def _join(block: _Block, graph: fx.Graph) -> fx.Node:
     for node in nodes:
         graph.erase_node(node)
     return joined
+
+
+def _join_padding(conv: fx.Node, graph: fx.Graph, modules: Modules) -> None:
+    """Let a convolution add the zeros that ``F.pad`` adds to its input, if there are as many on both sides."""
+    pad = conv.args[0]
+    if not isinstance(pad, fx.Node) or pad.target is not F.pad or len(pad.args) != 2 or _only_user(pad) is not conv:
+        return
+    x, sizes = pad.args
+    is_zero = pad.kwargs.get("mode", "constant") == "constant" and pad.kwargs.get("value") in (None, 0)
+    is_known = isinstance(sizes, tuple | list) and len(sizes) == 4 and all(type(n) is int and n >= 0 for n in sizes)
+    if not is_zero or not is_known or sizes[0::2] != sizes[1::2] or not _nothing_changes(pad, conv, (), modules):
+        return
+    conv.args = (x,)
+    conv.meta["zeros"] = sizes[2], sizes[0]
+    graph.erase_node(pad)
 
 
 def _runs(graph: fx.Graph, blocks: dict[fx.Node, _Block]) -> list[list[fx.Node]]:
@@ -103,7 +129,7 @@ def _read_by(run: list[fx.Node]) -> list[fx.Node]:
 
 
 def _chain(
-    run: list[fx.Node], read: list[fx.Node], blocks: dict[fx.Node, _Block], modules: Modules
+    run: list[fx.Node], read: list[fx.Node], blocks: dict[fx.Node, _Block], modules: Modules, folded: Folded
 ) -> tuple[FrozenChain, list[fx.Node]]:
     """Return the chain of a run, and the nodes whose results it returns."""
     number: dict[Any, int] = {node: i for i, node in enumerate([*read, *run])}
@@ -117,8 +143,9 @@ def _chain(
         dilation, groups = stride, 1
         if isinstance(layer, nn.Conv2d):
             assert not isinstance(layer.padding, str)
-            stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
-            values.append(_folded(layer, norm))
+            stride, dilation, groups = layer.stride, layer.dilation, layer.groups
+            padding = tuple(map(operator.add, layer.padding, block.first.meta.get("zeros", padding)))
+            values.append(_folded(layer, norm, folded))
         else:
             scale, shift = _scale_and_shift(layer)
             dtype = layer.get_buffer("running_mean").dtype
@@ -290,14 +317,20 @@ def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, flo
     return activation_of(node.target) if plain else (Activation.NONE, 0.0)
 
 
-def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a convolution and a batch norm, in float64 until they are rounded."""
-    weight, bias = conv.weight.detach(), conv.bias
-    if norm is None:
-        return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
-    scale, shift = _scale_and_shift(norm)
-    shift = shift if bias is None else shift + bias.detach().double() * scale
-    return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.Module | None, folded: Folded) -> tuple[Tensor, Tensor]:
+    """Return the frozen weight and bias of a layer and a batch norm, as of a convolution."""
+    read = [t for part in (layer, norm) if part is not None for t in (*part.parameters(), *part.buffers())]
+    key = (*map(id, read), getattr(norm, "eps", None))
+    if key not in folded:
+        weight, bias = layer.weight.detach(), layer.bias
+        if norm is None:
+            bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+        else:  # in float64 until they are rounded
+            scale, shift = _scale_and_shift(norm)
+            bias = (shift if bias is None else shift + bias.detach().double() * scale).to(weight.dtype)
+            weight = (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
+        folded[key] = freeze_weight(weight[..., None, None] if weight.dim() == 2 else weight), bias, read
+    return folded[key][:2]
 
 
 def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
