@@ -93,8 +93,8 @@ def _recorded_part(module: nn.Module, folded: Folded) -> nn.Module | None:
 def _recorded_call(model: nn.Module, call: Call, folded: Folded) -> Record | None:
     plain = _twin(model)
     found = record_call(copy.deepcopy(plain), call)
-    frozen = None if found is None else _if_faster(_fused(plain, found.graph, folded))
-    return None if found is None or frozen is None else (frozen, found.result)
+    frozen = _if_faster(_fused(plain, found.graph, folded))
+    return None if frozen is None else (frozen, found.result)
 
 
 def _if_faster(frozen: nn.Module) -> nn.Module | None:

@@ -7,8 +7,8 @@ arguments.
 The record may not depend on the values of tensors. So each function that the model calls has to return tensors, or
 sizes and other metadata. And the record has to run with fake tensors, which have no values.
 
-The model is run by a TorchFunctionMode. It sees the calls of its own thread only. torch.fx replaces functions of PyTorch
-for all threads.
+A TorchFunctionMode notes the functions. It sees only those of its own thread, so other threads may run models meanwhile.
+torch.fx replaces functions of PyTorch for all threads.
 """
 
 from __future__ import annotations
@@ -70,34 +70,36 @@ def call_of(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Call | Non
     return Call(tuple(key), tensors, arguments, keywords) if tensors and not has_aliases else None
 
 
-def record_call(model: nn.Module, call: Call) -> CallGraph | None:
-    """Return the graph of a call. None if the call does anything that a graph cannot repeat.
+def record_call(model: nn.Module, call: Call) -> CallGraph:
+    """Return the graph of a call.
 
     The model may be changed. The inputs are not.
+
+    Raises:
+        Refused: the call does something that a graph would not repeat.
+        Exception: the call fails.
     """
     if any(is_observed(module) for module in model.modules()):
-        return None
-    numbers = random_state()
+        raise Refused("a module has hooks")
+    leaves = _prepare_leaves(model)
+    before, numbers = state_of(model), random_state()
     try:
-        leaves = _prepare_leaves(model)
-        before = state_of(model)
         # A branch on the mode, or a number that changes from run to run, gives two graphs.
         with torch.inference_mode():
             other = _Recorder(model, leaves).run(call)
         with torch.enable_grad():
             found = _Recorder(model, leaves).run(call)
-        is_same = _source(found) == _source(other) and found.result == other.result
-        is_same = is_same and is_same_state(before, state_of(model)) and random_state() == numbers
-        for leaf in leaves:
-            del vars(leaf.layer)["forward"]
-        if is_same:
-            _run_without_values(model, found.graph, call.tensors)
-    except (Exception, Refused):
-        return None
+        if random_state() != numbers:
+            raise Refused("the model draws random numbers")
     finally:
         if random_state() != numbers:
             set_random_state(numbers)
-    return found if is_same else None
+    if _source(found) != _source(other) or found.result != other.result or not is_same_state(before, state_of(model)):
+        raise Refused("the next call may differ")
+    for leaf in leaves:
+        del vars(leaf.layer)["forward"]
+    _run_without_values(model, found.graph, call.tensors)
+    return found
 
 
 def _source(found: CallGraph) -> str:
@@ -160,7 +162,7 @@ _METADATA: frozenset[Any] = frozenset({
 
 #: Methods that graph.py fuses, as functions.
 _FUNCTIONS: dict[Any, Any] = {Tensor.add: torch.add, Tensor.relu: torch.relu}
-_FUNCTIONS |= {Tensor.add_: function for function, name in IN_PLACE.items() if name == "__iadd__"}
+_FUNCTIONS[Tensor.add_] = next(function for function, name in IN_PLACE.items() if name == "__iadd__")
 
 #: Arguments of functions that a graph contains.
 _CONSTANTS = frozenset({
@@ -174,9 +176,11 @@ class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaves: Sequence[_Leaf]) -> None:
         super().__init__()
         self._model, self._graph, self._modes = model, fx.Graph(), modes()
-        self._leaves = {leaf.run: leaf.name for leaf in leaves}
+        self._leaves: dict[Any, str] = {leaf.run: leaf.name for leaf in leaves}
         self._nodes = WeakTensorKeyDictionary()
-        self._attributes: dict[int, str] = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
+        self._attributes: dict[int, str] = {
+            id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())
+        }
         self._is_complete = True
 
     def run(self, call: Call) -> CallGraph:
@@ -204,7 +208,7 @@ class _Recorder(TorchFunctionMode):
             raise
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        target = func.__self__ if isinstance(func, MethodWrapperType) and func.__name__ == "__get__" else func
+        target: Any = func.__self__ if isinstance(func, MethodWrapperType) and func.__name__ == "__get__" else func
         if target in _METADATA:
             self._node(args[0])
             return func(*args, **kwargs)
@@ -263,7 +267,7 @@ class _Recorder(TorchFunctionMode):
 
 #: The frozen graph of a call, and the structure of its result.
 Record = tuple[nn.Module, TreeSpec]
-#: torch.fx and the random numbers belong to all threads.
+#: One thread records at a time, because the random numbers belong to all threads.
 _recording = threading.Lock()
 
 
@@ -288,21 +292,23 @@ class FrozenCalls(Sealed):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = None if _is_special() else call_of(args, kwargs)
-        record = None if call is None or not self._is_unchanged() else self._record(call)
-        if record is None:
-            return self.module(*args, **kwargs)
-        frozen, tree = record
-        return tree_unflatten(frozen(*call.tensors), tree)
+        if call is not None and self._is_unchanged() and (record := self._record(call)) is not None:
+            frozen, tree = record
+            return tree_unflatten(frozen(*call.tensors), tree)
+        return self.module(*args, **kwargs)
 
     def _record(self, call: Call) -> Record | None:
         found = self._records.get(call.key)
-        is_new = found is None and call.key not in self._records and len(self._records) < self.most_records
+        is_new = call.key not in self._records and len(self._records) < self.most_records
         if is_new and _recording.acquire(blocking=False):  # else another thread records: do not wait for it
             try:
                 with torch.inference_mode(False):
-                    found = self._records[call.key] = self._freeze(self.module, call, self._folded)
+                    found = self._freeze(self.module, call, self._folded)
+            except (Exception, Refused):
+                found = None
             finally:
                 _recording.release()
+            self._records[call.key] = found
         return found
 
     def forget(self) -> None:
@@ -322,4 +328,5 @@ def _is_special() -> bool:
         or torch._C._get_tracing_state() is not None
         or torch._C._len_torch_function_stack() > 0
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch.nn.modules.module._has_any_global_hook()
     )

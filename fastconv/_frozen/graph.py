@@ -101,12 +101,12 @@ def _join_padding(conv: fx.Node, graph: fx.Graph, modules: Modules) -> None:
     pad = conv.args[0]
     if not isinstance(pad, fx.Node) or pad.target is not F.pad or len(pad.args) != 2 or _only_user(pad) is not conv:
         return
-    x, sizes = pad.args
+    sizes: Any = pad.args[1]
     is_zero = pad.kwargs.get("mode", "constant") == "constant" and pad.kwargs.get("value") in (None, 0)
     is_known = isinstance(sizes, tuple | list) and len(sizes) == 4 and all(type(n) is int and n >= 0 for n in sizes)
     if not is_zero or not is_known or sizes[0::2] != sizes[1::2] or not _nothing_changes(pad, conv, (), modules):
         return
-    conv.args = (x,)
+    conv.args = (pad.args[0],)
     conv.meta["zeros"] = sizes[2], sizes[0]
     graph.erase_node(pad)
 
