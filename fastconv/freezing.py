@@ -94,7 +94,7 @@ def _recorded_call(model: nn.Module, call: Call, folded: Folded) -> Record | Non
     plain = _twin(model)
     found = record_call(copy.deepcopy(plain), call)
     frozen = _if_faster(_fused(plain, found.graph, folded))
-    return None if frozen is None else (frozen, found.result)
+    return None if frozen is None else (frozen, found.tree)
 
 
 def _if_faster(frozen: nn.Module) -> nn.Module | None:

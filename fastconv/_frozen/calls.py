@@ -7,8 +7,8 @@ arguments.
 The record may not depend on the values of tensors. So each function that the model calls has to return tensors, or
 sizes and other metadata. And the record has to run with fake tensors, which have no values.
 
-A TorchFunctionMode notes the functions. It sees only those of its own thread, so other threads may run models meanwhile.
-torch.fx replaces functions of PyTorch for all threads.
+A TorchFunctionMode notes the functions. It sees only those of its own thread, so other threads may run
+models meanwhile. torch.fx replaces functions of PyTorch for all threads.
 """
 
 from __future__ import annotations
@@ -44,10 +44,11 @@ class Call(NamedTuple):
 
 
 class CallGraph(NamedTuple):
-    """The graph of a call. Its inputs are the tensors of the call. It returns the leaves of the result."""
+    """The graph of a call. Its inputs are the tensors of the call. It returns the leaves of the tree of the result."""
 
     graph: fx.Graph
-    result: TreeSpec
+    leaves: list[Any]
+    tree: TreeSpec
 
 
 def call_of(arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Call | None:
@@ -84,32 +85,43 @@ def record_call(model: nn.Module, call: Call) -> CallGraph:
     leaves = _prepare_leaves(model)
     before, numbers = state_of(model), random_state()
     try:
-        # A branch on the mode, or a number that changes from run to run, gives two graphs.
-        with torch.inference_mode():
-            other = _Recorder(model, leaves).run(call)
+        # A branch on a mode or on a value, or a number that changes from run to run, gives two graphs.
         with torch.enable_grad():
-            found = _Recorder(model, leaves).run(call)
+            found = _Recorder(model, leaves).run(call, _copies(call.tensors))
+        with torch.inference_mode():
+            other = _Recorder(model, leaves).run(call, _negatives(call.tensors))
         if random_state() != numbers:
             raise Refused("the model draws random numbers")
     finally:
         if random_state() != numbers:
             set_random_state(numbers)
-    if _source(found) != _source(other) or found.result != other.result or not is_same_state(before, state_of(model)):
+    if _source(found) != _source(other) or found.tree != other.tree or not is_same_state(before, state_of(model)):
         raise Refused("the next call may differ")
     for leaf in leaves:
         del vars(leaf.layer)["forward"]
-    _run_without_values(model, found.graph, call.tensors)
+    # A compiled function that is not PyTorch's may have changed a tensor, which the recorder does not see.
+    with torch.inference_mode():
+        repeated = fx.Interpreter(model, graph=found.graph).run(*_negatives(call.tensors))
+    for mine, theirs in zip(repeated, other.leaves, strict=True):
+        if isinstance(theirs, Tensor):
+            torch.testing.assert_close(mine, theirs, equal_nan=True)
+    # Fake tensors raise an error if a size depends on the values of a tensor.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        fx.Interpreter(model, graph=found.graph).run(*[torch.empty(x.shape, dtype=x.dtype) for x in call.tensors])
     return found
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+def _negatives(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return other values of the same sizes. Integers may be indices, so they stay."""
+    return [-copied if copied.is_floating_point() else copied for copied in _copies(tensors)]
 
 
 def _source(found: CallGraph) -> str:
     return found.graph.python_code("self").src
-
-
-def _run_without_values(model: nn.Module, graph: fx.Graph, tensors: Sequence[Tensor]) -> None:
-    """Run the graph with fake tensors. They raise an error if a size depends on the values of a tensor."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
-        fx.Interpreter(model, graph=graph).run(*map(mode.from_tensor, tensors))
 
 
 # ---- the layers that the graph calls -----------------------------------------------------------------------------
@@ -183,20 +195,20 @@ class _Recorder(TorchFunctionMode):
         }
         self._is_complete = True
 
-    def run(self, call: Call) -> CallGraph:
-        """Call the model with copies of the inputs."""
-        copies = {id(tensor): tensor.detach().clone() for tensor in call.tensors}
-        for tensor in copies.values():
-            self._nodes[tensor] = self._graph.placeholder(f"input_{len(self._nodes)}")
-        arguments = [copies.get(id(value), value) for value in call.arguments]
-        keywords = {name: copies.get(id(value), value) for name, value in call.keywords.items()}
+    def run(self, call: Call, inputs: Sequence[Tensor]) -> CallGraph:
+        """Call the model with these inputs instead of the tensors of the call."""
+        given = {id(tensor): input for tensor, input in zip(call.tensors, inputs, strict=True)}
+        for i, tensor in enumerate(inputs):
+            self._nodes[tensor] = self._graph.placeholder(f"input_{i}")
+        arguments = [given.get(id(value), value) for value in call.arguments]
+        keywords = {name: given.get(id(value), value) for name, value in call.keywords.items()}
         with self:
             result = self._model(*arguments, **keywords)
         leaves, tree = tree_flatten(result)
         self._graph.output(self._argument(leaves))
         if not self._is_complete:
             raise Refused("a function failed, or was refused, and the model caught the error")
-        return CallGraph(self._graph, tree)
+        return CallGraph(self._graph, leaves, tree)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
