@@ -27,17 +27,28 @@ def freeze(model: nn.Module) -> nn.Module:
     convolution. The weights are packed in the first call and never compared again, so later changes of the frozen
     weights have no effect. The model itself does not change.
 
-    ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. If the
-    record would miss something, the copy is converted instead (:func:`fastconv.convert`), and its weights are packed.
-    The stages and blocks of the copy that take one tensor are then recorded one by one. The record of a model would
-    miss something if
+    ``torch.fx`` records the model once, for inputs of all sizes. The record keeps the branches and the Python values of
+    that one run. If the record would miss something, the copy is converted instead (:func:`fastconv.convert`), and its
+    weights are packed. The record of a model would miss something if
 
     - it has an ``if`` or a loop that depends on the input or on the modes of PyTorch;
     - it asks for the type or the identity of a value, as in ``mask is None``;
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 
-    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile.
+    Such a copy records the first call with each set of sizes, dtypes and other arguments, up to 8. The sizes, types and
+    identities are known in a call. So are the tensors that ``forward`` creates of them. The copy computes a call without
+    a record if
+
+    - the result depends on the values of a tensor in Python, as in ``if x.mean() > 0``;
+    - ``forward`` draws random numbers, changes the model or enters a context;
+    - the call needs a gradient, or runs in autocast or a transform;
+    - an argument is not a tensor, a bool, an int, a text or None.
+
+    In these calls, the stages and blocks of the copy that take one tensor still run as records.
+
+    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile. A
+    frozen model replaces nothing while it records a call. It runs the model a few times and restores the random numbers.
 
     Args:
         model: a model in evaluation mode, on the CPU.
