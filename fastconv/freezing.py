@@ -36,9 +36,8 @@ def freeze(model: nn.Module) -> nn.Module:
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 
-    Such a copy records the first call with each set of sizes, dtypes and other arguments, up to 8. The sizes, types and
-    identities are known in a call. So are the tensors that ``forward`` creates of them. The copy computes a call without
-    a record if
+    Such a copy records the first call with each set of sizes, dtypes and other arguments, up to 8. A call knows the
+    sizes, types and identities, and may create tensors. The copy computes a call without a record if
 
     - the result depends on the values of a tensor in Python, as in ``if x.mean() > 0``;
     - ``forward`` draws random numbers, changes the model or enters a context;
@@ -48,7 +47,7 @@ def freeze(model: nn.Module) -> nn.Module:
     In these calls, the stages and blocks of the copy that take one tensor still run as records.
 
     Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile. A
-    frozen model replaces nothing while it records a call. It runs the model a few times and restores the random numbers.
+    frozen model that records a call replaces nothing. It runs the model a few times and restores the random numbers.
 
     Args:
         model: a model in evaluation mode, on the CPU.
