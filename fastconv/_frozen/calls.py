@@ -5,10 +5,11 @@ is None. A run with real tensors knows these answers. They hold for all calls wi
 arguments.
 
 The record may not depend on the values of tensors. So each function that the model calls has to return tensors, or
-sizes and other metadata. And the record has to run with fake tensors, which have no values.
+sizes and other metadata. The record has to give the model's results for other values, too. And it has to run with fake
+tensors, which have no values.
 
-A TorchFunctionMode notes the functions. It sees only those of its own thread, so other threads may run
-models meanwhile. torch.fx replaces functions of PyTorch for all threads.
+A TorchFunctionMode notes the functions. It sees only those of its own thread, so other threads may run models
+meanwhile. torch.fx replaces functions of PyTorch for all threads.
 """
 
 from __future__ import annotations
