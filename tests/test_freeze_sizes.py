@@ -209,8 +209,8 @@ def test_other_arguments_have_other_records() -> None:
     frozen, x = fastconv.freeze(model), torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         for arguments, keywords in (
-            ((x,), {}), ((x, torch.rand(6, 6)), {}), ((x, torch.rand(1)), {}), ((x, None, "other"), {}),
-            ((), {"x": x, "mode": "other"}), ((x[:1],), {"unused": True}), ((x,), {"unused": 1}),
+            ((x,), {}), ((x, torch.rand(6, 6)), {}), ((x, None, "other"), {}), ((x, None, "plain"), {}),
+            ((), {"x": x, "mode": "other"}), ((x,), {"unused": True}), ((x,), {"unused": 1}),
         ):  # fmt: skip
             for _ in range(2):
                 assert_equal(frozen(*arguments, **keywords), model(*arguments, **keywords))
@@ -253,6 +253,14 @@ def caught_branch(self: Model, x: Tensor) -> object:
 def everything_is_caught(self: Model, x: Tensor) -> object:
     try:
         return self.conv1(x) * x.tolist()[0][0][0][0]
+    except:  # noqa: E722
+        return self.conv2(x)
+
+
+def caught_argument(self: Model, x: Tensor) -> object:
+    """The recorder does not know the argument."""
+    try:
+        return self.conv1(x).mul(numpy.float32(2))
     except:  # noqa: E722
         return self.conv2(x)
 
@@ -356,6 +364,11 @@ def last_size(self: Model, x: Tensor) -> object:
     return self.conv1(x) * before
 
 
+def largest_size(self: Model, x: Tensor) -> object:
+    self.largest = max(getattr(self, "largest", 0), x.shape[-1])
+    return self.conv1(x) * self.largest
+
+
 def size_in_a_list_of_lists(self: Model, x: Tensor) -> object:
     sizes = self.kept.setdefault("sizes", [[1]])[0]
     sizes.append(x.shape[-1])
@@ -429,8 +442,8 @@ def mapped(self: Model, x: Tensor) -> object:
 
 
 REFUSED = [
-    branch_on_a_value, number, caught_branch, everything_is_caught, failing_function, text_of_a_value,
-    size_of_chosen_values, size_from_a_value, parts_at_values, packed, repeats, compiled_code, branch_of_compiled_code,
+    branch_on_a_value, number, caught_branch, everything_is_caught, caught_argument, failing_function,
+    text_of_a_value, size_of_chosen_values, size_from_a_value, largest_size, parts_at_values, packed, repeats, compiled_code, branch_of_compiled_code,
     array, tensor_of_numpy, addresses, strides, wants_gradients, random_numbers, random_numbers_of_python,
     number_of_calls, last_size, size_in_a_list_of_lists, cached_grid, buffer, tensor_of_an_attribute, no_grad, autocast,
     branch_on_the_modes, global_cache, script, replaced_data, legacy_constructor, mapped,
