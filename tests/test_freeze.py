@@ -187,7 +187,7 @@ def test_zeros_around_an_image_are_added_by_the_convolution() -> None:
             x = self.second(F.pad(x, (1, 0, 0, 0)))  # one side
             x = self.second(F.pad(x, (1, 1, 1, 1), value=1.0))
             x = self.second(F.pad(x, (1, 1, 1, 1), "reflect"))
-            padded = F.pad(x, (1, 1))
+            padded = F.pad(x, (1, 1, 1, 1))  # two users
             return self.first(padded) + padded.mean()
 
     model, x = Padded().eval(), torch.randn(1, 4, 9, 10)

@@ -443,8 +443,9 @@ def mapped(self: Model, x: Tensor) -> object:
 
 REFUSED = [
     branch_on_a_value, number, caught_branch, everything_is_caught, caught_argument, failing_function,
-    text_of_a_value, size_of_chosen_values, size_from_a_value, largest_size, parts_at_values, packed, repeats, compiled_code, branch_of_compiled_code,
-    array, tensor_of_numpy, addresses, strides, wants_gradients, random_numbers, random_numbers_of_python,
+    text_of_a_value, size_of_chosen_values, size_from_a_value, largest_size,
+    parts_at_values, packed, repeats, compiled_code, branch_of_compiled_code, array, tensor_of_numpy,
+    addresses, strides, wants_gradients, random_numbers, random_numbers_of_python,
     number_of_calls, last_size, size_in_a_list_of_lists, cached_grid, buffer, tensor_of_an_attribute, no_grad, autocast,
     branch_on_the_modes, global_cache, script, replaced_data, legacy_constructor, mapped,
 ]  # fmt: skip
