@@ -141,6 +141,7 @@ bench: $(EXTENSION)
 
 bench-layers: $(EXTENSION)
 	$(BIN)/python benchmarks/bench_layers.py --json .benchmarks/layers.json $(ARGS)
+	$(BIN)/python benchmarks/bench_linear.py --json .benchmarks/linear.json
 
 $(VENV)/benchmark: $(VENV)/packages
 	@FASTCONV_COMPILE=0 $(LOGGED) 'installing the networks and libraries to compare with' \

@@ -1,8 +1,8 @@
-"""Known networks with batch normalisation, on which bench_networks.py measures fastconv.convert.
+"""Known networks, most of them with batch normalisation, on which bench_networks.py measures fastconv.convert.
 
 Most are written as torchvision writes them: the same blocks, the same order of the members, in-place activations. So
-convert meets the code that users have. MobileNetV1, RegNet-Y and ConvNeXt-T come from the package transformers. All
-have random weights. The number of parameters of each is the published one, which a test checks.
+convert meets the code that users have. MobileNetV1, RegNet-Y, ConvNeXt-T and ViT-S come from the package transformers.
+All have random weights. The number of parameters of each is the published one, which a test checks.
 """
 
 from __future__ import annotations
@@ -358,6 +358,13 @@ def convnext_tiny() -> nn.Module:
     return Logits(ConvNextForImageClassification(ConvNextConfig(num_labels=CLASSES)))
 
 
+def vit_small() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "image_size": 128}
+    return Logits(ViTForImageClassification(ViTConfig(num_labels=CLASSES, **sizes)))
+
+
 @dataclass(frozen=True)
 class Network:
     """How to make the network, the height and width of its images, and the settings of a training step.
@@ -381,6 +388,7 @@ NETWORKS = {
     "MobileNetV2": Network(MobileNetV2),
     "RegNetY-400MF": Network(regnet_y, package="transformers"),
     "ConvNeXt-T": Network(convnext_tiny, package="transformers"),
+    "ViT-S": Network(vit_small, package="transformers"),
     "DenseNet-121": Network(DenseNet121),
     "U-Net": Network(UNet),
     "CIFAR ResNet-20": Network(resnet20, size=32, training_batch=64, learning_rate=1e-3),

@@ -15,6 +15,7 @@
 #include "cpu/capability.h"
 #include "cpu/forced_choices.h"
 #include "cpu/memory/packed_weights.h"
+#include "cpu/ops.h"
 #include "cpu/plan.h"
 #include "cpu/slower_calls.h"
 #include "cpu/tuning.h"
@@ -177,6 +178,8 @@ PYBIND11_MODULE(_C, m) {
       "`cuda_capability`, such as 90, the answer is for a GPU of that compute capability: the 'algorithm' is own or "
       "torch. Own has the 'rule', which is None with FASTCONV_ALGORITHM=own. `tf32` says that PyTorch may compute "
       "float32 in TF32.");
+  m.def("linear_is_faster", &fastconv::cpu::linear_is_faster, py::arg("rows"), py::arg("C"), py::arg("K"),
+        "Whether the plan chooses fastconv for a linear layer with C inputs and K outputs, in float32.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
         "The names of the rules that leave calls to PyTorch, as in docs/reference/pytorch_calls.md. plan() names the "
         "'rule'.");

@@ -39,6 +39,13 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
   m.def("relu_(Tensor(a!) input) -> ()");
   m.def("relu_backward(Tensor grad_output, Tensor output) -> Tensor");
 
+  // Linear layers of the CPU. grad_input needs the weight, and the other gradients need the input. A gradient whose
+  // operand is None has no elements.
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
+  m.def(
+      "linear_backward(Tensor grad_output, Tensor? input, Tensor? weight) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+
   // Batch normalisation of the CPU. `spread` is 1 / sqrt(variance + eps) with `training`, else the variance. The result
   // is activation(batch_norm(input) + residual), and `activation` is a number (kernels/operands.h). A gradient that is
   // not needed has no elements.
@@ -91,6 +98,8 @@ STABLE_TORCH_LIBRARY(fastconv, m) {
 STABLE_TORCH_LIBRARY_IMPL(fastconv, CPU, m) {
   using namespace fastconv::cpu;
   FC_REGISTER_OPERATORS(m)
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward));
   m.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics));
   m.impl("batch_norm", TORCH_BOX(&batch_norm));
   m.impl("batch_norm_backward", TORCH_BOX(&batch_norm_backward));

@@ -7,6 +7,7 @@ need more than this base class.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,18 @@ class _DefinedIn(str):
         return str, (str(self),)
 
 
+def _qconfig_by_class(layer: Any, qconfig: Any) -> Any:
+    """Return the qconfig that ``quantize_dynamic`` and others have for the class of torch.nn, else the given one.
+
+    PyTorch looks up the layer's class in a dictionary of classes, which does not have fastconv's.
+    """
+    setter = sys._getframe(2).f_back  # frames: this function, __set__, Module.__setattr__, the caller
+    if setter is None or setter.f_code.co_name != "_propagate_qconfig_helper":
+        return qconfig
+    chosen = setter.f_locals.get("qconfig_dict", {})
+    return qconfig if setter.f_locals.get("prefix") in chosen else chosen.get(torch_class(layer), qconfig)
+
+
 class _QConfig:
     """The attribute ``qconfig``. Setting it changes the layer's class to the class of torch.nn."""
 
@@ -46,6 +59,7 @@ class _QConfig:
             raise AttributeError("qconfig") from None
 
     def __set__(self, layer: Any, qconfig: Any) -> None:
+        qconfig = _qconfig_by_class(layer, qconfig)
         if qconfig is not None:  # None: the layer is not to be quantised
             set_torch_class(layer)
         vars(layer)["qconfig"] = qconfig
@@ -153,6 +167,7 @@ def _bypassed() -> tuple[Any, ...]:
         nn.MaxPool2d.forward,
         nn.BatchNorm2d.forward,
         nn.BatchNorm2d._check_input_dim,
+        nn.Linear.forward,
         nn.Sequential.forward,
         nn.ReLU.forward,
         nn.ReLU6.forward,
@@ -161,6 +176,7 @@ def _bypassed() -> tuple[Any, ...]:
         nn.SiLU.forward,
         F.batch_norm,
         F.conv2d,
+        F.linear,
         F.max_pool2d,
         F.relu,
         F.relu6,

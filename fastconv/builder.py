@@ -228,7 +228,7 @@ class _Network:
             self.modules["flatten"] = nn.Flatten()
             self._features = self._shape[0] * self._shape[1] * self._shape[2]
         self.dense += 1
-        self.modules[f"dense{self.dense}"] = nn.Linear(self._features, units)
+        self.modules[f"dense{self.dense}"] = self._layers.Linear(self._features, units)
         self._features = units
 
     def _set_shape(self, layer: dict[str, str], *shape: int) -> None:

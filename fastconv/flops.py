@@ -5,6 +5,7 @@ PyTorch counts no operations for max-pooling, ReLU and batch norm. A fused opera
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -74,6 +75,17 @@ def _fused_backward(
 ) -> int:  # fmt: skip
     conv = _conv_shape(input, weight, stride, padding, dilation)
     return _backward(conv, input, weight, needs_input, needs_weight)
+
+
+@register_flop_formula(_ops.linear)
+def _linear(input: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * prod(input) * weight[0]
+
+
+@register_flop_formula(_ops.linear_backward)
+def _linear_backward(grad_output: Shape, input: Shape | None, weight: Shape | None, **_: Any) -> int:
+    of_weight = 0 if input is None else 2 * prod(grad_output) * input[-1]
+    return of_weight + (0 if weight is None else 2 * prod(grad_output) * weight[1])
 
 
 def _backward(grad_output: Shape, input: Shape, weight: Shape, needs_input: bool, needs_weight: bool) -> int:

@@ -1,9 +1,8 @@
-r"""Convolution, max-pooling, ReLU and batch norm as in :mod:`torch.nn.functional`, and fused functions.
+r"""Convolution, max-pooling, ReLU, batch norm and linear layers as in :mod:`torch.nn.functional`, and fused functions.
 
-``conv2d``, ``max_pool2d``, ``relu`` and ``batch_norm`` take the arguments of PyTorch's functions of the same names and
-have the same results and errors. ``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions
-of these in one operator. PyTorch handles other devices, dtypes and sparse tensors, and on a GPU all calls that it
-computes faster (docs/explanation/cuda.md).
+The functions take the arguments of PyTorch's functions of the same names and have the same results and errors.
+``conv2d_relu``, ``conv2d_relu_max_pool2d`` and ``batch_norm_relu`` are compositions of these in one operator. PyTorch
+handles all other calls, and those that it computes faster (docs/reference/pytorch_calls.md).
 """
 
 from __future__ import annotations
@@ -25,9 +24,12 @@ from fastconv._ops import relu as _relu
 from fastconv._ops.arguments import accepts, accepts_in_place, fused_pool_arguments, pad_same, pair, pool_arguments
 from fastconv._ops.library import FLOATING_DTYPES, HAS_CUDA
 from fastconv._ops.overrides import handle_override
+from fastconv.linear import linear
 from fastconv.normalization import batch_norm, batch_norm_relu
 
-__all__ = ["batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
+__all__ = [
+    "batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "linear", "max_pool2d", "relu",
+]  # fmt: skip
 
 Size2 = int | Sequence[int]
 Pair = tuple[int, int]

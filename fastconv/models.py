@@ -79,8 +79,8 @@ class MnistCNN(torch.nn.Module):
         self.conv1 = conv_relu_pool(1, 32, 3)
         self.conv2 = conv_relu_pool(32, 64, 3)
         self.conv3 = conv_relu(64, 128, 3)
-        self.dense1 = torch.nn.Linear(1152, 128)
-        self.dense2 = torch.nn.Linear(128, 10)
+        self.dense1 = layers.Linear(1152, 128)
+        self.dense2 = layers.Linear(128, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv3(self.conv2(self.conv1(images)))
@@ -110,8 +110,8 @@ class SimpleCNN(torch.nn.Module):
         _, conv_relu_pool = blocks(layers)
         self.conv1 = conv_relu_pool(1, 32, 3)
         self.conv2 = conv_relu_pool(32, 64, 3)
-        self.dense1 = torch.nn.Linear(1600, 64)
-        self.dense2 = torch.nn.Linear(64, 10)
+        self.dense1 = layers.Linear(1600, 64)
+        self.dense2 = layers.Linear(64, 10)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv2(self.conv1(images))

@@ -58,6 +58,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.relu: FF.relu,
     Tensor.relu_: _relu_,
     F.batch_norm: FF.batch_norm,
+    F.linear: FF.linear,
 }
 
 
@@ -66,12 +67,12 @@ _OWN_TYPES = {Tensor, torch.nn.Parameter, Deferred}
 
 
 class enabled(TorchFunctionMode, ContextDecorator):  # lower case, as torch.no_grad
-    """A context in which fastconv computes this thread's calls of PyTorch's conv2d, max_pool2d, relu and batch_norm.
+    """A context in which fastconv computes this thread's calls of PyTorch's functions.
 
-    The context covers ``conv2d``, ``max_pool2d``, ``max_pool2d_with_indices``, ``relu`` and ``batch_norm`` of
-    ``torch.nn.functional``, ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, and the in-place
-    forms. So it covers all code that calls them, such as the layers of :mod:`torch.nn` and Keras on its torch backend.
-    Values, gradients, memory formats and errors are PyTorch's. PyTorch handles what fastconv does not support:
+    The context covers ``conv2d``, ``max_pool2d``, ``max_pool2d_with_indices``, ``relu``, ``batch_norm`` and ``linear``
+    of ``torch.nn.functional``, ``torch.conv2d``, ``torch.max_pool2d``, ``torch.relu``, ``Tensor.relu``, and the
+    in-place forms. So it covers all code that calls them, such as the layers of :mod:`torch.nn` and Keras on its torch
+    backend. Values, gradients, memory formats and errors are PyTorch's. PyTorch handles what fastconv does not support:
     see :mod:`fastconv.functional`.
 
     The context uses PyTorch's override protocol (:class:`torch.overrides.TorchFunctionMode`). Nothing is patched, other

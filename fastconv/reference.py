@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "max_pool2d", "relu"]
+__all__ = [
+    "batch_norm", "batch_norm_relu", "conv2d", "conv2d_relu", "conv2d_relu_max_pool2d", "linear", "max_pool2d", "relu",
+]  # fmt: skip
 
 Size2 = int | Sequence[int]
 
@@ -117,6 +119,17 @@ def conv2d(
             ):
                 y_group += torch.einsum("ncpq,kc->nkpq", x_group, w_group)
     return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """See :func:`fastconv.functional.linear`.
+
+    Example:
+        >>> linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0]]))
+        tensor([11.])
+    """
+    y = (input[..., None, :] * weight).sum(-1)
+    return y if bias is None else y + bias
 
 
 def max_pool2d(

@@ -138,6 +138,8 @@ def fitting(operator: str, rng: random.Random) -> Arguments:
         return {"grad_output": put(y), "input": put(x), "weight": put(w), **needs, **numbers}
     if operator.startswith("batch_norm"):
         return batch_norm(operator, rng)
+    if operator.startswith("linear"):
+        return linear(operator, rng)
     if operator == "conv2d_inference":
         return inference(rng)
     if operator == "conv2d_chain":
@@ -196,6 +198,18 @@ def batch_norm(operator: str, rng: random.Random) -> Arguments:
     rest = {"training": rng.random() < 0.5, "eps": 1e-5, "activation": rng.randrange(3)}
     needs = {"needs_input": rng.random() < 0.8, "needs_residual": rng.random() < 0.5}
     return {"grad_output": tensor(rng, size, dtype), "input": x, **vectors, "output": other, **rest, **needs}
+
+
+def linear(operator: str, rng: random.Random) -> Arguments:
+    """Mostly valid arguments of the operators of linear layers."""
+    dtype = rng.choice(FLOATING)
+    *rows, C, K = (rng.choice([0, 1, 1, 2, 3, 7, 16, 40]) for _ in range(rng.randint(2, 5)))
+    optional = lambda size: tensor(rng, size, dtype) if rng.random() < 0.7 else None  # noqa: E731
+    if operator == "linear":
+        weight = tensor(rng, [K, C], dtype)
+        return {"input": tensor(rng, [*rows, C], dtype), "weight": weight, "bias": optional([K])}
+    grad_output = tensor(rng, [*rows, K], dtype)
+    return {"grad_output": grad_output, "input": optional([*rows, C]), "weight": optional([K, C])}
 
 
 def inference(rng: random.Random) -> Arguments:

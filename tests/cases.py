@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -366,3 +368,11 @@ def assert_refused_alike(ours: Callable[..., Any], theirs: Callable[..., Any], *
     with pytest.raises(type(expected.value)) as found:
         ours(*arguments, **named)
     assert str(found.value) == pytorchs_words(expected.value)
+
+
+def has_wide_avx512() -> bool:
+    """Whether the level in use is avx512, on an AMD CPU of family 26 (Zen 5) or later."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    family = re.search(r"cpu family\s*: (\d+)", text)
+    return "AuthenticAMD" in text and family is not None and int(family[1]) >= 26 and _C.cpu_capability() == "avx512"

@@ -23,7 +23,8 @@ from torch import nn
 
 import fastconv
 
-#: As published with torchvision's or transformers' weights, except the U-Net, which is narrower than the published one.
+#: As published with torchvision's or transformers' weights, with two exceptions. The U-Net is narrower than the
+#: published one. ViT-S has 65 positions for images of 128 x 128, and not 197.
 PARAMETERS = {
     "ResNet-18": 11_689_512,
     "ResNet-50": 25_557_032,
@@ -32,6 +33,7 @@ PARAMETERS = {
     "MobileNetV2": 3_504_872,
     "RegNetY-400MF": 4_344_144,
     "ConvNeXt-T": 28_589_128,
+    "ViT-S": 22_050_664 - (197 - 65) * 384,
     "DenseNet-121": 7_978_856,
     "U-Net": 1_942_917,
     "CIFAR ResNet-20": 272_474,

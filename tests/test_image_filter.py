@@ -64,6 +64,21 @@ def test_random_calls_are_exact(dtype: torch.dtype, channels_last: bool, level: 
             )
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pass_", ["forward", "backward_data", "backward_weight"])
+def test_filters_of_many_taps_are_computed_in_bfloat16(pass_: str, channels_last: bool) -> None:
+    _C.set_algorithms({"torch": "measured"})
+    options: Any = {"dtype": "bfloat16", "channels_last": channels_last}
+    try:
+        for x, w, groups in [((1, 1, 99, 99), (1, 1, 15, 15), 1), ((2, 3, 80, 80), (3, 1, 5, 5), 3)]:
+            plan = _C.plan(pass_, x, w, (1, 1), (2, 2), (1, 1), groups, **options)
+            assert plan["algorithm"] == "image_filter"
+        plan = _C.plan(pass_, (8, 64, 128, 128), (3, 64, 3, 3), (1, 1), (1, 1), **options)
+        assert plan["algorithm"] != "image_filter"
+    finally:
+        _C.set_algorithms({})
+
+
 def test_every_number_of_threads_gives_the_same_bits() -> None:
     _C.set_algorithms(FORCED)
     x, w, b, g = torch.randn(3, 3, 70, 90), torch.randn(3, 1, 7, 7), torch.randn(3), torch.randn(3, 3, 70, 90)

@@ -21,7 +21,7 @@ LAYERS = (
     {"benchmarking", "builder"},
     {"public"},
     {"conversion", "freezing", "override", "tuning"},
-    {"nn", "functional", "normalization", "models", "optim", "reference", "flops"}
+    {"nn", "functional", "normalization", "linear", "models", "optim", "reference", "flops"}
     | {"_ahead", "_deferred", "_frozen", "_layer", "_scripted"},
     {"environment"},
     {"_ops"},

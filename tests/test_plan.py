@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import has_wide_avx512
 from torch.nn import functional as F
 
 import fastconv.functional as FF
@@ -33,7 +34,6 @@ def plan(*args: Any, **kwargs: Any) -> dict[str, Any]:
         (("forward", (64, 32, 13, 13), (64, 32, 3, 3)), {}, "winograd"),
         (("forward", (64, 32, 13, 13), (64, 32, 5, 5)), {}, "direct"),
         (("forward", (64, 1, 28, 28), (32, 1, 3, 3)), {"pool": POOL}, "direct"),
-        (("forward", (1, 512, 3, 3), (512, 512, 3, 3), (1, 1), (1, 1)), {}, "small_output"),
         (("forward", (1, 512, 2, 2), (512, 512, 3, 3), (1, 1), (1, 1)), {}, "direct"),
         (("forward", (1, 512, 3, 3), (512, 512, 3, 3), (1, 1), (1, 1)), {"channels_last": False}, "direct"),
         (("forward", (1, 8, 9, 9), (8, 1, 3, 3), (1, 1), (1, 1), (1, 1), 8), {}, "thin_groups"),
@@ -75,6 +75,11 @@ def test_the_plan_names_the_algorithm(arguments: Any, options: dict[str, Any], a
     if _C.cpu_capability() == "default" and algorithm == "winograd":
         pytest.skip("Winograd's tiles are at most 2 x 2 without AVX2")
     assert plan(*arguments, **options)["algorithm"] == algorithm
+
+
+def test_few_outputs_have_an_algorithm_of_their_own_except_on_zen_5(level: str) -> None:
+    algorithm = "direct" if has_wide_avx512() else "small_output"
+    assert plan("forward", (1, 512, 3, 3), (512, 512, 3, 3), (1, 1), (1, 1))["algorithm"] == algorithm
 
 
 @pytest.mark.parametrize("pass_", PASSES)

@@ -32,6 +32,8 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "data_few_channels": ("backward_data", (8, 8, 28, 28), (16, 8, 3, 3), 1, 1, 1, 1),
     "data_1x1": ("backward_data", (8, 512, 7, 7), (2048, 512, 1, 1), 1, 0, 1, 1),
     "data_one_row": ("backward_data", (1, 192, 17, 17), (192, 192, 7, 1), 1, (3, 0), 1, 1),
+    "weight_depthwise_stride": ("backward_weight", (8, 64, 112, 112), (64, 1, 3, 3), 2, 1, 1, 64),
+    "weight_first_layer": ("backward_weight", (8, 3, 320, 320), (16, 3, 6, 6), 2, 2, 1, 1),
     "weight_one_row": ("backward_weight", (1, 160, 17, 17), (160, 160, 1, 7), 1, (0, 3), 1, 1),
     "bfloat16_forward": ("forward", (8, 64, 28, 28), (64, 64, 3, 3), 1, 1, 1, 1),
     "bfloat16_forward_depthwise": ("forward", (8, 128, 56, 56), (128, 1, 3, 3), 1, 1, 1, 128),

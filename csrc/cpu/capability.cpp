@@ -89,6 +89,22 @@ std::vector<std::string> cpu_capabilities() {
   return names;
 }
 
+bool has_wide_avx512() {
+#if defined(__x86_64__)
+  static const bool is = [] {  // the CPU
+    unsigned a, b, c, d;
+    if (__get_cpuid(0, &a, &b, &c, &d) == 0 || b != signature_AMD_ebx || __get_cpuid(1, &a, &b, &c, &d) == 0) {
+      return false;
+    }
+    const unsigned family = (a >> 8 & 0xf) + (a >> 20 & 0xff);
+    return family >= 26;
+  }();
+  return is && &kernels() == &kernels_avx512;
+#else
+  return false;
+#endif
+}
+
 // Reads the file, because sysconf returns the sum over all groups of cores on AMD: 320 MB instead of 32 on one machine.
 int64_t last_level_cache() {
   static const int64_t size = [] {

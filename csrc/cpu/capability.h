@@ -21,6 +21,10 @@ std::vector<std::string> cpu_capabilities();
 // Throws std::invalid_argument if the name is unknown or the machine lacks the level.
 void set_cpu_capability(const std::string& name);
 
+// Whether the level in use is avx512, on an AMD CPU that computes 512 bits in one step: family 26 (Zen 5) or later. Zen
+// 4 takes two steps.
+bool has_wide_avx512();
+
 // The size of the third-level cache in bytes, read once. 32 MB if it is not known.
 int64_t last_level_cache();
 

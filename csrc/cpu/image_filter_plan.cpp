@@ -53,4 +53,17 @@ bool chooses_image_filter(const Conv2dShape& s, Pass pass) {
   return always(image_filter) || (is_image_filter(s, pass) && !algorithms_are_forced());
 }
 
+// In 16 bits, whole tensors are converted, so only filters with many taps pay. bfloat16, 2 threads of Zen 5, NCHW
+// (channels_last), PyTorch's time / that of image_filter:
+//                                forward        backward_data    backward_weight
+//   1->1 15x15, 224x224           6.2 (5.8)        49  (44)         30  (29)
+//   3 11x11, 256x256              4.0 (2.1)        4.4 (3.6)        22  (8.0)
+//   1->4 5x5, 256x256             1.6 (1.5)        7.7 (7.8)        4.5 (4.5)
+//   3 3x3, 224x224                2.6 (0.44)       2.6 (0.63)       2.7 (0.62)
+//   64->3 3x3, 128x128            1.1 (0.75)                        1.1 (0.91)
+bool chooses_image_filter_in_bfloat16(const Conv2dShape& s, Pass pass) {
+  constexpr int64_t most_outputs = 4, least_taps = 25;
+  return s.group_C() == 1 && s.group_K() <= most_outputs && s.R * s.S >= least_taps && chooses_image_filter(s, pass);
+}
+
 }  // namespace fastconv::cpu

@@ -35,6 +35,17 @@ std::vector<Tensor> conv2d_chain(const std::vector<Tensor>& inputs, const std::v
                                  const std::vector<Tensor>& biases, const Ints& steps,
                                  const std::vector<double>& slopes, const Ints& results);
 
+// Linear layers: input (..., C), weight (K, C), bias (K). The result is (..., K).
+Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias);
+
+// The gradients of input, weight and bias. The first needs the weight, and the other two need the input. Those whose
+// operand is absent have no elements.
+Gradients linear_backward(const Tensor& grad_output, const std::optional<Tensor>& input,
+                          const std::optional<Tensor>& weight);
+
+// Whether these functions are faster than PyTorch's linear layer, forward and backward. FASTCONV_ALGORITHM=own: always.
+bool linear_is_faster(int64_t rows, int64_t C, int64_t K);
+
 // Batch normalisation, with an optional residual and activation. Mathematics: kernels/batch_norm.h.
 using Statistics = std::tuple<Tensor, Tensor>;  // in double: the mean of each channel, and 1 / sqrt(variance + eps)
 using BatchNormGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // of input, weight, bias and residual

@@ -32,6 +32,7 @@ bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhw
   if (always(pairs)) return true;
   const Candidate tuned = tuned_choice(pass);
   if (tuned != Candidate::none) return tuned == Candidate::pairs;
+  if (chooses_image_filter_in_bfloat16(s, pass)) return false;
   return !always(torch_itself) && !(torch_is_allowed() && is_slow_in_pairs(s, pass));
 }
 

@@ -45,6 +45,8 @@ bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc
 // operators never use it.
 bool can_be_image_filter(const Conv2dShape& s);
 bool chooses_image_filter(const Conv2dShape& s, Pass pass);
+// Whether it is faster than pairs and than PyTorch in bfloat16.
+bool chooses_image_filter_in_bfloat16(const Conv2dShape& s, Pass pass);
 
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of
 // multiplications of all tiles for each pair of input and output channel.

@@ -36,6 +36,24 @@ bool has_stride_on_large_images(const Conv2dShape& s) {
   return is_depthwise(s) && s.stride_h > 1 && s.N * s.C * s.H * s.W >= least_values;
 }
 
+// backward_weight, depthwise 3x3 with a stride, several images, channels_last. The copy of the image takes as long as
+// the products. Batch of 8, Zen 5:
+//   64 3x3 /2, 112x112      0.72        144 3x3 /2, 56x56       0.75        128 3x3 /2, 56x56       0.93
+//   96 3x3 /2, 112x112      1.02
+//   For comparison: 240 5x5 /2, 28x28: 9.2. 64 3x3 /2, 112x112, one image: 1.22
+bool has_stride_on_many_values(const Conv2dShape& s) {
+  constexpr int64_t least_values = 1'500'000;
+  return is_depthwise(s) && s.stride_h > 1 && s.R * s.S < 25 && s.N * s.C * s.H * s.W >= least_values;
+}
+
+// backward_weight, first layers of few outputs and many taps, several images. Batch of 8, Zen 5:
+//   3->16 6x6 /2, 320x320   0.86        3->8 6x6 /2, 320x320     0.81        3->16 5x5, 224x224       0.86
+//   For comparison: 3->16 3x3 /2, 224x224: 1.02. 3->32 6x6 /2, 320x320: 1.96. One image of the first: 1.73
+bool is_first_layer_of_few_outputs(const Conv2dShape& s) {
+  constexpr double least_products = 2e8;
+  return s.groups == 1 && s.C <= 4 && s.K <= 16 && s.R * s.S >= 25 && s.N > 1 && products(s) >= least_products;
+}
+
 // Depthwise in channels_last. If pixels are a multiple of 1 KB apart, the lines of a block of channels fall into few
 // sets of the caches. Batch of 8, Zen 5:
 //                          forward    backward_data
@@ -174,6 +192,8 @@ constexpr Rule rules[] = {
     {"data_few_channels", ScalarType::Float, Pass::backward_data, has_few_channels, true},
     {"data_1x1", ScalarType::Float, Pass::backward_data, is_slow_1x1_data},
     {"data_one_row", ScalarType::Float, Pass::backward_data, has_one_row},
+    {"weight_depthwise_stride", ScalarType::Float, Pass::backward_weight, has_stride_on_many_values, false, true},
+    {"weight_first_layer", ScalarType::Float, Pass::backward_weight, is_first_layer_of_few_outputs},
     {"weight_one_row", ScalarType::Float, Pass::backward_weight, has_one_row},
     {"bfloat16_forward", ScalarType::BFloat16, Pass::forward, is_slow_in_bfloat16},
     {"bfloat16_forward_depthwise", ScalarType::BFloat16, Pass::forward, is_slow_depthwise_forward, false, true},
@@ -224,7 +244,9 @@ const char* rule_for_torch(const Conv2dShape& s, Pass pass, ScalarType type, boo
   if (!fused && is_mostly_padding(s)) return for_padding;
   if (products(s) < least_products) return nullptr;
   if (type == ScalarType::Float && !fused && chooses_image_filter(s, pass)) return nullptr;
-  if (type == ScalarType::BFloat16 && !has_bfloat16_products()) return nullptr;
+  if (type == ScalarType::BFloat16 && (!has_bfloat16_products() || chooses_image_filter_in_bfloat16(s, pass))) {
+    return nullptr;
+  }
   for (const Rule& rule : rules) {
     if (rule.type != type || rule.pass != pass || (fused && !rule.fused) || (rule.nhwc_only && !nhwc)) continue;
     if (rule.matches(s)) return rule.name;

@@ -318,7 +318,7 @@ def _activation(node: fx.Node | None, modules: Modules) -> tuple[Activation, flo
 
 
 def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.Module | None, folded: Folded) -> tuple[Tensor, Tensor]:
-    """Return the frozen weight and bias of a layer and a batch norm, as of a convolution."""
+    """Return the frozen weight and bias of a layer and a batch norm."""
     read = [t for part in (layer, norm) if part is not None for t in (*part.parameters(), *part.buffers())]
     key = (*map(id, read), getattr(norm, "eps", None))
     if key not in folded:
@@ -329,7 +329,7 @@ def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.Module | None, folded: Folded
             scale, shift = _scale_and_shift(norm)
             bias = (shift if bias is None else shift + bias.detach().double() * scale).to(weight.dtype)
             weight = (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype)
-        folded[key] = freeze_weight(weight[..., None, None] if weight.dim() == 2 else weight), bias, read
+        folded[key] = freeze_weight(weight), bias, read
     return folded[key][:2]
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastconv._ops import linear as _linear
 from fastconv._ops.conv2d_chain import conv2d_chain
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.function import is_transformed
 from fastconv._ops.library import _C
+from fastconv.linear import linear
 
 __all__ = ["Addition", "FrozenChain", "FrozenLinear", "Step", "freeze_weight"]
 
@@ -170,13 +172,12 @@ _FUNCTIONS: dict[Activation, Callable[[Tensor, float], Tensor]] = {
 
 
 class FrozenLinear(nn.Module):
-    """A linear layer. With few rows, it runs as a 1x1 convolution of one pixel.
+    """A linear layer whose weight is packed once. With few rows, most of the time goes into reading it.
 
-    Most of the time then goes into reading the weight. All threads read the packed weight, in its order. Microseconds
-    of Zen 5, two threads, PyTorch / fastconv:
+    Microseconds of Zen 5, two threads, PyTorch / fastconv:
 
-        1280->1000   1 row 121 / 64    4 rows 261 / 74    8 rows 229 / 226
-        512->1000    1 row  35 / 27                       8 rows  91 / 107
+        1280->1000   1 row 121 / 64    4 rows 261 / 74
+        512->1000    1 row  35 / 27
         128->10      1 row   6 / 11
     """
 
@@ -185,20 +186,17 @@ class FrozenLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)  # (K, C, 1, 1), frozen
+        self.register_buffer("weight", weight)  # (K, C), frozen
         self.register_buffer("bias", bias)
         self.eval()
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.get_buffer("weight"), self.get_buffer("bias")
-        few = input.dim() == 2 and 0 < input.shape[0] <= self.most_rows
-        if not few or not _runs_as_operator((input,), weight):
-            return F.linear(input, weight.flatten(1), bias)
-        return conv2d_chain([input[:, :, None, None]], [weight], [bias], _ONE_STEP, [0.0], [1])[0].flatten(1)
+        few = input.dim() == 2 and 0 < input.shape[0] <= self.most_rows and input.shape[1] == weight.shape[1]
+        if few and _runs_as_operator((input,), weight):
+            return _linear.linear(input, weight, bias)
+        return linear(input, weight, bias)
 
     def extra_repr(self) -> str:
-        K, C, _, _ = self.get_buffer("weight").shape
+        K, C = self.get_buffer("weight").shape
         return f"{C}, {K}"
-
-
-_ONE_STEP = Step(0, -1, Addition.NONE, False, (1, 1), (0, 0), (1, 1), 1, Activation.NONE, 0.0).numbers()

@@ -29,7 +29,7 @@ def _by_torch_class(*classes: Any) -> dict[type, type]:
 #: Activations, which run with the layer before them where possible.
 ACTIVATIONS = _by_torch_class(fnn.ReLU, fnn.ReLU6, fnn.LeakyReLU, fnn.Hardswish, fnn.SiLU)
 #: PyTorch's classes, and the classes that they become.
-LAYERS = _by_torch_class(fnn.Conv2d, fnn.LazyConv2d, fnn.MaxPool2d, fnn.BatchNorm2d) | ACTIVATIONS
+LAYERS = _by_torch_class(fnn.Conv2d, fnn.LazyConv2d, fnn.MaxPool2d, fnn.BatchNorm2d, fnn.Linear) | ACTIVATIONS
 #: Blocks on PyTorch's operators, and the fused classes that they become.
 BLOCKS: dict[type, type] = {
     models.TorchConvReLU2d: fnn.ConvReLU2d,
@@ -52,15 +52,15 @@ class Conversion:
 
 
 def convert(model: M, fuse: bool = True) -> M:
-    """Convert the convolutions, batch norms, max-pools and activations of a model to fastconv's layers, in place.
+    """Convert layers of a model to fastconv's, in place.
 
     Every layer stays the same object, with its parameters, buffers, hooks, parametrisations and attributes. Only its
     class changes. So optimizers, tied layers, state_dict, checkpoints, pickling and the model's own methods work as
     before. Results and gradients are the same up to rounding.
 
-    Only layers whose class is exactly Conv2d, LazyConv2d, BatchNorm2d, MaxPool2d, ReLU, ReLU6, LeakyReLU, Hardswish or
-    SiLU of :mod:`torch.nn` are converted. A converted activation runs PyTorch's function unless it is fused. A
-    converted convolution runs PyTorch's operator in the calls that PyTorch computes faster
+    Only layers whose class is exactly Conv2d, LazyConv2d, BatchNorm2d, MaxPool2d, Linear, ReLU, ReLU6, LeakyReLU,
+    Hardswish or SiLU of :mod:`torch.nn` are converted. A converted activation runs PyTorch's function unless it is
+    fused. A converted convolution or linear layer runs PyTorch's operator in the calls that PyTorch computes faster
     (docs/reference/pytorch_calls.md).
     :func:`conversion_report` lists every layer, with the reason.
 

@@ -12,7 +12,7 @@ import torch  # noqa: F401  the examples of the layers use it
 from fastconv.nn.activations import Hardswish, LeakyReLU, ReLU, ReLU6, SiLU
 from fastconv.nn.convolution import Conv2d, ConvReLU2d, ConvReLUMaxPool2d, LazyConv2d
 from fastconv.nn.convolution import fuse_with_next as fuse_with_next
-from fastconv.nn.layers import BatchNorm2d, BatchNormReLU2d, MaxPool2d
+from fastconv.nn.layers import BatchNorm2d, BatchNormReLU2d, Linear, MaxPool2d
 from fastconv.nn.sequential import ROLES as ROLES
 from fastconv.nn.sequential import Sequential
 from fastconv.nn.sequential import flat as flat
@@ -27,6 +27,7 @@ __all__ = [
     "Hardswish",
     "LazyConv2d",
     "LeakyReLU",
+    "Linear",
     "MaxPool2d",
     "ReLU",
     "ReLU6",

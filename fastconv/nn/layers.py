@@ -1,4 +1,4 @@
-"""Max-pooling and batch norm: layers of :mod:`fastconv.nn`."""
+"""Max-pooling, batch norm and linear layers: layers of :mod:`fastconv.nn`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for the names of PyTorch's code here
+from torch.nn import functional as F  # torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, batch_norm_ahead
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
+from fastconv._ops.linear import MAY_BE_FASTER
 from fastconv._scripted import scripted_batch_norm_relu
 
-__all__ = ["BatchNorm2d", "BatchNormReLU2d", "MaxPool2d"]
+__all__ = ["BatchNorm2d", "BatchNormReLU2d", "Linear", "MaxPool2d"]
 
 
 class MaxPool2d(Layer, torch.nn.MaxPool2d):
@@ -118,3 +119,22 @@ class BatchNormReLU2d(BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         self._check_input_dim(input)
         return FF.batch_norm_relu(input, *self._arguments(), residual=residual)
+
+
+class Linear(Layer, torch.nn.Linear):
+    """Linear layer: the arguments, parameters, shapes and errors of :class:`torch.nn.Linear`.
+
+    Args, shapes and errors: see :func:`fastconv.functional.linear`.
+
+    Example:
+        >>> Linear(64, 10)(torch.randn(8, 64)).shape
+        torch.Size([8, 10])
+    """
+
+    _torch_class = torch.nn.Linear
+
+    @scripted_as(torch.nn.Linear.forward)
+    def forward(self, input: Tensor) -> Tensor:
+        if not MAY_BE_FASTER or is_patched():
+            return F.linear(input, self.weight, self.bias)
+        return FF.linear(input, self.weight, self.bias)

@@ -93,7 +93,8 @@ void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
   const T* packed = packed_for_backward_data<T>(s, weight);
   const NhwcReader<T> g(grad_output);
   const NhwcWriter<T> dx(grad_input);
-  const Tiles tiles(s.N, s.H, s.W, dx.tile_pixels(tile_pixels));
+  const FusedShape turned = without_pool(turned_around(s));
+  const Tiles tiles = forward_tiles<T>(turned, dx.tile_pixels(tile_pixels), least_pixels, blocks.count());
   const int64_t parts = parts_of_tile(tiles, blocks);
   for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
     const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
@@ -114,7 +115,7 @@ void direct_backward_weight(const Conv2dShape& s, const Tensor& grad_output, con
   const Conv2dKernels<T>& kernel = direct_kernels<T>();
   const Blocks blocks = channel_blocks<T>(s, s.group_K());
   const int64_t most = affordable_pieces<T>(s);
-  const Tiles tiles(s.N, s.P, s.Q, pixels, most);
+  const Tiles tiles = tiles_of_pieces(s, pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const int64_t taps = s.taps(), tap_blocks = ceil_div(taps, kernel.block_taps);
   const int64_t units = pieces.count * blocks.count();

@@ -54,7 +54,7 @@ void multiply(const GemmWeightKernels<T, Stored>& kernel, const Conv2dShape& s, 
   // With half of that, more parts read x and g: 512->128 1x1, 28x28, batch of 8, takes 5.1 instead of 4.8 ms, and
   // 256->128, 56x56, 10.7 instead of 9.7 ms (means of two runs).
   const int64_t most = affordable_pieces<T>(s, 2 << 20);
-  const Tiles tiles(s.N, s.P, s.Q, pixels, most);
+  const Tiles tiles = tiles_of_pieces(s, pixels, most);
   const Pieces<T> pieces(s, std::min(most, tiles.count()));
   const WeightParts parts(s, ceil_div(wanted_pieces, pieces.count), kernel.block_rows, kernel.block_lanes);
   const bool in_place = pieces.count == 1 && is_nhwc(grad_weight), read_once = parts.count() == 1;

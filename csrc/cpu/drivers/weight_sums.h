@@ -19,6 +19,24 @@ int64_t affordable_pieces(const Conv2dShape& s, int64_t most = 1 << 20) {
   return std::clamp<int64_t>(most / bytes, 1, wanted_pieces);
 }
 
+// The largest power of two up to `most`. It usually divides the images evenly.
+inline int64_t number_of_pieces(int64_t most) {
+  int64_t count = 1;
+  while (2 * count <= most) count *= 2;
+  return count;
+}
+
+// The tiles of a sum of up to `most` pieces. If a piece has few tiles, all pieces have the same number of them.
+inline Tiles tiles_of_pieces(const Conv2dShape& s, int64_t pixels, int64_t most) {
+  const Tiles tiles(s.N, s.P, s.Q, pixels, most);
+  const int64_t count = number_of_pieces(std::min(most, tiles.count()));
+  for (int64_t in_image = ceil_div(tiles.count(), std::max<int64_t>(s.N, 1)); in_image <= s.P; ++in_image) {
+    const Tiles even(s.N, s.P, s.Q, std::min(pixels, ceil_div(s.P * s.Q, 2 * in_image)), most);
+    if (even.count() % count == 0 || even.count() >= 8 * count) return even;
+  }
+  return tiles;
+}
+
 // to[i] = the sum of from[i + k * step] over k < count, in order, for i < elements. `to` may be `from`.
 template <class T>
 void add_up(const T* from, int64_t step, int64_t count, int64_t elements, T* to) {
@@ -37,7 +55,7 @@ struct Pieces {
   T* sums;  // uninitialised
 
   Pieces(const Conv2dShape& s, int64_t most) : size((s.taps() + 1) * s.K) {
-    for (count = 1; 2 * count <= most;) count *= 2;  // a power of two usually divides the images evenly
+    count = number_of_pieces(most);
     sums = workspace<T>(Workspace::weight_sums, count * size);
   }
 
