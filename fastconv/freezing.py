@@ -1,13 +1,18 @@
 """Freeze a model for inference: fold its batch norms, fuse its blocks and pack its weights."""
 
+from __future__ import annotations
+
 import copy
 import weakref
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
+from fastconv._frozen.calls import Call, FrozenCalls, Record, record_call
+from fastconv._frozen.folded import Folded
 from fastconv._frozen.graph import fuse
 from fastconv._frozen.layers import FrozenChain, FrozenLinear, freeze_weight
 from fastconv._frozen.parts import freeze_parts, frozen_parts
@@ -24,17 +29,27 @@ def freeze(model: nn.Module) -> nn.Module:
     convolution. The weights are packed in the first call and never compared again, so later changes of the frozen
     weights have no effect. The model itself does not change.
 
-    ``torch.fx`` records the model once. The record keeps the branches and the Python values of that one run. If the
-    record would miss something, the copy is converted instead (:func:`fastconv.convert`), and its weights are packed.
-    The stages and blocks of the copy that take one tensor are then recorded one by one. The record of a model would
-    miss something if
+    ``torch.fx`` records the model once, for inputs of all sizes. The record keeps the branches and the Python values of
+    that one run. If the record would miss something, the copy is converted instead (:func:`fastconv.convert`), and its
+    weights are packed. The record of a model would miss something if
 
     - it has an ``if`` or a loop that depends on the input or on the modes of PyTorch;
     - it asks for the type or the identity of a value, as in ``mask is None``;
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 
-    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile.
+    Such a copy records the first call with each set of sizes, dtypes and other arguments, up to 8. A call knows the
+    sizes, types and identities, and may create tensors. The copy computes a call without a record if
+
+    - the result depends on the values of a tensor in Python, as in ``if x.mean() > 0``;
+    - ``forward`` draws random numbers, changes the model or enters a context;
+    - the call needs a gradient, or runs in autocast or a transform;
+    - an argument is not a tensor, a bool, an int, a text or None.
+
+    In these calls, the stages and blocks of the copy that take one tensor still run as records.
+
+    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile. A
+    frozen model that records a call replaces nothing. It runs the model a few times and restores the random numbers.
 
     Args:
         model: a model in evaluation mode, on the CPU.
@@ -63,36 +78,54 @@ def freeze(model: nn.Module) -> nn.Module:
 
 
 def _freeze(model: nn.Module) -> nn.Module:
-    frozen = _recorded(_plain_copy(model))
-    if frozen is not None:
-        return frozen
-    plain = _plain_copy(model)  # the first copy may have changed
-    freeze_parts(plain, _recorded_part)
+    plain = _plain_copy(model)
+    graph = record(copy.deepcopy(plain))  # a model may change while it is recorded
+    if graph is not None:
+        return _fused(plain, graph, {})
     for module in plain.modules():
         if type(module) is nn.Conv2d:
-            module.weight = nn.Parameter(freeze_weight(module, module.weight), requires_grad=False)
-    copied = _FrozenCopy(convert(plain))
+            module.weight = freeze_weight(module.weight)
+    folded: Folded = {}
+    freeze_parts(plain, partial(_recorded_part, folded=folded))
+    copied = _FrozenCopy(convert(plain), folded)
     copied.seal()
     return copied
 
 
-def _recorded(plain: nn.Module) -> nn.Module | None:
-    """Return the recorded model, with its blocks fused. None if it cannot be recorded, and then it may have changed."""
-    graph = record(plain)
-    if graph is None:
-        return None
-    fuse(plain, graph)
+def _fused(plain: nn.Module, graph: fx.Graph, folded: Folded) -> _FrozenGraph:
+    fuse(plain, graph, folded)
     return convert(_FrozenGraph(plain, graph, f"Frozen{type(plain).__name__}"))
 
 
-def _recorded_part(module: nn.Module) -> nn.Module | None:
-    frozen = _recorded(copy.deepcopy(module))
-    has_chains = frozen is not None and any(isinstance(m, FrozenChain | FrozenLinear) for m in frozen.modules())
-    return frozen if has_chains else None
+def _recorded_part(module: nn.Module, folded: Folded) -> nn.Module | None:
+    graph = record(copy.deepcopy(module))
+    return None if graph is None else _if_faster(_fused(_twin(module), graph, folded))
+
+
+def _recorded_call(model: nn.Module, call: Call, folded: Folded) -> Record | None:
+    plain = _twin(model)
+    found = record_call(copy.deepcopy(plain), call)
+    frozen = _if_faster(_fused(plain, found.graph, folded))
+    return None if frozen is None else (frozen, found.tree)
+
+
+def _if_faster(frozen: nn.Module) -> nn.Module | None:
+    return frozen if any(isinstance(m, FrozenChain | FrozenLinear) for m in frozen.modules()) else None
 
 
 def _plain_copy(model: nn.Module) -> nn.Module:
     return revert(copy.deepcopy(model)).requires_grad_(False)
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """Return a copy of the modules, as layers of PyTorch, with the same tensors. Its parts are not frozen."""
+    parts = [*frozen_parts(model)]
+    shared = {id(kept): kept for kept in (*model.parameters(), *model.buffers(), *parts)}
+    twin = copy.deepcopy(model, shared)
+    for module in twin.modules():
+        if vars(module).get("forward") in parts:
+            del vars(module)["forward"]
+    return revert(twin)
 
 
 class _Frozen(nn.Module):
@@ -135,23 +168,25 @@ def _unpickled(reduced: tuple[Any, ...]) -> _FrozenGraph:
 
 
 class _FrozenCopy(_Frozen):
-    """A model that could not be recorded, and is converted instead."""
+    """A model that could not be recorded, and is converted instead. It records its calls."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, folded: Folded) -> None:
         super().__init__()
         self.model = model
+        self._calls = FrozenCalls(model, _recorded_call, folded)
 
     def seal(self) -> None:
-        for part in frozen_parts(self.model):
-            part.seal()
+        for sealed in (*frozen_parts(self.model), self._calls):
+            sealed.seal()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Change the tensors of the parts, too, as in ``double()``."""
         super()._apply(fn, recurse)
         for part in frozen_parts(self.model):
             part.frozen._apply(fn)
+        self._calls.forget()
         self.seal()
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs)
+        return self.model(*args, **kwargs) if torch.compiler.is_compiling() else self._calls(*args, **kwargs)

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 import fastconv
 from fastconv import freezing
 from fastconv._deferred.tensor import settled
+from fastconv._frozen.calls import FrozenCalls
 from fastconv._frozen.layers import FrozenChain, FrozenLinear
 from fastconv.freezing import _plain_copy
 
@@ -174,6 +175,30 @@ def test_a_shared_layer_and_a_result_that_is_used_twice() -> None:
     frozen = fastconv.freeze(model)
     torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
     assert chains(frozen) == [1, 1]  # an addition is between them
+
+
+def test_zeros_around_an_image_are_added_by_the_convolution() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(4, 4, 3, padding=(0, 1)), nn.Conv2d(4, 4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(F.pad(x, (2, 2, 1, 1)))
+            x = self.second(F.pad(x, (1, 1, 3, 3), "constant", 0.0))
+            x = self.second(F.pad(x, (0, 0, 0, 0)))
+            x = self.second(F.pad(x, (1, 0, 0, 0)))  # one side
+            x = self.second(F.pad(x, (1, 1, 1, 1), value=1.0))
+            x = self.second(F.pad(x, (1, 1, 1, 1), "reflect"))
+            padded = F.pad(x, (1, 1, 1, 1))  # two users
+            return self.first(padded) + padded.mean()
+
+    model, x = Padded().eval(), torch.randn(1, 4, 9, 10)
+    frozen = fastconv.freeze(model)
+    assert chains(frozen) == [3, 1, 1, 1, 1]
+    with torch.no_grad():
+        torch.testing.assert_close(frozen(x), model(x), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(frozen(x[0]), model(x[0]), rtol=1e-5, atol=1e-5)
 
 
 def test_a_chain_with_several_inputs_and_results() -> None:
@@ -391,7 +416,7 @@ def called_twice(model: nn.Module, x: Tensor) -> Any:
 
 
 class Unrecorded(nn.Module):
-    """A model that torch.fx cannot record, around one that it may record."""
+    """A model that torch.fx cannot record, around one that it may record. Each call may be recorded."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -401,11 +426,13 @@ class Unrecorded(nn.Module):
         return self.part(x) if x.shape[0] > 0 else x
 
 
-@pytest.mark.parametrize("as_part", [False, True], ids=["model", "part"])
+@pytest.mark.parametrize("recorded", ["model", "part", "call"])
 @pytest.mark.parametrize("name", sorted(PROGRAMS.keys() - NOT_RECORDED))
-def test_a_frozen_program_gets_pytorchs_results(name: str, as_part: bool) -> None:
+def test_a_frozen_program_gets_pytorchs_results(name: str, recorded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if recorded == "part":
+        monkeypatch.setattr(FrozenCalls, "most_records", 0)
     model = with_statistics(type("Own", (Net,), {"forward": PROGRAMS[name]})().double())
-    model = Unrecorded(model).eval() if as_part else model
+    model = model if recorded == "model" else Unrecorded(model).eval()
     original, x = copy.deepcopy(model), torch.randn(2, 3, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         results = [called_twice(fastconv.freeze(model), x), called_twice(original, x)]

@@ -13,8 +13,15 @@ from test_freeze import Residual, with_statistics
 from torch import Tensor, nn
 
 import fastconv
+from fastconv._frozen.calls import FrozenCalls
 from fastconv._frozen.layers import FrozenChain
 from fastconv._frozen.parts import frozen_parts
+
+
+@pytest.fixture(autouse=True, params=[0, 8], ids=["parts", "calls"])
+def most_records(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records of calls, which may compute the whole model, give the same results as the parts."""
+    monkeypatch.setattr(FrozenCalls, "most_records", request.param)
 
 
 class Model(nn.Module):

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from fastconv._ahead.layers import activation_of
+from fastconv._frozen.folded import Folded, folded_values, scale_and_shift
 from fastconv._frozen.layers import Addition, FrozenChain, FrozenLinear, Step
 from fastconv._frozen.record import IN_PLACE
 from fastconv._layer import is_observed
@@ -45,12 +47,20 @@ class _Block(NamedTuple):
         return read
 
 
-def fuse(model: nn.Module, graph: fx.Graph) -> None:
-    """Replace convolutions and batch norms by chains, and linear layers by frozen ones, in place."""
+def fuse(model: nn.Module, graph: fx.Graph, folded: Folded) -> None:
+    """Replace convolutions and batch norms by chains, and linear layers by frozen ones, in place.
+
+    Args:
+        model: the modules that the graph calls. It gets the chains.
+        graph: the record of the model.
+        folded: the weights of other graphs of the same tensors. This graph uses and adds to them.
+    """
     modules = dict(model.named_modules())
     for node in [node for node in graph.nodes if _does_nothing(node, modules)]:
         node.replace_all_uses_with(node.args[0])
         graph.erase_node(node)
+    for node in [node for node in graph.nodes if _is_convolution(node, modules)]:
+        _join_padding(node, graph, modules)
     blocks = {}
     for begins in (_is_convolution, _is_lone_norm):
         for first in [node for node in graph.nodes if begins(node, modules)]:
@@ -59,14 +69,14 @@ def fuse(model: nn.Module, graph: fx.Graph) -> None:
     for count, run in enumerate(_runs(graph, blocks)):
         name = _free_name(model, f"fastconv_chain_{count}")
         read = _read_by(run)
-        chain, results = _chain(run, read, blocks, modules)
+        chain, results = _chain(run, read, blocks, modules, folded)
         model.add_module(name, chain)
         _replace(run, results, graph, name, read)
     for count, node in enumerate([node for node in graph.nodes if _is_linear(node, modules)]):
         name = _free_name(model, f"fastconv_linear_{count}")
         layer = modules[str(node.target)]
         assert isinstance(layer, nn.Linear)
-        model.add_module(name, FrozenLinear(layer))
+        model.add_module(name, FrozenLinear(*folded_values(layer, None, folded)))
         node.target = name
 
 
@@ -83,6 +93,21 @@ def _join(block: _Block, graph: fx.Graph) -> fx.Node:
     for node in nodes:
         graph.erase_node(node)
     return joined
+
+
+def _join_padding(conv: fx.Node, graph: fx.Graph, modules: Modules) -> None:
+    """Let a convolution add the zeros that ``F.pad`` adds to its input, if there are as many on both sides."""
+    pad = conv.args[0]
+    if not isinstance(pad, fx.Node) or pad.target is not F.pad or len(pad.args) != 2 or _only_user(pad) is not conv:
+        return
+    sizes: Any = pad.args[1]
+    is_zero = pad.kwargs.get("mode", "constant") == "constant" and pad.kwargs.get("value") in (None, 0)
+    is_known = isinstance(sizes, tuple | list) and len(sizes) == 4 and all(type(n) is int and n >= 0 for n in sizes)
+    if not is_zero or not is_known or sizes[0::2] != sizes[1::2] or not _nothing_changes(pad, conv, (), modules):
+        return
+    conv.args = (pad.args[0],)
+    conv.meta["zeros"] = sizes[2], sizes[0]
+    graph.erase_node(pad)
 
 
 def _runs(graph: fx.Graph, blocks: dict[fx.Node, _Block]) -> list[list[fx.Node]]:
@@ -103,7 +128,7 @@ def _read_by(run: list[fx.Node]) -> list[fx.Node]:
 
 
 def _chain(
-    run: list[fx.Node], read: list[fx.Node], blocks: dict[fx.Node, _Block], modules: Modules
+    run: list[fx.Node], read: list[fx.Node], blocks: dict[fx.Node, _Block], modules: Modules, folded: Folded
 ) -> tuple[FrozenChain, list[fx.Node]]:
     """Return the chain of a run, and the nodes whose results it returns."""
     number: dict[Any, int] = {node: i for i, node in enumerate([*read, *run])}
@@ -117,10 +142,11 @@ def _chain(
         dilation, groups = stride, 1
         if isinstance(layer, nn.Conv2d):
             assert not isinstance(layer.padding, str)
-            stride, padding, dilation, groups = layer.stride, layer.padding, layer.dilation, layer.groups
-            values.append(_folded(layer, norm))
+            stride, dilation, groups = layer.stride, layer.dilation, layer.groups
+            padding = tuple(map(operator.add, layer.padding, block.first.meta.get("zeros", padding)))
+            values.append(folded_values(layer, norm, folded))
         else:
-            scale, shift = _scale_and_shift(layer)
+            scale, shift = scale_and_shift(layer)
             dtype = layer.get_buffer("running_mean").dtype
             values.append((scale.to(dtype), shift.to(dtype)))
         residual = number[node.args[1]] if len(node.args) > 1 else -1
@@ -298,25 +324,3 @@ def _is_in_place(node: fx.Node | None, modules: Modules) -> bool:
     if node.op == "call_module":
         return bool(getattr(modules[str(node.target)], "inplace", False))
     return bool(node.kwargs.get("inplace")) or getattr(node.target, "__name__", "").endswith("_")
-
-
-def _folded(conv: nn.Conv2d, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Return the weight and bias of a convolution and a batch norm, in float64 until they are rounded."""
-    weight, bias = conv.weight.detach(), conv.bias
-    if norm is None:
-        return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
-    scale, shift = _scale_and_shift(norm)
-    shift = shift if bias is None else shift + bias.detach().double() * scale
-    return (weight.double() * scale.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
-
-
-def _scale_and_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the constants of ``x * scale + shift``, which a batch norm computes in evaluation, in float64."""
-    assert isinstance(norm, nn.BatchNorm2d)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    scale = torch.rsqrt(norm.running_var.double() + norm.eps)
-    if norm.weight is not None:
-        scale = scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()

@@ -23,8 +23,8 @@ from fastconv.linear import linear
 __all__ = ["Addition", "FrozenChain", "FrozenLinear", "Step", "freeze_weight"]
 
 
-def freeze_weight(module: nn.Module, weight: Tensor) -> Tensor:
-    """Return a copy of a weight that the operators pack once, and never compare while the module exists.
+def freeze_weight(weight: Tensor) -> Tensor:
+    """Return a copy of a weight that the operators pack once, and never compare while the copy exists.
 
     The memory of the copy belongs to this function. Otherwise, ``share_memory()`` would free it, and the next weight at
     the same address would be mistaken for this one.
@@ -32,9 +32,11 @@ def freeze_weight(module: nn.Module, weight: Tensor) -> Tensor:
     strides = torch.empty_like(weight).stride()
     owner = numpy.empty(weight.numel() * weight.element_size(), numpy.uint8)
     copied = torch.from_numpy(owner).view(weight.dtype).as_strided(weight.shape, strides).copy_(weight.detach())
+    if isinstance(weight, nn.Parameter):
+        copied = nn.Parameter(copied, requires_grad=False)
     if owner.size > 0:
         _C.freeze_weight(copied.data_ptr())
-        weakref.finalize(module, _release, owner, copied.data_ptr())
+        weakref.finalize(copied, _release, owner, copied.data_ptr())
     return copied
 
 
@@ -97,7 +99,7 @@ class FrozenChain(nn.Module):
 
     Args:
         steps: the steps, in their order.
-        values: the weight and the bias of each step.
+        values: the weight and the bias of each step. The weights are frozen.
         results: the numbers of the values that ``forward`` returns: a tensor for one number, else a tuple.
     """
 
@@ -107,7 +109,7 @@ class FrozenChain(nn.Module):
         self.numbers = [number for step in steps for number in step.numbers()]
         self.slopes = [step.slope for step in steps]
         for i, (weight, bias) in enumerate(values):
-            self.register_buffer(f"weight_{i}", freeze_weight(self, weight) if weight.dim() == 4 else weight)
+            self.register_buffer(f"weight_{i}", weight)
             self.register_buffer(f"bias_{i}", bias)
         self.eval()
 
@@ -189,10 +191,9 @@ class FrozenLinear(nn.Module):
     most_rows = 4
     least_weight = 500_000
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach().clone()
-        self.register_buffer("weight", freeze_weight(self, layer.weight))
+        self.register_buffer("weight", weight)  # (K, C), frozen
         self.register_buffer("bias", bias)
         self.eval()
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dis
 import inspect
 import operator
-import pickle
-import random
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import numpy
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
+from fastconv._frozen.state import is_same_state, modes, random_state, set_random_state, state_of
 from fastconv._layer import is_observed
 
-__all__ = ["IN_PLACE", "record"]
+__all__ = ["IN_PLACE", "Refused", "record"]
 
 
 class Refused(BaseException):
@@ -32,7 +30,7 @@ def record(model: nn.Module) -> fx.Graph | None:
     """
     if is_observed(model):
         return None
-    before, numbers = _state(model), _random_state()
+    before, numbers = state_of(model), random_state()
     tracers = []
     try:
         if _has_optional_arguments(model) or _compares_objects(model, {}):
@@ -46,11 +44,11 @@ def record(model: nn.Module) -> fx.Graph | None:
             graph = tracers[-1].trace(model)
         # A branch on the mode, or a number that changes from run to run, gives two graphs.
         is_same = graph.python_code("self").src == other.python_code("self").src
-        is_same = is_same and _is_same(before, _state(model)) and _random_state() == numbers
+        is_same = is_same and is_same_state(before, state_of(model)) and random_state() == numbers
     except (Exception, Refused):  # the model does something that torch.fx cannot trace
         return None
     finally:
-        _set_random_state(numbers)
+        set_random_state(numbers)
         for tracer in tracers:
             tracer.forget()
     for node in graph.nodes:
@@ -94,61 +92,6 @@ def _compares_objects(module: nn.Module, arguments: dict[str, Any]) -> bool:
 
 def _is_argument(value: Any) -> bool:
     return isinstance(value, fx.Proxy) and value.node.op == "placeholder"
-
-
-# ---- the state of a model ----------------------------------------------------------------------------------------
-
-State = list[tuple[str, object, object]]
-
-
-def _random_state() -> tuple[Any, ...]:
-    """Return the states of the global random number generators, which == compares."""
-    of_torch = torch.get_rng_state().numpy().tobytes()
-    return of_torch, random.getstate(), pickle.dumps(numpy.random.get_state())
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    of_torch, of_python, of_numpy = state
-    torch.set_rng_state(torch.frombuffer(bytearray(of_torch), dtype=torch.uint8))
-    random.setstate(of_python)
-    numpy.random.set_state(pickle.loads(of_numpy))
-
-
-def _state(model: nn.Module) -> State:
-    """Return the attributes of all modules: the names, the values, and their versions or members."""
-    found: State = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            members = value.items() if name in ("_buffers", "_modules", "_parameters") else [(name, value)]
-            found += [(key, member, _version(member)) for key, member in members]
-    return found
-
-
-def _version(value: object) -> object:
-    """Return the version of a tensor, or the members of a collection."""
-    if isinstance(value, Tensor):
-        return 0 if value.is_inference() else value._version
-    if isinstance(value, dict):
-        value = [*value, *value.values()]
-    return [_Same(member) for member in value] if isinstance(value, list | set) else None
-
-
-class _Same:
-    """Equals itself for the same object only: tensors have no single truth value."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _is_same(before: State, after: State) -> bool:
-    return len(before) == len(after) and all(
-        a[0] == b[0] and a[1] is b[1] and a[2] == b[2] for a, b in zip(before, after, strict=True)
-    )
 
 
 # ---- changes in place --------------------------------------------------------------------------------------------
@@ -249,11 +192,6 @@ for _function, _name in IN_PLACE.items():
 # ---- the tracer --------------------------------------------------------------------------------------------------
 
 
-def _modes() -> tuple[object, ...]:
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
-    return dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-
-
 class _Tracer(fx.Tracer):
     """Records a model, or raises Refused if the record would compute something else.
 
@@ -263,7 +201,7 @@ class _Tracer(fx.Tracer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._modes = _modes()
+        self._modes = modes()
 
     def forget(self) -> None:
         """Release the model. Reference cycles keep the tracer until the garbage collector runs."""
@@ -289,7 +227,7 @@ class _Tracer(fx.Tracer):
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         if kind == "get_attr" and str(target).startswith("_tensor_constant"):
             raise Refused("a tensor that forward creates is not recorded")
-        if _modes() != self._modes:
+        if modes() != self._modes:
             raise Refused("a context within forward is not recorded")
         return super().create_node(kind, target, *args, **kwargs)
 
