@@ -40,12 +40,14 @@ class _DefinedIn(str):
 
 
 def _qconfig_by_class(layer: Any, qconfig: Any) -> Any:
-    """Return the qconfig that ``quantize_dynamic`` and others have for the class of torch.nn, else the given one.
+    """Return the qconfig that PyTorch's quantisation chose for the layer's class of torch.nn. Default: the given one.
 
     PyTorch looks up the layer's class in a dictionary of classes, which does not have fastconv's.
     """
     setter = sys._getframe(2).f_back  # frames: this function, __set__, Module.__setattr__, the caller
     if setter is None or setter.f_code.co_name != "_propagate_qconfig_helper":
+        return qconfig
+    if "qconfig" in vars(layer):
         return qconfig
     chosen = setter.f_locals.get("qconfig_dict", {})
     return qconfig if setter.f_locals.get("prefix") in chosen else chosen.get(torch_class(layer), qconfig)

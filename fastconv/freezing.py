@@ -11,18 +11,20 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from fastconv._frozen.calls import Call, FrozenCalls, Record, record_call
+from fastconv._frozen.calls import Call, FrozenCalls, Record
 from fastconv._frozen.folded import Folded
 from fastconv._frozen.graph import fuse
 from fastconv._frozen.layers import FrozenChain, FrozenLinear, freeze_weight
 from fastconv._frozen.parts import freeze_parts, frozen_parts
 from fastconv._frozen.record import record
+from fastconv._frozen.recorder import record_call
+from fastconv._frozen.state import Sealed
 from fastconv.conversion import convert, revert
 
 __all__ = ["freeze"]
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: nn.Module, record_calls: bool = False) -> nn.Module:
     """Return a copy of the model for inference. The copy keeps the current values of the parameters.
 
     Batch norms are folded into the convolutions before them. A residual and an activation are computed with their
@@ -38,21 +40,23 @@ def freeze(model: nn.Module) -> nn.Module:
     - its ``forward`` has default values or ``**kwargs``;
     - its ``forward`` creates tensors, draws random numbers, changes the model or enters a context such as autocast.
 
-    Such a copy records the first call with each set of sizes, dtypes and other arguments, up to 8. A call knows the
-    sizes, types and identities, and may create tensors. The copy computes a call without a record if
+    The stages and blocks of such a copy that take one tensor are then recorded one by one. With ``record_calls``, the
+    copy also records the first call with each set of sizes, strides, dtypes and other arguments, up to 8. In a call,
+    sizes, types and identities are known, and ``forward`` may create tensors. A call runs without a record if
 
     - the result depends on the values of a tensor in Python, as in ``if x.mean() > 0``;
     - ``forward`` draws random numbers, changes the model or enters a context;
     - the call needs a gradient, or runs in autocast or a transform;
     - an argument is not a tensor, a bool, an int, a text or None.
 
-    In these calls, the stages and blocks of the copy that take one tensor still run as records.
-
-    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile. A
-    frozen model that records a call replaces nothing. It runs the model a few times and restores the random numbers.
+    Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile.
+    Recording a call replaces no function.
 
     Args:
         model: a model in evaluation mode, on the CPU.
+        record_calls: record calls of a model that ``torch.fx`` cannot record. To record a call, the model runs several
+            times, also with negative inputs. Do not use it if ``forward`` reads or changes objects outside of the
+            model, such as a global list.
 
     Returns:
         A module with the arguments and results of the model. ``train()`` raises an error.
@@ -74,10 +78,10 @@ def freeze(model: nn.Module) -> nn.Module:
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
         raise RuntimeError("freeze() takes a model with all its weights: run the lazy layers once first")
     with torch.inference_mode(False):  # inputs of the copy may need gradients
-        return _freeze(model)
+        return _freeze(model, record_calls)
 
 
-def _freeze(model: nn.Module) -> nn.Module:
+def _freeze(model: nn.Module, record_calls: bool) -> nn.Module:
     plain = _plain_copy(model)
     graph = record(copy.deepcopy(plain))  # a model may change while it is recorded
     if graph is not None:
@@ -87,7 +91,7 @@ def _freeze(model: nn.Module) -> nn.Module:
             module.weight = freeze_weight(module.weight)
     folded: Folded = {}
     freeze_parts(plain, partial(_recorded_part, folded=folded))
-    copied = _FrozenCopy(convert(plain), folded)
+    copied = _FrozenCopy(convert(plain), folded, record_calls)
     copied.seal()
     return copied
 
@@ -168,25 +172,35 @@ def _unpickled(reduced: tuple[Any, ...]) -> _FrozenGraph:
 
 
 class _FrozenCopy(_Frozen):
-    """A model that could not be recorded, and is converted instead. It records its calls."""
+    """A model that could not be recorded, and is converted instead. It may record its calls."""
 
-    def __init__(self, model: nn.Module, folded: Folded) -> None:
+    def __init__(self, model: nn.Module, folded: Folded, record_calls: bool) -> None:
         super().__init__()
         self.model = model
-        self._calls = FrozenCalls(model, _recorded_call, folded)
+        self._calls = FrozenCalls(model, _recorded_call, folded) if record_calls else None
+
+    def _sealed(self) -> list[Sealed]:
+        return [*frozen_parts(self.model), *([] if self._calls is None else [self._calls])]
 
     def seal(self) -> None:
-        for sealed in (*frozen_parts(self.model), self._calls):
+        for sealed in self._sealed():
             sealed.seal()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """Change the tensors of the parts, too, as in ``double()``."""
+        unchanged = [sealed for sealed in self._sealed() if sealed.is_unchanged()]
+        changed = [sealed for sealed in self._sealed() if sealed not in unchanged]
         super()._apply(fn, recurse)
         for part in frozen_parts(self.model):
             part.frozen._apply(fn)
-        self._calls.forget()
-        self.seal()
+        if self._calls is not None:
+            self._calls.forget()
+        for sealed in unchanged:
+            sealed.seal()
+        for sealed in changed:
+            sealed.unseal()
         return self
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model(*args, **kwargs) if torch.compiler.is_compiling() else self._calls(*args, **kwargs)
+        is_recorded = self._calls is not None and not torch.compiler.is_compiling()
+        return self._calls(*args, **kwargs) if is_recorded else self.model(*args, **kwargs)  # type: ignore[misc]

@@ -26,6 +26,7 @@ from fastconv._deferred.tensor import settled
 from fastconv._frozen.calls import FrozenCalls
 from fastconv._frozen.layers import FrozenChain, FrozenLinear
 
+freeze = functools.partial(fastconv.freeze, record_calls=True)
 #: Height and width. The odd ones need other padding.
 SIZES = [(8, 8), (7, 9), (8, 8), (9, 8), (7, 9), (12, 6)]
 
@@ -188,7 +189,7 @@ def test_each_size_is_recorded_once(
     forward: Callable[..., object], channels_last: bool, mode: Callable[[], Any]
 ) -> None:
     model = with_forward(forward)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     with mode():
         for H, W in SIZES:
             x = torch.randn(2, 4, H, W)
@@ -206,7 +207,7 @@ def test_each_size_is_recorded_once(
 
 def test_other_arguments_have_other_records() -> None:
     model = with_forward(options)
-    frozen, x = fastconv.freeze(model), torch.randn(2, 4, 6, 6)
+    frozen, x = freeze(model), torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         for arguments, keywords in (
             ((x,), {}), ((x, torch.rand(6, 6)), {}), ((x, None, "other"), {}), ((x, None, "plain"), {}),
@@ -222,7 +223,7 @@ def test_other_arguments_have_other_records() -> None:
 
 def test_symmetric_padding_is_added_by_the_convolution() -> None:
     model = with_forward(tf_padding)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     with torch.no_grad():
         for size in (7, 8):
             frozen(torch.randn(1, 4, size, size))
@@ -457,7 +458,7 @@ def test_what_the_sizes_do_not_decide_is_computed_in_each_call(forward: Callable
         return forward(self, refused_size(self, x))
 
     model = with_forward(refused)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     with torch.no_grad():
         for call, size in enumerate((6, 6, 7, 6, 6)):
             seed_all(call)
@@ -471,7 +472,7 @@ def test_what_the_sizes_do_not_decide_is_computed_in_each_call(forward: Callable
 
 
 def test_a_number_that_changes_from_call_to_call() -> None:
-    frozen = fastconv.freeze(with_forward(global_counter))
+    frozen = freeze(with_forward(global_counter))
     frozen(torch.randn(1, 4, 7, 7))
     assert records(frozen) == [None]
 
@@ -481,7 +482,7 @@ def test_a_number_that_changes_from_call_to_call() -> None:
 
 def test_more_sizes_than_are_recorded() -> None:
     model = with_forward(tf_padding)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     with torch.no_grad():
         for size in (*range(6, 18), *range(6, 18)):
             x = torch.randn(1, 4, size, 7)
@@ -497,7 +498,7 @@ def test_records_share_their_weights() -> None:
     model = with_forward(forward)
     model.stage = nn.Sequential(Residual(4, nn.ReLU()), Residual(4, nn.ReLU())).eval()
     model.linear = nn.Linear(4, 250_000)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     with torch.no_grad():
         for size in (6, 7, 8):
             x = torch.randn(1, 4, size, size)
@@ -515,7 +516,7 @@ def test_records_share_their_weights() -> None:
 
 def test_the_state_of_the_frozen_model_has_no_records() -> None:
     model = with_forward(tf_padding)
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     before = set(frozen.state_dict())
     names = [name for name, _ in frozen.named_modules()]
     frozen(x)
@@ -529,7 +530,7 @@ def test_the_state_of_the_frozen_model_has_no_records() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_record_again(copied: Callable[[Any], Any]) -> None:
     model = Padded().eval()
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     with torch.no_grad():
         frozen(x)
         again = copied(frozen)
@@ -554,7 +555,7 @@ class Padded(nn.Module):
 
 def test_another_dtype() -> None:
     model = with_forward(tf_padding)
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     with torch.no_grad():
         frozen(x)
         frozen, x = frozen.double(), x.double()
@@ -586,7 +587,7 @@ def add_hook(model: Any) -> None:
 @pytest.mark.parametrize("change", [set_number, set_layer, set_values, add_hook])
 def test_a_later_change_of_the_copy_has_effect(change: Callable[[Any], None]) -> None:
     model = Padded().eval()
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     with torch.no_grad():
         frozen(x)
         change(frozen.model)
@@ -596,7 +597,7 @@ def test_a_later_change_of_the_copy_has_effect(change: Callable[[Any], None]) ->
 
 def test_calls_without_a_record_do_not_end_the_records() -> None:
     model = with_forward(tf_padding)
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     gradients = []
     for each in (frozen, model):
         t = x.clone().requires_grad_()
@@ -631,7 +632,7 @@ def own_gradient(self: Model, x: Tensor) -> object:
 
 def test_a_gradient_of_the_models_own() -> None:
     model = with_forward(own_gradient)
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     with torch.no_grad():
         assert_equal(settled(frozen(x)), model(x))
     x.requires_grad_()
@@ -643,7 +644,7 @@ def test_hooks_run() -> None:
     model = with_forward(tf_padding)
     seen: list[str] = []
     model.conv1.register_forward_hook(lambda module, inputs, out: seen.append("hook"))
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     with torch.no_grad():
         for _ in range(2):
             assert_equal(frozen(x), model(x))
@@ -653,7 +654,7 @@ def test_hooks_run() -> None:
 
 def test_the_model_does_not_run_again_in_its_first_call() -> None:
     model = with_forward(random_numbers)
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     numbers = []
     for each in (frozen, model):
         seed_all(0)
@@ -664,7 +665,7 @@ def test_the_model_does_not_run_again_in_its_first_call() -> None:
 
 def test_an_error_of_the_model_is_raised() -> None:
     model = with_forward(tf_padding)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="to have 4 channels, but got 3"):
             frozen(torch.randn(1, 3, 7, 7))
@@ -674,7 +675,7 @@ def test_an_error_of_the_model_is_raised() -> None:
 
 def test_compile_and_export() -> None:
     model = with_forward(tf_padding)
-    frozen, x = fastconv.freeze(model), torch.randn(1, 4, 7, 7)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
     with torch.no_grad():
         expected = model(x)
         for _ in range(2):
@@ -687,7 +688,7 @@ def test_compile_and_export() -> None:
 
 def test_threads_record_and_call_at_the_same_time() -> None:
     model = with_forward(tf_padding)
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     inputs = [torch.randn(1, 4, size, size) for size in (6, 7, 8, 9)]
     errors: list[BaseException] = []
 
@@ -716,7 +717,7 @@ def test_mobilenet_of_transformers(size: int) -> None:
     torch.manual_seed(0)
     config = transformers.MobileNetV1Config(num_labels=10, depth_multiplier=0.25)
     model = with_statistics(transformers.MobileNetV1ForImageClassification(config))
-    frozen = fastconv.freeze(model)
+    frozen = freeze(model)
     x = torch.randn(2, 3, size, size + 1).contiguous(memory_format=torch.channels_last)
     results = []
     with torch.inference_mode():
@@ -733,3 +734,88 @@ def test_mobilenet_of_transformers(size: int) -> None:
         assert_equal(frozen(x, return_dict=False), model(x, return_dict=False))
     (found, *_) = records(frozen)
     assert sum(found or []) == 27
+
+
+# ---- faults that a review found ----------------------------------------------------------------------------------
+
+
+def own_format(self: Model, x: Tensor) -> Tensor:
+    y = refused_size(self, x).to(memory_format=torch.channels_last)  # x itself, or a copy
+    y.mul_(2)
+    return self.conv1(y) + x
+
+
+def test_the_strides_of_arguments_belong_to_the_record() -> None:
+    model = with_forward(own_format)
+    frozen, x = freeze(model), torch.randn(2, 4, 8, 8)
+    for memory_format in (torch.channels_last, torch.contiguous_format, torch.channels_last):
+        with torch.inference_mode():
+            inputs = [x.clone(memory_format=memory_format) for _ in range(2)]
+            torch.testing.assert_close(frozen(inputs[0]), model(inputs[1]), rtol=1e-4, atol=1e-5)
+            assert torch.equal(*inputs)
+
+
+@torch.jit.script
+def scaled(x: Tensor) -> Tensor:
+    if bool(x.max() > 1):
+        return x / 255
+    return x
+
+
+def in_torchscript(self: Model, x: Tensor) -> Tensor:
+    return self.conv1(scaled(refused_size(self, x)))
+
+
+class Counter:
+    calls = 0
+
+
+def nested_counter(self: Any, x: Tensor) -> Tensor:
+    if "counter" not in self.kept:
+        self.kept["counter"] = [Counter()]
+    self.kept["counter"][0].calls += 1
+    y = self.conv1(refused_size(self, x))
+    return y if self.kept["counter"][0].calls < 4 else y * 2
+
+
+def own_generator(self: Any, x: Tensor) -> Tensor:
+    if "numbers" not in self.kept:
+        self.kept["numbers"] = numpy.random.default_rng(0)
+    y = self.conv1(refused_size(self, x))
+    return y * float(self.kept["numbers"].random())
+
+
+@pytest.mark.parametrize("forward", [in_torchscript, nested_counter, own_generator])
+def test_state_and_operators_that_no_graph_repeats_are_not_recorded(forward: Any) -> None:
+    model = with_forward(forward)
+    with torch.inference_mode():
+        model(torch.rand(2, 4, 8, 8))
+        frozen = freeze(model)
+        for factor in (1, 255, 1, 255, 1):
+            x = torch.rand(2, 4, 8, 8) * factor
+            torch.testing.assert_close(frozen(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_changed_part_stays_changed_after_a_conversion_of_the_model() -> None:
+    model = with_forward(lambda self, x: self.conv1(refused_size(self, x)) * self.factor)
+    model.factor = 2
+    frozen, x = freeze(model), torch.randn(2, 4, 8, 8)
+    with torch.inference_mode():
+        frozen(x)
+        frozen.model.factor = 2.5
+        frozen.float()
+        torch.testing.assert_close(frozen(x), model(x) / 2 * 2.5, rtol=1e-4, atol=1e-5)
+
+
+def test_calls_are_recorded_only_if_the_program_asks_for_it() -> None:
+    runs = []
+
+    def noting(self: Model, x: Tensor) -> Tensor:
+        runs.append(x.shape)
+        return self.conv1(refused_size(self, x))
+
+    frozen = fastconv.freeze(with_forward(noting))
+    runs.clear()  # torch.fx has tried
+    with torch.inference_mode():
+        frozen(torch.randn(2, 4, 8, 8))
+    assert len(runs) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +14,14 @@ from test_freeze import Residual, with_statistics
 from torch import Tensor, nn
 
 import fastconv
-from fastconv._frozen.calls import FrozenCalls
 from fastconv._frozen.layers import FrozenChain
 from fastconv._frozen.parts import frozen_parts
 
 
-@pytest.fixture(autouse=True, params=[0, 8], ids=["parts", "calls"])
-def most_records(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[False, True], ids=["parts", "calls"])
+def record_calls(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The records of calls, which may compute the whole model, give the same results as the parts."""
-    monkeypatch.setattr(FrozenCalls, "most_records", request.param)
+    monkeypatch.setattr(fastconv, "freeze", functools.partial(fastconv.freeze, record_calls=request.param))
 
 
 class Model(nn.Module):
@@ -186,13 +186,13 @@ def test_copies(copied: Callable[[Any], Any]) -> None:
     own = vars(again.model.stage1)["forward"]
     assert own is not vars(frozen.model.stage1)["forward"]
     assert own.module is again.model.stage1
-    assert own._is_unchanged()
+    assert own.is_unchanged()
     assert_equal(again, model, x)
     scale_weight(again.model)
     scale_weight(model)
     assert_equal(again, model, x)
     twice = copied(again)
-    assert not vars(twice.model.stage1)["forward"]._is_unchanged()
+    assert not vars(twice.model.stage1)["forward"].is_unchanged()
     assert_equal(twice, model, x)
 
 
@@ -318,7 +318,7 @@ def test_a_change_of_the_dtype() -> None:
     frozen, model, x = pair(Model())
     assert_equal(frozen.double(), model.double(), x.double())
     part = next(frozen_parts(frozen))
-    assert part._is_unchanged()
+    assert part.is_unchanged()
     assert part.frozen(torch.randn(1, 8, 8, 8, dtype=torch.float64)).dtype == torch.float64
 
 

@@ -315,6 +315,15 @@ def test_dynamic_quantisation_replaces_a_converted_layer(spec: Any) -> None:
     assert type(model[0]) is fnn.Linear
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
+def test_a_layer_whose_qconfig_is_none_is_not_quantised() -> None:
+    model = fastconv.convert(nn.Sequential(nn.Linear(20, 18), nn.Linear(18, 4)))
+    model[1].qconfig = None
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert type(quantised[0]) is torch.ao.nn.quantized.dynamic.Linear
+    assert type(quantised[1]) is fnn.Linear
+
+
 def test_a_transformer_layer_trains_as_in_pytorch() -> None:
     plain = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
     model = fastconv.convert(copy.deepcopy(plain))

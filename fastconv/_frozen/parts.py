@@ -36,7 +36,7 @@ class FrozenPart(Sealed):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         is_one_tensor = len(args) == 1 and type(args[0]) is Tensor and not kwargs
-        if is_one_tensor and not torch.compiler.is_compiling() and self._is_unchanged():
+        if is_one_tensor and not torch.compiler.is_compiling() and self.is_unchanged():
             return self.frozen(args[0])
         return type(self.module).forward(self.module, *args, **kwargs)
 

@@ -1,9 +1,11 @@
-"""The state that a record holds for: a module's attributes, layers, hooks and values, and the modes of PyTorch."""
+"""The state for which a record is valid: a module's attributes, layers, hooks and values, and the modes of PyTorch."""
 
 from __future__ import annotations
 
 import pickle
 import random
+from collections import deque
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 import numpy
@@ -21,7 +23,7 @@ _members = _C.members
 class Sealed:
     """Notes the attributes, layers, hooks and values of a module, and notices later changes.
 
-    Only ``_patience`` is ignored, which a convolution changes while it runs.
+    ``_patience`` is ignored, because a convolution changes it while it runs.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -41,10 +43,11 @@ class Sealed:
                 left += [member for member in _members([container]) if isinstance(member, dict | list)]
         self._containers = list(found.values())
         self._found = _members(self._containers)
+        self._types = [*map(type, self._found)]
         self._tensors = [member for member in self._found if isinstance(member, Tensor) and not member.is_inference()]
         self._versions = [tensor._version for tensor in self._tensors]
 
-    def _is_unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Compare the state. For the 388 modules in five parts of a RegNetY, this takes 0.1 ms."""
         if self._versions == ():
             return False
@@ -55,25 +58,35 @@ class Sealed:
                 return False
         return [tensor._version for tensor in self._tensors] == self._versions
 
+    def unseal(self) -> None:
+        """Count as changed from now on."""
+        self._versions = ()
+
     def _has_same_members(self) -> bool:
         try:  # The comparison of two lists compares their members by identity first.
-            return bool(_members(self._containers) == self._found)
+            members = _members(self._containers)
+            # 2.0 equals 2, but is another value.
+            return members == self._found and [*map(type, members)] == self._types
         except Exception:  # a tensor was replaced: == has no truth value
             return False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies have tensors with other versions."""
-        return {**vars(self), "_versions": None if self._is_unchanged() else ()}
+        """Copies have tensors with other versions. Some types, such as that of functions, have no pickle."""
+        state = {**vars(self), "_versions": None if self.is_unchanged() else ()}
+        state.pop("_types", None)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
+        if "_found" in state:
+            self._types = [*map(type, self._found)]
         if self._versions is None:
             self._versions = [tensor._version for tensor in self._tensors]
 
 
 # ---- the state of a model while it is recorded ------------------------------------------------------------------
 
-State = list[tuple[str, object, object]]
+State = list[tuple[object, object]]
 
 
 def random_state() -> tuple[Any, ...]:
@@ -90,22 +103,45 @@ def set_random_state(state: tuple[Any, ...]) -> None:
 
 
 def state_of(model: nn.Module) -> State:
-    """Return the attributes of all modules: the names, the values, and their versions or members."""
+    """Return all objects that the attributes of the modules lead to, with their versions or members."""
     found: State = []
-    for module in model.modules():
-        for name, value in vars(module).items():
-            members = value.items() if name in ("_buffers", "_modules", "_parameters") else [(name, value)]
-            found += [(key, member, _version(member)) for key, member in members]
+    seen: set[int] = set()
+    left: list[object] = [vars(module) for module in model.modules()]
+    while left:
+        value = left.pop()
+        if id(value) in seen or isinstance(value, _NOT_FOLLOWED):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            found.append((value, 0 if value.is_inference() else value._version))
+            continue
+        members = _members_of(value)
+        found.append((value, [member if isinstance(member, _VALUES) else _Same(member) for member in members]))
+        left += members
     return found
 
 
-def _version(value: object) -> object:
-    """Return the version of a tensor, or the members of a collection."""
-    if isinstance(value, Tensor):
-        return 0 if value.is_inference() else value._version
+#: Compared by their values, not by their identity.
+_VALUES = (bool, int, float, complex, str, bytes)
+_NOT_FOLLOWED = (
+    *_VALUES, type(None), type, nn.Module, FunctionType, BuiltinFunctionType, ModuleType, torch.dtype, torch.device,
+)  # fmt: skip
+
+
+def _members_of(value: Any) -> list[object]:
+    """Return the members of a collection and the attributes of an object. For random numbers, return the state."""
+    if isinstance(value, random.Random):
+        return [repr(value.getstate())]
+    if isinstance(value, numpy.random.Generator):
+        return [repr(value.bit_generator.state)]
+    if isinstance(value, numpy.ndarray):
+        return [value.tobytes()]
+    found: list[object] = []
     if isinstance(value, dict):
-        value = [*value, *value.values()]
-    return [_Same(member) for member in value] if isinstance(value, list | set) else None
+        found = [*value, *value.values()]
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        found = [*value]
+    return [*found, *getattr(value, "__dict__", {}).values()]
 
 
 class _Same:
@@ -121,9 +157,7 @@ class _Same:
 
 
 def is_same_state(before: State, after: State) -> bool:
-    return len(before) == len(after) and all(
-        a[0] == b[0] and a[1] is b[1] and a[2] == b[2] for a, b in zip(before, after, strict=True)
-    )
+    return len(before) == len(after) and all(a[0] is b[0] and a[1] == b[1] for a, b in zip(before, after, strict=True))
 
 
 def modes() -> tuple[object, ...]:

@@ -19,7 +19,7 @@ int64_t affordable_pieces(const Conv2dShape& s, int64_t most = 1 << 20) {
   return std::clamp<int64_t>(most / bytes, 1, wanted_pieces);
 }
 
-// The largest power of two up to `most`. It usually divides the images evenly.
+// The largest power of two up to `most`. A power of two usually divides the number of images evenly.
 inline int64_t number_of_pieces(int64_t most) {
   int64_t count = 1;
   while (2 * count <= most) count *= 2;
@@ -30,7 +30,7 @@ inline int64_t number_of_pieces(int64_t most) {
 inline Tiles tiles_of_pieces(const Conv2dShape& s, int64_t pixels, int64_t most) {
   const Tiles tiles(s.N, s.P, s.Q, pixels, most);
   const int64_t count = number_of_pieces(std::min(most, tiles.count()));
-  for (int64_t in_image = ceil_div(tiles.count(), std::max<int64_t>(s.N, 1)); in_image <= s.P; ++in_image) {
+  for (int64_t in_image = std::max<int64_t>(1, ceil_div(tiles.count(), std::max<int64_t>(s.N, 1))); in_image <= s.P; ++in_image) {
     const Tiles even(s.N, s.P, s.Q, std::min(pixels, ceil_div(s.P * s.Q, 2 * in_image)), most);
     if (even.count() % count == 0 || even.count() >= 8 * count) return even;
   }
