@@ -13,9 +13,10 @@ library sleep. A turn has two untimed calls, then timed ones, whose median count
 channels_last over the time of the variant, and the median over the rounds. Above 1, the variant is faster. Only the
 processes of fastconv keep freed memory from step to step. FASTCONV_KEEP_MB=0 turns that off.
 
-"fastconv" is fastconv.convert, "fastconv frozen" is fastconv.freeze, both in channels_last. "torch folded" is PyTorch
-with each batch norm folded into the convolution before it (torch.nn.utils.fusion). torch.compile runs for ResNet-18
-only, unless --variants names it, because it compiles each network for more than a minute. That time does not count.
+"fastconv" is fastconv.convert, "fastconv frozen" is fastconv.freeze with record_calls, both in channels_last. "torch
+folded" is PyTorch with each batch norm folded into the convolution before it (torch.nn.utils.fusion). torch.compile
+runs for ResNet-18 only, unless --variants names it, because it compiles each network for more than a minute. That time
+does not count.
 
 The outputs of all variants are compared with PyTorch's in float64. The loss and the running statistics after 20
 training steps are compared with PyTorch's, if there are at least 6 rounds. A difference that rounding does not explain

@@ -147,7 +147,7 @@ def runner(name: str, folder: Path, variant: str, threads: int) -> tuple[Callabl
     elif variant == OURS:
         run = fastconv.convert(model)
     elif variant == FROZEN:
-        run = fastconv.freeze(model)  # type: ignore[attr-defined]
+        run = fastconv.freeze(model, record_calls=True)
     return run, images, expected
 
 
