@@ -30,7 +30,8 @@ inline int64_t number_of_pieces(int64_t most) {
 inline Tiles tiles_of_pieces(const Conv2dShape& s, int64_t pixels, int64_t most) {
   const Tiles tiles(s.N, s.P, s.Q, pixels, most);
   const int64_t count = number_of_pieces(std::min(most, tiles.count()));
-  for (int64_t in_image = std::max<int64_t>(1, ceil_div(tiles.count(), std::max<int64_t>(s.N, 1))); in_image <= s.P; ++in_image) {
+  for (int64_t in_image = std::max<int64_t>(1, ceil_div(tiles.count(), std::max<int64_t>(s.N, 1))); in_image <= s.P;
+       ++in_image) {
     const Tiles even(s.N, s.P, s.Q, std::min(pixels, ceil_div(s.P * s.Q, 2 * in_image)), most);
     if (even.count() % count == 0 || even.count() >= 8 * count) return even;
   }
