@@ -4,8 +4,8 @@ python benchmarks/bench_linear.py                                  as installed
 FASTCONV_ALGORITHM=own python benchmarks/bench_linear.py           fastconv's kernels, also in calls that go to PyTorch
 
 A figure is PyTorch's time divided by fastconv's. Above 1, fastconv is faster. "forward" runs under inference_mode.
-"both" is forward and backward, with the gradients of input, weight and bias. The two take turns in one process, whose
-allocator keeps its pages.
+"both" is forward and backward, with the gradients of input, weight and bias. The two libraries take turns in one
+process. Its allocator keeps freed pages.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 // y = max_pool2d(relu(batch_norm(x))), without a tensor for relu(batch_norm(x)).
 //
-// Forward normalizes the rows of x that some rows of windows read, in workspace, and pools them from there. Backward
-// spreads the gradient of y by the argmax (shapes.h) into a tensor of the size of x, in which the batch norm then
-// replaces it by dx.
+// Forward normalizes the rows that a tile of windows reads into workspace, and pools them there. Backward spreads the
+// gradient of y by the argmax (shapes.h) into dx. The batch norm's backward then overwrites it in place.
 #include <cstring>
 
 #include "normalize.h"

@@ -55,8 +55,8 @@ _recording = threading.Lock()
 class FrozenCalls(Sealed):
     """Calls a model. Records the first call with each set of sizes, and uses the record for the next ones.
 
-    The records hold for the attributes, layers, hooks and values that the model had when it was frozen. They are not
-    copied.
+    The records are valid for the attributes, layers, hooks and values that the model had when it was frozen. Copies of
+    this object contain no records.
 
     Args:
         model: the model that computes calls without a record.

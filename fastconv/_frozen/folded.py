@@ -9,7 +9,7 @@ from fastconv._frozen.layers import freeze_weight
 
 __all__ = ["Folded", "folded_values", "scale_and_shift"]
 
-#: Frozen weights and biases, with the tensors that they were made of. The graphs of one model share them.
+#: Maps the tensors of a layer and its batch norm to the frozen weight and bias. All graphs of a model share it.
 Folded = dict[tuple[object, ...], tuple[Tensor, Tensor, list[Tensor]]]
 
 

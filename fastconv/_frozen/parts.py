@@ -50,7 +50,10 @@ def frozen_parts(model: nn.Module) -> Iterator[FrozenPart]:
 
 
 def freeze_parts(model: nn.Module, freeze: Freeze) -> None:
-    """Let the largest parts of a model that can be recorded run as frozen copies, in place. They are not sealed yet."""
+    """Let the largest parts of a model that can be recorded run as frozen copies, in place.
+
+    Call ``seal()`` on each part afterwards.
+    """
     seen: set[nn.Module] = set()
 
     def visit(parent: nn.Module) -> None:

@@ -1,15 +1,14 @@
 """Record a call of a model: run the model, and note the functions that it calls. The record is for the same sizes.
 
 torch.fx cannot record a model that computes with sizes, as in ``if x.shape[-1] % 2``, or that asks whether an argument
-is None. A run with real tensors knows these answers. They hold for all calls with the same sizes, dtypes and other
-arguments.
+is None. A run with real tensors knows these answers. They are the same in all calls with the same sizes, strides,
+dtypes and other arguments.
 
 The record may not depend on the values of tensors. So each function that the model calls has to return tensors, or
-sizes and other metadata. The record has to give the model's results for other values, too. And it has to run with fake
-tensors, which have no values.
+sizes and other metadata. The record is then checked with other values, and with fake tensors, which have no values.
 
-A TorchFunctionMode notes the functions. It sees only those of its own thread, so other threads may run models
-meanwhile. torch.fx replaces functions of PyTorch for all threads.
+A TorchFunctionMode notes the functions. It sees only its own thread. torch.fx replaces functions for all threads, so
+other threads must wait.
 """
 
 from __future__ import annotations
@@ -139,7 +138,7 @@ def _prepare_leaves(model: nn.Module) -> list[_Leaf]:
 
 # ---- the recorder ------------------------------------------------------------------------------------------------
 
-#: Functions whose results follow from the key of a call. No graph contains them.
+#: Functions whose results depend only on the key of a call. The graph does not contain them.
 _METADATA: frozenset[Any] = frozenset({
     Tensor.shape, Tensor.ndim, Tensor.dtype, Tensor.device, Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel,
     Tensor.nelement, Tensor.__len__, Tensor.is_floating_point, Tensor.is_complex, torch.numel, torch.is_floating_point,

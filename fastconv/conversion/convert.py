@@ -61,8 +61,7 @@ def convert(model: M, fuse: bool = True) -> M:
     Only layers whose class is exactly Conv2d, LazyConv2d, BatchNorm2d, MaxPool2d, Linear, ReLU, ReLU6, LeakyReLU,
     Hardswish or SiLU of :mod:`torch.nn` are converted. A converted activation runs PyTorch's function unless it is
     fused. A converted convolution or linear layer runs PyTorch's operator in the calls that PyTorch computes faster
-    (docs/reference/pytorch_calls.md).
-    :func:`conversion_report` lists every layer, with the reason.
+    (docs/reference/pytorch_calls.md). :func:`conversion_report` lists every layer, with the reason.
 
     Args:
         model: any module, or a single layer.

@@ -69,8 +69,8 @@ void backward_data_1x1(const Conv2dShape& s, const Tensor& grad_output, const Te
   const bool streamed = dx.streamed(s.group_C());
   const Tiles tiles = forward_tiles<T>(without_pool(turned), dx.tile_pixels(tile_pixels), least_pixels, blocks.count());
   // Packing block by block, as forward does, is slower here: 145 instead of 149 GFLOP/s for 2048->512, one 7x7 image.
-  // But a packed weight of more than 32 MB would get fresh pages in every call. dx of a linear layer 4096->4096 with 8
-  // rows: 25 ms if it is packed at once, 9 in ranges (2 threads of Zen 5).
+  // But workspace of more than 32 MB is freed after each call, so every call would have page faults. dx of a linear
+  // layer 4096->4096 with 8 rows: 25 ms if it is packed at once, 9 in ranges (2 threads of Zen 5).
   constexpr int64_t most_bytes = 16 << 20;
   const int64_t block_size = blocks.width * s.group_K();
   const int64_t affordable = std::max<int64_t>(1, most_bytes / (block_size * static_cast<int64_t>(sizeof(T))));

@@ -40,8 +40,8 @@ struct Window {
   int64_t p, q;
 };
 
-// Whether forward stores positions in the window, or no_gradient if the maximum is not above zero. Otherwise it stores
-// indices.
+// True: forward stores the position in the window, or no_gradient if the maximum is not above zero. False: it stores
+// the index.
 template <class Index>
 constexpr bool stores_argmax = sizeof(Index) == 1;
 
