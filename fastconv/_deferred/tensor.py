@@ -232,6 +232,8 @@ def _exclude_from_compilation() -> None:
     Settling changes the Deferred. Dynamo traces code twice, and the second trace would take other branches.
     """
     eval_frame = torch._C._dynamo.eval_frame
+    if not hasattr(eval_frame, "set_code_exec_strategy"):  # another release of torch
+        return
     skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
     for method in (Deferred.__torch_function__, Deferred.__torch_dispatch__):
         function: Any = method.__func__  # type: ignore[attr-defined]
