@@ -18,11 +18,6 @@ int64_t packed_forward_size(const Conv2dShape& s) {
   return s.groups * round_up_to_lanes<T>(s.group_K()) * s.taps();
 }
 
-template <class T>
-int64_t packed_backward_size(const Conv2dShape& s) {
-  return s.groups * round_up_to_lanes<T>(s.group_C()) * s.R * s.S * s.group_K();
-}
-
 // Packs block `index` of the output channels.
 template <class T>
 void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, int64_t index, T* packed) {

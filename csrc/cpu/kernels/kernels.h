@@ -12,7 +12,6 @@ struct Conv2dKernels {
   int64_t block_lanes;  // channels in a block
   int64_t block_taps;   // taps that backward_weight sums at once
   int64_t (*packed_forward_size)(const Conv2dShape&);
-  int64_t (*packed_backward_size)(const Conv2dShape&);
   void (*pack_weight_forward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, T* packed);
   void (*pack_weight_backward)(const Conv2dShape&, const T* weight, bool krsc, int64_t block, int64_t first, T* packed);
   void (*forward)(const Conv2dShape&, const InputTile<T>& x, const PackedWeight<T>&, const OutputTile<T>& y,

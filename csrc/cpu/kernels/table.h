@@ -33,7 +33,6 @@ constexpr Conv2dFamily<T> conv2d_family() {
   return {.direct = {.block_lanes = block_lanes<T>,
                      .block_taps = block_rows,
                      .packed_forward_size = direct::packed_forward_size<T>,
-                     .packed_backward_size = direct::packed_backward_size<T>,
                      .pack_weight_forward = direct::pack_weight_forward<T>,
                      .pack_weight_backward = direct::pack_weight_backward<T>,
                      .forward = direct::forward<T>,
