@@ -33,10 +33,11 @@ from fastconv._ops.linear import linear as with_operator
 
 ours = torch.ops.fastconv
 NAN, INF = float("nan"), float("inf")
-#: The sizes of inputs with their K: tails of every block size, one row, one channel, leading dimensions of size 1.
+#: The sizes of inputs with their K: tails of every block size, one row, one channel, leading dimensions of size 1, and
+#: sums in several parts.
 SIZES = [
     ((1, 1), 1), ((3, 5), 7), ((2, 3, 4, 17), 33), ((64, 100), 10), ((1, 300), 129), ((37, 64), 64), ((1, 1, 9), 200),
-    ((130, 31), 16), ((5, 1), 48), ((1000, 3), 2), ((12, 512), 20), ((4, 50, 96), 384),
+    ((130, 31), 16), ((5, 1), 48), ((1000, 3), 2), ((12, 512), 20), ((4, 50, 96), 384), ((7, 257), 9), ((9, 5000), 40),
 ]  # fmt: skip
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda t: t,

@@ -51,8 +51,9 @@ inline Walk taps_walk(const Conv2dShape& s, const Strides& x, int64_t rows) {
   return {rows, row, s.S, pixel, s.group_C(), 1};
 }
 
-// A sum over more taps than this is split into one partial sum for each kernel row. With 576 taps, that halves the
-// rounding error and costs 1 % of the time.
+// A sum over more taps than this is split into partial sums: one for each kernel row, or several of at most this length
+// if the taps of a kernel row are contiguous in x. With 576 taps, that halves the rounding error and costs 1 % of the
+// time. A linear layer of 4096 inputs has a quarter of the error, and takes up to 3 % longer (Zen 5).
 constexpr int64_t longest_sum = 256;
 
 // A block of the packed weight: the distance in elements between two taps, and the lanes in use in the last vector.
@@ -145,12 +146,21 @@ FC_INLINE void forward_rows(const Conv2dShape& s, const Walk& taps, const Stride
   if constexpr (!by_rows) {
     accumulate<T, vectors, false>(acc, from, taps, weight.data, columns.step, 0);
   } else {
+    const int64_t parts = taps.middle == 1 ? ceil_div(taps.inner, longest_sum) : 1;
+    Walk part = taps;
+    part.inner = ceil_div(taps.inner, parts);
+    const T* b = weight.data;
     for (int64_t r = 0; r < s.R; ++r) {
-      Block<T, vectors, rows> row_sum = {};
-      accumulate<T, vectors, false>(row_sum, from, taps, weight.data + r * (s.taps() / s.R) * columns.step,
-                                    columns.step, 0);
-      add(acc, row_sum);
-      for (const T*& row : from) row += s.dilation_h * x.row;
+      for (int64_t first_tap = 0; first_tap < taps.inner; first_tap += part.inner) {
+        Walk walk = part;
+        if (const int64_t left = taps.inner - first_tap; left < part.inner) walk.inner = left;
+        Block<T, vectors, rows> sum = {};
+        accumulate<T, vectors, false>(sum, from, walk, b, columns.step, 0);
+        add(acc, sum);
+        for (const T*& row : from) row += walk.inner;
+        b += walk.middle * walk.inner * columns.step;
+      }
+      for (const T*& row : from) row += s.dilation_h * x.row - taps.inner;
     }
   }
   if constexpr (!fused) {
