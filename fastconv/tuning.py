@@ -1,6 +1,6 @@
-"""Time the ways to compute each convolution, and keep the fastest: ``with fastconv.tune():``.
+"""Time the algorithms of each convolution, and keep the fastest: ``with fastconv.tune():``.
 
-The times are measured in the operators (csrc/cpu/tuning.cpp). docs/howto/tuning.md describes it for users.
+The operators measure the times (csrc/cpu/tuning.cpp). docs/howto/tuning.md describes tuning for users.
 """
 
 from __future__ import annotations

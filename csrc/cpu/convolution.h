@@ -45,7 +45,7 @@ struct Backward {
   bool input_nhwc = false, weight_nhwc = false;
   std::optional<Tensor> grad_input = std::nullopt, grad_weight = std::nullopt, grad_bias = std::nullopt;
 
-  // Allocates the gradients that are needed. In the returned ones, the others have no elements.
+  // Allocates the gradients that are needed. The other returned tensors have no elements.
   Gradients allocate(bool needs_input, bool needs_weight);
 };
 

@@ -307,7 +307,7 @@ BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& 
   const auto tuned = of_data ? backward_data_by<T>(choice, f, gradient) : backward_weight_by<T>(choice, f, gradient);
   if (tuned) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
-  // In backward_data, both multiply the weight by zeros outside of grad_output.
+  // In backward_data, image_filter and thin_groups multiply the weight by zeros outside of grad_output.
   const bool filter = !gradient.has_argmax && chooses_image_filter(f.conv, pass);
   if ((filter || has_thin_groups<T>(f.conv)) && (!of_data || gradient.other_is_finite())) {
     plan.algorithm = filter ? Algorithm::image_filter : Algorithm::thin_groups;

@@ -27,8 +27,8 @@ __all__ = ["Source", "keep_source", "note_source", "take_source"]
 
 _is_stock = _C.is_stock
 _NAME = "_fastconv_source"
-#: The least products of the convolution for each element of its input. With fewer, as in a depthwise convolution, to
-#: compute the input again takes as long as the gradients. Milliseconds of a training step (Zen 5, 2 threads) if all
+#: The least number of products of the convolution per input element. With fewer, as in a depthwise convolution,
+#: computing the input again takes as long as the gradients. Milliseconds of a training step (Zen 5, 2 threads) if all
 #: inputs are kept, with this limit, and without it: MobileNetV2 46, 47, 57; ResNet-50 200, 205, 205.
 _LEAST_PRODUCTS = 64
 
@@ -44,7 +44,7 @@ class Source:
         assert spread is not None
         # An optimizer may change the weight before backward. PyTorch keeps the result, which does not change.
         weight = None if weight is None else weight.clone()
-        self.tensors = input, weight, *_batch_norm.unchanging(bias, mean, spread, numbers[0])
+        self.tensors = input, weight, *_batch_norm.copies_for_backward(bias, mean, spread, numbers[0])
         self.numbers = numbers
         self.versions = self._current()
 

@@ -18,7 +18,7 @@ __all__ = [
 
 
 class Item(NamedTuple):
-    """A subscript in a path: the item at ``key``, a constant, or the name of a local variable that has the key."""
+    """A subscript in a path. ``key`` is a constant, or the name of a local variable that holds the key."""
 
     key: Any
     is_variable: bool

@@ -26,7 +26,7 @@ _NO_OPERATIONS = (nn.Identity, nn.Dropout)
 
 
 class _Block(NamedTuple):
-    """A convolution, or a batch norm of its own, with the batch norm, addition and activation that run with it."""
+    """A convolution and its batch norm, or a batch norm without a convolution, and their addition and activation."""
 
     first: fx.Node
     norm: fx.Node | None

@@ -155,7 +155,7 @@ class _Recorded:
         return format(self._ask_object("__repr__"), spec)
 
     def _ask_object(self, method: str) -> Any:
-        """Call a method of object. Only torch.fx may: the value's own result is not known."""
+        """Call a method of ``object`` for torch.fx. Refuse the program: the value's own result is not known."""
         if not _is_called_by_torch(3):
             raise Refused(f"the result of {method} is not recorded")
         return getattr(object, method)(self)

@@ -32,7 +32,7 @@ struct ChannelLayout {
     one_matrix = by_pixel || plane < plane_columns;
     if (one_matrix && !by_pixel) repeat = plane;
   }
-  // The values of a channel.
+  // The number of values of a channel.
   int64_t pixels() const { return N * plane; }
   // The size of the matrix, if there is only one.
   int64_t rows() const { return pixels() / repeat; }
