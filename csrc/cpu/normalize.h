@@ -1,5 +1,5 @@
-// activation((x - center) * scale + shift + residual), with one center, scale and shift for each channel: what a batch
-// norm with known statistics computes, alone (batch_norm.cpp) or as the epilogue of a convolution
+// activation((x - center) * scale + shift + residual), with one center, scale and shift for each channel. A batch norm
+// with known statistics computes this, alone (batch_norm.cpp) or as the epilogue of a convolution
 // (conv2d_inference.cpp).
 #pragma once
 
@@ -65,8 +65,8 @@ NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift,
 // The constants without a batch norm: 0, 1 and 0.
 NormalizationConstants no_normalization(int64_t C, ScalarType type);
 
-// Computes the gradients of a batch norm without an activation: of weight and bias, and with `replaces_g` that of x,
-// which replaces g. g and x are contiguous or channels_last, with the same strides.
+// Computes the gradients of weight and bias of a batch norm without an activation. With `replaces_g`, the gradient of x
+// then overwrites g. Both tensors are contiguous or channels_last, with the same strides.
 void batch_norm_gradients(const BatchNormVectors& b, const Tensor& g, const Tensor& x, bool replaces_g,
                           const Tensor& grad_weight, const Tensor& grad_bias);
 

@@ -1,5 +1,5 @@
 // Decides how the CPU computes a convolution. conv2d.cpp and conv2d_backward.cpp ask here, and Python asks here
-// through fastconv._C.plan. The measurements behind the decisions are in plan.cpp.
+// through fastconv._C.plan. plan.cpp has the measurements.
 //
 // A plan depends on the shape, the element type, the memory format of the weight and the ISA level. For a gradient, it
 // also depends on GradientFacts. It does not depend on the number of threads, unless fastconv.tune() timed the call

@@ -1,9 +1,9 @@
 """Compute the input of a convolution again in backward, where it is the result of a batch norm and an activation.
 
 A convolution needs its input for the gradient of its weight. A batch norm needs its input for its gradients. So PyTorch
-keeps two tensors per block of a ResNet until backward. The first follows from the second by one pass
-over memory (Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174): a training step of
-DenseNet-121 needs 0.83 of PyTorch's memory, and 1.02 without this module.
+keeps two tensors per block of a ResNet until backward. The first follows from the second by one pass over memory (Chen
+et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). A training step of DenseNet-121 needs 0.83
+of PyTorch's memory with this module, and 1.02 without it.
 
 The batch norm notes in its result how it was computed, if the program provably calls a convolution with the result
 next. So nothing writes to the result in between. The convolution removes the note, so one call uses it.

@@ -67,7 +67,7 @@ def convert(model: M, fuse: bool = True) -> M:
         model: any module, or a single layer.
         fuse: run a convolution and the ReLU and max-pool that follow it as one operator. A Sequential fuses its
             members. In other code a convolution returns a tensor that waits for the next operation
-            (:mod:`fastconv._deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
+            (:mod:`fastconv._deferred`). If that is ReLU or a max-pool, as a layer or as a function, the two are fused.
             If the program passes a result on at once, a convolution without gradient runs together with the batch norm,
             the addition and the activation after it. A batch norm runs together with the addition and the activation
             after it (:mod:`fastconv._ahead`).

@@ -61,7 +61,7 @@ class PixelWalk {
   int64_t image_, row_, step_;  // distances in x between images, rows of windows, and windows
   int64_t rows_, Q_;
   bool adjacent_;    // windows are at a constant distance, also across rows and images
-  bool contiguous_;  // and nothing lies between them
+  bool contiguous_;  // and there is nothing between them
   const T* next_;
   int64_t n_ = 0, p_ = 0, q_ = 0;
 };

@@ -25,7 +25,7 @@
 
 namespace fastconv::FC_LEVEL::thin_groups {
 
-// A group must lie in one vector. The driver copies tiles with their padding, whose size must not overflow.
+// A group must fit in one vector. The driver copies tiles with their padding, whose size must not overflow.
 template <class T>
 bool supports(const Conv2dShape& s) {
   constexpr double most_pixels = 1e9;
