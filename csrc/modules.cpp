@@ -71,7 +71,7 @@ PyObject* is_stock(PyObject* /*self*/, PyObject* const* arguments, Py_ssize_t co
   }
 }
 
-// Appends what a list or a dictionary contains, or the attributes of another object, to `found`.
+// Appends the members of a list or a dictionary, or the attributes of another object, to `found`.
 void add_members(PyObject* container, PyObject* found) {
   const auto add = [&](PyObject* value) {
     if (PyList_Append(found, value) != 0) throw py::error_already_set();

@@ -195,7 +195,7 @@ def clear() -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return what the choices of a file are for: the processor, the ISA level and the versions."""
+    """Return the machine of a file of choices: the processor, the ISA level and the versions."""
     return {
         "cpu": cpu_model(),
         "cpu_level": _C.cpu_capability(),

@@ -17,7 +17,7 @@ struct Forward {
   std::optional<Tensor> bias;
   Tensor output;
   uint8_t* argmax = nullptr;
-  const Epilogue* epilogue = nullptr;  // inference: what is applied to `output`. Not together with argmax.
+  const Epilogue* epilogue = nullptr;  // inference: applied to `output`. Not together with argmax.
 
   // Returns argmax from this row of windows on.
   uint8_t* argmax_from(int64_t image, int64_t row) const {

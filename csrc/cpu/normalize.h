@@ -22,7 +22,7 @@ struct NormalizationConstants {
   }
 };
 
-// What follows a convolution in inference. `residual` has the size and dtype of the result.
+// The operations after a convolution in inference. `residual` has the size and dtype of the result.
 struct Epilogue {
   const NormalizationConstants* constants;
   std::optional<Tensor> residual;

@@ -115,7 +115,7 @@ def uses(code: CodeType, offset: int, is_none: Callable[[Path], bool | None]) ->
 
 
 def is_readable(code: CodeType) -> bool:
-    """Return whether reading the variables of a function does not change what the function sees."""
+    """Return whether a function cannot notice that its variables are read."""
     return bool(code.co_flags & inspect.CO_OPTIMIZED) and _INSPECTORS.isdisjoint(code.co_names)
 
 

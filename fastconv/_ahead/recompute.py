@@ -72,7 +72,7 @@ class Source:
 def note_source(
     result: Tensor, following: Iterator[Step], tensors: tuple[Tensor | None, ...], numbers: tuple[bool, float, int]
 ) -> None:
-    """Note in the result of a batch norm what it is computed from, if a convolution is called with it next.
+    """Attach its source to the result of a batch norm, if a convolution is called with the result next.
 
     Args:
         result: the result of the batch norm and an activation.
@@ -100,7 +100,7 @@ def _products(convolution: Any, channels: int) -> float:
 
 
 def take_source(input: Any) -> Source | None:
-    """Return what the argument of a convolution was computed from, and remove the note."""
+    """Return the source of a convolution's argument, and detach it from the argument."""
     return input.__dict__.pop(_NAME, None) if type(input) is Tensor else None
 
 

@@ -119,7 +119,7 @@ for _name in (
 
 
 class _Recorded:
-    """A Proxy that records ``a += b`` as a change of a, and refuses what torch.fx would record as something else.
+    """A Proxy that records ``a += b`` as a change of a, and refuses operations that torch.fx would record wrongly.
 
     A Proxy of torch.fx records ``a = a + b``. A second variable of the same tensor would then miss the change.
     """
