@@ -5,11 +5,18 @@ tensors of this call), ``layers`` and ``groups`` (which of them one operator com
 ``recompute`` (what backward computes again instead of keeping it).
 """
 
-from fastconv._ahead.fusion import Ahead, batch_norm_ahead, convolution_ahead, may_wait, register_sequential
+from fastconv._ahead.fusion import (
+    Ahead,
+    batch_norm_ahead,
+    convolution_ahead,
+    may_wait,
+    note_use,
+    register_sequential,
+)
 from fastconv._ahead.layers import register, register_convolution
 from fastconv._ahead.recompute import keep_source, take_source
 
 __all__ = [
-    "Ahead", "batch_norm_ahead", "convolution_ahead", "keep_source", "may_wait", "register",
+    "Ahead", "batch_norm_ahead", "convolution_ahead", "keep_source", "may_wait", "note_use", "register",
     "register_convolution", "register_sequential", "take_source",
 ]  # fmt: skip

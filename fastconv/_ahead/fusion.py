@@ -21,9 +21,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fastconv._ahead.groups import Group, groups
-from fastconv._ahead.layers import CALLED, CONVOLUTION, FUNCTIONS, KINDS, NORM, POOLS, activation_of, methods
+from fastconv._ahead.layers import CALLED, CONVOLUTION, FUNCTIONS, KINDS, LINEAR, NORM, POOLS, activation_of, methods
 from fastconv._ahead.lookahead import LAYERS_IN_FRAME, SEQUENTIAL_CALLS, Step, steps
-from fastconv._ahead.recompute import note_source
+from fastconv._ahead.recompute import note_next, note_source
 from fastconv._layer import is_patched
 from fastconv._ops import batch_norm as _batch_norm
 from fastconv._ops import batch_norm_relu_max_pool2d as _batch_norm_pool
@@ -34,7 +34,7 @@ from fastconv._ops.max_pool2d import Pool
 from fastconv._ops.memory_format import is_channels_last, suggests_channels_last
 from fastconv.normalization import is_supported
 
-__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "may_wait", "register_sequential"]
+__all__ = ["Ahead", "batch_norm_ahead", "convolution_ahead", "may_wait", "note_use", "register_sequential"]
 
 
 class Ahead:
@@ -265,6 +265,18 @@ def batch_norm_ahead(
     return Ahead(result, count)
 
 
+def note_use(layer: nn.Module, frame: FrameType, result: Any) -> None:
+    """Note whether the program passes the result of a layer through an activation of PyTorch to another layer.
+
+    Args:
+        layer: a batch norm or a linear layer.
+        frame: the frame of its ``forward``.
+        result: its result.
+    """
+    if type(result) is Tensor and result.requires_grad and not _is_seen():
+        note_next(result, steps(layer, frame))
+
+
 def _pool_of(step: Step | None) -> Pool | None:
     """Return the arguments of a max-pool. None for another step, or if a variable still holds an earlier result."""
     if step is None:
@@ -280,7 +292,7 @@ def _pool_of(step: Step | None) -> Pool | None:
 _INFERENCE = tuple(activation for activation in Activation if activation is not Activation.NONE)
 _DIFFERENTIABLE = (Activation.RELU, Activation.RELU6)
 #: The kinds of layers that end the steps after a batch norm.
-_ENDS = (CONVOLUTION, NORM)
+_ENDS = (CONVOLUTION, LINEAR, NORM)
 #: The functions that the steps call.
 _PASSING = {*FUNCTIONS, F.batch_norm, F.hardtanh, Tensor.__add__, Tensor.__radd__, Tensor.add}
 

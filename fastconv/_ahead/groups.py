@@ -77,6 +77,8 @@ def groups(first: nn.Module, found: Iterable[Step], activations: Sequence[Activa
             best = closed if may_end else best
             convolution, norm, residual, activation, slope = user, None, None, _NONE, 0.0
             has_norm = is_faster = False
+        elif kind is not IDENTITY:
+            break
         count += kind is not IDENTITY  # which returns its argument
         may_end = is_clean and is_faster and count > 0
         if convolution is None and activation is not _NONE:

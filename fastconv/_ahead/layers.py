@@ -1,4 +1,4 @@
-"""The layers and functions that may follow: batch norms, activations, convolutions, max-pools and Identity."""
+"""The layers and functions that may follow: batch norms, activations, convolutions, linear layers and others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastconv import functional as FF
 from fastconv._ops.conv2d_inference import Activation
 
 __all__ = [
-    "ACTIVATION", "CALLED", "CONVOLUTION", "FUNCTIONS", "IDENTITY", "KINDS", "METHODS", "NORM", "POOLS", "Arguments",
-    "activation_of", "methods", "register", "register_convolution",
+    "ACTIVATION", "CALLED", "CONVOLUTION", "FUNCTIONS", "FUNCTION_TYPES", "IDENTITY", "KINDS", "LINEAR", "METHODS",
+    "NORM", "POOLS", "Arguments", "activation_of", "keeps_argument", "methods", "register", "register_convolution",
 ]  # fmt: skip
 
 #: The constants among the arguments of a call, each with its position or name.
@@ -34,7 +34,7 @@ def activation_of(user: Any, arguments: Arguments = ()) -> tuple[Activation, flo
     """
     activation = _LAYERS.get(type(user))
     if activation is None:
-        return _of_function(user, arguments) if type(user) in _FUNCTION_TYPES else (_NONE, 0.0)
+        return _of_function(user, arguments) if type(user) in FUNCTION_TYPES else (_NONE, 0.0)
     if activation is _RELU6 and (user.min_val, user.max_val) != (0, 6):
         return _NONE, 0.0
     if activation is _LEAKY_RELU:
@@ -54,6 +54,12 @@ def _of_function(function: Any, arguments: Arguments) -> tuple[Activation, float
     return activation, float(given.get("negative_slope", 0.01))  # PyTorch's default
 
 
+def keeps_argument(user: Any) -> bool:
+    """Return whether a layer or a function is an activation of PyTorch that keeps its argument until backward."""
+    cls = type(user)
+    return (user if cls in FUNCTION_TYPES else cls) in _KEEPING
+
+
 def methods(cls: type, *names: str) -> tuple[Any, ...]:
     """Return a tuple of a name, a function and its code for each method, for ``_C.is_stock``."""
     found = [getattr_static(cls, name) for name in names]
@@ -61,7 +67,7 @@ def methods(cls: type, *names: str) -> tuple[Any, ...]:
     return tuple(chain.from_iterable(zip(names, found, codes, strict=True)))
 
 
-CONVOLUTION, NORM, IDENTITY, ACTIVATION = "convolution", "norm", "identity", "activation"
+CONVOLUTION, LINEAR, NORM, IDENTITY, ACTIVATION = "convolution", "linear", "norm", "identity", "activation"
 #: The methods that a call of a layer runs. A batch norm and a convolution have one more.
 CALLED = ("__call__", "_call_impl", "_wrapped_call_impl", "forward")
 _OWN = {CONVOLUTION: "_conv_forward", NORM: "_check_input_dim"}
@@ -78,7 +84,7 @@ KINDS: dict[type, str] = {}
 METHODS: dict[type, tuple[Any, ...]] = {}
 #: The methods of a max-pool, which only ends the steps after a batch norm and so has no kind.
 POOLS: dict[type, tuple[Any, ...]] = {}
-_FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, MethodDescriptorType)
+FUNCTION_TYPES = (FunctionType, BuiltinFunctionType, MethodDescriptorType)
 _TYPES: dict[str, tuple[type, ...]] = {"inplace": (bool,), "negative_slope": (float, int)}
 #: The functions that may follow, and the names of their other parameters.
 _FUNCTIONS: dict[Any, tuple[Activation, tuple[str, ...]]] = {
@@ -94,6 +100,7 @@ _FUNCTIONS: dict[Any, tuple[Activation, tuple[str, ...]]] = {
     F.silu: (Activation.SILU, ("inplace",)),
 }
 FUNCTIONS = frozenset(_FUNCTIONS)
+_KEEPING: set[Any] = {nn.GELU, nn.Hardswish, nn.SiLU, F.gelu, F.hardswish, F.silu}
 
 
 def _add(kind: str, *classes: type) -> None:
@@ -104,14 +111,18 @@ def _add(kind: str, *classes: type) -> None:
 
 _add(NORM, nn.BatchNorm2d)
 _add(IDENTITY, nn.Identity)
-_add(ACTIVATION, *_LAYERS)
+_add(ACTIVATION, nn.GELU, *_LAYERS)
 
 
-def register(batch_norm: type[nn.BatchNorm2d], max_pool: type[nn.MaxPool2d], *activations: Any) -> None:
+def register(
+    batch_norm: type[nn.BatchNorm2d], linear: type[nn.Linear], max_pool: type[nn.MaxPool2d], *activations: Any
+) -> None:
     """Add layers of fastconv that may follow."""
     POOLS[max_pool] = methods(max_pool, *CALLED)
     _LAYERS.update({cls: _LAYERS[cls._torch_class] for cls in activations})
+    _KEEPING.update(cls for cls in activations if cls._torch_class in _KEEPING)
     _add(NORM, batch_norm)
+    _add(LINEAR, linear)
     _add(ACTIVATION, *activations)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.modules import module as torch_module
 
-from fastconv._ahead.bytecode import START, Uses, is_readable, uses
-from fastconv._ahead.layers import CALLED, KINDS, methods
+from fastconv._ahead.bytecode import START, Use, Uses, is_readable, uses
+from fastconv._ahead.layers import CALLED, FUNCTION_TYPES, KINDS, methods
 from fastconv._ahead.values import MISSING, value_at
 from fastconv._ops.library import _C
 
@@ -134,11 +134,16 @@ def _add_call(found: list[Step], user: Any, arguments: Any, is_clean: bool) -> b
     """Add the call of a layer or function, or the calls of the layers of a Sequential. Return whether more may follow.
 
     The last layer of a Sequential ends its call. Until then, a variable may hold the argument of the Sequential.
+    A module that only calls a function counts as that function.
     """
     kind = type(user)
-    if kind in KINDS or not issubclass(kind, torch.nn.Sequential) or arguments or not _runs_its_layers(user):
+    if kind in KINDS or not issubclass(kind, Module):
         found.append((user, arguments, is_clean))
-        return kind in KINDS or not issubclass(kind, Module)
+        return True
+    if not issubclass(kind, torch.nn.Sequential) or arguments or not _runs_its_layers(user):
+        function, constants = _only_function(user)
+        found.append((user, arguments, is_clean) if function is None or arguments else (function, constants, is_clean))
+        return function is not None and not arguments
     layers = list(user._modules.values())
     left = len(layers)
     for layer in layers:
@@ -183,6 +188,31 @@ def _of_code(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None
     return steps, None
 
 
+def _only_function(module: Module) -> tuple[Any, Any]:
+    """Return the function whose result a call of ``module`` returns, and its arguments after the first.
+
+    None if the module does anything else.
+    """
+    uses, function = _of_argument(module)
+    is_only = len(uses) == 2 and uses[0].kind == "call" and uses[1].kind == "return"
+    if not is_only or type(function) not in FUNCTION_TYPES or any(use.stores for use in uses):
+        return None, ()
+    return function, uses[0].arguments
+
+
+def _of_argument(module: Module) -> tuple[tuple[Use, ...], Any]:
+    """Return how a call of ``module`` uses its argument, and the layer or function that it calls first."""
+    forward: Any = getattr_static(type(module), "forward")  # A static method has no parameter for the module.
+    if type(forward) is not FunctionType or not runs_stock_code(module, forward.__code__):
+        return (), None
+    code, names = forward.__code__, forward.__globals__
+    if code.co_argcount < 2:
+        return (), None
+    variables = {code.co_varnames[0]: module}
+    found = _uses(code, START, variables, names).uses
+    return found, value_at(found[0].path, variables, names) if found[0].kind == "call" else None
+
+
 def first_layer(module: Any) -> Any:
     """Return the layer that a call of ``module`` calls first, with its argument and nothing else. None if not known.
 
@@ -196,17 +226,10 @@ def first_layer(module: Any) -> Any:
         if issubclass(cls, torch.nn.Sequential) and _runs_its_layers(module):
             module = next(iter(module._modules.values()))
             continue
-        forward: Any = getattr_static(cls, "forward")  # A static method has no parameter for the module.
-        if type(forward) is not FunctionType or not runs_stock_code(module, forward.__code__):
+        found, called = _of_argument(module)
+        if not found or found[0].kind != "call" or found[0].arguments:
             return None
-        code = forward.__code__
-        if code.co_argcount < 2:
-            return None
-        variables = {code.co_varnames[0]: module}
-        use = _uses(code, START, variables, forward.__globals__).uses[0]
-        if use.kind != "call" or use.arguments:
-            return None
-        module = value_at(use.path, variables, forward.__globals__)
+        module = called
     return module
 
 

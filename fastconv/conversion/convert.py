@@ -200,7 +200,7 @@ def plan_layer(module: Module, fuse: bool, fused: str, conversion: Conversion) -
         faster = "PyTorch is faster at an activation alone"
         return theirs.__name__, "left", f"{faster}; fused after a convolution or batch norm" if fuse else faster
     conversion.classes[module] = LAYERS[theirs]
-    if fuse and isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d):
+    if fuse and isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.Linear):
         conversion.fusing.append(module)
     return theirs.__name__, "fused" if fused else "converted", fused
 

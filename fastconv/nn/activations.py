@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: F401  torch.jit.script looks for t
 from fastconv import functional as FF
 from fastconv._ahead import Ahead, register
 from fastconv._layer import Layer, is_patched, scripted_as
-from fastconv.nn.layers import BatchNorm2d, MaxPool2d
+from fastconv.nn.layers import BatchNorm2d, Linear, MaxPool2d
 
 __all__ = ["Hardswish", "LeakyReLU", "ReLU", "ReLU6", "SiLU"]
 
@@ -98,4 +98,4 @@ class SiLU(Layer, torch.nn.SiLU):
     forward = _forward_of(torch.nn.SiLU)
 
 
-register(BatchNorm2d, MaxPool2d, ReLU, ReLU6, LeakyReLU, Hardswish, SiLU)
+register(BatchNorm2d, Linear, MaxPool2d, ReLU, ReLU6, LeakyReLU, Hardswish, SiLU)

@@ -57,7 +57,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
         if type(input) is Ahead:  # type: ignore[comparison-overlap]
             return input.passed()  # type: ignore[no-any-return]
         if self._fuses and type(self) is Conv2d and not torch.compiler.is_compiling():
-            source = take_source(input)
+            source = take_source(self, input)
             result: Any = convolution_ahead(self, sys._getframe(0), input)
             if result is not None:
                 return result  # type: ignore[no-any-return]
@@ -212,7 +212,7 @@ _PATIENCE = 3
 
 
 def fuse_with_next(layer: torch.nn.Module) -> None:
-    """Let a converted convolution or batch norm run with the next layers as one operator."""
+    """Let a converted layer run together with the layers around it where possible."""
     vars(layer)["_fuses"] = True
     if isinstance(layer, Conv2d | LazyConv2d):
         vars(layer)["_patience"] = _PATIENCE

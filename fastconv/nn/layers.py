@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # torch.jit.script looks for the names of PyTorch's code here
 
 from fastconv import functional as FF
-from fastconv._ahead import Ahead, batch_norm_ahead
+from fastconv._ahead import Ahead, batch_norm_ahead, keep_source, note_use, take_source
 from fastconv._layer import Layer, is_observed, is_patched, scripted_as
 from fastconv._ops.linear import MAY_BE_FASTER
 from fastconv._scripted import scripted_batch_norm_relu
@@ -70,11 +70,13 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
             return super().forward(input)  # type: ignore[no-any-return]
         self._check_input_dim(input)
         arguments = self._arguments()
-        if self._fuses and type(self) is BatchNorm2d:
-            result: Any = batch_norm_ahead(self, sys._getframe(0), input, *arguments)
-            if result is not None:
-                return result  # type: ignore[no-any-return]
-        return FF.batch_norm(input, *arguments)
+        if not self._fuses or type(self) is not BatchNorm2d:
+            return FF.batch_norm(input, *arguments)
+        result: Any = batch_norm_ahead(self, sys._getframe(0), input, *arguments)
+        if result is None:
+            result = FF.batch_norm(input, *arguments)
+            note_use(self, sys._getframe(0), result)
+        return result  # type: ignore[no-any-return]
 
     def _arguments(self) -> tuple[Any, ...]:
         """Count the batch in training. Return the arguments of ``FF.batch_norm`` after the input."""
@@ -134,9 +136,19 @@ class Linear(Layer, torch.nn.Linear):
     """
 
     _torch_class = torch.nn.Linear
+    _conversion_attributes = ("_fuses",)
+    #: Keep no input that backward can compute again. :func:`fastconv.convert` sets it.
+    _fuses = False
 
     @scripted_as(torch.nn.Linear.forward)
     def forward(self, input: Tensor) -> Tensor:
         if not MAY_BE_FASTER or is_patched():
             return F.linear(input, self.weight, self.bias)
-        return FF.linear(input, self.weight, self.bias)
+        if not self._fuses or type(self) is not Linear or torch.compiler.is_compiling():
+            return FF.linear(input, self.weight, self.bias)
+        source = take_source(self, input)
+        result = FF.linear(input, self.weight, self.bias)
+        if source is not None:
+            keep_source(result, input, source)
+        note_use(self, sys._getframe(0), result)
+        return result
