@@ -20,7 +20,7 @@ struct Environment {
 // import, so that the import raises the error and not the first convolution.
 const Environment& environment();
 
-// Whether the environment has settings of glibc's malloc, now.
+// Returns whether the environment now has settings of glibc's malloc.
 bool has_malloc_settings();
 
 }  // namespace fastconv

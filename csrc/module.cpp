@@ -176,8 +176,8 @@ PYBIND11_MODULE(_C, m) {
       "channels_last. In backward, `nonzero` is the share of the convolution's results that the gradient "
       "reaches, and `finite` says that the other factor (weight or input) has no infinity and no NaN. With "
       "`cuda_capability`, such as 90, the answer is for a GPU of that compute capability: the 'algorithm' is own or "
-      "torch. Own has the 'rule', which is None with FASTCONV_ALGORITHM=own. `tf32` says that PyTorch may compute "
-      "float32 in TF32.");
+      "torch. For own, 'rule' is the rule that chose it, or None with FASTCONV_ALGORITHM=own. `tf32` says that PyTorch "
+      "may compute float32 in TF32.");
   m.def("linear_is_faster", &fastconv::cpu::linear_is_faster, py::arg("rows"), py::arg("C"), py::arg("K"),
         "Whether the plan chooses fastconv for a linear layer with C inputs and K outputs, in float32.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,
@@ -228,6 +228,6 @@ PYBIND11_MODULE(_C, m) {
       "The settings of the environment variables at import. ValueError if one has a value that is not accepted.");
   m.def("allows_tf32", &fastconv::allows_tf32, "Whether PyTorch lets convolutions of float32 use TF32 on a GPU.");
   fastconv::add_tuning(m);
-  fastconv::add_modules(m);
+  fastconv::add_module_inspection(m);
   m.def("build_info", &build_info, "How the extension was built.");
 }

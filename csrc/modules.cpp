@@ -43,7 +43,7 @@ bool is_observed(PyObject* attributes) {
   return value != nullptr && value != Py_None;
 }
 
-// methods: (name, function, code) of each. A function that the class finds must be that very object with that code.
+// Returns whether the class still has its methods. `methods` has the name, the function and its code object of each.
 bool has_methods(PyTypeObject* cls, PyObject* methods) {
   const Py_ssize_t count = PyTuple_GET_SIZE(methods);
   for (Py_ssize_t i = 0; i + 2 < count; i += 3) {
@@ -71,7 +71,7 @@ PyObject* is_stock(PyObject* /*self*/, PyObject* const* arguments, Py_ssize_t co
   }
 }
 
-// Appends what a list or a dictionary contains, or the attributes of another object, to `found`.
+// Appends the members of a list or a dictionary, or the attributes of another object, to `found`.
 void add_members(PyObject* container, PyObject* found) {
   const auto add = [&](PyObject* value) {
     if (PyList_Append(found, value) != 0) throw py::error_already_set();
@@ -118,7 +118,7 @@ PyMethodDef methods[] = {
 
 }  // namespace
 
-void add_modules(py::module_& m) {
+void add_module_inspection(py::module_& m) {
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }
 

@@ -1,10 +1,10 @@
-// The function of fastconv._C that asks what a call of a torch.nn.Module runs. fastconv/_ahead/layers.py calls it.
+// The functions of fastconv._C that inspect instances of torch.nn.Module, for fastconv/_ahead and fastconv/_frozen.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 namespace fastconv {
 
-void add_modules(pybind11::module_& m);
+void add_module_inspection(pybind11::module_& m);
 
 }  // namespace fastconv

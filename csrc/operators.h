@@ -68,7 +68,7 @@ inline void relu_(const Tensor& input) {
 
 Tensor relu_backward(const Tensor& grad_output, const Tensor& output);
 
-// Gives the functions of the current namespace to the library `m`.
+// Registers the functions of the current namespace with the library `m`.
 #define FC_REGISTER_OPERATORS(m)                                                            \
   (m).impl("conv2d", TORCH_BOX(&conv2d));                                                   \
   (m).impl("conv2d_backward", TORCH_BOX(&conv2d_backward));                                 \

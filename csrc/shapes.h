@@ -68,8 +68,8 @@ inline FusedShape without_pool(const Conv2dShape& s) {
   return f;
 }
 
-// The argmax of the fused operators has one byte for each pooling window and channel: the position r * S + s of the
-// pixel that receives the window's gradient, or no_gradient if no pixel receives a gradient. A convolution without
+// The argmax of the fused operators has one byte for each pooling window and channel. The byte is the position
+// r * S + s of the pixel that receives the window's gradient, or no_gradient if no pixel does. A convolution without
 // pooling has windows of one pixel, and its bytes are 0 or no_gradient.
 constexpr uint8_t no_gradient = 255;
 

@@ -68,8 +68,8 @@ inline bool result_is_channels_last(const Tensor& input, const Tensor& weight) {
   return input.numel() > 0 && (suggests_channels_last(input) || suggests_channels_last(weight));
 }
 
-// The same for the fused operators. PyTorch's ReLU returns a contiguous tensor if the convolution's result fits both
-// memory formats.
+// Returns whether the fused operators return a channels_last tensor. PyTorch's ReLU returns a contiguous tensor if the
+// convolution's result fits both memory formats.
 inline bool fused_is_channels_last(const Conv2dShape& s, const Tensor& input, const Tensor& weight) {
   return s.K > 1 && s.P * s.Q > 1 && result_is_channels_last(input, weight);
 }

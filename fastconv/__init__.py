@@ -1,4 +1,4 @@
-"""fastconv: convolution, max-pooling and ReLU for PyTorch on the CPU, forward and backward.
+"""fastconv: faster convolution, max-pooling, ReLU and batch norm for PyTorch on the CPU, forward and backward.
 
 import fastconv.functional as FF   # conv2d, max_pool2d, relu, with the arguments of torch.nn.functional
 from fastconv import nn as fnn     # Conv2d, MaxPool2d, ReLU, with the arguments of torch.nn

@@ -40,9 +40,9 @@ class _DefinedIn(str):
 
 
 def _qconfig_by_class(layer: Any, qconfig: Any) -> Any:
-    """Return the qconfig that PyTorch's quantisation chose for the layer's class of torch.nn. Default: the given one.
+    """Return the qconfig that PyTorch's quantisation chose for the layer's torch.nn class, or else the given one.
 
-    PyTorch looks up the layer's class in a dictionary of classes, which does not have fastconv's.
+    PyTorch looks up the layer's class in a dictionary of torch.nn's classes.
     """
     setter = sys._getframe(2).f_back  # frames: this function, __set__, Module.__setattr__, the caller
     if setter is None or setter.f_code.co_name != "_propagate_qconfig_helper":
@@ -204,7 +204,7 @@ _STOCK = _bypassed()
 
 
 def is_watched() -> bool:
-    """Return whether a mode of the program sees each call of a function. It expects PyTorch's functions."""
+    """Return whether a function mode of the program is active. Such a mode expects PyTorch's functions."""
     if _len_torch_function_stack() == 0:
         return False
     modes = (_get_function_stack_at(i) for i in range(_len_torch_function_stack()))
@@ -223,7 +223,7 @@ def register_mode(mode: type) -> None:
 
 
 def is_patched() -> bool:
-    """Return whether the program has replaced a method or function that fastconv's layers bypass, or sees their calls.
+    """Return whether the program replaced a method or function that fastconv's layers bypass, or has a function mode.
 
     torch.export replaces ``Module.__call__`` while it records. That does not count, except for ONNX, which needs
     PyTorch's operators.

@@ -20,7 +20,7 @@ _LAYER = re.compile(
     r"|(?P<norm>bn)"
     r"|(?P<activation>relu|sigmoid|tanh|leakyrelu|none)"
 )
-#: Words that are layers, and what other languages call them. They suggest a layer for an unknown word.
+#: Words of a description, and names of the same layers in other libraries. They suggest a layer for an unknown word.
 _EXAMPLES = (
     *("conv32", "conv32x5", "conv32same", "pool", "pool3", "avgpool", "dense128", "dropout.5", "bn"),
     *("relu", "sigmoid", "tanh", "leakyrelu", "none"),

@@ -32,8 +32,8 @@ def freeze(model: nn.Module, record_calls: bool = False) -> nn.Module:
     weights have no effect. The model itself does not change.
 
     ``torch.fx`` records the model once, for inputs of all sizes. The record keeps the branches and the Python values of
-    that one run. If the record would miss something, the copy is converted instead (:func:`fastconv.convert`), and its
-    weights are packed. The record of a model would miss something if
+    that one run. If the record would be incomplete, the copy is converted instead (:func:`fastconv.convert`), and its
+    weights are packed. The record of a model would be incomplete if
 
     - it has an ``if`` or a loop that depends on the input or on the modes of PyTorch;
     - it asks for the type or the identity of a value, as in ``mask is None``;
@@ -47,7 +47,7 @@ def freeze(model: nn.Module, record_calls: bool = False) -> nn.Module:
     - the result depends on the values of a tensor in Python, as in ``if x.mean() > 0``;
     - ``forward`` draws random numbers, changes the model or enters a context;
     - the call needs a gradient, or runs in autocast or a transform;
-    - an argument is not a tensor, a bool, an int, a text or None.
+    - an argument is not a tensor, a bool, an int, a string or None.
 
     Do not call ``freeze`` while another thread runs a model: ``torch.fx`` replaces functions of PyTorch meanwhile.
     Recording a call replaces no function.

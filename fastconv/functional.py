@@ -128,7 +128,7 @@ def convolution_arguments(
         return None
     if type(groups) is bool or not isinstance(groups, int | torch.SymInt):
         return None
-    # PyTorch accepts some empty images, channels and kernels, and refuses others. It has other strides without images.
+    # PyTorch accepts some empty images, channels and kernels, and refuses others. For N = 0, its strides differ.
     if weight.dim() != 4 or input.dim() not in (3, 4) or 0 in input.shape[-3:] or 0 in weight.shape:
         return None
     if dilations[0] <= 0 or dilations[1] <= 0 or (not torch.compiler.is_compiling() and input.shape[0] == 0):

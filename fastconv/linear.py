@@ -19,10 +19,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     .. math::
         y = x W^T + b
 
-    A linear layer is a 1x1 convolution. fastconv computes it where it was measured to be faster than PyTorch: in
-    float32, on AMD CPUs with AVX-512 from Zen 5 on, with two rows or more, four outputs or more, and at least 2 million
-    products. PyTorch computes all other calls, and the calls within autocast, transforms of :mod:`torch.func` and
-    compiled code.
+    A linear layer is a 1x1 convolution. fastconv computes only calls for which it was measured to be faster than
+    PyTorch. They are in float32, on AMD CPUs from Zen 5 on, with AVX-512, and have at least two rows, four outputs and
+    2 million products. PyTorch computes all other calls, and the calls within autocast, transforms of
+    :mod:`torch.func` and compiled code.
 
     Args:
         input: (..., C).

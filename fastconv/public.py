@@ -40,7 +40,7 @@ __all__ = [
 
 
 class Configuration(str):
-    """A text whose ``repr`` is the text itself, so that notebooks and the interpreter show its lines."""
+    """A string whose ``repr`` is the string itself, so that notebooks and the interpreter show its lines."""
 
     __slots__ = ()
 

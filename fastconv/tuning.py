@@ -1,6 +1,6 @@
-"""Time the ways to compute each convolution, and keep the fastest: ``with fastconv.tune():``.
+"""Time the algorithms of each convolution, and keep the fastest: ``with fastconv.tune():``.
 
-The times are measured in the operators (csrc/cpu/tuning.cpp). docs/howto/tuning.md describes it for users.
+The operators measure the times (csrc/cpu/tuning.cpp). docs/howto/tuning.md describes tuning for users.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def clear() -> None:
 
 
 def machine() -> dict[str, str]:
-    """Return what the choices of a file are for: the processor, the ISA level and the versions."""
+    """Return the machine of a file of choices: the processor, the ISA level and the versions."""
     return {
         "cpu": cpu_model(),
         "cpu_level": _C.cpu_capability(),

@@ -10,7 +10,7 @@ const BatchNormKernels<typename Elements::Computed>& kernel() {
   return kernels().conv2d<typename Elements::Computed>().batch_norm;
 }
 
-// y = activation(batch_norm(x)), of which backward needs the gradients.
+// The batch norm y = activation(batch_norm(x)) whose gradients backward computes.
 struct BatchNorm {
   BatchNormVectors vectors;
   Activation activation;
@@ -89,8 +89,8 @@ NormalizedGradient<typename Elements::Computed> load_gradient(const Elements& el
           t.y ? load(*t.y, Workspace::intermediate) : nullptr, nullptr, size.channels};
 }
 
-// Computes the sums of channels again whose sums, or their products, overflow in T. The kernel applies the activation's
-// mask, and the rest is computed in double.
+// Computes the sums again for the channels whose sums, or their products, overflow in T. The kernel applies the
+// activation's mask, and the rest is computed in double.
 template <class Elements, class T>
 void sum_large_gradients(const Elements& elements, const BatchNorm& b, const ChannelConstants<T, 3>& constants,
                          const GradientTensors& t, ChannelSums& all) {
@@ -158,7 +158,7 @@ void input_gradient(const Elements& elements, const BatchNorm& b, const Backward
   });
 }
 
-// Computes the gradients of weight and bias, and those tensors of `t` that are there.
+// Computes the gradients of weight and bias, and fills the gradients that `t` has.
 void compute_gradients(const BatchNorm& b, GradientTensors t, const Tensor& grad_weight, const Tensor& grad_bias) {
   dispatch_elements(t.x, "batch_norm", [&](auto elements) {
     GradientTensors first = t;
@@ -179,7 +179,7 @@ void compute_gradients(const BatchNorm& b, GradientTensors t, const Tensor& grad
   });
 }
 
-// They are written in place.
+// Checks running statistics, which are updated in place.
 void check_running(const std::optional<Tensor>& running, int64_t C, const char* name) {
   check_channel_vector(running, C, name);
   check(!running || running->is_contiguous(), "expected a contiguous ", name);

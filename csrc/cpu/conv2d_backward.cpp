@@ -144,7 +144,7 @@ bool data_of_16_bits(const Backward& call) {
   return true;
 }
 
-// The same for dw. write(compute) calls compute(dw, db) with the gradients in float32.
+// Does this for dw. write(compute) calls compute(dw, db) with the gradients in float32.
 template <class Write>
 bool weight_of_16_bits(const Backward& call, const Write& write) {
   const Conv2dShape& s = call.shape.conv;

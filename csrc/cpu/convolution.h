@@ -17,7 +17,7 @@ struct Forward {
   std::optional<Tensor> bias;
   Tensor output;
   uint8_t* argmax = nullptr;
-  const Epilogue* epilogue = nullptr;  // inference: what is applied to `output`. Not together with argmax.
+  const Epilogue* epilogue = nullptr;  // inference: applied to `output`. Not together with argmax.
 
   // Returns argmax from this row of windows on.
   uint8_t* argmax_from(int64_t image, int64_t row) const {
@@ -45,7 +45,7 @@ struct Backward {
   bool input_nhwc = false, weight_nhwc = false;
   std::optional<Tensor> grad_input = std::nullopt, grad_weight = std::nullopt, grad_bias = std::nullopt;
 
-  // Allocates the gradients that are needed. In the returned ones, the others have no elements.
+  // Allocates the gradients that are needed. The other returned tensors have no elements.
   Gradients allocate(bool needs_input, bool needs_weight);
 };
 

@@ -47,7 +47,7 @@ bool can_be_image_filter(const Conv2dShape& s) {
          !never(image_filter);
 }
 
-// A test that forces another algorithm gets that one.
+// If a test forces another algorithm, the plan does not choose image_filter.
 bool chooses_image_filter(const Conv2dShape& s, Pass pass) {
   if (!can_be_image_filter(s)) return false;
   return always(image_filter) || (is_image_filter(s, pass) && !algorithms_are_forced());

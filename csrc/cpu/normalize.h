@@ -1,5 +1,5 @@
-// activation((x - center) * scale + shift + residual), with one center, scale and shift for each channel: what a batch
-// norm with known statistics computes, alone (batch_norm.cpp) or as the epilogue of a convolution
+// activation((x - center) * scale + shift + residual), with one center, scale and shift for each channel. A batch norm
+// with known statistics computes this, alone (batch_norm.cpp) or as the epilogue of a convolution
 // (conv2d_inference.cpp).
 #pragma once
 
@@ -22,7 +22,7 @@ struct NormalizationConstants {
   }
 };
 
-// What follows a convolution in inference. `residual` has the size and dtype of the result.
+// The operations after a convolution in inference. `residual` has the size and dtype of the result.
 struct Epilogue {
   const NormalizationConstants* constants;
   std::optional<Tensor> residual;
@@ -43,8 +43,8 @@ struct BatchNormVectors {
 
 Activation activation_of(int64_t number);
 
-// The part of a number that T cannot hold. 0 if the number is not finite. If the mean is 1e4 and the deviation is 1,
-// the part of the mean is up to 1/2000 of the deviation.
+// The rounding error of a number in T. 0 if the number is not finite. For a mean of 1e4 and a deviation of 1, it is up
+// to 1/2000 of the deviation.
 template <class T>
 double rounding_error(double number, T rounded) {
   const double error = number - static_cast<double>(rounded);
@@ -54,18 +54,19 @@ double rounding_error(double number, T rounded) {
 // 1 / sqrt(variance + eps) of each channel.
 std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C);
 
-// `type` is that of the tensors. `conv_bias` is the bias of a convolution before, which adds none then.
+// `type` is that of the tensors. `conv_bias` is the bias of the convolution before the batch norm. That convolution
+// must not add it.
 NormalizationConstants constants_of(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C,
                                     ScalarType type);
 
-// Those of x * scale + shift.
+// The constants of x * scale + shift.
 NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift, int64_t C, ScalarType type);
 
-// 0, 1 and 0: without a batch norm.
+// The constants without a batch norm: 0, 1 and 0.
 NormalizationConstants no_normalization(int64_t C, ScalarType type);
 
-// Computes the gradients of a batch norm without an activation: of weight and bias, and with `replaces_g` that of x,
-// which replaces g. g and x are contiguous or channels_last, with the same strides.
+// Computes the gradients of weight and bias of a batch norm without an activation. With `replaces_g`, the gradient of x
+// then overwrites g. Both tensors are contiguous or channels_last, with the same strides.
 void batch_norm_gradients(const BatchNormVectors& b, const Tensor& g, const Tensor& x, bool replaces_g,
                           const Tensor& grad_weight, const Tensor& grad_bias);
 
@@ -79,10 +80,10 @@ void check_normalizable(const Tensor& input);
 void check_batch_norm(const Tensor& input, const std::optional<Tensor>& weight, const std::optional<Tensor>& bias,
                       const Tensor& mean, const Tensor& spread);
 
-// Checks one value for each channel.
+// Checks that a vector has one value for each channel.
 void check_channel_vector(const std::optional<Tensor>& vector, int64_t C, const char* name);
 
-// Checks a tensor of the size and dtype of `like`.
+// Checks that a tensor has these sizes and the dtype of `like`.
 void check_like(const std::optional<Tensor>& tensor, const Ints& sizes, const Tensor& like, const char* name);
 
 }  // namespace fastconv::cpu

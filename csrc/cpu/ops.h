@@ -9,17 +9,17 @@ namespace fastconv::cpu {
 
 // ---- only the CPU has these --------------------------------------------------------------------------------------
 
-// A convolution with what follows it in inference: activation(batch_norm(conv2d(x)) + residual). Without a batch norm,
-// `running_mean` and `running_var` are both absent.
+// A convolution and the operations after it in inference: activation(batch_norm(conv2d(x)) + residual). Without a batch
+// norm, `running_mean` and `running_var` are both absent.
 Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                         const std::optional<Tensor>& running_mean, const std::optional<Tensor>& running_var,
                         const std::optional<Tensor>& norm_weight, const std::optional<Tensor>& norm_bias,
                         const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                         const Ints& dilation, int64_t groups, double eps, int64_t activation, double slope);
 
-// The same without a batch norm, or with one that is folded into weight and bias. PyTorch's batch norms, and its
+// activation(conv2d(x) + residual). A batch norm may be folded into weight and bias. PyTorch's batch norms, and its
 // additions and activations out of place, return a contiguous tensor if their input fits both memory formats.
-// `prefers_contiguous` says that one of them follows.
+// `prefers_contiguous` says that such an operation follows.
 Tensor conv2d_folded(const Tensor& input, const Tensor& weight, const Tensor& bias,
                      const std::optional<Tensor>& residual, const Ints& stride, const Ints& padding,
                      const Ints& dilation, int64_t groups, int64_t activation, double slope, bool prefers_contiguous);

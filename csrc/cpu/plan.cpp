@@ -42,8 +42,9 @@ bool can_be_small_output(const Conv2dShape& s, bool krsc_weight) {
 //   64->128 3x3, 5x5 (9)              26 /   25        960->160 1x1, 3x3 (9)      48 /  37
 //   160->960 1x1, 3x3 (9)             42 /   59        160->960 1x1, 4x4 (16)     84 / 160
 //   512->512 3x3, 4x4 (16)           525 /  714        960->160 1x1, 4x4 (16)     51 /  61
-// With AVX-512 of Zen 5, the direct kernels are faster: 336 / 440, 69 / 103, 26 / 36 and 25 / 68 us for 9 outputs of
-// the first column's 512->512, of 256->256, 960->160 and 160->960. With AVX2, they are not: 380 / 292, 102 / 83.
+// On Zen 5 with AVX-512, the direct kernels are faster for 9 outputs:
+//   512->512 336 / 440    256->256 69 / 103    960->160 26 / 36    160->960 25 / 68
+// With AVX2, they are slower: 512->512 380 / 292, 256->256 102 / 83.
 bool is_small_output(const Conv2dShape& s, bool krsc_weight) {
   if (!can_be_small_output(s, krsc_weight)) return false;
   if (always(small_output)) return true;
@@ -307,7 +308,7 @@ BackwardPlan plan_backward(Pass pass, const FusedShape& f, const GradientFacts& 
   const auto tuned = of_data ? backward_data_by<T>(choice, f, gradient) : backward_weight_by<T>(choice, f, gradient);
   if (tuned) return *tuned;
   BackwardPlan plan = direct_plan(gradient);
-  // In backward_data, both multiply the weight by zeros outside of grad_output.
+  // In backward_data, image_filter and thin_groups multiply the weight by zeros outside of grad_output.
   const bool filter = !gradient.has_argmax && chooses_image_filter(f.conv, pass);
   if ((filter || has_thin_groups<T>(f.conv)) && (!of_data || gradient.other_is_finite())) {
     plan.algorithm = filter ? Algorithm::image_filter : Algorithm::thin_groups;

@@ -1,5 +1,5 @@
 // Decides how the CPU computes a convolution. conv2d.cpp and conv2d_backward.cpp ask here, and Python asks here
-// through fastconv._C.plan. The measurements behind the decisions are in plan.cpp.
+// through fastconv._C.plan. plan.cpp has the measurements.
 //
 // A plan depends on the shape, the element type, the memory format of the weight and the ISA level. For a gradient, it
 // also depends on GradientFacts. It does not depend on the number of threads, unless fastconv.tune() timed the call
@@ -38,14 +38,14 @@ enum class Pass { forward, backward_data, backward_weight };
 // but the weight are in NHWC. The epilogue has at most ReLU or ReLU6.
 bool multiplies_pairs(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
-// Whether PyTorch's own operator computes it faster than every other algorithm. FASTCONV_ALGORITHM=own: never.
+// Whether PyTorch's own operator computes a pass faster than every other algorithm. FASTCONV_ALGORITHM=own: never.
 bool torch_is_faster(const Conv2dShape& s, Pass pass, ScalarType type, bool nhwc);
 
 // Whether image_filter can compute a convolution and its gradients, and whether the plan chooses it for one pass. Fused
 // operators never use it.
 bool can_be_image_filter(const Conv2dShape& s);
 bool chooses_image_filter(const Conv2dShape& s, Pass pass);
-// Whether it is faster than pairs and than PyTorch in bfloat16.
+// Whether image_filter is faster than pairs and than PyTorch in bfloat16.
 bool chooses_image_filter_in_bfloat16(const Conv2dShape& s, Pass pass);
 
 // How Winograd's algorithm cuts images: up to four kinds of tiles (interior, two edges and a corner), and the number of

@@ -131,13 +131,13 @@ Candidate planned_in(const TunedCall& call, double nonzero) {
   return candidate_of(plan_backward<T>(call.pass, call.shape, facts));
 }
 
-// The candidate that the plan uses now: the one that it follows, if that one can compute the call.
+// The candidate that the plan uses now. While a Following exists, this is its candidate, if that can compute the call.
 Candidate planned(const TunedCall& call, double nonzero) {
   return call.type == ScalarType::Double ? planned_in<double>(call, nonzero) : planned_in<float>(call, nonzero);
 }
 
 std::vector<Candidate> candidates_of(const TunedCall& call) {
-  // fastconv's algorithms would need much time and memory.
+  // For calls of the rule `padding`, fastconv's algorithms would need much time and memory.
   const char* rule = call.fused ? nullptr : rule_for_torch(call.shape.conv, call.pass, call.type, is_nhwc(call));
   if (rule && torch_is_allowed() && std::strcmp(rule, "padding") == 0) return {Candidate::torch};
   std::vector<Candidate> result;

@@ -71,7 +71,7 @@ bool is_plain_3x3(const Conv2dShape& s) {
 // need FASTCONV_WINOGRAD=4. Winograd's error is relative to the largest results of a tile. For example, a result may be
 // 1e-7 times the largest instead of 0. FASTCONV_WINOGRAD=0 is for users who need each result as exact as its own terms.
 //
-// PyTorch adds shorter sums, so the ratio is larger, in three cases: with few channels (2.1 for 16 channels in a
+// In three cases, PyTorch adds shorter sums. So the ratio is larger with few channels (2.1 for 16 channels in a
 // simulation), in backward_data of contiguous tensors, and with much padding (4.7 for padding 3; after ReLU, 2.9 for
 // padding 1 of a 3 x 3 image). Tiles are at most 2 x 2 in these three cases, and also with a pool (see
 // kernels/winograd.h) and without AVX2. Even those are not exact enough with less than 8 channels (largest ratio in

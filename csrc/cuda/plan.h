@@ -1,6 +1,5 @@
-// Decides who computes a convolution on a GPU: fastconv's kernels, or PyTorch's own operator (cuDNN). The measurements
-// behind the decisions are in plan.cpp. fastconv/_ops/gpu.py asks here before each call, and Python through
-// fastconv._C.plan(..., cuda_capability=90).
+// Decides whether fastconv's kernels or PyTorch's own operator (cuDNN) compute a convolution on a GPU. plan.cpp has the
+// measurements. fastconv/_ops/gpu.py asks here before each call, through fastconv._C.plan(..., cuda_capability=90).
 //
 // A plan needs no GPU and no CUDA: every build can answer for a GPU that it does not have.
 #pragma once

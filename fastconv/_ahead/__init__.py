@@ -1,4 +1,4 @@
-"""Layers that compute the next ones, too, because the program passes their results on at once: see ``fusion``.
+"""Layers that also compute the layers after them, if the program uses their results for nothing else: see ``fusion``.
 
 Modules: ``bytecode`` and ``stack`` (what a function does with a result), ``lookahead`` and ``values`` (the layers and
 tensors of this call), ``layers`` and ``groups`` (which of them one operator computes), ``fusion`` (computes them),

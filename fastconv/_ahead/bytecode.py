@@ -4,8 +4,8 @@
 Then it follows the result of that one, and so on. It knows only instructions that move values: loads and stores of
 local variables, loads of attributes and globals, and jumps on ``x is None``. At any other instruction it stops. So no
 other code of the function runs between the call and these uses. A load or store can still run code, such as a property.
-The caller of :func:`uses` checks the paths and stores of each use. Before a clean use, it has then checked every load.
-There are no others, because the function stores only results, and any other loaded value would still be on the stack.
+So the caller of :func:`uses` checks the paths and stores of each use. At a clean use, it has checked all loads: the
+function stores only results, and any other loaded value would still be on the stack.
 
 This module does not import torch.
 """
@@ -38,7 +38,7 @@ from fastconv._ahead.stack import (
 
 __all__ = ["START", "Condition", "Item", "Path", "Use", "Uses", "is_readable", "uses"]
 
-#: The offset of no call: :func:`uses` follows the second argument of the function, which is the input of a module.
+#: In place of the offset of a call: :func:`uses` follows the second argument of the function, the input of a module.
 START = -1
 
 
@@ -67,7 +67,7 @@ class Uses(NamedTuple):
     Attributes:
         function: the path of the called function. Empty at the START.
         uses: the last one is 'return' or 'unknown'.
-        conditions: hold for these uses.
+        conditions: the uses are valid while these hold.
         owner: the name of the function's first parameter, if it keeps its value.
     """
 
@@ -80,8 +80,8 @@ class Uses(NamedTuple):
 #: For each jump, True if it is taken for None (or for a true value). Python 3.11 has names with "FORWARD_".
 _JUMPS_ON_NONE = {"POP_JUMP_IF_NONE": True, "POP_JUMP_IF_NOT_NONE": False}
 _JUMPS_ON_TRUTH = {"POP_JUMP_IF_TRUE": True, "POP_JUMP_IF_FALSE": False}
-#: A function with one of these names may keep a dictionary of its variables, which reading the variables would change.
-#: Or it stops in a debugger, which shows all variables.
+#: A function that uses one of these names may keep a dictionary of its variables. Reading the variables would change
+#: this dictionary. Or the function may stop in a debugger, which shows all variables.
 _INSPECTORS = frozenset(
     {"locals", "vars", "eval", "exec", "f_locals", "_getframe", "currentframe", "breakpoint", "set_trace", "embed"}
 )
@@ -115,7 +115,7 @@ def uses(code: CodeType, offset: int, is_none: Callable[[Path], bool | None]) ->
 
 
 def is_readable(code: CodeType) -> bool:
-    """Return whether reading the variables of a function does not change what the function sees."""
+    """Return whether a function cannot notice that its variables are read."""
     return bool(code.co_flags & inspect.CO_OPTIMIZED) and _INSPECTORS.isdisjoint(code.co_names)
 
 

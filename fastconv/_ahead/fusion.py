@@ -136,9 +136,10 @@ def convolution_ahead(layer: nn.Conv2d, frame: FrameType, input: Any) -> Ahead |
 
 
 def may_wait(layer: nn.Conv2d, frame: FrameType, has_source: bool) -> bool:
-    """Return whether the result of a convolution may wait for a ReLU or a pool, with a copy of the convolution's input.
+    """Return whether the result of a convolution may wait for a ReLU or a pool.
 
-    If a batch norm uses the result next, the copies take half of the memory of CIFAR ResNet-20's first steps.
+    A waiting result keeps a copy of the convolution's input. If batch norms follow, these copies take half of the
+    memory of CIFAR ResNet-20's first steps.
 
     Args:
         layer: the convolution.
@@ -277,7 +278,7 @@ def note_use(layer: nn.Module, frame: FrameType, result: Any) -> None:
 
 
 def _pool_of(step: Step | None) -> Pool | None:
-    """Return the arguments of a max-pool that is called with an earlier result, which no variable holds afterwards."""
+    """Return the arguments of a max-pool. None for another step, or if a variable still holds an earlier result."""
     if step is None:
         return None
     user, arguments, is_clean = step

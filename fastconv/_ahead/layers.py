@@ -61,7 +61,7 @@ def keeps_argument(user: Any) -> bool:
 
 
 def methods(cls: type, *names: str) -> tuple[Any, ...]:
-    """Return what ``_C.is_stock`` compares the methods of a class with: a name, a function and its code, and so on."""
+    """Return a tuple of a name, a function and its code for each method, for ``_C.is_stock``."""
     found = [getattr_static(cls, name) for name in names]
     codes = [getattr(function, "__code__", None) for function in found]
     return tuple(chain.from_iterable(zip(names, found, codes, strict=True)))

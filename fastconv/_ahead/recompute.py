@@ -6,8 +6,8 @@ al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174). In the 
 the next linear layer keeps GELU's result. Memory of a training step, divided by PyTorch's, without and with this
 module: DenseNet-121 1.02 and 0.79, ConvNeXt-T 0.93 and 0.71.
 
-The layer before notes what its result is computed from, if the program provably calls another layer with it next. So
-nothing writes to the result in between. The other layer removes the note, so one call uses it:
+A layer notes the source of its result, if the program provably calls another layer with the result next. So nothing
+writes to the result in between. The other layer removes the note, so one call uses it:
 
 * :func:`note_source`: a batch norm together with its activation (:mod:`fastconv._ahead.fusion`). Its result has the
   note.
@@ -44,8 +44,8 @@ _NODES = (_batch_norm.BatchNorm._backward_cls, Linear._backward_cls)  # type: ig
 _ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "GeluBackward0": F.gelu, "HardswishBackward0": F.hardswish, "SiluBackward0": F.silu,
 }  # fmt: skip
-#: The least products of the layer for each element of its input. With fewer, as in a depthwise convolution, to compute
-#: the input again takes as long as the gradients. Milliseconds of a training step (Zen 5, 2 threads) if all inputs are
+#: The least number of products of the layer per input element. With fewer, as in a depthwise convolution, computing the
+#: input again takes as long as the gradients. Milliseconds of a training step (Zen 5, 2 threads) if all inputs are
 #: kept, with a limit of 64, and without a limit: MobileNetV2 46, 47, 57; ResNet-50 200, 205, 205. With 16 instead of
 #: 64, RegNetY needs 0.87 of the memory and 1.03 of the time, MobileNetV2 0.88 and 1.03.
 _LEAST_PRODUCTS = 16
@@ -81,7 +81,7 @@ class Source:
 def note_source(
     result: Tensor, following: Iterator[Step], tensors: tuple[Tensor | None, ...], numbers: tuple[bool, float, int]
 ) -> None:
-    """Note in the result of a batch norm what it is computed from, if a layer is called with it next.
+    """Attach its source to the result of a batch norm, if a layer is called with the result next.
 
     Args:
         result: the result of the batch norm and an activation.
@@ -96,16 +96,16 @@ def note_source(
     assert spread is not None
     # An optimizer may change the weight before backward. PyTorch keeps the result, which does not change.
     weight = None if weight is None else weight.detach().clone()
-    unchanging = _batch_norm.unchanging(bias, mean, spread, numbers[0])
+    copies = _batch_norm.copies_for_backward(bias, mean, spread, numbers[0])
 
     def compute(input: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, spread: Tensor) -> Tensor:
         return _batch_norm.batch_norm(input, weight, bias, None, mean, spread, *numbers)
 
-    setattr(result, _NAME, Source(compute, input, weight, *unchanging))
+    setattr(result, _NAME, Source(compute, input, weight, *copies))
 
 
 def note_next(result: Tensor, following: Iterator[Step]) -> None:
-    """Note in the node of a layer's result which layer is called next with the activation of the result.
+    """Note the layer that is called with the activation of a result, in the node of the result.
 
     Args:
         result: of a layer of fastconv, with a gradient.
@@ -150,7 +150,7 @@ def _products(layer: Any, kind: str, channels: int) -> float:
 
 
 def take_source(layer: Any, input: Any) -> Source | None:
-    """Return what the argument of a layer was computed from, and remove the note."""
+    """Return the source of a layer's argument, and remove the note."""
     if type(input) is not Tensor:
         return None
     source = input.__dict__.pop(_NAME, None)

@@ -18,7 +18,7 @@ __all__ = [
 
 
 class Item(NamedTuple):
-    """A subscript in a path: the item at ``key``, a constant, or the name of a local variable that has the key."""
+    """A subscript in a path. ``key`` is a constant, or the name of a local variable that holds the key."""
 
     key: Any
     is_variable: bool
@@ -38,9 +38,11 @@ class Condition(NamedTuple):
 class Value(NamedTuple):
     """A value on the stack or in a variable.
 
-    ``kind`` is 'path' (the value at ``path``), 'old path' (the value that was there before unknown code ran), 'result'
-    (the followed value), 'method' (its attribute ``path``), 'used' (a result that was used), 'null', 'constant', 'is
-    none' and 'is not none' (whether the value at ``path`` is None), or 'other'.
+    Kinds:
+        'path': the value at ``path``. 'old path': the value that was there before unknown code ran.
+        'result': the followed value. 'method': its attribute ``path``. 'used': a result that was used.
+        'is none', 'is not none': whether the value at ``path`` is None.
+        'null', 'constant', 'other'.
     """
 
     kind: str

@@ -26,7 +26,7 @@ _NO_OPERATIONS = (nn.Identity, nn.Dropout)
 
 
 class _Block(NamedTuple):
-    """A convolution, or a batch norm of its own, with the batch norm, addition and activation that run with it."""
+    """A convolution and its batch norm, or a batch norm without a convolution, and their addition and activation."""
 
     first: fx.Node
     norm: fx.Node | None
@@ -39,7 +39,7 @@ class _Block(NamedTuple):
         return [node for node in (self.activation, self.addition, self.norm, self.first) if node is not None]
 
     def read(self) -> list[fx.Node]:
-        """Return the nodes whose results the block reads: the first node's input, and what is added."""
+        """Return the nodes whose results the block reads: the first node's input and the residual."""
         read = [argument for argument in self.first.args if isinstance(argument, fx.Node)]
         if self.addition is not None:
             before = self.first if self.norm is None else self.norm
@@ -207,7 +207,7 @@ def _is_linear(node: fx.Node, modules: Modules) -> bool:
 
 
 def _block(first: fx.Node, modules: Modules) -> _Block:
-    """Find what can be computed with a convolution or a batch norm."""
+    """Return the block that begins with a convolution or a batch norm."""
     norm = addition = activation = None
     order = Addition.NONE
     last = first

@@ -56,7 +56,7 @@ def _runs_as_operator(inputs: Sequence[Tensor], weight: Tensor) -> bool:
 
 
 class Addition(Enum):
-    """How the program adds a residual to the result y of a convolution: PyTorch's sum depends on it."""
+    """How the program adds a residual to the result y of a convolution. The strides of PyTorch's sum depend on it."""
 
     NONE = "none"
     AFTER = "y + residual"

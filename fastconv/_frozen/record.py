@@ -119,7 +119,7 @@ for _name in (
 
 
 class _Recorded:
-    """A Proxy that records ``a += b`` as a change of a, and refuses what torch.fx would record as something else.
+    """A Proxy that records ``a += b`` as a change of a, and refuses operations that torch.fx would record wrongly.
 
     A Proxy of torch.fx records ``a = a + b``. A second variable of the same tensor would then miss the change.
     """
@@ -155,7 +155,7 @@ class _Recorded:
         return format(self._ask_object("__repr__"), spec)
 
     def _ask_object(self, method: str) -> Any:
-        """Call a method of object. Only torch.fx may: the value's own result is not known."""
+        """Call a method of ``object`` for torch.fx. Refuse the program: the value's own result is not known."""
         if not _is_called_by_torch(3):
             raise Refused(f"the result of {method} is not recorded")
         return getattr(object, method)(self)

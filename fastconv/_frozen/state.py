@@ -16,7 +16,7 @@ from fastconv._ops.library import _C
 
 __all__ = ["Sealed", "is_same_state", "modes", "random_state", "set_random_state", "state_of"]
 
-#: What lists and dictionaries contain, and the attributes of modules.
+#: Returns the members of lists and dictionaries, and the attributes of modules.
 _members = _C.members
 
 

@@ -19,8 +19,8 @@ from fastconv._ops.function import is_final_gradient, needs_gradient
 from fastconv._ops.memory_format import empty, suggests_channels_last
 
 __all__ = [
-    "Activation", "batch_norm", "check_batch_norm", "composed_gradients", "result_is_channels_last", "statistics",
-    "unchanging",
+    "Activation", "batch_norm", "check_batch_norm", "composed_gradients", "copies_for_backward",
+    "result_is_channels_last", "statistics",
 ]  # fmt: skip
 
 # `_op` leaves out a Python function, which takes 1 us. Dynamo needs that function, but it never traces these two.
@@ -95,19 +95,19 @@ def statistics(
 ) -> tuple[Tensor, Tensor]:
     """Return the mean and 1 / sqrt(variance + eps) of each channel, in float64. Update the running statistics.
 
-    As in PyTorch, the update does not count as a change in place. A program may compute a result in evaluation mode and
-    another in training mode, and then the gradients of both.
+    As in PyTorch, the update does not count as a change in place. So a program may compute one result in evaluation
+    mode and another in training mode, and then the gradients of both.
     """
     return _statistics(input.detach(), running_mean, running_var, momentum, eps)  # type: ignore[no-any-return]
 
 
-def unchanging(
+def copies_for_backward(
     bias: Tensor | None, mean: Tensor, spread: Tensor, training: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return what backward needs and PyTorch does not save, as tensors that no program changes before backward.
+    """Return the bias, the mean and the spread for backward, copied if the program may change them before backward.
 
-    The bias decides which results an activation blocks. PyTorch reads that from the result. Without ``training``, a
-    later batch may update the running statistics.
+    The bias decides which results an activation blocks. PyTorch reads that from the result, so it does not save the
+    bias. Without ``training``, a later batch may update the running statistics.
     """
     bias = None if bias is None else bias.detach().clone()
     return (bias, mean, spread) if training else (bias, mean.clone(), spread.clone())
@@ -122,7 +122,7 @@ class BatchNorm(Function):
         output: Tensor = _batch_norm(input, weight, bias, mean, spread, residual, training, eps, activation)
         # Without a residual, backward computes the activation's mask from the input, which it reads in any case.
         kept = output if residual is not None and activation != Activation.NONE else None
-        bias, mean, spread = unchanging(bias, mean, spread, training)
+        bias, mean, spread = copies_for_backward(bias, mean, spread, training)
         ctx.save_for_backward(input, weight, bias, mean, spread, kept)
         ctx.numbers = training, eps, int(activation)
         return output

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastconv._ops.batch_norm import check_batch_norm, composed_gradients, result_is_channels_last, unchanging
+from fastconv._ops.batch_norm import check_batch_norm, composed_gradients, copies_for_backward, result_is_channels_last
 from fastconv._ops.checks import check, check_implemented, check_type
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.conv2d_relu_max_pool2d import check_pooled_gradient, check_positions, composed_unpool
@@ -72,7 +72,7 @@ class BatchNormReLUMaxPool2d(Function):
         training: bool, eps: float, pool: Pool,
     ) -> Tensor:  # fmt: skip
         output, argmax = _forward(input, weight, bias, mean, spread, training, eps, *pool)
-        _, mean, spread = unchanging(None, mean, spread, training)
+        _, mean, spread = copies_for_backward(None, mean, spread, training)
         ctx.save_for_backward(input, weight, mean, spread, argmax)
         ctx.numbers, ctx.pool = (training, eps), pool
         return output  # type: ignore[no-any-return]

@@ -21,7 +21,7 @@ conv2d_inference = torch.ops.fastconv.conv2d_inference.default
 
 
 class Activation(IntEnum):
-    """What follows a batch norm or a convolution: the numbers of ``csrc/cpu/kernels/operands.h``."""
+    """The activation after a batch norm or a convolution: the numbers of ``csrc/cpu/kernels/operands.h``."""
 
     NONE = 0
     RELU = 1

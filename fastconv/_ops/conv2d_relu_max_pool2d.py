@@ -234,7 +234,7 @@ def _composed_backward(
 
 
 def composed_unpool(grad_output: Tensor, argmax: Tensor, size: Ints, pool: Pool | None, channels_last: bool) -> Tensor:
-    """Return the gradient of what ReLU and a pool are applied to, by operators that can be differentiated again.
+    """Return the gradient of the input of ReLU and a pool, by operators that can be differentiated again.
 
     Args:
         grad_output: the gradient of the result.

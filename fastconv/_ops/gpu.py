@@ -1,8 +1,8 @@
-"""Who computes a call on a GPU: fastconv's kernels, or PyTorch's operators.
+"""Decide whether fastconv's kernels or PyTorch's operators compute a call on a GPU.
 
-``csrc/cuda/plan.cpp`` decides. Its answer depends on whether PyTorch may use TF32, which the stable ABI does not tell.
-So Python asks, before it calls an operator. The operators ``torch.ops.fastconv`` themselves always run fastconv's
-kernels on a GPU.
+``csrc/cuda/plan.cpp`` decides. Its answer depends on whether PyTorch may use TF32, which the stable ABI cannot read.
+So Python asks the plan before it calls an operator. The operators ``torch.ops.fastconv`` themselves always run
+fastconv's kernels on a GPU.
 
 PyTorch computes everything in transforms, in ``torch.compile`` and in forward-mode AD: its operators support all of
 them, and Inductor fuses what follows them. With ``FASTCONV_ALGORITHM=own``, fastconv computes every call that it can.

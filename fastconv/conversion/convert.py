@@ -46,8 +46,8 @@ class Conversion:
 
     #: The class that each module gets.
     classes: dict[Module, type] = field(default_factory=dict)
-    #: The layers that run with the layers before or after them as one operator.
-    waiting: list[Module] = field(default_factory=list)
+    #: The layers that may run with neighbouring layers as one operator.
+    fusing: list[Module] = field(default_factory=list)
     report: Report = field(default_factory=Report)
 
 
@@ -67,7 +67,7 @@ def convert(model: M, fuse: bool = True) -> M:
         model: any module, or a single layer.
         fuse: run a convolution and the ReLU and max-pool that follow it as one operator. A Sequential fuses its
             members. In other code a convolution returns a tensor that waits for the next operation
-            (:mod:`fastconv._deferred`): if that is ReLU or a max-pool, as a layer or as a function, the two are fused.
+            (:mod:`fastconv._deferred`). If that is ReLU or a max-pool, as a layer or as a function, the two are fused.
             If the program passes a result on at once, a convolution without gradient runs together with the batch norm,
             the addition and the activation after it. A batch norm runs together with the addition and the activation
             after it (:mod:`fastconv._ahead`).
@@ -93,7 +93,7 @@ def convert(model: M, fuse: bool = True) -> M:
     forget(model)
     for module, cls in conversion.classes.items():
         set_class(module, cls)
-    for conv in conversion.waiting:
+    for conv in conversion.fusing:
         fnn.fuse_with_next(conv)
     return model
 
@@ -194,14 +194,14 @@ def plan_layer(module: Module, fuse: bool, fused: str, conversion: Conversion) -
     if theirs in ACTIVATIONS and not is_native:
         conversion.classes[module] = ACTIVATIONS[theirs] if fuse else theirs
         if fuse:
-            conversion.waiting.append(module)
+            conversion.fusing.append(module)
         if fused:
             return theirs.__name__, "fused", fused
         faster = "PyTorch is faster at an activation alone"
         return theirs.__name__, "left", f"{faster}; fused after a convolution or batch norm" if fuse else faster
     conversion.classes[module] = LAYERS[theirs]
     if fuse and isinstance(module, torch.nn.Conv2d | torch.nn.BatchNorm2d | torch.nn.Linear):
-        conversion.waiting.append(module)
+        conversion.fusing.append(module)
     return theirs.__name__, "fused" if fused else "converted", fused
 
 

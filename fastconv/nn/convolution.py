@@ -46,7 +46,7 @@ class Conv2d(Layer, torch.nn.Conv2d):
 
     _torch_class = torch.nn.Conv2d  # type: type[torch.nn.Module] | None
     _conversion_attributes = ("_fuses", "_patience")
-    #: Run with what follows as one operator where possible. :func:`fastconv.convert` sets it.
+    #: Run with the next layers as one operator where possible. :func:`fastconv.convert` sets it.
     _fuses = False
     #: After this many more Deferred results (:mod:`fastconv._deferred`) in a row that are not fused, the layer stops
     #: returning them. 0: it computes every result at once. :func:`fastconv.convert` sets this attribute.
@@ -212,7 +212,7 @@ _PATIENCE = 3
 
 
 def fuse_with_next(layer: torch.nn.Module) -> None:
-    """Have a converted layer run together with the layers around it where possible."""
+    """Let a converted layer run together with the layers around it where possible."""
     vars(layer)["_fuses"] = True
     if isinstance(layer, Conv2d | LazyConv2d):
         vars(layer)["_patience"] = _PATIENCE

@@ -59,7 +59,7 @@ class BatchNorm2d(Layer, torch.nn.BatchNorm2d):
 
     _torch_class = torch.nn.BatchNorm2d
     _conversion_attributes = ("_fuses",)
-    #: Run with what follows as one operator where possible. :func:`fastconv.convert` sets it.
+    #: Run with the next layers as one operator where possible. :func:`fastconv.convert` sets it.
     _fuses = False
 
     @scripted_as(torch.nn.BatchNorm2d.forward)

@@ -94,7 +94,7 @@ struct WeightPass {
   BackwardPlan plan{};
 };
 
-// Computes the gradients of one pass or of both. The other pass is null.
+// Computes the gradients of one pass or of both. A pass that is not needed is null.
 template <class T>
 void sparse_backward(Gradient<T>& gradient, const DataPass* data, const WeightPass* weight);
 template <class T>

@@ -28,7 +28,7 @@ class TileEpilogue {
     apply(y, stride, pixels, c, {add ? add + c.first : nullptr, K_});
   }
 
-  // The same for one block of channels of thin groups.
+  // Applies the epilogue to one block of channels of thin groups.
   template <class Elements>
   void apply_to_block(const Elements& elements, T* y, int64_t stride, int64_t first, int64_t pixels,
                       const ChannelRange& c) const {
@@ -53,7 +53,7 @@ class TileEpilogue {
     return {constants_[0], constants_[1], constants_[2], residual_from(first), limited ? T(0) : -infinity, most};
   }
 
-  // The same for all channels of whole tensors, in parallel.
+  // Applies the epilogue to all channels of whole tensors, in parallel.
   void apply_to_all(T* y, int64_t pixels) const {
     if (epilogue_ == nullptr) return;
     parallel_for(0, pixels, ceil_div(grain_size, K_),

@@ -1,6 +1,6 @@
 // Groups of few channels, such as depthwise convolutions (kernels/thin_groups.h). A unit of work is one tile of rows
-// and one block of channels. The unit is copied to workspace, so that the kernels read dense memory. 16-bit tensors are
-// converted by that copy, and by the copy of the results, which are computed some rows at a time.
+// and one block of channels. The unit is copied to workspace, so that the kernels read dense memory. This copy also
+// converts 16-bit tensors. Their results are computed some rows at a time, and the copy to the tensor rounds them.
 #include "../memory/channel_blocks.h"
 #include "../memory/packed_weights.h"
 #include "../memory/phases.h"

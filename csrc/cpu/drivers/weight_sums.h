@@ -102,7 +102,7 @@ struct Pieces {
     finish_bias(s, grad_bias);
   }
 
-  // The same for pieces in the order [K][r, s, c].
+  // Writes the sum of pieces in the order [K][r, s, c].
   void finish_krsc(const Conv2dShape& s, const Tensor& grad_weight, const Tensor& grad_bias) const {
     const int64_t taps = s.taps(), C = s.group_C();
     const bool krsc = is_nhwc(grad_weight);

@@ -174,7 +174,7 @@ void add_moments(const PixelRows<const T>& x, const MatrixSize& size, const Mome
 
 // ---- gradients ---------------------------------------------------------------------------------------------------
 
-// What a loop over pixels does with the gradient g of y.
+// The variants of a loop over pixels that reads the gradient g of y.
 template <Activation activation_, bool from_y_, bool writes_masked_>
 struct GradientMode {
   static constexpr Activation activation = activation_;

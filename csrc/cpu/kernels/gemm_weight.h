@@ -86,7 +86,7 @@ struct TapPanel {
 
   TapPanel(const Conv2dShape& s, const Strides& x, int64_t first, int64_t taps) {
     const int64_t C = s.group_C();
-    // The taps of a kernel row are adjacent in x if no other group's channels and no dilation lie between them.
+    // The taps of a kernel row are adjacent in x if no other group's channels and no dilation are between them.
     const bool whole_rows = s.groups == 1 && s.dilation_w == 1 && x.pixel == C;
     for (int64_t done = 0; done < taps;) {
       const int64_t tap = first + done, c = tap % C, tap_s = tap / C % s.S, r = tap / C / s.S;

@@ -30,7 +30,7 @@ constexpr T lowest() {
   }
 }
 
-// The taps t < size of a window whose pixels start + t * dilation lie in [0, limit).
+// The taps t < size of a window whose pixels start + t * dilation are in [0, limit).
 FC_INLINE Range valid_taps(int64_t start, int64_t limit, int64_t dilation, int64_t size) {
   return Range(0, limit, dilation, start, size);
 }
@@ -67,7 +67,7 @@ void pool_window(const Pool2dShape& s, const T* x, int64_t pixel, Window window,
 }
 
 // A vector of min(count, lanes) windows, `step` pixels apart (0 in NHWC). The first window begins at pixel `origin`.
-// taps_r and taps_s are the taps that lie in the image, the same for all windows.
+// taps_r and taps_s are the taps inside the image, the same for all windows.
 struct WindowVector {
   Range taps_r, taps_s;
   int64_t origin, step, count;

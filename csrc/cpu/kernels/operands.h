@@ -16,7 +16,7 @@ struct InputTile {
   Strides strides;
 };
 
-// What forward of direct_forward.h computes before it stores a sum x of channel c:
+// The form in which forward of direct_forward.h stores a sum x of channel c:
 //
 //   min(max((x - center[c]) * scale[c] + shift[c] + residual, least), most)
 //
@@ -40,7 +40,7 @@ struct OutputTile {
   const StoredForm<T>* form = nullptr;
 };
 
-// The same for a result after ReLU and max-pooling. `argmax` (shapes.h) has one byte for each element of `data`.
+// The rows of a result after ReLU and max-pooling. `argmax` (shapes.h) has one byte for each element of `data`.
 template <class T>
 struct PooledTile {
   T* data;
@@ -175,8 +175,8 @@ struct NonZeroList {
   T* value;
 };
 
-// What follows a value of a channel: activation((x - center) * scale + shift + residual). The numbers are in this
-// order, because it rounds least if the mean of x is large. `slope` is that of leaky_relu.
+// The activation in activation((x - center) * scale + shift + residual). The formula subtracts center first, because
+// this rounds least if the mean of x is large. `slope` is that of leaky_relu.
 enum class Activation : int32_t { none, relu, relu6, leaky_relu, hardswish, silu };
 
 // center, scale and shift have one value for each channel.
@@ -205,8 +205,8 @@ struct Moments {
   double *mean, *squares;
 };
 
-// The gradient g of a batch norm's result, and what its gradients are computed from. `y` is the result, or null if it
-// is computed again from x. `masked` gets g where the activation lets it pass; it may be null.
+// The gradient g of a batch norm's result, and the operands of its gradients. `y` is the result, or null if it is
+// computed again from x. `masked` gets g where the activation lets it pass; it may be null.
 template <class T>
 struct NormalizedGradient {
   const T *g, *x, *y;

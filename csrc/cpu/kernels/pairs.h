@@ -70,8 +70,8 @@ FC_INLINE __mmask16 first_lanes(int64_t count) {
   return count >= lanes<float> ? every_lane : static_cast<__mmask16>((1u << count) - 1);
 }
 
-// Sixteen values of bfloat16. In the lower halves of the lanes they are halves of pairs, in the upper ones they are
-// float32.
+// Loads sixteen values of bfloat16 into the lower halves of the lanes, where each is half of a pair. In the upper half
+// of its lane, a value is a float32.
 FC_INLINE __m512i load_bits(const uint16_t* from, __mmask16 used) {
   return _mm512_maskz_cvtepu16_epi32(every_lane, _mm256_maskz_loadu_epi16(used, from));
 }
@@ -98,7 +98,7 @@ struct BlockCall {
   PackedWeight<float> weight;  // of the block
   direct::PackedColumns columns;
   OutputTile<uint16_t> y;                   // from the block's first channel on
-  const StoredForm<float, uint16_t>* form;  // the same, or null
+  const StoredForm<float, uint16_t>* form;  // from the block's first channel on, or null
   int64_t K;
 };
 

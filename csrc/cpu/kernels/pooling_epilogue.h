@@ -105,7 +105,7 @@ void unpool(const Pool2dShape& s, const T* g, const uint8_t* argmax, T* grad_con
   }
 }
 
-// The same for one image and channel in NCHW.
+// Adds the gradient of the windows of one image and channel, in NCHW.
 template <class T>
 void unpool_nchw(const Pool2dShape& s, const T* g, const uint8_t* argmax, T* grad) {
   FASTCONV_ASSERT(readable(g) && readable(argmax) && readable(grad) && s.R * s.S <= no_gradient);

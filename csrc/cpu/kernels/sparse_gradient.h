@@ -72,9 +72,9 @@ int64_t list_size(const FusedShape& f, int64_t windows) {
   return by_channel > by_pixel ? by_channel : by_pixel;
 }
 
-// For each window and each channel of one vector: the gradient (`value`), and the offset in x of the first tap of the
-// output pixel that receives it (`at`), or -1 if no pixel receives a gradient. Both arrays exist twice: as
-// [window][lanes], then transposed as [lanes][row].
+// For each window and each channel of one vector, `value` is the gradient. `at` is the offset in x of the first tap of
+// the output pixel that receives it, or -1 if no pixel does. Both arrays exist twice: as [window][lanes], then
+// transposed as [lanes][row].
 template <class T>
 struct WindowOffsets {
   int64_t windows, row;  // row: `windows`, rounded up to lanes

@@ -25,7 +25,7 @@
 
 namespace fastconv::FC_LEVEL::thin_groups {
 
-// A group must lie in one vector. The driver copies tiles with their padding, whose size must not overflow.
+// A group must fit in one vector. The driver copies tiles with their padding, whose size must not overflow.
 template <class T>
 bool supports(const Conv2dShape& s) {
   constexpr double most_pixels = 1e9;
@@ -37,11 +37,11 @@ bool supports(const Conv2dShape& s) {
          (channels == 1 || channels == 2 || channels == 4 || channels == 8 || channels == 16) && channels <= lanes<T>;
 }
 
-// How a lane gets channel c of its group: from itself, by a permutation, or by a broadcast of one channel. `own_again`
-// is `own` with a load for each use.
-enum class Source { own, own_again, permuted, broadcast };
+// How a lane gets channel c of its group: from itself, by a permutation, or by a broadcast of one channel.
+// `own_reloaded` is `own` with a load for each use.
+enum class Source { own, own_reloaded, permuted, broadcast };
 
-constexpr bool is_own(Source source) { return source == Source::own || source == Source::own_again; }
+constexpr bool is_own(Source source) { return source == Source::own || source == Source::own_reloaded; }
 
 template <class T>
 Source source_of(int64_t group) {
@@ -118,7 +118,7 @@ void forward_row(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight
       const int64_t at = q + pixels <= Q ? q : Q - pixels;
       // Prefetch the result lines: each pixel is stored to another line. Microseconds of dx without / with this, batch
       // of 8, 2 threads of Zen 5: 960 5x5, 7x7 121 / 95, 384 3x3, 14x14 87 / 72.
-      if constexpr (source != Source::own_again) {
+      if constexpr (source != Source::own_reloaded) {
 #pragma GCC unroll 8
         for (int i = 0; i < pixels; ++i) __builtin_prefetch(to + (at + i) * y.pixel + v, 1, 3);
       }
@@ -177,14 +177,14 @@ ForwardRow<T> forward_row_of(const Conv2dShape& s, int64_t Q) {
 }
 
 // If results are a multiple of 1 KB apart, they share few sets of the first-level cache. Loads and prefetches of the
-// lines then wait for the stores. Microseconds of depthwise 3x3, batch of 8, 2 threads of Zen 5, own / own_again:
+// lines then wait for the stores. Microseconds of depthwise 3x3, batch of 8, 2 threads of Zen 5, own / own_reloaded:
 //   512 channels, 14x14    160 / 138        384 channels, 14x14    71 / 84
 //   1024 channels, 7x7      87 / 83         960 channels, 7x7      57 / 68
 template <class T>
 Source forward_source(int64_t group, const GroupResult<T>& y) {
   const Source source = source_of<T>(group);
   const bool share_sets = y.pixel * int64_t{sizeof(T)} % 1024 == 0;
-  return source == Source::own && share_sets ? Source::own_again : source;
+  return source == Source::own && share_sets ? Source::own_reloaded : source;
 }
 
 // Computes some rows of one image, for one block of channels.
@@ -194,10 +194,10 @@ void forward(const Conv2dShape& s, const GroupTile<T>& x, const PackedWeight<T>&
   FASTCONV_ASSERT(y.first >= 0 && y.rows >= 0 && y.first + y.rows <= s.P);
   FASTCONV_ASSERT(y.columns > 0 && y.channels > 0 && y.channels <= block<T>);
   const Source source = forward_source(s.group_C(), y);
-  const ForwardRow<T> run = source == Source::own         ? forward_row_of<T, Source::own>(s, y.columns)
-                            : source == Source::own_again ? forward_row_of<T, Source::own_again>(s, y.columns)
-                            : source == Source::permuted  ? forward_row_of<T, Source::permuted>(s, y.columns)
-                                                          : forward_row_of<T, Source::broadcast>(s, y.columns);
+  const ForwardRow<T> run = source == Source::own            ? forward_row_of<T, Source::own>(s, y.columns)
+                            : source == Source::own_reloaded ? forward_row_of<T, Source::own_reloaded>(s, y.columns)
+                            : source == Source::permuted     ? forward_row_of<T, Source::permuted>(s, y.columns)
+                                                             : forward_row_of<T, Source::broadcast>(s, y.columns);
   for (int64_t p = y.first; p < y.first + y.rows; ++p) run(s, x, weight, y, p);
 }
 

@@ -141,7 +141,7 @@ void for_each_data_band(const FusedShape& f, bool by_rows, const BandLimits& lim
     const Rows reading = outputs_that_read(pool, outputs);
     const int64_t end = std::max<int64_t>(reading.end(), 1), first = std::min(reading.first, end - 1);
     const Rows windows{first, end - first}, read = rows_read_by(pool, windows);
-    // Rows of the convolution that lie between windows belong to the band, too.
+    // Rows of the convolution between windows belong to the band, too.
     const int64_t row = std::min(read.first, outputs.first), row_end = std::max(read.end(), outputs.end());
     Band band{f, tile, {tile.row, tile.rows}, windows};
     Conv2dShape& conv = band.shape.conv;

@@ -32,7 +32,7 @@ struct ChannelLayout {
     one_matrix = by_pixel || plane < plane_columns;
     if (one_matrix && !by_pixel) repeat = plane;
   }
-  // The values of a channel.
+  // The number of values of a channel.
   int64_t pixels() const { return N * plane; }
   // The size of the matrix, if there is only one.
   int64_t rows() const { return pixels() / repeat; }
@@ -82,7 +82,7 @@ void store_channel_values(const std::vector<T>& values, const Tensor& to) {
 template <class T, size_t count>
 using ChannelConstants = std::array<std::vector<T>, count>;
 
-// The same with one constant for each column.
+// Repeats each constant `repeat` times: one constant for each column.
 template <class T, size_t count>
 ChannelConstants<T, count> repeated(const ChannelConstants<T, count>& constants, int64_t repeat) {
   ChannelConstants<T, count> result;
@@ -92,7 +92,7 @@ ChannelConstants<T, count> repeated(const ChannelConstants<T, count>& constants,
   return result;
 }
 
-// The same for the columns of one matrix. All columns of a plane get the constants of its channel.
+// The constants of the columns of one matrix. All columns of a plane get the constants of its channel.
 template <class T, size_t count>
 class ColumnConstants {
  public:

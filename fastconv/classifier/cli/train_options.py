@@ -80,7 +80,7 @@ class Train(shared.Result):
     recipe: str | None = _named(
         "--recipe",
         known.RECIPES,
-        "Defaults of the other options. reference: 5 epochs of Adam at a constant learning rate. fast: 1 epoch,"
+        "Sets the defaults of other options. reference: 5 epochs of Adam at a constant learning rate. fast: 1 epoch,"
         " enough for 99 % on the full MNIST. accurate: 15 epochs, for the highest accuracy.",
         shown="reference",
     )
@@ -119,7 +119,7 @@ class Train(shared.Result):
     threads: int | None = shared.threads()
     config: Path | None = shared.path_option(
         "--config",
-        "Read options from a .toml or .json file, such as epochs = 3. The command line wins.",
+        "Read options from a .toml or .json file, such as epochs = 3. Options on the command line override it.",
         rich_help_panel=RUN,
     )
     output: Path | None = shared.path_option(
