@@ -182,6 +182,7 @@ def _bypassed() -> tuple[Any, ...]:
         nn.SiLU.forward,
         F.batch_norm,
         F.conv2d,
+        F.gelu,
         F.linear,
         F.max_pool2d,
         F.relu,

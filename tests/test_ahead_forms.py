@@ -41,6 +41,7 @@ def of(layer: Any) -> Forward:
     return lambda self, x: layer(self, self.bn(self.conv(x)))
 
 
+RELU_OF_TENSORS = Tensor.relu
 #: Programs, and the activations of the calls of conv2d_inference that compute more than a convolution in evaluation.
 FORMS: dict[str, tuple[Forward, list[str]]] = {
     "F.relu": (lambda self, x: F.relu(self.bn(self.conv(x))), ["RELU"]),
@@ -55,6 +56,7 @@ FORMS: dict[str, tuple[Forward, list[str]]] = {
     "Tensor.relu": (lambda self, x: self.bn(self.conv(x)).relu(), ["RELU"]),
     "Tensor.relu_": (lambda self, x: self.bn(self.conv(x)).relu_(), ["RELU"]),
     "Tensor.relu, argument": (lambda self, x: self.bn(self.conv(x)).relu(True), ["NONE"]),  # type: ignore[call-arg]
+    "Tensor.relu, a function": (lambda self, x: RELU_OF_TENSORS(self.bn(self.conv(x))), ["NONE"]),
     "another method": (lambda self, x: self.bn(self.conv(x)).tanh(), ["NONE"]),
     "an attribute": (lambda self, x: self.bn(self.conv(x)).data, ["NONE"]),
     "F.relu6": (lambda self, x: F.relu6(self.bn(self.conv(x))), ["RELU6"]),

@@ -327,11 +327,15 @@ def set_stride(conv: nn.Conv2d) -> None:
     conv.stride = 2  # type: ignore[assignment]  # not a tuple, which PyTorch accepts, too
 
 
+def set_wrong_stride(conv: nn.Conv2d) -> None:
+    conv.stride = (None, "a")  # type: ignore[assignment]
+
+
 def remove_weight(conv: nn.Conv2d) -> None:
     conv.weight = None  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize("change", [set_stride, remove_weight])
+@pytest.mark.parametrize("change", [set_stride, set_wrong_stride, remove_weight])
 def test_unusual_attributes_of_the_convolution(change: Callable[[nn.Conv2d], None]) -> None:
     results = []
     converted, model, x = models(Net)

@@ -209,6 +209,24 @@ def test_a_write_on_the_way_is_seen(make: type[nn.Module], change: Callable[[Any
     assert_equal_gradients(converted, model, x)
 
 
+@pytest.mark.parametrize("act", [nn.GELU, nn.SiLU, nn.Hardswish])
+@pytest.mark.parametrize("make", [pytest.param(Linears, marks=needs_linear), Norms])
+def test_a_replaced_function_of_pytorch_runs(
+    make: type[Any], act: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted, model, x = pair(make(act()))
+    name = act.__name__.lower()
+    function = getattr(F, name)
+
+    def doubled(*args: Any, **kwargs: Any) -> Tensor:
+        y: Tensor = function(*args, **kwargs)
+        y.data.mul_(2)
+        return y
+
+    monkeypatch.setattr(F, name, doubled)
+    assert_equal_gradients(converted, model, x)
+
+
 @pytest.mark.parametrize("write", [lambda t: t.zero_(), lambda t: t.data.zero_()])
 @needs_linear
 def test_a_write_to_the_input_after_the_layer_changes_no_gradient(write: Callable[[Tensor], Any]) -> None:
@@ -289,3 +307,56 @@ def test_two_calls_of_one_layer_keep_their_own_inputs() -> None:
         torch.autograd.grad(each(x).square().mean(), [each.last.weight])[0] for each in (converted, apart)
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def outcome(function: Callable[[], Any]) -> Any:
+    """Return the result, or the error's type and text."""
+    try:
+        return function()
+    except Exception as error:
+        return type(error), str(error)
+
+
+@needs_linear
+@pytest.mark.parametrize("size", [(4, 0, 8), (2, 0, 6, 8)])
+def test_errors_of_a_convolution_of_an_empty_result_are_pytorchs(size: tuple[int, ...]) -> None:
+    model = Linears()
+    model.last = nn.Conv2d(4, 6, 3)
+    converted, model, _ = pair(model)
+    x = torch.randn(size, requires_grad=True)
+    assert outcome(lambda: converted(x)) == outcome(lambda: model(x))
+
+
+@needs_linear
+@pytest.mark.parametrize("size", [(), (0, 32), (32,), (2, 3)])
+def test_unusual_weights(size: tuple[int, ...]) -> None:
+    converted, model, x = pair(Linears())
+    for each in (converted, model):
+        each.last.weight, each.last.bias = nn.Parameter(torch.ones(size)), None
+    found, expected = outcome(lambda: converted(x)), outcome(lambda: model(x))
+    if isinstance(expected, Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    else:
+        assert found == expected
+
+
+@pytest.mark.parametrize("make", [pytest.param(Linears, marks=needs_linear), Norms])
+def test_a_view_that_was_written_to_is_an_input_without_a_gradient(make: type[nn.Module]) -> None:
+    converted, model, _ = pair(make())
+    base = torch.randn(2, 2, 4, 7, 32, requires_grad=True) * 1
+    view, _ = base.unbind(0)
+    with torch.no_grad():
+        base.mul_(2)  # With a gradient, PyTorch does not allow any use of the view now.
+        torch.testing.assert_close(converted.last(view), model.last(view))
+
+
+@pytest.mark.parametrize("make", [pytest.param(Linears, marks=needs_linear), Norms])
+def test_a_module_that_calls_itself_raises_pytorchs_error(make: type[Any]) -> None:
+    class Endless(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return self(x)  # type: ignore[no-any-return]
+
+    converted, _, x = pair(make())
+    converted.last = Endless()
+    with pytest.raises(RecursionError):
+        converted(x)

@@ -10,7 +10,7 @@ import sys
 import weakref
 from collections.abc import Collection, Iterator
 from inspect import getattr_static
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, MethodDescriptorType
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ LAYERS_IN_FRAME: dict[int, CodeType] = {}
 _KNOWN: dict[tuple[int, int], tuple[CodeType, tuple[Uses, ...]]] = {}
 #: More calls, or more combinations of conditions, are not remembered.
 _MOST_CALLS, _MOST_COMBINATIONS = 4096, 8
+#: Modules that are nested more deeply are not entered. A module may call itself without end.
+_DEEPEST = 100
 #: Types whose values can be dropped without running code of the program. Tensors and modules are checked.
 _SILENT = frozenset({type(None), bool, int, float, str, FunctionType, torch.Size, torch.dtype, torch.device})
 _get_tool: Any = getattr(getattr(sys, "monitoring", None), "get_tool", None)  # Python 3.12
@@ -176,7 +178,7 @@ def _of_code(frame: FrameType, layer: Module) -> tuple[list[Step], Module | None
             if not _is_silent(variables.get(name)):
                 return steps, None
         if use.kind == "call":
-            if not _add_call(steps, value_at(use.path, variables, names), use.arguments, use.is_clean):
+            if not _add_call(steps, _called(use, variables, names), use.arguments, use.is_clean):
                 return steps, None
         elif use.kind == "method":
             steps.append((getattr(Tensor, str(use.path[0]), None), use.arguments, use.is_clean))
@@ -210,7 +212,13 @@ def _of_argument(module: Module) -> tuple[tuple[Use, ...], Any]:
         return (), None
     variables = {code.co_varnames[0]: module}
     found = _uses(code, START, variables, names).uses
-    return found, value_at(found[0].path, variables, names) if found[0].kind == "call" else None
+    return found, _called(found[0], variables, names) if found[0].kind == "call" else None
+
+
+def _called(call: Use, variables: dict[str, Any], names: dict[str, Any]) -> Any:
+    """Return what a call calls. MISSING for a tensor's method: ``Tensor.relu(x)`` accepts only a tensor as ``x``."""
+    value = value_at(call.path, variables, names)
+    return MISSING if type(value) is MethodDescriptorType else value
 
 
 def first_layer(module: Any) -> Any:
@@ -219,8 +227,10 @@ def first_layer(module: Any) -> Any:
     Args:
         module: a layer, a Sequential, or another module or object.
     """
-    while type(module) not in KINDS:
+    for _ in range(_DEEPEST):
         cls = type(module)
+        if cls in KINDS:
+            return module
         if not issubclass(cls, Module):
             return None
         if issubclass(cls, torch.nn.Sequential) and _runs_its_layers(module):
@@ -230,7 +240,7 @@ def first_layer(module: Any) -> Any:
         if not found or found[0].kind != "call" or found[0].arguments:
             return None
         module = called
-    return module
+    return None
 
 
 def _uses(code: CodeType, offset: int, variables: dict[str, Any], names: dict[str, Any]) -> Uses:

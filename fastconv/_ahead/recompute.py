@@ -22,6 +22,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -140,13 +141,13 @@ def _next_layer(following: Iterator[Step], channels: int) -> Any:
 def _products(layer: Any, kind: str, channels: int) -> float:
     """Return the number of products for each element of the input. 0 if the program has set unusual attributes."""
     weight = layer._parameters.get("weight")
-    if weight is None or weight.numel() == 0:
+    if weight is None or weight.dim() != (2 if kind is LINEAR else 4):
         return 0.0
     if kind is LINEAR:
         return weight.shape[0]  # type: ignore[no-any-return]
-    if type(layer.stride) is not tuple:
+    if type(layer.stride) is not tuple or set(map(type, layer.stride)) != {int}:
         return 0.0
-    return weight.numel() / channels / max(1, math.prod(layer.stride))  # type: ignore[no-any-return]
+    return weight.numel() / max(1, channels * math.prod(layer.stride))  # type: ignore[no-any-return]
 
 
 def take_source(layer: Any, input: Any) -> Source | None:
@@ -154,7 +155,8 @@ def take_source(layer: Any, input: Any) -> Source | None:
     if type(input) is not Tensor:
         return None
     source = input.__dict__.pop(_NAME, None)
-    node: Any = input.grad_fn
+    # Without a gradient, PyTorch does not ask for the node. It raises an error for some views that were written to.
+    node: Any = input.grad_fn if torch.is_grad_enabled() else None
     function = None if node is None else _ACTIVATIONS.get(node.name())
     if function is None:
         return source

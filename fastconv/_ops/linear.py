@@ -105,7 +105,7 @@ def is_supported(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         if tensor.layout is not torch.strided or not tensor.is_contiguous():
             return False
     K, C = weight.shape
-    return (bias is None or bias.shape == (K,)) and C > 0 and _C.linear_is_faster(input.numel() // C, C, K)
+    return (bias is None or bias.shape == (K,)) and C > 0 and K > 0 and _C.linear_is_faster(input.numel() // C, C, K)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
