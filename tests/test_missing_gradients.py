@@ -132,3 +132,24 @@ def test_gradients_of_a_graph_may_be_changed_in_place(name: str) -> None:
     for way, ours, context in ways_to_use_fastconv(model):
         for key, grad in gradients(ours, x, changed_in_place, context).items():
             torch.testing.assert_close(grad, expected[key], msg=lambda text, at=(way, key): f"{at}: {text}")
+
+
+class NoGradient(torch.autograd.Function):
+    """The identity, without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        return input.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> None:
+        return None
+
+
+def test_a_linear_layer_without_a_gradient_gives_none() -> None:
+    found = []
+    for model in (layer := nn.Linear(4, 8), fastconv.convert(copy.deepcopy(layer))):
+        x = torch.randn(3, 4, requires_grad=True)
+        (NoGradient.apply(model(x)).sum() + x.sum()).backward()  # type: ignore[no-untyped-call]
+        found.append([p.grad is None for p in model.parameters()])
+    assert found == [[True, True]] * 2

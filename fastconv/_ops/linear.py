@@ -61,6 +61,7 @@ def _fake_linear_backward(
 class Linear(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.set_materialize_grads(False)
         # As in PyTorch, an operand is saved only if a gradient needs it.
         needs_input, needs_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(input if needs_weight else None, weight if needs_input else None)
