@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import fastconv
 from fastconv._ahead import recompute
 from fastconv._ops.linear import MAY_BE_FASTER
+from fastconv.nn import layers
 
 needs_linear = pytest.mark.skipif(not MAY_BE_FASTER, reason="PyTorch computes all linear layers of this build of torch")
 
@@ -360,3 +361,19 @@ def test_a_module_that_calls_itself_raises_pytorchs_error(make: type[Any]) -> No
     converted.last = Endless()
     with pytest.raises(RecursionError):
         converted(x)
+
+
+def test_no_note_is_left_if_pytorch_computes_all_linear_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NormLinear(Norms):
+        def __init__(self) -> None:
+            super().__init__(nn.ReLU())
+            self.last = nn.Linear(7, 24)  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.act(self.first(x))
+            return self.last(h), h
+
+    converted, _, x = pair(NormLinear())
+    for module in (recompute, layers):
+        monkeypatch.setattr(module, "MAY_BE_FASTER", False)
+    assert not vars(converted(x)[1])

@@ -31,7 +31,7 @@ from fastconv._ahead.lookahead import Step, first_layer
 from fastconv._ops import batch_norm as _batch_norm
 from fastconv._ops.conv2d import Conv2d
 from fastconv._ops.library import _C
-from fastconv._ops.linear import Linear
+from fastconv._ops.linear import MAY_BE_FASTER, Linear
 
 __all__ = ["Source", "keep_source", "note_next", "note_source", "take_source"]
 
@@ -133,7 +133,7 @@ def _next_layer(following: Iterator[Step], channels: int) -> Any:
             return None
         kind = KINDS[type(layer)]
         if kind is not IDENTITY:
-            is_counted = kind in (CONVOLUTION, LINEAR) and layer._fuses
+            is_counted = (kind is CONVOLUTION or (kind is LINEAR and MAY_BE_FASTER)) and layer._fuses
             return layer if is_counted and _products(layer, kind, channels) >= _LEAST_PRODUCTS else None
     return None
 
