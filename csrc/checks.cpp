@@ -79,12 +79,6 @@ void check_same_device(const Tensor& a, const Tensor& b) {
         " and ", device_name(b), "!");
 }
 
-void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
-  check_same_device(a, b);
-  check(a.scalar_type() == b.scalar_type(), "expected ", what, " of type ",
-        torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
-}
-
 // The one place where a convolution's sizes are computed. `weight`: (K, C / groups, R, S).
 Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optional<Tensor>& bias, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups) {
@@ -206,6 +200,12 @@ void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
 
 }  // namespace
 
+void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
+  check_same_device(a, b);
+  check(a.scalar_type() == b.scalar_type(), "expected ", what, " of type ",
+        torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
+}
+
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   check(input.dim() == 4,
@@ -309,27 +309,6 @@ void check_relu_backward(const Tensor& grad_output, const Tensor& output) {
   check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
         Sizes(grad_output));
   check_same_type(grad_output, output, "output");
-}
-
-FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                                        const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                                        const Ints& pool_dilation, bool pool_ceil_mode) {
-  const Conv2dShape conv = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  return {conv, check_max_pool2d_sizes({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
-                                       pool_dilation, pool_ceil_mode, true)};
-}
-
-FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                                 const Tensor& weight, const Ints& stride, const Ints& padding,
-                                                 const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
-                                                 const Ints& pool_stride, const Ints& pool_padding,
-                                                 const Ints& pool_dilation) {
-  const Conv2dShape conv = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
-  const Pool2dShape pool = check_max_pool2d_backward(grad_output, argmax, {conv.N, conv.K, conv.P, conv.Q},
-                                                     pool_kernel_size, pool_stride, pool_padding, pool_dilation, true);
-  check_same_type(input, grad_output, "grad_output");
-  return {conv, pool};
 }
 
 }  // namespace fastconv

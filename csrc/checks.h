@@ -7,6 +7,9 @@
 
 namespace fastconv {
 
+// Two tensors of one device and one element type. `what`: the name of b.
+void check_same_type(const Tensor& a, const Tensor& b, const char* what);
+
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 Conv2dShape check_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -34,16 +37,5 @@ Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, c
 // Refuses inputs of relu_ whose elements share memory because of a stride of 0. relu_ writes its input in place.
 void check_no_overlap(const Tensor& input);
 void check_relu_backward(const Tensor& grad_output, const Tensor& output);
-
-// These check the arguments of conv2d first, then the arguments of max_pool2d.
-FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                                        const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                                        const Ints& pool_dilation, bool pool_ceil_mode);
-FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                                 const Tensor& weight, const Ints& stride, const Ints& padding,
-                                                 const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
-                                                 const Ints& pool_stride, const Ints& pool_padding,
-                                                 const Ints& pool_dilation);
 
 }  // namespace fastconv
