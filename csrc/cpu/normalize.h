@@ -58,11 +58,9 @@ std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C);
 NormalizationConstants constants_of(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C,
                                     ScalarType type);
 
-// Those of x * scale + shift.
-NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift, int64_t C, ScalarType type);
-
-// 0, 1 and 0: without a batch norm.
-NormalizationConstants no_normalization(int64_t C, ScalarType type);
+// Those of x * scale + shift. Without both, nothing is normalized.
+NormalizationConstants scale_and_shift(const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                       int64_t C, ScalarType type);
 
 // Computes the gradients of a batch norm without an activation: of weight and bias, and with `replaces_g` that of x,
 // which replaces g. g and x are contiguous or channels_last, with the same strides.
