@@ -311,4 +311,16 @@ void check_relu_backward(const Tensor& grad_output, const Tensor& output) {
   check_same_type(grad_output, output, "output");
 }
 
+FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                                 const Tensor& weight, const Ints& stride, const Ints& padding,
+                                                 const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
+                                                 const Ints& pool_stride, const Ints& pool_padding,
+                                                 const Ints& pool_dilation) {
+  const Conv2dShape conv = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
+  const Pool2dShape pool = check_max_pool2d_backward(grad_output, argmax, {conv.N, conv.K, conv.P, conv.Q},
+                                                     pool_kernel_size, pool_stride, pool_padding, pool_dilation, true);
+  check_same_type(input, grad_output, "grad_output");
+  return {conv, pool};
+}
+
 }  // namespace fastconv

@@ -38,4 +38,11 @@ Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, c
 void check_no_overlap(const Tensor& input);
 void check_relu_backward(const Tensor& grad_output, const Tensor& output);
 
+// Checks the arguments of conv2d first, then those of max_pool2d.
+FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                                 const Tensor& weight, const Ints& stride, const Ints& padding,
+                                                 const Ints& dilation, int64_t groups, const Ints& pool_kernel_size,
+                                                 const Ints& pool_stride, const Ints& pool_padding,
+                                                 const Ints& pool_dilation);
+
 }  // namespace fastconv

@@ -3,7 +3,6 @@
 
 // ---- what a device computes. The arguments have been checked -----------------------------------------------------
 
-Tensor run_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias);
 Gradients run_conv2d_backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
                               const Tensor& weight, bool needs_input, bool needs_weight);
 Tensor run_conv2d_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
@@ -13,8 +12,6 @@ std::tuple<Tensor, Tensor> run_conv2d_backward_weight(const Conv2dShape& s, cons
 
 // The two fused operators.
 Fused run_fused(const FusedShape& f, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias);
-Gradients run_fused_backward(const FusedShape& f, const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                             const Tensor& weight, bool needs_input, bool needs_weight);
 
 // All tensors are NHWC or, without `nhwc`, NCHW.
 void write_max_pool2d(const Pool2dShape& s, const Tensor& input, const Tensor& output, const Tensor& indices,
@@ -30,10 +27,14 @@ void write_relu_backward(const Tensor& grad_output, const Tensor& output, const 
 
 // ---- the operators -----------------------------------------------------------------------------------------------
 
-inline Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
-                     const Ints& padding, const Ints& dilation, int64_t groups) {
-  return run_conv2d(check_conv2d(input, weight, bias, stride, padding, dilation, groups), input, weight, bias);
-}
+// The call path of conv2d and of the fused backward is the shortest: each device checks the arguments itself.
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups);
+Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
+                                          const Tensor& weight, bool needs_input, bool needs_weight, const Ints& stride,
+                                          const Ints& padding, const Ints& dilation, int64_t groups,
+                                          const Ints& pool_kernel_size, const Ints& pool_stride,
+                                          const Ints& pool_padding, const Ints& pool_dilation);
 
 inline Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
                                  bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
@@ -72,18 +73,6 @@ inline Fused conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, c
   const Pool2dShape pool = check_max_pool2d_sizes({s.N, s.K, s.P, s.Q}, pool_kernel_size, pool_stride, pool_padding,
                                                   pool_dilation, pool_ceil_mode, true);
   return run_fused({s, pool}, input, weight, bias);
-}
-
-inline Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
-                                                 const Tensor& weight, bool needs_input, bool needs_weight,
-                                                 const Ints& stride, const Ints& padding, const Ints& dilation,
-                                                 int64_t groups, const Ints& pool_kernel_size, const Ints& pool_stride,
-                                                 const Ints& pool_padding, const Ints& pool_dilation) {
-  const Conv2dShape s = check_conv2d(input, weight, {}, stride, padding, dilation, groups);
-  const Pool2dShape pool = check_max_pool2d_backward(grad_output, argmax, {s.N, s.K, s.P, s.Q}, pool_kernel_size,
-                                                     pool_stride, pool_padding, pool_dilation, true);
-  check_same_type(input, grad_output, "grad_output");
-  return run_fused_backward({s, pool}, grad_output, argmax, input, weight, needs_input, needs_weight);
 }
 
 inline Gradients conv2d_relu_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,

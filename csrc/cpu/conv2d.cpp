@@ -71,8 +71,10 @@ void run_forward(const Forward& call) {
   });
 }
 
-Tensor run_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups) {
   const WorkspaceScope scope;
+  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   const bool channels_last = result_is_channels_last(input, weight);
   const auto run = [&] {
     const bool nhwc = in_nhwc(input, channels_last, s.K, s.P * s.Q);

@@ -8,7 +8,9 @@ namespace fastconv::cuda {
 
 FC_FORWARD_KERNELS(template)
 
-Tensor run_conv2d(const Conv2dShape& s, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
+              const Ints& padding, const Ints& dilation, int64_t groups) {
+  const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   check_coordinates(s);
   const Tensor output = empty({s.N, s.K, s.P, s.Q}, input, result_is_channels_last(input, weight));
   if (output.numel() == 0) return output;
