@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, REAL, check, check_gradient, check_implemented, check_sizes, check_type
-from fastconv._ops.function import differentiable, is_differentiated_again, tie, vmap_batch, vmap_loop
+from fastconv._ops.function import differentiable, is_differentiated_again, save, tie, vmap_batch, vmap_loop
 from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
 from fastconv._ops.sizes import Ints, pool_output
 
@@ -53,14 +53,9 @@ def check_pool(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -
 
 
 def pooled_size(
-    input: Ints,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    ceil_mode: bool | None,
+    input: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool | None,
     given: Ints = (),
-) -> list[int]:
+) -> list[int]:  # fmt: skip
     """Return the size of max_pool2d's output, from that of the input.
 
     Backward operators have no ceil_mode and pass None. Then ``given`` is the gradient's (P, Q), and the rounding that
@@ -123,10 +118,8 @@ def _fake_max_pool2d_backward(
 
 class MaxPool2d(Function):
     @staticmethod
-    def forward(
-        input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
-    ) -> tuple[Tensor, Tensor]:
-        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _max_pool2d(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -162,20 +155,13 @@ class MaxPool2dWithJvp(MaxPool2d):
 
 class MaxPool2dBackward(Function):
     @staticmethod
-    def forward(
-        grad_output: Tensor, indices: Tensor, input_size: tuple[int, ...], kernel_size: Pair, stride: Pair,
-        padding: Pair, dilation: Pair, channels_last: bool,
-    ) -> Tensor:  # fmt: skip
-        return _max_pool2d_backward(
-            grad_output, indices, input_size, kernel_size, stride, padding, dilation, channels_last
-        )
+    def forward(*args: Any) -> Tensor:
+        return _max_pool2d_backward(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, indices, *ctx.rest = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(indices)
-        ctx.save_for_forward(indices)
+        save(ctx, indices)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
