@@ -27,7 +27,7 @@ void write_relu_backward(const Tensor& grad_output, const Tensor& output, const 
 
 // ---- the operators -----------------------------------------------------------------------------------------------
 
-// The call path of conv2d and of the fused backward is the shortest: each device checks the arguments itself.
+// To keep the call path short (tests/test_call_path.py), each device checks the arguments of these two itself.
 Tensor conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Ints& stride,
               const Ints& padding, const Ints& dilation, int64_t groups);
 Gradients conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,
