@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
-from fastconv._deferred import BACKWARD, Deferred, defer, settled
+from fastconv._deferred import BACKWARD, Deferred, defer
 from fastconv._layer import is_watched, register_mode
 from fastconv._ops.overrides import accept_fastconv
 
@@ -46,11 +46,6 @@ def _max_pool2d_with_indices(
     return FF.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
-def _set_data(tensor: Tensor, value: Any) -> None:
-    """Set ``tensor.data``. PyTorch does not ask a waiting result for its values here."""
-    tensor.data = settled(value)
-
-
 #: fastconv's replacement of each function that the override protocol reports. ``F.conv2d`` is ``torch.conv2d``, and
 #: ``F.relu_`` is ``torch.relu_``. The modules of torch.nn call these functions.
 ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -64,7 +59,6 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.relu: FF.relu,
     Tensor.relu_: _relu_,
     F.batch_norm: FF.batch_norm,
-    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
     F.linear: FF.linear,
 }
 

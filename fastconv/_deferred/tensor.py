@@ -110,6 +110,10 @@ class Deferred(Tensor):
                 self._adopted_value = torch.ops.aten.alias(self)  # through __torch_dispatch__
         return self._adopted_value
 
+    def as_subclass(self, cls: Any) -> Any:
+        """As :meth:`torch.Tensor.as_subclass`, which does not call ``__torch_function__``."""
+        return self.settle().as_subclass(cls)
+
     def base(self) -> Deferred:
         """Follow the views to the Deferred that is not a view itself."""
         return self if self._viewed is None else self._viewed.base()
@@ -224,6 +228,27 @@ class _Follow(Function):
 
 
 register_type(Deferred)
+
+_SHALLOW_COPY = torch.ops.aten._has_compatible_shallow_copy_type.default
+_PYTHON_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PythonTLSSnapshot)
+_LIBRARY = torch.library.Library("aten", "IMPL")  # a name, because the kernel lasts as long as this object
+
+
+def _settle_before_shallow_copy(tensor: Tensor, data: Tensor) -> bool:
+    """Compute ``data`` before ``tensor.data = data`` copies its reference to memory.
+
+    PyTorch calls neither ``__torch_function__`` nor ``__torch_dispatch__`` of ``data`` there. It only asks this operator
+    first, which has this kernel for subclasses of Tensor.
+    """
+    if type(data) is Deferred:
+        value = data.settle().detach()
+        with torch._C.DisableTorchFunction():
+            data.data = value  # from now on, both objects refer to the same memory
+    with torch._C._ExcludeDispatchKeyGuard(_PYTHON_KEYS):
+        return _SHALLOW_COPY(tensor, data)  # type: ignore[no-any-return]
+
+
+_LIBRARY.impl("_has_compatible_shallow_copy_type", _settle_before_shallow_copy, "PythonTLSSnapshot")
 
 
 def _exclude_from_compilation() -> None:
