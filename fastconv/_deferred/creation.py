@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import GradientEdge
 from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
-from fastconv._deferred.tensor import Deferred, DeferringLayer, check_history, is_watched
+from fastconv._deferred.tensor import Deferred, DeferringLayer, check_history, is_watched, sources
 from fastconv._ops import gpu
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
@@ -128,9 +129,20 @@ def new_deferred(
     if source is not None:
         deferred._source = source
         source[0]._derived = (*source[0]._derived, TensorWeakRef(deferred))
+        if deferred._node is not None:
+            _note_node(deferred._node, source)
     if view_of is not None:
         deferred._viewed = view_of
     return deferred  # type: ignore[no-any-return]
+
+
+def _note_node(node: Any, source: tuple[Deferred, Step]) -> None:
+    """Note the gradient function of a new Deferred in each Deferred that it was made from."""
+    before, node.step = source  # ReLU in place replaces the step
+    edge = GradientEdge(node, 0)
+    for deferred, step in ((before, lambda tensor: tensor), *sources(before._source)):
+        way: Step = lambda tensor, step=step: node.step(step(tensor))  # noqa: E731
+        deferred._waiting_nodes = (*deferred._waiting_nodes, (edge, way))
 
 
 class _Defer(Function):
@@ -139,11 +151,14 @@ class _Defer(Function):
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, size: Sequence[int], *operands: Tensor | None) -> Tensor:
         ctx.recipe = recipe
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operands)
         return _placeholder(recipe, size, operands[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
         check_history(ctx)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
-from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step
+from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step, in_sequence
 from fastconv._ops.overrides import register_type
 
 __all__ = [
@@ -24,10 +24,10 @@ __all__ = [
     "DeferringLayer",
     "check_history",
     "compute_deferred",
-    "in_sequence",
     "is_watched",
     "note_bypass",
     "settled",
+    "sources",
 ]
 
 #: Operations that join the recipe of a Deferred: :mod:`fastconv._deferred.folding` fills this table.
@@ -56,12 +56,14 @@ class Deferred(Tensor):
     _is_viewed = False  # by another Deferred
     _derived: tuple[TensorWeakRef, ...] = ()  # the Deferreds that were made from this one
     _node: Any = None  # its gradient function
+    _follows = False  # the gradient function passes the gradient to the value
     _settled: Tensor | None = None
     _history: Any = None  # the gradient function of the value when _node was set
     _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
+    _waiting_nodes: tuple[tuple[GradientEdge, Step], ...] = ()  # the same of each Deferred that was made from this one
 
     @classmethod
     def __torch_function__(
@@ -174,6 +176,26 @@ class Deferred(Tensor):
                 self._derived = ()
         return self._settled
 
+    def ways(self) -> tuple[tuple[GradientEdge, Step], ...]:
+        """Return the ways on which a gradient reaches this tensor but not its value: gradient edges, and steps there.
+
+        An autograd.Function passes the gradient of a Deferred to that tensor's own gradient function.
+        """
+        found = (*self._bypasses, *self._waiting_nodes)
+        if self._node is None or self._follows or self._is_adopted():
+            return found
+        return (*found, (GradientEdge(self._node, 0), lambda tensor: tensor))
+
+    def follow_value(self) -> None:
+        """Send the gradients of later uses to the value, which has a hook, also those that settle nothing."""
+        derived = [deferred for reference in self._derived if (deferred := reference()) is not None]
+        value = self.settle()
+        for deferred in derived:
+            deferred.follow_value()
+        if self._node is not None and not self._follows and not self._is_adopted():
+            with torch.autograd._unsafe_preserve_version_counter(self):
+                self._follow_value(value)
+
     def _follow(self, is_late: bool = False) -> None:
         """Give this tensor the gradient function of its value if an operation in place has changed that one.
 
@@ -186,6 +208,10 @@ class Deferred(Tensor):
             return
         if is_late and self._node is not None:
             self._node.is_wrong = True
+        self._follow_value(value)
+
+    def _follow_value(self, value: Tensor) -> None:
+        self._follows = True
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             if value.grad_fn is None:
                 self.detach_()
@@ -210,6 +236,11 @@ def check_history(node: Any) -> None:
             "the result of a convolution was changed in place through a view, and passed to an autograd.Function or a "
             "C++ operator. fastconv.convert and fastconv.enabled(fuse=True) do not support this. Pass a copy: y.clone()"
         )
+    if hasattr(node, "is_unhooked"):
+        raise RuntimeError(
+            "a hook of a convolution's result was registered after the result was passed to an autograd.Function or a "
+            "C++ operator: register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
+        )
 
 
 class _Follow(Function):
@@ -228,27 +259,6 @@ class _Follow(Function):
 
 
 register_type(Deferred)
-
-_SHALLOW_COPY = torch.ops.aten._has_compatible_shallow_copy_type.default
-_PYTHON_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.PythonTLSSnapshot)
-_LIBRARY = torch.library.Library("aten", "IMPL")  # a name, because the kernel lasts as long as this object
-
-
-def _settle_before_shallow_copy(tensor: Tensor, data: Tensor) -> bool:
-    """Compute ``data`` before ``tensor.data = data`` copies its reference to memory.
-
-    PyTorch calls neither ``__torch_function__`` nor ``__torch_dispatch__`` of ``data`` there. It only asks this operator
-    first, which has this kernel for subclasses of Tensor.
-    """
-    if type(data) is Deferred:
-        value = data.settle().detach()
-        with torch._C.DisableTorchFunction():
-            data.data = value  # from now on, both objects refer to the same memory
-    with torch._C._ExcludeDispatchKeyGuard(_PYTHON_KEYS):
-        return _SHALLOW_COPY(tensor, data)  # type: ignore[no-any-return]
-
-
-_LIBRARY.impl("_has_compatible_shallow_copy_type", _settle_before_shallow_copy, "PythonTLSSnapshot")
 
 
 def _exclude_from_compilation() -> None:
@@ -321,18 +331,15 @@ def note_bypass(source: tuple[Deferred, Step] | None, y: Tensor) -> None:
     if source is None or not y.requires_grad:
         return
     edge = get_gradient_edge(y)
+    for deferred, step in sources(source):
+        deferred._bypasses = (*deferred._bypasses, (edge, step))
+
+
+def sources(source: tuple[Deferred, Step] | None) -> Iterator[tuple[Deferred, Step]]:
+    """Yield each Deferred before a result, nearest first, and the step from there to the result."""
     steps: tuple[Step, ...] = ()
     while source is not None:
         deferred, step = source
         steps = (step, *steps)
-        deferred._bypasses = (*deferred._bypasses, (edge, in_sequence(steps)))
+        yield deferred, in_sequence(steps)
         source = deferred._source
-
-
-def in_sequence(steps: Sequence[Step]) -> Step:
-    def run(tensor: Tensor) -> Tensor:
-        for step in steps:
-            tensor = step(tensor)
-        return tensor
-
-    return run
