@@ -181,3 +181,27 @@ def test_a_hook_that_would_miss_the_gradient_of_a_function_is_an_error() -> None
     y.register_hook(lambda grad: grad * 2)
     with pytest.raises(RuntimeError, match=r"registered after the result was passed to an autograd\.Function"):
         z.sum().backward()
+
+
+class Compiled(nn.Module):
+    """A convolution, and a part of the model that torch.compile compiles alone."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.rest: Any = nn.Sequential(nn.Conv2d(8, 8, 3), nn.GELU())
+        if form == "method":
+            self.rest.compile(backend="eager", fullgraph=True)
+        else:
+            self.rest = torch.compile(self.rest if form == "module" else torch.sin, backend="eager", fullgraph=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.rest(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("form", ["module", "method", "function"])
+def test_a_result_does_not_wait_for_a_compiled_part_of_the_model(form: str) -> None:
+    model, x = Compiled(form), torch.randn(2, 3, 16, 16)
+    expected = model(x)
+    torch.testing.assert_close(fastconv.convert(model)(x), expected, rtol=1e-4, atol=1e-5)

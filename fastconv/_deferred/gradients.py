@@ -152,7 +152,8 @@ def _register_hook(deferred: Deferred, hook: Callable[..., Any]) -> Any:
             " register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
         )
     for edge, _ in deferred.ways():
-        edge.node.is_unhooked = True
+        node: Any = edge.node
+        node.is_unhooked = True
     deferred.follow_value()
     return deferred.settle().register_hook(hook)
 
@@ -173,6 +174,6 @@ _TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     **BACKWARD,
     Tensor.retain_grad: _retain_grad,
     Tensor.register_hook: _register_hook,
-    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[union-attr]
 }
 GRADIENTS.update(_TABLE)

@@ -193,7 +193,7 @@ class Deferred(Tensor):
         for deferred in derived:
             deferred.follow_value()
         if self._node is not None and not self._follows and not self._is_adopted():
-            with torch.autograd._unsafe_preserve_version_counter(self):
+            with torch.autograd.grad_mode._unsafe_preserve_version_counter(self):
                 self._follow_value(value)
 
     def _follow(self, is_late: bool = False) -> None:
