@@ -46,6 +46,11 @@ def _max_pool2d_with_indices(
     return FF.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """As :func:`torch.nn.functional.linear`, which also takes ``out``."""
+    return FF.linear(input, weight, bias) if out is None else F.linear(input, weight, bias, out=out)  # type: ignore[call-arg]
+
+
 #: fastconv's replacement of each function that the override protocol reports. ``F.conv2d`` is ``torch.conv2d``, and
 #: ``F.relu_`` is ``torch.relu_``. The modules of torch.nn call these functions.
 ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -59,7 +64,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.relu: FF.relu,
     Tensor.relu_: _relu_,
     F.batch_norm: FF.batch_norm,
-    F.linear: FF.linear,
+    F.linear: _linear,
 }
 
 

@@ -74,6 +74,8 @@ def _are_copies_small(input: Any, weight: Any) -> bool:
     """
     if type(input) not in PLAIN or type(weight) not in PLAIN or input.dim() != 4 or weight.dim() != 4:
         return False
+    if input.is_nested or weight.is_nested:
+        return False
     if torch._C._get_tracing_state() is not None:  # then sizes are tensors
         return False
     N, _, H, W = input.shape
