@@ -136,6 +136,25 @@ def second_gradient(y: Tensor, run: Run) -> list[Tensor]:
     return list(torch.autograd.grad(first[0].sum(), y))
 
 
+def backward_to_the_result_and_what_is_before_it(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y)
+    y.retain_grad()
+    z.square().sum().backward(inputs=[y, *parameters_of(y)], retain_graph=True)
+    run(z).sum().backward(inputs=[y, *parameters_of(y)])
+    return [y.grad]  # type: ignore[list-item]
+
+
+def parameters_of(y: Tensor) -> list[Tensor]:
+    """Return the leaves that ``y`` was computed from."""
+    found, nodes = [], [y.grad_fn]
+    while nodes:
+        node: Any = nodes.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        nodes += [after for after, _ in getattr(node, "next_functions", ()) if after is not None]
+    return found
+
+
 def backward_to_the_result(y: Tensor, run: Run) -> list[Tensor]:
     z = run(F.relu(y)).sum()
     z.backward(inputs=[y], retain_graph=True)
@@ -147,7 +166,7 @@ PROGRAMS = [
     hook, removed_hook, hook_before_change_in_place, hook_of_what_relu_was_applied_to, hook_of_relu,
     hook_of_a_permuted_result, hook_of_the_gradient_function, multi_grad_hook, gradient_edge, retained,
     retained_before_relu, gradient, gradient_through_relu, gradient_through_relu_in_place, second_gradient,
-    backward_to_the_result,
+    backward_to_the_result, backward_to_the_result_and_what_is_before_it,
 ]  # fmt: skip
 
 

@@ -110,12 +110,16 @@ def _backward(
     bypassed = [tensor for tensor in inputs or () if _ways_of(tensor)]
     others = None if inputs is None else settled([tensor for tensor in inputs if not _ways_of(tensor)])
     retain = True if others else retain_graph
+    values = settled(bypassed)
+    before = [value.grad if value.retains_grad else None for value in values]
     grads = _grad(tensors, bypassed, grad_tensors, retain, create_graph) if bypassed else ()
-    for tensor, grad in zip(bypassed, grads, strict=True):
-        _retain_grad(tensor)  # as PyTorch does
-        _accumulate(tensor.settle(), grad)
     if others or not bypassed:
         _run_backward(tensors, grad_tensors, retain_graph, create_graph, grad_variables, others)
+    for tensor, value, kept, grad in zip(bypassed, values, before, grads, strict=True):
+        if value.retains_grad:
+            value.grad = kept  # without what PyTorch's and fastconv's hooks have just added
+        _retain_grad(tensor)  # as PyTorch does
+        _accumulate(value, grad)
 
 
 def _tensor_backward(
