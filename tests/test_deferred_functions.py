@@ -5,7 +5,10 @@ PyTorch passes the gradient of such a Function to the waiting tensor's own gradi
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -240,3 +243,29 @@ def test_a_result_does_not_wait_for_a_compiled_part_of_the_model(form: str) -> N
     with torch.no_grad():
         expected = model(x)
         torch.testing.assert_close(fastconv.convert(model)(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_several_threads_may_use_a_waiting_result(grad: bool) -> None:
+    conv, x = nn.Conv2d(8, 16, 3), torch.randn(2, 8, 12, 12)
+    expected = F.relu(conv(x)).detach()
+    meet = threading.Barrier(3)
+    uses: list[Run] = [lambda t: t + 0, lambda t: F.max_pool2d(t, 2), lambda t: t.permute(0, 2, 3, 1) * 1]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(100):
+            with torch.set_grad_enabled(grad), fastconv.enabled(fuse=True):
+                y = F.relu(F.conv2d(x, conv.weight, conv.bias))
+            assert type(y) is Deferred
+
+            def use(i: int, y: Tensor = y) -> Tensor:
+                meet.wait()
+                return uses[i](y)
+
+            with ThreadPoolExecutor(3) as pool:
+                found = list(pool.map(use, range(3)))
+            for a, run in zip(found, uses, strict=True):
+                torch.testing.assert_close(a.detach() * 1, run(expected), rtol=1e-4, atol=1e-5)
+    finally:
+        sys.setswitchinterval(interval)

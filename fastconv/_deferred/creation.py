@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import RLock
 from typing import Any
 
 import torch
@@ -125,6 +126,7 @@ def new_deferred(
     else:
         deferred = _placeholder(recipe, size, operands[0])
     deferred._recipe, deferred._size, deferred._operands = recipe, size, operands
+    deferred._lock = RLock() if source is None else source[0]._lock
     deferred._grad_enabled, deferred._inference = grad_enabled, torch.is_inference_mode_enabled()
     if layer is not None:
         deferred._layer = layer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from threading import RLock
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,7 @@ __all__ = [
 FOLDS: dict[Callable[..., Any], Callable[..., Any]] = {}
 #: Functions that ask for the gradient with respect to a Deferred: :mod:`fastconv._deferred.gradients` fills this table.
 GRADIENTS: dict[Callable[..., Any], Callable[..., Any]] = {}
+_top_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 class DeferringLayer(Protocol):
@@ -50,6 +52,7 @@ class Deferred(Tensor):
     _operands: Operands
     _grad_enabled: bool
     _inference: bool
+    _lock: RLock  # several threads may use a result. Views and Deferreds that were made from one another share a lock.
     _layer: DeferringLayer | None = None
     _source: tuple[Deferred, Step] | None = None  # the Deferred that this one was computed from, and how
     _viewed: Deferred | None = None  # the Deferred that this one is a view of
@@ -71,8 +74,9 @@ class Deferred(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         fold = FOLDS.get(func)
-        if fold is not None and args and type(args[0]) is Deferred and args[0]._can_fold():
-            result = fold(args[0], *args[1:], **kwargs)
+        if fold is not None and args and type(args[0]) is Deferred:
+            with args[0]._lock:
+                result = fold(args[0], *args[1:], **kwargs) if args[0]._can_fold() else NotImplemented
             if result is not NotImplemented:
                 return result
         gradients = GRADIENTS.get(func)
@@ -153,28 +157,32 @@ class Deferred(Tensor):
 
     def _value(self) -> Tensor:
         if self._settled is None:
-            with torch._C.DisableTorchFunction():
-                if self._viewed is not None:
-                    y = self._viewed._value()  # may compute this one, too: see the end of this function
-                    if self._settled is None:
-                        with torch.set_grad_enabled(self._grad_enabled):
-                            self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
-                elif (found := self._settled_source()) is not None:
-                    deferred, steps = found
-                    # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
-                    with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
-                        self._settled = in_sequence(steps)(deferred.settle())
-                else:
-                    self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
-                assert self._settled is not None
-                self._history = self._settled.grad_fn
-                self._operands = (self._settled, None, None)
-                self._source = None  # releases the operands of the Deferreds before this one
-                # The program may now write to this value. Tensors that were made from it before must not change.
-                for derived in self._waiting():
-                    derived._value()
-                self._derived = ()
+            with self._lock, torch._C.DisableTorchFunction():
+                if self._settled is None:  # else another thread has computed it meanwhile
+                    self._compute()
+        assert self._settled is not None
         return self._settled
+
+    def _compute(self) -> None:
+        if self._viewed is not None:
+            y = self._viewed._value()  # may compute this one, too: see the end of this function
+            if self._settled is None:
+                with torch.set_grad_enabled(self._grad_enabled):
+                    self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
+        elif (found := self._settled_source()) is not None:
+            deferred, steps = found
+            # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
+            with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
+                self._settled = in_sequence(steps)(deferred.settle())
+        else:
+            self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
+        assert self._settled is not None
+        self._history = self._settled.grad_fn
+        self._operands = (self._settled, None, None)
+        self._source = None  # releases the operands of the Deferreds before this one
+        # The program may now write to this value. Tensors that were made from it before must not change.
+        for derived in self._waiting():
+            derived._value()
 
     def ways(self) -> tuple[tuple[GradientEdge, Step], ...]:
         """Return the ways on which a gradient reaches this tensor but not its value: gradient edges, and steps there.
@@ -291,7 +299,7 @@ def compute_deferred(
     """
     inference = deferred._inference
     device = deferred._operands[0].device.type
-    casts, hooks = torch.is_autocast_enabled(device), _has_saved_tensors_hooks()
+    casts, hooks = torch.is_autocast_enabled(device), _top_saved_tensors_hooks(True) is not None
     if (inference, grad_enabled) == (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) and not casts | hooks:
         y = recipe.compute(*deferred._operands)  # without a context, which takes 3 us
     else:
@@ -311,17 +319,13 @@ def settled(tree: Any) -> Any:
     return tree_map_only(Deferred, Deferred.settle, tree)
 
 
-def _has_saved_tensors_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
 def is_watched() -> bool:
     """Return whether a transform, a dispatch mode, a tracer or activation checkpointing observes each operation."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or _get_current_dispatch_mode() is not None
-        or _has_saved_tensors_hooks()
+        or _top_saved_tensors_hooks(True) is not None
         or torch._C._get_tracing_state() is not None
     )
 
