@@ -119,6 +119,21 @@ def retained_before_relu(y: Tensor, run: Run) -> list[Tensor]:
     return [y.grad]  # type: ignore[list-item]
 
 
+def retained_with_what_it_was_made_from(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y)
+    u = run(z)
+    y.retain_grad()
+    z.retain_grad()
+    u.square().sum().backward()
+    return [y.grad, z.grad]  # type: ignore[list-item]
+
+
+def gradient_after_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y) + 1
+    y.mul_(2)
+    return list(torch.autograd.grad(z.sum() + run(y).sum(), [y]))
+
+
 def gradient(y: Tensor, run: Run) -> list[Tensor]:
     z = run(y)
     return list(torch.autograd.grad(z.square().sum() + y.sum(), [y]))
@@ -168,7 +183,8 @@ def backward_to_the_result(y: Tensor, run: Run) -> list[Tensor]:
 PROGRAMS = [
     hook, removed_hook, hook_before_change_in_place, hook_of_what_relu_was_applied_to, hook_of_relu,
     hook_of_a_permuted_result, hook_of_the_gradient_function, multi_grad_hook, gradient_edge, retained,
-    retained_before_relu, gradient, gradient_through_relu, gradient_through_relu_in_place, second_gradient,
+    retained_before_relu, retained_with_what_it_was_made_from, gradient_after_a_change_in_place,
+    gradient, gradient_through_relu, gradient_through_relu_in_place, second_gradient,
     backward_to_the_result, backward_to_the_result_and_what_is_before_it,
 ]  # fmt: skip
 

@@ -189,10 +189,9 @@ class Deferred(Tensor):
 
         An autograd.Function passes the gradient of a Deferred to that tensor's own gradient function.
         """
-        found = (*self._bypasses, *self._waiting_nodes)
         if self._node is None or self._follows or self._is_adopted():
-            return found
-        return (*found, (GradientEdge(self._node, 0), lambda tensor: tensor))
+            return (*self._bypasses, *self._waiting_nodes)
+        return (*self._bypasses, *self._waiting_nodes, (GradientEdge(self._node, 0), lambda tensor: tensor))
 
     def follow_value(self) -> None:
         """Send the gradients of later uses to the value, which has a hook, also those that settle nothing."""
@@ -201,6 +200,7 @@ class Deferred(Tensor):
         for deferred in derived:
             deferred.follow_value()
         if self._node is not None and not self._follows and not self._is_adopted():
+            self._waiting_nodes = (*self._waiting_nodes, (GradientEdge(self._node, 0), lambda tensor: tensor))
             with torch.autograd.grad_mode._unsafe_preserve_version_counter(self):
                 self._follow_value(value)
 
@@ -216,6 +216,7 @@ class Deferred(Tensor):
             return
         if is_late and self._node is not None:
             self._node.is_wrong = True
+        self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
         self._follow_value(value)
 
     def _follow_value(self, value: Tensor) -> None:
