@@ -230,7 +230,8 @@ class DenseLayer(nn.Module):
         self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        bottleneck = self.conv1(self.relu1(self.norm1(torch.cat(inputs, 1))))
+        features = torch.cat(inputs, 1)  # a statement of its own, as in torchvision's DenseNet
+        bottleneck = self.conv1(self.relu1(self.norm1(features)))
         return self.conv2(self.relu2(self.norm2(bottleneck)))
 
 

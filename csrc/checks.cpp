@@ -45,20 +45,6 @@ void check_countable(const Ints& stride, const Ints& padding, const Ints& dilati
   }
 }
 
-// `kernel_size`: may be null.
-void check_geometry(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                    const Ints* kernel_size = nullptr) {
-  check_pair(stride, "stride", "convolution");
-  check_pair(padding, "padding", "convolution");
-  check_pair(dilation, "dilation", "convolution");
-  if (kernel_size) check_pair(*kernel_size, "kernel_size", "convolution");
-  check(groups > 0, "non-positive groups is not supported");
-  check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
-  check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
-  check(dilation[0] > 0 && dilation[1] > 0, "non-positive dilation is not supported");
-  check_countable(stride, padding, dilation);
-}
-
 std::string device_name(const Tensor& tensor) {
   return tensor.is_cuda() ? "cuda:" + std::to_string(tensor.get_device_index()) : "cpu";
 }
@@ -79,14 +65,8 @@ void check_same_device(const Tensor& a, const Tensor& b) {
         " and ", device_name(b), "!");
 }
 
-void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
-  check_same_device(a, b);
-  check(a.scalar_type() == b.scalar_type(), "expected ", what, " of type ",
-        torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
-}
-
 // The one place where a convolution's sizes are computed. `weight`: (K, C / groups, R, S).
-Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optional<Tensor>& bias, const Ints& stride,
+Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optional<Sizes>& bias, const Ints& stride,
                          const Ints& padding, const Ints& dilation, int64_t groups) {
   check_sizes(input);
   check_sizes(weight);
@@ -104,9 +84,9 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   const Wide channels = static_cast<Wide>(weight[1]) * groups;
   check(s.C == channels, "Given groups=", groups, ", weight of size ", Sizes(weight), ", expected input", Sizes(input),
         " to have ", Count{channels}, " channels, but got ", s.C, " channels instead");
-  check(!bias || (bias->dim() == 1 && bias->size(0) == s.K), "Given weight of size ", Sizes(weight),
+  check(!bias || (bias->count == 1 && bias->values[0] == s.K), "Given weight of size ", Sizes(weight),
         ", expected bias to be 1-dimensional with ", s.K, " elements, but got bias of size ",
-        bias ? Sizes(*bias) : Sizes(weight), " instead");
+        bias ? *bias : Sizes(weight), " instead");
   check(s.R > 0 && s.S > 0, "kernel size should be greater than zero, but got kernel_height: ", s.R,
         " kernel_width: ", s.S);
   const Wide padded_h = padded(s.H, s.pad_h), padded_w = padded(s.W, s.pad_w);
@@ -126,33 +106,6 @@ Conv2dShape conv2d_shape(const Ints& input, const Ints& weight, const std::optio
   if (s.S == 1) s.dilation_w = 1;
   s.P = static_cast<int64_t>(P), s.Q = static_cast<int64_t>(Q);
   return s;
-}
-
-void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                 const Ints& dilation) {
-  check(kernel_size.size() == 2, "max_pool2d: kernel_size must either be a single int, or a tuple of two ints");
-  check(stride.size() == 2, "max_pool2d: stride must either be omitted, a single int, or a tuple of two ints");
-  check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
-  check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
-  check(stride[0] != 0 && stride[1] != 0, "stride should not be zero");
-  for (const Ints* values : {&kernel_size, &stride, &padding, &dilation}) {
-    for (const int64_t value : *values) {
-      check(value >= std::numeric_limits<int32_t>::min() && value <= std::numeric_limits<int32_t>::max(),
-            "value cannot be converted to type int without overflow");
-    }
-  }
-  for (int i = 0; i < 2; ++i) {
-    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
-    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
-          "pad should be at most half of effective kernel size, but got pad=", padding[i],
-          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
-  }
-  check(kernel_size[0] > 0 && kernel_size[1] > 0,
-        "kernel size should be greater than zero, but got kH: ", kernel_size[0], " kW: ", kernel_size[1]);
-  check(stride[0] > 0 && stride[1] > 0, "stride should be greater than zero, but got dH: ", stride[0],
-        " dW: ", stride[1]);
-  check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero, but got dilationH: ", dilation[0],
-        " dilationW: ", dilation[1]);
 }
 
 // The one place where a pool's sizes are computed. `input`: (N, C, H, W). `given`: the (P, Q) of the gradient in
@@ -206,6 +159,52 @@ void check_grad_output(const Tensor& grad_output, const Conv2dShape& s) {
 
 }  // namespace
 
+void check_geometry(const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
+                    const Ints* kernel_size) {
+  check_pair(stride, "stride", "convolution");
+  check_pair(padding, "padding", "convolution");
+  check_pair(dilation, "dilation", "convolution");
+  if (kernel_size) check_pair(*kernel_size, "kernel_size", "convolution");
+  check(groups > 0, "non-positive groups is not supported");
+  check(padding[0] >= 0 && padding[1] >= 0, "negative padding is not supported");
+  check(stride[0] > 0 && stride[1] > 0, "non-positive stride is not supported");
+  check(dilation[0] > 0 && dilation[1] > 0, "non-positive dilation is not supported");
+  check_countable(stride, padding, dilation);
+}
+
+void check_max_pool2d_parameters(const Ints& kernel_size, const Ints& stride, const Ints& padding,
+                                 const Ints& dilation) {
+  check(kernel_size.size() == 2, "max_pool2d: kernel_size must either be a single int, or a tuple of two ints");
+  check(stride.size() == 2, "max_pool2d: stride must either be omitted, a single int, or a tuple of two ints");
+  check(padding.size() == 2, "max_pool2d: padding must either be a single int, or a tuple of two ints");
+  check(dilation.size() == 2, "max_pool2d: dilation must be either a single int, or a tuple of two ints");
+  check(stride[0] != 0 && stride[1] != 0, "stride should not be zero");
+  for (const Ints* values : {&kernel_size, &stride, &padding, &dilation}) {
+    for (const int64_t value : *values) {
+      check(value >= std::numeric_limits<int32_t>::min() && value <= std::numeric_limits<int32_t>::max(),
+            "value cannot be converted to type int without overflow");
+    }
+  }
+  for (int i = 0; i < 2; ++i) {
+    check(padding[i] >= 0, "pad must be non-negative, but got pad: ", padding[i]);
+    check(padding[i] <= (dilation[i] * (kernel_size[i] - 1) + 1) / 2,
+          "pad should be at most half of effective kernel size, but got pad=", padding[i],
+          ", kernel_size=", kernel_size[i], " and dilation=", dilation[i]);
+  }
+  check(kernel_size[0] > 0 && kernel_size[1] > 0,
+        "kernel size should be greater than zero, but got kH: ", kernel_size[0], " kW: ", kernel_size[1]);
+  check(stride[0] > 0 && stride[1] > 0, "stride should be greater than zero, but got dH: ", stride[0],
+        " dW: ", stride[1]);
+  check(dilation[0] > 0 && dilation[1] > 0, "dilation should be greater than zero, but got dilationH: ", dilation[0],
+        " dilationW: ", dilation[1]);
+}
+
+void check_same_type(const Tensor& a, const Tensor& b, const char* what) {
+  check_same_device(a, b);
+  check(a.scalar_type() == b.scalar_type(), "expected ", what, " of type ",
+        torch::headeronly::toString(a.scalar_type()), ", but got ", torch::headeronly::toString(b.scalar_type()));
+}
+
 Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups) {
   check(input.dim() == 4,
@@ -213,7 +212,8 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
   check_geometry(stride, padding, dilation, groups);
   check(weight.dim() == 4, "Expected ", weight.dim(), "-dimensional input for ", weight.dim(), "-dimensional weight ",
         Sizes(weight), ", but got 4-dimensional input of size ", Sizes(input), " instead");
-  const Conv2dShape s = conv2d_shape(sizes_of(input), sizes_of(weight), bias, stride, padding, dilation, groups);
+  const auto of_bias = bias ? std::optional<Sizes>(*bias) : std::nullopt;
+  const Conv2dShape s = conv2d_shape(sizes_of(input), sizes_of(weight), of_bias, stride, padding, dilation, groups);
   check_same_type(input, weight, "weight");
   if (bias) check_same_type(input, *bias, "bias");
   check_floating(input, "conv2d");
@@ -221,10 +221,10 @@ Conv2dShape check_conv2d(const Tensor& input, const Tensor& weight, const std::o
 }
 
 Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
-                               const Ints& dilation, int64_t groups) {
+                               const Ints& dilation, int64_t groups, const std::optional<Sizes>& bias) {
   check_geometry(stride, padding, dilation, groups);
   check(input.size() == 4 && weight.size() == 4, "expected input_size and weight_size to have 4 values");
-  return conv2d_shape(input, weight, {}, stride, padding, dilation, groups);
+  return conv2d_shape(input, weight, bias, stride, padding, dilation, groups);
 }
 
 Conv2dShape check_conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
@@ -270,10 +270,10 @@ Pool2dShape check_max_pool2d(const Tensor& input, const Ints& kernel_size, const
 }
 
 Pool2dShape check_max_pool2d_sizes(const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                   const Ints& dilation, bool ceil_mode, bool fused) {
+                                   const Ints& dilation, bool ceil_mode, bool fused, const Ints* given) {
   check_max_pool2d_parameters(kernel_size, stride, padding, dilation);
   if (fused) check_positions(kernel_size);
-  return pool2d_shape(input, kernel_size, stride, padding, dilation, ceil_mode, nullptr);
+  return pool2d_shape(input, kernel_size, stride, padding, dilation, ceil_mode, given);
 }
 
 Pool2dShape check_max_pool2d_backward(const Tensor& grad_output, const Tensor& positions, const Ints& input_size,
@@ -309,15 +309,6 @@ void check_relu_backward(const Tensor& grad_output, const Tensor& output) {
   check(sizes_of(grad_output) == sizes_of(output), "expected grad_output of size ", Sizes(output), ", but got ",
         Sizes(grad_output));
   check_same_type(grad_output, output, "output");
-}
-
-FusedShape check_conv2d_relu_max_pool2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                                        const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups,
-                                        const Ints& pool_kernel_size, const Ints& pool_stride, const Ints& pool_padding,
-                                        const Ints& pool_dilation, bool pool_ceil_mode) {
-  const Conv2dShape conv = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
-  return {conv, check_max_pool2d_sizes({conv.N, conv.K, conv.P, conv.Q}, pool_kernel_size, pool_stride, pool_padding,
-                                       pool_dilation, pool_ceil_mode, true)};
 }
 
 FusedShape check_conv2d_relu_max_pool2d_backward(const Tensor& grad_output, const Tensor& argmax, const Tensor& input,

@@ -178,6 +178,32 @@ PYBIND11_MODULE(_C, m) {
       "`cuda_capability`, such as 90, the answer is for a GPU of that compute capability: the 'algorithm' is own or "
       "torch. For own, 'rule' is the rule that chose it, or None with FASTCONV_ALGORITHM=own. `tf32` says that PyTorch "
       "may compute float32 in TF32.");
+  using fastconv::Ints;
+  m.def(
+      "check_geometry",
+      [](const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups, const Ints& kernel_size) {
+        fastconv::check_geometry(stride, padding, dilation, groups, &kernel_size);
+      },
+      "Check a convolution's numbers. RuntimeError with PyTorch's text.");
+  m.def("check_pool", &fastconv::check_max_pool2d_parameters, "Check a max-pool's numbers.");
+  m.def(
+      "conv2d_size",
+      [](const Ints& input, const Ints& weight, const std::optional<Ints>& bias, const Ints& stride,
+         const Ints& padding, const Ints& dilation, int64_t groups) {
+        const auto of_bias = bias ? std::optional<fastconv::Sizes>(*bias) : std::nullopt;
+        const auto s = fastconv::check_conv2d_sizes(input, weight, stride, padding, dilation, groups, of_bias);
+        return Ints{s.N, s.K, s.P, s.Q};
+      },
+      "Check the sizes of a convolution's arguments, and return the size of its output.");
+  m.def(
+      "pooled_size",
+      [](const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation,
+         const std::optional<bool>& ceil_mode, const Ints& given) {
+        const auto s = fastconv::check_max_pool2d_sizes(input, kernel_size, stride, padding, dilation,
+                                                        ceil_mode.value_or(false), false, ceil_mode ? nullptr : &given);
+        return Ints{s.N, s.C, s.P, s.Q};
+      },
+      "The same for a max-pool. Backward passes no ceil_mode, but the (P, Q) of the gradient.");
   m.def("linear_is_faster", &fastconv::cpu::linear_is_faster, py::arg("rows"), py::arg("C"), py::arg("K"),
         "Whether the plan chooses fastconv for a linear layer with C inputs and K outputs, in float32.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,

@@ -3,20 +3,22 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+Ints = Sequence[int]
+
 def cpu_capability() -> str: ...
 def cpu_capabilities() -> list[str]: ...
 def set_cpu_capability(name: str) -> None: ...
 def plan(
     pass_: Literal["forward", "backward_data", "backward_weight"],
-    input_size: Sequence[int],
-    weight_size: Sequence[int],
-    stride: Sequence[int] = (1, 1),
-    padding: Sequence[int] = (0, 0),
-    dilation: Sequence[int] = (1, 1),
+    input_size: Ints,
+    weight_size: Ints,
+    stride: Ints = (1, 1),
+    padding: Ints = (0, 0),
+    dilation: Ints = (1, 1),
     groups: int = 1,
     *,
     relu: bool = False,
-    pool: Sequence[Sequence[int]] | None = None,
+    pool: Sequence[Ints] | None = None,
     dtype: str = "float32",
     channels_last: bool = True,
     nonzero: float = 1.0,
@@ -24,6 +26,14 @@ def plan(
     cuda_capability: int | None = None,
     tf32: bool = True,
 ) -> dict[str, Any]: ...
+def check_geometry(stride: Ints, padding: Ints, dilation: Ints, groups: int, kernel_size: Ints) -> None: ...
+def check_pool(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> None: ...
+def conv2d_size(
+    input: Ints, weight: Ints, bias: Ints | None, stride: Ints, padding: Ints, dilation: Ints, groups: int
+) -> list[int]: ...
+def pooled_size(
+    input: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool | None, given: Ints
+) -> list[int]: ...
 def linear_is_faster(rows: int, C: int, K: int) -> bool: ...
 def rules_for_torch() -> list[str]: ...
 def rules_for_fastconv() -> list[str]: ...

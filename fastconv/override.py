@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fastconv import functional as FF
-from fastconv._deferred import BACKWARD, Deferred, defer, settled
+from fastconv._deferred import BACKWARD, Deferred, defer
 from fastconv._layer import is_watched, register_mode
 from fastconv._ops.overrides import accept_fastconv
 
@@ -46,9 +46,9 @@ def _max_pool2d_with_indices(
     return FF.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
 
 
-def _set_data(tensor: Tensor, value: Any) -> None:
-    """Set ``tensor.data``. PyTorch does not ask a waiting result for its values here."""
-    tensor.data = settled(value)
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """As :func:`torch.nn.functional.linear`, which also takes ``out``."""
+    return FF.linear(input, weight, bias) if out is None else F.linear(input, weight, bias, out=out)  # type: ignore[call-arg]
 
 
 #: fastconv's replacement of each function that the override protocol reports. ``F.conv2d`` is ``torch.conv2d``, and
@@ -64,8 +64,7 @@ ROUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.relu: FF.relu,
     Tensor.relu_: _relu_,
     F.batch_norm: FF.batch_norm,
-    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
-    F.linear: FF.linear,
+    F.linear: _linear,
 }
 
 

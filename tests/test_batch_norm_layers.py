@@ -13,6 +13,7 @@ from cases import THREADS, assert_identical
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import fastconv
 import fastconv.functional as FF
 from fastconv import nn as fnn
 
@@ -291,3 +292,35 @@ def test_a_batch_norm_of_another_layout_of_channels_goes_to_pytorch() -> None:
         x = torch.randn(size)
         torch.testing.assert_close(layer(x), plain(x))
     torch.testing.assert_close(FF.batch_norm(x, None, None, training=True), F.batch_norm(x, None, None, training=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("form", ["relu", "residual", "pool"])
+def test_a_second_backward_through_an_activation_gives_pytorchs_zeros(form: str, training: bool) -> None:
+    x = torch.randn(4, 3, 6, 6)
+    weight, bias = torch.rand(3) + 0.5, torch.rand(3) + 0.5
+
+    def second(convert: bool) -> list[Tensor | None]:
+        layers = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), *([nn.MaxPool2d(2)] if form == "pool" else []))
+        norm: Any = layers[0]
+        norm.weight.data, norm.bias.data = weight.clone(), bias.clone()
+        layers.train(training)
+        leaves = [x.clone().requires_grad_(), norm.weight, norm.bias]
+        if convert:
+            layers = fastconv.convert(layers)
+        if form == "residual":
+            leaves.append((x * 2).requires_grad_())
+            y = F.relu(layers[0](leaves[0]) + leaves[3])
+        else:
+            y = layers(leaves[0])
+        found: list[Tensor | None] = []
+        for leaf in leaves:
+            first = torch.autograd.grad(y.square().sum(), leaf, create_graph=True)[0]
+            found += torch.autograd.grad(first.sum(), leaves, retain_graph=True, allow_unused=True)
+            linear = torch.autograd.grad(y.sum(), leaf, create_graph=True)[0]
+            if linear.requires_grad:
+                found += torch.autograd.grad(linear.sum(), leaves, retain_graph=True, allow_unused=True)
+        return found
+
+    for ours, theirs in zip(second(True), second(False), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)

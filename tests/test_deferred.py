@@ -987,12 +987,37 @@ def test_the_address_of_a_waiting_result_is_an_error_and_not_null() -> None:
         assert torch.from_dlpack(y).shape == (1, 2, 3, 3)
 
 
-def test_a_waiting_result_may_become_the_data_of_a_tensor() -> None:
-    x, w, other = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3), torch.zeros(1)
-    with fastconv.enabled(fuse=True):
-        other.data = F.conv2d(x, w)
-        torch.testing.assert_close(other, F.conv2d(x, w))
-    torch.testing.assert_close(other, F.conv2d(x, w))
+@pytest.mark.parametrize("is_override", [False, True])
+@pytest.mark.parametrize("is_inference", [False, True])
+def test_a_waiting_result_may_become_the_data_of_a_tensor(is_override: bool, is_inference: bool) -> None:
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    layer = conv if is_override else fastconv.convert(copy.deepcopy(conv))
+    plain, parameter = torch.zeros(1), nn.Parameter(torch.ones(2, 4, 6, 6))
+    parameter.sum().backward()  # the parameter has an accumulator, whose device PyTorch compares
+    with fastconv.enabled(fuse=True) if is_override else nullcontext(), torch.inference_mode(is_inference):
+        y = layer(x)
+        assert type(y) is Deferred
+        plain.data = y
+        parameter.data = F.relu(layer(x))
+    torch.testing.assert_close(plain, conv(x).detach())
+    torch.testing.assert_close(parameter.detach(), F.relu(conv(x)).detach())
+    with torch.inference_mode(is_inference):
+        plain.fill_(7)
+        assert (y == 7).all()  # as in PyTorch, both tensors refer to the same memory
+
+
+class Tagged(Tensor):
+    pass
+
+
+def test_a_waiting_result_may_become_a_subclass() -> None:
+    conv, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    y = fastconv.convert(copy.deepcopy(conv))(x)
+    assert type(y) is Deferred
+    tagged = y.as_subclass(Tagged)
+    assert type(tagged) is Tagged
+    torch.testing.assert_close(tagged.as_subclass(Tensor), conv(x))
+    assert tagged.requires_grad
 
 
 class Squared(torch.autograd.Function):

@@ -614,6 +614,16 @@ def test_calls_without_a_record_do_not_end_the_records() -> None:
     assert records(frozen) == [[2]]
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_default_device_of_cpu_does_not_end_the_records(device: str) -> None:
+    model = with_forward(tf_padding)
+    frozen, x = freeze(model), torch.randn(1, 4, 7, 7)
+    expected = model(x)
+    with torch.no_grad(), torch.device(device):
+        assert_equal(frozen(x), expected)
+    assert records(frozen) == ([[2]] if device == "cpu" else [])
+
+
 class Twice(torch.autograd.Function):
     """Its gradient is not that of its operators."""
 

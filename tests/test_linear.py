@@ -214,9 +214,12 @@ def other_types() -> dict[str, Callable[[], Any]]:
         "type": lambda: FF.linear(x.as_subclass(Own), w, b),
         "distributed": lambda: FF.linear(x, TwoTensor(w, w)),
         "meta": lambda: FF.linear(x.to("meta"), w.to("meta")),
+        "nested": lambda: FF.linear(torch.nested.nested_tensor([x[:1], x[1:]]), w, b),
+        "no outputs": lambda: FF.linear(x, w[:0], b[:0]),
     }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("name", other_types())
 def test_pytorch_computes_the_other_calls(name: str, operators: list[str]) -> None:
     other_types()[name]()
@@ -302,7 +305,11 @@ def test_enabled_serves_linear_layers(operators: list[str]) -> None:
     layer, x = nn.Linear(20, 18), torch.randn(7, 3, 20)
     with fastconv.enabled():
         found = layer(x)
+        result = torch.empty(7, 3, 18)
+        with torch.no_grad():
+            assert F.linear(x, layer.weight, layer.bias, out=result) is result  # type: ignore[call-arg]
     torch.testing.assert_close(found, layer(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result, found.detach(), rtol=1e-5, atol=1e-5)
     assert operators == ["_linear"]
 
 

@@ -108,9 +108,7 @@ Gradients batch_norm_relu_max_pool2d_backward(const Tensor& grad_output, const T
   check(input.dim() == 4, "expected a 4-dimensional input");
   const Pool2dShape s =
       check_max_pool2d_backward(grad_output, argmax, sizes_of(input), kernel_size, stride, padding, dilation, true);
-  check(grad_output.scalar_type() == input.scalar_type(), "expected grad_output of type ",
-        torch::headeronly::toString(input.scalar_type()), ", but got ",
-        torch::headeronly::toString(grad_output.scalar_type()));
+  check_same_type(input, grad_output, "grad_output");
   const Tensor x = channel_ordered(input), dx = empty_as(x);
   const bool nhwc = is_channels_last(x);
   const Tensor grad_weight = empty({s.C}, x, false), grad_bias = empty({s.C}, x, false);

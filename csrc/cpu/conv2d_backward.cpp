@@ -110,14 +110,10 @@ void weight_by_bands(const Backward& call, const View& view, const BandLimits& l
   if (rows && call.shape.windows_overlap_in_rows() && !all_finite<T>(grad_weight)) run(false);
 }
 
-bool data_multiplies_pairs(const Backward& call) {
-  const bool nhwc = !call.argmax && is_nhwc(call.grad_output) && is_nhwc(*call.grad_input);
-  return multiplies_pairs(call.shape.conv, Pass::backward_data, call.grad_output.scalar_type(), nhwc);
-}
-
-bool weight_multiplies_pairs(const Backward& call) {
-  const bool nhwc = !call.argmax && is_nhwc(call.grad_output) && is_nhwc(*call.input);
-  return multiplies_pairs(call.shape.conv, Pass::backward_weight, call.grad_output.scalar_type(), nhwc);
+// `other`: the tensor that the pass reads or writes besides grad_output and weight.
+bool call_multiplies_pairs(const Backward& call, Pass pass, const Tensor& other) {
+  const bool nhwc = !call.argmax && is_nhwc(call.grad_output) && is_nhwc(other);
+  return multiplies_pairs(call.shape.conv, pass, call.grad_output.scalar_type(), nhwc);
 }
 
 // ---- 16-bit tensors, tile by tile --------------------------------------------------------------------------------
@@ -132,7 +128,7 @@ bool may_convert_thin_groups(const Backward& call) {
 // Computes dx and returns true, if there is an algorithm that needs no float32 tensor.
 bool data_of_16_bits(const Backward& call) {
   const Conv2dShape& s = call.shape.conv;
-  if (data_multiplies_pairs(call)) {
+  if (call_multiplies_pairs(call, Pass::backward_data, *call.grad_input)) {
     pairs_backward_data(s, call.grad_output, *call.weight, *call.grad_input);
     return true;
   }
@@ -149,7 +145,7 @@ template <class Write>
 bool weight_of_16_bits(const Backward& call, const Write& write) {
   const Conv2dShape& s = call.shape.conv;
   const Tensor &g = call.grad_output, &x = *call.input;
-  if (weight_multiplies_pairs(call)) {
+  if (call_multiplies_pairs(call, Pass::backward_weight, x)) {
     write([&](const Tensor& dw, const Tensor& db) { pairs_backward_weight(s, g, x, dw, db); });
     return true;
   }
@@ -236,28 +232,22 @@ Gradients compute(const Backward& operands, bool needs_input, bool needs_weight)
 
 }  // namespace
 
-Gradients conv2d_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, bool needs_input,
-                          bool needs_weight, const Ints& stride, const Ints& padding, const Ints& dilation,
-                          int64_t groups) {
+Gradients run_conv2d_backward(const Conv2dShape& s, const Tensor& grad_output, const Tensor& input,
+                              const Tensor& weight, bool needs_input, bool needs_weight) {
   const WorkspaceScope scope;
-  const Conv2dShape s = check_conv2d_backward(grad_output, input, weight, stride, padding, dilation, groups);
   return compute({without_pool(s), grad_output, {}, input, weight, is_channels_last(input), is_channels_last(weight)},
                  needs_input, needs_weight);
 }
 
-Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
-                            const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
+Tensor run_conv2d_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                                bool channels_last) {
   const WorkspaceScope scope;
-  const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
   return std::get<0>(compute({without_pool(s), grad_output, {}, {}, weight, channels_last}, true, false));
 }
 
-std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
-                                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                                  const Ints& dilation, int64_t groups, bool channels_last) {
+std::tuple<Tensor, Tensor> run_conv2d_backward_weight(const Conv2dShape& s, const Tensor& grad_output,
+                                                      const Tensor& input, bool channels_last) {
   const WorkspaceScope scope;
-  const Conv2dShape s =
-      check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
   const auto [grad_input, grad_weight, grad_bias] =
       compute({without_pool(s), grad_output, {}, input, {}, false, channels_last}, false, true);
   return {grad_weight, grad_bias};

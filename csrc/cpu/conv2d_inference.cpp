@@ -52,7 +52,7 @@ Tensor conv2d_inference(const Tensor& input, const Tensor& weight, const std::op
   const ScalarType type = input.scalar_type();
   const NormalizationConstants constants =
       running_mean ? constants_of({norm_weight, norm_bias, *running_mean, *running_var, false, eps}, bias, s.K, type)
-                   : no_normalization(s.K, type);
+                   : scale_and_shift({}, {}, s.K, type);
   const std::optional<Tensor> conv_bias = running_mean ? std::nullopt : bias;
   const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
   return inference(s, input, weight, conv_bias, epilogue, running_mean || residual);
@@ -64,7 +64,7 @@ Tensor conv2d_folded(const Tensor& input, const Tensor& weight, const Tensor& bi
   const WorkspaceScope scope;
   const Conv2dShape s = check_conv2d(input, weight, bias, stride, padding, dilation, groups);
   check_epilogue(s, input, {}, residual);
-  const NormalizationConstants constants = no_normalization(s.K, input.scalar_type());
+  const NormalizationConstants constants = scale_and_shift({}, {}, s.K, input.scalar_type());
   const Epilogue epilogue{&constants, residual, activation_of(activation), slope};
   return inference(s, input, weight, bias, epilogue, prefers_contiguous);
 }

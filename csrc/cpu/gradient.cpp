@@ -129,11 +129,9 @@ Tensor Gradient<T>::unpool() const {
   const uint8_t* at = data<uint8_t>(*argmax_);
   T* to = mutable_data<T>(result);
   const int64_t from_image = pool.C * pool.P * pool.Q, to_image = pool.C * pool.H * pool.W;
-  parallel_for(0, pool.N, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      std::memset(to + n * to_image, 0, static_cast<size_t>(to_image) * sizeof(T));
-      kernels().conv2d<T>().fused.unpool(pool, g + n * from_image, at + n * from_image, to + n * to_image);
-    }
+  parallel_for_each(pool.N, [&](int64_t n) {
+    std::memset(to + n * to_image, 0, static_cast<size_t>(to_image) * sizeof(T));
+    kernels().conv2d<T>().fused.unpool(pool, g + n * from_image, at + n * from_image, to + n * to_image);
   });
   return result;
 }

@@ -68,33 +68,18 @@ void backward(const Pool2dShape& s, const Elements& elements, const Tensor& grad
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> max_pool2d(const Tensor& input, const Ints& kernel_size, const Ints& stride,
-                                      const Ints& padding, const Ints& dilation, bool ceil_mode) {
-  const Pool2dShape s = check_max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode);
-  const bool nhwc = suggests_channels_last(input);
-  const Tensor output = empty({s.N, s.C, s.P, s.Q}, input, nhwc);
-  const Tensor indices = empty({s.N, s.C, s.P, s.Q}, input, nhwc, ScalarType::Long);
-  const Tensor x = ordered(input, nhwc);
-  const auto run = [&](const auto& elements) { forward(images_of(s, nhwc), elements, x, output, indices, nhwc); };
-  if (is_reduced(input)) {
-    run(ReducedElements{reduced_kernels(input.scalar_type())});
-  } else {
-    dispatch_real(input, "max_pool2d", [&](auto type) { run(PlainElements<decltype(type)>{}); });
-  }
-  return {output, indices};
+void write_max_pool2d(const Pool2dShape& s, const Tensor& input, const Tensor& output, const Tensor& indices,
+                      bool nhwc) {
+  const auto run = [&](const auto& elements) { forward(images_of(s, nhwc), elements, input, output, indices, nhwc); };
+  if (is_reduced(input)) return run(ReducedElements{reduced_kernels(input.scalar_type())});
+  dispatch_real(input, "max_pool2d", [&](auto type) { run(PlainElements<decltype(type)>{}); });
 }
 
-Tensor max_pool2d_backward(const Tensor& grad_output, const Tensor& indices, const Ints& input_size,
-                           const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation,
-                           bool channels_last) {
-  const Pool2dShape s =
-      check_max_pool2d_backward(grad_output, indices, input_size, kernel_size, stride, padding, dilation);
-  const Tensor grad_input = empty(input_size, grad_output, channels_last);
-  if (grad_input.numel() == 0) return grad_input;
-  const Tensor g = ordered(grad_output, channels_last), at = ordered(indices, channels_last);
-  dispatch_elements(grad_output, "max_pool2d_backward",
-                    [&](const auto& elements) { backward(images_of(s, channels_last), elements, g, at, grad_input); });
-  return grad_input;
+void write_max_pool2d_backward(const Pool2dShape& s, const Tensor& grad_output, const Tensor& indices,
+                               const Tensor& grad_input, bool nhwc) {
+  dispatch_elements(grad_output, "max_pool2d_backward", [&](const auto& elements) {
+    backward(images_of(s, nhwc), elements, grad_output, indices, grad_input);
+  });
 }
 
 }  // namespace fastconv::cpu

@@ -21,6 +21,13 @@ ChannelConstants<T, 3> constants_in(const BatchNormVectors& b, const std::option
   return {std::move(center), std::move(scale), std::move(shift)};
 }
 
+// constants(T{}) returns the constants in T, the type that computes tensors of `type`.
+template <class Constants>
+NormalizationConstants in_type_of(ScalarType type, const Constants& constants) {
+  if (type == ScalarType::Double) return {{}, constants(double{})};
+  return {constants(float{}), {}};
+}
+
 void check_type_is_floating(const Tensor& tensor) {
   if (!is_reduced(tensor)) dispatch_floating(tensor, "batch_norm", [](auto) {});
 }
@@ -83,35 +90,16 @@ std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C) {
 
 NormalizationConstants constants_of(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C,
                                     ScalarType type) {
-  NormalizationConstants constants;
-  if (type == ScalarType::Double) {
-    constants.of_double = constants_in<double>(b, conv_bias, C);
-  } else {
-    constants.of_float = constants_in<float>(b, conv_bias, C);
-  }
-  return constants;
+  return in_type_of(type, [&](auto zero) { return constants_in<decltype(zero)>(b, conv_bias, C); });
 }
 
-NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift, int64_t C, ScalarType type) {
-  const auto fill = [&](auto& constants) {
-    using T = typename std::decay_t<decltype(constants[0])>::value_type;
-    constants = {std::vector<T>(static_cast<size_t>(C)), channel_values<T>(scale, C, 1),
-                 channel_values<T>(shift, C, 0)};
-  };
-  NormalizationConstants constants;
-  type == ScalarType::Double ? fill(constants.of_double) : fill(constants.of_float);
-  return constants;
-}
-
-NormalizationConstants no_normalization(int64_t C, ScalarType type) {
-  const auto count = static_cast<size_t>(C);
-  const auto fill = [&](auto& constants) {
-    constants[0].resize(count), constants[2].resize(count);
-    constants[1].assign(count, 1);
-  };
-  NormalizationConstants constants;
-  type == ScalarType::Double ? fill(constants.of_double) : fill(constants.of_float);
-  return constants;
+NormalizationConstants scale_and_shift(const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                       int64_t C, ScalarType type) {
+  return in_type_of(type, [&](auto zero) {
+    using T = decltype(zero);
+    return ChannelConstants<T, 3>{std::vector<T>(static_cast<size_t>(C)), channel_values<T>(scale, C, 1),
+                                  channel_values<T>(shift, C, 0)};
+  });
 }
 
 void normalize(const Tensor& x, const Epilogue& epilogue, const Tensor& y) {

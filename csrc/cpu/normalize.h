@@ -59,11 +59,9 @@ std::vector<double> inverse_deviation(const BatchNormVectors& b, int64_t C);
 NormalizationConstants constants_of(const BatchNormVectors& b, const std::optional<Tensor>& conv_bias, int64_t C,
                                     ScalarType type);
 
-// The constants of x * scale + shift.
-NormalizationConstants scale_and_shift(const Tensor& scale, const Tensor& shift, int64_t C, ScalarType type);
-
-// The constants without a batch norm: 0, 1 and 0.
-NormalizationConstants no_normalization(int64_t C, ScalarType type);
+// The constants of x * scale + shift. Without both, nothing is normalized.
+NormalizationConstants scale_and_shift(const std::optional<Tensor>& scale, const std::optional<Tensor>& shift,
+                                       int64_t C, ScalarType type);
 
 // Computes the gradients of weight and bias of a batch norm without an activation. With `replaces_g`, the gradient of x
 // then overwrites g. Both tensors are contiguous or channels_last, with the same strides.

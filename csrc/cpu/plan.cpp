@@ -160,9 +160,7 @@ Conv2dShape without_rows(Conv2dShape s, int64_t rows) {
   return s;
 }
 
-BackwardPlan direct_plan(const GradientFacts& gradient) {
-  return {Algorithm::direct, {}, gradient.has_argmax, false, 0};
-}
+BackwardPlan direct_plan(const GradientFacts& gradient) { return {Algorithm::direct, {}, gradient.has_argmax}; }
 
 template <class T>
 bool has_patches(const FusedShape& f, bool unpool) {
@@ -172,22 +170,24 @@ bool has_patches(const FusedShape& f, bool unpool) {
 
 // ---- plans of one candidate: nothing if it cannot compute the call ----------------------------------------------
 
+// The algorithms of all three passes that need nothing but a supported shape, and of the fused operators no argmax.
+template <class T>
+std::optional<Algorithm> simple_algorithm(Candidate candidate, const FusedShape& f, bool has_argmax) {
+  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) return Algorithm::torch;
+  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) return Algorithm::thin_groups;
+  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !has_argmax)
+    return Algorithm::image_filter;
+  return {};
+}
+
 template <class T>
 std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, bool krsc_weight, bool has_argmax) {
-  if (candidate == Candidate::direct) return ForwardPlan{Algorithm::direct, {}, false};
+  if (const auto simple = simple_algorithm<T>(candidate, f, has_argmax)) return ForwardPlan{*simple};
+  if (candidate == Candidate::direct) return ForwardPlan{Algorithm::direct};
   if (candidate == Candidate::pool_in_registers && pools_in_registers(f))
     return ForwardPlan{Algorithm::direct, {}, true};
-  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv))
-    return ForwardPlan{Algorithm::torch, {}, false};
-  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
-    return ForwardPlan{Algorithm::thin_groups, {}, false};
-  }
-  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !has_argmax) {
-    return ForwardPlan{Algorithm::image_filter, {}, false};
-  }
-  if (candidate == Candidate::small_output && can_be_small_output(f.conv, krsc_weight)) {
-    return ForwardPlan{Algorithm::small_output, {}, false};
-  }
+  if (candidate == Candidate::small_output && can_be_small_output(f.conv, krsc_weight))
+    return ForwardPlan{Algorithm::small_output};
   if (const int side = winograd_side_of(candidate)) {
     if (const auto cut = winograd_cut_forward(f, side, false)) return ForwardPlan{Algorithm::winograd, *cut, true};
   }
@@ -197,17 +197,9 @@ std::optional<ForwardPlan> forward_by(Candidate candidate, const FusedShape& f, 
 template <class T>
 std::optional<BackwardPlan> backward_data_by(Candidate candidate, const FusedShape& f, const GradientFacts& gradient) {
   BackwardPlan plan = direct_plan(gradient);
-  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) {
-    plan.algorithm = Algorithm::torch;
-    return plan;
-  }
-  if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv) && gradient.other_is_finite()) {
-    plan.algorithm = Algorithm::thin_groups;
-    return plan;
-  }
-  if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !gradient.has_argmax &&
-      gradient.other_is_finite()) {
-    plan.algorithm = Algorithm::image_filter;
+  if (const auto simple = simple_algorithm<T>(candidate, f, gradient.has_argmax)) {
+    if (*simple != Algorithm::torch && !gradient.other_is_finite()) return {};
+    plan.algorithm = *simple;
     return plan;
   }
   const bool patches = candidate == Candidate::weight_as_patches;
@@ -234,14 +226,8 @@ std::optional<BackwardPlan> backward_weight_by(Candidate candidate, const FusedS
   if (candidate == Candidate::direct) return plan;
   if (candidate == Candidate::sparse_gradient) {
     if (!chooses_sparse<T>(f, gradient, at_any_share, 0, plan)) return {};
-    return plan;
-  }
-  if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) {
-    plan.algorithm = Algorithm::torch;
-  } else if (candidate == Candidate::thin_groups && has_thin_groups<T>(f.conv)) {
-    plan.algorithm = Algorithm::thin_groups;
-  } else if (candidate == Candidate::image_filter && can_be_image_filter(f.conv) && !gradient.has_argmax) {
-    plan.algorithm = Algorithm::image_filter;
+  } else if (const auto simple = simple_algorithm<T>(candidate, f, gradient.has_argmax)) {
+    plan.algorithm = *simple;
   } else if (candidate == Candidate::gemm) {
     plan.algorithm = Algorithm::gemm;
   } else if (const auto cut = winograd_cut_backward_weight(f.conv, winograd_side_of(candidate), false)) {
@@ -294,9 +280,9 @@ BandLimits band_limits(bool reduced) {
 template <class T>
 ForwardPlan plan_forward(const FusedShape& f, bool krsc_weight, bool has_argmax) {
   if (const auto tuned = forward_by<T>(tuned_choice(Pass::forward), f, krsc_weight, has_argmax)) return *tuned;
-  if (!has_argmax && chooses_image_filter(f.conv, Pass::forward)) return {Algorithm::image_filter, {}, false};
-  if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups, {}, false};
-  if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output, {}, false};
+  if (!has_argmax && chooses_image_filter(f.conv, Pass::forward)) return {Algorithm::image_filter};
+  if (has_thin_groups<T>(f.conv)) return {Algorithm::thin_groups};
+  if (is_small_output(f.conv, krsc_weight)) return {Algorithm::small_output};
   if (const auto cut = winograd_cut_forward(f)) return {Algorithm::winograd, *cut, true};
   return {Algorithm::direct, {}, pools_in_registers(f)};
 }

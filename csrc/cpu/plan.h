@@ -56,9 +56,9 @@ struct WinogradCut {
 };
 
 struct ForwardPlan {
-  Algorithm algorithm;     // direct, thin_groups, winograd, small_output, image_filter or torch
-  WinogradCut cut;         // for winograd
-  bool pool_in_registers;  // for direct: pool each window before it is written to memory
+  Algorithm algorithm;             // direct, thin_groups, winograd, small_output, image_filter or torch
+  WinogradCut cut{};               // for winograd
+  bool pool_in_registers = false;  // for direct: pool each window before it is written to memory
 };
 
 // `T` is float or double. `krsc_weight`: the weight is in KRSC order. `has_argmax`: ReLU and perhaps a pool follow, in
@@ -78,12 +78,12 @@ struct GradientFacts {
 };
 
 struct BackwardPlan {
-  Algorithm algorithm;     // of backward_data: direct, thin_groups, winograd, sparse_gradient, image_filter or torch
-                           // of backward_weight: the same, gemm or few_channels
-  WinogradCut cut;         // for winograd
-  bool unpool;             // the algorithm needs the gradient of the convolution, not that of the pool
-  bool weight_as_patches;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h
-  int64_t unused_rows;     // for direct and winograd in backward_data: the first rows of grad_output reach no input
+  Algorithm algorithm;  // of backward_data: direct, thin_groups, winograd, sparse_gradient, image_filter or torch
+                        // of backward_weight: the same, gemm or few_channels
+  WinogradCut cut{};    // for winograd
+  bool unpool = false;  // the algorithm needs the gradient of the convolution, not that of the pool
+  bool weight_as_patches = false;  // for sparse_gradient in backward_data: use the kernels of sparse_gradient_3x3.h
+  int64_t unused_rows = 0;  // for direct and winograd in backward_data: the first rows of grad_output reach no input
 };
 
 // The plan of backward_data or of backward_weight.

@@ -57,21 +57,16 @@ void write_relu(const Tensor& from, const Tensor& to) {
   });
 }
 
-Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
-  check_relu_backward(grad_output, output);
-  // The gradient has the memory order of the output, because the backward of the preceding layer expects that order.
-  const Tensor grad_input = empty_as(output);
-  const Tensor y = ordered_as(output, grad_input);
+void write_relu_backward(const Tensor& grad_output, const Tensor& output, const Tensor& grad_input) {
   if (is_reduced(output)) {
-    apply_backward(reduced_kernels(output.scalar_type()).relu_backward, ordered_as(grad_output, y), y, grad_input);
-    return grad_input;
+    const auto kernel = reduced_kernels(output.scalar_type()).relu_backward;
+    return apply_backward(kernel, ordered_as(grad_output, output), output, grad_input);
   }
   dispatch_floating(grad_output, "relu_backward", [&](auto type) {
     using T = decltype(type);
-    if (apply_backward_transposed<T>(grad_output, y, grad_input)) return;
-    apply_backward<T>(kernels().relu<T>().backward, ordered_as(grad_output, y), y, grad_input);
+    if (apply_backward_transposed<T>(grad_output, output, grad_input)) return;
+    apply_backward<T>(kernels().relu<T>().backward, ordered_as(grad_output, output), output, grad_input);
   });
-  return grad_input;
 }
 
 }  // namespace fastconv::cpu

@@ -32,8 +32,14 @@ State& state() {
   return state;
 }
 
-// Call it while `mutex` is held.
-void note_use() { in_use = state().depth > 0 || !state().table.choices().empty(); }
+// Runs f(state) while `mutex` is held.
+template <class F>
+void change(const F& f) {
+  State& s = state();
+  const std::lock_guard lock(s.mutex);
+  f(s);
+  in_use = s.depth > 0 || !s.table.choices().empty();
+}
 
 thread_local std::array<Candidate, 3> current_choices{};
 
@@ -257,22 +263,26 @@ Candidate choose(Pass pass, const Operands& operands, const std::function<void()
   const int share = zeros_matter ? eighths() : any_share;
   const Choice choice = choice_of(call, share, by_rules, time_all(pass, candidates, run));
   if (choice.chosen == Candidate::none) return Candidate::none;
-  const std::lock_guard lock(s.mutex);
-  s.table.put(choice);
-  note_use();
+  change([&](State& to) { to.table.put(choice); });
   return choice.chosen;
 }
 
 void begin() {
-  const std::lock_guard lock(state().mutex);
-  ++state().depth;
-  note_use();
+  change([](State& s) { ++s.depth; });
 }
 
 void end() {
-  const std::lock_guard lock(state().mutex);
-  --state().depth;
-  note_use();
+  change([](State& s) { --s.depth; });
+}
+
+void restore(const std::vector<Choice>& choices) {
+  change([&](State& s) {
+    for (const Choice& choice : choices) s.table.put(choice);
+  });
+}
+
+void forget() {
+  change([](State& s) { s.table.clear(); });
 }
 
 std::vector<Choice> choices() {
@@ -280,18 +290,6 @@ std::vector<Choice> choices() {
   std::vector<Choice> result = state().table.choices();
   std::erase_if(result, [](const Choice& choice) { return choice.call.level != &kernels(); });
   return result;
-}
-
-void restore(const std::vector<Choice>& choices) {
-  const std::lock_guard lock(state().mutex);
-  for (const Choice& choice : choices) state().table.put(choice);
-  note_use();
-}
-
-void forget() {
-  const std::lock_guard lock(state().mutex);
-  state().table.clear();
-  note_use();
 }
 
 Candidate find(const TunedCall& call, int eighths) {

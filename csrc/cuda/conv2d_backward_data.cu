@@ -6,11 +6,10 @@
 
 namespace fastconv::cuda {
 
-Tensor conv2d_backward_data(const Tensor& grad_output, const Tensor& weight, const Ints& input_size, const Ints& stride,
-                            const Ints& padding, const Ints& dilation, int64_t groups, bool channels_last) {
-  const Conv2dShape s = check_conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups);
+Tensor run_conv2d_backward_data(const Conv2dShape& s, const Tensor& grad_output, const Tensor& weight,
+                                bool channels_last) {
   check_coordinates(s);
-  const Tensor grad_input = empty(input_size, grad_output, channels_last);
+  const Tensor grad_input = empty({s.N, s.C, s.H, s.W}, grad_output, channels_last);
   if (grad_input.numel() == 0) return grad_input;
   launch_on(grad_output, "conv2d_backward_data", [&](auto type, Stream stream) {
     using T = decltype(type);

@@ -6,11 +6,8 @@
 
 namespace fastconv::cuda {
 
-std::tuple<Tensor, Tensor> conv2d_backward_weight(const Tensor& grad_output, const Tensor& input,
-                                                  const Ints& kernel_size, const Ints& stride, const Ints& padding,
-                                                  const Ints& dilation, int64_t groups, bool channels_last) {
-  const Conv2dShape s =
-      check_conv2d_backward_weight(grad_output, input, kernel_size, stride, padding, dilation, groups);
+std::tuple<Tensor, Tensor> run_conv2d_backward_weight(const Conv2dShape& s, const Tensor& grad_output,
+                                                      const Tensor& input, bool channels_last) {
   check_coordinates(s);
   const Tensor grad_weight = empty({s.K, s.group_C(), s.R, s.S}, input, channels_last);
   const Tensor grad_bias = empty({s.K}, input, false);

@@ -11,15 +11,12 @@ void write_relu(const Tensor& from, const Tensor& to) {
   });
 }
 
-Tensor relu_backward(const Tensor& grad_output, const Tensor& output) {
-  check_relu_backward(grad_output, output);
-  const Tensor grad_input = empty_as(output);  // in the memory order of output, as on the CPU
-  const Tensor g = ordered_as(grad_output, grad_input), y = ordered_as(output, grad_input);
-  launch_on(grad_output, "relu_backward", [&](auto type, Stream stream) {
+void write_relu_backward(const Tensor& grad_output, const Tensor& output, const Tensor& grad_input) {
+  const Tensor g = ordered_as(grad_output, grad_input);
+  launch_on(g, "relu_backward", [&](auto type, Stream stream) {
     using T = decltype(type);
-    launch_relu_backward(data<T>(g), data<T>(y), mutable_data<T>(grad_input), g.numel(), stream);
+    launch_relu_backward(data<T>(g), data<T>(output), mutable_data<T>(grad_input), g.numel(), stream);
   });
-  return grad_input;
 }
 
 }  // namespace fastconv::cuda

@@ -150,7 +150,15 @@ def may_wait(layer: nn.Conv2d, frame: FrameType, has_source: bool) -> bool:
     user: Any = next((user for user, _, _ in steps(layer, frame)), None)
     if has_source:
         return activation_of(user)[0] is Activation.RELU
-    return KINDS.get(type(user)) is not NORM
+    return KINDS.get(type(user)) is not NORM and not _is_compiled(user)
+
+
+def _is_compiled(user: Any) -> bool:
+    """Return whether torch.compile made a module or function. Dynamo compiles no code that uses a waiting result."""
+    attributes: Any = getattr(user, "__dict__", {})
+    modules = attributes.get("_modules", ())
+    is_compiled = attributes.get("_compiled_call_impl") is not None or "_torchdynamo_orig_callable" in attributes
+    return is_compiled or "_orig_mod" in modules
 
 
 def _requires_grad(layer: nn.Conv2d) -> bool:

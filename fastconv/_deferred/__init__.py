@@ -22,9 +22,10 @@ and adds the bias separately. Keras also copies before and after every pool, so 
 Deferred that waits for a change of layout.
 
 Modules: ``recipe`` (which operations wait), ``tensor`` (the tensor), ``creation`` (makes one), ``folding`` (operations
-that join the recipe), ``gradients`` (backward with respect to a Deferred that was fused).
+that join the recipe), ``gradients`` (backward with respect to a Deferred that was fused), ``data`` (``tensor.data =``).
 """
 
+from fastconv._deferred import data as _data  # noqa: F401  adds a kernel to an operator of PyTorch
 from fastconv._deferred import folding as _folding  # noqa: F401  fills the tensor's table of operations
 from fastconv._deferred.creation import defer
 from fastconv._deferred.gradients import BACKWARD

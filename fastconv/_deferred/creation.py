@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.graph import GradientEdge
 from torch.utils.weak import TensorWeakRef
 
-from fastconv._deferred.recipe import Operands, Recipe, Step, snapshot
-from fastconv._deferred.tensor import Deferred, DeferringLayer, check_history, is_watched
+from fastconv._deferred.recipe import Operands, Recipe, Step, in_sequence, snapshot
+from fastconv._deferred.tensor import Deferred, DeferringLayer, check_history, is_watched, sources
 from fastconv._ops import gpu
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
@@ -73,6 +75,8 @@ def _are_copies_small(input: Any, weight: Any) -> bool:
     """
     if type(input) not in PLAIN or type(weight) not in PLAIN or input.dim() != 4 or weight.dim() != 4:
         return False
+    if input.is_nested or weight.is_nested:
+        return False
     if torch._C._get_tracing_state() is not None:  # then sizes are tensors
         return False
     N, _, H, W = input.shape
@@ -122,15 +126,27 @@ def new_deferred(
     else:
         deferred = _placeholder(recipe, size, operands[0])
     deferred._recipe, deferred._size, deferred._operands = recipe, size, operands
+    deferred._lock = RLock() if source is None else source[0]._lock
     deferred._grad_enabled, deferred._inference = grad_enabled, torch.is_inference_mode_enabled()
     if layer is not None:
         deferred._layer = layer
     if source is not None:
         deferred._source = source
         source[0]._derived = (*source[0]._derived, TensorWeakRef(deferred))
+        if deferred._node is not None:
+            _note_node(deferred._node, source)
     if view_of is not None:
         deferred._viewed = view_of
     return deferred  # type: ignore[no-any-return]
+
+
+def _note_node(node: Any, source: tuple[Deferred, Step]) -> None:
+    """Note the gradient function of a new Deferred in each Deferred that it was made from."""
+    before, node.step = source  # ReLU in place replaces the step
+    edge = GradientEdge(node, 0)
+    for deferred, step in ((before, lambda tensor: tensor), *sources(before._source)):
+        way = in_sequence((step, lambda tensor: node.step(tensor)))
+        deferred._waiting_nodes = (*deferred._waiting_nodes, (edge, way))
 
 
 class _Defer(Function):
@@ -139,11 +155,14 @@ class _Defer(Function):
     @staticmethod
     def forward(ctx: Any, recipe: Recipe, size: Sequence[int], *operands: Tensor | None) -> Tensor:
         ctx.recipe = recipe
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*operands)
         return _placeholder(recipe, size, operands[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 5
         check_history(ctx)
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():

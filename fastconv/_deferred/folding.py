@@ -46,6 +46,8 @@ def _fold_relu_in_place(deferred: Deferred) -> Any:
         source, step = deferred._source
         deferred._source = source, lambda tensor: torch.relu(step(tensor))
     if deferred._node is not None:
+        if deferred._source is not None:
+            deferred._node.step = deferred._source[1]
         deferred._node.recipe = deferred._recipe
     return deferred
 

@@ -46,8 +46,8 @@ _run_grad = _without_override_check(torch.autograd.grad)
 _run_backward = _without_override_check(torch.autograd.backward)
 
 
-def _bypasses_of(tensor: Any) -> tuple[tuple[GradientEdge, Step], ...]:
-    return tensor._bypasses if type(tensor) is Deferred else ()
+def _ways_of(tensor: Any) -> tuple[tuple[GradientEdge, Step], ...]:
+    return tensor.ways() if type(tensor) is Deferred else ()
 
 
 def _grad(
@@ -64,8 +64,10 @@ def _grad(
     """As :func:`torch.autograd.grad`. Gradients of fused results are carried back to the Deferreds in ``inputs``."""
     inputs = _as_tuple(inputs)
     outputs, grad_outputs = settled((outputs, grad_outputs))  # first, because this may add bypasses
-    edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _bypasses_of(tensor)]
+    edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _ways_of(tensor)]
     values = settled(inputs)
+    if is_grads_batched and all(not tensor._bypasses for tensor in inputs if type(tensor) is Deferred):
+        edges = []
     if not edges:
         return _run_grad(
             outputs, values, grad_outputs, retain_graph, create_graph, only_inputs,
@@ -86,9 +88,10 @@ def _grad(
     if materialize_grads:
         return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True))
     if not allow_unused and any(grad is None for grad in grads):
+        unused = [grad is None for grad in grads].index(True)
         raise RuntimeError(
-            "One of the differentiated Tensors appears to not have been used in the graph. Set allow_unused=True if"
-            " this is the desired behavior."
+            f"The differentiated Tensor at index {unused} appears to not have been used in the graph. Set"
+            " allow_unused=True if this is the desired behavior."
         )
     return tuple(grads)
 
@@ -104,13 +107,19 @@ def _backward(
     """As :func:`torch.autograd.backward`."""
     inputs = None if inputs is None else _as_tuple(inputs)
     tensors, grad_tensors, grad_variables = settled((tensors, grad_tensors, grad_variables))
-    bypassed = [tensor for tensor in inputs or () if _bypasses_of(tensor)]
-    grads = _grad(tensors, bypassed, grad_tensors, True, create_graph) if bypassed else ()
-    for tensor, grad in zip(bypassed, grads, strict=True):
-        _accumulate(tensor.settle(), grad)
-    others = None if inputs is None else settled([tensor for tensor in inputs if not _bypasses_of(tensor)])
+    bypassed = [tensor for tensor in inputs or () if _ways_of(tensor)]
+    others = None if inputs is None else settled([tensor for tensor in inputs if not _ways_of(tensor)])
+    retain = True if others else retain_graph
+    values = settled(bypassed)
+    before = [value.grad if value.retains_grad else None for value in values]
+    grads = _grad(tensors, bypassed, grad_tensors, retain, create_graph) if bypassed else ()
     if others or not bypassed:
         _run_backward(tensors, grad_tensors, retain_graph, create_graph, grad_variables, others)
+    for tensor, value, kept, grad in zip(bypassed, values, before, grads, strict=True):
+        if value.retains_grad:
+            value.grad = kept  # without what PyTorch's and fastconv's hooks have just added
+        _retain_grad(tensor)  # as PyTorch does
+        _accumulate(value, grad)
 
 
 def _tensor_backward(
@@ -120,7 +129,7 @@ def _tensor_backward(
 
 
 def _accumulate(tensor: Tensor, grad: Tensor) -> None:
-    tensor.grad = grad if tensor.grad is None else tensor.grad + grad
+    tensor.grad = grad.contiguous() if tensor.grad is None else tensor.grad + grad
 
 
 def _retain_grad(deferred: Deferred) -> None:
@@ -128,7 +137,9 @@ def _retain_grad(deferred: Deferred) -> None:
     if value.retains_grad:
         return
     value.retain_grad()
-    for edge, step in deferred._bypasses:
+    ways = deferred.ways()
+    deferred.follow_value()
+    for edge, step in ways:
 
         def hook(grads: Sequence[Tensor | None], at: int = edge.output_nr, step: Step = step) -> None:
             grad = grads[at]
@@ -144,7 +155,16 @@ def _register_hook(deferred: Deferred, hook: Callable[..., Any]) -> Any:
             "a hook of a convolution's result was registered after the result was fused with the next operation:"
             " register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
         )
+    for edge, _ in deferred.ways():
+        node: Any = edge.node
+        node.is_unhooked = True
+    deferred.follow_value()
     return deferred.settle().register_hook(hook)
+
+
+def _grad_fn(deferred: Deferred) -> Any:
+    deferred.follow_value()  # the program may register a hook
+    return deferred.settle().grad_fn
 
 
 #: Functions that run a backward pass.
@@ -158,5 +178,6 @@ _TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     **BACKWARD,
     Tensor.retain_grad: _retain_grad,
     Tensor.register_hook: _register_hook,
+    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[union-attr]
 }
 GRADIENTS.update(_TABLE)

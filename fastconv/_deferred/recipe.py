@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,13 +14,22 @@ from fastconv._ops import conv2d_relu_max_pool2d as _fused
 from fastconv._ops.conv2d import Geometry
 from fastconv._ops.max_pool2d import Pool
 
-__all__ = ["TO_NCHW", "TO_NHWC", "Operands", "Recipe", "Step", "snapshot"]
+__all__ = ["TO_NCHW", "TO_NHWC", "Operands", "Recipe", "Step", "in_sequence", "snapshot"]
 
 TO_NHWC, TO_NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 #: Input, weight, bias; or a computed result, None, None.
 Operands = tuple[Tensor, Tensor | None, Tensor | None]
 #: One or more operations of a recipe, as a function of the value before them.
 Step = Callable[[Tensor], Tensor]
+
+
+def in_sequence(steps: Sequence[Step]) -> Step:
+    def run(tensor: Tensor) -> Tensor:
+        for step in steps:
+            tensor = step(tensor)
+        return tensor
+
+    return run
 
 
 def snapshot(tensor: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from threading import RLock
 from typing import Any, Protocol
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
-from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step
+from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step, in_sequence
 from fastconv._ops.overrides import register_type
 
 __all__ = [
@@ -24,16 +25,17 @@ __all__ = [
     "DeferringLayer",
     "check_history",
     "compute_deferred",
-    "in_sequence",
     "is_watched",
     "note_bypass",
     "settled",
+    "sources",
 ]
 
 #: Operations that join the recipe of a Deferred: :mod:`fastconv._deferred.folding` fills this table.
 FOLDS: dict[Callable[..., Any], Callable[..., Any]] = {}
 #: Functions that ask for the gradient with respect to a Deferred: :mod:`fastconv._deferred.gradients` fills this table.
 GRADIENTS: dict[Callable[..., Any], Callable[..., Any]] = {}
+_top_saved_tensors_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 
 
 class DeferringLayer(Protocol):
@@ -50,18 +52,21 @@ class Deferred(Tensor):
     _operands: Operands
     _grad_enabled: bool
     _inference: bool
+    _lock: RLock  # several threads may use a result. Views and Deferreds that were made from one another share a lock.
     _layer: DeferringLayer | None = None
     _source: tuple[Deferred, Step] | None = None  # the Deferred that this one was computed from, and how
     _viewed: Deferred | None = None  # the Deferred that this one is a view of
     _is_viewed = False  # by another Deferred
     _derived: tuple[TensorWeakRef, ...] = ()  # the Deferreds that were made from this one
     _node: Any = None  # its gradient function
+    _follows = False  # the gradient function passes the gradient to the value
     _settled: Tensor | None = None
     _history: Any = None  # the gradient function of the value when _node was set
     _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
+    _waiting_nodes: tuple[tuple[GradientEdge, Step], ...] = ()  # the same of each Deferred that was made from this one
 
     @classmethod
     def __torch_function__(
@@ -69,8 +74,9 @@ class Deferred(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         fold = FOLDS.get(func)
-        if fold is not None and args and type(args[0]) is Deferred and args[0]._can_fold():
-            result = fold(args[0], *args[1:], **kwargs)
+        if fold is not None and args and type(args[0]) is Deferred:
+            with args[0]._lock:
+                result = fold(args[0], *args[1:], **kwargs) if args[0]._can_fold() else NotImplemented
             if result is not NotImplemented:
                 return result
         gradients = GRADIENTS.get(func)
@@ -110,6 +116,10 @@ class Deferred(Tensor):
                 self._adopted_value = torch.ops.aten.alias(self)  # through __torch_dispatch__
         return self._adopted_value
 
+    def as_subclass(self, cls: Any) -> Any:
+        """As :meth:`torch.Tensor.as_subclass`, which does not call ``__torch_function__``."""
+        return self.settle().as_subclass(cls)
+
     def base(self) -> Deferred:
         """Follow the views to the Deferred that is not a view itself."""
         return self if self._viewed is None else self._viewed.base()
@@ -147,28 +157,52 @@ class Deferred(Tensor):
 
     def _value(self) -> Tensor:
         if self._settled is None:
-            with torch._C.DisableTorchFunction():
-                if self._viewed is not None:
-                    y = self._viewed._value()  # may compute this one, too: see the end of this function
-                    if self._settled is None:
-                        with torch.set_grad_enabled(self._grad_enabled):
-                            self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
-                elif (found := self._settled_source()) is not None:
-                    deferred, steps = found
-                    # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
-                    with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
-                        self._settled = in_sequence(steps)(deferred.settle())
-                else:
-                    self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
-                assert self._settled is not None
-                self._history = self._settled.grad_fn
-                self._operands = (self._settled, None, None)
-                self._source = None  # releases the operands of the Deferreds before this one
-                # The program may now write to this value. Tensors that were made from it before must not change.
-                for derived in self._waiting():
-                    derived._value()
-                self._derived = ()
+            with self._lock, torch._C.DisableTorchFunction():
+                if self._settled is None:  # else another thread has computed it meanwhile
+                    self._compute()
+        assert self._settled is not None
         return self._settled
+
+    def _compute(self) -> None:
+        if self._viewed is not None:
+            y = self._viewed._value()  # may compute this one, too: see the end of this function
+            if self._settled is None:
+                with torch.set_grad_enabled(self._grad_enabled):
+                    self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
+        elif (found := self._settled_source()) is not None:
+            deferred, steps = found
+            # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
+            with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
+                self._settled = in_sequence(steps)(deferred.settle())
+        else:
+            self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
+        assert self._settled is not None
+        self._history = self._settled.grad_fn
+        self._operands = (self._settled, None, None)
+        self._source = None  # releases the operands of the Deferreds before this one
+        # The program may now write to this value. Tensors that were made from it before must not change.
+        for derived in self._waiting():
+            derived._value()
+
+    def ways(self) -> tuple[tuple[GradientEdge, Step], ...]:
+        """Return the ways on which a gradient reaches this tensor but not its value: gradient edges, and steps there.
+
+        An autograd.Function passes the gradient of a Deferred to that tensor's own gradient function.
+        """
+        if self._node is None or self._follows or self._is_adopted():
+            return (*self._bypasses, *self._waiting_nodes)
+        return (*self._bypasses, *self._waiting_nodes, (GradientEdge(self._node, 0), lambda tensor: tensor))
+
+    def follow_value(self) -> None:
+        """Send the gradients of later uses to the value, which has a hook, also those that settle nothing."""
+        derived = [deferred for reference in self._derived if (deferred := reference()) is not None]
+        value = self.settle()
+        for deferred in derived:
+            deferred.follow_value()
+        if self._node is not None and not self._follows and not self._is_adopted():
+            self._waiting_nodes = (*self._waiting_nodes, (GradientEdge(self._node, 0), lambda tensor: tensor))
+            with torch.autograd.grad_mode._unsafe_preserve_version_counter(self):
+                self._follow_value(value)
 
     def _follow(self, is_late: bool = False) -> None:
         """Give this tensor the gradient function of its value if an operation in place has changed that one.
@@ -182,6 +216,11 @@ class Deferred(Tensor):
             return
         if is_late and self._node is not None:
             self._node.is_wrong = True
+        self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
+        self._follow_value(value)
+
+    def _follow_value(self, value: Tensor) -> None:
+        self._follows = True
         with torch._C.DisableTorchFunction(), torch.enable_grad():
             if value.grad_fn is None:
                 self.detach_()
@@ -205,6 +244,11 @@ def check_history(node: Any) -> None:
         raise RuntimeError(
             "the result of a convolution was changed in place through a view, and passed to an autograd.Function or a "
             "C++ operator. fastconv.convert and fastconv.enabled(fuse=True) do not support this. Pass a copy: y.clone()"
+        )
+    if hasattr(node, "is_unhooked"):
+        raise RuntimeError(
+            "a hook of a convolution's result was registered after the result was passed to an autograd.Function or a "
+            "C++ operator: register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
         )
 
 
@@ -256,7 +300,7 @@ def compute_deferred(
     """
     inference = deferred._inference
     device = deferred._operands[0].device.type
-    casts, hooks = torch.is_autocast_enabled(device), _has_saved_tensors_hooks()
+    casts, hooks = torch.is_autocast_enabled(device), _top_saved_tensors_hooks(True) is not None
     if (inference, grad_enabled) == (torch.is_inference_mode_enabled(), torch.is_grad_enabled()) and not casts | hooks:
         y = recipe.compute(*deferred._operands)  # without a context, which takes 3 us
     else:
@@ -276,17 +320,13 @@ def settled(tree: Any) -> Any:
     return tree_map_only(Deferred, Deferred.settle, tree)
 
 
-def _has_saved_tensors_hooks() -> bool:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
 def is_watched() -> bool:
     """Return whether a transform, a dispatch mode, a tracer or activation checkpointing observes each operation."""
     return (
         torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or _get_current_dispatch_mode() is not None
-        or _has_saved_tensors_hooks()
+        or _top_saved_tensors_hooks(True) is not None
         or torch._C._get_tracing_state() is not None
     )
 
@@ -296,18 +336,15 @@ def note_bypass(source: tuple[Deferred, Step] | None, y: Tensor) -> None:
     if source is None or not y.requires_grad:
         return
     edge = get_gradient_edge(y)
+    for deferred, step in sources(source):
+        deferred._bypasses = (*deferred._bypasses, (edge, step))
+
+
+def sources(source: tuple[Deferred, Step] | None) -> Iterator[tuple[Deferred, Step]]:
+    """Yield each Deferred before a result, nearest first, and the step from there to the result."""
     steps: tuple[Step, ...] = ()
     while source is not None:
         deferred, step = source
         steps = (step, *steps)
-        deferred._bypasses = (*deferred._bypasses, (edge, in_sequence(steps)))
+        yield deferred, in_sequence(steps)
         source = deferred._source
-
-
-def in_sequence(steps: Sequence[Step]) -> Step:
-    def run(tensor: Tensor) -> Tensor:
-        for step in steps:
-            tensor = step(tensor)
-        return tensor
-
-    return run

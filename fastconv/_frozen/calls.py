@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from fastconv._frozen.record import Refused
@@ -107,7 +108,13 @@ def _is_special() -> bool:
         is_transformed()
         or torch.is_autocast_enabled("cpu")
         or torch._C._get_tracing_state() is not None
-        or torch._C._len_torch_function_stack() > 0
+        or _is_mode_active()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.nn.modules.module._has_any_global_hook()
     )
+
+
+def _is_mode_active() -> bool:
+    """Return whether a function mode is active, other than that of ``torch.set_default_device("cpu")``."""
+    modes = map(torch._C._get_function_stack_at, range(torch._C._len_torch_function_stack()))
+    return any(type(mode) is not DeviceContext or mode.device.type != "cpu" for mode in modes)

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, check, check_implemented
 from fastconv._ops.conv2d_inference import Activation, check_activation, check_channel_vectors, check_like
-from fastconv._ops.function import is_final_gradient, needs_gradient
+from fastconv._ops.function import is_differentiated_again, is_final_gradient, needs_gradient, tie
 from fastconv._ops.memory_format import empty, suggests_channels_last
 
 __all__ = [
@@ -122,6 +122,7 @@ class BatchNorm(Function):
         output: Tensor = _batch_norm(input, weight, bias, mean, spread, residual, training, eps, activation)
         # Without a residual, backward computes the activation's mask from the input, which it reads in any case.
         kept = output if residual is not None and activation != Activation.NONE else None
+        ctx.bias = bias
         bias, mean, spread = copies_for_backward(bias, mean, spread, training)
         ctx.save_for_backward(input, weight, bias, mean, spread, kept)
         ctx.numbers = training, eps, int(activation)
@@ -141,7 +142,9 @@ class BatchNorm(Function):
             )  # fmt: skip
             dr = dr if is_masked else grad_output
         else:
-            dx, dw, db, dr = composed_gradients(ctx.saved_tensors, ctx.numbers, grad_output)
+            input, weight, *_, output = ctx.saved_tensors
+            tied = (input, weight, ctx.bias) if output is None else (output,)
+            dx, dw, db, dr = composed_gradients(ctx.saved_tensors, ctx.numbers, grad_output, tied)
         return (
             dx if needs_input else None,
             dw if needs_weight else None,
@@ -152,7 +155,7 @@ class BatchNorm(Function):
 
 
 def composed_gradients(
-    saved: tuple[Any, ...], numbers: tuple[bool, float, int], grad_output: Tensor
+    saved: tuple[Any, ...], numbers: tuple[bool, float, int], grad_output: Tensor, tied: tuple[Tensor | None, ...] = ()
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of input, weight, bias and residual by operators that can be differentiated again.
 
@@ -160,6 +163,7 @@ def composed_gradients(
         saved: input, weight, bias, mean, spread and the output or None.
         numbers: training, eps and the activation.
         grad_output: the gradient of the result.
+        tied: tensors that get zeros from a second backward through an activation, as in PyTorch.
     """
     input, weight, bias, mean, spread, output = saved
     training, eps, activation = numbers
@@ -179,6 +183,8 @@ def composed_gradients(
             y = normalised * factor + (0 if bias is None else bias.view(shape)) if output is None else output
             blocked = (y <= 0) | (y >= 6) if activation == Activation.RELU6 else y <= 0
         grad_output = torch.where(blocked, 0, grad_output)
+        if is_differentiated_again():
+            grad_output = tie(grad_output, *tied, zeros=True)
     of_normalised = grad_output * factor
     if training:
         dx = of_normalised - of_normalised.mean(dims, keepdim=True)

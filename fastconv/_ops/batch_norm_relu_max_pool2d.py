@@ -16,7 +16,7 @@ from fastconv._ops.batch_norm import check_batch_norm, composed_gradients, copie
 from fastconv._ops.checks import check, check_implemented, check_type
 from fastconv._ops.conv2d_inference import Activation
 from fastconv._ops.conv2d_relu_max_pool2d import check_pooled_gradient, check_positions, composed_unpool
-from fastconv._ops.function import is_final_gradient, needs_gradient
+from fastconv._ops.function import is_differentiated_again, is_final_gradient, needs_gradient, tie
 from fastconv._ops.max_pool2d import Pool, check_pool, pooled_size
 from fastconv._ops.memory_format import empty
 from fastconv._ops.sizes import Ints
@@ -74,7 +74,7 @@ class BatchNormReLUMaxPool2d(Function):
         output, argmax = _forward(input, weight, bias, mean, spread, training, eps, *pool)
         _, mean, spread = copies_for_backward(None, mean, spread, training)
         ctx.save_for_backward(input, weight, mean, spread, argmax)
-        ctx.numbers, ctx.pool = (training, eps), pool
+        ctx.numbers, ctx.pool, ctx.bias = (training, eps), pool, bias
         return output  # type: ignore[no-any-return]
 
     @staticmethod
@@ -88,6 +88,8 @@ class BatchNormReLUMaxPool2d(Function):
             dx, dw, db = _backward(*tensors, *ctx.numbers, needs_input, *ctx.pool[:4])
         else:
             unpooled = composed_unpool(grad_output, argmax, input.shape, ctx.pool, result_is_channels_last(input))
+            if is_differentiated_again():
+                unpooled = tie(unpooled, input, weight, ctx.bias, zeros=True)
             kept = input, weight, None, mean, spread, None
             dx, dw, db, _ = composed_gradients(kept, (*ctx.numbers, Activation.NONE), unpooled)
         gradients = dx if needs_input else None, dw if needs_weight else None, db if needs_bias else None

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastconv._ops.sizes import Ints
 
 __all__ = [
-    "FLOATING", "REAL", "check", "check_gradient", "check_implemented", "check_sizes", "check_type", "type_name",
+    "FLOATING", "REAL", "check", "check_gradient", "check_implemented", "check_type", "type_name",
 ]  # fmt: skip
 
 #: PyTorch's names of the dtypes in its messages.
@@ -43,12 +43,6 @@ def check_type(tensor: Tensor, expected: torch.dtype, name: str) -> None:
 def check_implemented(tensor: Tensor, operator: str, dtypes: Mapping[torch.dtype, str]) -> None:
     if tensor.dtype not in dtypes:
         raise RuntimeError(f"\"{operator}\" not implemented for '{type_name(tensor.dtype)}'")
-
-
-def check_sizes(sizes: Ints) -> None:
-    for size in sizes:
-        if size < 0:
-            raise RuntimeError(f"Trying to create tensor with negative dimension {size}: {list(sizes)}")
 
 
 def check_gradient(expected: Ints, grad_output: Tensor, second: Tensor | None = None, name: str = "") -> None:

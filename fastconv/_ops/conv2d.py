@@ -24,6 +24,7 @@ from fastconv._ops.function import (
     differentiable,
     is_differentiated_again,
     is_final_gradient,
+    save,
     tie,
     vmap_batch,
     vmap_loop,
@@ -105,18 +106,13 @@ def _fake_conv2d_backward_weight(
 
 class Conv2d(Function):
     @staticmethod
-    def forward(
-        input: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
-    ) -> Tensor:
-        return operator(input, weight, bias, stride, padding, dilation, groups)
+    def forward(*args: Any) -> Tensor:
+        return operator(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        input, weight, _, *geometry = inputs
-        ctx.save_for_backward(input, weight)
-        ctx.save_for_forward(input, weight)
-        ctx.set_materialize_grads(False)
-        ctx.geometry = geometry
+        input, weight, _, *ctx.geometry = inputs
+        save(ctx, input, weight)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -158,18 +154,13 @@ class Conv2dWithJvp(Conv2d):
 
 class Conv2dBackwardData(Function):
     @staticmethod
-    def forward(
-        grad_output: Tensor, weight: Tensor, input_size: tuple[int, ...], stride: Pair, padding: Pair, dilation: Pair,
-        groups: int, channels_last: bool,
-    ) -> Tensor:  # fmt: skip
-        return _conv2d_backward_data(grad_output, weight, input_size, stride, padding, dilation, groups, channels_last)
+    def forward(*args: Any) -> Tensor:
+        return _conv2d_backward_data(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad_output, weight, ctx.input_size, *ctx.geometry, ctx.channels_last = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(grad_output, weight)
-        ctx.save_for_forward(grad_output, weight)
+        save(ctx, grad_output, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -207,21 +198,13 @@ class Conv2dBackwardDataWithJvp(Conv2dBackwardData):
 
 class Conv2dBackwardWeight(Function):
     @staticmethod
-    def forward(
-        grad_output: Tensor, input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair,
-        groups: int, channels_last: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return _conv2d_backward_weight(
-            grad_output, input, kernel_size, stride, padding, dilation, groups, channels_last
-        )
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _conv2d_backward_weight(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         grad_output, input, ctx.kernel_size, *ctx.geometry, ctx.channels_last = inputs
-        ctx.save_for_backward(grad_output, input)
-        ctx.save_for_forward(grad_output, input)
-        # A missing gradient stays None. As zeros, it would be multiplied, and zero times infinity is NaN.
-        ctx.set_materialize_grads(False)
+        save(ctx, grad_output, input)
 
     @staticmethod
     def backward(ctx: Any, grad_weight: Tensor | None, grad_bias: Tensor | None) -> tuple[Tensor | None, ...]:

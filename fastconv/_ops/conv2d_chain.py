@@ -36,16 +36,14 @@ def _fake_conv2d_chain(
         residual = None if add < 0 else _value(values, add, f"step {i} reads")
         input = _value(values, read, f"step {i} reads")
         if weight.dim() == 1:
-            size = _check_norm(input, weight, bias, residual)
+            _check_norm(input, weight, bias, residual)
+            values.append(torch.empty_like(input))
         else:
             _check_format(input, weight, residual)
             size = check_conv2d(input, weight, bias, geometry[0:2], geometry[2:4], geometry[4:6], groups)
             check_like(residual, size, input, "residual")
-        check_activation(activation)
-        if weight.dim() == 1:
-            values.append(torch.empty_like(input))
-        else:
             values.append(empty_result(input, weight, size, bool(prefers_contiguous)))
+        check_activation(activation)
     returned = []
     for number in results:
         check(number >= len(inputs), f"the chain returns value {number}, which is an input")
@@ -53,7 +51,7 @@ def _fake_conv2d_chain(
     return returned
 
 
-def _check_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> Ints:
+def _check_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
     check(input.dim() == 4, "expected an input with 4 dimensions")
     check_channel_vectors(input.shape[1], weight=weight, bias=bias)
     for vector in (weight, bias):
@@ -62,7 +60,6 @@ def _check_norm(input: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | 
     if residual is not None and input.numel() > 0:
         strides = zip(input.shape, input.stride(), residual.stride(), strict=True)
         check(all(size == 1 or a == b for size, a, b in strides), _OTHER_FORMAT)
-    return input.shape
 
 
 def _check_format(input: Tensor, weight: Tensor, residual: Tensor | None) -> None:

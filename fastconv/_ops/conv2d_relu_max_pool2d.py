@@ -31,6 +31,7 @@ from fastconv._ops.function import (
     is_differentiated_again,
     is_transformed,
     needs_gradient,
+    save,
     tie,
     vmap_batch,
     vmap_loop,
@@ -273,9 +274,7 @@ class Conv2dReLUMaxPool2d(Function):
         ctx.numbers = _numbers(ctx.geometry, ctx.pool)
         argmax = output[1]
         ctx.mark_non_differentiable(argmax)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(input, weight, argmax)
-        ctx.save_for_forward(input, weight, argmax)
+        save(ctx, input, weight, argmax)
         ctx.bias, ctx.has_bias = None, bias is not None
 
     @staticmethod

@@ -19,6 +19,7 @@ __all__ = [
     "is_final_gradient",
     "is_transformed",
     "needs_gradient",
+    "save",
     "tie",
     "vmap_batch",
     "vmap_loop",
@@ -75,6 +76,13 @@ def needs_gradient(args: Sequence[Any]) -> bool:
 def _are_all_inference(args: Sequence[Any]) -> bool:
     """Return whether all tensors were made in inference mode. Autograd then records nothing, not even errors."""
     return all(argument.is_inference() for argument in args if isinstance(argument, Tensor))
+
+
+def save(ctx: Any, *tensors: Tensor) -> None:
+    """Save tensors for backward and jvp. A missing gradient stays None: as zeros, times infinity, it would be NaN."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def is_transformed() -> bool:

@@ -19,19 +19,13 @@ from torch.nn import functional as F
 
 from fastconv._ops.conv2d import Geometry
 from fastconv._ops.function import is_transformed
-from fastconv._ops.library import _C, HAS_CUDA
+from fastconv._ops.library import _C, FLOATING_DTYPES, HAS_CUDA
 from fastconv._ops.max_pool2d import Pool
 
 __all__ = ["computes_all", "conv2d_relu_max_pool2d", "gradients_of_torch", "is_left"]
 
 _OWN = _C.environment()["FASTCONV_ALGORITHM"] == "own"
 _PLAIN = (Tensor, nn.Parameter)
-_DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-}
 
 
 def computes_all() -> bool:
@@ -86,16 +80,18 @@ def _is_left(
 ) -> tuple[bool, ...]:  # fmt: skip
     """Ask the plan about each pass."""
     left = (True,) * len(passes)
-    if len(input_size) != 4 or dtype not in _DTYPES or (pool is not None and pool[4]):  # ceil_mode was not measured
+    has_ceil_mode = pool is not None and pool[4]  # was not measured
+    if len(input_size) != 4 or dtype not in FLOATING_DTYPES or has_ceil_mode:
         return left
-    options: dict[str, Any] = {"relu": relu, "dtype": _DTYPES[dtype], "channels_last": channels_last, "tf32": tf32}
+    name = str(dtype).removeprefix("torch.")
+    options: dict[str, Any] = {"relu": relu, "dtype": name, "channels_last": channels_last, "tf32": tf32}
     if pool is not None:
         kernel_size, pool_stride, pool_padding, pool_dilation, _ = pool
         pool_stride = kernel_size if pool_stride is None else pool_stride
         options["pool"] = [_pair(value) for value in (kernel_size, pool_stride, pool_padding, pool_dilation)]
     try:
         sizes = (list(input_size), list(weight_size), _pair(stride), _pair(padding), _pair(dilation), groups)
-        plans = [_C.plan(name, *sizes, cuda_capability=capability, **options) for name in passes]  # type: ignore[arg-type]
+        plans = [_C.plan(pass_, *sizes, cuda_capability=capability, **options) for pass_ in passes]  # type: ignore[arg-type]
     except (RuntimeError, TypeError):  # PyTorch's operators raise the error.
         return left
     return tuple(plan["algorithm"] == "torch" for plan in plans)

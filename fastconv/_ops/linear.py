@@ -92,19 +92,16 @@ def is_supported(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         not MAY_BE_FASTER
         or is_transformed()
         or torch._C._get_tracing_state() is not None  # then sizes are tensors
-        or type(input) not in _PLAIN
-        or type(weight) not in _PLAIN
-        or weight.dim() != 2
-        or input.dim() < 2
-        or input.shape[-1] != weight.shape[1]
         or torch.is_autocast_enabled("cpu")
     ):
         return False
     for tensor in (input, weight) if bias is None else (input, weight, bias):
         if type(tensor) not in _PLAIN or tensor.dtype is not torch.float32 or not tensor.is_cpu:
             return False
-        if tensor.layout is not torch.strided or not tensor.is_contiguous():
+        if tensor.layout is not torch.strided or tensor.is_nested or not tensor.is_contiguous():
             return False
+    if weight.dim() != 2 or input.dim() < 2 or input.shape[-1] != weight.shape[1]:
+        return False
     K, C = weight.shape
     return (bias is None or bias.shape == (K,)) and C > 0 and K > 0 and _C.linear_is_faster(input.numel() // C, C, K)
 

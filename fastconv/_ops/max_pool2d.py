@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastconv._ops import library  # noqa: F401  defines the operators
-from fastconv._ops.checks import FLOATING, REAL, check, check_gradient, check_implemented, check_sizes, check_type
-from fastconv._ops.function import differentiable, is_differentiated_again, tie, vmap_batch, vmap_loop
+from fastconv._ops.checks import FLOATING, REAL, check, check_gradient, check_implemented, check_type
+from fastconv._ops.function import differentiable, is_differentiated_again, save, tie, vmap_batch, vmap_loop
+from fastconv._ops.library import _C
 from fastconv._ops.memory_format import empty, is_channels_last, suggests_channels_last
-from fastconv._ops.sizes import Ints, pool_output
+from fastconv._ops.sizes import Ints, are_numbers, pool_output
 
 __all__ = ["Pool", "check_pool", "gather", "max_pool2d", "max_pool2d_backward", "pooled_size"]
 
@@ -25,70 +25,27 @@ Pool = tuple[Pair, Pair, Pair, Pair, bool]
 
 
 def check_pool(kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> None:
-    pair = "max_pool2d: {} must {} a single int, or a tuple of two ints"
-    check(len(kernel_size) == 2, pair.format("kernel_size", "either be"))
-    check(len(stride) == 2, pair.format("stride", "either be omitted,"))
-    check(len(padding) == 2, pair.format("padding", "either be"))
-    check(len(dilation) == 2, pair.format("dilation", "be either"))
-    check(stride[0] != 0 and stride[1] != 0, "stride should not be zero")
-    for value in (*kernel_size, *stride, *padding, *dilation):
-        check(-(2**31) <= value < 2**31, "value cannot be converted to type int without overflow")
-    for taps, pad, step in zip(kernel_size, padding, dilation, strict=True):
-        if pad < 0:
-            raise RuntimeError(f"pad must be non-negative, but got pad: {pad}")
-        if pad > int((step * (taps - 1) + 1) / 2):
-            raise RuntimeError(
-                f"pad should be at most half of effective kernel size, but got pad={pad}, kernel_size={taps} and "
-                f"dilation={step}"
-            )
-    for name, letter, values in (("kernel size", "k", kernel_size), ("stride", "d", stride)):
-        if values[0] <= 0 or values[1] <= 0:
-            raise RuntimeError(
-                f"{name} should be greater than zero, but got {letter}H: {values[0]} {letter}W: {values[1]}"
-            )
-    if dilation[0] <= 0 or dilation[1] <= 0:
-        raise RuntimeError(
-            f"dilation should be greater than zero, but got dilationH: {dilation[0]} dilationW: {dilation[1]}"
-        )
+    _C.check_pool(kernel_size, stride, padding, dilation)
 
 
 def pooled_size(
-    input: Ints,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    ceil_mode: bool | None,
+    input: Ints, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints, ceil_mode: bool | None,
     given: Ints = (),
-) -> list[int]:
-    """Return the size of max_pool2d's output, from that of the input.
+) -> list[int]:  # fmt: skip
+    """Check the size of max_pool2d's input, if it is known, and return that of the output.
 
     Backward operators have no ceil_mode and pass None. Then ``given`` is the gradient's (P, Q), and the rounding that
     fits is used.
     """
-    check_sizes(input)
-    N, C, *image = input
-    if C == 0 or image[0] == 0 or image[1] == 0:
-        raise RuntimeError(
-            f"Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got:{list(input)}"
-        )
-    if padding[0] > kernel_size[0] // 2 or padding[1] > kernel_size[1] // 2:
-        raise RuntimeError(
-            f"pad should be smaller than or equal to half of kernel size, but got padW = {padding[1]}, padH = "
-            f"{padding[0]}, kW = {kernel_size[1]}, kH = {kernel_size[0]}"
-        )
+    if are_numbers(input, given):
+        return _C.pooled_size(input, kernel_size, stride, padding, dilation, ceil_mode, given)
     sides = []
-    for side, size in enumerate(image):
+    for side, size in enumerate(input[2:]):
         window = (size, kernel_size[side], stride[side], padding[side], dilation[side])
         down = pool_output(*window, ceil_mode=False)
         up = given[side] != down if ceil_mode is None else ceil_mode
         sides.append(pool_output(*window, ceil_mode=True) if up else down)
-    if sides[0] < 1 or sides[1] < 1:
-        raise RuntimeError(
-            f"Given input size: ({C}x{image[0]}x{image[1]}). Calculated output size: ({C}x{sides[0]}x{sides[1]}). "
-            "Output size is too small"
-        )
-    return [N, C, *sides]
+    return [input[0], input[1], *sides]
 
 
 @torch.library.register_fake("fastconv::max_pool2d")
@@ -123,10 +80,8 @@ def _fake_max_pool2d_backward(
 
 class MaxPool2d(Function):
     @staticmethod
-    def forward(
-        input: Tensor, kernel_size: Pair, stride: Pair, padding: Pair, dilation: Pair, ceil_mode: bool
-    ) -> tuple[Tensor, Tensor]:
-        return _max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return _max_pool2d(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -162,20 +117,13 @@ class MaxPool2dWithJvp(MaxPool2d):
 
 class MaxPool2dBackward(Function):
     @staticmethod
-    def forward(
-        grad_output: Tensor, indices: Tensor, input_size: tuple[int, ...], kernel_size: Pair, stride: Pair,
-        padding: Pair, dilation: Pair, channels_last: bool,
-    ) -> Tensor:  # fmt: skip
-        return _max_pool2d_backward(
-            grad_output, indices, input_size, kernel_size, stride, padding, dilation, channels_last
-        )
+    def forward(*args: Any) -> Tensor:
+        return _max_pool2d_backward(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, indices, *ctx.rest = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(indices)
-        ctx.save_for_forward(indices)
+        save(ctx, indices)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from fastconv._ops import library  # noqa: F401  defines the operators
 from fastconv._ops.checks import FLOATING, REAL, check, check_gradient, check_implemented, check_type
-from fastconv._ops.function import differentiable
+from fastconv._ops.function import differentiable, save
 
 __all__ = ["relu", "relu_", "relu_backward"]
 
@@ -44,12 +44,6 @@ def _fake_relu_backward(grad_output: Tensor, output: Tensor) -> Tensor:
     return torch.ops.aten.relu(output)
 
 
-def _save_output(ctx: Any, output: Tensor) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output)
-    ctx.save_for_forward(output)
-
-
 class ReLU(Function):
     @staticmethod
     def forward(input: Tensor) -> Tensor:
@@ -57,7 +51,7 @@ class ReLU(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save_output(ctx, output)
+        save(ctx, output)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> Tensor | None:
@@ -85,7 +79,7 @@ class ReLUInPlace(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mark_dirty(inputs[0])
-        _save_output(ctx, output)
+        save(ctx, output)
 
     backward = ReLU.backward
 
@@ -109,7 +103,7 @@ class ReLUBackward(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save_output(ctx, inputs[1])
+        save(ctx, inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Ints", "conv2d_output", "pool_output"]
+__all__ = ["Ints", "are_numbers", "conv2d_output", "pool_output"]
 
 Ints = Sequence[int]
+
+
+def are_numbers(*sizes: Ints) -> bool:
+    """Return whether all sizes are numbers, and not the symbols of torch.compile."""
+    return all(type(size) is int for given in sizes for size in given)
 
 
 def conv2d_output(image: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> tuple[int, int]:

@@ -27,7 +27,7 @@ void direct_forward(const Forward& call, bool pool_in_registers) {
       forward_tiles<T>(f, ceil_div(y.tile_pixels(tile_pixels), pixels), ceil_div(least_pixels, pixels), most_parts);
   const ForwardWeight<T> weights(s, call.weight, tiles);
   const int64_t parts = std::min(most_parts, parts_of_tile(tiles, blocks));
-  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+  for_each_part(tiles, blocks.count(), parts, [&](const Tile& tile, int64_t first, int64_t last) {
     const Tile rows = convolution_rows(f, tile);
     const InputTile<T> from = input_of(s, x, rows, Workspace::input_tile);
     const int64_t first_pixel = (tile.image * s.P + tile.row) * s.Q;
@@ -106,7 +106,7 @@ void direct_backward_data(const Conv2dShape& s, const Tensor& grad_output, const
   const FusedShape turned = without_pool(turned_around(s));
   const Tiles tiles = forward_tiles<T>(turned, dx.tile_pixels(tile_pixels), least_pixels, blocks.count());
   const int64_t parts = parts_of_tile(tiles, blocks);
-  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+  for_each_part(tiles, blocks.count(), parts, [&](const Tile& tile, int64_t first, int64_t last) {
     const int64_t c0 = blocks.first_channel(first), c1 = blocks.first_channel(last);
     const Rows rows = outputs_that_read(s, {tile.row, tile.rows});
     const InputTile<T> from = g.view(tile.image, tile.images, rows.first, rows.count, 0, s.Q, Workspace::input_tile);

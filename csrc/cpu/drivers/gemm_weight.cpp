@@ -60,23 +60,20 @@ void multiply(const GemmWeightKernels<T, Stored>& kernel, const Conv2dShape& s, 
   const bool in_place = pieces.count == 1 && is_nhwc(grad_weight), read_once = parts.count() == 1;
   const SummedInput<Stored> x(s, input, read_once, Workspace::whole_input, Workspace::input_tile);
   const SummedInput<Stored> g(one_tap(s), grad_output, read_once, Workspace::whole_gradient, Workspace::output_tile);
-  parallel_for(0, pieces.count * parts.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t piece = i / parts.count();
-      const int64_t first = tiles.count() * piece / pieces.count, last = tiles.count() * (piece + 1) / pieces.count;
-      WeightPart part = parts[i % parts.count()];
-      WeightSums<T> sums = pieces.at(piece, s.taps() * s.K);
-      if (in_place) sums.weight = mutable_data<T>(grad_weight);
-      if (part.taps.first > 0) sums.bias = nullptr;
-      for (int64_t t = first; t < last; ++t) {
-        const Tile tile = tiles[t], next = tiles[std::min(t + 1, last - 1)];
-        part.x_ahead = x.distance(tile, next), part.g_ahead = g.distance(tile, next);
-        const InputTile<Stored> from = g.tile(tile);
-        const GradientTile<Stored> gradient{from.data, from.strides.image, tile.images, tile.row, tile.rows};
-        const int64_t size = kernel.workspace_size(tile.images * tile.rows * s.Q, part.k.last - part.k.first);
-        part.overwrite = t == first;
-        kernel.backward_weight(s, x.tile(tile), gradient, part, sums, workspace<T>(Workspace::intermediate, size));
-      }
+  pieces.for_each(parts.count(), [&](int64_t piece, int64_t i) {
+    const int64_t first = tiles.count() * piece / pieces.count, last = tiles.count() * (piece + 1) / pieces.count;
+    WeightPart part = parts[i];
+    WeightSums<T> sums = pieces.at(piece, s.taps() * s.K);
+    if (in_place) sums.weight = mutable_data<T>(grad_weight);
+    if (part.taps.first > 0) sums.bias = nullptr;
+    for (int64_t t = first; t < last; ++t) {
+      const Tile tile = tiles[t], next = tiles[std::min(t + 1, last - 1)];
+      part.x_ahead = x.distance(tile, next), part.g_ahead = g.distance(tile, next);
+      const InputTile<Stored> from = g.tile(tile);
+      const GradientTile<Stored> gradient{from.data, from.strides.image, tile.images, tile.row, tile.rows};
+      const int64_t size = kernel.workspace_size(tile.images * tile.rows * s.Q, part.k.last - part.k.first);
+      part.overwrite = t == first;
+      kernel.backward_weight(s, x.tile(tile), gradient, part, sums, workspace<T>(Workspace::intermediate, size));
     }
   });
   if (in_place) return pieces.finish_bias(s, grad_bias);

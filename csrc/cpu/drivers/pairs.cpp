@@ -51,7 +51,7 @@ void convolve(const Conv2dShape& s, const NhwcReader<uint16_t>& x, const NhwcWri
   const Blocks blocks = channel_blocks<float>(s, s.K);
   const int64_t parts = parts_of_tile(tiles, blocks);
   const bool streamed = y.streamed(s.K);
-  for_each_part(tiles, blocks, parts, [&](const Tile& tile, int64_t first, int64_t last) {
+  for_each_part(tiles, blocks.count(), parts, [&](const Tile& tile, int64_t first, int64_t last) {
     const InputTile<uint16_t> from = input_of(s, x, tile, Workspace::input_tile);
     const OutputTile<uint16_t> to{y.tile(tile), tile.images, tile.row, tile.rows, streamed};
     const auto form = epilogue ? epilogue->form((tile.image * s.P + tile.row) * s.Q) : StoredForm<float, uint16_t>{};
@@ -89,9 +89,8 @@ void pairs_backward_data(const Conv2dShape& forward, const Tensor& grad_output, 
   const Blocks blocks = channel_blocks<float>(s, s.K);
   float* packed =
       workspace<float>(Workspace::packed_weight, direct_kernels<float>().packed_forward_size(shape_in_pairs(s)));
-  parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) pairs_kernels()->pack_weight_backward(s, data<uint16_t>(krsc), i, packed);
-  });
+  parallel_for_each(blocks.count(),
+                    [&](int64_t i) { pairs_kernels()->pack_weight_backward(s, data<uint16_t>(krsc), i, packed); });
   convolve(s, NhwcReader<uint16_t>(g), NhwcWriter<uint16_t>(grad_input), tiles_of(s), nullptr,
            [&](int64_t) { return PackedWeight<float>{packed, nullptr}; });
 }

@@ -130,13 +130,11 @@ Blocks lines_of(const Conv2dShape& s) {
 // Calls body(tile, unit) for each tile, image and line of channels, in parallel.
 template <class Elements, class Body>
 void for_each_unit(const Tiles& tiles, const LineReader<Elements>& x, const Blocks& lines, const Body& body) {
-  parallel_for(0, tiles.count() * lines.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i / lines.count()];
-      const int64_t line = i % lines.count();
-      for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-        body(tile, Unit<Elements>{x, n, {lines.first_channel(line), lines.first_channel(line + 1)}});
-      }
+  parallel_for_each(tiles.count() * lines.count(), [&](int64_t i) {
+    const Tile tile = tiles[i / lines.count()];
+    const int64_t line = i % lines.count();
+    for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
+      body(tile, Unit<Elements>{x, n, {lines.first_channel(line), lines.first_channel(line + 1)}});
     }
   });
 }
@@ -155,25 +153,23 @@ void convolve_and_pool(const Forward& call, const LineReader<PlainElements<T>>& 
   const Blocks blocks = blocks_of<T>(s);
   const NhwcWriter<T> y(call.output);
   const Tiles tiles(s.N, f.pool.P, f.pool.Q, ceil_div(y.tile_pixels(tile_pixels), pixels_between_windows(f.pool)));
-  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Tile tile = tiles[i], rows = convolution_rows(f, tile);
-      T* conv = workspace<T>(Workspace::intermediate, rows.images * rows.rows * s.Q * s.K);
-      for (int64_t n = 0; n < rows.images; ++n) {
-        for (int64_t block = 0; block < blocks.count(); ++block) {
-          const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
-          const Unit<PlainElements<T>> unit{x, rows.image + n, c};
-          T* to = conv + n * rows.rows * s.Q * s.K + c.first;
-          unit.forward(s, unit.input_of(s, {rows.row, rows.rows}), weight,
-                       {to, s.Q * s.K, s.K, rows.row, rows.rows, s.Q, c.last - c.first}, 0);
-        }
+  for_each_tile(tiles, [&](const Tile& tile) {
+    const Tile rows = convolution_rows(f, tile);
+    T* conv = workspace<T>(Workspace::intermediate, rows.images * rows.rows * s.Q * s.K);
+    for (int64_t n = 0; n < rows.images; ++n) {
+      for (int64_t block = 0; block < blocks.count(); ++block) {
+        const ChannelRange c{blocks.first_channel(block), blocks.first_channel(block + 1)};
+        const Unit<PlainElements<T>> unit{x, rows.image + n, c};
+        T* to = conv + n * rows.rows * s.Q * s.K + c.first;
+        unit.forward(s, unit.input_of(s, {rows.row, rows.rows}), weight,
+                     {to, s.Q * s.K, s.K, rows.row, rows.rows, s.Q, c.last - c.first}, 0);
       }
-      T* to = y.tile(tile);
-      kernels().conv2d<T>().fused.relu_max_pool2d(
-          f.pool, {conv, rows.images, rows.row, rows.rows},
-          {to, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows});
-      y.finish(tile, to, 0, s.K);
     }
+    T* to = y.tile(tile);
+    kernels().conv2d<T>().fused.relu_max_pool2d(
+        f.pool, {conv, rows.images, rows.row, rows.rows},
+        {to, call.argmax_from(tile.image, tile.row), tile.images, tile.row, tile.rows});
+    y.finish(tile, to, 0, s.K);
   });
 }
 
@@ -285,27 +281,23 @@ void thin_groups_backward_weight(const Elements& elements, const Conv2dShape& s,
   const LineReader<Elements> x(elements, input), g(elements, grad_output);
   const int64_t taps = s.taps();
   const Rows columns{-s.pad_w, reach(s.Q, s.stride_w, s.S, s.dilation_w)};
-  parallel_for(0, pieces.count * lines.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t piece = i / lines.count(), line = i % lines.count();
-      const ChannelRange c{lines.first_channel(line), lines.first_channel(line + 1)};
-      const WeightSums<T> all = pieces.at(piece, taps * s.K);
-      zero_channels(all.weight, taps, s.K, c.first, c.last);
-      zero_channels(all.bias, 1, s.K, c.first, c.last);
-      for (int64_t t = tiles.count() * piece / pieces.count; t < tiles.count() * (piece + 1) / pieces.count; ++t) {
-        const Tile tile = tiles[t];
-        const Rows rows{tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h)};
-        for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
-          const Unit<Elements> of_x{x, n, c}, of_g{g, n, c};
-          const GroupTile<T> from = of_x.read(rows, columns, Workspace::input_tile);
-          const GroupTile<T> gradient = of_g.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
-          of_x.for_each_block([&](int64_t block, const ChannelRange& k) {
-            kernel<T>().backward_weight(s, of_x.block_of(from, block), of_g.block_of(gradient, block),
-                                        {all.weight + k.first, all.bias + k.first}, k.last - k.first);
-          });
-        }
+  pieces.for_each(lines.count(), [&](int64_t piece, int64_t line) {
+    const ChannelRange c{lines.first_channel(line), lines.first_channel(line + 1)};
+    const WeightSums<T> all = pieces.at(piece, taps * s.K);
+    zero_channels(all.weight, taps, s.K, c.first, c.last);
+    zero_channels(all.bias, 1, s.K, c.first, c.last);
+    pieces.for_each_tile(tiles, piece, [&](const Tile& tile) {
+      const Rows rows{tile.row * s.stride_h - s.pad_h, reach(tile.rows, s.stride_h, s.R, s.dilation_h)};
+      for (int64_t n = tile.image; n < tile.image + tile.images; ++n) {
+        const Unit<Elements> of_x{x, n, c}, of_g{g, n, c};
+        const GroupTile<T> from = of_x.read(rows, columns, Workspace::input_tile);
+        const GroupTile<T> gradient = of_g.read({tile.row, tile.rows}, {0, s.Q}, Workspace::output_tile);
+        of_x.for_each_block([&](int64_t block, const ChannelRange& k) {
+          kernel<T>().backward_weight(s, of_x.block_of(from, block), of_g.block_of(gradient, block),
+                                      {all.weight + k.first, all.bias + k.first}, k.last - k.first);
+        });
       }
-    }
+    });
   });
   pieces.finish_rsck(s, grad_weight, grad_bias);
 }

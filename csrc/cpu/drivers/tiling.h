@@ -30,16 +30,9 @@ inline int64_t parts_of_tile(const Tiles& tiles, const Blocks& blocks) {
 // [first, last) of channels, of `blocks` in all.
 template <class Body>
 void for_each_part(const Tiles& tiles, int64_t blocks, int64_t parts, const Body& body) {
-  parallel_for(0, tiles.count() * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      body(tiles[i / parts], blocks * (i % parts) / parts, blocks * (i % parts + 1) / parts);
-    }
+  parallel_for_each(tiles.count() * parts, [&](int64_t i) {
+    body(tiles[i / parts], blocks * (i % parts) / parts, blocks * (i % parts + 1) / parts);
   });
-}
-
-template <class Body>
-void for_each_part(const Tiles& tiles, const Blocks& blocks, int64_t parts, const Body& body) {
-  for_each_part(tiles, blocks.count(), parts, body);
 }
 
 // Output pixels of a tile: a multiple of the rows of a register block, and few enough to stay in the cache.

@@ -63,9 +63,7 @@ struct Pieces {
   // Calls body(piece, part) for each of the `parts` parts of each piece, in parallel.
   template <class Body>
   void for_each(int64_t parts, const Body& body) const {
-    parallel_for(0, count * parts, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(i / parts, i % parts);
-    });
+    parallel_for_each(count * parts, [&](int64_t i) { body(i / parts, i % parts); });
   }
 
   // Calls body(tile) for each tile of a piece.
@@ -89,15 +87,13 @@ struct Pieces {
     const bool krsc = is_nhwc(grad_weight);
     T* to = mutable_data<T>(grad_weight);
     constexpr int64_t width = 32;
-    parallel_for(0, ceil_div(s.K, width), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t k0 = block * width, elements = std::min(width, s.K - k0);
-        T* sum = workspace<T>(Workspace::input_tile, taps * width);
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          add_up(tap * s.K + k0, elements, sum + (krsc ? tap : tap % C * RS + tap / C) * width);
-        }
-        kernels().conv2d<T>().transpose(sum, width, taps, elements, to + k0 * taps, taps);
+    parallel_for_each(ceil_div(s.K, width), [&](int64_t block) {
+      const int64_t k0 = block * width, elements = std::min(width, s.K - k0);
+      T* sum = workspace<T>(Workspace::input_tile, taps * width);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        add_up(tap * s.K + k0, elements, sum + (krsc ? tap : tap % C * RS + tap / C) * width);
       }
+      kernels().conv2d<T>().transpose(sum, width, taps, elements, to + k0 * taps, taps);
     });
     finish_bias(s, grad_bias);
   }

@@ -39,11 +39,9 @@ void transform_weight(const FusedShape& f, const Layout& layout, const T* packed
   const WinogradKernels<T>& kernel = kernels().conv2d<T>().winograd;
   const Blocks blocks = channel_blocks<T>(f.conv, f.conv.K);
   const auto count = static_cast<int64_t>(layout.kinds.size());
-  parallel_for(0, blocks.count() * count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Layout::Kind& kind = layout.kinds[i % count];
-      kernel.pack_weight(f.conv, packed, rotated, kind.tiles, i / count, weight + kind.weight);
-    }
+  parallel_for_each(blocks.count() * count, [&](int64_t i) {
+    const Layout::Kind& kind = layout.kinds[i % count];
+    kernel.pack_weight(f.conv, packed, rotated, kind.tiles, i / count, weight + kind.weight);
   });
 }
 

@@ -83,16 +83,14 @@ class WeightGradient {
   }
 
   void sum_pieces() const {
-    parallel_for(0, pieces_, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t piece = begin; piece < end; ++piece) {
-        const int64_t first = tiles_ * piece / pieces_, last = tiles_ * (piece + 1) / pieces_;
-        for (int64_t tile = first; tile < last; tile += part_tiles_) {
-          WinogradSums<T> sums = part_of(tile, std::min(part_tiles_, last - tile));
-          use_workspace(sums, Workspace::input_tile, Workspace::output_tile);
-          sums.product += piece * piece_size(), sums.overwrite = tile == first;
-          transform(sums, 0, sums.tiles, bias_ + piece * s_.K);
-          for (int64_t i = 0; i < frequencies_ * blocks_.count(); ++i) multiply(sums, i);
-        }
+    parallel_for_each(pieces_, [&](int64_t piece) {
+      const int64_t first = tiles_ * piece / pieces_, last = tiles_ * (piece + 1) / pieces_;
+      for (int64_t tile = first; tile < last; tile += part_tiles_) {
+        WinogradSums<T> sums = part_of(tile, std::min(part_tiles_, last - tile));
+        use_workspace(sums, Workspace::input_tile, Workspace::output_tile);
+        sums.product += piece * piece_size(), sums.overwrite = tile == first;
+        transform(sums, 0, sums.tiles, bias_ + piece * s_.K);
+        for (int64_t i = 0; i < frequencies_ * blocks_.count(); ++i) multiply(sums, i);
       }
     });
     const int64_t size = piece_size();
@@ -105,14 +103,10 @@ class WeightGradient {
       WinogradSums<T> sums = part_of(tile, std::min(part_tiles_, tiles_ - tile));
       use_workspace(sums, Workspace::whole_input, Workspace::whole_gradient);
       sums.overwrite = tile == 0;
-      parallel_for(0, ceil_div(sums.tiles, unit_tiles), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          transform(sums, i * unit_tiles, std::min(sums.tiles, (i + 1) * unit_tiles), bias_ + i * s_.K);
-        }
+      parallel_for_each(ceil_div(sums.tiles, unit_tiles), [&](int64_t i) {
+        transform(sums, i * unit_tiles, std::min(sums.tiles, (i + 1) * unit_tiles), bias_ + i * s_.K);
       });
-      parallel_for(0, frequencies_ * blocks_.count(), 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) multiply(sums, i);
-      });
+      parallel_for_each(frequencies_ * blocks_.count(), [&](int64_t i) { multiply(sums, i); });
     }
   }
 

@@ -1,15 +1,6 @@
 #if defined(__x86_64__)
 
-// Include these before the target region opens. Inside it, their inline functions would use this level's instructions,
-// and the linker might keep that copy for all levels.
-#include <immintrin.h>
-
-#include <cstdint>
-
-#include "../../shapes.h"
-#include "assert.h"
-#include "kernels.h"
-#include "range.h"
+#include "before_target.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)

@@ -2,15 +2,7 @@
 // avx512.cpp.
 #if defined(__x86_64__)
 
-// Include these before the target region opens, as avx512.cpp does.
-#include <immintrin.h>
-
-#include <cstdint>
-
-#include "../../shapes.h"
-#include "assert.h"
-#include "kernels.h"
-#include "range.h"
+#include "before_target.h"
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), \

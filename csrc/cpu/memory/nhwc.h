@@ -59,11 +59,11 @@ class NhwcReader {
   }
 
   void copy_image(int64_t n, int64_t h0, int64_t rows, int64_t w0, int64_t columns, T* to) const {
-    const int64_t first = std::min(h0 < 0 ? -h0 : 0, rows), last = h0 + rows > H_ ? H_ - h0 : rows;
-    const int64_t left = std::min(w0 < 0 ? -w0 : 0, columns), right = w0 + columns > W_ ? W_ - w0 : columns;
+    const int64_t first = std::clamp<int64_t>(-h0, 0, rows), last = std::clamp(H_ - h0, first, rows);
+    const int64_t left = std::clamp<int64_t>(-w0, 0, columns), right = std::clamp(W_ - w0, left, columns);
     const bool whole_rows = w0 == 0 && columns == W_;
     const T* image = data_ + n * C_ * H_ * W_;
-    if (first > 0) zero(to, first * columns * C_);
+    zero(to, first * columns * C_);
     if (whole_rows && !nhwc_ && last > first) {
       transpose(image + (h0 + first) * W_, H_ * W_, C_, (last - first) * W_, to + first * columns * C_, C_);
     } else {
@@ -78,12 +78,10 @@ class NhwcReader {
             transpose(image + pixel, H_ * W_, C_, right - left, row_to + left * C_, C_);
           }
         }
-        const int64_t end = right > left ? right : left;
-        zero(row_to + end * C_, (columns - end) * C_);
+        zero(row_to + right * C_, (columns - right) * C_);
       }
     }
-    const int64_t end = last > first ? last : first;
-    if (rows > end) zero(to + end * columns * C_, (rows - end) * columns * C_);
+    zero(to + last * columns * C_, (rows - last) * columns * C_);
   }
 
   static void zero(T* to, int64_t count) {

@@ -41,9 +41,7 @@ template <class T>
 void pack_weight_forward(const Conv2dShape& s, const T* weight, bool krsc, T* packed) {
   const Conv2dKernels<T>& kernel = direct_kernels<T>();
   const Blocks blocks = channel_blocks<T>(s, s.group_K());
-  parallel_for(0, blocks.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) kernel.pack_weight_forward(s, weight, krsc, i, packed);
-  });
+  parallel_for_each(blocks.count(), [&](int64_t i) { kernel.pack_weight_forward(s, weight, krsc, i, packed); });
 }
 
 // The weight of a forward call for the direct kernels.

@@ -54,9 +54,7 @@ class Tiles {
 // Calls body(tile) for each tile, in parallel.
 template <class Body>
 void for_each_tile(const Tiles& tiles, const Body& body) {
-  parallel_for(0, tiles.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(tiles[i]);
-  });
+  parallel_for_each(tiles.count(), [&](int64_t i) { body(tiles[i]); });
 }
 
 // The input rows, or columns, that `outputs` neighbouring outputs read.

@@ -87,4 +87,12 @@ void parallel_for(int64_t begin, int64_t end, int64_t grain, const Body& body) {
   if (failure) std::rethrow_exception(failure);
 }
 
+// Calls body(i) for each i below `count`, in parallel.
+template <class Body>
+void parallel_for_each(int64_t count, const Body& body) {
+  parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
 }  // namespace fastconv

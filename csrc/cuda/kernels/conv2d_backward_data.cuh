@@ -52,13 +52,7 @@ void launch_backward_data(const Conv2dShape& s, const Gradient& g, Dense<const T
                        s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(w.data);
   with_tile<T>(Products{pixels, s.group_C(), s.groups}, vectors, choice, [&](auto tile, auto vector) {
     using Tile = decltype(tile);
-    Tiling tiling{};
-    tiling.rows_per_tile = Tile::rows;
-    tiling.row_tiles = ceil_div(pixels, Tile::rows);
-    tiling.column_tiles = static_cast<int>(ceil_div(s.group_C(), Tile::columns));
-    tiling.groups = static_cast<int>(s.groups);
-    tiling.pieces = 1;
-    tiling.depth = tiling.piece_depth = s.R * s.S * s.group_K();
+    Tiling tiling = tiling_of<Tile>(pixels, s.group_C(), s.groups, s.R * s.S * s.group_K());
     tiling.a_rows_adjacent = !g.channels_adjacent() || s.group_K() < Tile::depth;
     tiling.b_rows_adjacent = w.channels_last;
     const StoreBackwardData<T> epilogue{to, static_cast<int>(s.group_C()), Tile::rows, pixels};

@@ -94,13 +94,9 @@ void launch_backward_weight(const Conv2dShape& s, const Gradient& g, Dense<const
                          s.group_C() % width == 0 && g.is_aligned() && is_aligned<width>(x.data);
     with_tile<T>(Products{s.group_K(), taps, s.groups * pieces.count}, vectors, choice, [&](auto tile, auto vector) {
       using Tile = decltype(tile);
-      Tiling tiling{};
-      tiling.rows_per_tile = Tile::rows;
-      tiling.row_tiles = ceil_div(s.group_K(), Tile::rows);
-      tiling.column_tiles = taps == 0 ? 1 : static_cast<int>(ceil_div(taps, Tile::columns));  // db needs a tile too
-      tiling.groups = static_cast<int>(s.groups);
+      // db needs a tile, also without taps.
+      Tiling tiling = tiling_of<Tile>(s.group_K(), taps == 0 ? 1 : taps, s.groups, pixels);
       tiling.pieces = static_cast<int>(pieces.count);
-      tiling.depth = pixels;
       tiling.piece_depth = pieces.pixels;
       tiling.a_rows_adjacent = g.channels_adjacent() && s.K > 1;
       tiling.b_rows_adjacent = x.channels_last && s.C > 1;

@@ -74,15 +74,9 @@ void launch_forward_tiles(const FusedShape& f, Dense<const T> x, Dense<const T> 
                           Stream stream) {
   const Conv2dShape& s = f.conv;
   const int positions = static_cast<int>(f.window());
-  Tiling tiling{};
-  tiling.rows_per_tile = Tile::rows / positions * positions;
-  tiling.row_tiles = ceil_div(f.windows() * positions, tiling.rows_per_tile);
-  tiling.column_tiles = static_cast<int>(ceil_div(s.group_K(), Tile::columns));
-  tiling.groups = static_cast<int>(s.groups);
-  tiling.pieces = 1;
-  tiling.depth = tiling.piece_depth = s.taps();
+  Tiling tiling =
+      tiling_of<Tile>(f.windows() * positions, s.group_K(), s.groups, s.taps(), Tile::rows / positions * positions);
   tiling.a_rows_adjacent = !x.channels_last || s.group_C() < Tile::depth;
-  tiling.b_rows_adjacent = false;
   const ForwardPatches<T> a{Patches<T>(s, x), Windows(f.pool)};
   const ForwardWeight<T> b(s, w);
   const StoreForward<T> epilogue{result, static_cast<int>(s.group_K()), Tile::rows / positions};

@@ -21,6 +21,19 @@ void launch_gemm(const A& a, const B& b, const Epilogue& epilogue, const Tiling&
   }
 }
 
+// The grid for rows x columns results of each group. Their depth is one piece.
+template <class Tile>
+Tiling tiling_of(int64_t rows, int64_t columns, int64_t groups, int64_t depth, int rows_per_tile = Tile::rows) {
+  Tiling tiling{};
+  tiling.rows_per_tile = rows_per_tile;
+  tiling.row_tiles = ceil_div(rows, rows_per_tile);
+  tiling.column_tiles = static_cast<int>(ceil_div(columns, Tile::columns));
+  tiling.groups = static_cast<int>(groups);
+  tiling.pieces = 1;
+  tiling.depth = tiling.piece_depth = depth;
+  return tiling;
+}
+
 // This many blocks keep all multiprocessors of a large GPU busy, with a few blocks on each.
 constexpr int64_t wanted_blocks = 512;
 

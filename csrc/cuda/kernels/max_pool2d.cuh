@@ -148,11 +148,16 @@ __global__ void __launch_bounds__(pool_threads) gather_gradients(Pool2dShape s, 
   *reinterpret_cast<Vector<T, V>*>(dx + input.offset(at) + pixel * input.layout.pixel) = result;
 }
 
-template <class T>
-bool pools_vectors(const Pool2dShape& s, bool channels_last, const T* a, const T* b, const int64_t* indices) {
+// Runs launch(V as an integral constant): a thread computes V neighbouring channels if it can read them at once.
+template <class T, class F>
+void with_pool_width(const Pool2dShape& s, bool channels_last, const T* a, const T* b, const int64_t* indices,
+                     const F& launch) {
   constexpr int width = pool_width<T>;
-  return channels_last && s.C % width == 0 && is_aligned<width>(a) && is_aligned<width>(b) &&
-         is_aligned<width>(indices);
+  if (channels_last && s.C % width == 0 && is_aligned<width>(a) && is_aligned<width>(b) && is_aligned<width>(indices)) {
+    launch(std::integral_constant<int, width>{});
+  } else {
+    launch(std::integral_constant<int, 1>{});
+  }
 }
 
 // x: (N, C, H, W), y and indices: (N, C, P, Q); all NHWC or all NCHW.
@@ -166,11 +171,7 @@ void launch_max_pool2d(const Pool2dShape& s, const T* x, T* y, int64_t* indices,
               stream, s, x, Plane(s.C, s.H, s.W, channels_last, V), y, indices, Plane(s.C, s.P, s.Q, channels_last, V),
               count);
   };
-  if (pools_vectors(s, channels_last, x, static_cast<const T*>(y), indices)) {
-    launch(std::integral_constant<int, pool_width<T>>{});
-  } else {
-    launch(std::integral_constant<int, 1>{});
-  }
+  with_pool_width<T>(s, channels_last, x, y, indices, launch);
 }
 
 // g and indices: (N, C, P, Q), dx: (N, C, H, W); all NHWC or all NCHW.
@@ -185,11 +186,7 @@ void launch_max_pool2d_backward(const Pool2dShape& s, const T* g, const int64_t*
               stream, s, g, indices, Plane(s.C, s.P, s.Q, channels_last, V), dx, Plane(s.C, s.H, s.W, channels_last, V),
               count);
   };
-  if (pools_vectors(s, channels_last, g, static_cast<const T*>(dx), indices)) {
-    launch(std::integral_constant<int, pool_width<T>>{});
-  } else {
-    launch(std::integral_constant<int, 1>{});
-  }
+  with_pool_width<T>(s, channels_last, g, dx, indices, launch);
 }
 
 }  // namespace fastconv::cuda

@@ -26,25 +26,17 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 }
 #endif
 
-// Copies 16, 8 or 4 bytes from global to shared memory, or stores zeros if `from` is null. Both addresses are multiples
-// of `bytes`. The bytes arrive when the thread has committed the copy to a group and waited for the group. Other
-// threads see them after the next barrier.
-template <int bytes>
-__device__ void copy_async(void* to, const void* from) {
-  static_assert(bytes == 16 || bytes == 8 || bytes == 4);
-  [[maybe_unused]] const int source_bytes = from == nullptr ? 0 : bytes;
+// Copies 16 bytes from global to shared memory, or stores zeros if `from` is null. Both addresses are multiples of 16.
+// The bytes arrive when the thread has committed the copy to a group and waited for the group. Other threads see them
+// after the next barrier.
+__device__ inline void copy_async(void* to, const void* from) {
+  [[maybe_unused]] const int source_bytes = from == nullptr ? 0 : 16;
 #if !defined(__CUDACC__)
-  emulation::tensor_cores::start_copy(to, from, bytes, source_bytes);
+  emulation::tensor_cores::start_copy(to, from, 16, source_bytes);
 #elif FC_HAS_TENSOR_CORES
-  // .cg does not keep the line in the first-level cache. It exists for 16 bytes only.
-  if constexpr (bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(source_bytes)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(to)), "l"(from), "n"(bytes),
-                 "r"(source_bytes)
-                 : "memory");
-  }
+  // .cg does not keep the line in the first-level cache.
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(source_bytes)
+               : "memory");
 #endif
 }
 
@@ -67,41 +59,25 @@ __device__ void wait_for_copies() {
 #endif
 }
 
-// Loads `count` matrices of 8 rows of 16 bytes from shared memory. Lanes 8 * j to 8 * j + 7 give the addresses of the
-// rows of matrix j. A lane receives 4 bytes of row lane / 4: elements 2 * (lane % 4) and the next one, if an element
-// has 2 bytes. Transposed, it receives these two rows' elements of column lane / 4.
-template <int count, bool transposed>
-__device__ void load_matrices(uint32_t* to, const void* row) {
-  static_assert(count == 1 || count == 2 || count == 4);
+// Loads four matrices of 8 rows of 16 bytes from shared memory. Lanes 8 * j to 8 * j + 7 give the addresses of the rows
+// of matrix j. A lane receives 4 bytes of row lane / 4: elements 2 * (lane % 4) and the next one, if an element has 2
+// bytes. Transposed, it receives these two rows' elements of column lane / 4.
+template <bool transposed>
+__device__ void load_matrices(uint32_t (&to)[4], const void* row) {
 #if !defined(__CUDACC__)
-  emulation::tensor_cores::load_matrices<count, transposed>(to, row);
+  emulation::tensor_cores::load_matrices<transposed>(to, row);
 #elif FC_HAS_TENSOR_CORES
-  const uint32_t at = shared_address(row);
-  if constexpr (count == 4 && transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(at)
-                 : "memory");
-  } else if constexpr (count == 4) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                 : "r"(at)
-                 : "memory");
-  } else if constexpr (count == 2 && transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(to[0]), "=r"(to[1])
-                 : "r"(at)
-                 : "memory");
-  } else if constexpr (count == 2) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(to[0]), "=r"(to[1])
-                 : "r"(at)
-                 : "memory");
-  } else if constexpr (transposed) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(at) : "memory");
+#define FC_LOAD(instruction)                                                \
+  asm volatile("ldmatrix.sync.aligned." instruction " {%0,%1,%2,%3}, [%4];" \
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])         \
+               : "r"(shared_address(row))                                   \
+               : "memory")
+  if constexpr (transposed) {
+    FC_LOAD("m8n8.x4.trans.shared.b16");
   } else {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(at) : "memory");
+    FC_LOAD("m8n8.x4.shared.b16");
   }
+#undef FC_LOAD
 #endif
 }
 

@@ -60,7 +60,7 @@ struct TensorShare {
     for (int i = 0; i < count; ++i) {
       const Place at = place(i);
       if constexpr (is_async) {
-        copy_async<16>(to.at(at.row, at.d), operand.at(rows[at.row], columns[at.d]));
+        copy_async(to.at(at.row, at.d), operand.at(rows[at.row], columns[at.d]));
       } else if constexpr (V > 1) {
         waiting[i] = operand.template load<V>(rows[at.row], columns[at.d]);
       } else {

@@ -24,13 +24,13 @@ struct OperandChunk {
   // Registers of A: rows 0 to 7 and 8 to 15, then the same rows in the other half of depth.
   __device__ void load_a(uint32_t (&a)[4], int row, int d) {
     const int lane = threadIdx.x % 32;
-    load_matrices<4, false>(a, at(row + lane % 16, d + lane / 16 * width));
+    load_matrices<false>(a, at(row + lane % 16, d + lane / 16 * width));
   }
 
   // Registers of B for 16 rows: both halves of depth of rows 0 to 7, then of rows 8 to 15.
   __device__ void load_b(uint32_t (&b)[4], int row, int d) {
     const int lane = threadIdx.x % 32;
-    load_matrices<4, false>(b, at(row + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * width));
+    load_matrices<false>(b, at(row + lane / 16 * 8 + lane % 8, d + lane / 8 % 2 * width));
   }
 };
 
@@ -47,7 +47,7 @@ struct OperandChunk<T, rows, false> {
   __device__ void load_a(uint32_t (&a)[4], int row, int d) {
     const int lane = threadIdx.x % 32;
     if constexpr (sizeof(T) == 2) {
-      load_matrices<4, true>(a, at(row + lane / 8 % 2 * 8, d + lane / 16 * 8 + lane % 8));
+      load_matrices<true>(a, at(row + lane / 8 % 2 * 8, d + lane / 16 * 8 + lane % 8));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = word(row + lane / 4 + i % 2 * 8, d + lane % 4 + i / 2 * 4);
@@ -57,7 +57,7 @@ struct OperandChunk<T, rows, false> {
   __device__ void load_b(uint32_t (&b)[4], int row, int d) {
     const int lane = threadIdx.x % 32;
     if constexpr (sizeof(T) == 2) {
-      load_matrices<4, true>(b, at(row + lane / 16 * 8, d + lane / 8 % 2 * 8 + lane % 8));
+      load_matrices<true>(b, at(row + lane / 16 * 8, d + lane / 8 % 2 * 8 + lane % 8));
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = word(row + lane / 4 + i / 2 * 8, d + lane % 4 + i % 2 * 4);

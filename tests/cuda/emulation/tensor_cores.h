@@ -22,17 +22,17 @@ void wait_for_copies(int latest_groups);
 
 // ---- ldmatrix ------------------------------------------------------------------------------------------------------
 
-// Loads `count` matrices of 8 rows of 16 bytes. Lanes 8 * j to 8 * j + 7 have the addresses of the rows of matrix j.
+// Loads four matrices of 8 rows of 16 bytes. Lanes 8 * j to 8 * j + 7 have the addresses of the rows of matrix j.
 // A lane receives 4 bytes of row lane / 4. Transposed, it receives two 16-bit elements of column lane / 4.
-template <int count, bool transposed>
-void load_matrices(uint32_t* to, const void* row) {
-  if (lane < 8 * count) check_shared(row, 16, "ldmatrix");
+template <bool transposed>
+void load_matrices(uint32_t (&to)[4], const void* row) {
+  check_shared(row, 16, "ldmatrix");
   struct Received {
-    uint32_t words[count];
+    uint32_t words[4];
   };
   const Received received = collective(~0u, row, [&](const void* const* rows) {
     Received result;
-    for (int j = 0; j < count; ++j) {
+    for (int j = 0; j < 4; ++j) {
       char* word = reinterpret_cast<char*>(result.words + j);
       for (int i = 0; i < 2; ++i) {
         const int matrix_row = transposed ? 2 * (lane % 4) + i : lane / 4;
@@ -42,7 +42,7 @@ void load_matrices(uint32_t* to, const void* row) {
     }
     return result;
   });
-  for (int j = 0; j < count; ++j) to[j] = received.words[j];
+  for (int j = 0; j < 4; ++j) to[j] = received.words[j];
 }
 
 // ---- mma -----------------------------------------------------------------------------------------------------------

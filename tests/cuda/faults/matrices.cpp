@@ -59,7 +59,7 @@ __device__ void start_chunk(const half* a, const half* b, Stage& stage, int chun
   const int row = t / 2, d = t % 2 * 8, from_d = chunk * chunk_depth + d;
   const auto copy = [](half* to, const half* from, bool inside) {
     if (fault == Fault::missing_zero_fill && !inside) return;
-    fastconv::cuda::copy_async<16>(to, inside ? from : nullptr);
+    fastconv::cuda::copy_async(to, inside ? from : nullptr);
   };
   const half* from = a + row * depth + from_d;
   if (fault == Fault::copy_beyond_input && row == rows - 1) from += 8;
@@ -73,9 +73,9 @@ template <Fault fault>
 __device__ void multiply_chunk(const Stage& stage, Sums& sums) {
   using namespace fastconv::cuda;
   const int lane = threadIdx.x % 32, first_row = Sums::first_row();
-  uint32_t a[4], b[2];
-  load_matrices<4, false>(a, &stage.a[first_row + lane % 16 + (fault == Fault::wrong_row && lane == 3)][lane / 16 * 8]);
-  load_matrices<2, fault != Fault::wrong_transpose>(b, stage.b[lane % 16]);
+  uint32_t a[4], b[4];
+  load_matrices<false>(a, &stage.a[first_row + lane % 16 + (fault == Fault::wrong_row && lane == 3)][lane / 16 * 8]);
+  load_matrices<fault != Fault::wrong_transpose>(b, stage.b[lane % 16]);
   if (fault == Fault::wrong_fragment) std::swap(a[1], a[2]);
   multiply_matrices<half>(sums.sums[0][0], a, b);
 }

@@ -36,13 +36,13 @@ __global__ void shared_kernel(float* to) {
   values[threadIdx.x] = 1;
 }
 
-// Copies 32 pieces of `bytes` bytes. The odd ones are outside. Each thread shows the piece of the next thread before
+// Copies 32 pieces of 16 bytes. The odd ones are outside. Each thread shows the piece of the next thread before
 // the wait, and after the wait and a barrier.
-template <int bytes>
 __global__ void copies_kernel(const char* from, char* to) {
+  constexpr int bytes = 16;
   FC_DYNAMIC_SHARED(pieces, 32 * bytes);
   const int lane = threadIdx.x, next = (lane + 1) % 32;
-  fastconv::cuda::copy_async<bytes>(pieces + lane * bytes, lane % 2 == 0 ? from + lane * bytes : nullptr);
+  fastconv::cuda::copy_async(pieces + lane * bytes, lane % 2 == 0 ? from + lane * bytes : nullptr);
   fastconv::cuda::commit_copies();
   __syncthreads();
   memcpy(to + next * bytes, pieces + next * bytes, bytes);
@@ -52,15 +52,15 @@ __global__ void copies_kernel(const char* from, char* to) {
   memcpy(to + (32 + next) * bytes, pieces + next * bytes, bytes);
 }
 
-template <int count, bool transposed>
+template <bool transposed>
 __global__ void load_kernel(const char* from, uint32_t* to) {
   FC_DYNAMIC_SHARED(rows, 32 * 16);
   const int lane = threadIdx.x;
   memcpy(rows + 16 * lane, from + 16 * lane, 16);
   __syncwarp();
-  uint32_t words[count];
-  fastconv::cuda::load_matrices<count, transposed>(words, rows + 16 * lane);
-  for (int j = 0; j < count; ++j) to[j * 32 + lane] = words[j];
+  uint32_t words[4];
+  fastconv::cuda::load_matrices<transposed>(words, rows + 16 * lane);
+  for (int j = 0; j < 4; ++j) to[j * 32 + lane] = words[j];
 }
 
 template <class T>
@@ -77,16 +77,6 @@ __global__ void multiply_kernel(const uint32_t* a, const uint32_t* b, float* c) 
 template <class T>
 void launch_multiply(const uint32_t* a, const uint32_t* b, float* c) {
   FC_LAUNCH(multiply_kernel<T>, dim3(1), dim3(32), nullptr, a, b, c);
-}
-
-template <int bytes>
-void launch_copies(const char* from, char* to) {
-  FC_LAUNCH_WITH_SHARED(copies_kernel<bytes>, dim3(1), dim3(32), 32 * bytes, nullptr, from, to);
-}
-
-template <int count, bool transposed>
-void launch_load(const char* from, uint32_t* to) {
-  FC_LAUNCH_WITH_SHARED((load_kernel<count, transposed>), dim3(1), dim3(32), 512, nullptr, from, to);
 }
 
 template <class T>
@@ -110,13 +100,12 @@ void convert_half(const float* from, void* to, float* back, int64_t count) {
 void convert_bf16(const float* from, void* to, float* back, int64_t count) {
   convert(from, static_cast<bf16*>(to), back, count);
 }
-void copies(const char* from, char* to, int bytes) {
-  (bytes == 16 ? launch_copies<16> : bytes == 8 ? launch_copies<8> : launch_copies<4>)(from, to);
+void copies(const char* from, char* to) {
+  FC_LAUNCH_WITH_SHARED(copies_kernel, dim3(1), dim3(32), 512, nullptr, from, to);
 }
-void load(const char* from, uint32_t* to, int count, bool transposed) {
-  if (count == 4) (transposed ? launch_load<4, true> : launch_load<4, false>)(from, to);
-  if (count == 2) (transposed ? launch_load<2, true> : launch_load<2, false>)(from, to);
-  if (count == 1) (transposed ? launch_load<1, true> : launch_load<1, false>)(from, to);
+void load(const char* from, uint32_t* to, bool transposed) {
+  const auto kernel = transposed ? load_kernel<true> : load_kernel<false>;
+  FC_LAUNCH_WITH_SHARED(kernel, dim3(1), dim3(32), 512, nullptr, from, to);
 }
 void multiply_half(const uint32_t* a, const uint32_t* b, float* c) { launch_multiply<half>(a, b, c); }
 void multiply_bf16(const uint32_t* a, const uint32_t* b, float* c) { launch_multiply<bf16>(a, b, c); }
