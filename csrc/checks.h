@@ -19,7 +19,7 @@ Conv2dShape check_conv2d_backward_data(const Tensor& grad_output, const Tensor& 
 Conv2dShape check_conv2d_backward_weight(const Tensor& grad_output, const Tensor& input, const Ints& kernel_size,
                                          const Ints& stride, const Ints& padding, const Ints& dilation, int64_t groups);
 
-// Checks sizes without tensors. The fake kernels in fastconv/_ops call these and the two below.
+// Checks sizes without tensors. The fake kernels in fastconv/_ops call the functions that check sizes and numbers.
 Conv2dShape check_conv2d_sizes(const Ints& input, const Ints& weight, const Ints& stride, const Ints& padding,
                                const Ints& dilation, int64_t groups, const std::optional<Sizes>& bias = {});
 

@@ -199,11 +199,13 @@ PYBIND11_MODULE(_C, m) {
       "pooled_size",
       [](const Ints& input, const Ints& kernel_size, const Ints& stride, const Ints& padding, const Ints& dilation,
          const std::optional<bool>& ceil_mode, const Ints& given) {
+        fastconv::check(input.size() == 4 && (ceil_mode || given.size() == 2), "expected (N, C, H, W) and (P, Q)");
         const auto s = fastconv::check_max_pool2d_sizes(input, kernel_size, stride, padding, dilation,
                                                         ceil_mode.value_or(false), false, ceil_mode ? nullptr : &given);
         return Ints{s.N, s.C, s.P, s.Q};
       },
-      "The same for a max-pool. Backward passes no ceil_mode, but the (P, Q) of the gradient.");
+      "Check the sizes of a max-pool's arguments, and return the size of its output. Backward passes no ceil_mode, but "
+      "the (P, Q) of the gradient.");
   m.def("linear_is_faster", &fastconv::cpu::linear_is_faster, py::arg("rows"), py::arg("C"), py::arg("K"),
         "Whether the plan chooses fastconv for a linear layer with C inputs and K outputs, in float32.");
   m.def("rules_for_torch", &fastconv::cpu::rules_for_torch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import shutil
@@ -16,9 +17,11 @@ import torch
 from cases import CONV2D, FUSED, MAX_POOL2D, Conv2dCase, FusedCase, Pool2dCase
 from helpers import check_operator
 from sweep import over
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+import fastconv
 import fastconv.functional as FF
 from fastconv import models
 
@@ -325,3 +328,45 @@ print(grown[-2] > 0.4 * grown[-1] > 0)
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert result.stdout.strip() == "True", result.stderr
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(3, 4, 3),
+    "conv, relu": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
+    "conv, relu, pool": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)),
+    "norm, relu, conv": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 8, 3)),
+    "norm, relu, pool": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)),
+    "norm, silu, conv": lambda: nn.Sequential(nn.BatchNorm2d(3), nn.SiLU(), nn.Conv2d(3, 8, 3)),
+    "linear": lambda: nn.Sequential(nn.Linear(8, 6), nn.ReLU()),
+}
+
+
+@pytest.mark.parametrize("with_function", [False, True])
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
+def test_second_gradients_of_a_checkpoint(block: Callable[[], nn.Module], with_function: bool) -> None:
+    """A checkpoint unpacks each saved tensor once in a backward pass. A second time is an error."""
+    theirs = block()
+    mine, x = fastconv.convert(copy.deepcopy(theirs)), torch.randn(2, 3, 8, 8)
+    found = []
+    for model in (mine, theirs):
+
+        def run(x: Tensor, model: nn.Module = model) -> Tensor:
+            y: Tensor = model(x)
+            return Doubled.apply(y) if with_function else y  # type: ignore[no-any-return]
+
+        input = x.clone().requires_grad_()
+        y = checkpoint(run, input, use_reentrant=False)
+        (dx,) = torch.autograd.grad(y.sin().sum(), input, create_graph=True)  # type: ignore[union-attr]
+        inputs = [input, *model.parameters()]
+        found.append([dx, *torch.autograd.grad(dx.square().sum(), inputs, materialize_grads=True)])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)

@@ -170,7 +170,8 @@ bool has_patches(const FusedShape& f, bool unpool) {
 
 // ---- plans of one candidate: nothing if it cannot compute the call ----------------------------------------------
 
-// The algorithms of all three passes that need nothing but a supported shape, and of the fused operators no argmax.
+// torch, thin_groups or image_filter, if it is the candidate and supports the shape. image_filter supports no argmax.
+// The caller checks that the weight is finite where backward_data needs it.
 template <class T>
 std::optional<Algorithm> simple_algorithm(Candidate candidate, const FusedShape& f, bool has_argmax) {
   if (candidate == Candidate::torch && torch_can_compute_exactly(f.conv)) return Algorithm::torch;

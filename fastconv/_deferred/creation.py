@@ -165,10 +165,11 @@ class _Defer(Function):
             return (None,) * 5
         check_history(ctx)
         create_graph = torch.is_grad_enabled()
+        saved = ctx.saved_tensors  # read once, because hooks such as those of checkpoint unpack only once
         with torch.enable_grad():
-            y = ctx.recipe.compute(*ctx.saved_tensors)
+            y = ctx.recipe.compute(*saved)
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[2:]) if needed]
-        inputs = [ctx.saved_tensors[i] for i in wanted]
+        inputs = [saved[i] for i in wanted]
         grads: list[Tensor | None] = [None] * 5
         for i, found in zip(wanted, torch.autograd.grad(y, inputs, grad, create_graph=create_graph), strict=True):
             grads[2 + i] = found

@@ -142,9 +142,10 @@ class BatchNorm(Function):
             )  # fmt: skip
             dr = dr if is_masked else grad_output
         else:
-            input, weight, *_, output = ctx.saved_tensors
+            saved = ctx.saved_tensors  # read once, because hooks such as those of checkpoint unpack only once
+            input, weight, *_, output = saved
             tied = (input, weight, ctx.bias) if output is None else (output,)
-            dx, dw, db, dr = composed_gradients(ctx.saved_tensors, ctx.numbers, grad_output, tied)
+            dx, dw, db, dr = composed_gradients(saved, ctx.numbers, grad_output, tied)
         return (
             dx if needs_input else None,
             dw if needs_weight else None,

@@ -156,13 +156,13 @@ def forward(
 def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Tensor | None, ...]:
     if grad_output is None:
         return (None,) * 8
-    input, weight, argmax = ctx.saved_tensors
+    saved = input, weight, argmax = ctx.saved_tensors  # read once, because hooks such as checkpoint's unpack only once
     needs_input, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     # is_final_gradient, without one more function in every backward call (tests/test_call_path.py)
     if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-        gradients = _composed_backward(ctx, grad_output, needs_input, needs_weight)
+        gradients = _composed_backward(ctx, saved, grad_output, needs_input, needs_weight)
     elif input.is_cuda:
-        gradients = _gpu_backward(ctx, grad_output, needs_input, needs_weight)
+        gradients = _gpu_backward(ctx, saved, grad_output, needs_input, needs_weight)
     else:
         operator = _conv2d_relu_backward if ctx.pool is None else _conv2d_relu_max_pool2d_backward
         numbers = ctx.numbers[:8]  # without ceil_mode, which only forward takes
@@ -174,10 +174,10 @@ def _backward(ctx: Any, grad_output: Tensor | None, _: None = None) -> tuple[Ten
 
 
 def _gpu_backward(
-    ctx: Any, grad_output: Tensor, needs_input: bool, needs_weight: bool
+    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute each gradient by the fused operator or by PyTorch's convolution, as the plan says."""
-    input, weight, argmax = ctx.saved_tensors
+    input, weight, argmax = saved
     operator = _conv2d_relu_backward if ctx.pool is None else _conv2d_relu_max_pool2d_backward
     by_torch = gpu.gradients_of_torch(input, weight, ctx.geometry, ctx.pool)
     torch_input, torch_weight = needs_input and by_torch[0], needs_weight and by_torch[1]
@@ -215,10 +215,10 @@ def _unpool(
 
 
 def _composed_backward(
-    ctx: Any, grad_output: Tensor, needs_input: bool, needs_weight: bool
+    ctx: Any, saved: tuple[Tensor, ...], grad_output: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Compute the gradients by operators that can be differentiated again."""
-    input, weight, argmax = ctx.saved_tensors
+    input, weight, argmax = saved
     P, Q = conv2d_output(input.shape[2:], weight.shape[2:], *ctx.geometry[:3])
     size = (input.shape[0], weight.shape[0], P, Q)
     channels_last = is_channels_last(input) or is_channels_last(weight)

@@ -1,4 +1,4 @@
-// What avx2.cpp, avx512.cpp and avx512_bf16.cpp include before their target region opens. Inside it, the inline
+// The headers that avx2.cpp, avx512.cpp and avx512_bf16.cpp include before their target region opens. Inside it, inline
 // functions of these headers would use that level's instructions, and the linker might keep that copy for all levels.
 #pragma once
 
