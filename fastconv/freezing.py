@@ -76,7 +76,7 @@ def freeze(model: nn.Module, record_calls: bool = False) -> nn.Module:
     if model.training:
         raise RuntimeError("freeze() takes a model in evaluation mode: call model.eval() first")
     if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
-        raise RuntimeError("freeze() takes a model with all its weights: run the lazy layers once first")
+        raise RuntimeError("freeze() needs all weights, but a lazy layer has none yet. Call the model once first")
     with torch.inference_mode(False):  # inputs of the copy may need gradients
         return _freeze(model, record_calls)
 

@@ -759,7 +759,7 @@ def test_an_unpickled_copy_and_other_refusals() -> None:
         frozen.train()
     with pytest.raises(RuntimeError, match="cannot load values"):
         frozen.load_state_dict(frozen.state_dict())
-    with pytest.raises(RuntimeError, match="run the lazy layers once first"):
+    with pytest.raises(RuntimeError, match="a lazy layer has none yet"):
         fastconv.freeze(nn.Sequential(nn.LazyConv2d(4, 3)).eval())
 
 
