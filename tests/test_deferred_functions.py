@@ -285,3 +285,16 @@ def test_several_threads_may_use_a_waiting_result(grad: bool) -> None:
                 torch.testing.assert_close(a.detach() * 1, run(expected), rtol=1e-4, atol=1e-5)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_another_thread_may_use_a_result_that_is_just_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_and_use(deferred: Deferred, name: str, value: Any) -> None:
+        object.__setattr__(deferred, name, value)
+        if name == "_settled":
+            thread = threading.Thread(target=lambda: torch.sin(deferred))
+            thread.start()
+            thread.join()
+
+    y = fastconv.convert(nn.Conv2d(3, 8, 3))(torch.randn(2, 3, 8, 8))
+    monkeypatch.setattr(Deferred, "__setattr__", set_and_use, raising=False)
+    Sine.apply(y).sum().backward()

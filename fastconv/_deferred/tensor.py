@@ -166,19 +166,20 @@ class Deferred(Tensor):
     def _compute(self) -> None:
         if self._viewed is not None:
             y = self._viewed._value()  # may compute this one, too: see the end of this function
-            if self._settled is None:
-                with torch.set_grad_enabled(self._grad_enabled):
-                    self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
+            if self._settled is not None:
+                return
+            with torch.set_grad_enabled(self._grad_enabled):
+                value = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
         elif (found := self._settled_source()) is not None:
             deferred, steps = found
             # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
             with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
-                self._settled = in_sequence(steps)(deferred.settle())
+                value = in_sequence(steps)(deferred.settle())
         else:
-            self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
-        assert self._settled is not None
-        self._history = self._settled.grad_fn
-        self._operands = (self._settled, None, None)
+            value = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
+        self._history = value.grad_fn
+        self._settled = value  # after _history, because other threads read it without the lock
+        self._operands = (value, None, None)
         self._source = None  # releases the operands of the Deferreds before this one
         # The program may now write to this value. Tensors that were made from it before must not change.
         for derived in self._waiting():
