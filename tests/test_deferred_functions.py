@@ -5,6 +5,7 @@ PyTorch passes the gradient of such a Function to the waiting tensor's own gradi
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 from collections.abc import Callable
@@ -211,6 +212,127 @@ def test_functions_of_the_program_see_pytorchs_gradients_and_hooks(
     expected += [parameter.grad for parameter in theirs.parameters()]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4, check_stride=True)
+
+
+class Tripled(torch.autograd.Function):
+    """Triples its argument in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        x.mul_(3)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * 3
+
+
+class ReversedInPlace(torch.autograd.Function):
+    """Reverses the gradient, and returns its argument. It writes no value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return -grad
+
+
+def hook_after_a_write_to_a_part(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(y)
+    z[0].zero_()
+    z.register_hook(lambda grad: grad * 3)
+    z.square().sum().backward()
+    return []
+
+
+def hook_of_the_argument_after_a_write_to_a_part(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(y)
+    z[0].zero_()
+    y.register_hook(lambda grad: grad * 3)
+    y.square().sum().backward()
+    return []
+
+
+def retained_before_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    y.retain_grad()
+    z = run(y)
+    z.square().sum().backward()
+    return [y.grad, z.grad]  # type: ignore[list-item]
+
+
+def retained_and_hook(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(y)
+    y.retain_grad()
+    y.register_hook(lambda grad: grad * 2)
+    (y.square().sum() + Sine.apply(z).sum()).backward()
+    return [y.grad]  # type: ignore[list-item]
+
+
+def second_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(run(y).add_(1))
+    z.register_hook(lambda grad: grad * 2)
+    run(z.mul_(2)).square().sum().backward()
+    return []
+
+
+def results_made_before_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    before = F.relu(y), y + 1
+    z = run(y)
+    (before[0].sum() + before[1].square().sum() + z.square().sum()).backward()
+    return []
+
+
+def view_after_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    k = run(y).view(-1)
+    k.mul_(2)
+    return list(torch.autograd.grad(k.square().sum() + y.sum(), [y], retain_graph=True))
+
+
+CHANGES = [
+    hook_after_a_write_to_a_part, hook_of_the_argument_after_a_write_to_a_part, retained_before_a_change_in_place,
+    retained_and_hook, second_change_in_place, results_made_before_a_change_in_place, view_after_a_change_in_place,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
+@pytest.mark.parametrize("program", CHANGES)
+def test_a_function_may_change_a_result_in_place(program: Callable[[Tensor, Run], list[Tensor]], function: Any) -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    y = ours(x)
+    assert type(y) is Deferred
+    found = [*program(y, function.apply), *(parameter.grad for parameter in ours.parameters())]
+    expected = [*program(theirs(x), function.apply), *(parameter.grad for parameter in theirs.parameters())]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+VIEWS: dict[str, Run] = {
+    "view": lambda y: y.view(-1),
+    "slice": lambda y: y[:, :2],
+    "split": lambda y: y.split(4, 1)[1],
+    "as_subclass": lambda y: y.as_subclass(Tensor),
+    "view of a computed result": lambda y: (y + 1, y.view(-1))[1],
+    "waiting view": lambda y: y.permute(0, 2, 3, 1),
+}
+
+
+@pytest.mark.parametrize("is_released", [False, True])
+@pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_that_a_function_changes_through_the_result_is_an_error(
+    name: str, function: Any, is_released: bool
+) -> None:
+    y = fastconv.convert(nn.Conv2d(3, 8, 3))(torch.randn(2, 3, 8, 8))
+    k = VIEWS[name](y)
+    z = function.apply(y)
+    if is_released:
+        del y, z
+    with pytest.raises(RuntimeError, match="the result of a convolution in place|its base .* has been modified"):
+        k.square().sum().backward()
 
 
 def test_a_hook_that_would_miss_the_gradient_of_a_function_is_an_error() -> None:

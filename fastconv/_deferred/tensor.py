@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
+from fastconv._deferred.history import Adopt, Follow, SharedValue, shares_memory
 from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step, in_sequence
 from fastconv._ops.overrides import register_type
 
@@ -23,7 +24,6 @@ __all__ = [
     "GRADIENTS",
     "Deferred",
     "DeferringLayer",
-    "check_history",
     "compute_deferred",
     "is_watched",
     "note_bypass",
@@ -62,7 +62,7 @@ class Deferred(Tensor):
     _follows = False  # the gradient function passes the gradient to the value
     _settled: Tensor | None = None
     _history: Any = None  # the gradient function of the value when _node was set
-    _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
+    _shared: SharedValue | None = None  # set if another tensor shares the memory of the value
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
@@ -94,6 +94,8 @@ class Deferred(Tensor):
         result = func(*args, **kwargs)
         for deferred in found:
             deferred._follow()
+            if deferred._shared is None and shares_memory(result, deferred._value()):
+                deferred._share()
             if result is deferred._settled and not torch.is_grad_enabled() and deferred._node is not None:
                 return deferred  # A user's autograd.Function has to return its argument if it changed it in place.
         return result
@@ -109,16 +111,20 @@ class Deferred(Tensor):
 
     def settle(self) -> Tensor:
         """Return the computed tensor: the same at each call."""
-        if not self._is_adopted():
-            return self._value()
-        if self._adopted_value is None:
-            with torch._C.DisableTorchFunction():
-                self._adopted_value = torch.ops.aten.alias(self)  # through __torch_dispatch__
-        return self._adopted_value
+        value = self._value()
+        if self._is_adopted():
+            self._adopt(value)
+        return value
 
     def as_subclass(self, cls: Any) -> Any:
         """As :meth:`torch.Tensor.as_subclass`, which does not call ``__torch_function__``."""
-        return self.settle().as_subclass(cls)
+        value = self.settle()
+        self._share()
+        return value.as_subclass(cls)
+
+    def __del__(self) -> None:
+        if self._shared is not None and self._is_adopted():
+            self._shared.is_wrong = True
 
     def base(self) -> Deferred:
         """Follow the views to the Deferred that is not a view itself."""
@@ -128,6 +134,31 @@ class Deferred(Tensor):
         """Return whether a user's autograd.Function returned this tensor, and so gave it another gradient function."""
         with torch._C.DisableTorchFunction():
             return self.grad_fn is not self._node
+
+    def _adopt(self, value: Tensor) -> None:
+        """Give the value the gradient function of this tensor, which is that of a user's autograd.Function."""
+        if self._node is not None:
+            if value.grad_fn is not self._history:
+                self._node.is_wrong = True
+            self._node.deferred = lambda: None  # later changes of the value do not make it wrong
+        if self._shared is not None:
+            self._shared.is_wrong = True
+            self._shared = None
+        self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
+        preserve = torch.autograd.grad_mode._unsafe_preserve_version_counter
+        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve((self, value)):
+            if self.grad_fn is None:
+                value.detach_()
+            else:
+                Adopt.apply(value, self)
+            self._follow_value(value)
+
+    def _share(self) -> None:
+        """Note that another tensor shares the memory of the value."""
+        value = self.base()._value()
+        if self._shared is None and value.grad_fn is not None:
+            self._shared = SharedValue(self)
+            value.grad_fn.register_prehook(self._shared)
 
     def _can_fold(self) -> bool:
         """Return whether an operation may join the recipe."""
@@ -170,11 +201,13 @@ class Deferred(Tensor):
                 return
             with torch.set_grad_enabled(self._grad_enabled):
                 value = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
+            self._viewed._share()
+            self._share()
         elif (found := self._settled_source()) is not None:
             deferred, steps = found
             # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
             with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
-                value = in_sequence(steps)(deferred.settle())
+                value = in_sequence(steps)(deferred._value())
         else:
             value = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
         self._history = value.grad_fn
@@ -226,7 +259,7 @@ class Deferred(Tensor):
             if value.grad_fn is None:
                 self.detach_()
             else:
-                _Follow.apply(self, value)
+                Follow.apply(self, value)
             self._node = self.grad_fn
         self._history = value.grad_fn
 
@@ -234,38 +267,6 @@ class Deferred(Tensor):
         """Return the Deferreds that were made from this one, are still in use, and are not computed yet."""
         alive = [reference() for reference in self._derived]
         return [deferred for deferred in alive if deferred is not None and deferred._settled is None]
-
-
-def check_history(node: Any) -> None:
-    """Raise an error if the gradient function of a Deferred may not be that of its value."""
-    deferred = node.deferred()
-    value = None if deferred is None else deferred._settled
-    changed = deferred is not None and value is not None and value.grad_fn is not deferred._history
-    if changed or hasattr(node, "is_wrong"):
-        raise RuntimeError(
-            "the result of a convolution was changed in place through a view, and passed to an autograd.Function or a "
-            "C++ operator. fastconv.convert and fastconv.enabled(fuse=True) do not support this. Pass a copy: y.clone()"
-        )
-    if hasattr(node, "is_unhooked"):
-        raise RuntimeError(
-            "a hook of a convolution's result was registered after the result was passed to an autograd.Function or a "
-            "C++ operator: register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
-        )
-
-
-class _Follow(Function):
-    """The gradient function of a Deferred whose value has changed in place: it passes the gradient to the value."""
-
-    @staticmethod
-    def forward(ctx: Any, deferred: Deferred, _: Tensor) -> Deferred:
-        ctx.deferred = TensorWeakRef(deferred)
-        ctx.mark_dirty(deferred)
-        return deferred
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        check_history(ctx)
-        return None, grad
 
 
 register_type(Deferred)
