@@ -313,26 +313,71 @@ def test_a_function_may_change_a_result_in_place(program: Callable[[Tensor, Run]
 VIEWS: dict[str, Run] = {
     "view": lambda y: y.view(-1),
     "slice": lambda y: y[:, :2],
-    "split": lambda y: y.split(4, 1)[1],
     "as_subclass": lambda y: y.as_subclass(Tensor),
+    "the same memory": lambda y: y.add_(1),
+    "view of a view": lambda y: y[0].view(-1),
     "view of a computed result": lambda y: (y + 1, y.view(-1))[1],
     "waiting view": lambda y: y.permute(0, 2, 3, 1),
+    "view of a waiting view": lambda y: y.permute(0, 2, 3, 1)[0],
 }
 
 
-@pytest.mark.parametrize("is_released", [False, True])
+@pytest.mark.parametrize("uses", ["view", "result", "both", "released"])
 @pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_view_that_a_function_changes_through_the_result_is_an_error(
-    name: str, function: Any, is_released: bool
+def test_a_view_gets_the_gradient_of_a_function_that_changes_the_result_in_place(
+    name: str, function: Any, uses: str
 ) -> None:
-    y = fastconv.convert(nn.Conv2d(3, 8, 3))(torch.randn(2, 3, 8, 8))
-    k = VIEWS[name](y)
-    z = function.apply(y)
-    if is_released:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    for model in theirs, ours:
+        y = model(x)
+        k = VIEWS[name](y)
+        z = function.apply(y)
+        loss = k.square().sum() if uses != "result" else k.new_zeros(())
+        if uses in ("result", "both"):
+            loss = loss + z.square().sum()
         del y, z
-    with pytest.raises(RuntimeError, match="the result of a convolution in place|its base .* has been modified"):
-        k.square().sum().backward()
+        loss.backward()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-4)
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
+def test_a_result_gets_the_gradient_of_a_function_that_changes_a_waiting_view_in_place(function: Any) -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    for model in theirs, ours:
+        y = model(x)
+        z = function.apply(y.permute(0, 2, 3, 1))
+        (y.square().sum() + z.sum()).backward()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-4)
+
+
+class Exponential(torch.autograd.Function):
+    """Saves its result, which it computes in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        x.exp_()
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * ctx.saved_tensors[0]
+
+
+def test_a_function_may_save_a_result_that_it_changed_in_place() -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    for model in theirs, ours:
+        (Exponential.apply(model(x)).sin() + 1).sum().backward()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-4)
 
 
 def test_a_hook_that_would_miss_the_gradient_of_a_function_is_an_error() -> None:

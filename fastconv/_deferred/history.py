@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
-__all__ = ["Adopt", "Follow", "SharedValue", "check_history", "shares_memory"]
+__all__ = ["Adopt", "Follow", "check_history"]
 
 
 def check_history(node: Any) -> None:
@@ -47,7 +46,8 @@ class Follow(Function):
 class Adopt(Function):
     """The gradient function of the value of a Deferred that a user's autograd.Function has changed in place.
 
-    It passes the gradient to the Deferred, whose gradient function is that of the user's Function.
+    It passes the gradient to the Deferred, whose gradient function is that of the user's Function. PyTorch then passes
+    the gradients of views of the value here, too.
     """
 
     @staticmethod
@@ -58,30 +58,3 @@ class Adopt(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
         return None, grad
-
-
-class SharedValue:
-    """A hook of the value's gradient function, if another tensor shares the memory of the value.
-
-    If a user's autograd.Function changes the Deferred in place, PyTorch does not tell the other tensor.
-    """
-
-    def __init__(self, deferred: Any) -> None:
-        self.deferred = TensorWeakRef(deferred)
-        self.is_wrong = False
-
-    def __call__(self, _: Any) -> None:
-        deferred = self.deferred()
-        if self.is_wrong or (deferred is not None and deferred._is_adopted()):
-            raise RuntimeError(
-                "an autograd.Function changed the result of a convolution in place, after the program had made a view "
-                "of it. fastconv.convert and fastconv.enabled(fuse=True) do not support this. Pass a copy: y.clone()"
-            )
-
-
-def shares_memory(result: Any, value: Tensor) -> bool:
-    """Return whether ``result`` is a view of ``value``, or contains one, with a gradient."""
-    base = value if value._base is None else value._base
-    results = result if isinstance(result, tuple | list) else (result,)
-    with torch._C.DisableTorchFunction():
-        return any(isinstance(t, Tensor) and t.requires_grad and t._base is base for t in results)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
-from fastconv._deferred.history import Adopt, Follow, SharedValue, shares_memory
+from fastconv._deferred.history import Adopt, Follow
 from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step, in_sequence
 from fastconv._ops.overrides import register_type
 
@@ -62,7 +62,6 @@ class Deferred(Tensor):
     _follows = False  # the gradient function passes the gradient to the value
     _settled: Tensor | None = None
     _history: Any = None  # the gradient function of the value when _node was set
-    _shared: SharedValue | None = None  # set if another tensor shares the memory of the value
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
@@ -94,8 +93,6 @@ class Deferred(Tensor):
         result = func(*args, **kwargs)
         for deferred in found:
             deferred._follow()
-            if deferred._shared is None and shares_memory(result, deferred._value()):
-                deferred._share()
             if result is deferred._settled and not torch.is_grad_enabled() and deferred._node is not None:
                 return deferred  # A user's autograd.Function has to return its argument if it changed it in place.
         return result
@@ -118,13 +115,7 @@ class Deferred(Tensor):
 
     def as_subclass(self, cls: Any) -> Any:
         """As :meth:`torch.Tensor.as_subclass`, which does not call ``__torch_function__``."""
-        value = self.settle()
-        self._share()
-        return value.as_subclass(cls)
-
-    def __del__(self) -> None:
-        if self._shared is not None and self._is_adopted():
-            self._shared.is_wrong = True
+        return self.settle().as_subclass(cls)
 
     def base(self) -> Deferred:
         """Follow the views to the Deferred that is not a view itself."""
@@ -136,29 +127,23 @@ class Deferred(Tensor):
             return self.grad_fn is not self._node
 
     def _adopt(self, value: Tensor) -> None:
-        """Give the value the gradient function of this tensor, which is that of a user's autograd.Function."""
+        """Give the value the gradient function of this tensor, which is that of a user's autograd.Function.
+
+        A Function that changes its argument in place also assigns to ``_backward_hooks``. So this method runs before
+        the program uses a view of the value again.
+        """
         if self._node is not None:
             if value.grad_fn is not self._history:
                 self._node.is_wrong = True
             self._node.deferred = lambda: None  # later changes of the value do not make it wrong
-        if self._shared is not None:
-            self._shared.is_wrong = True
-            self._shared = None
         self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
         preserve = torch.autograd.grad_mode._unsafe_preserve_version_counter
-        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve((self, value)):
+        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve(self):
             if self.grad_fn is None:
                 value.detach_()
             else:
                 Adopt.apply(value, self)
             self._follow_value(value)
-
-    def _share(self) -> None:
-        """Note that another tensor shares the memory of the value."""
-        value = self.base()._value()
-        if self._shared is None and value.grad_fn is not None:
-            self._shared = SharedValue(self)
-            value.grad_fn.register_prehook(self._shared)
 
     def _can_fold(self) -> bool:
         """Return whether an operation may join the recipe."""
@@ -201,8 +186,6 @@ class Deferred(Tensor):
                 return
             with torch.set_grad_enabled(self._grad_enabled):
                 value = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
-            self._viewed._share()
-            self._share()
         elif (found := self._settled_source()) is not None:
             deferred, steps = found
             # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
