@@ -150,6 +150,33 @@ def gradient_through_relu_in_place(y: Tensor, run: Run) -> list[Tensor]:
     return list(torch.autograd.grad(run(z).sum(), [y]))
 
 
+def batched(outputs: Tensor, inputs: list[Tensor], create_graph: bool = False) -> list[Tensor]:
+    directions = torch.linspace(-1, 1, 3 * outputs.numel()).reshape(3, *outputs.shape)
+    return list(
+        torch.autograd.grad(outputs, inputs, directions, create_graph, create_graph, is_grads_batched=True)  # type: ignore[arg-type]
+    )
+
+
+def batched_gradient(y: Tensor, run: Run) -> list[Tensor]:
+    return batched(run(y), [y])
+
+
+def batched_gradient_of_several_uses(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y)
+    pooled = F.max_pool2d(z, 2)
+    return batched(run(z) + y * 2 + run(y) + pooled.mean(), [y, z])
+
+
+def batched_gradient_in_another_layout(y: Tensor, run: Run) -> list[Tensor]:
+    z = y.permute(0, 2, 3, 1).contiguous()
+    return batched(run(z) + z, [y])
+
+
+def second_batched_gradient(y: Tensor, run: Run) -> list[Tensor]:
+    first = batched(run(y).square() + y.sin(), [y], create_graph=True)
+    return list(torch.autograd.grad(first[0].square().sum(), y))
+
+
 def second_gradient(y: Tensor, run: Run) -> list[Tensor]:
     first = torch.autograd.grad(run(y).pow(3).sum(), y, create_graph=True)
     return list(torch.autograd.grad(first[0].sum(), y))
@@ -186,6 +213,7 @@ PROGRAMS = [
     hook_of_a_permuted_result, hook_of_the_gradient_function, multi_grad_hook, gradient_edge, retained,
     retained_before_relu, retained_with_what_it_was_made_from, gradient_after_a_change_in_place,
     gradient, gradient_through_relu, gradient_through_relu_in_place, second_gradient,
+    batched_gradient, batched_gradient_of_several_uses, batched_gradient_in_another_layout, second_batched_gradient,
     backward_to_the_result, backward_to_the_result_and_what_is_before_it,
 ]  # fmt: skip
 

@@ -22,11 +22,11 @@ def _as_tuple(tensors: Any) -> tuple[Any, ...]:
     return tuple(tensors) if isinstance(tensors, Sequence) else (tensors,)
 
 
-def _pull_back(value: Tensor, step: Step, grad: Tensor, create_graph: bool) -> Tensor:
+def _pull_back(value: Tensor, step: Step, grad: Tensor, create_graph: bool, is_batched: bool = False) -> Tensor:
     """Return the gradient with respect to ``value``, from that of ``step(value)``."""
     with torch.enable_grad():
         start = value.detach().requires_grad_()
-        return torch.autograd.grad(step(start), start, grad, create_graph=create_graph)[0]
+        return torch.autograd.grad(step(start), start, grad, create_graph=create_graph, is_grads_batched=is_batched)[0]
 
 
 def _without_override_check(function: Any) -> Callable[..., Any]:
@@ -66,24 +66,19 @@ def _grad(
     outputs, grad_outputs = settled((outputs, grad_outputs))  # first, because this may add bypasses
     edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _ways_of(tensor)]
     values = settled(inputs)
-    if is_grads_batched and all(not tensor._bypasses for tensor in inputs if type(tensor) is Deferred):
-        edges = []
     if not edges:
         return _run_grad(
             outputs, values, grad_outputs, retain_graph, create_graph, only_inputs,
             allow_unused, is_grads_batched, materialize_grads,
         )  # fmt: skip
-    if is_grads_batched:
-        raise RuntimeError(
-            "batched gradients with respect to a convolution's result that was fused with the next operation are not"
-            " supported: use fastconv.enabled() without fuse, or fastconv.revert(model)"
-        )
     targets = [*values, *(edge for _, edge, _ in edges)]
-    found = _run_grad(outputs, targets, grad_outputs, retain_graph, create_graph, allow_unused=True)
+    found = _run_grad(
+        outputs, targets, grad_outputs, retain_graph, create_graph, allow_unused=True, is_grads_batched=is_grads_batched
+    )
     grads = list(found[: len(values)])
     for (i, _, step), grad in zip(edges, found[len(values) :], strict=True):
         if grad is not None:
-            term = _pull_back(values[i], step, grad, create_graph)
+            term = _pull_back(values[i], step, grad, create_graph, is_grads_batched)
             grads[i] = term if grads[i] is None else grads[i] + term
     if materialize_grads:
         return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True))
