@@ -208,12 +208,25 @@ def backward_to_the_result(y: Tensor, run: Run) -> list[Tensor]:
     return [y.grad]  # type: ignore[list-item]
 
 
+def gradient_after_a_change_of_a_permuted_copy(y: Tensor, run: Run) -> list[Tensor]:
+    z = y.permute(0, 2, 3, 1).contiguous()
+    z.mul_(2)
+    return list(torch.autograd.grad(z.square().sum() + run(z).sum(), [y]))
+
+
+def gradient_after_a_write_to_a_permuted_copy(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y.permute(0, 2, 3, 1)).contiguous().permute(0, 3, 1, 2)
+    z[0].zero_()
+    return list(torch.autograd.grad((z * 3).sum() + run(z).sum(), [y]))
+
+
 PROGRAMS = [
     hook, removed_hook, hook_before_change_in_place, hook_of_what_relu_was_applied_to, hook_of_relu,
     hook_of_a_permuted_result, hook_of_the_gradient_function, multi_grad_hook, gradient_edge, retained,
     retained_before_relu, retained_with_what_it_was_made_from, gradient_after_a_change_in_place,
     gradient, gradient_through_relu, gradient_through_relu_in_place, second_gradient,
     batched_gradient, batched_gradient_of_several_uses, batched_gradient_in_another_layout, second_batched_gradient,
+    gradient_after_a_change_of_a_permuted_copy, gradient_after_a_write_to_a_permuted_copy,
     backward_to_the_result, backward_to_the_result_and_what_is_before_it,
 ]  # fmt: skip
 

@@ -146,8 +146,8 @@ def _note_node(node: Any, source: tuple[Deferred, Step]) -> None:
     before, node.step = source  # ReLU in place replaces the step
     edge = GradientEdge(node, 0)
     for deferred, step in ((before, lambda tensor: tensor), *sources(before._source)):
-        way = in_sequence((step, lambda tensor: node.step(tensor)))
-        deferred._waiting_nodes = (*deferred._waiting_nodes, (edge, way))
+        steps = in_sequence((step, lambda tensor: node.step(tensor)))
+        deferred._waiting_nodes = (*deferred._waiting_nodes, (edge, steps))
 
 
 class _Defer(Function):

@@ -46,8 +46,8 @@ _run_grad = _without_override_check(torch.autograd.grad)
 _run_backward = _without_override_check(torch.autograd.backward)
 
 
-def _ways_of(tensor: Any) -> tuple[tuple[GradientEdge, Step], ...]:
-    return tensor.ways() if type(tensor) is Deferred else ()
+def _outside_edges_of(tensor: Any) -> tuple[tuple[GradientEdge, Step], ...]:
+    return tensor.outside_edges() if type(tensor) is Deferred else ()
 
 
 def _grad(
@@ -64,7 +64,7 @@ def _grad(
     """As :func:`torch.autograd.grad`. Gradients of fused results are carried back to the Deferreds in ``inputs``."""
     inputs = _as_tuple(inputs)
     outputs, grad_outputs = settled((outputs, grad_outputs))  # first, because this may add bypasses
-    edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _ways_of(tensor)]
+    edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _outside_edges_of(tensor)]
     values = settled(inputs)
     if not edges:
         return _run_grad(
@@ -102,8 +102,8 @@ def _backward(
     """As :func:`torch.autograd.backward`."""
     inputs = None if inputs is None else _as_tuple(inputs)
     tensors, grad_tensors, grad_variables = settled((tensors, grad_tensors, grad_variables))
-    bypassed = [tensor for tensor in inputs or () if _ways_of(tensor)]
-    others = None if inputs is None else settled([tensor for tensor in inputs if not _ways_of(tensor)])
+    bypassed = [tensor for tensor in inputs or () if _outside_edges_of(tensor)]
+    others = None if inputs is None else settled([tensor for tensor in inputs if not _outside_edges_of(tensor)])
     retain = True if others else retain_graph
     values = settled(bypassed)
     before = [value.grad if value.retains_grad else None for value in values]
@@ -132,9 +132,9 @@ def _retain_grad(deferred: Deferred) -> None:
     if value.retains_grad:
         return
     value.retain_grad()
-    ways = deferred.ways()
+    edges = deferred.outside_edges()
     deferred.follow_value()
-    for edge, step in ways:
+    for edge, step in edges:
 
         def hook(grads: Sequence[Tensor | None], at: int = edge.output_nr, step: Step = step) -> None:
             grad = grads[at]
@@ -150,7 +150,7 @@ def _register_hook(deferred: Deferred, hook: Callable[..., Any]) -> Any:
             "a hook of a convolution's result was registered after the result was fused with the next operation:"
             " register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
         )
-    for edge, _ in deferred.ways():
+    for edge, _ in deferred.outside_edges():
         node: Any = edge.node
         node.is_unhooked = True
     deferred.follow_value()

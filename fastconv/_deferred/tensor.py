@@ -65,7 +65,8 @@ class Deferred(Tensor):
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
-    _waiting_nodes: tuple[tuple[GradientEdge, Step], ...] = ()  # the same of each Deferred that was made from this one
+    #: For each Deferred that was made from this one: the edge of its own gradient function, and the step to it.
+    _waiting_nodes: tuple[tuple[GradientEdge, Step], ...] = ()
 
     @classmethod
     def __torch_function__(
@@ -201,8 +202,8 @@ class Deferred(Tensor):
         for derived in self._waiting():
             derived._value()
 
-    def ways(self) -> tuple[tuple[GradientEdge, Step], ...]:
-        """Return the ways on which a gradient reaches this tensor but not its value: gradient edges, and steps there.
+    def outside_edges(self) -> tuple[tuple[GradientEdge, Step], ...]:
+        """Return the gradient edges that take a part of the gradient past the value, and the steps to them.
 
         An autograd.Function passes the gradient of a Deferred to that tensor's own gradient function.
         """
@@ -320,6 +321,8 @@ def note_bypass(source: tuple[Deferred, Step] | None, y: Tensor) -> None:
     """Note the gradient edge of ``y`` in each Deferred that ``y`` was computed from without using its value."""
     if source is None or not y.requires_grad:
         return
+    if y._base is not None:  # permuted. A change in place replaces the gradient function of y, but not the base's one
+        y, source = y._base, (source[0], in_sequence((source[1], lambda tensor: tensor.permute(TO_NCHW))))
     edge = get_gradient_edge(y)
     for deferred, step in sources(source):
         deferred._bypasses = (*deferred._bypasses, (edge, step))
