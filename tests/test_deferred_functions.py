@@ -5,6 +5,7 @@ PyTorch passes the gradient of such a Function to the waiting tensor's own gradi
 
 from __future__ import annotations
 
+import copy
 import sys
 import threading
 from collections.abc import Callable
@@ -149,6 +150,33 @@ def gradient_through_relu_in_place(y: Tensor, run: Run) -> list[Tensor]:
     return list(torch.autograd.grad(run(z).sum(), [y]))
 
 
+def batched(outputs: Tensor, inputs: list[Tensor], create_graph: bool = False) -> list[Tensor]:
+    directions = torch.linspace(-1, 1, 3 * outputs.numel()).reshape(3, *outputs.shape)
+    return list(
+        torch.autograd.grad(outputs, inputs, directions, create_graph, create_graph, is_grads_batched=True)  # type: ignore[arg-type]
+    )
+
+
+def batched_gradient(y: Tensor, run: Run) -> list[Tensor]:
+    return batched(run(y), [y])
+
+
+def batched_gradient_of_several_uses(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y)
+    pooled = F.max_pool2d(z, 2)
+    return batched(run(z) + y * 2 + run(y) + pooled.mean(), [y, z])
+
+
+def batched_gradient_in_another_layout(y: Tensor, run: Run) -> list[Tensor]:
+    z = y.permute(0, 2, 3, 1).contiguous()
+    return batched(run(z) + z, [y])
+
+
+def second_batched_gradient(y: Tensor, run: Run) -> list[Tensor]:
+    first = batched(run(y).square() + y.sin(), [y], create_graph=True)
+    return list(torch.autograd.grad(first[0].square().sum(), y))
+
+
 def second_gradient(y: Tensor, run: Run) -> list[Tensor]:
     first = torch.autograd.grad(run(y).pow(3).sum(), y, create_graph=True)
     return list(torch.autograd.grad(first[0].sum(), y))
@@ -180,11 +208,25 @@ def backward_to_the_result(y: Tensor, run: Run) -> list[Tensor]:
     return [y.grad]  # type: ignore[list-item]
 
 
+def gradient_after_a_change_of_a_permuted_copy(y: Tensor, run: Run) -> list[Tensor]:
+    z = y.permute(0, 2, 3, 1).contiguous()
+    z.mul_(2)
+    return list(torch.autograd.grad(z.square().sum() + run(z).sum(), [y]))
+
+
+def gradient_after_a_write_to_a_permuted_copy(y: Tensor, run: Run) -> list[Tensor]:
+    z = F.relu(y.permute(0, 2, 3, 1)).contiguous().permute(0, 3, 1, 2)
+    z[0].zero_()
+    return list(torch.autograd.grad((z * 3).sum() + run(z).sum(), [y]))
+
+
 PROGRAMS = [
     hook, removed_hook, hook_before_change_in_place, hook_of_what_relu_was_applied_to, hook_of_relu,
     hook_of_a_permuted_result, hook_of_the_gradient_function, multi_grad_hook, gradient_edge, retained,
     retained_before_relu, retained_with_what_it_was_made_from, gradient_after_a_change_in_place,
     gradient, gradient_through_relu, gradient_through_relu_in_place, second_gradient,
+    batched_gradient, batched_gradient_of_several_uses, batched_gradient_in_another_layout, second_batched_gradient,
+    gradient_after_a_change_of_a_permuted_copy, gradient_after_a_write_to_a_permuted_copy,
     backward_to_the_result, backward_to_the_result_and_what_is_before_it,
 ]  # fmt: skip
 
@@ -211,6 +253,172 @@ def test_functions_of_the_program_see_pytorchs_gradients_and_hooks(
     expected += [parameter.grad for parameter in theirs.parameters()]
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4, check_stride=True)
+
+
+class Tripled(torch.autograd.Function):
+    """Triples its argument in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        x.mul_(3)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * 3
+
+
+class ReversedInPlace(torch.autograd.Function):
+    """Reverses the gradient, and returns its argument. It writes no value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return -grad
+
+
+def hook_after_a_write_to_a_part(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(y)
+    z[0].zero_()
+    z.register_hook(lambda grad: grad * 3)
+    z.square().sum().backward()
+    return []
+
+
+def hook_of_the_argument_after_a_write_to_a_part(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(y)
+    z[0].zero_()
+    y.register_hook(lambda grad: grad * 3)
+    y.square().sum().backward()
+    return []
+
+
+def retained_before_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    y.retain_grad()
+    z = run(y)
+    z.square().sum().backward()
+    return [y.grad, z.grad]  # type: ignore[list-item]
+
+
+def retained_and_hook(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(y)
+    y.retain_grad()
+    y.register_hook(lambda grad: grad * 2)
+    (y.square().sum() + Sine.apply(z).sum()).backward()
+    return [y.grad]  # type: ignore[list-item]
+
+
+def second_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    z = run(run(y).add_(1))
+    z.register_hook(lambda grad: grad * 2)
+    run(z.mul_(2)).square().sum().backward()
+    return []
+
+
+def results_made_before_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    before = F.relu(y), y + 1
+    z = run(y)
+    (before[0].sum() + before[1].square().sum() + z.square().sum()).backward()
+    return []
+
+
+def view_after_a_change_in_place(y: Tensor, run: Run) -> list[Tensor]:
+    k = run(y).view(-1)
+    k.mul_(2)
+    return list(torch.autograd.grad(k.square().sum() + y.sum(), [y], retain_graph=True))
+
+
+CHANGES = [
+    hook_after_a_write_to_a_part, hook_of_the_argument_after_a_write_to_a_part, retained_before_a_change_in_place,
+    retained_and_hook, second_change_in_place, results_made_before_a_change_in_place, view_after_a_change_in_place,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
+@pytest.mark.parametrize("program", CHANGES)
+def test_a_function_may_change_a_result_in_place(program: Callable[[Tensor, Run], list[Tensor]], function: Any) -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    y = ours(x)
+    assert type(y) is Deferred
+    found = [*program(y, function.apply), *(parameter.grad for parameter in ours.parameters())]
+    expected = [*program(theirs(x), function.apply), *(parameter.grad for parameter in theirs.parameters())]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+VIEWS: dict[str, Run] = {
+    "view": lambda y: y.view(-1),
+    "slice": lambda y: y[:, :2],
+    "as_subclass": lambda y: y.as_subclass(Tensor),
+    "the same memory": lambda y: y.add_(1),
+    "view of a view": lambda y: y[0].view(-1),
+    "view of a computed result": lambda y: (y + 1, y.view(-1))[1],
+    "waiting view": lambda y: y.permute(0, 2, 3, 1),
+    "view of a waiting view": lambda y: y.permute(0, 2, 3, 1)[0],
+}
+
+
+@pytest.mark.parametrize("uses", ["view", "result", "both", "released"])
+@pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_view_gets_the_gradient_of_a_function_that_changes_the_result_in_place(
+    name: str, function: Any, uses: str
+) -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    for model in theirs, ours:
+        y = model(x)
+        k = VIEWS[name](y)
+        z = function.apply(y)
+        loss = k.square().sum() if uses != "result" else k.new_zeros(())
+        if uses in ("result", "both"):
+            loss = loss + z.square().sum()
+        del y, z
+        loss.backward()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-4)
+
+
+def gradients(model: nn.Module) -> list[Tensor | None]:
+    return [parameter.grad for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("function", [Tripled, ReversedInPlace])
+def test_a_result_gets_the_gradient_of_a_function_that_changes_a_waiting_view_in_place(function: Any) -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    for model in theirs, ours:
+        y = model(x)
+        z = function.apply(y.permute(0, 2, 3, 1))
+        (y.square().sum() + z.sum()).backward()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-4)
+
+
+class Exponential(torch.autograd.Function):
+    """Saves its result, which it computes in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.mark_dirty(x)
+        x.exp_()
+        ctx.save_for_backward(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return grad * ctx.saved_tensors[0]
+
+
+def test_a_function_may_save_a_result_that_it_changed_in_place() -> None:
+    theirs, x = nn.Conv2d(3, 8, 3), torch.randn(2, 3, 8, 8)
+    ours = fastconv.convert(copy.deepcopy(theirs))
+    for model in theirs, ours:
+        (Exponential.apply(model(x)).sin() + 1).sum().backward()
+    torch.testing.assert_close(gradients(ours), gradients(theirs), rtol=1e-4, atol=1e-4)
 
 
 def test_a_hook_that_would_miss_the_gradient_of_a_function_is_an_error() -> None:
@@ -285,3 +493,16 @@ def test_several_threads_may_use_a_waiting_result(grad: bool) -> None:
                 torch.testing.assert_close(a.detach() * 1, run(expected), rtol=1e-4, atol=1e-5)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_another_thread_may_use_a_result_that_is_just_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def set_and_use(deferred: Deferred, name: str, value: Any) -> None:
+        object.__setattr__(deferred, name, value)
+        if name == "_settled":
+            thread = threading.Thread(target=lambda: torch.sin(deferred))
+            thread.start()
+            thread.join()
+
+    y = fastconv.convert(nn.Conv2d(3, 8, 3))(torch.randn(2, 3, 8, 8))
+    monkeypatch.setattr(Deferred, "__setattr__", set_and_use, raising=False)
+    Sine.apply(y).sum().backward()

@@ -22,7 +22,8 @@ and adds the bias separately. Keras also copies before and after every pool, so 
 Deferred that waits for a change of layout.
 
 Modules: ``recipe`` (which operations wait), ``tensor`` (the tensor), ``creation`` (makes one), ``folding`` (operations
-that join the recipe), ``gradients`` (backward with respect to a Deferred that was fused), ``data`` (``tensor.data =``).
+that join the recipe), ``gradients`` (backward with respect to a Deferred that was fused), ``history`` (gradient
+functions after a change in place), ``data`` (``tensor.data =``).
 """
 
 from fastconv._deferred import data as _data  # noqa: F401  adds a kernel to an operator of PyTorch

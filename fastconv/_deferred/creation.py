@@ -12,8 +12,9 @@ from torch.autograd import Function
 from torch.autograd.graph import GradientEdge
 from torch.utils.weak import TensorWeakRef
 
+from fastconv._deferred.history import check_history
 from fastconv._deferred.recipe import Operands, Recipe, Step, in_sequence, snapshot
-from fastconv._deferred.tensor import Deferred, DeferringLayer, check_history, is_watched, sources
+from fastconv._deferred.tensor import Deferred, DeferringLayer, is_watched, sources
 from fastconv._ops import gpu
 from fastconv._ops.function import needs_gradient
 from fastconv._ops.memory_format import suggests_channels_last
@@ -145,8 +146,8 @@ def _note_node(node: Any, source: tuple[Deferred, Step]) -> None:
     before, node.step = source  # ReLU in place replaces the step
     edge = GradientEdge(node, 0)
     for deferred, step in ((before, lambda tensor: tensor), *sources(before._source)):
-        way = in_sequence((step, lambda tensor: node.step(tensor)))
-        deferred._waiting_nodes = (*deferred._waiting_nodes, (edge, way))
+        steps = in_sequence((step, lambda tensor: node.step(tensor)))
+        deferred._waiting_nodes = (*deferred._waiting_nodes, (edge, steps))
 
 
 class _Defer(Function):

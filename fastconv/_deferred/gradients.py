@@ -22,11 +22,11 @@ def _as_tuple(tensors: Any) -> tuple[Any, ...]:
     return tuple(tensors) if isinstance(tensors, Sequence) else (tensors,)
 
 
-def _pull_back(value: Tensor, step: Step, grad: Tensor, create_graph: bool) -> Tensor:
+def _pull_back(value: Tensor, step: Step, grad: Tensor, create_graph: bool, is_batched: bool = False) -> Tensor:
     """Return the gradient with respect to ``value``, from that of ``step(value)``."""
     with torch.enable_grad():
         start = value.detach().requires_grad_()
-        return torch.autograd.grad(step(start), start, grad, create_graph=create_graph)[0]
+        return torch.autograd.grad(step(start), start, grad, create_graph=create_graph, is_grads_batched=is_batched)[0]
 
 
 def _without_override_check(function: Any) -> Callable[..., Any]:
@@ -46,8 +46,8 @@ _run_grad = _without_override_check(torch.autograd.grad)
 _run_backward = _without_override_check(torch.autograd.backward)
 
 
-def _ways_of(tensor: Any) -> tuple[tuple[GradientEdge, Step], ...]:
-    return tensor.ways() if type(tensor) is Deferred else ()
+def _outside_edges_of(tensor: Any) -> tuple[tuple[GradientEdge, Step], ...]:
+    return tensor.outside_edges() if type(tensor) is Deferred else ()
 
 
 def _grad(
@@ -64,26 +64,21 @@ def _grad(
     """As :func:`torch.autograd.grad`. Gradients of fused results are carried back to the Deferreds in ``inputs``."""
     inputs = _as_tuple(inputs)
     outputs, grad_outputs = settled((outputs, grad_outputs))  # first, because this may add bypasses
-    edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _ways_of(tensor)]
+    edges = [(i, edge, step) for i, tensor in enumerate(inputs) for edge, step in _outside_edges_of(tensor)]
     values = settled(inputs)
-    if is_grads_batched and all(not tensor._bypasses for tensor in inputs if type(tensor) is Deferred):
-        edges = []
     if not edges:
         return _run_grad(
             outputs, values, grad_outputs, retain_graph, create_graph, only_inputs,
             allow_unused, is_grads_batched, materialize_grads,
         )  # fmt: skip
-    if is_grads_batched:
-        raise RuntimeError(
-            "batched gradients with respect to a convolution's result that was fused with the next operation are not"
-            " supported: use fastconv.enabled() without fuse, or fastconv.revert(model)"
-        )
     targets = [*values, *(edge for _, edge, _ in edges)]
-    found = _run_grad(outputs, targets, grad_outputs, retain_graph, create_graph, allow_unused=True)
+    found = _run_grad(
+        outputs, targets, grad_outputs, retain_graph, create_graph, allow_unused=True, is_grads_batched=is_grads_batched
+    )
     grads = list(found[: len(values)])
     for (i, _, step), grad in zip(edges, found[len(values) :], strict=True):
         if grad is not None:
-            term = _pull_back(values[i], step, grad, create_graph)
+            term = _pull_back(values[i], step, grad, create_graph, is_grads_batched)
             grads[i] = term if grads[i] is None else grads[i] + term
     if materialize_grads:
         return tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, grads, strict=True))
@@ -107,8 +102,8 @@ def _backward(
     """As :func:`torch.autograd.backward`."""
     inputs = None if inputs is None else _as_tuple(inputs)
     tensors, grad_tensors, grad_variables = settled((tensors, grad_tensors, grad_variables))
-    bypassed = [tensor for tensor in inputs or () if _ways_of(tensor)]
-    others = None if inputs is None else settled([tensor for tensor in inputs if not _ways_of(tensor)])
+    bypassed = [tensor for tensor in inputs or () if _outside_edges_of(tensor)]
+    others = None if inputs is None else settled([tensor for tensor in inputs if not _outside_edges_of(tensor)])
     retain = True if others else retain_graph
     values = settled(bypassed)
     before = [value.grad if value.retains_grad else None for value in values]
@@ -137,9 +132,9 @@ def _retain_grad(deferred: Deferred) -> None:
     if value.retains_grad:
         return
     value.retain_grad()
-    ways = deferred.ways()
+    edges = deferred.outside_edges()
     deferred.follow_value()
-    for edge, step in ways:
+    for edge, step in edges:
 
         def hook(grads: Sequence[Tensor | None], at: int = edge.output_nr, step: Step = step) -> None:
             grad = grads[at]
@@ -155,7 +150,7 @@ def _register_hook(deferred: Deferred, hook: Callable[..., Any]) -> Any:
             "a hook of a convolution's result was registered after the result was fused with the next operation:"
             " register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
         )
-    for edge, _ in deferred.ways():
+    for edge, _ in deferred.outside_edges():
         node: Any = edge.node
         node.is_unhooked = True
     deferred.follow_value()

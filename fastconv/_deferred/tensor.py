@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd import Function, forward_ad
+from torch.autograd import forward_ad
 from torch.autograd.graph import GradientEdge, get_gradient_edge, saved_tensors_hooks
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
+from fastconv._deferred.history import Adopt, Follow
 from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step, in_sequence
 from fastconv._ops.overrides import register_type
 
@@ -23,7 +24,6 @@ __all__ = [
     "GRADIENTS",
     "Deferred",
     "DeferringLayer",
-    "check_history",
     "compute_deferred",
     "is_watched",
     "note_bypass",
@@ -62,11 +62,11 @@ class Deferred(Tensor):
     _follows = False  # the gradient function passes the gradient to the value
     _settled: Tensor | None = None
     _history: Any = None  # the gradient function of the value when _node was set
-    _adopted_value: Tensor | None = None  # its value with the user's gradient function: see _is_adopted
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
-    _waiting_nodes: tuple[tuple[GradientEdge, Step], ...] = ()  # the same of each Deferred that was made from this one
+    #: For each Deferred that was made from this one: the edge of its own gradient function, and the step to it.
+    _waiting_nodes: tuple[tuple[GradientEdge, Step], ...] = ()
 
     @classmethod
     def __torch_function__(
@@ -109,12 +109,10 @@ class Deferred(Tensor):
 
     def settle(self) -> Tensor:
         """Return the computed tensor: the same at each call."""
-        if not self._is_adopted():
-            return self._value()
-        if self._adopted_value is None:
-            with torch._C.DisableTorchFunction():
-                self._adopted_value = torch.ops.aten.alias(self)  # through __torch_dispatch__
-        return self._adopted_value
+        value = self._value()
+        if self._is_adopted():
+            self._adopt(value)
+        return value
 
     def as_subclass(self, cls: Any) -> Any:
         """As :meth:`torch.Tensor.as_subclass`, which does not call ``__torch_function__``."""
@@ -128,6 +126,25 @@ class Deferred(Tensor):
         """Return whether a user's autograd.Function returned this tensor, and so gave it another gradient function."""
         with torch._C.DisableTorchFunction():
             return self.grad_fn is not self._node
+
+    def _adopt(self, value: Tensor) -> None:
+        """Give the value the gradient function of this tensor, which is that of a user's autograd.Function.
+
+        A Function that changes its argument in place also assigns to ``_backward_hooks``. So this method runs before
+        the program uses a view of the value again.
+        """
+        if self._node is not None:
+            if value.grad_fn is not self._history:
+                self._node.is_wrong = True
+            self._node.deferred = lambda: None  # later changes of the value do not make it wrong
+        self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
+        preserve = torch.autograd.grad_mode._unsafe_preserve_version_counter
+        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve(self):
+            if self.grad_fn is None:
+                value.detach_()
+            else:
+                Adopt.apply(value, self)
+            self._follow_value(value)
 
     def _can_fold(self) -> bool:
         """Return whether an operation may join the recipe."""
@@ -166,26 +183,27 @@ class Deferred(Tensor):
     def _compute(self) -> None:
         if self._viewed is not None:
             y = self._viewed._value()  # may compute this one, too: see the end of this function
-            if self._settled is None:
-                with torch.set_grad_enabled(self._grad_enabled):
-                    self._settled = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
+            if self._settled is not None:
+                return
+            with torch.set_grad_enabled(self._grad_enabled):
+                value = y.permute(TO_NHWC if self._recipe.axes_nhwc else TO_NCHW)
         elif (found := self._settled_source()) is not None:
             deferred, steps = found
             # set_grad_enabled takes effect when it is constructed: construct it inside inference_mode.
             with torch.inference_mode(self._inference), torch.set_grad_enabled(self._grad_enabled):
-                self._settled = in_sequence(steps)(deferred.settle())
+                value = in_sequence(steps)(deferred._value())
         else:
-            self._settled = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
-        assert self._settled is not None
-        self._history = self._settled.grad_fn
-        self._operands = (self._settled, None, None)
+            value = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
+        self._history = value.grad_fn
+        self._settled = value  # after _history, because other threads read it without the lock
+        self._operands = (value, None, None)
         self._source = None  # releases the operands of the Deferreds before this one
         # The program may now write to this value. Tensors that were made from it before must not change.
         for derived in self._waiting():
             derived._value()
 
-    def ways(self) -> tuple[tuple[GradientEdge, Step], ...]:
-        """Return the ways on which a gradient reaches this tensor but not its value: gradient edges, and steps there.
+    def outside_edges(self) -> tuple[tuple[GradientEdge, Step], ...]:
+        """Return the gradient edges that take a part of the gradient past the value, and the steps to them.
 
         An autograd.Function passes the gradient of a Deferred to that tensor's own gradient function.
         """
@@ -225,7 +243,7 @@ class Deferred(Tensor):
             if value.grad_fn is None:
                 self.detach_()
             else:
-                _Follow.apply(self, value)
+                Follow.apply(self, value)
             self._node = self.grad_fn
         self._history = value.grad_fn
 
@@ -233,38 +251,6 @@ class Deferred(Tensor):
         """Return the Deferreds that were made from this one, are still in use, and are not computed yet."""
         alive = [reference() for reference in self._derived]
         return [deferred for deferred in alive if deferred is not None and deferred._settled is None]
-
-
-def check_history(node: Any) -> None:
-    """Raise an error if the gradient function of a Deferred may not be that of its value."""
-    deferred = node.deferred()
-    value = None if deferred is None else deferred._settled
-    changed = deferred is not None and value is not None and value.grad_fn is not deferred._history
-    if changed or hasattr(node, "is_wrong"):
-        raise RuntimeError(
-            "the result of a convolution was changed in place through a view, and passed to an autograd.Function or a "
-            "C++ operator. fastconv.convert and fastconv.enabled(fuse=True) do not support this. Pass a copy: y.clone()"
-        )
-    if hasattr(node, "is_unhooked"):
-        raise RuntimeError(
-            "a hook of a convolution's result was registered after the result was passed to an autograd.Function or a "
-            "C++ operator: register it before, or use fastconv.enabled() without fuse, or fastconv.revert(model)"
-        )
-
-
-class _Follow(Function):
-    """The gradient function of a Deferred whose value has changed in place: it passes the gradient to the value."""
-
-    @staticmethod
-    def forward(ctx: Any, deferred: Deferred, _: Tensor) -> Deferred:
-        ctx.deferred = TensorWeakRef(deferred)
-        ctx.mark_dirty(deferred)
-        return deferred
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
-        check_history(ctx)
-        return None, grad
 
 
 register_type(Deferred)
@@ -335,6 +321,8 @@ def note_bypass(source: tuple[Deferred, Step] | None, y: Tensor) -> None:
     """Note the gradient edge of ``y`` in each Deferred that ``y`` was computed from without using its value."""
     if source is None or not y.requires_grad:
         return
+    if y._base is not None:  # permuted. A change in place replaces the gradient function of y, but not the base's one
+        y, source = y._base, (source[0], in_sequence((source[1], lambda tensor: tensor.permute(TO_NCHW))))
     edge = get_gradient_edge(y)
     for deferred, step in sources(source):
         deferred._bypasses = (*deferred._bypasses, (edge, step))
