@@ -340,7 +340,7 @@ class Doubled(torch.autograd.Function):
         return grad * 2
 
 
-BLOCKS: dict[str, Callable[[], nn.Module]] = {
+CHECKPOINTED: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: nn.Conv2d(3, 4, 3),
     "conv, relu": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()),
     "conv, relu, pool": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2)),
@@ -352,7 +352,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("with_function", [False, True])
-@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS.keys())
+@pytest.mark.parametrize("block", CHECKPOINTED.values(), ids=CHECKPOINTED.keys())
 def test_second_gradients_of_a_checkpoint(block: Callable[[], nn.Module], with_function: bool) -> None:
     """A checkpoint unpacks each saved tensor once in a backward pass. A second time is an error."""
     theirs = block()
