@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
+from torch.utils.weak import TensorWeakRef
 
 from fastconv._deferred.recipe import Step
 from fastconv._deferred.tensor import GRADIENTS, Deferred, settled
@@ -134,11 +135,13 @@ def _retain_grad(deferred: Deferred) -> None:
     value.retain_grad()
     edges = deferred.outside_edges()
     deferred.follow_value()
+    reference = TensorWeakRef(value)
     for edge, step in edges:
 
         def hook(grads: Sequence[Tensor | None], at: int = edge.output_nr, step: Step = step) -> None:
             grad = grads[at]
-            if grad is not None:
+            value = reference()
+            if grad is not None and value is not None:
                 _accumulate(value, _pull_back(value, step, grad, torch.is_grad_enabled()))
 
         edge.node.register_prehook(hook)

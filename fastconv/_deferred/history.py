@@ -8,7 +8,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils.weak import TensorWeakRef
 
-__all__ = ["Adopt", "Follow", "check_history"]
+__all__ = ["Adopt", "Follow", "check_history", "version_of"]
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was changed in place. None for a tensor of inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def check_history(node: Any) -> None:

@@ -15,21 +15,14 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import TensorWeakRef
 
-from fastconv._deferred.history import Adopt, Follow
+from fastconv._deferred.history import Adopt, Follow, version_of
 from fastconv._deferred.recipe import TO_NCHW, TO_NHWC, Operands, Recipe, Step, in_sequence
 from fastconv._ops.overrides import register_type
 
 __all__ = [
-    "FOLDS",
-    "GRADIENTS",
-    "Deferred",
-    "DeferringLayer",
-    "compute_deferred",
-    "is_watched",
-    "note_bypass",
-    "settled",
-    "sources",
-]
+    "FOLDS", "GRADIENTS", "Deferred", "DeferringLayer", "compute_deferred", "is_watched", "note_bypass",
+    "settled", "sources",
+]  # fmt: skip
 
 #: Operations that join the recipe of a Deferred: :mod:`fastconv._deferred.folding` fills this table.
 FOLDS: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -62,6 +55,7 @@ class Deferred(Tensor):
     _follows = False  # the gradient function passes the gradient to the value
     _settled: Tensor | None = None
     _history: Any = None  # the gradient function of the value when _node was set
+    _version_of_value: int | None = None  # when this tensor's version was set
     #: A fused operator computes later results without computing this tensor. For each such result: its gradient edge,
     #: and the step from this tensor to it.
     _bypasses: tuple[tuple[GradientEdge, Step], ...] = ()
@@ -111,8 +105,10 @@ class Deferred(Tensor):
         """Return the computed tensor: the same at each call."""
         value = self._value()
         if self._is_adopted():
-            self._adopt(value)
-        return value
+            with self._lock:
+                if self._is_adopted():  # unless another thread was faster
+                    self._adopt(value)
+        return self._value()
 
     def as_subclass(self, cls: Any) -> Any:
         """As :meth:`torch.Tensor.as_subclass`, which does not call ``__torch_function__``."""
@@ -130,21 +126,23 @@ class Deferred(Tensor):
     def _adopt(self, value: Tensor) -> None:
         """Give the value the gradient function of this tensor, which is that of a user's autograd.Function.
 
-        A Function that changes its argument in place also assigns to ``_backward_hooks``. So this method runs before
-        the program uses a view of the value again.
+        A Function that changes its argument assigns to ``_backward_hooks``, so this runs before a view is used.
         """
         if self._node is not None:
             if value.grad_fn is not self._history:
                 self._node.is_wrong = True
             self._node.deferred = lambda: None  # later changes of the value do not make it wrong
         self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
+        if self._node is None and value._is_view():  # a view that was made without gradients cannot get one
+            self._settled = value = value.detach()
         preserve = torch.autograd.grad_mode._unsafe_preserve_version_counter
-        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve(self):
+        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve((self, value)):
             if self.grad_fn is None:
                 value.detach_()
             else:
                 Adopt.apply(value, self)
             self._follow_value(value)
+        self._version_of_value = version_of(value)
 
     def _can_fold(self) -> bool:
         """Return whether an operation may join the recipe."""
@@ -194,7 +192,7 @@ class Deferred(Tensor):
                 value = in_sequence(steps)(deferred._value())
         else:
             value = compute_deferred(self._recipe, self, self._source, self._grad_enabled)
-        self._history = value.grad_fn
+        self._history, self._version_of_value = value.grad_fn, version_of(value)
         self._settled = value  # after _history, because other threads read it without the lock
         self._operands = (value, None, None)
         self._source = None  # releases the operands of the Deferreds before this one
@@ -230,7 +228,16 @@ class Deferred(Tensor):
                 used the old gradient function since.
         """
         value = self._settled
-        if value is None or value.grad_fn is self._history or self._is_adopted():
+        if value is None or (self._viewed is not None and not self._grad_enabled):
+            return
+        with torch._C.DisableTorchFunction():
+            version = version_of(value)
+            if version != self._version_of_value:  # a Function that has saved this tensor finds out
+                self._version_of_value = version
+                torch.autograd.graph.increment_version(self)
+            if value.grad_fn is self._history and value.requires_grad == self.requires_grad:
+                return
+        if self._is_adopted():
             return
         if is_late and self._node is not None:
             self._node.is_wrong = True
@@ -240,7 +247,7 @@ class Deferred(Tensor):
     def _follow_value(self, value: Tensor) -> None:
         self._follows = True
         with torch._C.DisableTorchFunction(), torch.enable_grad():
-            if value.grad_fn is None:
+            if not value.requires_grad:
                 self.detach_()
             else:
                 Follow.apply(self, value)
