@@ -135,8 +135,10 @@ class Deferred(Tensor):
         self._bypasses = self._waiting_nodes = ()  # earlier uses have used other values
         if self._node is None and value._is_view():  # a view that was made without gradients cannot get one
             self._settled = value = value.detach()
+        # A view asks for its new gradient function if the version of the value has changed.
+        unchanged = (self, value) if self._node is None else (self,)
         preserve = torch.autograd.grad_mode._unsafe_preserve_version_counter
-        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve((self, value)):
+        with torch._C.DisableTorchFunction(), torch.enable_grad(), preserve(unchanged):
             if self.grad_fn is None:
                 value.detach_()
             else:
