@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 # The tests are about fastconv's own kernels on every machine. fastconv reads this variable at import, so set it before.
 # Tests of the calls that the plan leaves to PyTorch set {"torch": "measured"} or "always".
@@ -20,6 +21,7 @@ import forked
 from devices import no_gpu
 
 from fastconv import _C
+from fastconv._ahead import recompute
 
 #: The number of cases that were left out because there is no GPU.
 LEFT_OUT = pytest.StashKey[int]()
@@ -96,6 +98,20 @@ def _backward_computes_all_inputs_again(request: pytest.FixtureRequest, monkeypa
     """The programs of test_ahead*.py have few channels, and so too few products."""
     if request.node.nodeid.startswith("tests/test_ahead"):
         monkeypatch.setattr("fastconv._ahead.recompute._LEAST_PRODUCTS", 0)
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Note each tensor that backward computes again (fastconv/_ahead/recompute.py)."""
+    found: list[Tensor] = []
+    compute = recompute.Source.compute
+
+    def noting(source: recompute.Source) -> Tensor:
+        found.append(compute(source))
+        return found[-1]
+
+    monkeypatch.setattr(recompute.Source, "compute", noting)
+    return found
 
 
 @pytest.fixture

@@ -99,20 +99,6 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor | None]:
     return list(torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True))
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Note each tensor that is computed again."""
-    found: list[Tensor] = []
-    compute = recompute.Source.compute
-
-    def noting(source: recompute.Source) -> Tensor:
-        found.append(compute(source))
-        return found[-1]
-
-    monkeypatch.setattr(recompute.Source, "compute", noting)
-    return found
-
-
 @pytest.mark.parametrize("cls", [Net, Entered, Variable, Frozen])
 def test_gradients_are_pytorchs(cls: type[Net], computed: list[Tensor]) -> None:
     converted, model, x = models(cls)

@@ -97,20 +97,6 @@ def assert_equal_gradients(converted: nn.Module, model: nn.Module, x: Tensor) ->
     torch.testing.assert_close(gradients(converted, x), gradients(model, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture
-def computed(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Note each tensor that is computed again."""
-    found: list[Tensor] = []
-    compute = recompute.Source.compute
-
-    def noting(source: recompute.Source) -> Tensor:
-        found.append(compute(source))
-        return found[-1]
-
-    monkeypatch.setattr(recompute.Source, "compute", noting)
-    return found
-
-
 MODELS = {
     "gelu": Linears,
     "tanh": lambda: Linears(nn.GELU(approximate="tanh")),
